@@ -1,0 +1,40 @@
+# make demo   installs into .venv, then shows the modality gap, offline
+# make test   installs what the tests need, then runs them
+# make check  lint, format and types
+#
+# PyTorch's default package for Linux brings several GB of CUDA. On a machine without a GPU:
+#   make demo TORCH_INDEX=<the index of CPU wheels that PyTorch's install page names>
+
+PYTHON ?= python3
+VENV ?= .venv
+TORCH_INDEX ?=
+
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
+
+.PHONY: demo test check clean
+
+demo: $(VENV)/.installed
+	$(BIN)/llama-gap demo
+
+test: $(VENV)/.tools-installed
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.tools-installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# torch first: whatever depends on it then keeps the build that is there
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(INSTALL) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
+	$(INSTALL) --editable .
+	touch $@
+
+$(VENV)/.tools-installed: $(VENV)/.installed
+	$(INSTALL) --editable '.[test]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis dist

@@ -1,0 +1,356 @@
+"""DualEncoderEmbedding: a LlamaIndex embedding whose texts and images share one space."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, TypeVar
+
+import numpy as np
+from llama_index.core.base.embeddings.base import Embedding
+from llama_index.core.bridge.pydantic import ConfigDict, Field, PrivateAttr
+from llama_index.core.callbacks.schema import CBEventType, EventPayload
+from llama_index.core.embeddings import MultiModalEmbedding
+from llama_index.core.schema import ImageType
+from tqdm import tqdm
+
+from llama_index_gap.images import MAX_PIXELS, describe, open_image
+from llama_index_gap.models import Encoder, Kind, ModelError, load_encoder
+from llama_index_gap.models.base import FloatArray, unit_rows
+from llama_index_gap.models.runtime import Dtype
+
+logger = logging.getLogger(__name__)
+
+_DECODING_THREADS = min(8, os.cpu_count() or 1)
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
+
+@dataclass
+class _CutTexts:
+    """How many texts of one call were longer than the model reads."""
+
+    cut: int = 0
+    total: int = 0
+
+
+_counting: ContextVar[_CutTexts | None] = ContextVar("_counting", default=None)
+
+
+class DualEncoderEmbedding(MultiModalEmbedding):
+    """Embeds texts and images into one space with a dual encoder.
+
+    Loads CLIP, SigLIP, SigLIP 2 and whatever else sentence-transformers loads, from a hub name or a
+    folder. Vectors are float32 of length 1. Images are decoded in threads ahead of the model;
+    asynchronous methods run in a thread and never block the event loop.
+
+    Raises:
+        ModelError: a model cannot be found or loaded, or gives vectors that are no numbers.
+        ValueError: a setting does not fit the model or this machine.
+        ImageError: (when embedding) an image cannot be opened.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    model_name: str = Field(description="Hub name or folder of the model.")
+    image_model_name: str | None = Field(
+        default=None,
+        description="Hub name or folder of the model for images, where it is another one that "
+        "shares the space; by default model_name embeds both.",
+    )
+    dimensions: int | None = Field(
+        default=None,
+        gt=0,
+        description="Keep the first so many dimensions (Matryoshka, arXiv 2205.13147), then scale "
+        "to length 1; only for models trained for it.",
+    )
+    device: str | None = Field(
+        default=None, description="Torch device; by default a GPU if there is one."
+    )
+    dtype: Dtype = Field(
+        default="auto",
+        description="Number format of the weights; 'auto' is bfloat16 where the processor or GPU "
+        "is fast at it, else float32.",
+    )
+    query_prompt: str | None = Field(
+        default=None, description="Put before each query; by default what the model says."
+    )
+    document_prompt: str | None = Field(
+        default=None, description="Put before each document; by default what the model says."
+    )
+    max_text_tokens: int | None = Field(
+        default=None, gt=0, description="Cut texts earlier than the model does."
+    )
+    embed_batch_size: int = Field(
+        default=32, gt=0, le=2048, description="Texts or images in one pass through the model."
+    )
+    image_root: str | None = Field(
+        default=None, description="Folder that image files must lie in; by default anywhere."
+    )
+    allow_urls: bool = Field(default=False, description="Fetch images from http(s) URLs.")
+    max_pixels: int = Field(
+        default=MAX_PIXELS, gt=0, description="Refuse images with more pixels than this."
+    )
+    revision: str | None = Field(default=None, description="Branch, tag or commit on the hub.")
+    cache_folder: str | None = Field(default=None, description="Where downloads are kept.")
+    trust_remote_code: bool = Field(
+        default=False, description="Run Python code that comes with the model."
+    )
+    allow_pickle: bool = Field(
+        default=False, description="Read weights in pickle format where there is no other."
+    )
+
+    _text_encoder: Encoder = PrivateAttr()
+    _image_encoder: Encoder = PrivateAttr()
+
+    @classmethod
+    def class_name(cls) -> str:
+        """The name that LlamaIndex stores with the settings."""
+        return "DualEncoderEmbedding"
+
+    def model_post_init(self, context: Any, /) -> None:
+        """Load the models and check the settings against them."""
+        super().model_post_init(context)
+        self._text_encoder = self._load(self.model_name)
+        self._image_encoder = (
+            self._text_encoder
+            if self.image_model_name is None
+            else self._load(self.image_model_name)
+        )
+        text, image = self._text_encoder, self._image_encoder
+        if text.dimension != image.dimension:
+            raise ValueError(
+                f"{text.name} gives {text.dimension} dimensions, {image.name} {image.dimension}; "
+                "texts and images must share one space: pass two models that were trained together"
+            )
+        if self.dimensions is not None and self.dimensions > text.dimension:
+            raise ValueError(
+                f"dimensions={self.dimensions}: {text.name} has {text.dimension}; "
+                "pass at most that, or leave it out"
+            )
+
+    @property
+    def dimension(self) -> int:
+        """Length of the vectors."""
+        return self.dimensions or self._text_encoder.dimension
+
+    def _load(self, name: str) -> Encoder:
+        return load_encoder(
+            name,
+            device=self.device,
+            dtype=self.dtype,
+            max_text_tokens=self.max_text_tokens if name == self.model_name else None,
+            query_prompt=self.query_prompt,
+            document_prompt=self.document_prompt,
+            revision=self.revision if name == self.model_name else None,
+            cache_folder=self.cache_folder,
+            trust_remote_code=self.trust_remote_code,
+            allow_pickle=self.allow_pickle,
+        )
+
+    # What is pickled is what to_dict shows: the settings. The weights are loaded again.
+    def __getstate__(self) -> dict[str, Any]:
+        fields = type(self).model_fields
+        return {
+            "settings": {name: getattr(self, name) for name in fields if not fields[name].exclude}
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state["settings"])  # type: ignore[misc]
+
+    # --- texts -----------------------------------------------------------------------------------
+
+    def _get_query_embedding(self, query: str) -> Embedding:
+        return self._embed_texts([query], "query")[0]
+
+    async def _aget_query_embedding(self, query: str) -> Embedding:
+        return await asyncio.to_thread(self._get_query_embedding, query)
+
+    def _get_text_embedding(self, text: str) -> Embedding:
+        return self._embed_texts([text], "document")[0]
+
+    async def _aget_text_embedding(self, text: str) -> Embedding:
+        return await asyncio.to_thread(self._get_text_embedding, text)
+
+    def _get_text_embeddings(self, texts: list[str]) -> list[Embedding]:
+        return self._embed_texts(texts, "document")
+
+    async def _aget_text_embeddings(self, texts: list[str]) -> list[Embedding]:
+        return await asyncio.to_thread(self._get_text_embeddings, texts)
+
+    def get_text_embedding_batch(
+        self, texts: list[str], show_progress: bool = False, **kwargs: Any
+    ) -> list[Embedding]:
+        """Embed documents, in batches of ``embed_batch_size``.
+
+        Args:
+            texts: n texts.
+            show_progress: show a progress bar.
+            **kwargs: as in LlamaIndex.
+
+        Returns:
+            n vectors of ``dimension`` numbers, of length 1.
+        """
+        with _warn_once_of_cuts(self._text_encoder):
+            return super().get_text_embedding_batch(texts, show_progress, **kwargs)
+
+    async def aget_text_embedding_batch(
+        self, texts: list[str], show_progress: bool = False, **kwargs: Any
+    ) -> list[Embedding]:
+        """Embed documents without blocking the event loop; as ``get_text_embedding_batch``."""
+        return await asyncio.to_thread(
+            self.get_text_embedding_batch, texts, show_progress, **kwargs
+        )
+
+    def _embed_texts(self, texts: list[str], kind: Kind) -> list[Embedding]:
+        if not texts:
+            return []
+        encoder = self._text_encoder
+        with _warn_once_of_cuts(encoder) as counter:
+            counter.total += len(texts)
+            counter.cut += encoder.count_truncated(texts, kind)
+            return self._finish(encoder, encoder.encode_text(texts, kind), texts)
+
+    # --- images ----------------------------------------------------------------------------------
+
+    def _get_image_embedding(self, img_file_path: ImageType) -> Embedding:
+        return self._get_image_embeddings([img_file_path])[0]
+
+    async def _aget_image_embedding(self, img_file_path: ImageType) -> Embedding:
+        return await asyncio.to_thread(self._get_image_embedding, img_file_path)
+
+    def _get_image_embeddings(self, img_file_paths: list[ImageType]) -> list[Embedding]:
+        prepared = [self._prepare(image) for image in img_file_paths]
+        return self._embed_prepared(prepared, img_file_paths)
+
+    async def _aget_image_embeddings(self, img_file_paths: list[ImageType]) -> list[Embedding]:
+        return await asyncio.to_thread(self._get_image_embeddings, img_file_paths)
+
+    def get_image_embedding_batch(
+        self, img_file_paths: list[ImageType], show_progress: bool = False
+    ) -> list[Embedding]:
+        """Embed images, in batches of ``embed_batch_size``, decoding ahead of the model.
+
+        Args:
+            img_file_paths: n paths or ``BytesIO``; in fact anything that ``open_image`` opens.
+            show_progress: show a progress bar.
+
+        Returns:
+            n vectors of ``dimension`` numbers, of length 1.
+
+        Raises:
+            ImageError: an image cannot be opened; names it.
+        """
+        size = self.embed_batch_size
+        embeddings: list[Embedding] = []
+        with (
+            tqdm(
+                total=len(img_file_paths),
+                desc="Generating image embeddings",
+                unit="image",
+                disable=not show_progress,
+            ) as progress,
+            ThreadPoolExecutor(_DECODING_THREADS, "decode") as pool,
+            closing(read_ahead(pool, self._prepare, img_file_paths, size)) as prepared,
+        ):
+            for start in range(0, len(img_file_paths), size):
+                images = img_file_paths[start : start + size]
+                payload: dict[str, Any] = {EventPayload.SERIALIZED: self.to_payload()}
+                with self.callback_manager.event(CBEventType.EMBEDDING, payload) as event:
+                    vectors = self._embed_prepared(list(islice(prepared, len(images))), images)
+                    event.on_end({EventPayload.CHUNKS: images, EventPayload.EMBEDDINGS: vectors})
+                embeddings += vectors
+                progress.update(len(images))
+        return embeddings
+
+    async def aget_image_embedding_batch(
+        self, img_file_paths: list[ImageType], show_progress: bool = False
+    ) -> list[Embedding]:
+        """Embed images without blocking the event loop; as ``get_image_embedding_batch``."""
+        return await asyncio.to_thread(
+            self.get_image_embedding_batch, img_file_paths, show_progress
+        )
+
+    def _prepare(self, image: ImageType) -> Any:
+        opened = open_image(
+            image, root=self.image_root, allow_urls=self.allow_urls, max_pixels=self.max_pixels
+        )
+        return self._image_encoder.prepare_image(opened)
+
+    def _embed_prepared(self, prepared: list[Any], images: Sequence[ImageType]) -> list[Embedding]:
+        if not prepared:
+            return []
+        encoder = self._image_encoder
+        return self._finish(encoder, encoder.encode_prepared(prepared), images)
+
+    def _finish(
+        self, encoder: Encoder, vectors: FloatArray, inputs: Sequence[object]
+    ) -> list[Embedding]:
+        """Check a batch of vectors, cut them to ``dimensions``, and give what LlamaIndex takes."""
+        broken = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+        if broken.size:
+            first = describe(inputs[broken[0]])
+            raise ModelError(
+                f"{encoder.name}: {broken.size} of {len(vectors)} vectors hold NaN or infinity, "
+                f"the first for {first!r}; its weights may be damaged, or dtype={self.dtype!r} too "
+                "narrow for it: try dtype='float32'"
+            )
+        if self.dimensions is not None:
+            vectors = unit_rows(vectors[:, : self.dimensions])
+        embeddings: list[Embedding] = vectors.tolist()
+        return embeddings
+
+
+def read_ahead(
+    pool: ThreadPoolExecutor,
+    function: Callable[[_Item], _Result],
+    items: Iterable[_Item],
+    ahead: int,
+) -> Generator[_Result, None, None]:
+    """Map a function over items in threads, in order, at most ``ahead`` results in memory.
+
+    An exception is raised in its item's place; closing the iterator drops what has not begun.
+    """
+    pending: deque[Future[_Result]] = deque()
+    try:
+        for item in items:
+            pending.append(pool.submit(function, item))
+            if len(pending) >= ahead:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        for future in pending:
+            future.cancel()
+
+
+@contextmanager
+def _warn_once_of_cuts(encoder: Encoder) -> Iterator[_CutTexts]:
+    """Count the texts that are cut during a call, and warn once at the end of the outermost one."""
+    outer = _counting.get()
+    if outer is not None:
+        yield outer
+        return
+    counter = _CutTexts()
+    token = _counting.set(counter)
+    try:
+        yield counter
+    finally:
+        _counting.reset(token)
+        if counter.cut:
+            logger.warning(
+                "%d of %d texts are longer than the %s tokens that %s reads; the rest of each was "
+                "left out. Cut them into smaller chunks, or choose a model that reads more.",
+                counter.cut,
+                counter.total,
+                encoder.max_text_tokens,
+                encoder.name,
+            )

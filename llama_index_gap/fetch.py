@@ -1,0 +1,162 @@
+"""Fetching a URL that somebody else may have written, without reaching into the local network."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import ipaddress
+import socket
+import threading
+import time
+from urllib.parse import SplitResult, urljoin, urlsplit
+
+MAX_BYTES = 50_000_000
+TIMEOUT_S = 20.0
+MAX_REDIRECTS = 5
+_CHUNK = 65_536
+_REDIRECTS = {301, 302, 303, 307, 308}
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")  # RFC 6052: carries an IPv4 address
+
+
+class FetchError(ValueError):
+    """A URL that cannot, or must not, be fetched."""
+
+
+def fetch(url: str, *, timeout_s: float = TIMEOUT_S, max_bytes: int = MAX_BYTES) -> bytes:
+    """Get the content of an http or https URL on a public address.
+
+    Every redirect is checked like the first address. The address is checked again once connected,
+    before anything is sent, so that a name that resolves differently the second time (DNS
+    rebinding) gains nothing. Proxies are not used: no address could be checked through one.
+
+    Args:
+        url: an http or https URL without user name and password.
+        timeout_s: seconds for the whole of it, redirects included.
+        max_bytes: most bytes of content.
+
+    Raises:
+        FetchError: refused, unreachable, too slow, too large, or an answer other than 200.
+    """
+    deadline = time.monotonic() + timeout_s
+    for _ in range(MAX_REDIRECTS + 1):
+        parts = _checked(url)
+        connection = _connect(parts, deadline, timeout_s)
+        # A server that sends a byte now and then never trips a socket's own time-out.
+        watchdog = threading.Timer(_left(deadline, timeout_s), _hang_up, [connection.sock])
+        watchdog.start()
+        try:
+            response = _ask(connection, parts)
+            if response.status in _REDIRECTS:
+                target = response.getheader("Location")
+                if not target:
+                    raise FetchError(f"HTTP {response.status} without a Location")
+                url = urljoin(url, target)
+                continue
+            if response.status != http.client.OK:
+                raise FetchError(f"HTTP {response.status} {response.reason}")
+            content = _read(response, max_bytes)
+            _left(deadline, timeout_s)  # the watchdog's hanging up looks like the end of the data
+        except (OSError, http.client.HTTPException) as error:
+            _left(deadline, timeout_s)
+            raise FetchError(f"cannot be fetched ({str(error) or type(error).__name__})") from error
+        finally:
+            watchdog.cancel()
+            connection.close()
+        if response.length:
+            raise FetchError(f"broke off, {response.length:,} bytes short")
+        return content
+    raise FetchError(f"more than {MAX_REDIRECTS} redirects")
+
+
+def is_public(address: str) -> bool:
+    """Whether an IP address is one of the open internet: not private, local, or reserved.
+
+    IPv4 addresses inside IPv6 ones (mapped, 6to4, Teredo, NAT64) are judged by themselves.
+    """
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(ip, ipaddress.IPv6Address):
+        inner = ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None)
+        if inner is None and ip in _NAT64:
+            inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
+        if inner is not None:
+            return is_public(str(inner))
+    return ip.is_global and not ip.is_multicast
+
+
+def _checked(url: str) -> SplitResult:
+    if any(ord(character) <= ord(" ") or ord(character) == 0x7F for character in url):
+        raise FetchError("the URL holds spaces or control characters; percent-encode them")
+    try:
+        parts = urlsplit(url)
+        _ = parts.port  # parsed, and refused, only on access
+    except ValueError as error:
+        raise FetchError(f"not a URL ({error})") from error
+    if parts.scheme not in {"http", "https"}:
+        raise FetchError(f"redirected to {parts.scheme}://; only http and https are fetched")
+    if not parts.hostname:
+        raise FetchError("the URL names no host")
+    if parts.username or parts.password:
+        raise FetchError("the URL holds a user name or password; these are not sent")
+    return parts
+
+
+def _connect(parts: SplitResult, deadline: float, timeout_s: float) -> http.client.HTTPConnection:
+    host = parts.hostname or ""
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as error:
+        raise FetchError(f"{host} cannot be resolved ({error})") from error
+    for *_, address in found:
+        _refuse_private(host, str(address[0]))
+    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+    connection = kind(host, port, timeout=_left(deadline, timeout_s))
+    try:
+        connection.connect()
+        _refuse_private(host, connection.sock.getpeername()[0])
+    except OSError as error:
+        connection.close()
+        _left(deadline, timeout_s)
+        raise FetchError(f"{host} cannot be reached ({error})") from error
+    except FetchError:
+        connection.close()
+        raise
+    return connection
+
+
+def _refuse_private(host: str, address: str) -> None:
+    if not is_public(address):
+        raise FetchError(f"{host} is at {address}, which is not a public address; refused")
+
+
+def _ask(connection: http.client.HTTPConnection, parts: SplitResult) -> http.client.HTTPResponse:
+    target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+    headers = {"Accept": "image/*", "Accept-Encoding": "identity", "User-Agent": "llama-index-gap"}
+    try:
+        connection.request("GET", target, headers=headers)
+    except UnicodeError as error:
+        raise FetchError(
+            f"the URL holds characters that must be percent-encoded ({error})"
+        ) from error
+    return connection.getresponse()
+
+
+def _read(response: http.client.HTTPResponse, max_bytes: int) -> bytes:
+    content = bytearray()
+    while chunk := response.read1(_CHUNK):
+        content += chunk
+        if len(content) > max_bytes:
+            raise FetchError(f"more than {max_bytes:,} bytes; download it yourself if you trust it")
+    return bytes(content)
+
+
+def _hang_up(connected: socket.socket) -> None:
+    with contextlib.suppress(OSError):  # already closed by the other side
+        connected.shutdown(socket.SHUT_RDWR)
+
+
+def _left(deadline: float, timeout_s: float) -> float:
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise FetchError(f"took longer than {timeout_s:g} seconds")
+    return left

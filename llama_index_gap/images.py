@@ -1,0 +1,348 @@
+"""Opening images safely: whatever holds a picture in, an upright RGB image out."""
+
+from __future__ import annotations
+
+import base64
+import logging
+import re
+import stat
+from functools import cache
+from io import BytesIO
+from pathlib import Path
+from typing import IO, TypeAlias
+
+import numpy as np
+from llama_index.core.schema import BaseNode, ImageNode, Node, NodeWithScore
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from llama_index_gap.fetch import FetchError, fetch
+
+logger = logging.getLogger(__name__)
+
+ImageSource: TypeAlias = str | Path | bytes | BytesIO | Image.Image | BaseNode | NodeWithScore
+
+MAX_PIXELS = 89_478_485
+"""Most pixels that are decoded by default: Pillow's own limit, 256 MiB of RGB."""
+
+# Formats that store pixels. Pillow knows more, and hands some of them (EPS) to other programs.
+_PIXEL_FORMATS = (
+    "AVIF",
+    "BMP",
+    "DIB",
+    "GIF",
+    "ICO",
+    "JPEG",
+    "JPEG2000",
+    "PCX",
+    "PNG",
+    "PPM",
+    "TGA",
+    "TIFF",
+    "WEBP",
+)
+_DATA_URI = re.compile(r"data:(?P<type>[^,]*?)(?P<base64>;base64)?,", re.IGNORECASE)
+_URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
+_LONGEST_PATH = 4096
+_SVG_START = re.compile(rb"\s*(<\?xml|<!--|<!DOCTYPE svg|<svg)", re.IGNORECASE)
+
+
+class ImageError(ValueError):
+    """A picture that cannot, or must not, be opened."""
+
+
+def open_image(
+    source: ImageSource,
+    *,
+    root: str | Path | None = None,
+    allow_urls: bool = False,
+    max_pixels: int = MAX_PIXELS,
+) -> Image.Image:
+    """Open a picture: decoded, upright, RGB, and independent of where it came from.
+
+    EXIF orientation is applied. Transparent pictures are laid on white, as a page shows them.
+    Of an animation the first frame is taken. 16-bit greys keep their 8 upper bits.
+
+    Args:
+        source: a path, bytes, ``BytesIO``, base64 text, data URI, PIL image, URL, or a LlamaIndex
+            node that holds one of these. Never changed; a ``BytesIO`` is read from its start.
+        root: folder that a file must lie in, links followed; relative paths start there.
+        allow_urls: fetch http and https URLs (public addresses only, with limits on time and size).
+        max_pixels: refuse more pixels than this before decoding them.
+
+    Returns:
+        An image of mode RGB that the caller owns.
+
+    Raises:
+        ImageError: missing, truncated, not an image, too large, outside ``root``, or a URL without
+            ``allow_urls``.
+    """
+    name = describe(source)
+    if isinstance(source, Image.Image):
+        _check_pixels(source, name, max_pixels)
+        return _decode(source, name)
+    with _stream(source, name, root, allow_urls) as stream:
+        return _decode(_identify(stream, name, max_pixels), name)
+
+
+def check_image(
+    source: ImageSource,
+    *,
+    root: str | Path | None = None,
+    max_pixels: int = MAX_PIXELS,
+) -> tuple[int, int]:
+    """Check what can be checked without decoding: there, a picture, within the limits.
+
+    Args:
+        source: as for ``open_image``, without URLs.
+        root: folder that a file must lie in.
+        max_pixels: refuse more pixels than this.
+
+    Returns:
+        Width and height in pixels, as stored (before EXIF orientation).
+
+    Raises:
+        ImageError: as ``open_image``; a file that breaks off after its header passes.
+    """
+    name = describe(source)
+    if isinstance(source, Image.Image):
+        _check_pixels(source, name, max_pixels)
+        return source.size
+    with _stream(source, name, root, allow_urls=False) as stream:
+        return _identify(stream, name, max_pixels).size
+
+
+def describe(source: object) -> str:
+    """Name a picture in a few words, for messages; never its content."""
+    match source:
+        case Image.Image():
+            return f"<{source.mode} image, {source.width}×{source.height}>"
+        case bytes():
+            return f"<{len(source):,} bytes>"
+        case BytesIO():
+            return f"<BytesIO of {source.getbuffer().nbytes:,} bytes>"
+        case NodeWithScore():
+            return describe(source.node)
+        case BaseNode():
+            return f"node {source.node_id}"
+        case str() if source[:5].lower() == "data:":
+            return f"<data URI of {len(source):,} characters>"
+        case str() if _URL.match(source):
+            return re.sub(r"//[^/?#]*@", "//***@", source)
+        case str() if len(source) > 200:
+            return f"<text of {len(source):,} characters, {source[:20]!r}…>"
+        case str() | Path():
+            return str(source)
+        case _:
+            return f"<{type(source).__name__}>"
+
+
+def _identify(stream: IO[bytes], name: str, max_pixels: int) -> Image.Image:
+    """Read a picture's header: what it is and how large, without decoding it."""
+    try:
+        image = Image.open(stream, formats=_formats())
+    except UnidentifiedImageError as error:
+        stream.seek(0)
+        raise ImageError(f"{name}: {_why_not_an_image(stream.read(256))}") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ImageError(
+            f"{name}: {error}; Pillow refuses it whatever max_pixels says: raise "
+            "PIL.Image.MAX_IMAGE_PIXELS if you trust the file"
+        ) from error
+    # On damaged headers Pillow's readers raise anything from SyntaxError to struct.error.
+    except Exception as error:
+        raise ImageError(f"{name}: damaged image file ({_reason(error)})") from error
+    _check_pixels(image, name, max_pixels)
+    return image
+
+
+def _stream(source: object, name: str, root: str | Path | None, allow_urls: bool) -> IO[bytes]:
+    match source:
+        case NodeWithScore():
+            return _stream(source.node, name, root, allow_urls)
+        case BaseNode():
+            return _node_stream(source, name, root, allow_urls)
+        case bytes():
+            return BytesIO(source)
+        case BytesIO():
+            return BytesIO(source.getvalue())  # a copy (made on write): the position stays
+        case Path():
+            return _file(source, name, root)
+        case str() if source[:5].lower() == "data:":
+            return BytesIO(_from_data_uri(source, name))
+        case str() if _URL.match(source):
+            return BytesIO(_from_url(source, name, allow_urls))
+        case str():
+            return _path_or_base64(source, name, root)
+    raise ImageError(
+        f"{name} is not a picture; pass a path, bytes, BytesIO, base64, "
+        "a data URI, a PIL image or an image node"
+    )
+
+
+def _node_stream(node: BaseNode, name: str, root: str | Path | None, allow_urls: bool) -> IO[bytes]:
+    data: str | bytes | None = None
+    path: str | Path | None = None
+    url: object = None
+    if isinstance(node, ImageNode):
+        data, path, url = node.image, node.image_path, node.image_url
+    elif isinstance(node, Node) and node.image_resource is not None:
+        resource = node.image_resource
+        data, path, url = resource.data, resource.path, resource.url
+    # The order in which LlamaIndex itself resolves them.
+    if data:
+        text = data.decode("ascii", "replace") if isinstance(data, bytes) else data
+        if text[:5].lower() == "data:":
+            return BytesIO(_from_data_uri(text, name))
+        return BytesIO(_from_base64(text, name))
+    if path:
+        return _file(Path(path), f"{name} ({path})", root)
+    if url:
+        return BytesIO(_from_url(str(url), name, allow_urls))
+    raise ImageError(
+        f"{name}: this {type(node).__name__} holds no picture; set its image, path or URL"
+    )
+
+
+def _file(path: Path, name: str, root: str | Path | None) -> IO[bytes]:
+    try:
+        if root is not None:
+            inside = Path(root).resolve(strict=True)
+            path = (inside / path).resolve()
+            if not path.is_relative_to(inside):
+                raise ImageError(f"{name}: lies outside {root}; only files below it are opened")
+        mode = path.stat().st_mode
+        if not stat.S_ISREG(mode):
+            kind = "a folder" if stat.S_ISDIR(mode) else "no regular file"
+            raise ImageError(f"{name}: is {kind}; pass an image file")
+        return path.open("rb")
+    except FileNotFoundError as error:
+        raise ImageError(f"{name}: no such file") from error
+    except (OSError, RuntimeError) as error:  # no permission, a loop of links, a name too long, …
+        raise ImageError(f"{name}: cannot be read ({_reason(error)})") from error
+    except ValueError as error:
+        if isinstance(error, ImageError):
+            raise
+        raise ImageError(f"{name}: not a path ({_reason(error)})") from error
+
+
+def _path_or_base64(text: str, name: str, root: str | Path | None) -> IO[bytes]:
+    """A string is a path if there is such a file, else base64 if it decodes to an image."""
+    if not text.strip():
+        raise ImageError(f"{text!r}: an empty text is not a picture; pass a path")
+    if len(text) > _LONGEST_PATH:
+        return BytesIO(_from_base64(text, name))
+    try:
+        return _file(Path(text), name, root)
+    except ImageError:  # a base64 JPEG, which starts with "/9j/", can look like a path
+        decoded = _decoded_image(text)
+        if decoded is None:
+            raise
+        return BytesIO(decoded)
+
+
+def _decoded_image(text: str) -> bytes | None:
+    """The image that a base64 text holds; None if it holds none."""
+    try:
+        decoded = base64.b64decode("".join(text.split()), validate=True)
+        Image.open(BytesIO(decoded), formats=_formats())
+    except Exception:  # whatever it is, it is no picture: the missing file is the news
+        return None
+    return decoded
+
+
+def _from_base64(text: str, name: str) -> bytes:
+    try:
+        return base64.b64decode("".join(text.split()), validate=True)
+    except ValueError as error:
+        raise ImageError(f"{name}: is neither a file nor base64 ({_reason(error)})") from error
+
+
+def _from_data_uri(text: str, name: str) -> bytes:
+    head = _DATA_URI.match(text[:200])
+    if head is None or not head["base64"]:
+        raise ImageError(f"{name}: only data:…;base64,… URIs are read")
+    return _from_base64(text[head.end() :], name)
+
+
+def _from_url(url: str, name: str, allow_urls: bool) -> bytes:
+    scheme = url.split(":", 1)[0].lower()
+    if scheme not in {"http", "https"}:
+        raise ImageError(f"{name}: {scheme}:// is not read; pass a path, or an http(s) URL")
+    if not allow_urls:
+        raise ImageError(
+            f"{name}: URLs are not fetched unless allow_urls=True; pass a local file otherwise"
+        )
+    try:
+        return fetch(url)
+    except FetchError as error:
+        raise ImageError(f"{name}: {error}") from error
+
+
+def _check_pixels(image: Image.Image, name: str, max_pixels: int) -> None:
+    if max_pixels < 1:
+        raise ValueError(f"max_pixels={max_pixels}: must be at least 1")
+    width, height = image.size
+    if width < 1 or height < 1:
+        raise ImageError(f"{name}: {width}×{height} pixels; a picture needs at least one")
+    if width * height > max_pixels:
+        raise ImageError(
+            f"{name}: {width}×{height} is {width * height:,} pixels, more than max_pixels="
+            f"{max_pixels:,}; scale it down, or raise the limit if you trust the file"
+        )
+
+
+def _decode(image: Image.Image, name: str) -> Image.Image:
+    try:
+        image.load()
+    except Exception as error:  # Pillow's decoders, too, raise types of all kinds
+        raise ImageError(f"{name}: truncated or damaged image ({_reason(error)})") from error
+    return _to_rgb(_upright(image, name), name)
+
+
+def _upright(image: Image.Image, name: str) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception as error:  # as above: the EXIF block is parsed here
+        logger.warning("%s: EXIF block unreadable (%s); taken as stored", name, _reason(error))
+        return image.copy()
+
+
+def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+    if image.mode == "F":
+        raise ImageError(
+            f"{name}: floating-point pixels have no agreed range; save it with 8 or 16 bits"
+        )
+    if image.mode.startswith(
+        "I"
+    ):  # 16-bit greys; PIL's own conversion clips all above 255 to white
+        grey = np.asarray(image).clip(0, 65535) >> 8
+        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, "white")
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+@cache
+def _formats() -> list[str]:
+    """Those of the formats that this Pillow was built with."""
+    Image.init()
+    return [name for name in _PIXEL_FORMATS if name in Image.OPEN]
+
+
+def _why_not_an_image(head: bytes) -> str:
+    if not head:
+        return "an empty file"
+    if _SVG_START.match(head):
+        return "looks like SVG or XML, which holds drawing commands, not pixels; convert it to PNG"
+    if head.startswith((b"<", b"{")):
+        return "text (HTML or JSON?), not an image"
+    if head.startswith(b"version https://git-lfs"):
+        return "a Git LFS pointer, not the image itself; run: git lfs pull"
+    known = ", ".join(_formats())
+    return f"not an image in a format that is read here ({known})"
+
+
+def _reason(error: BaseException) -> str:
+    return str(error) or type(error).__name__

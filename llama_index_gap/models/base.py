@@ -1,0 +1,94 @@
+"""The contract between a checkpoint and the rest of the package."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from typing import Self
+
+    from PIL.Image import Image
+
+Kind: TypeAlias = Literal["query", "document"]
+Modality: TypeAlias = Literal["text", "image"]
+FloatArray: TypeAlias = npt.NDArray[np.float32]
+
+
+class ModelError(RuntimeError):
+    """A checkpoint that cannot be found, trusted, loaded or used."""
+
+
+class Encoder(ABC):
+    """A loaded checkpoint that turns texts, images or both into vectors of one space.
+
+    Methods may be called from several threads. Weights are never changed after loading, so
+    copies of an encoder are the encoder itself.
+
+    Attributes:
+        name: the hub name or folder it was loaded from, as the user wrote it.
+        licence: what the checkpoint's model card says, for example ``"mit"``; None if it has none.
+        dimension: length of a vector.
+        modalities: what it can encode.
+        max_text_tokens: longest text, in tokens, prompt and special tokens included; None if the
+            checkpoint states no limit.
+    """
+
+    name: str
+    licence: str | None
+    dimension: int
+    modalities: frozenset[Modality]
+    max_text_tokens: int | None
+
+    @abstractmethod
+    def encode_text(self, texts: Sequence[str], kind: Kind) -> FloatArray:
+        """Encode a batch of texts; what exceeds ``max_text_tokens`` is cut off.
+
+        Args:
+            texts: n texts.
+            kind: which side of retrieval they are on; decides the prompt.
+
+        Returns:
+            Array of shape (n, dimension), rows of length 1.
+        """
+
+    @abstractmethod
+    def count_truncated(self, texts: Sequence[str], kind: Kind) -> int:
+        """How many of these texts ``encode_text`` would cut."""
+
+    @abstractmethod
+    def prepare_image(self, image: Image) -> Any:
+        """Turn an RGB image into what ``encode_prepared`` takes: the part that threads can do.
+
+        Does not need the model, may run in any number of threads, and leaves the image as it is.
+        """
+
+    @abstractmethod
+    def encode_prepared(self, prepared: Sequence[Any]) -> FloatArray:
+        """Encode a batch of prepared images.
+
+        Args:
+            prepared: n results of ``prepare_image``.
+
+        Returns:
+            Array of shape (n, dimension), rows of length 1.
+        """
+
+    def encode_images(self, images: Sequence[Image]) -> FloatArray:
+        """Encode a batch of n RGB images; returns shape (n, dimension), rows of length 1."""
+        return self.encode_prepared([self.prepare_image(image) for image in images])
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self
+
+
+def unit_rows(vectors: npt.ArrayLike) -> FloatArray:
+    """Scale each row of an (n, d) array to length 1, as float32; a row of zeros becomes NaN."""
+    rows: FloatArray = np.asarray(vectors, dtype=np.float32)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        scaled: FloatArray = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    return scaled

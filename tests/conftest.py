@@ -1,0 +1,57 @@
+"""Tiny checkpoints, pictures, and the folder of shared data."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from llama_index_gap.demo.tiny import make_tiny_clip, make_tiny_siglip
+
+
+@pytest.fixture(scope="session")
+def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_clip(tmp_path_factory.mktemp("clip"))
+
+
+@pytest.fixture(scope="session")
+def tiny_siglip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_siglip(tmp_path_factory.mktemp("siglip"))
+
+
+@pytest.fixture(scope="session")
+def tiny_siglip2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_siglip(tmp_path_factory.mktemp("siglip2"), gemma_tokenizer=True)
+
+
+@pytest.fixture(scope="session")
+def noise() -> list[Image.Image]:
+    """Five pictures of different sizes."""
+    rng = np.random.default_rng(0)
+    sizes = [(40, 50), (64, 33), (32, 32), (90, 41), (35, 80)]
+    return [
+        Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
+        for width, height in sizes
+    ]
+
+
+@pytest.fixture(scope="session")
+def noise_files(noise: list[Image.Image], tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The same five as PNG files."""
+    folder = tmp_path_factory.mktemp("noise")
+    paths = [str(folder / f"{index}.png") for index in range(len(noise))]
+    for image, path in zip(noise, paths, strict=True):
+        image.save(path)
+    return paths
+
+
+@pytest.fixture(scope="session")
+def gap_shared() -> Path:
+    """Data that others published; the tests that read it skip where it is not."""
+    folder = os.environ.get("GAP_SHARED")
+    if not folder:
+        pytest.skip("GAP_SHARED is not set: it names the folder of shared data (see .ci/run)")
+    return Path(folder)
