@@ -99,7 +99,9 @@ class DualEncoderEmbedding(MultiModalEmbedding):
     max_pixels: int = Field(
         default=MAX_PIXELS, gt=0, description="Refuse images with more pixels than this."
     )
-    revision: str | None = Field(default=None, description="Branch, tag or commit on the hub.")
+    revision: str | None = Field(
+        default=None, description="Branch, tag or commit of model_name on the hub."
+    )
     cache_folder: str | None = Field(default=None, description="Where downloads are kept.")
     trust_remote_code: bool = Field(
         default=False, description="Run Python code that comes with the model."
@@ -119,13 +121,23 @@ class DualEncoderEmbedding(MultiModalEmbedding):
     def model_post_init(self, context: Any, /) -> None:
         """Load the models and check the settings against them."""
         super().model_post_init(context)
-        self._text_encoder = self._load(self.model_name)
-        self._image_encoder = (
-            self._text_encoder
-            if self.image_model_name is None
-            else self._load(self.image_model_name)
+        shared: dict[str, Any] = {
+            "device": self.device,
+            "dtype": self.dtype,
+            "cache_folder": self.cache_folder,
+            "trust_remote_code": self.trust_remote_code,
+            "allow_pickle": self.allow_pickle,
+        }
+        self._text_encoder = self._image_encoder = text = image = load_encoder(
+            self.model_name,
+            max_text_tokens=self.max_text_tokens,
+            query_prompt=self.query_prompt,
+            document_prompt=self.document_prompt,
+            revision=self.revision,
+            **shared,
         )
-        text, image = self._text_encoder, self._image_encoder
+        if self.image_model_name is not None:
+            self._image_encoder = image = load_encoder(self.image_model_name, **shared)
         if text.dimension != image.dimension:
             raise ValueError(
                 f"{text.name} gives {text.dimension} dimensions, {image.name} {image.dimension}; "
@@ -141,20 +153,6 @@ class DualEncoderEmbedding(MultiModalEmbedding):
     def dimension(self) -> int:
         """Length of the vectors."""
         return self.dimensions or self._text_encoder.dimension
-
-    def _load(self, name: str) -> Encoder:
-        return load_encoder(
-            name,
-            device=self.device,
-            dtype=self.dtype,
-            max_text_tokens=self.max_text_tokens if name == self.model_name else None,
-            query_prompt=self.query_prompt,
-            document_prompt=self.document_prompt,
-            revision=self.revision if name == self.model_name else None,
-            cache_folder=self.cache_folder,
-            trust_remote_code=self.trust_remote_code,
-            allow_pickle=self.allow_pickle,
-        )
 
     # What is pickled is what to_dict shows: the settings. The weights are loaded again.
     def __getstate__(self) -> dict[str, Any]:

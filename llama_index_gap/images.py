@@ -65,7 +65,7 @@ def open_image(
     Args:
         source: a path, bytes, ``BytesIO``, base64 text, data URI, PIL image, URL, or a LlamaIndex
             node that holds one of these. Never changed; a ``BytesIO`` is read from its start.
-        root: folder that a file must lie in, links followed; relative paths start there.
+        root: folder that a file must lie in, links followed.
         allow_urls: fetch http and https URLs (public addresses only, with limits on time and size).
         max_pixels: refuse more pixels than this before decoding them.
 
@@ -206,9 +206,8 @@ def _node_stream(node: BaseNode, name: str, root: str | Path | None, allow_urls:
 def _file(path: Path, name: str, root: str | Path | None) -> IO[bytes]:
     try:
         if root is not None:
-            inside = Path(root).resolve(strict=True)
-            path = (inside / path).resolve()
-            if not path.is_relative_to(inside):
+            path = path.resolve()
+            if not path.is_relative_to(Path(root).resolve()):
                 raise ImageError(f"{name}: lies outside {root}; only files below it are opened")
         mode = path.stat().st_mode
         if not stat.S_ISREG(mode):

@@ -135,7 +135,7 @@ def test_another_splitter_can_be_given(tmp_path: Path) -> None:
     nodes = read_corpus(path, splitter=splitter).nodes
 
     assert [node.node_id for node in nodes] == ["a#text-0", "a#text-1", "a#text-2"]
-    assert [node.get_content() for node in nodes][0] == "one two three"
+    assert nodes[0].get_content() == "one two three"
 
 
 def test_one_picture_used_by_two_documents_gives_two_nodes(tmp_path: Path) -> None:
@@ -211,7 +211,8 @@ def test_markdown_folder(tmp_path: Path) -> None:
     picture(tmp_path / "img" / "map.png")
     picture(tmp_path / "img" / "unused.png")
     (tmp_path / "posts" / "a.md").write_text(
-        "---\ntitle: Out at sea\nauthor: Ann\n---\nA day.\n\n![a ship](ship.png)\n![map](/img/map.png)\n"
+        "---\ntitle: Out at sea\nauthor: Ann\n---\nA day.\n\n"
+        "![a ship](ship.png)\n![map](/img/map.png)\n"
     )
     (tmp_path / "b.md").write_text("# Heading\n\nAnother day.\n")
 

@@ -1,0 +1,98 @@
+"""Every command and snippet of the README runs."""
+
+from __future__ import annotations
+
+import re
+import runpy
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from llama_index_gap.demo.corpus import write_demo_corpus
+from llama_index_gap.demo.tiny import make_tiny_clip
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that holds what the README's examples name."""
+    monkeypatch.chdir(tmp_path)
+    write_demo_corpus("path/to/corpus")
+    make_tiny_clip("tiny-clip")
+    return tmp_path
+
+
+@pytest.mark.usefixtures("workplace")
+def test_python_snippets(capsys: pytest.CaptureFixture[str]) -> None:
+    names: dict[str, object] = {}
+    for snippet in blocks("python"):
+        exec(compile(snippet, "README.md", "exec"), names)
+
+    assert "12 documents" in capsys.readouterr().out
+    assert len(names["texts"]) == 12
+    assert len(names["images"]) == 11
+    assert len(names["hits"]) == 3
+    assert names["image"].mode == "RGB"
+
+
+def test_shell_commands(workplace: Path) -> None:
+    """Those of llama-gap run here; ``make`` and ``pip`` are what .ci/run itself does."""
+    ci = (ROOT / ".ci" / "run").read_text()
+    makefile = (ROOT / "Makefile").read_text()
+    commands = [line for block in blocks("sh") for line in block.splitlines()]
+
+    assert commands
+    for command in commands:
+        program, *arguments = shlex.split(command)
+        match program:
+            case "llama-gap":
+                program = str(Path(sys.executable).with_name(program))
+                subprocess.run([program, *arguments], check=True, capture_output=True)
+            case "make":
+                assert f"make {arguments[0]}" in ci
+                assert all(f"{argument.split('=')[0]} ?=" in makefile for argument in arguments[1:])
+            case "pip":
+                assert arguments == ["install", "."]  # .ci/run installs it, editable
+                assert "--editable ." in makefile
+            case "python":
+                assert (ROOT / arguments[0]).is_file()
+            case _:
+                pytest.fail(f"the README names a command that no test runs: {command}")
+
+
+def test_inline_commands_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"`make (\w+)`", README):
+        assert f"\n{target}:" in makefile
+
+
+def test_every_setting_is_listed() -> None:
+    from llama_index_gap import DualEncoderEmbedding
+
+    inherited = {"callback_manager", "num_workers", "embeddings_cache", "rate_limiter"}
+    own = set(DualEncoderEmbedding.model_fields) - inherited
+
+    assert {name for name in own if f"`{name}`" not in README} == set()
+
+
+def test_links_to_files_lead_somewhere() -> None:
+    prose = re.sub(r"`[^`]*`", "", README)
+    for target in re.findall(r"\]\((?!https?:|#)([^)]+)\)", prose):
+        assert (ROOT / target).exists(), target
+
+
+@pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.py")), ids=lambda p: p.name)
+def test_examples(example: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runpy.run_path(str(example), run_name="__main__")
+
+    assert capsys.readouterr().out
+    assert len(example.read_text().splitlines()) < 40
