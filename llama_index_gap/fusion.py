@@ -1,0 +1,238 @@
+"""Bringing searches together whose scores cannot be compared: normalise × combine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias, get_args
+
+import numpy as np
+import numpy.typing as npt
+from scipy.special import log_ndtr
+
+FloatArray: TypeAlias = npt.NDArray[np.float64]
+Normalise: TypeAlias = Literal["rank", "minmax", "zscore", "background", "none"]
+Combine: TypeAlias = Literal["sum", "max", "evidence"]
+
+RANK_CONSTANT = 60
+"""k of reciprocal rank fusion (Cormack, Clarke and Büttcher, SIGIR 2009)."""
+SMALLEST_BACKGROUND = 50
+"""Fewer scores than this say too little about a leg's mean and spread."""
+
+
+@dataclass(frozen=True)
+class Leg:
+    """One modality's answer to a query.
+
+    Attributes:
+        keys: the document of each hit; a document may have several hits.
+        scores: a score for each hit, shape (n,); higher is better. The order does not matter.
+        background: the query's scores against a sample of all vectors of the leg, shape (m,);
+            None where there is no sample to be had.
+    """
+
+    keys: Sequence[str]
+    scores: npt.ArrayLike
+    background: npt.ArrayLike | None = None
+
+
+@dataclass(frozen=True)
+class FusedDocument:
+    """A document with its place in the fused ranking.
+
+    Attributes:
+        key: the document.
+        score: what the ranking goes by.
+        scores: its best raw score in each leg that found it.
+        evidence: what each of these legs adds to the score, weights included.
+    """
+
+    key: str
+    score: float
+    scores: dict[str, float]
+    evidence: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Fusion:
+    """A fused ranking, and how it really came about.
+
+    Attributes:
+        documents: best first; equal scores in the order in which the legs name them.
+        normalise: the normalisation that was used.
+        combine: the combination that was used.
+        note: why these are not the ones asked for; None if they are.
+    """
+
+    documents: list[FusedDocument]
+    normalise: Normalise
+    combine: Combine
+    note: str | None = None
+
+
+def fuse(
+    legs: Mapping[str, Leg],
+    *,
+    normalise: Normalise = "background",
+    combine: Combine = "evidence",
+    weights: Mapping[str, float] | None = None,
+    k: float = RANK_CONSTANT,
+) -> Fusion:
+    """Rank the documents of several legs together.
+
+    Each document first gets its best score in each leg. Then ``normalise`` puts these on a scale:
+
+    - ``rank``: 1/(k + rank), ranks from 1, equal scores with equal ranks;
+    - ``minmax``: the leg's lowest hit 0, its highest 1; all 1 where all are equal;
+    - ``zscore``: standard deviations above the mean of the leg's hits;
+    - ``background``: standard deviations above the mean of the leg's ``background``: how far above
+      what this query gets anyway. 0 for all where the background has no spread;
+    - ``none``: the scores as they are, for comparison; the modality gap makes them incomparable.
+
+    And ``combine`` brings the legs together:
+
+    - ``sum``; ``max``, of the legs that found the document;
+    - ``evidence``: −log of the upper tail probability of a standard normal variable at the
+      z-score, added over the legs (Fisher's method). Weak evidence adds almost nothing, so it
+      suits queries that need one side as well as those that need both.
+
+    A leg that did not find a document adds 0. Where a leg with hits has no background of at least
+    50 scores, all fall back to ``rank`` × ``sum``, and the result says so.
+
+    Args:
+        legs: by name.
+        normalise: as above.
+        combine: as above; ``evidence`` needs ``zscore`` or ``background``.
+        weights: what each leg's contribution is multiplied by; 1 where a leg is left out.
+        k: for ``rank``; the smaller, the more the first places count.
+
+    Raises:
+        ValueError: unknown methods, or two that do not go together; a weight that is negative or
+            belongs to no leg; scores that are NaN or infinite, or not one for each key.
+    """
+    check_method(normalise, combine, k=k)
+    factors = _checked_weights(weights, legs)
+    best = {name: _best_scores(name, leg) for name, leg in legs.items()}
+    note = None
+    if normalise == "background":
+        thin = [name for name in legs if best[name] and not _has_background(legs[name])]
+        if thin:
+            normalise, combine = "rank", "sum"
+            note = (
+                f"the {' and '.join(thin)} leg has no background of at least "
+                f"{SMALLEST_BACKGROUND} scores, so all legs were fused by rank"
+            )
+    evidence: dict[str, dict[str, float]] = {}
+    for name, scores in best.items():
+        values = _normalised(np.array(list(scores.values())), normalise, legs[name].background, k)
+        if combine == "evidence":
+            values = -log_ndtr(-values)
+        evidence[name] = dict(zip(scores, (factors[name] * values).tolist(), strict=True))
+    documents = []
+    for key in dict.fromkeys(key for scores in best.values() for key in scores):
+        found = {name: values[key] for name, values in evidence.items() if key in values}
+        score = max(found.values()) if combine == "max" else sum(found.values())
+        raw = {name: best[name][key] for name in found}
+        documents.append(FusedDocument(key, score, raw, found))
+    documents.sort(key=lambda document: -document.score)  # stable
+    return Fusion(documents, normalise, combine, note)
+
+
+def check_method(normalise: str, combine: str, *, k: float = RANK_CONSTANT) -> None:
+    """Check early that a normalisation and a combination exist and go together.
+
+    Raises:
+        ValueError: they do not; says what would.
+    """
+    if normalise not in get_args(Normalise):
+        raise ValueError(
+            f"normalise={normalise!r}: must be one of {', '.join(get_args(Normalise))}"
+        )
+    if combine not in get_args(Combine):
+        raise ValueError(f"combine={combine!r}: must be one of {', '.join(get_args(Combine))}")
+    if combine == "evidence" and normalise not in {"zscore", "background"}:
+        raise ValueError(
+            f"combine='evidence' turns z-scores into probabilities and normalise={normalise!r} "
+            "gives none; pass normalise='background' or 'zscore', or combine='sum'"
+        )
+    if not (np.isfinite(k) and k >= 0):
+        raise ValueError(f"k={k}: must be a number of at least 0")
+
+
+def tail_evidence(scores: npt.ArrayLike, background: npt.ArrayLike) -> FloatArray:
+    """−log of the probability that a score of the background would be as high.
+
+    Args:
+        scores: shape (n,).
+        background: the same query's scores against a sample of its leg, shape (m,).
+
+    Returns:
+        Shape (n,), at least 0; about 0.69 for an average score. Takes the background as normally
+        distributed, so it says nothing exact of the far tail.
+    """
+    z = _normalised(np.asarray(scores, dtype=np.float64), "background", background, RANK_CONSTANT)
+    evidence: FloatArray = -log_ndtr(-z)
+    return evidence
+
+
+def _checked_weights(
+    weights: Mapping[str, float] | None, legs: Mapping[str, Leg]
+) -> dict[str, float]:
+    weights = weights or {}
+    unknown = [name for name in weights if name not in legs]
+    if unknown:
+        raise ValueError(f"weights name {unknown[0]!r}; the legs are {', '.join(legs)}")
+    for name, weight in weights.items():
+        if not (np.isfinite(weight) and weight >= 0):
+            raise ValueError(f"the weight of {name} is {weight}: must be a number of at least 0")
+    return {name: float(weights.get(name, 1.0)) for name in legs}
+
+
+def _best_scores(name: str, leg: Leg) -> dict[str, float]:
+    """Each document's best score, best document first."""
+    scores = np.asarray(leg.scores, dtype=np.float64)
+    if scores.shape != (len(leg.keys),):
+        raise ValueError(
+            f"the {name} leg has {len(leg.keys)} keys but scores of shape {scores.shape}"
+        )
+    for what, values in (("scores", scores), ("background", leg.background)):
+        if values is not None and not np.isfinite(np.asarray(values, dtype=np.float64)).all():
+            raise ValueError(f"the {name} leg's {what} hold NaN or infinity")
+    best: dict[str, float] = {}
+    for index in np.argsort(-scores, kind="stable"):
+        best.setdefault(leg.keys[index], float(scores[index]))
+    return best
+
+
+def _has_background(leg: Leg) -> bool:
+    return leg.background is not None and np.size(leg.background) >= SMALLEST_BACKGROUND
+
+
+def _normalised(
+    scores: FloatArray, method: Normalise, background: npt.ArrayLike | None, k: float
+) -> FloatArray:
+    """Scores of one leg, in descending order, on the scale of a method."""
+    if not scores.size or method == "none":
+        return scores
+    match method:
+        case "rank":
+            ranks = 1 + np.searchsorted(-scores, -scores, side="left")
+            reciprocal: FloatArray = 1.0 / (k + ranks)
+            return reciprocal
+        case "minmax":
+            spread = scores.max() - scores.min()
+            return (scores - scores.min()) / spread if spread > 0 else np.ones_like(scores)
+        case "zscore":
+            return _above(scores, scores)
+        case "background":
+            return _above(scores, np.asarray(background, dtype=np.float64))
+
+
+def _above(scores: FloatArray, reference: FloatArray) -> FloatArray:
+    """Standard deviations above the mean of a reference; 0 where that has no spread."""
+    # Equal numbers can have a standard deviation just above 0.
+    spread = 0.0 if np.ptp(reference) == 0 else reference.std()
+    above: FloatArray = (
+        (scores - reference.mean()) / spread if spread > 0 else np.zeros_like(scores)
+    )
+    return above
