@@ -217,8 +217,7 @@ def _normalised(
     match method:
         case "rank":
             ranks = 1 + np.searchsorted(-scores, -scores, side="left")
-            reciprocal: FloatArray = 1.0 / (k + ranks)
-            return reciprocal
+            return np.asarray(1.0 / (k + ranks), dtype=np.float64)
         case "minmax":
             spread = scores.max() - scores.min()
             return (scores - scores.min()) / spread if spread > 0 else np.ones_like(scores)
