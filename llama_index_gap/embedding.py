@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,14 +13,15 @@ from contextlib import closing, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 from llama_index.core.base.embeddings.base import Embedding
-from llama_index.core.bridge.pydantic import ConfigDict, Field, PrivateAttr
+from llama_index.core.bridge.pydantic import ConfigDict, Field, PrivateAttr, field_validator
 from llama_index.core.callbacks.schema import CBEventType, EventPayload
 from llama_index.core.embeddings import MultiModalEmbedding
-from llama_index.core.schema import ImageType
+from llama_index.core.schema import BaseNode, ImageNode, ImageType, MetadataMode
 from tqdm import tqdm
 
 from llama_index_gap.images import MAX_PIXELS, describe, open_image
@@ -43,6 +45,7 @@ class _CutTexts:
 
 
 _counting: ContextVar[_CutTexts | None] = ContextVar("_counting", default=None)
+_given_up: ContextVar[threading.Event | None] = ContextVar("_given_up", default=None)
 
 
 class DualEncoderEmbedding(MultiModalEmbedding):
@@ -58,36 +61,43 @@ class DualEncoderEmbedding(MultiModalEmbedding):
         ImageError: (when embedding) an image cannot be opened.
     """
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", validate_assignment=True)
 
-    model_name: str = Field(description="Hub name or folder of the model.")
+    model_name: str = Field(frozen=True, description="Hub name or folder of the model.")
     image_model_name: str | None = Field(
+        frozen=True,
         default=None,
         description="Hub name or folder of the model for images, where it is another one that "
         "shares the space; by default model_name embeds both.",
     )
     dimensions: int | None = Field(
+        frozen=True,
         default=None,
         gt=0,
         description="Keep the first so many dimensions (Matryoshka, arXiv 2205.13147), then scale "
         "to length 1; only for models trained for it.",
     )
     device: str | None = Field(
-        default=None, description="Torch device; by default a GPU if there is one."
+        frozen=True, default=None, description="Torch device; by default a GPU if there is one."
     )
     dtype: Dtype = Field(
+        frozen=True,
         default="auto",
         description="Number format of the weights; 'auto' is bfloat16 where the processor or GPU "
         "is fast at it, else float32.",
     )
     query_prompt: str | None = Field(
-        default=None, description="Put before each query; by default what the model says."
+        frozen=True,
+        default=None,
+        description="Put before each query; by default what the model says.",
     )
     document_prompt: str | None = Field(
-        default=None, description="Put before each document; by default what the model says."
+        frozen=True,
+        default=None,
+        description="Put before each document; by default what the model says.",
     )
     max_text_tokens: int | None = Field(
-        default=None, gt=0, description="Cut texts earlier than the model does."
+        frozen=True, default=None, gt=0, description="Cut texts earlier than the model does."
     )
     embed_batch_size: int = Field(
         default=32, gt=0, le=2048, description="Texts or images in one pass through the model."
@@ -100,18 +110,45 @@ class DualEncoderEmbedding(MultiModalEmbedding):
         default=MAX_PIXELS, gt=0, description="Refuse images with more pixels than this."
     )
     revision: str | None = Field(
-        default=None, description="Branch, tag or commit of model_name on the hub."
+        frozen=True, default=None, description="Branch, tag or commit of model_name on the hub."
     )
-    cache_folder: str | None = Field(default=None, description="Where downloads are kept.")
+    cache_folder: str | None = Field(
+        frozen=True, default=None, description="Where downloads are kept."
+    )
     trust_remote_code: bool = Field(
-        default=False, description="Run Python code that comes with the model."
+        frozen=True, default=False, description="Run Python code that comes with the model."
     )
     allow_pickle: bool = Field(
-        default=False, description="Read weights in pickle format where there is no other."
+        frozen=True,
+        default=False,
+        description="Read weights in pickle format where there is no other.",
     )
 
     _text_encoder: Encoder = PrivateAttr()
     _image_encoder: Encoder = PrivateAttr()
+
+    @field_validator("model_name", "image_model_name", "image_root", "cache_folder", mode="before")
+    @classmethod
+    def _path_as_text(cls, value: Any) -> Any:
+        return str(value) if isinstance(value, Path) else value
+
+    @field_validator("image_root")
+    @classmethod
+    def _folder_exists(cls, value: str | None) -> str | None:
+        if value is not None and not Path(value).is_dir():
+            raise ValueError(f"image_root={value}: no such folder")
+        return value
+
+    @field_validator("embeddings_cache")
+    @classmethod
+    def _no_cache(cls, value: Any) -> None:
+        # LlamaIndex keys it by the text alone: queries would get the vectors of documents, and
+        # other settings those of these.
+        if value is not None:
+            raise ValueError(
+                "embeddings_cache cannot tell queries from documents, nor one model from another; "
+                "cache with an IngestionPipeline instead"
+            )
 
     @classmethod
     def class_name(cls) -> str:
@@ -164,25 +201,60 @@ class DualEncoderEmbedding(MultiModalEmbedding):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state["settings"])  # type: ignore[misc]
 
+    # --- nodes -----------------------------------------------------------------------------------
+
+    def __call__(self, nodes: Sequence[BaseNode], **kwargs: Any) -> Sequence[BaseNode]:
+        """Embed nodes, as a step of an ``IngestionPipeline``.
+
+        Args:
+            nodes: n nodes; never changed.
+            **kwargs: as for ``get_text_embedding_batch``.
+
+        Returns:
+            n copies. An image node's ``embedding`` is its picture's, and its ``text_embedding`` its
+            caption's; any other node's ``embedding`` is its text's.
+        """
+        images = [node for node in nodes if isinstance(node, ImageNode)]
+        texts = [node for node in nodes if not isinstance(node, ImageNode) or node.text]
+        text_vectors = self.get_text_embedding_batch(
+            [node.get_content(metadata_mode=MetadataMode.EMBED) for node in texts], **kwargs
+        )
+        sources: list[Any] = list(images)
+        image_vectors = self.get_image_embedding_batch(sources, kwargs.get("show_progress", False))
+        of_text = {id(node): vector for node, vector in zip(texts, text_vectors, strict=True)}
+        of_image = {id(node): vector for node, vector in zip(images, image_vectors, strict=True)}
+        return [
+            node.model_copy(
+                update={"embedding": of_image[id(node)], "text_embedding": of_text.get(id(node))}
+            )
+            if id(node) in of_image
+            else node.model_copy(update={"embedding": of_text[id(node)]})
+            for node in nodes
+        ]
+
+    async def acall(self, nodes: Sequence[BaseNode], **kwargs: Any) -> Sequence[BaseNode]:
+        """Embed nodes without blocking the event loop; as calling it."""
+        return await _in_thread(self, nodes, **kwargs)
+
     # --- texts -----------------------------------------------------------------------------------
 
     def _get_query_embedding(self, query: str) -> Embedding:
         return self._embed_texts([query], "query")[0]
 
     async def _aget_query_embedding(self, query: str) -> Embedding:
-        return await asyncio.to_thread(self._get_query_embedding, query)
+        return await _in_thread(self._get_query_embedding, query)
 
     def _get_text_embedding(self, text: str) -> Embedding:
         return self._embed_texts([text], "document")[0]
 
     async def _aget_text_embedding(self, text: str) -> Embedding:
-        return await asyncio.to_thread(self._get_text_embedding, text)
+        return await _in_thread(self._get_text_embedding, text)
 
     def _get_text_embeddings(self, texts: list[str]) -> list[Embedding]:
         return self._embed_texts(texts, "document")
 
     async def _aget_text_embeddings(self, texts: list[str]) -> list[Embedding]:
-        return await asyncio.to_thread(self._get_text_embeddings, texts)
+        return await _in_thread(self._get_text_embeddings, texts)
 
     def get_text_embedding_batch(
         self, texts: list[str], show_progress: bool = False, **kwargs: Any
@@ -204,14 +276,16 @@ class DualEncoderEmbedding(MultiModalEmbedding):
         self, texts: list[str], show_progress: bool = False, **kwargs: Any
     ) -> list[Embedding]:
         """Embed documents without blocking the event loop; as ``get_text_embedding_batch``."""
-        return await asyncio.to_thread(
-            self.get_text_embedding_batch, texts, show_progress, **kwargs
-        )
+        return await _in_thread(self.get_text_embedding_batch, texts, show_progress, **kwargs)
 
     def _embed_texts(self, texts: list[str], kind: Kind) -> list[Embedding]:
         if not texts:
             return []
+        for text in texts:
+            if not isinstance(text, str):
+                raise TypeError(f"{text!r} is no text; pass pictures to the image methods")
         encoder = self._text_encoder
+        _stop_if_given_up()
         with _warn_once_of_cuts(encoder) as counter:
             counter.total += len(texts)
             counter.cut += encoder.count_truncated(texts, kind)
@@ -223,14 +297,14 @@ class DualEncoderEmbedding(MultiModalEmbedding):
         return self._get_image_embeddings([img_file_path])[0]
 
     async def _aget_image_embedding(self, img_file_path: ImageType) -> Embedding:
-        return await asyncio.to_thread(self._get_image_embedding, img_file_path)
+        return await _in_thread(self._get_image_embedding, img_file_path)
 
     def _get_image_embeddings(self, img_file_paths: list[ImageType]) -> list[Embedding]:
         prepared = [self._prepare(image) for image in img_file_paths]
         return self._embed_prepared(prepared, img_file_paths)
 
     async def _aget_image_embeddings(self, img_file_paths: list[ImageType]) -> list[Embedding]:
-        return await asyncio.to_thread(self._get_image_embeddings, img_file_paths)
+        return await _in_thread(self._get_image_embeddings, img_file_paths)
 
     def get_image_embedding_batch(
         self, img_file_paths: list[ImageType], show_progress: bool = False
@@ -273,9 +347,7 @@ class DualEncoderEmbedding(MultiModalEmbedding):
         self, img_file_paths: list[ImageType], show_progress: bool = False
     ) -> list[Embedding]:
         """Embed images without blocking the event loop; as ``get_image_embedding_batch``."""
-        return await asyncio.to_thread(
-            self.get_image_embedding_batch, img_file_paths, show_progress
-        )
+        return await _in_thread(self.get_image_embedding_batch, img_file_paths, show_progress)
 
     def _prepare(self, image: ImageType) -> Any:
         opened = open_image(
@@ -286,6 +358,7 @@ class DualEncoderEmbedding(MultiModalEmbedding):
     def _embed_prepared(self, prepared: list[Any], images: Sequence[ImageType]) -> list[Embedding]:
         if not prepared:
             return []
+        _stop_if_given_up()
         encoder = self._image_encoder
         return self._finish(encoder, encoder.encode_prepared(prepared), images)
 
@@ -305,6 +378,25 @@ class DualEncoderEmbedding(MultiModalEmbedding):
             vectors = unit_rows(vectors[:, : self.dimensions])
         embeddings: list[Embedding] = vectors.tolist()
         return embeddings
+
+
+async def _in_thread(function: Callable[..., _Result], *args: Any, **kwargs: Any) -> _Result:
+    """Run in a thread; when the waiting task is cancelled, stop after the batch at hand."""
+    given_up = threading.Event()
+    token = _given_up.set(given_up)
+    try:
+        return await asyncio.to_thread(function, *args, **kwargs)
+    except asyncio.CancelledError:
+        given_up.set()
+        raise
+    finally:
+        _given_up.reset(token)
+
+
+def _stop_if_given_up() -> None:
+    given_up = _given_up.get()
+    if given_up is not None and given_up.is_set():
+        raise asyncio.CancelledError
 
 
 def read_ahead(

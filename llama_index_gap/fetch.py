@@ -16,6 +16,10 @@ MAX_REDIRECTS = 5
 _CHUNK = 65_536
 _REDIRECTS = {301, 302, 303, 307, 308}
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")  # RFC 6052: carries an IPv4 address
+# What has been given out of IPv6 to the open internet, less documentation (RFC 9637); Python's
+# own is_global takes most of the rest for global too.
+_GLOBAL_V6 = ipaddress.ip_network("2000::/3")
+_DOCUMENTATION_V6 = ipaddress.ip_network("3fff::/20")
 
 
 class FetchError(ValueError):
@@ -80,6 +84,8 @@ def is_public(address: str) -> bool:
             inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
         if inner is not None:
             return is_public(str(inner))
+        if ip not in _GLOBAL_V6 or ip in _DOCUMENTATION_V6:
+            return False
     return ip.is_global and not ip.is_multicast
 
 

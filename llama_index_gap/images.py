@@ -6,6 +6,7 @@ import base64
 import logging
 import re
 import stat
+import threading
 from functools import cache
 from io import BytesIO
 from pathlib import Path
@@ -33,13 +34,13 @@ _PIXEL_FORMATS = (
     "ICO",
     "JPEG",
     "JPEG2000",
-    "PCX",
     "PNG",
     "PPM",
-    "TGA",
     "TIFF",
     "WEBP",
 )
+# A PIL image may still have to read its file, which only one thread at a time can.
+_LOADING = threading.Lock()
 _DATA_URI = re.compile(r"data:(?P<type>[^,]*?)(?P<base64>;base64)?,", re.IGNORECASE)
 _URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 _LONGEST_PATH = 4096
@@ -47,7 +48,19 @@ _SVG_START = re.compile(rb"\s*(<\?xml|<!--|<!DOCTYPE svg|<svg)", re.IGNORECASE)
 
 
 class ImageError(ValueError):
-    """A picture that cannot, or must not, be opened."""
+    """A picture that cannot, or must not, be opened.
+
+    Attributes:
+        source: the picture, in a few words.
+        reason: why, and the way out.
+    """
+
+    def __init__(self, source: str, reason: str) -> None:
+        super().__init__(source, reason)
+        self.source, self.reason = source, reason
+
+    def __str__(self) -> str:
+        return f"{self.source}: {self.reason}"
 
 
 def open_image(
@@ -79,7 +92,8 @@ def open_image(
     name = describe(source)
     if isinstance(source, Image.Image):
         _check_pixels(source, name, max_pixels)
-        return _decode(source, name)
+        with _LOADING:
+            return _decode(source, name)
     with _stream(source, name, root, allow_urls) as stream:
         return _decode(_identify(stream, name, max_pixels), name)
 
@@ -119,7 +133,7 @@ def describe(source: object) -> str:
         case bytes():
             return f"<{len(source):,} bytes>"
         case BytesIO():
-            return f"<BytesIO of {source.getbuffer().nbytes:,} bytes>"
+            return "<closed BytesIO>" if source.closed else f"<BytesIO of {_size(source):,} bytes>"
         case NodeWithScore():
             return describe(source.node)
         case BaseNode():
@@ -127,7 +141,8 @@ def describe(source: object) -> str:
         case str() if source[:5].lower() == "data:":
             return f"<data URI of {len(source):,} characters>"
         case str() if _URL.match(source):
-            return re.sub(r"//[^/?#]*@", "//***@", source)
+            # Neither passwords nor signatures belong into messages.
+            return re.sub(r"//[^/?#]*@", "//***@", source).split("?")[0]
         case str() if len(source) > 200:
             return f"<text of {len(source):,} characters, {source[:20]!r}…>"
         case str() | Path():
@@ -136,21 +151,27 @@ def describe(source: object) -> str:
             return f"<{type(source).__name__}>"
 
 
+def _size(stream: BytesIO) -> int:
+    with stream.getbuffer() as buffer:
+        return buffer.nbytes
+
+
 def _identify(stream: IO[bytes], name: str, max_pixels: int) -> Image.Image:
     """Read a picture's header: what it is and how large, without decoding it."""
     try:
         image = Image.open(stream, formats=_formats())
     except UnidentifiedImageError as error:
         stream.seek(0)
-        raise ImageError(f"{name}: {_why_not_an_image(stream.read(256))}") from error
+        raise ImageError(name, _why_not_an_image(stream.read(256))) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError(
-            f"{name}: {error}; Pillow refuses it whatever max_pixels says: raise "
-            "PIL.Image.MAX_IMAGE_PIXELS if you trust the file"
+            name,
+            f"{error}; Pillow refuses it whatever max_pixels says: raise "
+            "PIL.Image.MAX_IMAGE_PIXELS if you trust the file",
         ) from error
     # On damaged headers Pillow's readers raise anything from SyntaxError to struct.error.
     except Exception as error:
-        raise ImageError(f"{name}: damaged image file ({_reason(error)})") from error
+        raise ImageError(name, f"damaged image file ({_reason(error)})") from error
     _check_pixels(image, name, max_pixels)
     return image
 
@@ -163,7 +184,7 @@ def _stream(source: object, name: str, root: str | Path | None, allow_urls: bool
             return _node_stream(source, name, root, allow_urls)
         case bytes():
             return BytesIO(source)
-        case BytesIO():
+        case BytesIO() if not source.closed:
             return BytesIO(source.getvalue())  # a copy (made on write): the position stays
         case Path():
             return _file(source, name, root)
@@ -174,8 +195,9 @@ def _stream(source: object, name: str, root: str | Path | None, allow_urls: bool
         case str():
             return _path_or_base64(source, name, root)
     raise ImageError(
-        f"{name} is not a picture; pass a path, bytes, BytesIO, base64, "
-        "a data URI, a PIL image or an image node"
+        name,
+        "is not a picture; pass a path, bytes, BytesIO, base64, "
+        "a data URI, a PIL image or an image node",
     )
 
 
@@ -199,7 +221,7 @@ def _node_stream(node: BaseNode, name: str, root: str | Path | None, allow_urls:
     if url:
         return BytesIO(_from_url(str(url), name, allow_urls))
     raise ImageError(
-        f"{name}: this {type(node).__name__} holds no picture; set its image, path or URL"
+        name, f"this {type(node).__name__} holds no picture; set its image, path or URL"
     )
 
 
@@ -208,26 +230,29 @@ def _file(path: Path, name: str, root: str | Path | None) -> IO[bytes]:
         if root is not None:
             path = path.resolve()
             if not path.is_relative_to(Path(root).resolve()):
-                raise ImageError(f"{name}: lies outside {root}; only files below it are opened")
+                raise ImageError(
+                    name,
+                    f"lies outside root={root}; only files below it are opened, links followed",
+                )
         mode = path.stat().st_mode
         if not stat.S_ISREG(mode):
             kind = "a folder" if stat.S_ISDIR(mode) else "no regular file"
-            raise ImageError(f"{name}: is {kind}; pass an image file")
+            raise ImageError(name, f"is {kind}; pass an image file")
         return path.open("rb")
     except FileNotFoundError as error:
-        raise ImageError(f"{name}: no such file") from error
+        raise ImageError(name, "no such file") from error
     except (OSError, RuntimeError) as error:  # no permission, a loop of links, a name too long, …
-        raise ImageError(f"{name}: cannot be read ({_reason(error)})") from error
+        raise ImageError(name, f"cannot be read ({_reason(error)})") from error
     except ValueError as error:
         if isinstance(error, ImageError):
             raise
-        raise ImageError(f"{name}: not a path ({_reason(error)})") from error
+        raise ImageError(name, f"not a path ({_reason(error)})") from error
 
 
 def _path_or_base64(text: str, name: str, root: str | Path | None) -> IO[bytes]:
     """A string is a path if there is such a file, else base64 if it decodes to an image."""
     if not text.strip():
-        raise ImageError(f"{text!r}: an empty text is not a picture; pass a path")
+        raise ImageError(repr(text), "an empty text is not a picture; pass a path")
     if len(text) > _LONGEST_PATH:
         return BytesIO(_from_base64(text, name))
     try:
@@ -253,28 +278,28 @@ def _from_base64(text: str, name: str) -> bytes:
     try:
         return base64.b64decode("".join(text.split()), validate=True)
     except ValueError as error:
-        raise ImageError(f"{name}: is neither a file nor base64 ({_reason(error)})") from error
+        raise ImageError(name, f"is neither a file nor base64 ({_reason(error)})") from error
 
 
 def _from_data_uri(text: str, name: str) -> bytes:
     head = _DATA_URI.match(text[:200])
     if head is None or not head["base64"]:
-        raise ImageError(f"{name}: only data:…;base64,… URIs are read")
+        raise ImageError(name, "only data:…;base64,… URIs are read")
     return _from_base64(text[head.end() :], name)
 
 
 def _from_url(url: str, name: str, allow_urls: bool) -> bytes:
     scheme = url.split(":", 1)[0].lower()
     if scheme not in {"http", "https"}:
-        raise ImageError(f"{name}: {scheme}:// is not read; pass a path, or an http(s) URL")
+        raise ImageError(name, f"{scheme}:// is not read; pass a path, or an http(s) URL")
     if not allow_urls:
         raise ImageError(
-            f"{name}: URLs are not fetched unless allow_urls=True; pass a local file otherwise"
+            name, "URLs are not fetched unless allow_urls=True; pass a local file otherwise"
         )
     try:
         return fetch(url)
     except FetchError as error:
-        raise ImageError(f"{name}: {error}") from error
+        raise ImageError(name, str(error)) from error
 
 
 def _check_pixels(image: Image.Image, name: str, max_pixels: int) -> None:
@@ -282,20 +307,23 @@ def _check_pixels(image: Image.Image, name: str, max_pixels: int) -> None:
         raise ValueError(f"max_pixels={max_pixels}: must be at least 1")
     width, height = image.size
     if width < 1 or height < 1:
-        raise ImageError(f"{name}: {width}×{height} pixels; a picture needs at least one")
+        raise ImageError(name, f"{width}×{height} pixels; a picture needs at least one")
     if width * height > max_pixels:
         raise ImageError(
-            f"{name}: {width}×{height} is {width * height:,} pixels, more than max_pixels="
-            f"{max_pixels:,}; scale it down, or raise the limit if you trust the file"
+            name,
+            f"{width}×{height} is {width * height:,} pixels, more than max_pixels="
+            f"{max_pixels:,}; scale it down, or raise the limit if you trust the file",
         )
 
 
 def _decode(image: Image.Image, name: str) -> Image.Image:
     try:
         image.load()
+        return _to_rgb(_upright(image, name), name)
+    except ImageError:
+        raise
     except Exception as error:  # Pillow's decoders, too, raise types of all kinds
-        raise ImageError(f"{name}: truncated or damaged image ({_reason(error)})") from error
-    return _to_rgb(_upright(image, name), name)
+        raise ImageError(name, f"truncated or damaged image ({_reason(error)})") from error
 
 
 def _upright(image: Image.Image, name: str) -> Image.Image:
@@ -307,15 +335,15 @@ def _upright(image: Image.Image, name: str) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:
-    if image.mode == "F":
-        raise ImageError(
-            f"{name}: floating-point pixels have no agreed range; save it with 8 or 16 bits"
-        )
-    if image.mode.startswith(
-        "I"
-    ):  # 16-bit greys; PIL's own conversion clips all above 255 to white
-        grey = np.asarray(image).clip(0, 65535) >> 8
+    if image.mode.startswith("I;16"):  # PIL's own conversion clips all above 255 to white
+        grey = np.asarray(image) >> 8
         return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+    if image.mode in {"I", "F"}:
+        raise ImageError(
+            name, "32-bit numbers have no agreed range of brightness; save it with 8 or 16 bits"
+        )
+    if image.mode in {"La", "RGBa"}:  # colours already multiplied by their opacity
+        image = image.convert({"La": "LA", "RGBa": "RGBA"}[image.mode])
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, "white")
@@ -339,9 +367,12 @@ def _why_not_an_image(head: bytes) -> str:
         return "text (HTML or JSON?), not an image"
     if head.startswith(b"version https://git-lfs"):
         return "a Git LFS pointer, not the image itself; run: git lfs pull"
+    if head[4:8] == b"ftyp" and head[8:12] in {b"heic", b"heix", b"mif1", b"msf1"}:
+        return "HEIC, which is not read; convert it to JPEG or PNG"
     known = ", ".join(_formats())
     return f"not an image in a format that is read here ({known})"
 
 
 def _reason(error: BaseException) -> str:
-    return str(error) or type(error).__name__
+    # An OSError's text repeats the path, which the message has already.
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__

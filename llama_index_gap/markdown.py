@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import re
+import tomllib
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from datetime import date
+from datetime import date, time
 from html.parser import HTMLParser
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -13,7 +16,20 @@ import yaml
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
-_FRONT_MATTER = re.compile(r"\A---[ \t]*\r?\n(.*?)^---[ \t]*(\r?\n|\Z)", re.DOTALL | re.MULTILINE)
+_FRONT_MATTER = re.compile(
+    r"\A(?P<fence>---|\+\+\+)[ \t]*\r?\n(?P<body>.*?)^(?P=fence)[ \t]*(\r?\n|\Z)",
+    re.DOTALL | re.MULTILINE,
+)
+_WIKI_IMAGE = re.compile(r"!\[\[(?P<path>[^\]|]+)(?:\|(?P<alt>[^\]]*))?\]\]")  # as Obsidian writes
+_LOOKS_LIKE_AN_IMAGE = re.compile(r"!\[[^\]]*\]\([^)]*\)")
+# Words on both sides of these are two words.
+_SEPARATING_TAGS = frozenset(
+    {
+        *("address", "article", "blockquote", "br", "dd", "div", "dl", "dt", "figcaption"),
+        *("figure", "h1", "h2", "h3", "h4", "h5", "h6", "hr", "li", "ol", "p", "pre", "section"),
+        *("table", "td", "th", "tr", "ul"),
+    }
+)
 
 
 class MarkdownError(ValueError):
@@ -41,124 +57,167 @@ class Page:
         text: the page as plain text, blocks separated by blank lines, without its pictures.
         heading: the first heading of level 1; empty if there is none.
         images: the pictures, in order.
-        metadata: the front matter.
+        metadata: the front matter: texts, numbers, truths, and lists and mappings of these.
+        unread: what looks like a picture but is none by Markdown's rules, as it stands there.
     """
 
     text: str
     heading: str = ""
     images: list[PageImage] = field(default_factory=list)
     metadata: dict[str, Any] = field(default_factory=dict)
+    unread: list[str] = field(default_factory=list)
 
 
 def parse_markdown(source: str) -> Page:
     """Take a Markdown page apart.
 
     Args:
-        source: the page (CommonMark with tables), with or without YAML front matter.
+        source: the page (CommonMark with tables, and pictures as Obsidian writes them), with or
+            without front matter in YAML or TOML.
 
     Raises:
-        MarkdownError: the front matter is not YAML, or not a mapping.
+        MarkdownError: the front matter cannot be read, or holds what is no plain value.
     """
     metadata, body = _front_matter(source)
     tokens = MarkdownIt("commonmark").enable("table").parse(body)
     blocks: list[str] = []
     images: list[PageImage] = []
+    unread: list[str] = []
     heading = ""
-    for index, token in enumerate(tokens):
+    for before, token in zip([None, *tokens], tokens, strict=False):
         text = _block_text(token, images)
         if text:
             blocks.append(text)
-        if not heading and token.type == "inline" and tokens[index - 1].tag == "h1":
-            heading = text
-    return Page("\n\n".join(blocks), heading, images, metadata)
+        if token.type == "inline":
+            unread += _LOOKS_LIKE_AN_IMAGE.findall(text)
+            if not heading and before is not None and before.tag == "h1":
+                heading = text
+    return Page("\n\n".join(blocks), heading, images, metadata, unread)
 
 
 def _front_matter(source: str) -> tuple[dict[str, Any], str]:
     found = _FRONT_MATTER.match(source)
     if found is None:
         return {}, source
+    language = "YAML" if found["fence"] == "---" else "TOML"
     try:
-        fields = yaml.safe_load(found[1])
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2024-02-31
-        line = str(error).splitlines()[0]
-        raise MarkdownError(f"its front matter is not YAML; {line}") from error
-    if fields is None:
-        fields = {}
-    if not isinstance(fields, dict):
+        if language == "YAML":
+            fields = yaml.load(found["body"], _PlainLoader)  # noqa: S506 (a SafeLoader, and stricter)
+        else:
+            fields = tomllib.loads(found["body"].replace("\r\n", "\n"))
+    # ValueError: TOML, and in YAML a date such as 2024-02-31
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        line = (str(error).splitlines() or [type(error).__name__])[0]
+        raise MarkdownError(f"its front matter is not {language} that is read; {line}") from error
+    if isinstance(fields, str):
+        return {}, source  # no front matter, but prose between two rules
+    if not isinstance(fields, dict | None):
         raise MarkdownError("its front matter is not a mapping of names to values")
-    return {str(name): _plain(value) for name, value in fields.items()}, source[found.end() :]
+    plain = {str(name): _plain(str(name), value) for name, value in (fields or {}).items()}
+    return plain, source[found.end() :]
 
 
-def _plain(value: Any) -> Any:
-    """YAML's dates as ISO text: vector stores and prompts take no date objects."""
-    if isinstance(value, date):
-        return value.isoformat()
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    if isinstance(value, dict):
-        return {str(name): _plain(item) for name, item in value.items()}
-    return value
+class _PlainLoader(yaml.SafeLoader):
+    """YAML without aliases: a few nested ones unfold into gigabytes."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases (*name) are not read")
+        return super().compose_node(parent, index)
+
+
+def _plain(name: str, value: Any) -> Any:
+    """Dates as ISO text; lists and mappings in depth; whatever JSON cannot say is an error."""
+    match value:
+        case date() | time():
+            return value.isoformat()
+        case list():
+            return [_plain(name, item) for item in value]
+        case dict():
+            return {str(key): _plain(name, item) for key, item in value.items()}
+        case float() if not math.isfinite(value):
+            raise MarkdownError(f"its front matter says {name}: {value}, which is no number")
+        case None | bool() | int() | float() | str():
+            return value
+    raise MarkdownError(
+        f"its front matter holds a {type(value).__name__} as {name}; texts, numbers, dates, lists "
+        "and mappings are read"
+    )
 
 
 def _block_text(token: Token, images: list[PageImage]) -> str:
-    if token.type in {"fence", "code_block"}:
-        return token.content.strip()
-    if token.type == "html_block":
-        return _html_text(token.content, images)
-    if token.type != "inline":
-        return ""
-    return re.sub(r"[ \t]+", " ", "".join(_inline_text(token.children or [], images))).strip()
+    match token.type:
+        case "fence" | "code_block":
+            return token.content.strip()
+        case "html_block":
+            block = _Block(images)
+            block.feed(token.content)
+            return " ".join(block.text().split())
+        case "inline":
+            block = _Block(images)
+            block.add(token.children or [])
+            return re.sub(r"[ \t]+", " ", block.text()).strip()
+    return ""
 
 
-def _inline_text(children: list[Token], images: list[PageImage]) -> list[str]:
-    parts: list[str] = []
-    for child in children:
-        match child.type:
-            case "text" | "code_inline":
-                parts.append(child.content)
-            case "softbreak" | "hardbreak":
-                parts.append("\n")
-            case "html_inline":
-                parts.append(_html_text(child.content, images))
-            case "image":
-                alt = "".join(_inline_text(child.children or [], images))
-                _add(images, str(child.attrs.get("src", "")), alt)
-    return parts
-
-
-def _html_text(source: str, images: list[PageImage]) -> str:
-    parser = _HtmlText(images)
-    parser.feed(source)
-    parser.close()
-    return " ".join("".join(parser.parts).split())
-
-
-class _HtmlText(HTMLParser):
-    """Text and pictures of a piece of HTML; scripts and styles are neither."""
+class _Block(HTMLParser):
+    """The text and pictures of one block, in Markdown, HTML or both; no scripts, no styles."""
 
     def __init__(self, images: list[PageImage]) -> None:
         super().__init__(convert_charrefs=True)
-        self.parts: list[str] = []
+        self._parts: list[str] = []
         self._images = images
         self._hidden = 0
 
+    def text(self) -> str:
+        """What was collected."""
+        self.close()
+        return "".join(self._parts)
+
+    def add(self, children: Iterable[Token]) -> None:
+        """Collect the parts of a line of Markdown."""
+        for child in children:
+            match child.type:
+                case "text":
+                    self.handle_data(_WIKI_IMAGE.sub(self._take_wiki_image, child.content))
+                case "code_inline":
+                    self.handle_data(child.content)
+                case "softbreak" | "hardbreak":
+                    self.handle_data("\n")
+                case "html_inline":
+                    self.feed(child.content)
+                case "image":
+                    alt = _Block(self._images)
+                    alt.add(child.children or [])
+                    _add(self._images, str(child.attrs.get("src", "")), alt.text())
+
+    def _take_wiki_image(self, found: re.Match[str]) -> str:
+        alt = found["alt"] or ""
+        is_width = re.fullmatch(r"\d+(x\d+)?", alt) is not None
+        _add(self._images, found["path"], "" if is_width else alt)
+        return ""
+
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """Collect an image, or enter what is not shown."""
+        """Collect an image, part two words, or enter what is not shown."""
         if tag == "img":
             named = dict(attrs)
             _add(self._images, named.get("src") or "", named.get("alt") or "")
         elif tag in {"script", "style"}:
             self._hidden += 1
+        elif tag in _SEPARATING_TAGS:
+            self._parts.append(" ")
 
     def handle_endtag(self, tag: str) -> None:
-        """Leave what is not shown."""
+        """Part two words, or leave what is not shown."""
         if tag in {"script", "style"} and self._hidden:
             self._hidden -= 1
+        elif tag in _SEPARATING_TAGS:
+            self._parts.append(" ")
 
     def handle_data(self, data: str) -> None:
         """Collect text."""
         if not self._hidden:
-            self.parts.append(data)
+            self._parts.append(data)
 
 
 def _add(images: list[PageImage], target: str, alt: str) -> None:

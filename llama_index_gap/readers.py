@@ -6,6 +6,8 @@ import csv
 import hashlib
 import json
 import logging
+import math
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -23,7 +25,7 @@ from llama_index.core.schema import (
 )
 from llama_index.core.utils import get_tqdm_iterable
 
-from llama_index_gap.images import MAX_PIXELS, ImageError, check_image
+from llama_index_gap.images import MAX_PIXELS, ImageError, check_image, describe
 from llama_index_gap.markdown import parse_markdown
 
 logger = logging.getLogger(__name__)
@@ -37,6 +39,8 @@ _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _LIST_SEPARATOR = "|"
 _LONGEST_CELL = 2**31 - 1
 _CAPTION_KEYS = ("caption", "alt")
+_FIELDS = frozenset(["id", "title", "text", "image", "images", *_CAPTION_KEYS, "captions", "alts"])
+_LONGEST_SHOWN = 80
 
 
 class CorpusError(ValueError):
@@ -115,6 +119,7 @@ class _Record:
     text: str = ""
     pictures: list[_Picture] = field(default_factory=list)
     metadata: dict[str, Any] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)  # parts that were left out while reading
 
 
 _Read: TypeAlias = Iterator[_Record | Skipped]
@@ -195,14 +200,13 @@ def _records(path: Path) -> tuple[_Read, Path]:
         )
     if not path.is_dir():
         raise CorpusError(f"{path}: no such file or folder")
-    for name in _TABLE_FILES:
-        if (path / name).is_file():
-            return _records(path / name)
-    files = sorted(
-        file
-        for file in path.rglob("*")
-        if not any(part.startswith(".") for part in file.relative_to(path).parts) and file.is_file()
-    )
+    tables = [path / name for name in _TABLE_FILES if (path / name).is_file()]
+    if len(tables) > 1:
+        names = " and ".join(table.name for table in tables)
+        raise CorpusError(f"{path}: holds {names}; pass the one that is meant")
+    if tables:
+        return _records(tables[0])
+    files = sorted(_files(path))
     if any(file.suffix.lower() in _MARKDOWN_SUFFIXES for file in files):
         return _read_markdown(path, files), path
     if any(file.suffix.lower() in PICTURE_SUFFIXES for file in files):
@@ -210,6 +214,19 @@ def _records(path: Path) -> tuple[_Read, Path]:
     raise CorpusError(
         f"{path}: holds no {', '.join(_TABLE_FILES)}, no Markdown files and no pictures"
     )
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """All files below a folder, links followed, but for hidden ones; broken links among them."""
+    walked: set[Path] = set()
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        here = Path(parent)
+        if here.resolve() in walked:  # a link that leads back
+            folders.clear()
+            continue
+        walked.add(here.resolve())
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from (here / name for name in names if not name.startswith("."))
 
 
 class _NodeMaker:
@@ -232,6 +249,7 @@ class _NodeMaker:
         except ValueError as error:
             return [], [Skipped(record.source, str(error))]
         images, skipped = self._image_nodes(record)
+        skipped += [Skipped(record.source, problem) for problem in record.problems]
         made = [*texts, *images]
         if not made and not skipped:
             skipped = [Skipped(record.source, "has neither a text nor a picture")]
@@ -242,11 +260,10 @@ class _NodeMaker:
         source = RelatedNodeInfo(
             node_id=record.id, node_type=ObjectType.DOCUMENT, hash=_digest(record)
         )
+        title = {"title": record.title} if record.title else {}
         for node in made:
-            node.metadata = (
-                {"title": record.title, **record.metadata} if record.title else {**record.metadata}
-            )
-            node.excluded_embed_metadata_keys = list(record.metadata)
+            node.metadata = {**node.metadata, **title, **record.metadata}
+            node.excluded_embed_metadata_keys += record.metadata
             node.relationships[NodeRelationship.SOURCE] = source
         self._ids.update(node.node_id for node in made)
         self._ids.add(record.id)
@@ -254,15 +271,14 @@ class _NodeMaker:
 
     @staticmethod
     def _check_text(record: _Record) -> None:
-        written = json.dumps(
-            [record.id, record.title, record.text, record.metadata], ensure_ascii=False, default=str
-        )
+        texts = [record.id, record.title, record.text, *(p.caption for p in record.pictures)]
+        written = json.dumps([*texts, record.metadata], ensure_ascii=False, default=str)
         try:
             written.encode("utf-8")
         except UnicodeEncodeError as error:
             broken = written[error.start]
             raise ValueError(f"holds half a character ({broken!r}), which is not text") from error
-        if "\x00" in record.id + record.title + record.text:
+        if any("\x00" in text for text in texts):
             raise ValueError("holds a NUL character, which is not text")
 
     def _text_nodes(self, record: _Record) -> list[BaseNode]:
@@ -282,7 +298,8 @@ class _NodeMaker:
             try:
                 file = self._checked_file(picture)
             except ImageError as error:
-                skipped.append(Skipped(f"{record.source}, picture {picture.path}", _short(error)))
+                source = f"{record.source}, picture {picture.path[:_LONGEST_SHOWN]}"
+                skipped.append(Skipped(source, error.reason))
                 continue
             name = self._place(file)
             seen[name] += 1
@@ -297,10 +314,9 @@ class _NodeMaker:
         return nodes, skipped
 
     def _checked_file(self, picture: _Picture) -> Path:
-        if "://" in picture.path or picture.path.lower().startswith("data:"):
-            raise ImageError(
-                f"{picture.path[:100]}: is a URL; readers fetch nothing, download it first"
-            )
+        path = picture.path
+        if "://" in path or path.startswith("//") or path.lower().startswith("data:"):
+            raise ImageError(describe(path), "is a URL; readers fetch nothing, download it first")
         file = (picture.folder or self._folder) / picture.path
         check_image(file, root=self._root, max_pixels=self._max_pixels)
         return file.resolve()
@@ -332,7 +348,12 @@ def _read_jsonl(path: Path) -> _Read:
         if not line.strip():
             continue
         try:
-            fields = json.loads(line, parse_constant=_refuse_constant)
+            fields = json.loads(
+                line,
+                parse_float=_finite,
+                parse_constant=_finite,
+                object_pairs_hook=_without_doubles,
+            )
             if not isinstance(fields, dict):
                 raise ValueError(f"is a JSON {type(fields).__name__}, not an object")
             yield _record(fields, source)
@@ -354,13 +375,29 @@ def _lines(path: Path) -> Iterator[str | UnicodeDecodeError]:
                 yield error
 
 
-def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"holds {name}, which is not JSON")
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"holds {text}, which is not a number that JSON can say")
+    return value
+
+
+def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        doubled = next(name for name, count in Counter(n for n, _ in pairs).items() if count > 1)
+        raise ValueError(f"says {doubled} twice")
+    return fields
 
 
 def _record(fields: Mapping[str, Any], source: str) -> _Record:
     """Check a document's fields; raises ValueError that says which one is wrong, and how."""
-    rest = dict(fields)
+    rest: dict[str, Any] = {}
+    for name, value in fields.items():
+        known = _known(name)
+        if known in rest:
+            raise ValueError(f"says {known} twice, once as {name}")
+        rest[known] = value
     identifier = rest.pop("id", None)
     if identifier is None:
         identifier = source
@@ -369,8 +406,14 @@ def _record(fields: Mapping[str, Any], source: str) -> _Record:
     if not isinstance(identifier, str) or not identifier.strip():
         raise ValueError(f"its id is {_shown(identifier)}, not a text or a number")
     title, text = (_text_field(rest, name) for name in ("title", "text"))
-    pictures = _pictures(rest)
-    return _Record(identifier, source, title.strip(), text, pictures, metadata=rest)
+    pictures, problems = _pictures(rest)
+    return _Record(identifier, source, title.strip(), text, pictures, rest, problems)
+
+
+def _known(name: str) -> str:
+    """The field that a name means: case and blanks around it do not matter."""
+    plain = name.strip().casefold()
+    return plain if plain in _FIELDS else name
 
 
 def _text_field(fields: dict[str, Any], name: str) -> str:
@@ -382,24 +425,29 @@ def _text_field(fields: dict[str, Any], name: str) -> str:
     return value
 
 
-def _pictures(fields: dict[str, Any]) -> list[_Picture]:
-    """Take ``images``, or ``image`` with its caption, out of a document's fields."""
-    if "image" in fields and "images" in fields:
+def _pictures(fields: dict[str, Any]) -> tuple[list[_Picture], list[str]]:
+    """Take the pictures out of a document's fields, and say what is wrong with the others."""
+    if fields.get("image") and fields.get("images"):
         raise ValueError("has both image and images; keep one of them")
-    if "image" in fields:
-        image = fields.pop("image")
-        caption = next((fields.pop(key) for key in _CAPTION_KEYS if key in fields), None)
-        if image is None or image == "":
-            return []
-        if isinstance(image, str):
-            image = {"path": image, "caption": caption}
-        return [_picture(image)]
+    image = fields.pop("image", None)
     images = fields.pop("images", None)
+    if image:
+        # With a single image, its caption may stand beside it.
+        beside = {key: fields.pop(key) for key in _CAPTION_KEYS if key in fields}
+        own = image if isinstance(image, dict) else {"path": image}
+        images = [{**beside, **{key: value for key, value in own.items() if value}}]
     if images is None:
-        return []
+        return [], []
     if not isinstance(images, list):
-        raise ValueError(f"its images are {_shown(images)}, not a list")
-    return [_picture(image) for image in images]
+        return [], [f"its images are {_shown(images)}, not a list"]
+    pictures: list[_Picture] = []
+    problems: list[str] = []
+    for item in images:
+        try:
+            pictures.append(_picture(item))
+        except ValueError as error:
+            problems.append(str(error))
+    return pictures, problems
 
 
 def _picture(image: Any) -> _Picture:
@@ -421,34 +469,39 @@ def _picture(image: Any) -> _Picture:
 
 def _read_table(path: Path, delimiter: str) -> _Read:
     limit = csv.field_size_limit(_LONGEST_CELL)  # the module's own, 131,072, is less than a report
+    line = 1
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             rows = csv.DictReader(file, delimiter=delimiter, strict=True)
-            _check_header(path, rows.fieldnames)
+            _check_header(path, rows.fieldnames, delimiter)
             for row in rows:
-                source = f"{path.name}:{rows.line_num}"
+                line = rows.line_num
+                source = f"{path.name}:{line}"
                 try:
                     yield _record(_cells(row), source)
                 except ValueError as error:
                     yield Skipped(source, str(error))
     except UnicodeDecodeError as error:
-        raise CorpusError(f"{path}: {_not_utf8(error)}") from error
+        raise CorpusError(f"{path}: {_not_utf8(error)}; save it as UTF-8") from error
     except csv.Error as error:
-        raise CorpusError(f"{path}: is not {path.suffix[1:].upper()}; {error}") from error
+        kind = path.suffix[1:].upper()
+        raise CorpusError(f"{path}: is not {kind} after line {line}; {error}") from error
     finally:
         csv.field_size_limit(limit)
 
 
-def _check_header(path: Path, header: Iterable[str] | None) -> None:
+def _check_header(path: Path, header: Iterable[str] | None, delimiter: str) -> None:
     columns = list(header or [])
     known = {"title", "text", "image", "images"}
-    if not known & set(columns):
+    if not known & {_known(name) for name in columns}:
         found = ", ".join(columns) or "nothing"
+        hint = f"; separate the columns by {delimiter!r}" if len(columns) == 1 else ""
         raise CorpusError(
             f"{path}: its first line names no column that is read ({', '.join(sorted(known))}); "
-            f"it has {found}"
+            f"it has {found[:_LONGEST_SHOWN]}{hint}"
         )
-    doubled = [name for name, count in Counter(columns).items() if count > 1]
+    counts = Counter(_known(name) for name in columns if name)
+    doubled = [name for name, count in counts.items() if count > 1]
     if doubled:
         raise CorpusError(f"{path}: the column {doubled[0]!r} stands twice in its first line")
 
@@ -460,9 +513,11 @@ def _cells(row: dict[str | None, Any]) -> dict[str, Any]:
     if None in row.values():
         missing = sum(value is None for value in row.values())
         raise ValueError(f"has {missing} cells fewer than the first line has columns")
-    fields: dict[str, Any] = {str(name): value for name, value in row.items() if value}
+    fields: dict[str, Any] = {_known(str(name)): value for name, value in row.items() if value}
+    if "" in fields:
+        raise ValueError(f"has {_shown(fields[''])} in a column without a name")
     if "images" in fields:
-        paths = _split(fields["images"])
+        paths = [path for path in _split(fields["images"]) if path]
         captions: list[str] = []
         for key in _CAPTION_KEYS:
             for name in (f"{key}s", key):
@@ -485,35 +540,63 @@ def _split(cell: str) -> list[str]:
 
 
 def _read_markdown(folder: Path, files: list[Path]) -> _Read:
-    used: set[Path] = set()
+    shown: set[Path] = set()
     for file in files:
         name = file.relative_to(folder).as_posix()
         if file.suffix.lower() not in _MARKDOWN_SUFFIXES:
             continue
         try:
-            page = parse_markdown(_text_of(file))
-            fields = {key: value for key, value in page.metadata.items() if key != "images"}
-            record = _record({"id": name, **fields, "text": page.text}, name)
+            record = _page(folder, file, name)
         except ValueError as error:  # MarkdownError among them
             yield Skipped(name, str(error))
             continue
-        pictures = []
-        for image in page.images:
-            at_root = image.path.startswith("/")  # as a site's own generator reads it
-            start = folder if at_root else file.parent
-            pictures.append(_Picture(image.path.lstrip("/"), image.alt, start))
-            used.add((start / image.path.lstrip("/")).resolve())
-        yield _Record(
-            record.id,
-            name,
-            record.title or page.heading,
-            page.text,
-            [*record.pictures, *pictures],
-            record.metadata,
-        )
+        shown.update((p.folder / p.path).resolve() for p in record.pictures if p.folder)
+        yield record
     for file in files:
-        if file.suffix.lower() in PICTURE_SUFFIXES and file.resolve() not in used:
-            yield Skipped(file.relative_to(folder).as_posix(), "no document shows this picture")
+        suffix = file.suffix.lower()
+        if suffix in _MARKDOWN_SUFFIXES or file.resolve() in shown:
+            continue
+        reason = (
+            "no page shows this picture; a folder with Markdown files is read as pages"
+            if suffix in PICTURE_SUFFIXES
+            else "is neither a page nor a picture by its suffix"
+        )
+        yield Skipped(file.relative_to(folder).as_posix(), reason)
+
+
+def _page(folder: Path, file: Path, name: str) -> _Record:
+    page = parse_markdown(_text_of(file))
+    fields = {_known(key): value for key, value in page.metadata.items()}
+    problems = [f"looks like a picture, but is no Markdown; {unread}" for unread in page.unread]
+    if "text" in fields:
+        problems.append("its front matter says text; the page's own is taken")
+        del fields["text"]
+    title = fields.get("title")
+    if isinstance(title, bool | int | float):  # as YAML reads "title: 2024"
+        fields["title"] = str(title)
+    record = _record({"id": name, **fields}, name)
+    in_text = [_Picture(image.path, image.alt) for image in page.images]
+    text = page.text
+    if not record.title:  # the heading becomes the title, so it need not stand in the text too
+        text = text.removeprefix(page.heading).lstrip()
+    return _Record(
+        record.id,
+        name,
+        record.title or page.heading,
+        text,
+        [_placed(picture, folder, file.parent) for picture in [*record.pictures, *in_text]],
+        record.metadata,
+        [*record.problems, *problems],
+    )
+
+
+def _placed(picture: _Picture, site: Path, page_folder: Path) -> _Picture:
+    """A leading slash means the site's root, as the generators of sites have it."""
+    if picture.path.startswith("//"):
+        return picture  # a URL
+    if picture.path.startswith("/"):
+        return _Picture(picture.path.lstrip("/"), picture.caption, site)
+    return _Picture(picture.path, picture.caption, page_folder)
 
 
 def _text_of(file: Path) -> str:
@@ -558,13 +641,8 @@ def _read_pictures(folder: Path, files: list[Path]) -> _Read:
 
 def _shown(value: Any) -> str:
     text = repr(value)
-    return text if len(text) <= 40 else f"{text[:40]}…"
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}…"
 
 
 def _not_utf8(error: UnicodeDecodeError) -> str:
     return f"is not UTF-8; byte 0x{error.object[error.start]:02x} at position {error.start}"
-
-
-def _short(error: ImageError) -> str:
-    """The reason without the path before it, which the source already names."""
-    return str(error).split(": ", 1)[-1]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -59,6 +60,17 @@ def test_read_lists_ten_or_all(tmp_path: Path) -> None:
     assert "… and 2 more: --all lists them" in some
     assert "a.jsonl:13" not in some
     assert "a.jsonl:13" in everything
+
+
+def test_what_steers_a_terminal_is_shown_and_not_sent(tmp_path: Path) -> None:
+    document = {"text": "t", "images": ["\x1b[31mred\x1b]0;title\x07\u202e.png"]}
+    (tmp_path / "a.jsonl").write_text(json.dumps(document))
+
+    shown = llama_gap("read", str(tmp_path / "a.jsonl"))
+    failed = llama_gap("read", "x\x1b[31m")
+
+    assert "\\x1b[31mred" in shown.stdout
+    assert not {"\x1b", "\x07", "\u202e"} & set(shown.stdout + failed.stderr)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,12 @@ from llama_index.core.callbacks import CallbackManager, CBEventType, LlamaDebugH
 from llama_index.core.indices import MultiModalVectorStoreIndex
 from llama_index.core.ingestion import IngestionPipeline
 from llama_index.core.schema import ImageNode, TextNode
+from llama_index.core.storage.kvstore import SimpleKVStore
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
-from llama_index_gap import DualEncoderEmbedding, ImageError
+from llama_index_gap import DualEncoderEmbedding, ImageError, open_image
 from llama_index_gap.embedding import read_ahead
 from llama_index_gap.models import ModelError
 
@@ -203,6 +205,29 @@ def test_the_event_loop_is_never_blocked(
     assert threading.get_ident() not in threads
 
 
+def test_a_cancelled_batch_stops(
+    clip: DualEncoderEmbedding, noise_files: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = clip._image_encoder
+    encode = encoder.encode_prepared
+    batches: list[int] = []
+
+    def slowly(prepared: list[Any]) -> Any:
+        batches.append(len(prepared))
+        time.sleep(0.05)
+        return encode(prepared)
+
+    monkeypatch.setattr(encoder, "encode_prepared", slowly)
+
+    async def impatient() -> None:
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(clip.aget_image_embedding_batch(noise_files * 40), 0.2)
+
+    asyncio.run(impatient())
+    assert len(batches) < 20  # of 100
+    assert clip.get_image_embedding_batch(noise_files[:1])  # the next call is not affected
+
+
 def test_threads_get_the_same_vectors(clip: DualEncoderEmbedding) -> None:
     texts = ["a", "a cat " * 30, "a long text " * 40, "dog"]
     expected = [clip.get_text_embedding_batch([text, "x"]) for text in texts]
@@ -278,6 +303,24 @@ def test_a_bad_picture_in_a_batch_is_named(
         clip.get_image_embedding_batch(images)
 
 
+def test_after_a_bad_picture_no_more_are_decoded(
+    tiny_clip: Path, noise_files: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embedding = DualEncoderEmbedding(model_name=tiny_clip, embed_batch_size=64)
+    opened: list[object] = []
+
+    def counting(image: object, **options: Any) -> Any:
+        opened.append(image)
+        time.sleep(0.005)
+        return open_image(image, **options)
+
+    monkeypatch.setattr("llama_index_gap.embedding.open_image", counting)
+
+    with pytest.raises(ImageError, match="no such file"):
+        embedding.get_image_embedding_batch(["no.png", *noise_files * 40])
+    assert len(opened) < 64
+
+
 def test_image_settings_reach_open_image(tiny_clip: Path, noise_files: list[str]) -> None:
     def embedding(**settings: Any) -> DualEncoderEmbedding:
         return DualEncoderEmbedding(model_name=str(tiny_clip), **settings)
@@ -348,6 +391,39 @@ def test_wrong_settings_fail_at_construction(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         DualEncoderEmbedding(model_name=str(tiny_clip), **settings)
+
+
+def test_a_cache_that_mixes_vectors_up_is_refused(tiny_clip: Path) -> None:
+    with pytest.raises(ValueError, match="embeddings_cache cannot tell queries from documents"):
+        DualEncoderEmbedding(model_name=str(tiny_clip), embeddings_cache=SimpleKVStore())
+
+
+def test_settings_that_made_the_model_cannot_be_assigned(tiny_clip: Path) -> None:
+    embedding = DualEncoderEmbedding(model_name=str(tiny_clip))
+
+    for name, value in (("dimensions", 4), ("model_name", "other"), ("query_prompt", "q")):
+        with pytest.raises(ValueError, match="Field is frozen"):
+            setattr(embedding, name, value)
+    with pytest.raises(ValueError, match="greater than 0"):
+        embedding.embed_batch_size = 0
+    embedding.embed_batch_size = 7
+    embedding.callback_manager = CallbackManager([])
+    assert embedding.get_text_embedding("a cat")
+
+
+def test_paths_are_taken_as_settings(tiny_clip: Path, noise_files: list[str]) -> None:
+    folder = Path(noise_files[0]).parent
+    embedding = DualEncoderEmbedding(model_name=tiny_clip, image_root=folder)
+
+    assert json.dumps(embedding.to_dict())
+    assert embedding.get_image_embedding(noise_files[0])
+    with pytest.raises(ValueError, match="image_root=/no/such: no such folder"):
+        DualEncoderEmbedding(model_name=tiny_clip, image_root="/no/such")
+
+
+def test_a_text_must_be_a_text(clip: DualEncoderEmbedding) -> None:
+    with pytest.raises(TypeError, match="None is no text; pass pictures to the image methods"):
+        clip.get_text_embedding_batch(["a", None])
 
 
 def test_models_of_two_spaces_are_refused(tiny_clip: Path, tiny_siglip: Path) -> None:
@@ -442,6 +518,30 @@ def test_inside_a_vector_store_index(clip: DualEncoderEmbedding) -> None:
 
     assert hit.node_id == "a silver trophy"
     assert hit.score == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("way", ["sync", "async"])
+def test_inside_an_ingestion_pipeline(
+    way: str, clip: DualEncoderEmbedding, noise_files: list[str]
+) -> None:
+    nodes = [
+        TextNode(text="a cat"),
+        ImageNode(image_path=noise_files[0]),
+        ImageNode(image_path=noise_files[1], text="a dog"),
+    ]
+    pipeline = IngestionPipeline(transformations=[clip], disable_cache=True)
+
+    text, bare, captioned = (
+        pipeline.run(nodes=nodes) if way == "sync" else asyncio.run(pipeline.arun(nodes=nodes))
+    )
+
+    close = partial(pytest.approx, abs=1e-6)
+    assert text.embedding == close(clip.get_text_embedding("a cat"))
+    assert bare.embedding == close(clip.get_image_embedding(noise_files[0]))
+    assert bare.text_embedding is None
+    assert captioned.embedding == close(clip.get_image_embedding(noise_files[1]))
+    assert captioned.text_embedding == close(clip.get_text_embedding("a dog"))
+    assert all(node.embedding is None for node in nodes)
 
 
 def test_inside_a_multi_modal_index(

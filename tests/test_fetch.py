@@ -174,6 +174,11 @@ def test_unreachable_server() -> None:
         "::ffff:10.0.0.1",
         "64:ff9b::7f00:1",
         "2002:7f00:1::",
+        "::127.0.0.1",
+        "fec0::1",
+        "64:ff9b:1::a00:1",
+        "5f00::1",
+        "3fff::1",
     ],
 )
 def test_addresses_that_are_not_public(address: str) -> None:

@@ -5,6 +5,7 @@ import os
 import struct
 import zlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
 
@@ -119,6 +120,14 @@ def test_the_result_does_not_share_pixels_with_an_rgb_image() -> None:
     assert original.getpixel((0, 0)) == RED
 
 
+def test_one_lazily_opened_image_in_many_threads() -> None:
+    for _ in range(20):
+        shared = Image.open(BytesIO(JPEG))
+        with ThreadPoolExecutor(8) as pool:
+            sizes = {image.size for image in pool.map(open_image, [shared] * 8)}
+        assert sizes == {(200, 100)}
+
+
 def test_exif_orientation_is_applied() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera was turned: rotate by 90° clockwise to see it upright
@@ -169,7 +178,8 @@ def test_transparent_palette_becomes_white() -> None:
         (Image.new("HSV", (1, 1), (0, 255, 255)), RED),
         (Image.new("YCbCr", (1, 1), (255, 128, 128)), WHITE),
         (Image.fromarray(np.full((1, 1), 0x80FF, dtype=np.uint16)), (0x80, 0x80, 0x80)),
-        (Image.fromarray(np.full((1, 1), 0xFFFF, dtype=np.int32)), WHITE),
+        (Image.new("RGBA", (1, 1), (255, 0, 0, 0)).convert("RGBa"), WHITE),
+        (Image.new("LA", (1, 1), (0, 255)).convert("La"), (0, 0, 0)),
     ],
     ids=lambda value: value.mode if isinstance(value, Image.Image) else "",
 )
@@ -227,6 +237,12 @@ def a_file(name: str, content: bytes) -> Callable[[Path], Path]:
     return write
 
 
+def closed(_: Path) -> BytesIO:
+    stream = BytesIO(PNG)
+    stream.close()
+    return stream
+
+
 REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "missing file": (lambda folder: folder / "no.png", "no such file"),
     "missing file as text": (lambda folder: str(folder / "no.png"), "no such file"),
@@ -267,6 +283,9 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "bomb over Pillow's limit": (lambda _: png_header(60_000, 60_000), "Pillow refuses it"),
     "no pixels": (lambda _: Image.new("RGB", (0, 5)), "0×5 pixels"),
     "floating-point pixels": (lambda _: Image.new("F", (2, 2)), "no agreed range"),
+    "32-bit integer pixels": (lambda _: Image.new("I", (2, 2)), "no agreed range"),
+    "HEIC": (lambda _: b"\0\0\0\x18ftypheic\0\0\0\0", "HEIC, which is not read; convert it"),
+    "closed BytesIO": (closed, "<closed BytesIO>: is not a picture"),
     "http URL": (lambda _: "http://example.com/a.png", "unless allow_urls=True"),
     "https URL": (lambda _: "https://example.com/a.png", "unless allow_urls=True"),
     "URL of a node": (
@@ -296,9 +315,9 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
         r"\(/no.png\): no such",
     ),
     "node with broken base64": (lambda _: ImageNode(image="@@@"), "nor base64"),
-    "None": (lambda _: None, "<NoneType> is not a picture"),
-    "number": (lambda _: 7, "<int> is not a picture"),
-    "array": (lambda _: np.zeros((2, 2, 3), dtype=np.uint8), "<ndarray> is not a picture"),
+    "None": (lambda _: None, "<NoneType>: is not a picture"),
+    "number": (lambda _: 7, "<int>: is not a picture"),
+    "array": (lambda _: np.zeros((2, 2, 3), dtype=np.uint8), "<ndarray>: is not a picture"),
 }
 
 
@@ -371,7 +390,7 @@ def test_messages_name_the_picture_but_hold_neither_content_nor_passwords() -> N
     assert describe(FLAG) == "<RGB image, 2×1>"
     assert describe(ImageNode(id_="n1", image=PNG_BASE64)) == "node n1"
     assert describe(f"data:image/png;base64,{PNG_BASE64}").startswith("<data URI of")
-    assert describe("https://me:secret@example.com/a.png") == "https://***@example.com/a.png"
+    assert describe("https://me:secret@e.com/a.png?token=x") == "https://***@e.com/a.png"
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts open files in /proc")

@@ -38,6 +38,10 @@ def test_takes_a_page_apart() -> None:
         ('<img src="a.png" alt="x &amp; y">', PageImage("a.png", "x & y")),
         ('text <img alt="x" src="a.png"/> text', PageImage("a.png", "x")),
         ("<p align=center>\n<img src=a.png>\n</p>", PageImage("a.png", "")),
+        ("![[a.png]]", PageImage("a.png", "")),
+        ("![[img/a b.png|a ship]]", PageImage("img/a b.png", "a ship")),
+        ("![[a.png|300x200]]", PageImage("a.png", "")),
+        ("![x](//cdn/a.png)", PageImage("//cdn/a.png", "x")),
     ],
 )
 def test_finds_pictures(source: str, image: PageImage) -> None:
@@ -55,6 +59,29 @@ def test_html_gives_its_text_without_scripts() -> None:
     assert page.text == "Hello & bye"
 
 
+@pytest.mark.parametrize(
+    ("source", "text"),
+    [
+        ("a<br>b", "a b"),
+        ("<table><tr><td>one</td><td>two</td></tr></table>", "one two"),
+        ("bye <script>inline</script> after", "bye after"),
+        ("un<b>believ</b>able", "unbelievable"),
+    ],
+)
+def test_html_parts_words_where_a_page_does(source: str, text: str) -> None:
+    assert parse_markdown(source).text == text
+
+
+def test_what_was_meant_as_a_picture_is_told() -> None:
+    page = parse_markdown("![x](my pic.png) and ![y]({{ base }}/a.png)\n\n`![x](my pic.png)`")
+
+    assert page.unread[:2] == ["![x](my pic.png)", "![y]({{ base }}/a.png)"]
+
+
+def test_the_first_heading_counts() -> None:
+    assert parse_markdown("# One\n\n# Two\n\n## Three").heading == "One"
+
+
 def test_tables_give_their_cells() -> None:
     assert parse_markdown("| a | b |\n|---|---|\n| 1 | 2 |\n").text == "a\n\nb\n\n1\n\n2"
 
@@ -68,6 +95,12 @@ def test_tables_give_their_cells() -> None:
         ("---\r\na: 1\r\n---\r\ntext", {"a": 1}, "text"),
         ("text\n\n---\n\nmore", {}, "text\n\nmore"),
         ("---\n1: one\n---\n", {"1": "one"}, ""),
+        ("---\nprose between rules\n---\n", {}, "prose between rules"),
+        (
+            '+++\ntitle = "T"\ndate = 2024-05-01\n+++\ntext',
+            {"title": "T", "date": "2024-05-01"},
+            "text",
+        ),
     ],
 )
 def test_front_matter(source: str, metadata: dict[str, object], text: str) -> None:
@@ -82,7 +115,13 @@ def test_front_matter(source: str, metadata: dict[str, object], text: str) -> No
     [
         ("---\na: [\n---\n", "front matter is not YAML"),
         ("---\n- a\n---\n", "not a mapping"),
-        ("---\nplain\n---\n", "not a mapping"),
+        ("---\na: &x [1]\nb: *x\n---\n", "aliases .* are not read"),
+        ("---\na: &a [*a]\n---\n", "aliases .* are not read"),
+        ("---\na: " + "[" * 3000 + "]" * 3000 + "\n---\n", "not YAML that is read"),
+        ("---\na: !!binary aGk=\n---\n", "holds a bytes as a"),
+        ("---\na: !!set {x}\n---\n", "holds a set as a"),
+        ("---\na: [.nan]\n---\n", "says a: nan, which is no number"),
+        ("+++\na = \n+++\n", "not TOML that is read"),
         ("---\ndate: 2024-02-31\n---\n", "not YAML"),
         ("---\na: !!python/object/apply:os.system [ls]\n---\n", "not YAML"),
     ],

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 import json
 import random
 import re
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from llama_index.core.node_parser import TokenTextSplitter
+from llama_index.core.node_parser import SentenceWindowNodeParser, TokenTextSplitter
 from llama_index.core.schema import MetadataMode, NodeRelationship
 from PIL import Image
 
@@ -85,6 +86,10 @@ def test_a_folder_with_docs_jsonl_is_read_as_that_file(tmp_path: Path) -> None:
         {"image": "a.png", "caption": "red"},
         {"image": "a.png", "alt": " red "},
         {"image": {"path": "a.png", "alt": "red"}},
+        {"image": {"path": "a.png"}, "caption": "red"},
+        {"image": "a.png", "caption": None, "alt": "red"},
+        {"Image": "a.png", "Caption": "red"},
+        {" IMAGES ": [{"path": "a.png", "alt": "red"}]},
     ],
 )
 def test_ways_to_name_a_picture(images: dict[str, Any], tmp_path: Path) -> None:
@@ -93,7 +98,7 @@ def test_ways_to_name_a_picture(images: dict[str, Any], tmp_path: Path) -> None:
     (node,) = read_corpus(jsonl(tmp_path, images)).image_nodes
 
     assert node.text == "red"
-    assert "caption" not in node.metadata
+    assert node.metadata == {}
 
 
 def test_a_picture_without_a_caption_has_no_text(tmp_path: Path) -> None:
@@ -194,6 +199,24 @@ def test_csv_with_one_image_column(tmp_path: Path) -> None:
     assert [node.text for node in read_corpus(tmp_path).image_nodes] == ["red"]
 
 
+def test_csv_leaves_the_module_s_limit_as_it_was(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("text\na\n")
+    before = csv.field_size_limit()
+
+    read_corpus(tmp_path / "a.csv")
+
+    assert csv.field_size_limit() == before
+
+
+def test_csv_columns_without_a_name_must_be_empty(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("text,,\none,,\ntwo,,3\n")
+
+    corpus = read_corpus(tmp_path / "a.csv")
+
+    assert len(corpus.nodes) == 1
+    assert corpus.skipped == [Skipped("a.csv:3", "has '3' in a column without a name")]
+
+
 def test_tsv(tmp_path: Path) -> None:
     (tmp_path / "a.tsv").write_text("id\ttext\nx\thello, world\n")
 
@@ -229,7 +252,73 @@ def test_markdown_folder(tmp_path: Path) -> None:
     assert by_id["posts/a.md#text-0"].metadata == {"title": "Out at sea", "author": "Ann"}
     assert by_id["b.md#text-0"].metadata == {"title": "Heading"}
     assert [node.text for node in corpus.image_nodes] == ["a ship", "map"]
-    assert corpus.skipped == [Skipped("img/unused.png", "no document shows this picture")]
+    assert [skip.source for skip in corpus.skipped] == ["img/unused.png"]
+    assert corpus.skipped[0].reason.startswith("no page shows this picture")
+
+
+def test_pictures_of_front_matter(tmp_path: Path) -> None:
+    for name in ("img/top.png", "posts/side.png"):
+        picture(tmp_path / name)
+    (tmp_path / "posts" / "a.md").write_text(
+        "---\ntitle: 2024\nimages: [/img/top.png, {path: side.png, alt: a side}]\n---\nText.\n"
+    )
+
+    corpus = read_corpus(tmp_path)
+
+    assert corpus.nodes[0].metadata == {"title": "2024"}
+    assert [(node.node_id, node.text) for node in corpus.image_nodes] == [
+        ("posts/a.md#image-img/top.png", ""),
+        ("posts/a.md#image-posts/side.png", "a side"),
+    ]
+    assert corpus.skipped == []
+
+
+def test_what_a_page_leaves_out_is_reported(tmp_path: Path) -> None:
+    (tmp_path / "a.md").write_text("---\ntext: other\n---\nText ![x](my pic.png) ![y](//c/a.png)")
+    (tmp_path / "notes.txt").write_text("x")
+
+    reasons = [skip.reason for skip in read_corpus(tmp_path).skipped]
+
+    assert reasons == [
+        "is a URL; readers fetch nothing, download it first",
+        "looks like a picture, but is no Markdown; ![x](my pic.png)",
+        "its front matter says text; the page's own is taken",
+        "is neither a page nor a picture by its suffix",
+    ]
+
+
+def test_links_are_followed_and_broken_ones_reported(tmp_path: Path) -> None:
+    picture(tmp_path / "elsewhere" / "a.png")
+    corpus_folder = tmp_path / "corpus"
+    picture(corpus_folder / "b.png")
+    (corpus_folder / "linked").symlink_to(tmp_path / "elsewhere")
+    (corpus_folder / "gone.png").symlink_to(tmp_path / "nothing.png")
+    (corpus_folder / "round").symlink_to(corpus_folder)
+
+    corpus = read_corpus(corpus_folder, root=tmp_path)
+
+    assert corpus.document_ids == ["b.png", "linked/a.png"]
+    assert corpus.skipped == [Skipped("gone.png, picture gone.png", "no such file")]
+    outside = read_corpus(corpus_folder).skipped
+    assert f"lies outside root={corpus_folder}" in outside[1].reason
+
+
+def test_a_folder_of_two_tables_is_ambiguous(tmp_path: Path) -> None:
+    jsonl(tmp_path, GOOD)
+    (tmp_path / "docs.csv").write_text("text\na\n")
+
+    with pytest.raises(CorpusError, match=r"holds docs\.jsonl and docs\.csv; pass the one"):
+        read_corpus(tmp_path)
+
+
+def test_a_splitter_s_own_metadata_is_kept(tmp_path: Path) -> None:
+    path = jsonl(tmp_path, {"title": "T", "text": "One. Two. Three.", "year": 1})
+    splitter = SentenceWindowNodeParser.from_defaults(window_size=1)
+
+    node = read_corpus(path, splitter=splitter).nodes[0]
+
+    assert node.metadata["window"] == "One.  Two. "
+    assert node.get_content(MetadataMode.EMBED) == "title: T\n\nOne."
 
 
 def test_picture_folder(tmp_path: Path) -> None:
@@ -294,7 +383,7 @@ SKIPPED: dict[str, tuple[Any, str]] = {
     "a list": ([1], "is a JSON list, not an object"),
     "a text": ('"hello"', "is a JSON str, not an object"),
     "null": ("null", "is a JSON NoneType"),
-    "NaN": ('{"text": "a", "score": NaN}', "holds NaN, which is not JSON"),
+    "NaN": ('{"text": "a", "score": NaN}', "holds NaN, which is not a number"),
     "Infinity": ('{"text": "a", "score": -Infinity}', "holds -Infinity"),
     "deep nesting": ('{"text": ' + "[" * 100_000, "nested too deeply"),
     "nothing in it": ({"id": "x"}, "has neither a text nor a picture"),
@@ -312,7 +401,14 @@ SKIPPED: dict[str, tuple[Any, str]] = {
     "an image without a path": ({"images": [{"alt": "x"}]}, "has the path None, not a text"),
     "an empty path": ({"images": [""]}, "has the path '', not a text"),
     "a number as caption": ({"images": [{"path": "a", "alt": 3}]}, "the caption of 'a' is 3"),
-    "image and images": ({"image": "a", "images": []}, "has both image and images"),
+    "image and images": ({"image": "a", "images": ["b"]}, "has both image and images"),
+    "a number beyond all": ('{"text": "a", "score": 1e999}', "holds 1e999, which is not a number"),
+    "a field twice": ('{"text": "a", "text": "b"}', "says text twice"),
+    "a field in two spellings": ({"text": "a", "Text ": "b"}, "says text twice, once as Text"),
+    "half a character in a caption": (
+        '{"text": "t", "images": [{"path": "a.png", "alt": "\\ud83d"}]}',
+        "holds half a character",
+    ),
     "half a character": ('{"text": "\\ud83d"}', "holds half a character"),
     "half a character in metadata": ('{"text": "a", "m": "\\ud83d"}', "holds half a character"),
     "NUL": ('{"text": "a\\u0000b"}', "holds a NUL character"),
@@ -450,10 +546,18 @@ REFUSED: dict[str, tuple[Callable[[Path], Path], str]] = {
     "JSONL of blank lines": (a_file("a.jsonl", b"\n \n"), "no document could be read"),
     "JSONL of nonsense": (a_file("a.jsonl", b"x\ny\n"), r"\(a\.jsonl:1: is not JSON"),
     "empty CSV": (a_file("a.csv"), "names no column that is read .*it has nothing"),
+    "CSV with semicolons": (a_file("a.csv", b"id;text\n1;2\n"), "it has id;text; separate the col"),
+    "CSV in UTF-16": (
+        a_file("a.csv", "text\na\n".encode("utf-16")),
+        "not UTF-8; .* save it as UTF-8",
+    ),
     "CSV without known columns": (a_file("a.csv", b"name,price\n1,2\n"), "it has name, price"),
     "CSV with a column twice": (a_file("a.csv", b"text,text\n1,2\n"), "'text' stands twice"),
     "CSV that is not UTF-8": (a_file("a.csv", b"text\ncaf\xe9\n"), "is not UTF-8; byte 0xe9"),
-    "CSV with an open quote": (a_file("a.csv", b'text\n"abc\n'), "is not CSV; unexpected end"),
+    "CSV with an open quote": (
+        a_file("a.csv", b'text\n"abc\n'),
+        "is not CSV after line 1; unexpected end",
+    ),
     "CSV of a header": (a_file("a.csv", b"id,text\n"), "no document could be read"),
 }
 

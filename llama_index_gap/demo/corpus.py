@@ -45,22 +45,33 @@ def write_demo_corpus(folder: str | Path) -> Path:
 
     Returns:
         The folder.
+
+    Raises:
+        FileExistsError: the folder holds another ``docs.jsonl``.
     """
     folder = Path(folder)
+    documents = folder / "docs.jsonl"
+    content = "".join(
+        json.dumps(_document(article), ensure_ascii=False) + "\n" for article in _ARTICLES
+    )
+    if documents.exists() and documents.read_text(encoding="utf-8") != content:
+        raise FileExistsError(f"{documents} is not the demo's; choose another folder")
     images = folder / "images"
     images.mkdir(parents=True, exist_ok=True)
-    lines: list[str] = []
-    for identifier, title, text, alt, background, shape, colour in _ARTICLES:
-        name = f"{identifier}.png"
+    for identifier, *_, background, shape, colour in _ARTICLES:
+        path = images / f"{identifier}.png"
         if shape:
-            _draw(background, shape, colour).save(images / name)
+            _draw(background, shape, colour).save(path)
         else:  # so that the demo shows what becomes of a picture that cannot be read
-            (images / name).write_text("<html>404 Not Found</html>", encoding="utf-8")
-        picture = {"path": f"images/{name}", "alt": alt}
-        document = {"id": identifier, "title": title, "text": text, "images": [picture]}
-        lines.append(json.dumps(document, ensure_ascii=False))
-    (folder / "docs.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+            path.write_text("<html>404 Not Found</html>", encoding="utf-8")
+    documents.write_text(content, encoding="utf-8")
     return folder
+
+
+def _document(article: tuple[str, ...]) -> dict[str, object]:
+    identifier, title, text, alt, *_ = article
+    picture = {"path": f"images/{identifier}.png", "alt": alt}
+    return {"id": identifier, "title": title, "text": text, "images": [picture]}
 
 
 def _draw(background: str, shape: str, colour: str) -> Image.Image:

@@ -30,7 +30,7 @@ class Encoder(ABC):
     copies of an encoder are the encoder itself.
 
     Attributes:
-        name: the hub name or folder it was loaded from, as the user wrote it.
+        name: the hub name or folder of its checkpoint; joined by ``" + "`` where there are two.
         licence: what the checkpoint's model card says, for example ``"mit"``; None if it has none.
         dimension: length of a vector.
         modalities: what it can encode.

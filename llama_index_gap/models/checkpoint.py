@@ -59,7 +59,7 @@ class Checkpoint:
         card = self.folder / "README.md"
         if not card.is_file():
             return None
-        front = re.match(r"---\n(.*?)\n---", card.read_text(encoding="utf-8"), re.DOTALL)
+        front = re.match(r"---\n(.*?)\n---", card.read_text("utf-8", errors="replace"), re.DOTALL)
         try:
             fields = yaml.safe_load(front[1]) if front else None
         except yaml.YAMLError:
@@ -76,7 +76,7 @@ def find_checkpoint(
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
 ) -> Checkpoint:
-    """Find a checkpoint in a local folder, in the hub's cache, or on the hub, in this order.
+    """Find a checkpoint in a local folder or on the hub; without the hub, in the download cache.
 
     Args:
         name: a folder, or a hub name; a name without an owner belongs to ``sentence-transformers``.
@@ -120,14 +120,14 @@ def _download(name: str, revision: str | None, cache_folder: str | None, files: 
     except HfHubHTTPError as error:
         reason = f"the model hub says: {_first_line(error)}"
     except Exception as error:  # no connection: the types belong to the hub library's transport
-        try:
-            return Path(snapshot(local_files_only=True))
-        except LocalEntryNotFoundError:
-            reason = f"the model hub cannot be reached ({_first_line(error)})"
-    raise ModelError(
-        f"{name}: not a folder here, not in the download cache, and {reason}; "
-        "pass the folder of a downloaded model, or see what runs offline with: llama-gap demo"
-    )
+        reason = f"the model hub cannot be reached ({_first_line(error)})"
+    try:
+        return Path(snapshot(local_files_only=True))
+    except LocalEntryNotFoundError:
+        raise ModelError(
+            f"{name}: not a folder here, not in the download cache, and {reason}; "
+            "pass the folder of a downloaded model, or see what runs offline with: llama-gap demo"
+        ) from None
 
 
 @dataclass

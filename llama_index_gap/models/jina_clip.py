@@ -13,11 +13,25 @@ from torch import Tensor, nn
 
 from llama_index_gap.models.base import Encoder, FloatArray, Kind, Modality, ModelError, unit_rows
 from llama_index_gap.models.checkpoint import Checkpoint, list_some
-from llama_index_gap.models.weights import check_settings, load_module, read_weights, setting
+from llama_index_gap.models.layers import (
+    PatchRotation,
+    masked_mean,
+    pixel_values,
+    split_heads,
+    to_numpy,
+)
+from llama_index_gap.models.tokens import PromptedTokenizer
+from llama_index_gap.models.weights import (
+    check_settings,
+    load_module,
+    read_weights,
+    rename,
+    setting,
+    split_qkv,
+)
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-    from transformers import BatchEncoding
 
 # config.json of jinaai/jina-embeddings-v3, on which the text tower is based; a checkpoint of
 # jina-clip names it and states only what differs (``hf_model_config_kwargs``).
@@ -172,150 +186,6 @@ class JinaClipEncoder(Encoder):
         pixels = torch.from_numpy(np.stack(prepared)).to(self._device, self._dtype)
         with self._forward, torch.inference_mode():
             return to_numpy(self._vision(pixels))
-
-
-class PromptedTokenizer:
-    """A checkpoint's tokenizer with the prompts of its two sides; safe in several threads.
-
-    Args:
-        checkpoint: where the tokenizer's files lie.
-        prompts: what goes before the texts of each side.
-        longest: most tokens that the model can take.
-        max_text_tokens: most tokens that are wanted, prompt and special tokens included; by default
-            as many as both model and tokenizer allow.
-
-    Attributes:
-        max_text_tokens: where texts are cut.
-        pad_token_id: what fills up the shorter texts of a batch.
-
-    Raises:
-        ModelError: no tokenizer in the folder, or one that does not load.
-        ValueError: ``max_text_tokens`` is beyond the checkpoint, or within a prompt.
-    """
-
-    def __init__(
-        self,
-        checkpoint: Checkpoint,
-        prompts: Mapping[Kind, str],
-        *,
-        longest: int,
-        max_text_tokens: int | None,
-    ) -> None:
-        from transformers import PreTrainedTokenizerFast
-
-        if not (checkpoint.folder / "tokenizer.json").is_file():
-            raise ModelError(
-                f"{checkpoint.name}: tokenizer.json is missing; download the checkpoint again"
-            )
-        try:
-            # AutoTokenizer would take a model's own class here, and these build their pipeline anew
-            # and drop parts of the file's.
-            self._tokenizer = PreTrainedTokenizerFast.from_pretrained(checkpoint.folder)
-        except Exception as error:  # the tokenizers library raises nothing more precise
-            raise ModelError(f"{checkpoint.name}: its tokenizer does not load ({error})") from error
-        longest = min(longest, self._tokenizer.model_max_length)
-        if max_text_tokens is not None and max_text_tokens > longest:
-            raise ValueError(
-                f"max_text_tokens={max_text_tokens} is more than {checkpoint.name} can read; "
-                f"pass at most {longest}, or leave it out"
-            )
-        self.max_text_tokens = longest if max_text_tokens is None else max_text_tokens
-        self.pad_token_id: int = self._tokenizer.pad_token_id
-        self._prompts = prompts
-        # Truncation is a setting of the tokenizer, not of the call.
-        self._lock = threading.Lock()
-        for kind in prompts:
-            (taken,) = self._lengths([""], kind)
-            if self.max_text_tokens <= taken:
-                raise ValueError(
-                    f"max_text_tokens={self.max_text_tokens} leaves no room for a text: {kind} "
-                    f"prompt and special tokens take {taken}; pass more, or a shorter prompt"
-                )
-
-    def __call__(self, texts: Sequence[str], kind: Kind) -> BatchEncoding:
-        """Token ids and attention mask of n texts, shape (n, longest of them), padded and cut."""
-        with self._lock:
-            tokens: BatchEncoding = self._tokenizer(
-                self._prompted(texts, kind),
-                padding=True,
-                truncation=True,
-                max_length=self.max_text_tokens,
-                return_tensors="pt",
-            )
-        return tokens
-
-    def count_truncated(self, texts: Sequence[str], kind: Kind) -> int:
-        """How many of these texts are longer than ``max_text_tokens``."""
-        return sum(length > self.max_text_tokens for length in self._lengths(texts, kind))
-
-    def _lengths(self, texts: Sequence[str], kind: Kind) -> list[int]:
-        if not texts:
-            return []
-        with self._lock:
-            tokens = self._tokenizer(self._prompted(texts, kind), truncation=False, verbose=False)
-        return [len(ids) for ids in tokens["input_ids"]]
-
-    def _prompted(self, texts: Sequence[str], kind: Kind) -> list[str]:
-        return [self._prompts[kind] + text for text in texts]
-
-
-def pixel_values(image: Image, mean: Sequence[float], std: Sequence[float]) -> FloatArray:
-    """An RGB image of size (w, h) as normalised numbers of shape (3, h, w)."""
-    scaled = np.asarray(image, dtype=np.float32) / np.float32(255)
-    normalised = (scaled - np.asarray(mean, np.float32)) / np.asarray(std, np.float32)
-    return np.ascontiguousarray(normalised.transpose(2, 0, 1))
-
-
-def masked_mean(hidden: Tensor, mask: Tensor) -> Tensor:
-    """Mean of (n, length, d) token vectors where the (n, length) mask is not 0; (n, d), float32."""
-    weights = mask.unsqueeze(-1).float()
-    return (hidden.float() * weights).sum(1) / weights.sum(1)
-
-
-def to_numpy(features: Tensor) -> FloatArray:
-    """A tensor on any device as a float32 array."""
-    array: FloatArray = features.float().cpu().numpy()
-    return array
-
-
-class PatchRotation(nn.Module):
-    """Rotary position embedding of a square of image patches (EVA-02, arXiv 2303.11331).
-
-    Neighbouring numbers of a head form a pair; the first half of the pairs turns with the patch's
-    row, the second with its column. The class token in front stays as it is.
-
-    Args:
-        patches: patches on a side of the square.
-        head_dim: length of a head's vector; a multiple of 4.
-        extent: how far apart the square's sides are in positions, whatever the number of patches:
-            the patches on a side in pretraining.
-    """
-
-    cosine: Tensor
-    sine: Tensor
-
-    def __init__(self, patches: int, head_dim: int, extent: float) -> None:
-        super().__init__()
-        frequencies = 10000.0 ** -(torch.arange(0, head_dim, 4) / head_dim)
-        angles = torch.outer(torch.arange(patches) / patches * extent, frequencies)
-        rows = angles.repeat_interleave(patches, dim=0)
-        columns = angles.repeat(patches, 1)
-        pairs = torch.cat([rows, columns], dim=1).repeat_interleave(2, dim=1)
-        self.register_buffer("cosine", pairs.cos(), persistent=False)
-        self.register_buffer("sine", pairs.sin(), persistent=False)
-
-    def forward(self, heads: Tensor) -> Tensor:
-        """Turn vectors of shape (n, heads, 1 + patches², head_dim)."""
-        fixed, turning = heads[:, :, :1], heads[:, :, 1:]
-        quarter = torch.stack([-turning[..., 1::2], turning[..., ::2]], dim=-1).flatten(-2)
-        turned = turning * self.cosine + quarter * self.sine
-        return torch.cat([fixed, turned.to(heads.dtype)], dim=2)
-
-
-def split_heads(vectors: Tensor, heads: int) -> Tensor:
-    """(n, length, heads * head_dim) → (n, heads, length, head_dim)."""
-    n, length, width = vectors.shape
-    return vectors.reshape(n, length, heads, width // heads).transpose(1, 2)
 
 
 class _Attention(nn.Module):
@@ -489,21 +359,6 @@ def _rename_text(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         name = rename(key.removeprefix("text_model.transformer.roberta."), _TEXT_NAMES)
         renamed |= split_qkv(name, "mixer.Wqkv", tensor)
     return renamed
-
-
-def rename(key: str, names: Mapping[str, str]) -> str:
-    """A tensor's name with each part that ``names`` knows replaced by what it maps to."""
-    for theirs, ours in names.items():
-        key = key.replace(theirs, ours)
-    return key
-
-
-def split_qkv(name: str, joint: str, tensor: Tensor) -> dict[str, Tensor]:
-    """One joint projection as transformers' three; a tensor of another name as it is."""
-    if f".{joint}." not in name:
-        return {name: tensor}
-    parts = zip("qkv", tensor.tensor_split(3), strict=True)
-    return {name.replace(joint, f"self_attn.{letter}_proj"): part for letter, part in parts}
 
 
 def _mean_and_std(checkpoint: Checkpoint, image_size: int) -> tuple[list[float], list[float]]:

@@ -14,17 +14,22 @@ from torch import Tensor, nn
 
 from llama_index_gap.models.base import Encoder, FloatArray, Kind, Modality, ModelError, unit_rows
 from llama_index_gap.models.checkpoint import Checkpoint
-from llama_index_gap.models.jina_clip import (
+from llama_index_gap.models.layers import (
     PatchRotation,
-    PromptedTokenizer,
     masked_mean,
     pixel_values,
-    rename,
     split_heads,
-    split_qkv,
     to_numpy,
 )
-from llama_index_gap.models.weights import check_settings, load_module, read_weights, setting
+from llama_index_gap.models.tokens import PromptedTokenizer
+from llama_index_gap.models.weights import (
+    check_settings,
+    load_module,
+    read_weights,
+    rename,
+    setting,
+    split_qkv,
+)
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -56,6 +61,12 @@ _SUPPORTED_VISION = {
     "sinusoidal_pos_embedding": False,
     "use_pos_embed": True,
     "use_rotary_pos_emb": True,
+}
+_POOLING = "1_Pooling/config.json"  # of sentence-transformers; not every checkpoint has it
+_SUPPORTED_POOLING = {
+    "pooling_mode": "mean",
+    "pooling_mode_cls_token": False,
+    "pooling_mode_mean_tokens": True,
 }
 _TEXT_NAMES = {
     "emb_ln.": "embeddings.LayerNorm.",
@@ -228,6 +239,8 @@ class _TextSide:
         dtype: torch.dtype,
     ) -> None:
         check_settings(checkpoint, _SUPPORTED_TEXT)
+        if (checkpoint.folder / _POOLING).is_file():  # others of this architecture pool otherwise
+            check_settings(checkpoint, _SUPPORTED_POOLING, file=_POOLING)
         self.tokenizer = PromptedTokenizer(
             checkpoint, prompts, longest=_longest_text(checkpoint), max_text_tokens=max_text_tokens
         )
@@ -282,6 +295,18 @@ def _longest_text(checkpoint: Checkpoint) -> int:
     # beyond max_trained_positions (``rotary_scaling_factor``); up to there both are the same.
     trained = setting(checkpoint, "max_trained_positions", 2048)
     return int(min(trained, setting(checkpoint, "n_positions")))
+
+
+def _pretraining_patches(checkpoint: Checkpoint) -> float:
+    """Patches on a side of the square in pretraining."""
+    match setting(checkpoint, "ref_feat_shape"):
+        case [int() | float() as rows, int() | float() as columns] if rows == columns:
+            return rows
+        case shape:
+            raise ModelError(
+                f"{checkpoint.name}: a variant that cannot be loaded; config.json says "
+                f"ref_feat_shape={shape!r} (supported: two equal numbers)"
+            )
 
 
 def _load_text_model(checkpoint: Checkpoint, *, device: str, dtype: torch.dtype) -> nn.Module:
@@ -440,7 +465,7 @@ class _VisionTower(nn.Module):
             hidden=int(setting(checkpoint, "n_inner")),
             size=setting(checkpoint, "img_size"),
             patch=setting(checkpoint, "patch_size"),
-            extent=setting(checkpoint, "ref_feat_shape")[0],
+            extent=_pretraining_patches(checkpoint),
             eps=setting(checkpoint, "layer_norm_epsilon"),
             norm=setting(checkpoint, "norm_mlp"),
         )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from llama_index_gap.models.base import Encoder, FloatArray, Kind, ModelError, unit_rows
 from llama_index_gap.models.checkpoint import Checkpoint, load_report
+from llama_index_gap.models.weights import refuse_broken_numbers
 
 if TYPE_CHECKING:
     import torch
@@ -63,6 +64,7 @@ class SentenceTransformerEncoder(Encoder):
         self.dimension = self._model.get_embedding_dimension() or self._probe_dimension()
         family = getattr(self._model.config, "model_type", None)
         self._is_siglip = family in {"siglip", "siglip2"}
+        self._is_naflex = family == "siglip2"  # fixed resolutions of SigLIP 2 say "siglip"
         self.max_text_tokens = self._limit(max_text_tokens)
         self._prompts = {
             "query": self._prompt("query", query_prompt),
@@ -104,18 +106,20 @@ class SentenceTransformerEncoder(Encoder):
     def prepare_image(self, image: Image) -> Any:
         """Resize and normalise one RGB image (models with a chat template do it in the batch)."""
         self._require("image")
-        return self._model.preprocess([image]) if self._one_by_one else image
+        if not self._one_by_one:
+            return image
+        return self._model.preprocess([image], processing_kwargs=self._image_options())
 
     def encode_prepared(self, prepared: Sequence[Any]) -> FloatArray:
         """Encode n prepared images; returns shape (n, dimension), rows of length 1."""
         self._require("image")
-        if self._one_by_one:
-            features = _concatenate(prepared)
-        else:
-            features = self._model.preprocess(
-                list(prepared), prompt=self._prompts["document"] or None, task="document"
-            )
         with self._lock:
+            if self._one_by_one:
+                features = _concatenate(prepared, self.name)
+            else:
+                features = self._model.preprocess(
+                    list(prepared), prompt=self._prompts["document"] or None, task="document"
+                )
             return self._forward(features)
 
     def _forward(self, features: dict[str, Any]) -> FloatArray:
@@ -153,6 +157,18 @@ class SentenceTransformerEncoder(Encoder):
                 "max_length": self.max_text_tokens,
                 "truncation": True,
                 "return_attention_mask": False,
+            }
+        }
+
+    def _image_options(self) -> dict[str, dict[str, Any]] | None:
+        if not self._is_naflex:
+            return None
+        # transformers' Siglip2Processor puts numbers of its own in place of the checkpoint's.
+        image_processor = self._model.processor.image_processor
+        return {
+            "image": {
+                "patch_size": image_processor.patch_size,
+                "max_num_patches": image_processor.max_num_patches,
             }
         }
 
@@ -222,21 +238,34 @@ def _load(
         # Each library below raises its own types for a checkpoint that it cannot read.
         except Exception as error:
             lines = str(error).strip().splitlines() or [type(error).__name__]
+            reason = lines[0]
+            if isinstance(error, ImportError) and "sentencepiece" in reason.lower():
+                reason = (
+                    "SigLIP's tokenizer needs sentencepiece; "
+                    "install it with: pip install 'llama-index-gap[siglip]'"
+                )
             raise ModelError(
-                f"{checkpoint.name}: sentence-transformers cannot load it: {lines[0]}"
+                f"{checkpoint.name}: sentence-transformers cannot load it: {reason}"
             ) from error
     pooled = any(isinstance(module, Pooling) for module in model)
     report.raise_if_incomplete(checkpoint.name, pooler_unused=pooled)
+    refuse_broken_numbers(model.state_dict(), checkpoint.name)
     return model.eval()
 
 
-def _concatenate(prepared: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _concatenate(prepared: Sequence[dict[str, Any]], model: str) -> dict[str, Any]:
     """Join the features of n images along their first axis."""
     import torch
 
-    return {
-        name: torch.cat([features[name] for features in prepared])
-        if isinstance(value, torch.Tensor)
-        else value
-        for name, value in prepared[0].items()
-    }
+    joined = dict(prepared[0])
+    for name, value in joined.items():
+        if not isinstance(value, torch.Tensor):
+            continue
+        shapes = {tuple(features[name].shape[1:]) for features in prepared}
+        if len(shapes) > 1:
+            raise ModelError(
+                f"{model}: its {name} are shaped {' and '.join(map(str, sorted(shapes)))} for "
+                "different images, so these cannot share a batch; pass embed_batch_size=1"
+            )
+        joined[name] = torch.cat([features[name] for features in prepared])
+    return joined

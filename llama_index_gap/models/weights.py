@@ -81,7 +81,13 @@ def read_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
     folder = checkpoint.folder
     files: Sequence[str] = [_WEIGHTS]
     if not (folder / _WEIGHTS).is_file() and (folder / _INDEX).is_file():
-        files = sorted(set(setting(checkpoint, "weight_map", file=_INDEX).values()))
+        weight_map = setting(checkpoint, "weight_map", file=_INDEX)
+        if not isinstance(weight_map, dict):
+            raise ModelError(
+                f"{checkpoint.name}: weight_map in {_INDEX} is no JSON object but {weight_map!r}; "
+                "download the checkpoint again"
+            )
+        files = sorted(set(weight_map.values()))
     absent = {file for file in files if not (folder / file).is_file()}
     if absent:
         raise ModelError(
@@ -96,13 +102,18 @@ def read_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
             raise ModelError(
                 f"{checkpoint.name}: {file} cannot be read ({error}); download it again"
             ) from error
+    refuse_broken_numbers(tensors, checkpoint.name)
+    return tensors
+
+
+def refuse_broken_numbers(tensors: Mapping[str, Tensor], name: str) -> None:
+    """Raise ModelError that lists the tensors of the checkpoint ``name`` with NaN or infinity."""
     broken = {key for key, tensor in tensors.items() if not bool(tensor.isfinite().all())}
     if broken:
         raise ModelError(
-            f"{checkpoint.name}: NaN or infinity in the weights {list_some(broken)}; "
+            f"{name}: NaN or infinity in the weights {list_some(broken)}; "
             "download the checkpoint again"
         )
-    return tensors
 
 
 def load_module(
@@ -157,6 +168,21 @@ class _ParametersWithoutMemory(TorchFunctionMode):
     ) -> Any:
         where = {"device": "meta"} if func is torch.empty else {}
         return func(*args, **{**(kwargs or {}), **where})
+
+
+def rename(key: str, names: Mapping[str, str]) -> str:
+    """A tensor's name with each part that ``names`` knows replaced by what it maps to."""
+    for theirs, ours in names.items():
+        key = key.replace(theirs, ours)
+    return key
+
+
+def split_qkv(name: str, joint: str, tensor: Tensor) -> dict[str, Tensor]:
+    """One joint projection as transformers' three; a tensor of another name as it is."""
+    if f".{joint}." not in name:
+        return {name: tensor}
+    parts = zip("qkv", tensor.tensor_split(3), strict=True)
+    return {name.replace(joint, f"self_attn.{letter}_proj"): part for letter, part in parts}
 
 
 def _read_json(checkpoint: Checkpoint, file: str) -> dict[str, Any]:

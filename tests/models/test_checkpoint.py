@@ -120,7 +120,7 @@ def test_a_report_lists_what_does_not_fit() -> None:
 
     with pytest.raises(ModelError, match=r"missing: a\.pooler\.dense, b; unexpected: c$"):
         report.raise_if_incomplete("x")
-    with pytest.raises(ModelError, match="missing: b; unexpected: c$"):
+    with pytest.raises(ModelError, match=r"missing: b; unexpected: c$"):
         report.raise_if_incomplete("x", pooler_unused=True)
     LoadReport(missing={"pooler.dense"}).raise_if_incomplete("x", pooler_unused=True)
 

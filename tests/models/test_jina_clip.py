@@ -1,9 +1,7 @@
 """jina-clip-v2 against the outputs of its own code, on a tiny checkpoint with random weights."""
 
 import json
-import logging
 import shutil
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -154,22 +152,13 @@ def test_prompts_can_be_replaced(encoder):
     close(other.encode_text(TEXTS, "document"), encoder.encode_text(TEXTS, "query"))
 
 
-def test_long_texts_are_cut_and_counted(encoder, caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+def test_long_texts_are_cut_and_counted(encoder):
     short = load(max_text_tokens=20)
     words = " ".join(["cat"] * 200)
     assert short.encode_text([words, "cat"], "document").shape == (2, 64)
     assert short._tokenizer([words], "document")["input_ids"].shape == (1, 20)
     assert short.count_truncated([words, "cat", words], "document") == 2
     assert encoder.count_truncated([words, "cat"], "query") == 1
-    assert not caplog.records
-
-
-def test_count_truncated_at_the_limit():
-    length = load()._tokenizer(["a red cat"], "document")["input_ids"].shape[1]
-    for limit, cut in [(length, 0), (length - 1, 1)]:
-        encoder = load(max_text_tokens=limit, query_prompt="")
-        assert encoder.count_truncated(["a red cat"], "document") == cut
 
 
 def test_max_text_tokens_has_limits():
@@ -177,19 +166,6 @@ def test_max_text_tokens_has_limits():
         load(max_text_tokens=129)
     with pytest.raises(ValueError, match=r"max_text_tokens=5 leaves no room for a text: query"):
         load(max_text_tokens=5)
-
-
-def test_many_threads():
-    encoder = load(max_text_tokens=20)
-    long = " ".join(["cat"] * 300)
-
-    def cut_and_count(number):
-        batch = [long] * number
-        ids = encoder._tokenizer(batch, "document")["input_ids"]
-        return ids.shape == (number, 20) and encoder.count_truncated(batch, "document") == number
-
-    with ThreadPoolExecutor(8) as pool:
-        assert all(pool.map(cut_and_count, [5, 6, 7, 8, 9] * 20))
 
 
 def test_one_of_several_lora_adaptations_is_merged(copy, expected):
@@ -264,26 +240,6 @@ def test_truncated_weights(copy):
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(ModelError, match=r"model\.safetensors cannot be read"):
         load(copy)
-
-
-def test_without_tokenizer(copy):
-    (copy / "tokenizer.json").unlink()
-    with pytest.raises(ModelError, match=r"tiny: tokenizer\.json is missing"):
-        load(copy)
-
-
-def test_broken_tokenizer(copy):
-    (copy / "tokenizer.json").write_text("{}")
-    with pytest.raises(ModelError, match=r"tiny: its tokenizer does not load"):
-        load(copy)
-
-
-def test_tokenizer_follows_its_file(copy):
-    content = json.loads((copy / "tokenizer.json").read_text(encoding="utf-8"))
-    content["normalizer"] = {"type": "Lowercase"}
-    (copy / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
-    encoder = load(copy)
-    close(encoder.encode_text(["CAT"], "document"), encoder.encode_text(["cat"], "document"))
 
 
 def test_variants_that_would_compute_wrongly(copy):

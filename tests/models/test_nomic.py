@@ -255,3 +255,23 @@ def test_preprocessing_for_another_size(copy):
     change_json(copy / "preprocessor_config.json", size={"height": 8, "width": 8})
     with pytest.raises(ModelError, match=r"scales images to .*8.*, but .* img_size=32"):
         load(vision=copy)
+
+
+@pytest.mark.parametrize("shape", [None, [4], [4, 5], "4"])
+def test_patches_in_pretraining_that_are_no_square(copy, shape):
+    change_json(copy / "config.json", ref_feat_shape=shape)
+    with pytest.raises(ModelError, match=r"ref_feat_shape=.* \(supported: two equal numbers\)"):
+        load(vision=copy)
+
+
+def test_text_models_that_pool_otherwise(text_folder, tmp_path):
+    folder = shutil.copytree(text_folder, tmp_path / "text")
+    (folder / "1_Pooling").mkdir()
+    pooling = folder / "1_Pooling" / "config.json"
+    pooling.write_text('{"pooling_mode_mean_tokens": true, "pooling_mode_cls_token": false}')
+    assert load(folder).dimension == 64
+    pooling.write_text('{"pooling_mode_mean_tokens": false, "pooling_mode_cls_token": true}')
+    with pytest.raises(
+        ModelError, match=r"1_Pooling/config\.json says pooling_mode_cls_token=True"
+    ):
+        load(folder)

@@ -20,10 +20,15 @@ from transformers import (
     BertConfig,
     BertModel,
     BertTokenizer,
+    Siglip2Config,
+    Siglip2ImageProcessorPil,
+    Siglip2Model,
+    Siglip2Processor,
 )
 
 from llama_index_gap.models import Encoder, ModelError, load_encoder
 from llama_index_gap.models.base import FloatArray
+from llama_index_gap.models.checkpoint import quiet_transformers
 
 TEXTS = [
     "a red bicycle",
@@ -70,7 +75,39 @@ def native_images(folder: Path, images: list[Image.Image]) -> FloatArray:
         return unit(AutoModel.from_pretrained(folder).get_image_features(**pixels).pooler_output)
 
 
-@pytest.fixture(params=["tiny_clip", "tiny_siglip", "tiny_siglip2"])
+def make_tiny_siglip_naflex(folder: Path, tokenizer: Path, *, patch: int, patches: int) -> Path:
+    """Random weights, laid out as google/siglip2-base-patch16-naflex is.
+
+    Images of any shape become at most so many ``patches`` of ``patch`` pixels a side, with a mask.
+    The tokenizer is that of another checkpoint.
+    """
+    sizes = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    }
+    words = AutoTokenizer.from_pretrained(tokenizer)
+    tokens = {"pad_token_id": words.pad_token_id, "bos_token_id": None, "eos_token_id": None}
+    config = Siglip2Config(
+        text_config={**sizes, **tokens, "vocab_size": len(words), "max_position_embeddings": 64},
+        vision_config={**sizes, "patch_size": patch, "num_patches": 256},
+    )
+    image_processor = Siglip2ImageProcessorPil(patch_size=patch, max_num_patches=patches)
+    torch.manual_seed(0)
+    with quiet_transformers():
+        Siglip2Model(config).save_pretrained(folder)
+        Siglip2Processor(image_processor, words).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tiny_naflex(tiny_siglip2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("naflex")
+    return make_tiny_siglip_naflex(folder, tiny_siglip2, patch=16, patches=256)
+
+
+@pytest.fixture(params=["tiny_clip", "tiny_siglip", "tiny_siglip2", "tiny_naflex"])
 def checkpoint(request: pytest.FixtureRequest) -> Path:
     return request.getfixturevalue(request.param)
 
@@ -98,6 +135,45 @@ def test_batches_equal_singles(checkpoint: Path, noise: list[Image.Image]) -> No
     np.testing.assert_allclose(encoder.encode_images(noise), images, atol=1e-6)
 
 
+def test_naflex_images_keep_their_shape(tiny_naflex: Path) -> None:
+    shapes = [
+        load(tiny_naflex).prepare_image(Image.new("RGB", size))["spatial_shapes"].tolist()
+        for size in [(640, 100), (30, 900)]
+    ]
+
+    assert shapes == [[[6, 39]], [[85, 3]]]  # rows and columns
+
+
+def test_naflex_follows_the_checkpoint_s_patches(
+    tiny_siglip2: Path, tmp_path: Path, noise: list[Image.Image]
+) -> None:
+    """The trap that the encoder closes: transformers' processor puts 16 and 256 in their place."""
+    for patch, patches in [(8, 256), (16, 64)]:
+        folder = tmp_path / f"{patch}"
+        make_tiny_siglip_naflex(folder, tiny_siglip2, patch=patch, patches=patches)
+        encoder = load(folder)
+
+        assert encoder.prepare_image(noise[0])["pixel_values"].shape == (1, patches, 3 * patch**2)
+        native = native_images(folder, noise)
+        np.testing.assert_allclose(encoder.encode_images(noise), native, atol=1e-6)
+
+
+def test_images_that_cannot_share_a_batch(tiny_clip: Path) -> None:
+    encoder = load(tiny_clip)
+    small, large = (
+        encoder.prepare_image(Image.new("RGB", (32, 32))),
+        {
+            "pixel_values": torch.zeros(1, 3, 48, 32),
+            "modality": "image",
+        },
+    )
+
+    with pytest.raises(
+        ModelError, match=r"pixel_values are shaped \(3, 32, 32\) and \(3, 48, 32\) for different"
+    ):
+        encoder.encode_prepared([small, large])
+
+
 def test_bare_sentence_transformers_differs_on_siglip(tiny_siglip: Path) -> None:
     """The trap that the encoder closes: SigLIP reads its padding."""
     bare = SentenceTransformer(str(tiny_siglip)).encode(TEXTS, normalize_embeddings=True)
@@ -119,6 +195,18 @@ def test_clip_pools_at_the_end_token(tiny_clip: Path) -> None:
     # If it pooled elsewhere, a last word would make no difference.
     one, other = load(tiny_clip).encode_text(["a red cat", "a red dog"], "query")
     assert np.abs(one - other).max() > 0.001
+
+
+def test_old_clip_configs_pool_at_the_end_token_too(tiny_clip: Path, tmp_path: Path) -> None:
+    """OpenAI's say ``eos_token_id`` 2; then the largest id counts, which is the end token's."""
+    shutil.copytree(tiny_clip, tmp_path, dirs_exist_ok=True)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["text_config"]["eos_token_id"] = 2
+    (tmp_path / "config.json").write_text(json.dumps(config))
+
+    np.testing.assert_array_equal(
+        load(tmp_path).encode_text(TEXTS, "query"), load(tiny_clip).encode_text(TEXTS, "query")
+    )
 
 
 def test_what_it_says_of_itself(tiny_clip: Path, tiny_siglip: Path) -> None:
@@ -228,6 +316,22 @@ def test_images_are_prepared_by_pillow_and_left_as_they_are(tiny_clip: Path) -> 
     assert "Pil" in type(encoder._model.processor.image_processor).__name__
 
 
+def test_pillow_is_asked_for_where_torchvision_would_be_taken(
+    tiny_clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, object] = {}
+    original = SentenceTransformer.__init__
+
+    def spy(self: SentenceTransformer, *args: object, **kwargs: object) -> None:
+        asked.update(kwargs)
+        original(self, *args, **kwargs)
+
+    monkeypatch.setattr(SentenceTransformer, "__init__", spy)
+    load(tiny_clip)
+
+    assert asked["processor_kwargs"] == {"backend": "pil"}
+
+
 def text_model(folder: Path) -> Path:
     """A text encoder as sentence-transformers saves them: BERT without a pooler, mean pooling."""
     vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "cat", "dog"]
@@ -275,6 +379,10 @@ def damaged(source: Path, folder: Path, change: str) -> Path:
             weights["another.weight"] = torch.zeros(1)
         case "shape":
             weights[key] = torch.zeros(3, 3)
+        case "nan":
+            weights[key][0, 0] = torch.nan
+        case "infinity":
+            weights[key][0, 0] = torch.inf
         case "old buffer":
             weights["text_model.embeddings.position_ids"] = torch.arange(77)[None]
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
@@ -286,6 +394,8 @@ def damaged(source: Path, folder: Path, change: str) -> Path:
     [
         ("missing", r"missing: text_model\.encoder\.layers\.0\.mlp\.fc1\.weight"),
         ("unexpected", r"unexpected: another\.weight"),
+        ("nan", r"NaN or infinity in the weights .*layers\.0\.mlp\.fc1\.weight; download"),
+        ("infinity", r"NaN or infinity in the weights .*layers\.0\.mlp\.fc1\.weight; download"),
         ("shape", r"wrongly shaped: text_model.*fc1\.weight \(3, 3\) for \(64, 32\)"),
     ],
 )
@@ -294,6 +404,34 @@ def test_refuses_weights_that_do_not_fit(
 ) -> None:
     with pytest.raises(ModelError, match=message):
         load(damaged(tiny_clip, tmp_path, change))
+
+
+def test_refuses_a_missing_shard(tiny_clip: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_clip, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "model.safetensors").unlink()
+    with quiet_transformers():
+        AutoModel.from_pretrained(tiny_clip).save_pretrained(tmp_path, max_shard_size="60KB")
+    np.testing.assert_array_equal(
+        load(tmp_path).encode_text(TEXTS, "query"), load(tiny_clip).encode_text(TEXTS, "query")
+    )
+    next(tmp_path.glob("model-00002-*")).unlink()
+
+    with pytest.raises(ModelError, match=r"cannot load it: .*model-00002-of"):
+        load(tmp_path)
+
+
+def test_without_sentencepiece_it_says_what_to_install(
+    tiny_siglip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise ImportError(
+            "SiglipTokenizer requires the SentencePiece library but it was not found in your "
+            "environment. Check out the instructions on the\ninstallation page"
+        )
+
+    monkeypatch.setattr("sentence_transformers.SentenceTransformer.__init__", refuse)
+    with pytest.raises(ModelError, match=r"pip install 'llama-index-gap\[siglip\]'"):
+        load(tiny_siglip)
 
 
 def test_buffers_of_old_checkpoints_are_no_error(tiny_clip: Path, tmp_path: Path) -> None:

@@ -9,7 +9,14 @@ from torch import nn
 
 from llama_index_gap.models.base import ModelError
 from llama_index_gap.models.checkpoint import Checkpoint
-from llama_index_gap.models.weights import check_settings, load_module, read_weights, setting
+from llama_index_gap.models.weights import (
+    check_settings,
+    load_module,
+    read_weights,
+    rename,
+    setting,
+    split_qkv,
+)
 
 WEIGHTS = {"weight": torch.arange(6.0).reshape(2, 3), "bias": torch.tensor([1.0, 2.0])}
 WHERE = {"device": "cpu", "dtype": torch.float32}
@@ -84,6 +91,17 @@ def test_missing_weights_are_named(checkpoint):
         read_weights(checkpoint)
 
 
+@pytest.mark.parametrize("weight_map", [None, ["model.safetensors"]])
+def test_index_without_a_weight_map(checkpoint, weight_map):
+    shard(checkpoint)
+    index = checkpoint.folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": weight_map}))
+    with pytest.raises(
+        ModelError, match=r"weight_map in model\.safetensors\.index\.json is no JSON"
+    ):
+        read_weights(checkpoint)
+
+
 @pytest.mark.parametrize("kept", [0, 20, -4])
 def test_truncated_file(checkpoint, kept):
     path = checkpoint.folder / "model.safetensors"
@@ -127,3 +145,17 @@ def test_load_module_lists_what_does_not_fit():
         match=r"missing: weight; unexpected: wieght; wrongly shaped: bias \(3,\) for \(2,\)",
     ):
         load_module(WithBuffer, tensors, "tiny", **WHERE)
+
+
+def test_rename():
+    assert rename("a.norm1.bias", {".norm1.": ".first.", "b.": "c."}) == "a.first.bias"
+
+
+def test_split_qkv():
+    parts = split_qkv("layers.0.attn.Wqkv.bias", "attn.Wqkv", torch.arange(6))
+    assert {key: part.tolist() for key, part in parts.items()} == {
+        "layers.0.self_attn.q_proj.bias": [0, 1],
+        "layers.0.self_attn.k_proj.bias": [2, 3],
+        "layers.0.self_attn.v_proj.bias": [4, 5],
+    }
+    assert split_qkv("norm.bias", "attn.Wqkv", torch.ones(1)).keys() == {"norm.bias"}

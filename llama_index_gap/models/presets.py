@@ -1,0 +1,108 @@
+"""Models that suit most uses, by plain names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A dual encoder to start from; what it states is from the checkpoints' model cards.
+
+    Attributes:
+        name: what ``load_encoder`` knows it by.
+        text: hub name of the checkpoint that reads texts.
+        image: hub name of the checkpoint that sees images; often the same.
+        dimension: length of a vector.
+        max_text_tokens: longest text, in tokens; what exceeds it is cut off.
+        languages: how many, or which.
+        licence: of the weights.
+        commercial: whether that licence allows commercial use.
+        matryoshka: dimensions that vectors may be cut to (arXiv 2205.13147); empty if it was not
+            trained for it.
+        suits: what to choose it for.
+    """
+
+    name: str
+    text: str
+    image: str
+    dimension: int
+    max_text_tokens: int
+    languages: str
+    licence: str
+    commercial: bool
+    matryoshka: tuple[int, ...]
+    suits: str
+
+    @property
+    def checkpoints(self) -> tuple[str, ...]:
+        """The hub names, each once."""
+        return tuple(dict.fromkeys((self.text, self.image)))
+
+
+PRESETS = {
+    preset.name: preset
+    for preset in (
+        Preset(
+            name="jina",
+            text="jinaai/jina-clip-v2",
+            image="jinaai/jina-clip-v2",
+            dimension=1024,
+            max_text_tokens=8192,
+            languages="89",
+            licence="CC BY-NC 4.0",
+            commercial=False,
+            matryoshka=(32, 64, 128, 256, 512, 768, 1024),
+            suits="text with pictures, multilingual",
+        ),
+        Preset(
+            name="nomic",
+            text="nomic-ai/nomic-embed-text-v1.5",
+            image="nomic-ai/nomic-embed-vision-v1.5",
+            dimension=768,
+            # Where its training ended; the card goes on to 8192 by stretching positions.
+            max_text_tokens=2048,
+            languages="English",
+            licence="Apache-2.0",
+            commercial=True,
+            matryoshka=(64, 128, 256, 512, 768),
+            suits="text with pictures, permissive",
+        ),
+        Preset(
+            name="siglip2",
+            text="google/siglip2-base-patch16-224",
+            image="google/siglip2-base-patch16-224",
+            dimension=768,
+            max_text_tokens=64,
+            languages="many",
+            licence="Apache-2.0",
+            commercial=True,
+            matryoshka=(),
+            suits="pictures only, multilingual",
+        ),
+        Preset(
+            name="siglip",
+            text="google/siglip-base-patch16-224",
+            image="google/siglip-base-patch16-224",
+            dimension=768,
+            max_text_tokens=64,
+            languages="English",
+            licence="Apache-2.0",
+            commercial=True,
+            matryoshka=(),
+            suits="pictures only",
+        ),
+        Preset(
+            name="clip",
+            text="openai/clip-vit-base-patch32",
+            image="openai/clip-vit-base-patch32",
+            dimension=512,
+            max_text_tokens=77,
+            languages="English",
+            licence="MIT",
+            commercial=True,
+            matryoshka=(),
+            suits="pictures only, small and fast",
+        ),
+    )
+}

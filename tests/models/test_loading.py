@@ -1,0 +1,151 @@
+"""From a name to the right encoder, out of folders and out of the hub's download cache."""
+
+import logging
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from llama_index_gap.models import ModelError, load_encoder
+from llama_index_gap.models.jina_clip import JinaClipEncoder
+from llama_index_gap.models.loading import _warn_of_licence
+from llama_index_gap.models.nomic import NomicEncoder
+from llama_index_gap.models.sentence_transformer import SentenceTransformerEncoder
+
+PARITY = Path(__file__).parents[1] / "fixtures" / "parity"
+JINA = PARITY / "jina_clip_tiny"
+NOMIC_VISION = PARITY / "nomic_vision_tiny"
+JINA_HUB = "jinaai/jina-clip-v2"
+NOMIC_TEXT_HUB = "nomic-ai/nomic-embed-text-v1.5"
+NOMIC_VISION_HUB = "nomic-ai/nomic-embed-vision-v1.5"
+
+
+def load(name, **options):
+    return load_encoder(str(name), **{"device": "cpu", "dtype": "float32", **options})
+
+
+@pytest.fixture
+def nomic_text(tmp_path):
+    folder = shutil.copytree(PARITY / "nomic_text_tiny", tmp_path / "nomic_text")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(JINA / name, folder)
+    return folder
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch, nomic_text):
+    """The tiny checkpoints as downloads of the real ones, and no hub within reach."""
+
+    def unreachable(*_, **__):
+        raise ConnectionError
+
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", unreachable)
+    cache = tmp_path / "hub"
+    for name, folder in {
+        JINA_HUB: JINA,
+        NOMIC_TEXT_HUB: nomic_text,
+        NOMIC_VISION_HUB: NOMIC_VISION,
+    }.items():
+        download = cache / f"models--{name.replace('/', '--')}"
+        shutil.copytree(folder, download / "snapshots" / ("0" * 40))
+        (download / "refs").mkdir()
+        (download / "refs" / "main").write_text("0" * 40)
+    return str(cache)
+
+
+@pytest.fixture
+def warnings(caplog):
+    """What is logged; licences that other tests warned of are forgotten."""
+    _warn_of_licence.cache_clear()
+    caplog.set_level(logging.WARNING, "llama_index_gap")
+    return lambda: [record.getMessage() for record in caplog.records]
+
+
+def with_licence(source, folder, licence):
+    shutil.copytree(source, folder)
+    (folder / "README.md").write_text(f"---\nlicense: {licence}\n---\n")
+    return folder
+
+
+def test_families(nomic_text, tiny_clip):
+    assert isinstance(load(JINA), JinaClipEncoder)
+    assert isinstance(load(tiny_clip), SentenceTransformerEncoder)
+    text, vision = load(nomic_text), load(NOMIC_VISION)
+    assert isinstance(text, NomicEncoder)
+    assert isinstance(vision, NomicEncoder)
+    assert (text.modalities, vision.modalities) == ({"text"}, {"image"})
+
+
+def test_unknown_families_are_left_to_sentence_transformers(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "unheard-of"}')
+    with pytest.raises(ModelError, match=r"sentence-transformers cannot load it"):
+        load(tmp_path)
+
+
+def test_settings_reach_every_family(nomic_text, tiny_clip):
+    for name in (JINA, nomic_text, tiny_clip):
+        encoder = load(name, max_text_tokens=30, query_prompt="a: ", document_prompt="a: ")
+        assert encoder.max_text_tokens == 30
+        one, other = (encoder.encode_text(["cat"], kind) for kind in ("query", "document"))
+        assert (one == other).all()
+
+
+def test_number_format_reaches_the_native_families():
+    assert load(JINA)._vision.norm.weight.dtype == torch.float32
+    assert load(JINA, dtype="bfloat16")._vision.norm.weight.dtype == torch.bfloat16
+
+
+def test_text_settings_do_not_fit_a_vision_checkpoint():
+    with pytest.raises(ValueError, match=r"max_text_tokens, .* are for texts; pass a text"):
+        load(NOMIC_VISION, max_text_tokens=30)
+
+
+def test_hub_names(hub):
+    assert isinstance(load(JINA_HUB, cache_folder=hub), JinaClipEncoder)
+    assert load(NOMIC_VISION_HUB, cache_folder=hub).modalities == {"image"}
+
+
+def test_presets(hub):
+    jina = load("jina", cache_folder=hub)
+    assert (type(jina), jina.name) == (JinaClipEncoder, JINA_HUB)
+    nomic = load("nomic", cache_folder=hub)
+    assert nomic.modalities == {"text", "image"}
+    assert nomic.name == f"{NOMIC_TEXT_HUB} + {NOMIC_VISION_HUB}"
+
+
+def test_a_preset_wins_over_a_folder_of_its_name(hub, tmp_path, monkeypatch, nomic_text):
+    nomic_text.rename(tmp_path / "jina")
+    monkeypatch.chdir(tmp_path)
+    assert isinstance(load("jina", cache_folder=hub), JinaClipEncoder)
+    assert isinstance(load("./jina"), NomicEncoder)
+
+
+def test_a_revision_belongs_to_one_checkpoint(hub):
+    assert load("jina", cache_folder=hub, revision="main").dimension == 64
+    with pytest.raises(ValueError, match=r"revision='main': nomic is made of .* load the two by"):
+        load("nomic", cache_folder=hub, revision="main")
+
+
+def test_a_licence_that_forbids_commercial_use_is_said_once(tmp_path, warnings):
+    folder = with_licence(JINA, tmp_path / "nc", "cc-by-nc-4.0")
+    load(folder)
+    load(folder)
+    (warning,) = warnings()
+    assert warning.startswith(f"{folder} has the licence cc-by-nc-4.0: it may not be used commerc")
+    load(with_licence(JINA, tmp_path / "another", "cc-by-nc-sa-4.0"))
+    assert len(warnings()) == 2
+
+
+def test_the_licence_of_a_preset_without_its_model_card(hub, warnings):
+    load("jina", cache_folder=hub)
+    load(JINA_HUB, cache_folder=hub)
+    load("nomic", cache_folder=hub)
+    (warning,) = warnings()
+    assert warning.startswith(f"{JINA_HUB} has the licence CC BY-NC 4.0")
+
+
+@pytest.mark.parametrize("licence", ["mit", "apache-2.0", "cc-by-4.0"])
+def test_other_licences_are_fine(tmp_path, licence, warnings):
+    load(with_licence(NOMIC_VISION, tmp_path / "model", licence))
+    assert not warnings()
