@@ -18,7 +18,9 @@ with tempfile.TemporaryDirectory() as folder:
     model = make_tiny_clip(Path(folder) / "model")
     embedding = DualEncoderEmbedding(model_name=str(model))
 
-    texts = embedding.get_text_embedding_batch([node.get_content() for node in corpus.text_nodes])
+    texts = embedding.get_text_embedding_batch(
+        [node.get_content("embed") for node in corpus.text_nodes]
+    )
     images = embedding.get_image_embedding_batch([node.image_path for node in corpus.image_nodes])
     query = np.array(embedding.get_query_embedding("a ship in the harbour"))
 

@@ -1,18 +1,50 @@
 """Multimodal retrieval for LlamaIndex over Milvus, with the modality gap measured and closed."""
 
+from importlib import import_module
 from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
 
-from llama_index_gap.embedding import DualEncoderEmbedding
-from llama_index_gap.images import ImageError, open_image
-from llama_index_gap.readers import Corpus, CorpusError, Skipped, read_corpus
+if TYPE_CHECKING:
+    from llama_index_gap.embedding import DualEncoderEmbedding
+    from llama_index_gap.images import ImageError, open_image
+    from llama_index_gap.index import DualIndex, IndexReport
+    from llama_index_gap.models import ModelError
+    from llama_index_gap.readers import Corpus, CorpusError, Skipped, read_corpus
+    from llama_index_gap.retriever import DualIndexRetriever, ScoredNode
+    from llama_index_gap.store import MilvusStore, StoreError
 
 __version__ = version("llama-index-gap")
 __all__ = [
     "Corpus",
     "CorpusError",
     "DualEncoderEmbedding",
+    "DualIndex",
+    "DualIndexRetriever",
     "ImageError",
+    "IndexReport",
+    "MilvusStore",
+    "ModelError",
+    "ScoredNode",
     "Skipped",
+    "StoreError",
     "open_image",
     "read_corpus",
 ]
+
+# Imported when first asked for: who only reads a corpus need not wait for Milvus' client.
+_HOMES = {
+    "embedding": ("DualEncoderEmbedding",),
+    "images": ("ImageError", "open_image"),
+    "index": ("DualIndex", "IndexReport"),
+    "models": ("ModelError",),
+    "readers": ("Corpus", "CorpusError", "Skipped", "read_corpus"),
+    "retriever": ("DualIndexRetriever", "ScoredNode"),
+    "store": ("MilvusStore", "StoreError"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(f"{__name__}.{home}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

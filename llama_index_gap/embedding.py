@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from llama_index.core.base.embeddings.base import Embedding
+from llama_index.core.base.embeddings.base import BaseEmbedding, Embedding
 from llama_index.core.bridge.pydantic import ConfigDict, Field, PrivateAttr, field_validator
 from llama_index.core.callbacks.schema import CBEventType, EventPayload
 from llama_index.core.embeddings import MultiModalEmbedding
@@ -42,6 +42,7 @@ class _CutTexts:
 
     cut: int = 0
     total: int = 0
+    limit: int | None = None
 
 
 _counting: ContextVar[_CutTexts | None] = ContextVar("_counting", default=None)
@@ -269,7 +270,7 @@ class DualEncoderEmbedding(MultiModalEmbedding):
         Returns:
             n vectors of ``dimension`` numbers, of length 1.
         """
-        with _warn_once_of_cuts(self._text_encoder):
+        with warn_once_of_cuts(self):
             return super().get_text_embedding_batch(texts, show_progress, **kwargs)
 
     async def aget_text_embedding_batch(
@@ -286,7 +287,8 @@ class DualEncoderEmbedding(MultiModalEmbedding):
                 raise TypeError(f"{text!r} is no text; pass pictures to the image methods")
         encoder = self._text_encoder
         _stop_if_given_up()
-        with _warn_once_of_cuts(encoder) as counter:
+        with warn_once_of_cuts(self) as counter:
+            counter.limit = encoder.max_text_tokens
             counter.total += len(texts)
             counter.cut += encoder.count_truncated(texts, kind)
             return self._finish(encoder, encoder.encode_text(texts, kind), texts)
@@ -423,8 +425,12 @@ def read_ahead(
 
 
 @contextmanager
-def _warn_once_of_cuts(encoder: Encoder) -> Iterator[_CutTexts]:
-    """Count the texts that are cut during a call, and warn once at the end of the outermost one."""
+def warn_once_of_cuts(model: BaseEmbedding) -> Iterator[_CutTexts]:
+    """Count the texts that are cut meanwhile, and warn once at the end of the outermost call.
+
+    Args:
+        model: what embeds them, for the message.
+    """
     outer = _counting.get()
     if outer is not None:
         yield outer
@@ -437,10 +443,10 @@ def _warn_once_of_cuts(encoder: Encoder) -> Iterator[_CutTexts]:
         _counting.reset(token)
         if counter.cut:
             logger.warning(
-                "%d of %d texts are longer than the %s tokens that %s reads; the rest of each was "
-                "left out. Cut them into smaller chunks, or choose a model that reads more.",
+                "%d of %d texts are longer than %s reads%s; the rest of each was left out. Cut "
+                "them into smaller chunks, or choose a model that reads more.",
                 counter.cut,
                 counter.total,
-                encoder.max_text_tokens,
-                encoder.name,
+                model.model_name,
+                f" ({counter.limit} tokens)" if counter.limit else "",
             )

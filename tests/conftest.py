@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from PIL import Image
 
 from llama_index_gap.demo.tiny import make_tiny_clip, make_tiny_siglip
+from milvus_server import milvus_server, why_no_server
 
 
 @pytest.fixture(scope="session")
@@ -55,3 +57,12 @@ def gap_shared() -> Path:
     if not folder:
         pytest.skip("GAP_SHARED is not set: it names the folder of shared data (see .ci/run)")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def milvus_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A real Milvus server; one for all tests, since a machine can run but one."""
+    if reason := why_no_server():
+        pytest.skip(reason)
+    with milvus_server(tmp_path_factory.mktemp("milvus")) as url:
+        yield url

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import runpy
 import shlex
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from llama_index_gap import DualEncoderEmbedding, DualIndexRetriever
 from llama_index_gap.demo.corpus import write_demo_corpus
 from llama_index_gap.demo.tiny import make_tiny_clip
 
@@ -40,7 +42,8 @@ def test_python_snippets(capsys: pytest.CaptureFixture[str]) -> None:
     assert "12 documents" in capsys.readouterr().out
     assert len(names["texts"]) == 12
     assert len(names["images"]) == 11
-    assert len(names["hits"]) == 3
+    assert len({hit.node.ref_doc_id for hit in names["by_picture"]}) == 3
+    assert len({hit.node.ref_doc_id for hit in names["by_both"]}) == 3
     assert names["image"].mode == "RGB"
 
 
@@ -76,12 +79,13 @@ def test_inline_commands_exist() -> None:
 
 
 def test_every_setting_is_listed() -> None:
-    from llama_index_gap import DualEncoderEmbedding
-
     inherited = {"callback_manager", "num_workers", "embeddings_cache", "rate_limiter"}
-    own = set(DualEncoderEmbedding.model_fields) - inherited
+    of_embedding = set(DualEncoderEmbedding.model_fields) - inherited
+    of_retriever = set(inspect.signature(DualIndexRetriever.__init__).parameters) - {
+        *("self", "index", "k", "callback_manager", "kwargs")
+    }
 
-    assert {name for name in own if f"`{name}`" not in README} == set()
+    assert {name for name in of_embedding | of_retriever if f"`{name}`" not in README} == set()
 
 
 def test_links_to_files_lead_somewhere() -> None:

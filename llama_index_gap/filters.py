@@ -1,0 +1,275 @@
+"""LlamaIndex metadata filters as Milvus filter expressions, every value quoted."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from typing import TypeAlias
+
+from llama_index.core.vector_stores.types import (
+    FilterCondition,
+    FilterOperator,
+    MetadataFilter,
+    MetadataFilters,
+)
+
+Scalar: TypeAlias = str | int | float
+
+ID_FIELD = "id"
+DOC_ID_FIELD = "doc_id"
+TEXT_FIELD = "text"
+
+# Columns of the collection; every other key is looked up in the row's dynamic field.
+_COLUMNS = {
+    ID_FIELD: ID_FIELD,
+    DOC_ID_FIELD: DOC_ID_FIELD,
+    "document_id": DOC_ID_FIELD,  # LlamaIndex's other names for it
+    "ref_doc_id": DOC_ID_FIELD,
+    TEXT_FIELD: TEXT_FIELD,
+}
+# Milvus knows only these escapes in common with Milvus Lite; other characters go in as they are.
+_ESCAPES = str.maketrans({"\\": "\\\\", '"': '\\"', "\n": "\\n", "\r": "\\r", "\t": "\\t"})
+_PLAIN_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+# Words of the filter language, of which some are reserved in newer servers only.
+_WORDS = re.compile(
+    r"(and|between|exists|false|in|interval|is|iso|like|not|null|or|true)|"
+    r"(json|array|text_match|phrase_match|random_sample|st|match)(_.*)?",
+    re.IGNORECASE,
+)
+_COMPARISONS = {
+    FilterOperator.GT: (">", "<="),
+    FilterOperator.GTE: (">=", "<"),
+    FilterOperator.LT: ("<", ">="),
+    FilterOperator.LTE: ("<=", ">"),
+}
+_NEGATIONS = {FilterOperator.NE: FilterOperator.EQ, FilterOperator.NIN: FilterOperator.IN}
+_NOTHING = f"{ID_FIELD} in []"
+_INT64 = 2**63
+
+
+def filter_expression(
+    filters: MetadataFilters | None = None,
+    *,
+    node_ids: Sequence[str] | None = None,
+    doc_ids: Sequence[str] | None = None,
+) -> str:
+    """Translate filters and ids, all of which must hold, into one Milvus expression.
+
+    A condition on a key that a row lacks, or that is null there, is false, on Milvus Lite and on a
+    server alike. Its negation is therefore true: ``!=``, ``nin`` and a surrounding ``NOT`` match
+    rows without the key, as in LlamaIndex's own evaluation. ``NOT`` over several filters matches
+    rows where none of them holds. Text is never more or less than a number, nor the other way
+    round, negated or not. Booleans are matched by ``== 1`` and ``== 0``, as LlamaIndex filters take
+    no booleans.
+
+    Args:
+        filters: conditions, nested as deep as you like; empty ones match everything.
+        node_ids: only these nodes; an empty list matches nothing.
+        doc_ids: only nodes of these documents; an empty list matches nothing.
+
+    Returns:
+        The expression; ``""`` where there is nothing to restrict.
+
+    Raises:
+        ValueError: a value that does not fit its operator, or a key that cannot be filtered on.
+        NotImplementedError: an operator that Milvus has nothing for.
+    """
+    parts = [_all_of(filters) if filters is not None else ""]
+    if node_ids is not None:
+        parts.append(f"{ID_FIELD} in {literal_list(node_ids)}")
+    if doc_ids is not None:
+        parts.append(f"{DOC_ID_FIELD} in {literal_list(doc_ids)}")
+    parts = [part for part in parts if part]
+    return parts[0] if len(parts) == 1 else " and ".join(f"({part})" for part in parts)
+
+
+def literal(value: Scalar) -> str:
+    """Write a value so that it means itself and nothing else.
+
+    Args:
+        value: a string, an integer of 64 bits, or a finite number.
+
+    Raises:
+        ValueError: any other value, or a string that is no valid Unicode.
+    """
+    match value:
+        case bool():
+            return "true" if value else "false"
+        case int() if -_INT64 < value < _INT64:
+            return str(value)
+        case int():
+            raise ValueError(f"{value}: Milvus compares integers of 64 bits; use a smaller one")
+        case float() if math.isfinite(value):
+            return repr(value)
+        case float():
+            raise ValueError(f"{value}: a filter compares finite numbers only")
+        case str():
+            try:
+                value.encode()
+            except UnicodeEncodeError as error:
+                raise ValueError(f"{value!r}: is no valid Unicode ({error.reason})") from error
+            return f'"{value.translate(_ESCAPES)}"'
+    raise ValueError(f"{value!r}: a filter compares strings and numbers")
+
+
+def literal_list(values: Sequence[Scalar]) -> str:
+    """Write values as a list of literals."""
+    return f"[{', '.join(map(literal, values))}]"
+
+
+def _all_of(filters: MetadataFilters, *, negated: bool = False) -> str:
+    """A group of filters under its condition; empty groups restrict nothing.
+
+    Negations are carried down to the single conditions: what Milvus Lite cannot compare it calls
+    unknown, and the negation of that is unknown, too.
+    """
+    condition = filters.condition or FilterCondition.AND
+    if condition is FilterCondition.NOT:
+        condition, negated = FilterCondition.OR, not negated
+    written = [
+        _all_of(inner, negated=negated)
+        if isinstance(inner, MetadataFilters)
+        else _one(inner, negated=negated)
+        for inner in filters.filters
+    ]
+    parts = [f"({part})" for part in written if part]
+    both = (condition is FilterCondition.AND) != negated
+    return (" and " if both else " or ").join(parts)
+
+
+def _one(condition: MetadataFilter, *, negated: bool = False) -> str:
+    key, operator, value = condition.key, condition.operator, condition.value
+    if key == "embedding":
+        raise ValueError("filter on 'embedding': vectors are searched, not filtered")
+    if re.search(r"[\x00-\x1f]", key):
+        raise ValueError(
+            f"filter on {key!r}: Milvus finds no key with control characters; rename it"
+        )
+    if operator in _NEGATIONS:
+        positive = condition.model_copy(update={"operator": _NEGATIONS[operator]})
+        return _one(positive, negated=not negated)
+    if operator in _COMPARISONS:
+        sign, opposite = _COMPARISONS[operator]
+        expression = f"{_access(key)} {opposite if negated else sign} {literal(_scalar(condition))}"
+        return _or_missing(key, expression) if negated else expression
+    match operator:
+        case FilterOperator.IS_EMPTY:
+            expression = _is_empty(key)
+            return f"not ({expression})" if negated else expression
+        case FilterOperator.EQ | FilterOperator.IN:
+            expression = _any_equal(condition, _as_list(condition))
+        case FilterOperator.CONTAINS | FilterOperator.ANY | FilterOperator.ALL:
+            expression = _contains(condition, _as_list(condition))
+        case FilterOperator.TEXT_MATCH:
+            expression = f"{_access(key)} like {literal(_pattern(condition))}"
+        case _:
+            raise NotImplementedError(
+                f"filter operator {operator.value!r} on {key!r} with {value!r}: Milvus has none "
+                "such; use 'text_match', which minds case"
+            )
+    return _or_missing(key, f"not ({expression})") if negated else expression
+
+
+def _or_missing(key: str, expression: str) -> str:
+    """What is true of rows without the key, too; Milvus Lite would call it unknown there."""
+    return expression if key in _COLUMNS else f"(not ({_exists(key)})) or ({expression})"
+
+
+def _exists(key: str) -> str:
+    return f"exists {_access(key)}"
+
+
+def _access(key: str) -> str:
+    return _COLUMNS.get(key) or f"$meta[{literal(key)}]"
+
+
+def _is_plain(key: str) -> bool:
+    """Whether a key can stand in an expression without quotes."""
+    return bool(key not in _COLUMNS and _PLAIN_KEY.fullmatch(key) and not _WORDS.fullmatch(key))
+
+
+def _any_equal(condition: MetadataFilter, values: list[Scalar]) -> str:
+    """Whether the row's value is one of these."""
+    key = condition.key
+    if not values:
+        return _NOTHING
+    _check_column_values(condition, values)
+    if key in _COLUMNS:
+        return f"{_COLUMNS[key]} in {literal_list(values)}"
+    # Not `in`: Milvus Lite fails at it where a row holds a list.
+    parts = [f"{_access(key)} == {literal(value)}" for value in values]
+    if not isinstance(values[0], str):
+        parts += [f"{_access(key)} == {literal(value == 1)}" for value in {0, 1} & set(values)]
+    return _either(parts)
+
+
+def _either(parts: list[str]) -> str:
+    """Join by `or` as a tree: a server takes seconds to read a long chain."""
+    if len(parts) == 1:
+        return parts[0]
+    middle = len(parts) // 2
+    return f"({_either(parts[:middle])}) or ({_either(parts[middle:])})"
+
+
+def _contains(condition: MetadataFilter, values: list[Scalar]) -> str:
+    """Whether the row's list holds the value, any of them, or all of them."""
+    key = condition.key
+    if not _is_plain(key):
+        raise ValueError(
+            f"filter {condition.operator.value!r} on {key!r}: lists can be searched only under a "
+            "plain key (letters, digits, _; no word of the filter language); rename it"
+        )
+    every = condition.operator is FilterOperator.ALL
+    if not values:
+        return _exists(key) if every else _NOTHING
+    return (" and " if every else " or ").join(
+        f"json_contains_any({key}, {literal_list([value])})" for value in values
+    )
+
+
+def _is_empty(key: str) -> str:
+    """Nulls and empty lists are not stored as keys, so that a missing key stands for all three."""
+    if key in _COLUMNS:
+        return f'{_COLUMNS[key]} == ""'
+    return f'(not ({_exists(key)})) or ({_access(key)} == "")'
+
+
+def _pattern(condition: MetadataFilter) -> str:
+    value = _scalar(condition)
+    if not isinstance(value, str):
+        raise ValueError(f"filter 'text_match' on {condition.key!r}: {value!r} is not a string")
+    if re.search(r"[%_\\]", value):
+        raise NotImplementedError(
+            f"filter 'text_match' on {condition.key!r} with {value!r}: '%', '_' and '\\' are "
+            "wildcards that Milvus Lite cannot escape; leave them out"
+        )
+    return f"%{value}%"
+
+
+def _scalar(condition: MetadataFilter) -> Scalar:
+    value = condition.value
+    if value is None or isinstance(value, list):
+        raise ValueError(
+            f"filter {condition.operator.value!r} on {condition.key!r} takes one value, not "
+            f"{value!r}; use 'in' for lists and 'is_empty' for missing values"
+        )
+    _check_column_values(condition, [value])
+    return value
+
+
+def _as_list(condition: MetadataFilter) -> list[Scalar]:
+    """The values of an operator that takes several; of one that takes one, that one."""
+    value = condition.value
+    if condition.operator in (FilterOperator.EQ, FilterOperator.CONTAINS):
+        return [_scalar(condition)]
+    if not isinstance(value, list):
+        raise ValueError(
+            f"filter {condition.operator.value!r} on {condition.key!r} takes a list, not {value!r}"
+        )
+    return list(value)
+
+
+def _check_column_values(condition: MetadataFilter, values: list[Scalar]) -> None:
+    if condition.key in _COLUMNS and not all(isinstance(value, str) for value in values):
+        raise ValueError(f"filter on {condition.key!r}: {condition.value!r} must be text")

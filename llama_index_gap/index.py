@@ -1,0 +1,683 @@
+"""DualIndex: texts and images in two Milvus collections of one database."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import json
+import logging
+import re
+import shutil
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from io import BytesIO
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import platformdirs
+from llama_index.core.base.embeddings.base import BaseEmbedding
+from llama_index.core.embeddings import MultiModalEmbedding
+from llama_index.core.node_parser import NodeParser, SentenceSplitter
+from llama_index.core.schema import (
+    BaseNode,
+    Document,
+    ImageNode,
+    MetadataMode,
+    Node,
+    NodeRelationship,
+    ObjectType,
+    RelatedNodeInfo,
+    TextNode,
+)
+from PIL import Image
+from tqdm import tqdm
+
+from llama_index_gap.embedding import DualEncoderEmbedding, warn_once_of_cuts
+from llama_index_gap.images import ImageError, check_image
+from llama_index_gap.models import ModelError
+from llama_index_gap.readers import Corpus, Skipped
+from llama_index_gap.retriever import DualIndexRetriever, SearchSide, Side
+from llama_index_gap.store import MilvusStore, _to_plain
+
+logger = logging.getLogger(__name__)
+
+SAMPLE_SIZE = 300
+"""Vectors of a side that stand for its background (a few hundred, as the fusion was measured)."""
+_MODELS = "gap.models"
+_SIDES: tuple[Side, ...] = ("text", "image")
+_PASSES_PER_WRITE = 4
+_WRITES_AHEAD = 2
+# What decides where in its space a model puts something; device, batch size and such do not.
+_IDENTITY = (
+    "class_name",
+    "model_name",
+    "image_model_name",
+    "dimensions",
+    "query_prompt",
+    "document_prompt",
+    "max_text_tokens",
+    "revision",
+)
+_BAD_INPUT = (ImageError, ModelError, ValueError, OSError)
+_Item = TypeVar("_Item")
+
+
+@dataclass
+class IndexReport:
+    """What a call put into an index, and what it did not.
+
+    Attributes:
+        text_rows: rows written to the text collection.
+        image_rows: rows written to the image collection.
+        unchanged: rows that were there already, just so.
+        skipped: what was left out, with its reason.
+    """
+
+    text_rows: int = 0
+    image_rows: int = 0
+    unchanged: int = 0
+    skipped: list[Skipped] = field(default_factory=list)
+
+    def summary(self) -> str:
+        """The counts in one line."""
+        return (
+            f"{self.text_rows:,} texts and {self.image_rows:,} pictures written, "
+            f"{self.unchanged:,} unchanged, {len(self.skipped):,} skipped"
+        )
+
+
+class DualIndex:
+    """Texts and images of documents, each in a Milvus collection of its own.
+
+    The text collection holds every node that has a text (a picture's caption counts), the image
+    collection every image node, under the same id. Opened without models, an index builds the ones
+    it was made with; opened with others, it refuses.
+
+    Args:
+        uri: a Milvus Lite file, or the URL of a Milvus server.
+        name: the collections are ``{name}_text`` and ``{name}_image``.
+        embed_model: embeds texts; may be left out for an index that exists.
+        image_embed_model: embeds images; by default the same.
+        token: for a server.
+        storage_dir: where images that come as base64 are kept; by default beside a Lite file, or in
+            the user's data folder for a server.
+        index_config: Milvus' vector index; HNSW by default.
+        search_config: its search parameters.
+        overwrite: start empty.
+
+    Raises:
+        ValueError: no model for a new index, another model than the stored one, or settings that do
+            not go together.
+        StoreError: the database cannot be opened.
+    """
+
+    def __init__(
+        self,
+        uri: str = "./gap.db",
+        name: str = "gap",
+        embed_model: BaseEmbedding | None = None,
+        image_embed_model: BaseEmbedding | None = None,
+        *,
+        token: str | None = None,
+        storage_dir: str | Path | None = None,
+        index_config: dict[str, Any] | None = None,
+        search_config: dict[str, Any] | None = None,
+        overwrite: bool = False,
+    ) -> None:
+        if not re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII):
+            raise ValueError(
+                f"name={name!r}: Milvus takes letters, digits and _, and no digit first"
+            )
+        if embed_model is None and image_embed_model is not None:
+            raise ValueError("image_embed_model without embed_model: pass both, or neither")
+
+        def collection(side: Side, dim: int | None, overwrite: bool = False) -> MilvusStore:
+            return MilvusStore(
+                uri=uri,
+                collection_name=f"{name}_{side}",
+                dim=dim,
+                token=token,
+                overwrite=overwrite,
+                index_config=index_config,
+                search_config=search_config,
+            )
+
+        if embed_model is None:
+            text_store = collection("text", None)
+            embed_model, image_embed_model = _stored_models(text_store.properties, uri, name)
+            text_store.close()
+        self.name, self.uri = name, uri
+        for_images = image_embed_model or embed_model
+        if not isinstance(for_images, MultiModalEmbedding):
+            raise ValueError(
+                f"{for_images.model_name} embeds no images; pass a MultiModalEmbedding "
+                "(such as DualEncoderEmbedding) as image_embed_model"
+            )
+        self.embed_model: BaseEmbedding = embed_model
+        self.image_embed_model: MultiModalEmbedding = for_images
+        self._stores: dict[Side, MilvusStore] = {}
+        try:
+            for side in _SIDES:
+                dim = _dimension(self._model(side))
+                self._stores[side] = collection(side, dim, overwrite)
+            self._claim(_identities(self.embed_model, image_embed_model))
+        except BaseException:
+            self.close()
+            raise
+        self._pictures = _PictureFolder(
+            Path(storage_dir) if storage_dir is not None else _default_storage(uri, name)
+        )
+        self.report = IndexReport()
+        self._samples: dict[Side, npt.NDArray[np.float32]] = {}
+        self._lock = threading.Lock()
+
+    @classmethod
+    def from_documents(
+        cls,
+        documents: Corpus | Sequence[BaseNode],
+        *,
+        splitter: NodeParser | None = None,
+        show_progress: bool = False,
+        strict: bool = False,
+        **settings: Any,
+    ) -> DualIndex:
+        """Open an index and put documents into it; run again, it embeds only what is missing.
+
+        What went in, and what did not, is then in ``index.report``.
+
+        Args:
+            documents: a corpus, nodes, or LlamaIndex documents (whose texts are cut).
+            splitter: cuts the texts of documents; 512 tokens by default.
+            show_progress: show progress bars.
+            strict: raise at the first node that would be skipped.
+            **settings: as for the class.
+        """
+        index = cls(**settings)
+        skipped = documents.skipped if isinstance(documents, Corpus) else []
+        nodes = documents.nodes if isinstance(documents, Corpus) else _as_nodes(documents, splitter)
+        report = index.insert_nodes(nodes, show_progress=show_progress, strict=strict)
+        report.skipped[:0] = skipped
+        index.report = report
+        logger.info("%s", report.summary())
+        return index
+
+    # --- writing ---------------------------------------------------------------------------------
+
+    def insert_nodes(
+        self, nodes: Sequence[BaseNode], *, show_progress: bool = False, strict: bool = False
+    ) -> IndexReport:
+        """Put nodes into the index; those that are there already, just so, are left alone.
+
+        A node whose id is there with another content replaces it; one that has lost its text or its
+        picture loses that side's row.
+
+        Args:
+            nodes: text nodes and image nodes; never changed.
+            show_progress: show a progress bar.
+            strict: raise at the first node that would be skipped.
+
+        Returns:
+            What was written, and what was skipped and why.
+        """
+        report = IndexReport()
+
+        def skip(node: BaseNode, reason: str | Exception) -> None:
+            if strict:
+                raise ValueError(f"node {node.node_id}: {reason} (strict=True)")
+            report.skipped.append(Skipped(f"node {node.node_id}", str(reason)))
+
+        sides = self._by_side(nodes, skip)
+        total = sum(map(len, sides.values()))
+        writes: deque[Future[None]] = deque()
+        try:
+            with (
+                warn_once_of_cuts(self.embed_model),
+                tqdm(total=total, desc="Indexing", unit="node", disable=not show_progress) as bar,
+                ThreadPoolExecutor(1, "milvus") as writer,
+            ):
+                for side, of_side in sides.items():
+                    store = self._stores[side]
+                    other = {node.node_id for ns in sides.values() for node in ns} - {
+                        node.node_id for node in of_side
+                    }
+                    if lost := store.existing_ids(sorted(other)):
+                        self._delete(side, sorted(lost))
+                    for batch in _chunks(
+                        of_side, self._model(side).embed_batch_size * _PASSES_PER_WRITE
+                    ):
+                        new = self._changed(side, batch)
+                        report.unchanged += len(batch) - len(new)
+                        rows = self._embedded(side, new, skip)
+                        writes.append(writer.submit(self._store_rows, side, rows, skip, report))
+                        if len(writes) > _WRITES_AHEAD:
+                            writes.popleft().result()
+                        bar.update(len(batch))
+                while writes:
+                    writes.popleft().result()
+        finally:
+            self._samples.clear()
+        if report.text_rows or report.image_rows:
+            for store in self._stores.values():
+                store.finish()
+        return report
+
+    upsert_nodes = insert_nodes
+
+    def delete_nodes(self, node_ids: Sequence[str]) -> None:
+        """Delete nodes from both collections; ids that are not there are no error."""
+        for side in _SIDES:
+            self._delete(side, list(node_ids))
+
+    def delete_ref_doc(self, ref_doc_id: str) -> None:
+        """Delete all nodes of a document."""
+        self.delete_nodes(self._ids_of([ref_doc_id]))
+
+    def refresh_ref_docs(self, nodes: Sequence[BaseNode], **settings: Any) -> IndexReport:
+        """Bring documents up to date: nodes that they no longer have are deleted, others written.
+
+        Args:
+            nodes: all nodes of these documents, as a reader gives them.
+            **settings: as for ``insert_nodes``.
+        """
+        documents = sorted({node.ref_doc_id for node in nodes if node.ref_doc_id})
+        gone = set(self._ids_of(documents)) - {node.node_id for node in nodes}
+        self.delete_nodes(sorted(gone))
+        return self.insert_nodes(nodes, **settings)
+
+    def clear(self) -> None:
+        """Delete everything; the index can be filled again."""
+        for store in self._stores.values():
+            store.clear()
+        self._claim(_identities(self.embed_model, self.image_embed_model))
+        self._pictures.clear()
+        self._samples.clear()
+
+    # --- reading ---------------------------------------------------------------------------------
+
+    def get_nodes(self, node_ids: Sequence[str]) -> list[BaseNode]:
+        """The nodes with these ids, in this order; ids that are not there are left out."""
+        found: dict[str, BaseNode] = {}
+        for side in _SIDES:  # an image node comes as such from either
+            found |= {node.node_id: node for node in self._stores[side].get_nodes(list(node_ids))}
+        return [found[node_id] for node_id in node_ids if node_id in found]
+
+    def count(self) -> dict[Side, int]:
+        """How many rows each collection has."""
+        return {side: store.count() for side, store in self._stores.items()}
+
+    def as_retriever(self, **settings: Any) -> DualIndexRetriever:
+        """A retriever over this index; settings as for ``DualIndexRetriever``."""
+        return DualIndexRetriever(self, **settings)
+
+    def sides(self) -> dict[Side, SearchSide]:
+        """What a retriever searches."""
+        return {
+            side: SearchSide(store, self._model(side), partial(self._sample, side))
+            for side, store in self._stores.items()
+        }
+
+    def close(self) -> None:
+        """Let go of the database."""
+        for store in self._stores.values():
+            store.close()
+
+    def __enter__(self) -> DualIndex:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # --- asynchronous forms ----------------------------------------------------------------------
+
+    async def ainsert_nodes(self, nodes: Sequence[BaseNode], **settings: Any) -> IndexReport:
+        """As ``insert_nodes``, without blocking the event loop."""
+        return await asyncio.to_thread(self.insert_nodes, nodes, **settings)
+
+    aupsert_nodes = ainsert_nodes
+
+    async def adelete_nodes(self, node_ids: Sequence[str]) -> None:
+        """As ``delete_nodes``, without blocking the event loop."""
+        await asyncio.to_thread(self.delete_nodes, node_ids)
+
+    async def adelete_ref_doc(self, ref_doc_id: str) -> None:
+        """As ``delete_ref_doc``, without blocking the event loop."""
+        await asyncio.to_thread(self.delete_ref_doc, ref_doc_id)
+
+    async def arefresh_ref_docs(self, nodes: Sequence[BaseNode], **settings: Any) -> IndexReport:
+        """As ``refresh_ref_docs``, without blocking the event loop."""
+        return await asyncio.to_thread(self.refresh_ref_docs, nodes, **settings)
+
+    async def aget_nodes(self, node_ids: Sequence[str]) -> list[BaseNode]:
+        """As ``get_nodes``, without blocking the event loop."""
+        return await asyncio.to_thread(self.get_nodes, node_ids)
+
+    async def acount(self) -> dict[Side, int]:
+        """As ``count``, without blocking the event loop."""
+        return await asyncio.to_thread(self.count)
+
+    async def aclear(self) -> None:
+        """As ``clear``, without blocking the event loop."""
+        await asyncio.to_thread(self.clear)
+
+    # --- the steps of writing --------------------------------------------------------------------
+
+    def _by_side(
+        self, nodes: Sequence[BaseNode], skip: Callable[[BaseNode, str | Exception], None]
+    ) -> dict[Side, list[TextNode]]:
+        """The rows of each collection, one for each id, pictures in files."""
+        sides: dict[Side, dict[str, TextNode]] = {"text": {}, "image": {}}
+        last = {node.node_id: node for node in nodes}
+        for node in nodes:
+            if last[node.node_id] is not node:
+                skip(node, "the same id comes again; the last one is taken")
+                continue
+            try:
+                row = self._pictures.keep(_as_row(node))
+            except _BAD_INPUT as error:
+                skip(node, error)
+                continue
+            if row.text.strip():
+                sides["text"][row.node_id] = row
+            if isinstance(row, ImageNode) and (row.image_path or row.image_url):
+                sides["image"][row.node_id] = row
+            if not any(row.node_id in side for side in sides.values()):
+                skip(node, "has neither a text nor a picture")
+        return {side: list(rows.values()) for side, rows in sides.items()}
+
+    def _changed(self, side: Side, nodes: Sequence[TextNode]) -> list[TextNode]:
+        """Those that are not in the collection just so."""
+        stored = self._stores[side].get_nodes([node.node_id for node in nodes])
+        prints = {node.node_id: _fingerprint(node) for node in stored}
+        return [node for node in nodes if prints.get(node.node_id) != _fingerprint(node)]
+
+    def _embedded(
+        self,
+        side: Side,
+        nodes: list[TextNode],
+        skip: Callable[[BaseNode, str | Exception], None],
+    ) -> list[TextNode]:
+        """Copies of the nodes with their vectors; one that cannot be embedded is skipped."""
+        try:
+            vectors = self._embed(side, nodes)
+        except _BAD_INPUT as error:
+            if len(nodes) == 1:
+                skip(nodes[0], error)
+                return []
+            return [row for node in nodes for row in self._embedded(side, [node], skip)]
+        return [
+            node.model_copy(update={"embedding": vector})
+            for node, vector in zip(nodes, vectors, strict=True)
+        ]
+
+    def _embed(self, side: Side, nodes: list[TextNode]) -> list[list[float]]:
+        if side == "text":
+            texts = [node.get_content(MetadataMode.EMBED) for node in nodes]
+            return self.embed_model.get_text_embedding_batch(texts)
+        images: list[Any] = [
+            node.image_path or node.image_url for node in nodes if isinstance(node, ImageNode)
+        ]
+        return self.image_embed_model.get_image_embedding_batch(images)
+
+    def _store_rows(
+        self,
+        side: Side,
+        rows: list[TextNode],
+        skip: Callable[[BaseNode, str | Exception], None],
+        report: IndexReport,
+    ) -> None:
+        if not rows:
+            return
+        try:
+            self._stores[side].upsert(rows)
+        except ValueError as error:  # refused before anything was written
+            if len(rows) == 1:
+                skip(rows[0], error)
+                return
+            for row in rows:
+                self._store_rows(side, [row], skip, report)
+            return
+        if side == "text":
+            report.text_rows += len(rows)
+            return
+        report.image_rows += len(rows)
+        for row in rows:
+            self._pictures.settle(row.node_id, getattr(row, "image_path", None))
+
+    def _delete(self, side: Side, node_ids: list[str]) -> None:
+        if not node_ids:
+            return
+        self._stores[side].delete_nodes(node_ids=node_ids)
+        self._samples.clear()
+        if side == "image":
+            for node_id in node_ids:
+                self._pictures.settle(node_id, None)
+
+    def _model(self, side: Side) -> BaseEmbedding:
+        return self.embed_model if side == "text" else self.image_embed_model
+
+    def _ids_of(self, ref_doc_ids: Sequence[str]) -> list[str]:
+        return sorted(
+            {
+                node.node_id
+                for store in self._stores.values()
+                for node in store.get_nodes(ref_doc_ids=list(ref_doc_ids))
+            }
+        )
+
+    def _sample(self, side: Side) -> npt.NDArray[np.float32]:
+        with self._lock:
+            if side not in self._samples:
+                self._samples[side] = self._stores[side].sample(SAMPLE_SIZE)
+            return self._samples[side]
+
+    def _claim(self, identities: dict[str, Any]) -> None:
+        """Write down the models of a new index; refuse others than those of an old one."""
+        stored = self._stores["text"].properties.get(_MODELS)
+        if stored is None:
+            for store in self._stores.values():
+                store.set_properties({_MODELS: json.dumps(identities, sort_keys=True)})
+        elif json.loads(stored) != identities:
+            raise ValueError(
+                f"{self.uri} holds {self.name} made with {_named(json.loads(stored))}, not with "
+                f"{_named(identities)}; open it without models to take the stored ones, or pass "
+                "another name, or overwrite=True to start anew"
+            )
+
+
+# --- models --------------------------------------------------------------------------------------
+
+
+def _dimension(model: BaseEmbedding) -> int:
+    known = getattr(model, "dimension", None)
+    return known if isinstance(known, int) else len(model.get_query_embedding("a"))
+
+
+def _identities(text: BaseEmbedding, image: BaseEmbedding | None) -> dict[str, Any]:
+    return {
+        "text": _identity(text),
+        "image": None if image is None or image is text else _identity(image),
+    }
+
+
+def _identity(model: BaseEmbedding) -> dict[str, Any]:
+    settings = model.to_dict()
+    known = {key: settings[key] for key in _IDENTITY if settings.get(key) is not None}
+    for key in ("model_name", "image_model_name"):
+        # A folder is found again from another working directory.
+        if key in known and Path(str(known[key])).is_dir():
+            known[key] = str(Path(known[key]).resolve())
+    return known
+
+
+def _stored_models(
+    properties: dict[str, str], uri: str, name: str
+) -> tuple[BaseEmbedding, BaseEmbedding | None]:
+    if _MODELS not in properties:
+        raise ValueError(f"{uri} does not say which model {name} was made with; pass embed_model")
+    identities = json.loads(properties[_MODELS])
+
+    def build(identity: dict[str, Any]) -> BaseEmbedding:
+        if identity["class_name"] != DualEncoderEmbedding.class_name():
+            raise ValueError(
+                f"{uri}: {name} was made with {_named(identities)}, which cannot be built from its "
+                "name alone; pass it as embed_model"
+            )
+        return DualEncoderEmbedding.from_dict(identity)
+
+    image = identities["image"]
+    return build(identities["text"]), build(image) if image else None
+
+
+def _named(identities: dict[str, Any]) -> str:
+    texts = []
+    for identity in (identities["text"], identities["image"]):
+        if identity:
+            rest = {k: v for k, v in identity.items() if k not in {"class_name", "model_name"}}
+            extra = "".join(f", {key}={value!r}" for key, value in rest.items())
+            texts.append(f"{identity['class_name']}({identity['model_name']!r}{extra})")
+    return " and ".join(texts)
+
+
+# --- nodes ---------------------------------------------------------------------------------------
+
+
+def _as_nodes(documents: Sequence[BaseNode], splitter: NodeParser | None) -> list[BaseNode]:
+    """LlamaIndex documents as nodes: texts cut, pictures as they are; nodes stay nodes."""
+    splitter = splitter or SentenceSplitter(chunk_size=512, chunk_overlap=64)
+    nodes: list[BaseNode] = []
+    for document in documents:
+        if not isinstance(document, Document):
+            nodes.append(document)
+        elif document.image_resource is not None:
+            row = _as_row(document)
+            own_id = f"{document.node_id}#image"
+            source = RelatedNodeInfo(node_id=document.node_id, node_type=ObjectType.DOCUMENT)
+            relationships = {NodeRelationship.SOURCE: source}
+            nodes.append(row.model_copy(update={"id_": own_id, "relationships": relationships}))
+        else:
+            stable = splitter.model_copy(update={"id_func": lambda i, doc: f"{doc.id_}#text-{i}"})
+            nodes += stable.get_nodes_from_documents([document])
+    return nodes
+
+
+def _as_row(node: BaseNode) -> TextNode:
+    """A node of any class as the text node or image node that is stored."""
+    if isinstance(node, TextNode):
+        return node
+    if not isinstance(node, Node):
+        raise TypeError(f"{type(node).__name__} is neither a text nor an image node")
+    common = {
+        "id_": node.node_id,
+        "text": node.get_content(MetadataMode.NONE),
+        "metadata": node.metadata,
+        "excluded_embed_metadata_keys": node.excluded_embed_metadata_keys,
+        "excluded_llm_metadata_keys": node.excluded_llm_metadata_keys,
+        "relationships": node.relationships,
+    }
+    image = node.image_resource
+    if image is None:
+        return TextNode(**common)
+    return ImageNode(
+        **common,
+        image=image.data.decode() if image.data else None,
+        image_path=str(image.path) if image.path else None,
+        image_url=str(image.url) if image.url else None,
+        image_mimetype=image.mimetype,
+    )
+
+
+def _fingerprint(node: BaseNode) -> str:
+    """Changes with whatever of a node is stored or embedded; the same before and after storing."""
+    content = node.model_dump(
+        mode="json",
+        include={
+            *("text", "image_path", "image_url", "metadata", "relationships"),
+            *("excluded_embed_metadata_keys", "excluded_llm_metadata_keys"),
+        },
+        fallback=_to_plain,
+    )
+    return json.dumps(content, sort_keys=True)
+
+
+def _chunks(items: Sequence[_Item], size: int) -> Iterator[list[_Item]]:
+    for start in range(0, len(items), size):
+        yield list(items[start : start + size])
+
+
+# --- pictures ------------------------------------------------------------------------------------
+
+
+def _default_storage(uri: str, name: str) -> Path:
+    if "://" in uri:
+        where = re.sub(r"\W+", "_", uri.split("://", 1)[1].rsplit("@", 1)[-1])
+        return Path(platformdirs.user_data_path("llama-index-gap")) / where / name
+    return Path(f"{uri}.images") / name
+
+
+class _PictureFolder:
+    """Pictures that came as base64, each kept once, by its content.
+
+    ``HASH.png`` is a picture, ``HASH.png.users/NODE`` an empty file for each node that uses it, and
+    ``nodes/NODE`` says which picture a node uses. A picture goes with its last user.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder.expanduser().resolve()
+
+    def keep(self, node: TextNode) -> TextNode:
+        """The node with its picture in a file, if it came as base64; ``settle`` it once stored."""
+        if not isinstance(node, ImageNode) or not node.image:
+            return node
+        check_image(node)
+        data = base64.b64decode(node.image.partition(",")[2] or node.image)
+        with Image.open(BytesIO(data)) as image:
+            suffix = (image.format or "bin").lower()
+        path = self._folder / f"{hashlib.sha256(data).hexdigest()}.{suffix}"
+        users = self._users(path.name)
+        users.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            partial_file = path.with_suffix(f".{threading.get_ident()}.partial")
+            partial_file.write_bytes(data)
+            partial_file.replace(path)
+        (users / _user(node.node_id)).touch()
+        return node.model_copy(update={"image": None, "image_path": str(path)})
+
+    def settle(self, node_id: str, path: str | None) -> None:
+        """Note which picture a stored node uses, and let go of the one it used before."""
+        used = self._folder / "nodes" / _user(node_id)
+        before = used.read_text() if used.exists() else None
+        kept = path is not None and Path(path).parent == self._folder
+        now = Path(path).name if path is not None and kept else None
+        if now == before:
+            return
+        if before is not None:
+            users = self._users(before)
+            (users / _user(node_id)).unlink(missing_ok=True)
+            used.unlink()
+            if users.is_dir() and not any(users.iterdir()):
+                users.rmdir()
+                (self._folder / before).unlink(missing_ok=True)
+        if now is not None:
+            used.parent.mkdir(parents=True, exist_ok=True)
+            used.write_text(now)
+
+    def clear(self) -> None:
+        """Delete all pictures that were kept here, and nothing else that may lie here."""
+        for users in self._folder.glob("*.users"):
+            (self._folder / users.stem).unlink(missing_ok=True)
+            shutil.rmtree(users)
+        shutil.rmtree(self._folder / "nodes", ignore_errors=True)
+
+    def _users(self, name: str) -> Path:
+        return self._folder / f"{name}.users"
+
+
+def _user(node_id: str) -> str:
+    return hashlib.sha256(node_id.encode()).hexdigest()[:32]

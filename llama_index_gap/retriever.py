@@ -1,0 +1,428 @@
+"""DualIndexRetriever: each modality searched by itself, then one ranking of documents."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
+
+import numpy as np
+import numpy.typing as npt
+from llama_index.core.base.base_retriever import BaseRetriever
+from llama_index.core.base.embeddings.base import BaseEmbedding
+from llama_index.core.bridge.pydantic import Field
+from llama_index.core.callbacks import CallbackManager
+from llama_index.core.embeddings import MultiModalEmbedding
+from llama_index.core.schema import BaseNode, NodeWithScore, QueryBundle
+from llama_index.core.vector_stores.types import (
+    BasePydanticVectorStore,
+    MetadataFilters,
+    VectorStoreQuery,
+)
+
+from llama_index_gap.fusion import (
+    RANK_CONSTANT,
+    Combine,
+    FusedDocument,
+    Fusion,
+    Leg,
+    Normalise,
+    check_method,
+    fuse,
+)
+
+if TYPE_CHECKING:
+    from llama_index.core.indices import MultiModalVectorStoreIndex
+    from llama_index.core.storage.docstore import BaseDocumentStore
+
+    from llama_index_gap.index import DualIndex
+    from llama_index_gap.store import MilvusStore
+
+logger = logging.getLogger(__name__)
+
+GroupBy: TypeAlias = Literal["document", "node"]
+OnLegError: TypeAlias = Literal["raise", "degrade"]
+Side: TypeAlias = Literal["text", "image"]
+Sampler: TypeAlias = Callable[[], npt.NDArray[np.float32] | None]
+
+
+class ScoredNode(NodeWithScore):
+    """A node with its document's fused score, and where that score comes from.
+
+    ``scores`` holds, for each leg that found the document, its best raw score there (``text``,
+    ``image``) and what this added to the fused score (``text_evidence``, ``image_evidence``). Legs
+    asked with a picture are named ``text_by_image`` and ``image_by_image``.
+    """
+
+    scores: dict[str, float] = Field(default_factory=dict)
+
+    @classmethod
+    def class_name(cls) -> str:
+        """The name that LlamaIndex stores with the node."""
+        return "ScoredNode"
+
+
+@dataclass(frozen=True)
+class SearchSide:
+    """A vector store of one modality, and the model that its queries are embedded with.
+
+    Attributes:
+        store: holds one modality's vectors.
+        embed_model: embeds the queries.
+        sample: gives an (m, d) sample of the stored vectors, of length 1; None where none can be
+            had.
+        nodes: gives the nodes with these ids, for a store that keeps only vectors.
+    """
+
+    store: BasePydanticVectorStore
+    embed_model: BaseEmbedding
+    sample: Sampler = lambda: None
+    nodes: Callable[[list[str]], list[BaseNode]] | None = None
+
+
+@dataclass(frozen=True)
+class _Hits:
+    nodes: list[BaseNode]
+    scores: list[float]
+    query: npt.NDArray[np.float32]
+
+
+class DualIndexRetriever(BaseRetriever):
+    """Searches texts and images side by side, and ranks the documents behind the hits together.
+
+    A query is a text, a picture (``QueryBundle("", image_path=…)``), or both. A picture asks the
+    text side only where both sides share a model that embeds images; a text and a picture are two
+    searches per side, whose evidence is added.
+
+    Args:
+        index: what to search.
+        similarity_top_k: text nodes to take from the search.
+        image_similarity_top_k: image nodes to take from the search.
+        top_k: documents to return; None for all that were found.
+        normalise: see ``fuse``.
+        combine: see ``fuse``.
+        weights: by side (``text``, ``image``); see ``fuse``.
+        k: see ``fuse``.
+        filters: on metadata; apply to both sides.
+        group_by: ``"document"`` ranks documents and returns the best text node and the best image
+            node of each; ``"node"`` ranks every node for itself.
+        complete: fetch, for a document found on one side only, its best node on the other side
+            with its exact score. It is returned with it, but adds no evidence: to fill in what was
+            not found brings in noise.
+        on_leg_error: ``"raise"``, or ``"degrade"``: log the error and rank by the other side.
+        callback_manager: as in LlamaIndex.
+        **kwargs: as in LlamaIndex' ``BaseRetriever``.
+
+    Raises:
+        ValueError: an argument is out of range, or methods do not go together.
+    """
+
+    def __init__(
+        self,
+        index: DualIndex,
+        *,
+        similarity_top_k: int = 16,
+        image_similarity_top_k: int = 16,
+        top_k: int | None = None,
+        normalise: Normalise = "background",
+        combine: Combine = "evidence",
+        weights: Mapping[str, float] | None = None,
+        k: float = RANK_CONSTANT,
+        filters: MetadataFilters | None = None,
+        group_by: GroupBy = "document",
+        complete: bool = False,
+        on_leg_error: OnLegError = "raise",
+        callback_manager: CallbackManager | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self._set_up(
+            index.sides(),
+            similarity_top_k=similarity_top_k,
+            image_similarity_top_k=image_similarity_top_k,
+            top_k=top_k,
+            normalise=normalise,
+            combine=combine,
+            weights=weights,
+            k=k,
+            filters=filters,
+            group_by=group_by,
+            complete=complete,
+            on_leg_error=on_leg_error,
+        )
+        super().__init__(callback_manager=callback_manager, **kwargs)
+
+    @classmethod
+    def from_stores(
+        cls,
+        text_store: BasePydanticVectorStore,
+        image_store: BasePydanticVectorStore,
+        embed_model: BaseEmbedding,
+        image_embed_model: BaseEmbedding | None = None,
+        *,
+        docstore: BaseDocumentStore | None = None,
+        **settings: Any,
+    ) -> DualIndexRetriever:
+        """Search two vector stores of any kind.
+
+        They cannot be sampled, so the default fusion here is ``rank`` × ``sum``.
+
+        Args:
+            text_store: holds text nodes.
+            image_store: holds image nodes.
+            embed_model: embeds queries for the text store.
+            image_embed_model: embeds queries for the image store; the same by default.
+            docstore: holds the nodes, for stores that keep only their vectors.
+            **settings: as for the class.
+        """
+        nodes = None if docstore is None else docstore.get_nodes
+        sides: dict[Side, SearchSide] = {
+            "text": SearchSide(text_store, embed_model, nodes=nodes),
+            "image": SearchSide(image_store, image_embed_model or embed_model, nodes=nodes),
+        }
+        retriever = cls.__new__(cls)
+        retriever._set_up(sides, **{"normalise": "rank", "combine": "sum", **settings})
+        BaseRetriever.__init__(retriever)
+        return retriever
+
+    @classmethod
+    def from_index(cls, index: MultiModalVectorStoreIndex, **settings: Any) -> DualIndexRetriever:
+        """Search an existing ``MultiModalVectorStoreIndex``; as ``from_stores``."""
+        return cls.from_stores(
+            index.vector_store,
+            index.image_vector_store,
+            index._embed_model,
+            index._image_embed_model,
+            docstore=index.docstore,
+            **settings,
+        )
+
+    def _set_up(
+        self,
+        sides: Mapping[Side, SearchSide],
+        *,
+        similarity_top_k: int = 16,
+        image_similarity_top_k: int = 16,
+        top_k: int | None = None,
+        normalise: Normalise = "background",
+        combine: Combine = "evidence",
+        weights: Mapping[str, float] | None = None,
+        k: float = RANK_CONSTANT,
+        filters: MetadataFilters | None = None,
+        group_by: GroupBy = "document",
+        complete: bool = False,
+        on_leg_error: OnLegError = "raise",
+    ) -> None:
+        check_method(normalise, combine, k=k)
+        for name, value, least in (
+            ("similarity_top_k", similarity_top_k, 0),
+            ("image_similarity_top_k", image_similarity_top_k, 0),
+            ("top_k", top_k, 1),
+        ):
+            if value is not None and value < least:
+                raise ValueError(f"{name}={value}: must be at least {least}")
+        if similarity_top_k == image_similarity_top_k == 0:
+            raise ValueError("similarity_top_k and image_similarity_top_k are both 0")
+        for what, chosen, known in (
+            ("group_by", group_by, ("document", "node")),
+            ("on_leg_error", on_leg_error, ("raise", "degrade")),
+        ):
+            if chosen not in known:
+                raise ValueError(f"{what}={chosen!r}: must be one of {', '.join(known)}")
+        if complete and not all(hasattr(side.store, "get_vectors") for side in sides.values()):
+            raise ValueError("complete=True needs stores that give their vectors: a DualIndex")
+        for name, weight in (weights or {}).items():
+            if name not in sides:
+                raise ValueError(f"weights name {name!r}; the sides are {', '.join(sides)}")
+            if not (np.isfinite(weight) and weight >= 0):
+                raise ValueError(f"the weight of {name} is {weight}: must be at least 0")
+        self._sides = dict(sides)
+        self._top_ks: dict[Side, int] = {
+            "text": similarity_top_k,
+            "image": image_similarity_top_k,
+        }
+        self._top_k = top_k
+        self._normalise, self._combine, self._k = normalise, combine, k
+        self._weights: dict[str, float] = dict(weights or {})
+        self._filters = filters
+        self._group_by = group_by
+        self._complete = complete
+        self._on_leg_error = on_leg_error
+
+    async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
+        return await asyncio.to_thread(self._retrieve, query_bundle)
+
+    def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
+        hits = self._search(self._embed(query_bundle))
+        legs = {name: self._leg(name, found) for name, found in hits.items()}
+        weights = {name: self._weights.get(_side(name), 1.0) for name in legs}
+        fusion = fuse(
+            legs, normalise=self._normalise, combine=self._combine, weights=weights, k=self._k
+        )
+        if fusion.note:
+            logger.info("%s", fusion.note)
+        return self._nodes(fusion, hits)
+
+    # --- the query -------------------------------------------------------------------------------
+
+    def _embed(self, query: QueryBundle) -> dict[str, npt.NDArray[np.float32]]:
+        """The vector of each search, by leg; a query is embedded once per model."""
+        vectors: dict[str, list[float]] = {}
+        text, image = self._sides["text"].embed_model, self._sides["image"].embed_model
+        asked = {side for side, top_k in self._top_ks.items() if top_k}
+        if query.embedding_strs or query.embedding is not None:
+            if "text" in asked:
+                vectors["text"] = query.embedding or _embed_text(text, query)
+            if "image" in asked:
+                given = vectors.get("text") or query.embedding if image is text else None
+                vectors["image"] = given or _embed_text(image, query)
+        if query.image_path is not None:
+            if not isinstance(image, MultiModalEmbedding):
+                raise ValueError(
+                    f"the query is a picture, but {image.model_name} embeds no pictures; "
+                    "pass a MultiModalEmbedding for the image side"
+                )
+            vector = image.get_image_embedding(query.image_path)
+            if "image" in asked:
+                vectors["image_by_image"] = vector
+            if "text" in asked and text is image:
+                vectors["text_by_image"] = vector
+        if not vectors:
+            raise ValueError("the query is empty: pass a text, an image_path, or both")
+        return {name: np.asarray(vector, dtype=np.float32) for name, vector in vectors.items()}
+
+    # --- the search ------------------------------------------------------------------------------
+
+    def _search(self, vectors: Mapping[str, npt.NDArray[np.float32]]) -> dict[str, _Hits]:
+        """Ask all legs side by side."""
+        with ThreadPoolExecutor(len(vectors), "leg") as pool:
+            # The context goes along, so that traces know whose these searches are.
+            futures = {
+                name: pool.submit(copy_context().run, self._search_leg, name, vector)
+                for name, vector in vectors.items()
+            }
+        hits: dict[str, _Hits] = {}
+        errors: dict[str, BaseException] = {}
+        for name, future in futures.items():
+            error = future.exception()
+            if error is None:
+                hits[name] = future.result()
+            else:
+                errors[name] = error
+        if errors and (self._on_leg_error == "raise" or not hits):
+            raise next(iter(errors.values()))
+        for name, error in errors.items():
+            logger.warning("the %s leg failed and is left out of the ranking: %s", name, error)
+        return hits
+
+    def _search_leg(self, name: str, vector: npt.NDArray[np.float32]) -> _Hits:
+        side = self._sides[_side(name)]
+        found = side.store.query(
+            VectorStoreQuery(
+                query_embedding=vector.tolist(),
+                similarity_top_k=self._top_ks[_side(name)],
+                filters=self._filters,
+            )
+        )
+        nodes, scores, ids = found.nodes or [], found.similarities or [], found.ids or []
+        if ids and not nodes and side.nodes is not None:
+            nodes = side.nodes(ids)
+        if len(nodes) != len(scores):
+            raise ValueError(
+                f"the {_side(name)} store returned {len(nodes)} nodes and {len(scores)} scores for "
+                f"{len(ids)} ids; pass the docstore that holds its nodes"
+            )
+        return _Hits(list(nodes), [float(score) for score in scores], vector)
+
+    def _leg(self, name: str, hits: _Hits) -> Leg:
+        background = None
+        if self._normalise == "background" and hits.nodes:
+            sample = self._sides[_side(name)].sample()
+            background = None if sample is None else sample @ _unit(hits.query)
+        return Leg([self._key(node) for node in hits.nodes], hits.scores, background)
+
+    def _key(self, node: BaseNode) -> str:
+        if self._group_by == "node":
+            return node.node_id
+        return node.ref_doc_id or node.node_id
+
+    # --- the answer ------------------------------------------------------------------------------
+
+    def _nodes(self, fusion: Fusion, hits: Mapping[str, _Hits]) -> list[NodeWithScore]:
+        best: dict[str, dict[Side, tuple[float, BaseNode]]] = defaultdict(dict)
+        for name, found in hits.items():
+            for node, score in zip(found.nodes, found.scores, strict=True):
+                of_document = best[self._key(node)]
+                before = of_document.get(_side(name))
+                if before is None or score > before[0]:
+                    of_document[_side(name)] = (score, node)
+        documents = fusion.documents[: self._top_k]
+        if self._complete and self._group_by == "document":
+            self._add_missing(documents, best, hits)
+        returned: list[NodeWithScore] = []
+        for document in documents:
+            of_document = best[document.key]
+            scores = _where_from(document)
+            asked = {_side(name) for name in document.scores}
+            scores |= {s: score for s, (score, _) in of_document.items() if s not in asked}
+            nodes = [of_document[side][1] for side in self._sides if side in of_document]
+            returned += [
+                ScoredNode(node=node, score=document.score, scores=scores)
+                for node in {node.node_id: node for node in nodes}.values()
+            ]
+        return returned
+
+    def _add_missing(
+        self,
+        documents: Sequence[FusedDocument],
+        best: dict[str, dict[Side, tuple[float, BaseNode]]],
+        hits: Mapping[str, _Hits],
+    ) -> None:
+        for side, search in self._sides.items():
+            queries = [_unit(found.query) for name, found in hits.items() if _side(name) == side]
+            missing = [document.key for document in documents if side not in best[document.key]]
+            if not queries or not missing:
+                continue
+            store = cast("MilvusStore", search.store)
+            nodes = {
+                node.node_id: node
+                for node in [
+                    *store.get_nodes(ref_doc_ids=missing, filters=self._filters),
+                    *store.get_nodes(node_ids=missing, filters=self._filters),
+                ]
+            }
+            for node_id, vector in store.get_vectors(list(nodes)).items():
+                score = max(float(_unit(vector) @ query) for query in queries)
+                of_document = best[self._key(nodes[node_id])]
+                if side not in of_document or score > of_document[side][0]:
+                    of_document[side] = (score, nodes[node_id])
+
+
+def _side(leg: str) -> Side:
+    return cast(Side, leg.removesuffix("_by_image"))
+
+
+def _embed_text(model: BaseEmbedding, query: QueryBundle) -> list[float]:
+    texts = query.embedding_strs
+    if not texts:
+        raise ValueError(
+            f"the query has an embedding but no text, and {model.model_name} needs one: the given "
+            "embedding is of the text side's model"
+        )
+    return list(model.get_agg_embedding_from_queries(texts))
+
+
+def _unit(vector: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    length = float(np.linalg.norm(vector))
+    return vector / np.float32(length) if length else vector
+
+
+def _where_from(document: FusedDocument) -> dict[str, float]:
+    return {
+        **document.scores,
+        **{f"{name}_evidence": value for name, value in document.evidence.items()},
+    }
