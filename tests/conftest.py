@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from milvus_server import milvus_server, why_no_server
 from PIL import Image
 
 from llama_index_gap.demo.tiny import make_tiny_clip, make_tiny_siglip
-from milvus_server import milvus_server, why_no_server
 
 
 @pytest.fixture(scope="session")
