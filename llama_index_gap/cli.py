@@ -4,20 +4,32 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
+import os
+import re
 import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
-from rich.console import Console
+from rich.console import Console, Group
+from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
 import llama_index_gap
-from llama_index_gap.images import MAX_PIXELS, ImageError
-from llama_index_gap.models.base import ModelError
+from llama_index_gap.images import MAX_PIXELS, check_image
 from llama_index_gap.models.presets import PRESETS
-from llama_index_gap.readers import CorpusError
+
+if TYPE_CHECKING:
+    from llama_index.core.schema import ImageNode
+
+    from llama_index_gap.index import DualIndex
+    from llama_index_gap.page import Answer, FoundDocument
+    from llama_index_gap.readers import Skipped
 
 app = typer.Typer(
     name="llama-gap",
@@ -29,14 +41,69 @@ app = typer.Typer(
 _output = Console(highlight=False)
 _errors = Console(stderr=True, highlight=False)
 
+_TOKEN = "MILVUS_TOKEN"  # noqa: S105 - the name of a variable
+_HITS = 16
+_EXCERPT = 150
+_INTERRUPTED = 130
+_SIDES = {"text": "texts", "image": "pictures"}
+# Types of errors whose messages are written for users; any other is a mistake of ours.
+_EXPECTED = (ValueError, OSError, llama_index_gap.ModelError)
+
 
 def main() -> None:
-    """Run the command line; expected errors become one line and exit code 1."""
+    """Run the command line; errors become one line and exit code 1, unless --debug is given."""
     try:
         app()
-    except (CorpusError, ImageError, ModelError, OSError) as error:
-        _errors.print(Text("error: ", style="red").append(_visible(str(error)), style="default"))
-        raise SystemExit(1) from None
+    except Exception as error:
+        if _state.debug:
+            raise
+        _fail(_explanation(error))
+
+
+@dataclasses.dataclass
+class _State:
+    debug: bool = False
+
+
+_state = _State()
+
+
+def _explanation(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    if isinstance(error, (*_EXPECTED, llama_index_gap.StoreError)):
+        return str(error)
+    return (
+        f"{type(error).__name__}: {error} (a mistake in llama-gap: 'llama-gap --debug …' shows "
+        "where; please report it)"
+    )
+
+
+def _fail(message: str) -> NoReturn:
+    _say("error", "red", message)
+    raise SystemExit(1)
+
+
+def _say(kind: str, style: str, message: str) -> None:
+    """One line on stderr; only a terminal gets it broken between words."""
+    line = " ".join(part.strip() for part in message.splitlines() if part.strip())
+    text = Text(f"{kind}: ", style=style).append(_visible(line), style="default")
+    _errors.print(text, soft_wrap=not _errors.is_terminal)
+
+
+class _Warnings(logging.Handler):
+    """Says what the package logs."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        _say("warning", "yellow", record.getMessage())
+
+
+def _log(debug: bool) -> None:
+    logger = logging.getLogger("llama_index_gap")
+    if debug:
+        logging.basicConfig(level=logging.INFO)
+    elif not any(isinstance(handler, _Warnings) for handler in logger.handlers):
+        logger.addHandler(_Warnings(logging.WARNING))
 
 
 def _visible(text: str) -> str:
@@ -61,31 +128,44 @@ def _options(
             "--version", callback=_print_version, is_eager=True, help="Print the version."
         ),
     ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show where an error comes from, and what is logged.")
+    ] = False,
 ) -> None:
-    pass
+    _state.debug = debug
+    _log(debug)
+
+
+# --- corpora -------------------------------------------------------------------------------------
+
+Root = Annotated[
+    Path | None,
+    typer.Option(help="Folder that pictures must lie in.", show_default="the corpus'"),
+]
+MaxPixels = Annotated[int, typer.Option(min=1, help="Skip pictures with more pixels.")]
+AllSkipped = Annotated[bool, typer.Option("--all", help="List everything that is skipped.")]
+CorpusPath = Annotated[
+    Path, typer.Argument(help="A .jsonl, .csv or .tsv file, or a folder.", metavar="PATH")
+]
 
 
 @app.command()
 def read(
-    path: Annotated[
-        Path, typer.Argument(help="A .jsonl, .csv or .tsv file, or a folder.", metavar="PATH")
-    ],
-    root: Annotated[
-        Path | None, typer.Option(help="Folder that pictures must lie in.  [default: the corpus']")
-    ] = None,
-    max_pixels: Annotated[
-        int, typer.Option(min=1, help="Skip pictures with more pixels.")
-    ] = MAX_PIXELS,
-    all_skipped: Annotated[
-        bool, typer.Option("--all", help="List everything that is skipped.")
-    ] = False,
+    path: CorpusPath,
+    root: Root = None,
+    max_pixels: MaxPixels = MAX_PIXELS,
+    all_skipped: AllSkipped = False,
 ) -> None:
     """Check a corpus: what of it can be read, and what is skipped and why."""
     corpus = llama_index_gap.read_corpus(
         path, root=root, max_pixels=max_pixels, show_progress=_errors.is_terminal
     )
     _output.print(_visible(corpus.summary()), markup=False)
-    shown = corpus.skipped if all_skipped else corpus.skipped[:10]
+    _print_skipped(corpus.skipped, all_skipped)
+
+
+def _print_skipped(skipped: Sequence[Skipped], all_skipped: bool) -> None:
+    shown = skipped if all_skipped else skipped[:10]
     if shown:
         table = Table("skipped", "reason", box=None, padding=(0, 1), pad_edge=False)
         for skip in shown:
@@ -94,8 +174,473 @@ def read(
                 Text(_visible(skip.reason), overflow="fold"),
             )
         _output.print(table)
-    if len(shown) < len(corpus.skipped):
-        _output.print(f"… and {len(corpus.skipped) - len(shown):,} more: --all lists them")
+    if len(shown) < len(skipped):
+        _output.print(f"… and {len(skipped) - len(shown):,} more: --all lists them")
+
+
+# --- indexes -------------------------------------------------------------------------------------
+
+
+def _database(uri: str) -> str:
+    """Where an index lies: a server's address, or a file as the shell may complete its name."""
+    if re.match(r"(https?|tcp)://|unix:", uri):
+        if re.search(r"//[^/?#]*@", uri):
+            raise typer.BadParameter(f"holds a password; leave it out and set {_TOKEN}=user:…")
+        return uri
+    path = Path(uri).expanduser()
+    if path.suffix != ".db":
+        raise typer.BadParameter(f"{uri!r} is neither a file that ends in .db, nor an http:// URL")
+    return str(path)
+
+
+Database = Annotated[
+    str,
+    typer.Option(
+        "--db",
+        metavar="FILE|URL",
+        callback=_database,
+        help="A Milvus Lite file, or the URL of a server (its token in MILVUS_TOKEN).",
+    ),
+]
+Name = Annotated[str, typer.Option(help="Which index in the database.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+
+
+@app.command("index")
+def index_corpus(
+    path: CorpusPath,
+    *,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="A name that 'llama-gap models' lists, a hub name, or a folder.",
+            show_default="the index's own",
+        ),
+    ] = None,
+    image_model: Annotated[
+        str | None, typer.Option(help="Another model, for pictures.", show_default="the same")
+    ] = None,
+    db: Database = "gap.db",
+    name: Name = "gap",
+    root: Root = None,
+    max_pixels: MaxPixels = MAX_PIXELS,
+    device: Annotated[
+        str | None, typer.Option(help="Where models run.", show_default="a GPU if there is one")
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Drop what the index holds, and start anew.")
+    ] = False,
+    all_skipped: AllSkipped = False,
+) -> None:
+    """Put a corpus into an index, made where it is missing.
+
+    Run again, it embeds only what is new or has changed, or what an interrupted run has left.
+    """
+    if image_model is not None and model is None:
+        raise typer.BadParameter("needs --model too: it is for texts", param_hint="--image-model")
+    if model is None and (overwrite or not _is_there(db)):
+        raise typer.BadParameter(
+            f"a new index in {db} needs a model; 'llama-gap models' lists some",
+            param_hint="--model",
+        )
+    started = time.monotonic()
+    try:
+        corpus = llama_index_gap.read_corpus(
+            path, root=root, max_pixels=max_pixels, show_progress=_errors.is_terminal
+        )
+        models = [
+            None if each is None else _load_model(each, device, max_pixels)
+            for each in (model, image_model)
+        ]
+        with llama_index_gap.DualIndex(
+            db, name, *models, token=os.environ.get(_TOKEN), overwrite=overwrite
+        ) as index:
+            report = index.refresh_ref_docs(corpus.nodes, show_progress=_errors.is_terminal)
+    except KeyboardInterrupt:
+        without = " without --overwrite" if overwrite else ""
+        _say(
+            "stopped",
+            "yellow",
+            f"what was written stays; run the same command again{without} to complete it",
+        )
+        raise typer.Exit(_INTERRUPTED) from None
+    _output.print(_visible(f"Read {corpus.summary()}"), markup=False)
+    took = _duration(time.monotonic() - started)
+    _output.print(f"Indexed in {took}: {report.summary()}", markup=False)
+    _print_skipped([*corpus.skipped, *report.skipped], all_skipped)
+    if not report.text_rows + report.image_rows + report.unchanged:
+        _fail(f"{path}: nothing of it could be indexed")
+
+
+def _load_model(name: str, device: str | None, max_pixels: int) -> Any:
+    if _errors.is_terminal:
+        _errors.print(Text(f"Loading {_visible(name)} …", style="dim"))
+    return llama_index_gap.DualEncoderEmbedding(
+        model_name=name, device=device, max_pixels=max_pixels
+    )
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def _is_there(db: str) -> bool:
+    """Whether there is such a database; of a server, one sees when asking it."""
+    return "://" in db or db.startswith("unix:") or Path(db).exists()
+
+
+def _check_is_there(db: str) -> None:
+    """Keep Milvus Lite from making a database where somebody only wants to read one."""
+    if not _is_there(db):
+        raise FileNotFoundError(
+            f"{db}: no such database; make one with: llama-gap index PATH --db {db} --model NAME"
+        )
+
+
+def _open_index(db: str, name: str) -> DualIndex:
+    _check_is_there(db)
+    return llama_index_gap.DualIndex(db, name, token=os.environ.get(_TOKEN))
+
+
+# --- searching -----------------------------------------------------------------------------------
+
+
+@app.command()
+def search(
+    text: Annotated[str, typer.Argument(metavar="TEXT", help="What to search for.")] = "",
+    *,
+    image: Annotated[
+        Path | None, typer.Option(help="Search by this picture, or by the text and it.")
+    ] = None,
+    db: Database = "gap.db",
+    name: Name = "gap",
+    top_k: Annotated[int, typer.Option(min=1, help="How many documents to show.")] = 5,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Show where each score comes from, and why.")
+    ] = False,
+    as_json: AsJson = False,
+    html: Annotated[
+        Path | None, typer.Option(help="Write the answer as a page, with thumbnails.")
+    ] = None,
+) -> None:
+    """Search an index by a text, a picture, or both."""
+    if not text.strip() and image is None:
+        raise typer.BadParameter("pass a text, or a picture with --image", param_hint="TEXT")
+    if image is not None:
+        check_image(image)
+    if html is not None and not html.parent.is_dir():
+        raise FileNotFoundError(f"{html}: there is no folder {html.parent}; create it first")
+    with _open_index(db, name) as index:
+        answer = _answer(index, text.strip(), image, top_k)
+    if html is not None:
+        from llama_index_gap.page import render_page
+
+        html.write_text(render_page(answer), encoding="utf-8")
+    if as_json:
+        typer.echo(json.dumps(_as_dict(answer), indent=2))
+    elif not answer.documents:
+        _output.print("Nothing was found: the index is empty.")
+    elif explain:
+        _print_explanation(answer)
+    else:
+        _print_answer(answer)
+    if html is not None and _errors.is_terminal:
+        _errors.print(Text(f"Written to {_visible(str(html))}", style="dim"))
+
+
+def _answer(index: DualIndex, text: str, image: Path | None, top_k: int) -> Answer:
+    from llama_index.core.schema import QueryBundle
+
+    from llama_index_gap.page import Answer, found_documents
+
+    # complete: whoever reads wants to see the text of a document that its picture found.
+    retriever = index.as_retriever(
+        top_k=top_k,
+        similarity_top_k=max(_HITS, top_k),
+        image_similarity_top_k=max(_HITS, top_k),
+        complete=True,
+    )
+    with _retriever_notes() as notes:
+        hits = retriever.retrieve(QueryBundle(text, image_path=str(image) if image else None))
+    return Answer(
+        text=text,
+        image=str(image) if image else None,
+        database=index.uri,
+        documents=found_documents(hits),
+        note=notes[0] if notes else None,
+    )
+
+
+@contextmanager
+def _retriever_notes() -> Iterator[list[str]]:
+    """What the retriever logs meanwhile: that it ranked by another method than it was to."""
+    notes: list[str] = []
+
+    class Notes(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if record.levelno == logging.INFO:
+                notes.append(record.getMessage())
+
+    logger, handler = logging.getLogger("llama_index_gap.retriever"), Notes()
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield notes
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
+def _print_answer(answer: Answer) -> None:
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, expand=True)
+    table.add_column("#", justify="right", vertical="top")
+    table.add_column(_columns("document", "score", "text", "picture", style="bold"), ratio=1)
+    for document in answer.documents:
+        sides = [document.side(side) for side in ("text", "image")]
+        first = _columns(
+            _visible(document.title),
+            answer.format(document.score),
+            *("–" if side is None else answer.format(side) for side in sides),
+        )
+        table.add_row(str(document.rank), Group(first, *_content(document), Text()))
+    _output.print(table)
+    _output.print(
+        "score = text + picture, what each adds; --explain says why, --html shows the pictures",
+        style="dim",
+    )
+
+
+def _columns(title: str, *numbers: str, style: str = "") -> Table:
+    grid = Table.grid(expand=True, padding=(0, 0, 0, 1))
+    grid.add_column(ratio=1, overflow="fold")
+    for _ in numbers:
+        grid.add_column(width=8, justify="right")
+    grid.add_row(Text(title, style="bold"), *(Text(number, style=style) for number in numbers))
+    return grid
+
+
+def _content(document: FoundDocument) -> list[Text]:
+    """What of a document is shown below its title: its text, and the picture's path."""
+    from llama_index_gap.page import excerpt
+
+    lines = []
+    if words := excerpt(document.passage or document.caption, _EXCERPT):
+        lines.append(Text(_visible(words)))
+    if document.picture is not None:
+        lines.append(_where(document.picture))
+    return lines
+
+
+def _where(picture: ImageNode) -> Text:
+    """A picture's path from here, where that is shorter; terminals that know links get one."""
+    if not picture.image_path:
+        return Text(_visible(picture.image_url or ""), style="cyan", overflow="fold")
+    path = Path(picture.image_path)
+    try:
+        shown = min(os.path.relpath(path), str(path), key=len)
+    except ValueError:  # on another drive
+        shown = str(path)
+    style = Style(color="cyan", link=path.absolute().as_uri())
+    return Text(_visible(shown), style=style, overflow="fold")
+
+
+def _print_explanation(answer: Answer) -> None:
+    evidence = answer.note is None
+    by_raw = sorted(answer.documents, key=lambda d: -max((leg.raw for leg in d.legs), default=0))
+    for document in answer.documents:
+        heading = Table.grid(padding=(0, 2, 0, 0))
+        heading.add_row(str(document.rank), Text(_visible(document.title), "bold", overflow="fold"))
+        if document.title != document.id:
+            heading.add_row("", Text(_visible(document.id), "dim", overflow="fold"))
+        _output.print(heading)
+        table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+        table.add_column("  ")
+        table.add_column("leg")
+        table.add_column("cosine", justify="right")
+        if evidence:
+            table.add_column("above usual", justify="right")
+        table.add_column("evidence" if evidence else "for its place", justify="right")
+        for leg in document.legs:
+            sigma = [] if not evidence else ["" if leg.sigma is None else f"{leg.sigma:+.2f} σ"]
+            added = "not found" if leg.evidence is None else answer.format(leg.evidence)
+            table.add_row("", leg.name, f"{leg.raw:.4f}", *sigma, added)
+        _output.print(table)
+        place = by_raw.index(document) + 1
+        _output.print(f"   score {answer.format(document.score)}{_reason(document)}")
+        if place != document.rank:
+            _output.print(f"   by its highest cosine it would be number {place} of these")
+        _output.print()
+    _output.print(_method(answer), style="dim", markup=False)
+
+
+def _reason(document: FoundDocument) -> str:
+    found = [leg for leg in document.legs if leg.evidence is not None]
+    total = sum(leg.evidence or 0 for leg in found)
+    if len(found) < 2 or not total:
+        return f": all of it from {found[0].name}" if found else ""
+    best = max(found, key=lambda leg: leg.evidence or 0)
+    return f": {(best.evidence or 0) / total:.0%} of it from {best.name}"
+
+
+def _method(answer: Answer) -> str:
+    if answer.note is not None:
+        return (
+            f"Ranked by place: {answer.note}. Each leg adds 1 / (60 + the document's place in it)."
+        )
+    return (
+        "Cosines of texts and of pictures cannot be compared: between them lies the modality gap. "
+        "So each counts by how many standard deviations (σ) it lies above what this query gets "
+        "from a sample of the same collection. Evidence is −log of the probability of lying as "
+        "high by chance; the evidence of the legs is added. A leg marked 'not found' had the "
+        "document not among its best, and adds nothing."
+    )
+
+
+def _as_dict(answer: Answer) -> dict[str, Any]:
+    return {
+        "query": {"text": answer.text, "image": answer.image},
+        "database": answer.database,
+        "note": answer.note,
+        "documents": [_document_as_dict(document) for document in answer.documents],
+    }
+
+
+def _document_as_dict(document: FoundDocument) -> dict[str, Any]:
+    text, picture = document.text, document.picture
+    node = text or picture
+    return {
+        "rank": document.rank,
+        "id": document.id,
+        "title": document.title,
+        "score": document.score,
+        "legs": {leg.leg: {"cosine": leg.raw, "evidence": leg.evidence} for leg in document.legs},
+        "text": text and {"node_id": text.node_id, "text": document.passage},
+        "picture": picture
+        and {
+            "node_id": picture.node_id,
+            "path": picture.image_path,
+            "url": picture.image_url,
+            "caption": document.caption,
+        },
+        "metadata": node.metadata if node else {},
+    }
+
+
+# --- looking after an index ----------------------------------------------------------------------
+
+
+@app.command()
+def info(db: Database = "gap.db", name: Name = "gap", as_json: AsJson = False) -> None:
+    """Say what an index holds and which models it was made with; loads none."""
+    facts = _facts(db, name)
+    if as_json:
+        typer.echo(json.dumps(facts, indent=2))
+        return
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    table.add_row("database", Text(_visible(facts["database"])))
+    for side, collection in facts["collections"].items():
+        table.add_row(
+            _SIDES[side],
+            f"{collection['rows']:,} rows of {collection['dimension']} numbers in "
+            f"{collection['name']}",
+        )
+    for side, model in facts["models"].items():
+        licence = model["licence"] or "not stated"
+        table.add_row(
+            f"model of {_SIDES[side]}" if len(facts["models"]) > 1 else "model",
+            Text(_visible(f"{model['name']} (licence: {licence})"), overflow="fold"),
+        )
+    table.add_row("pictures in", Text(_visible(facts["pictures"]), overflow="fold"))
+    _output.print(table)
+
+
+def _facts(db: str, name: str) -> dict[str, Any]:
+    from llama_index_gap.index import MODELS_PROPERTY, default_storage
+
+    _check_is_there(db)
+    token = os.environ.get(_TOKEN)
+    collections: dict[str, Any] = {}
+    for side in _SIDES:
+        with llama_index_gap.MilvusStore(
+            uri=db, collection_name=f"{name}_{side}", token=token
+        ) as store:
+            properties = store.properties
+            collections[side] = {
+                "name": store.collection_name,
+                "rows": store.count(),
+                "dimension": store.dim,
+            }
+    stored = json.loads(properties.get(MODELS_PROPERTY, "{}"))
+    kept = default_storage(db, name)
+    return {
+        "database": db,
+        "name": name,
+        "collections": collections,
+        "models": {side: _model_facts(stored[side]) for side in _SIDES if stored.get(side)},
+        "pictures": str(kept) if kept.is_dir() else "their own files",
+    }
+
+
+def _model_facts(identity: dict[str, Any]) -> dict[str, Any]:
+    name = str(identity["model_name"])
+    return {"name": name, "licence": _licence(name), "settings": identity}
+
+
+def _licence(model: str) -> str | None:
+    """A model's licence, as far as it is known here without loading or downloading it."""
+    from llama_index_gap.models.checkpoint import Checkpoint
+
+    for preset in PRESETS.values():
+        if model in (preset.name, *preset.checkpoints):
+            return preset.licence
+    return Checkpoint(model, Path(model)).licence if Path(model).is_dir() else None
+
+
+@app.command()
+def delete(
+    documents: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="ID", help="Ids of documents, as 'search --explain' has them."),
+    ] = None,
+    db: Database = "gap.db",
+    name: Name = "gap",
+    everything: Annotated[bool, typer.Option("--all", help="Delete all documents.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask whether --all is meant.")] = False,
+) -> None:
+    """Delete documents from an index; their own files stay."""
+    if everything == bool(documents):
+        raise typer.BadParameter("pass ids of documents, or --all", param_hint="ID")
+    with _open_index(db, name) as index:
+        before = sum(index.count().values())
+        if everything:
+            if not yes:
+                typer.confirm(
+                    f"Delete all {before:,} rows of {name} in {db}?",
+                    abort=True,
+                    err=True,
+                )
+            index.clear()
+        missing = [each for each in documents or [] if not _delete_document(index, each)]
+        gone = before - sum(index.count().values())
+    _output.print("1 row deleted" if gone == 1 else f"{gone:,} rows deleted")
+    if missing:
+        _fail(f"no such document: {', '.join(missing)}")
+
+
+def _delete_document(index: DualIndex, document: str) -> bool:
+    """Delete a document's nodes, or a node that has no document; says if there was any."""
+    before = index.count()
+    index.delete_ref_doc(document)
+    if index.count() == before:
+        index.delete_nodes([document])
+    return index.count() != before
+
+
+# --- demo and models -----------------------------------------------------------------------------
 
 
 @app.command()

@@ -119,8 +119,8 @@ def fuse(
         if thin:
             normalise, combine = "rank", "sum"
             note = (
-                f"the {' and '.join(thin)} leg has no background of at least "
-                f"{SMALLEST_BACKGROUND} scores, so all legs were fused by rank"
+                f"no background of at least {SMALLEST_BACKGROUND} scores for: {', '.join(thin)}; "
+                "so all legs were fused by rank"
             )
     evidence: dict[str, dict[str, float]] = {}
     for name, scores in best.items():

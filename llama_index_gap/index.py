@@ -50,7 +50,8 @@ logger = logging.getLogger(__name__)
 
 SAMPLE_SIZE = 300
 """Vectors of a side that stand for its background (a few hundred, as the fusion was measured)."""
-_MODELS = "gap.models"
+MODELS_PROPERTY = "models"
+"""Property of both collections that says which models made them."""
 _SIDES: tuple[Side, ...] = ("text", "image")
 _PASSES_PER_WRITE = 4
 _WRITES_AHEAD = 2
@@ -162,17 +163,23 @@ class DualIndex:
             )
         self.embed_model: BaseEmbedding = embed_model
         self.image_embed_model: MultiModalEmbedding = for_images
+        identities = _identities(self.embed_model, image_embed_model)
         self._stores: dict[Side, MilvusStore] = {}
         try:
             for side in _SIDES:
-                dim = _dimension(self._model(side))
-                self._stores[side] = collection(side, dim, overwrite)
-            self._claim(_identities(self.embed_model, image_embed_model))
+                try:
+                    self._stores[side] = collection(side, _dimension(self._model(side)), overwrite)
+                except ValueError:
+                    if not overwrite:  # if another model is the cause, say so
+                        with collection(side, None) as existing:
+                            self._compare(existing.properties, identities)
+                    raise
+            self._claim(identities)
         except BaseException:
             self.close()
             raise
         self._pictures = _PictureFolder(
-            Path(storage_dir) if storage_dir is not None else _default_storage(uri, name)
+            Path(storage_dir) if storage_dir is not None else default_storage(uri, name)
         )
         self.report = IndexReport()
         self._samples: dict[Side, npt.NDArray[np.float32]] = {}
@@ -243,16 +250,11 @@ class DualIndex:
                 ThreadPoolExecutor(1, "milvus") as writer,
             ):
                 for side, of_side in sides.items():
-                    store = self._stores[side]
-                    other = {node.node_id for ns in sides.values() for node in ns} - {
-                        node.node_id for node in of_side
-                    }
-                    if lost := store.existing_ids(sorted(other)):
-                        self._delete(side, sorted(lost))
-                    for batch in _chunks(
-                        of_side, self._model(side).embed_batch_size * _PASSES_PER_WRITE
-                    ):
-                        new = self._changed(side, batch)
+                    self._delete_lost(side, sides)
+                    prints = self._fingerprints(side, of_side)
+                    at_once = self._model(side).embed_batch_size * _PASSES_PER_WRITE
+                    for batch in _chunks(of_side, at_once):
+                        new = [node for node in batch if _fingerprint(node) not in prints]
                         report.unchanged += len(batch) - len(new)
                         rows = self._embedded(side, new, skip)
                         writes.append(writer.submit(self._store_rows, side, rows, skip, report))
@@ -263,7 +265,7 @@ class DualIndex:
                     writes.popleft().result()
         finally:
             self._samples.clear()
-        if report.text_rows or report.image_rows:
+        if total:  # also where a killed build had written all: its rows may wait to be flushed
             for store in self._stores.values():
                 store.finish()
         return report
@@ -391,11 +393,16 @@ class DualIndex:
                 skip(node, "has neither a text nor a picture")
         return {side: list(rows.values()) for side, rows in sides.items()}
 
-    def _changed(self, side: Side, nodes: Sequence[TextNode]) -> list[TextNode]:
-        """Those that are not in the collection just so."""
+    def _delete_lost(self, side: Side, sides: dict[Side, list[TextNode]]) -> None:
+        """Delete this side's rows of nodes that now have the other side only."""
+        here = {node.node_id for node in sides[side]}
+        elsewhere = {node.node_id for nodes in sides.values() for node in nodes} - here
+        self._delete(side, sorted(self._stores[side].existing_ids(sorted(elsewhere))))
+
+    def _fingerprints(self, side: Side, nodes: list[TextNode]) -> set[str]:
+        """Of the stored rows with these ids; read in one go, since a server's first read waits."""
         stored = self._stores[side].get_nodes([node.node_id for node in nodes])
-        prints = {node.node_id: _fingerprint(node) for node in stored}
-        return [node for node in nodes if prints.get(node.node_id) != _fingerprint(node)]
+        return {_fingerprint(node) for node in stored}
 
     def _embedded(
         self,
@@ -479,13 +486,17 @@ class DualIndex:
 
     def _claim(self, identities: dict[str, Any]) -> None:
         """Write down the models of a new index; refuse others than those of an old one."""
-        stored = self._stores["text"].properties.get(_MODELS)
-        if stored is None:
-            for store in self._stores.values():
-                store.set_properties({_MODELS: json.dumps(identities, sort_keys=True)})
-        elif json.loads(stored) != identities:
+        for store in self._stores.values():
+            if MODELS_PROPERTY in store.properties:
+                self._compare(store.properties, identities)
+            else:
+                store.set_properties({MODELS_PROPERTY: json.dumps(identities, sort_keys=True)})
+
+    def _compare(self, properties: dict[str, str], identities: dict[str, Any]) -> None:
+        stored = json.loads(properties.get(MODELS_PROPERTY, "null"))
+        if stored is not None and stored != identities:
             raise ValueError(
-                f"{self.uri} holds {self.name} made with {_named(json.loads(stored))}, not with "
+                f"{self.uri} holds {self.name} made with {_named(stored)}, not with "
                 f"{_named(identities)}; open it without models to take the stored ones, or pass "
                 "another name, or overwrite=True to start anew"
             )
@@ -519,9 +530,9 @@ def _identity(model: BaseEmbedding) -> dict[str, Any]:
 def _stored_models(
     properties: dict[str, str], uri: str, name: str
 ) -> tuple[BaseEmbedding, BaseEmbedding | None]:
-    if _MODELS not in properties:
+    if MODELS_PROPERTY not in properties:
         raise ValueError(f"{uri} does not say which model {name} was made with; pass embed_model")
-    identities = json.loads(properties[_MODELS])
+    identities = json.loads(properties[MODELS_PROPERTY])
 
     def build(identity: dict[str, Any]) -> BaseEmbedding:
         if identity["class_name"] != DualEncoderEmbedding.class_name():
@@ -598,7 +609,7 @@ def _fingerprint(node: BaseNode) -> str:
     content = node.model_dump(
         mode="json",
         include={
-            *("text", "image_path", "image_url", "metadata", "relationships"),
+            *("id_", "text", "image_path", "image_url", "metadata", "relationships"),
             *("excluded_embed_metadata_keys", "excluded_llm_metadata_keys"),
         },
         fallback=_to_plain,
@@ -614,7 +625,8 @@ def _chunks(items: Sequence[_Item], size: int) -> Iterator[list[_Item]]:
 # --- pictures ------------------------------------------------------------------------------------
 
 
-def _default_storage(uri: str, name: str) -> Path:
+def default_storage(uri: str, name: str) -> Path:
+    """Where an index keeps pictures that came as base64, if it is not told."""
     if "://" in uri:
         where = re.sub(r"\W+", "_", uri.split("://", 1)[1].rsplit("@", 1)[-1])
         return Path(platformdirs.user_data_path("llama-index-gap")) / where / name

@@ -298,21 +298,26 @@ class DualIndexRetriever(BaseRetriever):
     # --- the search ------------------------------------------------------------------------------
 
     def _search(self, vectors: Mapping[str, npt.NDArray[np.float32]]) -> dict[str, _Hits]:
-        """Ask all legs side by side."""
-        with ThreadPoolExecutor(len(vectors), "leg") as pool:
-            # The context goes along, so that traces know whose these searches are.
-            futures = {
-                name: pool.submit(copy_context().run, self._search_leg, name, vector)
-                for name, vector in vectors.items()
-            }
-        hits: dict[str, _Hits] = {}
-        errors: dict[str, BaseException] = {}
-        for name, future in futures.items():
-            error = future.exception()
-            if error is None:
-                hits[name] = future.result()
-            else:
-                errors[name] = error
+        """Ask all legs, side by side where their stores gain by it."""
+
+        def ask(name: str) -> _Hits | Exception:
+            try:
+                return self._search_leg(name, vectors[name])
+            except Exception as error:  # a leg's failure, of whatever kind, is that leg's
+                return error
+
+        first, *others = vectors
+        stores = [side.store for side in self._sides.values()]
+        if not others or all(getattr(store, "one_at_a_time", False) for store in stores):
+            outcomes = {name: ask(name) for name in vectors}
+        else:
+            with ThreadPoolExecutor(len(others), "leg") as pool:
+                # The context goes along, so that traces know whose these searches are.
+                futures = {name: pool.submit(copy_context().run, ask, name) for name in others}
+                outcomes = {first: ask(first)}
+                outcomes |= {name: future.result() for name, future in futures.items()}
+        hits = {name: found for name, found in outcomes.items() if isinstance(found, _Hits)}
+        errors = {name: found for name, found in outcomes.items() if isinstance(found, Exception)}
         if errors and (self._on_leg_error == "raise" or not hits):
             raise next(iter(errors.values()))
         for name, error in errors.items():

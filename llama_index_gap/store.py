@@ -781,6 +781,11 @@ class MilvusStore(MilvusVectorStore):
     # --- properties ------------------------------------------------------------------------------
 
     @property
+    def one_at_a_time(self) -> bool:
+        """Whether calls wait for each other (Milvus Lite), so that threads bring nothing."""
+        return self._file is not None
+
+    @property
     def properties(self) -> dict[str, str]:
         """What ``set_properties`` wrote; it stays with the collection."""
         stored = self._call("describe_collection").get("properties") or {}

@@ -1,14 +1,26 @@
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import os
+import shutil
+import signal
 import subprocess
 import sys
+from io import StringIO
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
+from rich.console import Console
 
+import llama_index_gap
+from llama_index_gap import DualEncoderEmbedding, cli
 from llama_index_gap.demo.corpus import write_demo_corpus
+from llama_index_gap.demo.tiny import make_tiny_clip
+from llama_index_gap.index import DualIndex
+from llama_index_gap.store import MilvusStore
 
 
 def llama_gap(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
@@ -22,6 +34,101 @@ def llama_gap(*arguments: str, **options: object) -> subprocess.CompletedProcess
         check=False,
         **options,
     )
+
+
+class Shown(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+def gap(*arguments: object, answer: str = "") -> Shown:
+    """Run the command in this process: shows what a process of its own would, in less time."""
+    out, err = StringIO(), StringIO()
+    code: Any = 0
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        patch.setenv("COLUMNS", "80")
+        patch.setattr(sys, "argv", ["llama-gap", *map(str, arguments)])
+        patch.setattr(sys, "stdin", StringIO(answer))
+        patch.setattr(cli, "_output", Console(highlight=False, width=80))
+        patch.setattr(cli, "_errors", Console(stderr=True, highlight=False, width=80))
+        try:
+            cli.main()
+        except SystemExit as end:
+            code = end.code
+        finally:
+            logging.getLogger("llama_index_gap").handlers.clear()
+    return Shown(int(code or 0), out.getvalue(), err.getvalue())
+
+
+@pytest.fixture(scope="module")
+def demo(tiny_clip: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the demo's corpus and an index of it."""
+    folder = tmp_path_factory.mktemp("demo")
+    write_demo_corpus(folder / "corpus")
+    shown = gap("index", folder / "corpus", "--db", folder / "gap.db", "--model", tiny_clip)
+    assert shown.code == 0, shown.err
+    assert "Read 12 documents: 12 passages, 11 pictures (11 with a caption)" in shown.out
+    assert "23 texts and 11 pictures written, 0 unchanged, 0 skipped" in shown.out
+    assert "images/budget.png" in shown.out
+    return folder
+
+
+@pytest.fixture
+def own_db(demo: Path, tmp_path: Path) -> Path:
+    """A copy of that index, to be changed."""
+    shutil.copytree(demo / "gap.db", tmp_path / "gap.db")
+    return tmp_path / "gap.db"
+
+
+@pytest.fixture(scope="module")
+def big(tiny_clip: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An index with enough rows to draw a background from, and titles of somebody else's."""
+    folder = tmp_path_factory.mktemp("big")
+    write_texts(folder / "docs.jsonl", 60, title="\x1b[31mred [bold]\u202e")
+    shown = gap("index", folder, "--db", folder / "gap.db", "--model", tiny_clip)
+    assert shown.code == 0, shown.err
+    return folder / "gap.db"
+
+
+@pytest.fixture(scope="module")
+def other_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_clip(tmp_path_factory.mktemp("other"), seed=1)
+
+
+@pytest.fixture
+def names(demo: Path, tiny_clip: Path, other_clip: Path) -> dict[str, Path]:
+    """What commands in the tests of errors name."""
+    return {
+        "db": demo / "gap.db",
+        "corpus": demo / "corpus",
+        "model": tiny_clip,
+        "other": other_clip,
+    }
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working directory."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def write_texts(file: Path, count: int, title: str = "a title") -> None:
+    documents = (
+        {"id": f"doc-{i}", "title": f"{title} {i}", "text": f"text number {i}"}
+        for i in range(count)
+    )
+    file.write_text("\n".join(map(json.dumps, documents)))
+
+
+def rows(db: Path) -> dict[str, int]:
+    with DualIndex(str(db)) as index:
+        return dict(index.count())
 
 
 def test_demo_shows_the_gap_and_says_what_the_model_is() -> None:
@@ -88,14 +195,391 @@ def test_expected_errors_are_one_line(arguments: list[str], message: str, tmp_pa
     assert "Traceback" not in shown.stderr
 
 
-@pytest.mark.parametrize("command", [[], ["read"], ["demo"], ["models"]])
+@pytest.mark.parametrize(
+    "command", [[], *([name] for name in ("read", "index", "search", "info", "delete", "demo"))]
+)
 def test_help_fits_80_columns(command: list[str]) -> None:
-    shown = llama_gap(*command, "--help")
+    shown = gap(*command, "--help")
 
-    assert shown.returncode == 0
-    assert "Usage" in shown.stdout
-    assert max(map(len, shown.stdout.splitlines())) <= 80
+    assert shown.code == 0
+    assert "Usage" in shown.out
+    assert max(map(len, shown.out.splitlines())) <= 80
 
 
 def test_version() -> None:
     assert llama_gap("--version").stdout.strip() == "0.1.0"
+
+
+# --- indexing -----------------------------------------------------------------------------------
+
+
+def test_indexing_again_needs_no_model_and_writes_nothing(demo: Path) -> None:
+    shown = gap("index", demo / "corpus", "--db", demo / "gap.db")
+
+    assert shown.code == 0
+    assert "0 texts and 0 pictures written, 34 unchanged" in shown.out
+
+
+def test_indexing_a_changed_corpus_takes_away_what_is_gone(
+    own_db: Path, tmp_path: Path, tiny_clip: Path
+) -> None:
+    write_demo_corpus(tmp_path / "corpus")
+    (tmp_path / "corpus" / "images" / "ferry.png").unlink()
+
+    shown = gap("index", tmp_path / "corpus", "--db", own_db, "--model", tiny_clip, "--all")
+
+    assert shown.code == 0
+    assert "images/ferry.png" in shown.out
+    assert rows(own_db) == {"text": 22, "image": 10}
+
+
+def test_overwrite_starts_anew(own_db: Path, tmp_path: Path, tiny_clip: Path) -> None:
+    write_texts(tmp_path / "docs.jsonl", 3)
+
+    shown = gap("index", tmp_path, "--db", own_db, "--model", tiny_clip, "--overwrite")
+
+    assert shown.code == 0
+    assert rows(own_db) == {"text": 3, "image": 0}
+
+
+def test_another_model_for_pictures(tmp_path: Path, tiny_clip: Path, tiny_siglip: Path) -> None:
+    db = tmp_path / "gap.db"
+    corpus = write_demo_corpus(tmp_path / "corpus")
+    models = ("--model", tiny_siglip, "--image-model", tiny_clip)
+
+    assert gap("index", corpus, "--db", db, *models).code == 0
+    stored = json.loads(gap("info", "--db", db, "--json").out)
+
+    names = {side: model["name"] for side, model in stored["models"].items()}
+    assert names == {"text": str(tiny_siglip), "image": str(tiny_clip)}
+    assert [side["dimension"] for side in stored["collections"].values()] == [32, 16]
+
+
+def test_ctrl_c_leaves_what_the_next_run_completes(
+    tmp_path: Path, tiny_clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_texts(tmp_path / "docs.jsonl", 300)
+    command = ("index", tmp_path, "--db", tmp_path / "gap.db", "--model", tiny_clip)
+    embed, calls = DualEncoderEmbedding.get_text_embedding_batch, []
+
+    def interrupted(self: DualEncoderEmbedding, texts: list[str], **options: Any) -> Any:
+        calls.append(len(texts))
+        if len(calls) == 2:
+            signal.raise_signal(signal.SIGINT)
+        return embed(self, texts, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DualEncoderEmbedding, "get_text_embedding_batch", interrupted)
+        stopped = gap(*command)
+    again = gap(*command)
+
+    assert stopped.code == 130
+    assert "run the same command again to complete it" in stopped.err
+    assert len(stopped.err.splitlines()) == 1
+    assert again.code == 0
+    assert f"{300 - calls[0]} texts and 0 pictures written, {calls[0]} unchanged" in again.out
+    assert rows(tmp_path / "gap.db") == {"text": 300, "image": 0}
+
+
+def test_nothing_that_could_be_indexed_is_an_error(tmp_path: Path, tiny_clip: Path) -> None:
+    documents = [{"id": "long", "text": "ä"}]
+    (tmp_path / "docs.jsonl").write_text("\n".join(map(json.dumps, documents)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("llama_index_gap.store._MOST_DYNAMIC_BYTES", 10)
+        shown = gap("index", tmp_path, "--db", tmp_path / "gap.db", "--model", tiny_clip)
+
+    assert shown.code == 1
+    assert "more than Milvus' 10" in " ".join(shown.out.split())
+    assert f"error: {tmp_path}: nothing of it could be indexed\n" in shown.err
+
+
+def test_warnings_are_one_line_each(tmp_path: Path, tiny_clip: Path) -> None:
+    (tmp_path / "docs.jsonl").write_text(json.dumps({"id": "a", "text": "word " * 100}))
+
+    shown = gap("index", tmp_path, "--db", tmp_path / "gap.db", "--model", tiny_clip)
+
+    assert shown.err.startswith("warning: 1 of 1 texts are longer than")
+    assert len(shown.err.splitlines()) == 1
+
+
+# --- searching ----------------------------------------------------------------------------------
+
+
+def test_a_search_is_a_table_of_80_columns(demo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(demo)
+
+    shown = gap("search", "a white ship", "--top-k", 12)
+
+    assert (shown.code, shown.err) == (0, "")
+    assert max(map(len, shown.out.splitlines())) <= 80
+    assert shown.out.split()[:5] == ["#", "document", "score", "text", "picture"]
+    for words in ("12 Council passes the budget", "A ferry for the old harbour"):
+        assert words in " ".join(shown.out.split())
+    assert "corpus/images/ferry.png" in [line.strip() for line in shown.out.splitlines()]
+
+
+def test_top_k_counts_documents(demo: Path) -> None:
+    shown = gap("search", "ship", "--db", demo / "gap.db", "--top-k", 2, "--json")
+
+    assert [document["rank"] for document in json.loads(shown.out)["documents"]] == [1, 2]
+
+
+def test_json_holds_what_scripts_need(big: Path) -> None:
+    shown = gap("search", "text number 7", "--db", big, "--json")
+    found = json.loads(shown.out)
+
+    assert found["query"] == {"text": "text number 7", "image": None}
+    assert found["note"] is None
+    first = found["documents"][0]
+    assert first["score"] == pytest.approx(first["legs"]["text"]["evidence"])
+    assert first["text"]["node_id"] == f"{first['id']}#text-0"
+    assert first["picture"] is None
+    assert first["metadata"]["title"] == first["title"]
+
+
+def test_what_one_side_did_not_find_is_shown_all_the_same(demo: Path) -> None:
+    shown = gap("search", "ship", "--db", demo / "gap.db", "--top-k", 12, "--json")
+    documents = json.loads(shown.out)["documents"]
+
+    assert [len(document["legs"]) for document in documents].count(2) == 11
+    assert sum(document["picture"] is not None for document in documents) == 11
+    evidence = [document["legs"]["text"]["evidence"] for document in documents]
+    assert None in evidence  # a text that was not among the best
+
+
+def test_a_picture_finds_itself(demo: Path) -> None:
+    picture = demo / "corpus" / "images" / "ferry.png"
+
+    shown = gap("search", "--image", picture, "--db", demo / "gap.db", "--top-k", 12, "--json")
+    documents = json.loads(shown.out)["documents"]
+    (ferry,) = (document for document in documents if document["id"] == "ferry")
+
+    assert ferry["legs"]["image_by_image"]["cosine"] == pytest.approx(1, abs=1e-4)
+    assert ferry["picture"]["path"] == str(picture)
+
+
+def test_explain_shows_each_leg_and_the_reason(big: Path, demo: Path) -> None:
+    by_evidence = gap("search", "text number 7", "--db", big, "--explain", "--top-k", 2)
+    picture = demo / "corpus" / "images" / "ferry.png"
+    by_rank = gap("search", "ship", "--image", picture, "--db", demo / "gap.db", "--explain")
+
+    words = " ".join(by_evidence.out.split())
+    assert "leg cosine above usual evidence text 0." in words
+    assert ": all of it from text" in words
+    assert "between them lies the modality gap" in words
+    words = " ".join(by_rank.out.split())
+    assert "Ranked by place" in words
+    assert "no background of at least 50 scores" in words
+    assert all(leg in words for leg in ("picture by picture", "text by picture"))
+    assert "σ" not in words
+    for shown in (by_evidence, by_rank):
+        assert max(map(len, shown.out.splitlines())) <= 80
+
+
+def test_explain_says_where_raw_scores_would_put_a_document(demo: Path) -> None:
+    shown = gap("search", "ship", "--db", demo / "gap.db", "--top-k", 12, "--explain")
+    found = gap("search", "ship", "--db", demo / "gap.db", "--top-k", 12, "--json")
+
+    documents = json.loads(found.out)["documents"]
+    highest = [max(leg["cosine"] for leg in d["legs"].values()) for d in documents]
+    places = [1 + sorted(highest, reverse=True).index(score) for score in highest]
+    moved = [place for rank, place in enumerate(places, 1) if place != rank]
+    said = [line.split()[-3] for line in shown.out.splitlines() if "by its highest" in line]
+    assert moved
+    assert said == [str(place) for place in moved]
+
+
+def test_html_is_written(demo: Path, tmp_path: Path) -> None:
+    page = tmp_path / "out.html"
+
+    shown = gap("search", "ship", "--db", demo / "gap.db", "--top-k", 1, "--html", page)
+
+    assert shown.code == 0
+    assert "<article>" in page.read_text("utf-8")
+    assert "data:image/jpeg;base64," in page.read_text("utf-8")
+
+
+def test_titles_cannot_steer_the_terminal(big: Path) -> None:
+    for form in ([], ["--explain"], ["--json"]):
+        shown = gap("search", "text", "--db", big, *form)
+        assert shown.code == 0
+        assert not {"\x1b", "\u202e"} & set(shown.out + shown.err)
+        assert "[31mred [bold]" in shown.out
+
+
+# --- looking after an index ---------------------------------------------------------------------
+
+
+def test_info_loads_no_model(demo: Path, tiny_clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llama_index_gap.index.DualEncoderEmbedding", None)
+
+    shown = gap("info", "--db", f"{demo / 'gap.db'}/")  # as a shell completes a folder's name
+    facts = json.loads(gap("info", "--db", demo / "gap.db", "--json").out)
+
+    assert shown.code == 0
+    assert "23 rows of 16 numbers in gap_text" in shown.out
+    assert "11 rows of 16 numbers in gap_image" in shown.out
+    assert facts["database"] == str(demo / "gap.db")
+    assert facts["collections"]["image"] == {"name": "gap_image", "rows": 11, "dimension": 16}
+    assert [(side, model["name"]) for side, model in facts["models"].items()] == [
+        ("text", str(tiny_clip))
+    ]
+    assert facts["pictures"] == "their own files"
+
+
+def test_licences_are_known_without_loading(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("---\nlicense: cc0-1.0\n---\n")
+
+    assert cli._licence(str(tmp_path)) == "cc0-1.0"
+    assert cli._licence("jinaai/jina-clip-v2") == cli._licence("jina") == "CC BY-NC 4.0"
+    assert cli._licence("no/such") is None
+
+
+def test_delete_by_id(own_db: Path) -> None:
+    shown = gap("delete", "ferry", "nope", "--db", own_db)
+
+    assert (shown.code, shown.out) == (1, "3 rows deleted\n")
+    assert shown.err == "error: no such document: nope\n"
+    assert rows(own_db) == {"text": 21, "image": 10}
+
+
+def test_delete_all_asks(own_db: Path) -> None:
+    refused = gap("delete", "--all", "--db", own_db, answer="n\n")
+    assert refused.code == 1
+    assert "Delete all 34 rows of gap" in refused.err
+    assert rows(own_db) == {"text": 23, "image": 11}
+
+    assert gap("delete", "--all", "--db", own_db, "--yes").out == "34 rows deleted\n"
+    assert rows(own_db) == {"text": 0, "image": 0}
+    assert "Nothing was found" in gap("search", "ship", "--db", own_db).out
+
+
+# --- errors -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["search", "x", "--db", "no.db"], 1, "error: no.db: no such database; make one with"),
+        (["info", "--db", "no.db"], 1, "error: no.db: no such database"),
+        (["delete", "x", "--db", "no.db"], 1, "error: no.db: no such database"),
+        (["search", "x", "--db", "no"], 2, "'no' is neither a file that ends in .db"),
+        (["search"], 2, "pass a text, or a picture with --image"),
+        (["search", "x", "--image", "no.png"], 1, "error: no.png: no such file"),
+        (["search", "x", "--html", "no/a.html"], 1, "error: no/a.html: there is no folder no"),
+        (["search", "x", "--db", "text.db"], 1, "error: text.db: cannot be opened"),
+        (["search", "x", "--db", "{db}", "--name", "other"], 1, "'other_text'"),
+        (["index", "no", "--model", "{model}"], 1, "error: no: no such file or folder"),
+        (["index", "."], 2, "a new index in gap.db needs a model"),
+        (["index", ".", "--image-model", "m"], 2, "needs --model too"),
+        (["index", "{corpus}", "--model", "no/such/model"], 1, "no hub name"),
+        (["index", "{corpus}", "--model", "{model}", "--db", "no/a.db"], 1, "no folder no"),
+        (["index", "{corpus}", "--model", "{other}", "--db", "{db}"], 1, "made with"),
+        (["delete"], 2, "pass ids of documents, or --all"),
+        (["delete", "x", "--all"], 2, "pass ids of documents, or --all"),
+    ],
+)
+def test_a_clear_line_for_each_mistake(
+    arguments: list[str],
+    code: int,
+    message: str,
+    names: dict[str, Path],
+    here: Path,
+) -> None:
+    (here / "text.db").write_text("no database")
+
+    shown = gap(*(argument.format(**names) for argument in arguments))
+
+    assert shown.code == code
+    assert message in " ".join(shown.err.replace("│", " ").split())
+    assert code == 2 or len(shown.err.splitlines()) == 1
+    assert [path.name for path in here.iterdir()] == ["text.db"]  # nothing was made
+
+
+def test_an_unknown_model_is_one_line(
+    demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreachable(*_: object, **__: object) -> None:
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", unreachable)
+    db = tmp_path / "gap.db"
+
+    shown = gap("index", demo / "corpus", "--db", db, "--model", "nobody/nothing")
+
+    assert shown.code == 1
+    assert shown.err.startswith("error: nobody/nothing: not a folder here")
+    assert len(shown.err.splitlines()) == 1
+    assert not db.exists()
+
+
+def test_a_database_in_use_is_one_line(own_db: Path) -> None:
+    with MilvusStore(uri=own_db, collection_name="gap_text"):
+        shown = llama_gap("search", "ship", "--db", str(own_db))
+
+    assert shown.returncode == 1
+    assert shown.stderr.startswith(f"error: {own_db}: is open in another process")
+    assert len(shown.stderr.splitlines()) == 1
+
+
+def test_a_server_that_does_not_answer_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llama_index_gap.store._CONNECT_SECONDS", 0.5)
+
+    shown = gap("search", "ship", "--db", "http://127.0.0.1:1")
+
+    assert shown.code == 1
+    assert shown.err.startswith("error: http://127.0.0.1:1: ")
+    assert "is the server running" in shown.err
+    assert len(shown.err.splitlines()) == 1
+
+
+def test_passwords_go_into_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[dict[str, Any]] = []
+
+    def refuse(*_: object, **settings: Any) -> None:
+        opened.append(settings)
+        raise ValueError("enough")
+
+    monkeypatch.setattr(llama_index_gap, "DualIndex", refuse)
+    monkeypatch.setenv("MILVUS_TOKEN", "root:secret")
+
+    in_the_url = gap("search", "ship", "--db", "http://root:secret@localhost:19530")
+    assert in_the_url.code == 2
+    assert "MILVUS_TOKEN" in in_the_url.err
+    assert "secret" not in in_the_url.err
+    assert gap("search", "ship", "--db", "http://localhost:19530").err == "error: enough\n"
+    assert opened == [{"token": "root:secret"}]
+
+
+def test_debug_shows_where_an_error_comes_from() -> None:
+    with pytest.raises(FileNotFoundError, match="no such database"):
+        gap("--debug", "search", "ship", "--db", "no.db")
+
+
+def test_a_mistake_of_ours_is_one_line_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise KeyError("x")
+
+    monkeypatch.setattr(cli, "_open_index", broken)
+
+    shown = gap("search", "ship", "--db", "http://localhost")
+
+    assert shown.code == 1
+    assert shown.err.startswith("error: KeyError: 'x' (a mistake in llama-gap: 'llama-gap --debug")
+
+
+# --- a real corpus ------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_the_blog_from_the_shell(gap_shared: Path, tiny_clip: Path, tmp_path: Path) -> None:
+    corpus = gap_shared / "data" / "18f_blog"
+
+    indexed = llama_gap("index", str(corpus), "--model", str(tiny_clip), cwd=tmp_path)
+    found = llama_gap("search", "open source", "--html", "out.html", "--json", cwd=tmp_path)
+
+    assert indexed.returncode == 0, indexed.stderr
+    assert "508 documents" in indexed.stdout
+    assert "390 pictures written" in indexed.stdout
+    assert len(json.loads(found.stdout)["documents"]) == 5
+    assert (tmp_path / "out.html").read_text("utf-8").count("<article>") == 5

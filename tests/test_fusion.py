@@ -144,7 +144,7 @@ def test_without_a_background_all_legs_go_by_rank_and_say_so() -> None:
 
     assert (fusion.normalise, fusion.combine) == ("rank", "sum")
     assert fusion.note is not None
-    assert "the image leg has no background of at least 50 scores" in fusion.note
+    assert "no background of at least 50 scores for: image; so" in fusion.note
     assert scores(fusion) == scores(fuse(legs, normalise="rank", combine="sum"))
     assert fuse({**legs, "image": Leg(["b"], [2])}).normalise == "rank"
 

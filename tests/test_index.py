@@ -386,7 +386,7 @@ def test_another_model_is_refused(tiny_clip: Path, tmp_path: Path) -> None:
 
     with pytest.raises(ValueError, match=rf"made with .*{tiny_clip}.* not with .*{other}"):
         DualIndex(uri, embed_model=DualEncoderEmbedding(model_name=other))
-    with pytest.raises(ValueError, match="dim"):
+    with pytest.raises(ValueError, match=r"not with .*dimensions=8"):
         DualIndex(uri, embed_model=DualEncoderEmbedding(model_name=tiny_clip, dimensions=8))
     DualIndex(uri, embed_model=DualEncoderEmbedding(model_name=other), overwrite=True).close()
     # Where and how fast it runs does not make it another model.
