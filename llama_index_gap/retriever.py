@@ -100,7 +100,7 @@ class DualIndexRetriever(BaseRetriever):
     searches per side, whose evidence is added.
 
     Args:
-        index: what to search.
+        index: what to search; or its two sides.
         similarity_top_k: text nodes to take from the search.
         image_similarity_top_k: image nodes to take from the search.
         top_k: documents to return; None for all that were found.
@@ -124,7 +124,7 @@ class DualIndexRetriever(BaseRetriever):
 
     def __init__(
         self,
-        index: DualIndex,
+        index: DualIndex | Mapping[Side, SearchSide],
         *,
         similarity_top_k: int = 16,
         image_similarity_top_k: int = 16,
@@ -140,83 +140,7 @@ class DualIndexRetriever(BaseRetriever):
         callback_manager: CallbackManager | None = None,
         **kwargs: Any,
     ) -> None:
-        self._set_up(
-            index.sides(),
-            similarity_top_k=similarity_top_k,
-            image_similarity_top_k=image_similarity_top_k,
-            top_k=top_k,
-            normalise=normalise,
-            combine=combine,
-            weights=weights,
-            k=k,
-            filters=filters,
-            group_by=group_by,
-            complete=complete,
-            on_leg_error=on_leg_error,
-        )
-        super().__init__(callback_manager=callback_manager, **kwargs)
-
-    @classmethod
-    def from_stores(
-        cls,
-        text_store: BasePydanticVectorStore,
-        image_store: BasePydanticVectorStore,
-        embed_model: BaseEmbedding,
-        image_embed_model: BaseEmbedding | None = None,
-        *,
-        docstore: BaseDocumentStore | None = None,
-        **settings: Any,
-    ) -> DualIndexRetriever:
-        """Search two vector stores of any kind.
-
-        They cannot be sampled, so the default fusion here is ``rank`` × ``sum``.
-
-        Args:
-            text_store: holds text nodes.
-            image_store: holds image nodes.
-            embed_model: embeds queries for the text store.
-            image_embed_model: embeds queries for the image store; the same by default.
-            docstore: holds the nodes, for stores that keep only their vectors.
-            **settings: as for the class.
-        """
-        nodes = None if docstore is None else docstore.get_nodes
-        sides: dict[Side, SearchSide] = {
-            "text": SearchSide(text_store, embed_model, nodes=nodes),
-            "image": SearchSide(image_store, image_embed_model or embed_model, nodes=nodes),
-        }
-        retriever = cls.__new__(cls)
-        retriever._set_up(sides, **{"normalise": "rank", "combine": "sum", **settings})
-        BaseRetriever.__init__(retriever)
-        return retriever
-
-    @classmethod
-    def from_index(cls, index: MultiModalVectorStoreIndex, **settings: Any) -> DualIndexRetriever:
-        """Search an existing ``MultiModalVectorStoreIndex``; as ``from_stores``."""
-        return cls.from_stores(
-            index.vector_store,
-            index.image_vector_store,
-            index._embed_model,
-            index._image_embed_model,
-            docstore=index.docstore,
-            **settings,
-        )
-
-    def _set_up(
-        self,
-        sides: Mapping[Side, SearchSide],
-        *,
-        similarity_top_k: int = 16,
-        image_similarity_top_k: int = 16,
-        top_k: int | None = None,
-        normalise: Normalise = "background",
-        combine: Combine = "evidence",
-        weights: Mapping[str, float] | None = None,
-        k: float = RANK_CONSTANT,
-        filters: MetadataFilters | None = None,
-        group_by: GroupBy = "document",
-        complete: bool = False,
-        on_leg_error: OnLegError = "raise",
-    ) -> None:
+        sides = index if isinstance(index, Mapping) else index.sides()
         check_method(normalise, combine, k=k)
         for name, value, least in (
             ("similarity_top_k", similarity_top_k, 0),
@@ -252,6 +176,49 @@ class DualIndexRetriever(BaseRetriever):
         self._group_by = group_by
         self._complete = complete
         self._on_leg_error = on_leg_error
+        super().__init__(callback_manager=callback_manager, **kwargs)
+
+    @classmethod
+    def from_stores(
+        cls,
+        text_store: BasePydanticVectorStore,
+        image_store: BasePydanticVectorStore,
+        embed_model: BaseEmbedding,
+        image_embed_model: BaseEmbedding | None = None,
+        *,
+        docstore: BaseDocumentStore | None = None,
+        **settings: Any,
+    ) -> DualIndexRetriever:
+        """Search two vector stores of any kind.
+
+        They cannot be sampled, so the default fusion here is ``rank`` × ``sum``.
+
+        Args:
+            text_store: holds text nodes.
+            image_store: holds image nodes.
+            embed_model: embeds queries for the text store.
+            image_embed_model: embeds queries for the image store; the same by default.
+            docstore: holds the nodes, for stores that keep only their vectors.
+            **settings: as for the class.
+        """
+        nodes = None if docstore is None else docstore.get_nodes
+        sides: dict[Side, SearchSide] = {
+            "text": SearchSide(text_store, embed_model, nodes=nodes),
+            "image": SearchSide(image_store, image_embed_model or embed_model, nodes=nodes),
+        }
+        return cls(sides, **{"normalise": "rank", "combine": "sum", **settings})
+
+    @classmethod
+    def from_index(cls, index: MultiModalVectorStoreIndex, **settings: Any) -> DualIndexRetriever:
+        """Search an existing ``MultiModalVectorStoreIndex``; as ``from_stores``."""
+        return cls.from_stores(
+            index.vector_store,
+            index.image_vector_store,
+            index._embed_model,
+            index._image_embed_model,
+            docstore=index.docstore,
+            **settings,
+        )
 
     async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         return await asyncio.to_thread(self._retrieve, query_bundle)

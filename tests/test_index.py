@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from counting import CountingEmbedding
 from llama_index.core.embeddings import MockEmbedding
 from llama_index.core.schema import (
     Document,
@@ -91,22 +92,6 @@ def test_inputs_stay_as_they_are(
     index.insert_nodes(nodes)
 
     assert [node.model_dump() for node in nodes] == before
-
-
-class CountingEmbedding(DualEncoderEmbedding):
-    """Knows what it embedded."""
-
-    @property
-    def embedded(self) -> list[Any]:
-        return self.__dict__.setdefault("seen", [])
-
-    def get_text_embedding_batch(self, texts: list[str], *args: Any, **kwargs: Any) -> Any:
-        self.embedded.extend(texts)
-        return super().get_text_embedding_batch(texts, *args, **kwargs)
-
-    def get_image_embedding_batch(self, images: list[Any], *args: Any, **kwargs: Any) -> Any:
-        self.embedded.extend(images)
-        return super().get_image_embedding_batch(images, *args, **kwargs)
 
 
 def test_a_second_run_embeds_only_what_is_new_or_changed(

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from counting import CountingEmbedding
 from llama_index.core.schema import (
     ImageNode,
     NodeRelationship,
@@ -26,22 +27,6 @@ from llama_index_gap.index import DualIndex, IndexReport
 
 pytestmark = pytest.mark.server
 TOPICS = ["bridge", "harvest", "election", "concert", "regatta"]
-
-
-class CountingEmbedding(DualEncoderEmbedding):
-    """Knows what it embedded for the index."""
-
-    @property
-    def embedded(self) -> list[Any]:
-        return self.__dict__.setdefault("seen", [])
-
-    def get_text_embedding_batch(self, texts: list[str], *args: Any, **kwargs: Any) -> Any:
-        self.embedded.extend(texts)
-        return super().get_text_embedding_batch(texts, *args, **kwargs)
-
-    def get_image_embedding_batch(self, images: list[Any], *args: Any, **kwargs: Any) -> Any:
-        self.embedded.extend(images)
-        return super().get_image_embedding_batch(images, *args, **kwargs)
 
 
 @pytest.fixture(scope="module")
