@@ -660,10 +660,10 @@ def test_a_damaged_copy_of_the_blog_reports_what_it_lost(
 ) -> None:
     source = gap_shared / "data" / "18f_blog"
     files = sorted((source / "images").iterdir())
-    gone = set(random.Random(0).sample(files, 20))
+    gone = {file.name for file in random.Random(0).sample(files, 20)}
     (tmp_path / "images").mkdir()
     for file in files:
-        if file not in gone:
+        if file.name not in gone:
             (tmp_path / "images" / file.name).symlink_to(file)
     lines = (source / "docs.jsonl").read_text(encoding="utf-8").splitlines()
     lines[5] = lines[5][:100]
@@ -671,7 +671,7 @@ def test_a_damaged_copy_of_the_blog_reports_what_it_lost(
 
     corpus = read_corpus(tmp_path, root="/")
 
-    lost = [node for node in blog.image_nodes if Path(str(node.image_path)) in gone]
+    lost = [node for node in blog.image_nodes if Path(str(node.image_path)).name in gone]
     assert len(corpus.document_ids) == 507
     assert len(corpus.skipped) == len(lost) + 1
     assert len(corpus.image_nodes) == 390 - len(lost)
