@@ -297,7 +297,6 @@ class DualIndex:
         """Delete everything; the index can be filled again."""
         for store in self._stores.values():
             store.clear()
-        self._claim(_identities(self.embed_model, self.image_embed_model))
         self._pictures.clear()
         self._samples.clear()
 

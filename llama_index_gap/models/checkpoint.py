@@ -36,16 +36,24 @@ class Checkpoint:
     @cached_property
     def config(self) -> dict[str, Any]:
         """``config.json``; empty if there is none (as in some sentence-transformers models)."""
-        path = self.folder / "config.json"
+        return self.read_json("config.json") if (self.folder / "config.json").is_file() else {}
+
+    def read_json(self, file: str) -> dict[str, Any]:
+        """One of the checkpoint's JSON files.
+
+        Raises:
+            ModelError: it is not there, or holds no JSON object.
+        """
+        path = self.folder / file
         if not path.is_file():
-            return {}
+            raise ModelError(f"{self.name}: {file} is missing; download the checkpoint again")
         try:
-            config = json.loads(path.read_text(encoding="utf-8"))
+            content = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
-            raise ModelError(f"{self.name}: config.json is not JSON ({error})") from error
-        if not isinstance(config, dict):
-            raise ModelError(f"{self.name}: config.json holds no JSON object")
-        return config
+            raise ModelError(f"{self.name}: {file} is not JSON ({error})") from error
+        if not isinstance(content, dict):
+            raise ModelError(f"{self.name}: {file} holds no JSON object")
+        return content
 
     @property
     def model_type(self) -> str | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -36,7 +35,7 @@ def setting(
     Raises:
         ModelError: no such file, no JSON object in it, or no such setting.
     """
-    value: Any = checkpoint.config if file == "config.json" else _read_json(checkpoint, file)
+    value: Any = checkpoint.config if file == "config.json" else checkpoint.read_json(file)
     for key in path.split("."):
         if isinstance(value, dict) and key in value:
             value = value[key]
@@ -183,16 +182,3 @@ def split_qkv(name: str, joint: str, tensor: Tensor) -> dict[str, Tensor]:
         return {name: tensor}
     parts = zip("qkv", tensor.tensor_split(3), strict=True)
     return {name.replace(joint, f"self_attn.{letter}_proj"): part for letter, part in parts}
-
-
-def _read_json(checkpoint: Checkpoint, file: str) -> dict[str, Any]:
-    path = checkpoint.folder / file
-    if not path.is_file():
-        raise ModelError(f"{checkpoint.name}: {file} is missing; download the checkpoint again")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelError(f"{checkpoint.name}: {file} is not JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise ModelError(f"{checkpoint.name}: {file} holds no JSON object")
-    return content
