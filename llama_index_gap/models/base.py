@@ -1,9 +1,10 @@
-"""The contract between a checkpoint and the rest of the package."""
+"""The contracts between a checkpoint and the rest of the package: Encoder and PairScorer."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
@@ -81,6 +82,78 @@ class Encoder(ABC):
     def encode_images(self, images: Sequence[Image]) -> FloatArray:
         """Encode a batch of n RGB images; returns shape (n, dimension), rows of length 1."""
         return self.encode_prepared([self.prepare_image(image) for image in images])
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture that is decoded only where its pixels are needed.
+
+    Attributes:
+        key: stands for its content, such as a hash of its file: equal keys, equal pixels.
+        open: decodes it into an RGB image.
+    """
+
+    key: str
+    open: Callable[[], Image]
+
+
+@dataclass(frozen=True)
+class Joint:
+    """A text and a picture that are read together, as one query or one document."""
+
+    text: str
+    image: Image | Picture
+
+
+Item: TypeAlias = "str | Image | Picture | Joint"
+
+
+class PairScorer(ABC):
+    """A model that reads a query and a document together and says how well they fit.
+
+    Methods may be called from several threads.
+
+    Attributes:
+        name: the hub name, folder or service that it is.
+        licence: what the checkpoint's model card says, for example ``"mit"``; None if it has none.
+        modalities: what it can read.
+        joint: whether it reads a ``Joint``, a text with a picture, as one query or document.
+    """
+
+    name: str
+    licence: str | None
+    modalities: frozenset[Modality]
+    joint: bool = False
+
+    @abstractmethod
+    def prepare(self, item: Item) -> Any:
+        """Turn a query or document into what ``score_prepared`` takes: the part threads can do.
+
+        Decodes a picture only where nothing is kept of it from before.
+
+        Raises:
+            ModelError: the item is of a modality that this model cannot read.
+        """
+
+    @abstractmethod
+    def score_prepared(self, query: Any, documents: Sequence[Any]) -> FloatArray:
+        """Score documents against a query, both prepared.
+
+        Returns:
+            Array of shape (n,), in the order of the documents; higher is better. A document's score
+            does not depend on the others.
+        """
+
+    def score(self, query: Item, documents: Sequence[Item]) -> FloatArray:
+        """Score n documents against a query; returns shape (n,), higher is better."""
+        return self.score_prepared(self.prepare(query), [self.prepare(item) for item in documents])
+
+    def to_probability(self, scores: FloatArray) -> FloatArray | None:
+        """The scores on a scale from 0 to 1; None where the model knows no such scale."""
+        return None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         return self
