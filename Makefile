@@ -18,7 +18,7 @@ demo: $(VENV)/.installed
 	$(BIN)/llama-gap demo
 
 test: $(VENV)/.tools-installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
 
 check: $(VENV)/.tools-installed
 	$(BIN)/ruff check .

@@ -169,9 +169,56 @@ def read_corpus(
     reader = _NodeMaker(
         root=Path(root) if root is not None else folder,
         folder=folder,
-        splitter=splitter or SentenceSplitter(chunk_size=512, chunk_overlap=64),
+        splitter=splitter or _default_splitter(),
         max_pixels=max_pixels,
     )
+    return _corpus(records, reader, str(path), strict=strict, show_progress=show_progress)
+
+
+def corpus_from_records(
+    records: Iterable[Mapping[str, Any]],
+    folder: str | Path,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    strict: bool = False,
+    show_progress: bool = False,
+) -> Corpus:
+    """Make nodes of documents that some other program has read.
+
+    Args:
+        records: the documents, with the keys that a line of ``docs.jsonl`` has (``read_corpus``).
+        folder: where relative paths of pictures start; pictures must lie in it.
+        max_pixels: as for ``read_corpus``.
+        strict: as for ``read_corpus``.
+        show_progress: as for ``read_corpus``.
+
+    Raises:
+        CorpusError: as ``read_corpus``.
+    """
+    folder = Path(folder)
+    reader = _NodeMaker(
+        root=folder, folder=folder, splitter=_default_splitter(), max_pixels=max_pixels
+    )
+    checked = _checked(records)
+    return _corpus(checked, reader, str(folder), strict=strict, show_progress=show_progress)
+
+
+def _checked(records: Iterable[Mapping[str, Any]]) -> _Read:
+    for number, fields in enumerate(records, start=1):
+        source = f"document {number}"
+        try:
+            yield _record(fields, source)
+        except ValueError as error:
+            yield Skipped(source, str(error))
+
+
+def _default_splitter() -> NodeParser:
+    return SentenceSplitter(chunk_size=512, chunk_overlap=64)
+
+
+def _corpus(
+    records: _Read, reader: _NodeMaker, name: str, *, strict: bool, show_progress: bool
+) -> Corpus:
     nodes: list[BaseNode] = []
     skipped: list[Skipped] = []
     for record in get_tqdm_iterable(records, show_progress, "Reading documents"):
@@ -182,7 +229,7 @@ def read_corpus(
         skipped += left_out
     if not nodes:
         why = "; ".join(f"{skip.source}: {skip.reason}" for skip in skipped[:3])
-        raise CorpusError(f"{path}: no document could be read ({why or 'it holds none'})")
+        raise CorpusError(f"{name}: no document could be read ({why or 'it holds none'})")
     return Corpus(nodes, skipped)
 
 

@@ -1,0 +1,1 @@
+"""Judging rankings: measures, data sets, and the experiments over them."""

@@ -1,0 +1,193 @@
+"""What a ranking is worth: recall, nDCG and MRR, with intervals and a paired test."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+from scipy.stats import bootstrap, permutation_test
+
+FloatArray: TypeAlias = npt.NDArray[np.float64]
+Run: TypeAlias = Mapping[str, Sequence[str]]
+"""For each query, the documents found, best first."""
+Qrels: TypeAlias = Mapping[str, Mapping[str, int]]
+"""For each query, the judged documents with their grades; 0 is not relevant."""
+
+DEFAULT_METRICS = ("recall@10", "ndcg@10", "mrr@10")
+RESAMPLES = 2_000
+_METRIC = re.compile(r"(recall|ndcg|mrr)@([1-9]\d*)")
+
+
+def recall(ranking: Sequence[str], relevant: Mapping[str, int], k: int) -> float:
+    """The share of the relevant documents that is among the first k."""
+    return sum(document in relevant for document in ranking[:k]) / len(relevant)
+
+
+def ndcg(ranking: Sequence[str], relevant: Mapping[str, int], k: int) -> float:
+    """Discounted cumulative gain of the first k, over that of the best order.
+
+    The gain is the grade, discounted by log2(1 + rank) (Järvelin and Kekäläinen, 2002), as
+    trec_eval computes it.
+    """
+    gains = [relevant.get(document, 0) for document in ranking[:k]]
+    return _discounted(gains) / _discounted(sorted(relevant.values(), reverse=True)[:k])
+
+
+def mrr(ranking: Sequence[str], relevant: Mapping[str, int], k: int) -> float:
+    """1 over the rank of the first relevant document; 0 where it is not among the first k."""
+    ranks = (rank for rank, document in enumerate(ranking[:k], start=1) if document in relevant)
+    return 1.0 / next(ranks, np.inf)
+
+
+_METRICS: dict[str, Callable[[Sequence[str], Mapping[str, int], int], float]] = {
+    "recall": recall,
+    "ndcg": ndcg,
+    "mrr": mrr,
+}
+
+
+def judge(
+    run: Run, qrels: Qrels, metrics: Sequence[str] = DEFAULT_METRICS, *, relevant_from: int = 1
+) -> dict[str, FloatArray]:
+    """Judge a run, query by query.
+
+    Args:
+        run: rankings; a query that is not in it counts as one that found nothing.
+        qrels: the judgements; queries without a relevant document are left out, as there is
+            nothing to find.
+        metrics: each ``recall@k``, ``ndcg@k`` or ``mrr@k``.
+        relevant_from: the lowest grade that counts as relevant; nDCG takes the lower ones, too, as
+            smaller gains.
+
+    Returns:
+        For each metric an array of shape (n,): the n queries in the order of ``qrels``.
+
+    Raises:
+        ValueError: an unknown metric, a ranking that names a document twice, or no query to judge.
+    """
+    queries = judged_queries(qrels, relevant_from)
+    if not queries:
+        raise ValueError(f"no query has a document of grade {relevant_from} or more to be found")
+    for query in queries:
+        ranking = run.get(query, ())
+        if len(set(ranking)) < len(ranking):
+            raise ValueError(f"the ranking of query {query!r} names a document twice")
+    values = {}
+    for metric in metrics:
+        name, k = _parsed(metric)
+        least = 1 if name == "ndcg" else relevant_from
+        values[metric] = np.array(
+            [
+                _METRICS[name](run.get(query, ()), _at_least(qrels[query], least), k)
+                for query in queries
+            ]
+        )
+    return values
+
+
+def judged_queries(qrels: Qrels, relevant_from: int = 1) -> list[str]:
+    """The queries that have a relevant document, in the order of ``qrels``."""
+    return [
+        query
+        for query, grades in qrels.items()
+        if max(grades.values(), default=0) >= max(relevant_from, 1)
+    ]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean with its interval."""
+
+    mean: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.mean:.3f} ({self.low:.3f}–{self.high:.3f})"
+
+
+def estimate(values: npt.ArrayLike, *, confidence: float = 0.95, seed: int = 0) -> Estimate:
+    """The mean over queries, with a percentile bootstrap interval.
+
+    Args:
+        values: one per query, shape (n,).
+        confidence: the share of such intervals that hold the true mean.
+        seed: of the resampling.
+    """
+    sample = np.asarray(values, dtype=np.float64)
+    mean = float(sample.mean())
+    if np.ptp(sample) == 0:  # resampling equal numbers gives the same one
+        return Estimate(mean, mean, mean)
+    interval = bootstrap(
+        (sample,),
+        np.mean,
+        n_resamples=RESAMPLES,
+        confidence_level=confidence,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return Estimate(mean, float(interval.low), float(interval.high))
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two runs over the same queries.
+
+    Attributes:
+        difference: mean of the second less the first, with its interval.
+        p_value: how often so large a difference, either way, comes by chance.
+    """
+
+    difference: Estimate
+    p_value: float
+
+
+def compare(first: npt.ArrayLike, second: npt.ArrayLike, *, seed: int = 0) -> Comparison:
+    """Test whether two runs differ, query by query.
+
+    A paired randomisation test: if the runs were alike, each query's two values could be swapped
+    (Smucker, Allan and Carterette, CIKM 2007).
+
+    Args:
+        first: a metric's value for each query, shape (n,).
+        second: the same queries in the other run, shape (n,).
+        seed: of the resampling.
+
+    Raises:
+        ValueError: the two are not of the same queries.
+    """
+    one, other = (np.asarray(values, dtype=np.float64) for values in (first, second))
+    if one.shape != other.shape or one.ndim != 1:
+        raise ValueError(
+            f"the runs have values of shape {one.shape} and {other.shape}; judge the same queries"
+        )
+    differences = other - one
+    if not differences.any():
+        return Comparison(Estimate(0.0, 0.0, 0.0), 1.0)
+    test = permutation_test(
+        (differences,),
+        np.mean,
+        permutation_type="samples",
+        n_resamples=RESAMPLES,
+        rng=np.random.default_rng(seed),
+    )
+    return Comparison(estimate(differences, seed=seed), float(test.pvalue))
+
+
+def _parsed(metric: str) -> tuple[str, int]:
+    found = _METRIC.fullmatch(metric)
+    if found is None:
+        raise ValueError(f"{metric!r}: must be recall@k, ndcg@k or mrr@k, such as recall@10")
+    return found[1], int(found[2])
+
+
+def _at_least(grades: Mapping[str, int], least: int) -> dict[str, int]:
+    return {document: grade for document, grade in grades.items() if grade >= max(least, 1)}
+
+
+def _discounted(gains: Sequence[int]) -> float:
+    return float(np.sum(np.asarray(gains) / np.log2(np.arange(2, len(gains) + 2))))
