@@ -1,0 +1,1 @@
+"""The modality gap: measured, closed, calibrated."""
