@@ -5,7 +5,13 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from llama_index_gap.embedding import DualEncoderEmbedding
+    from llama_index_gap.embedding import DualEncoderEmbedding, aligner_from_nodes
+    from llama_index_gap.gap.align import (
+        CenterAligner,
+        LinearAligner,
+        OffsetAligner,
+        load_aligner,
+    )
     from llama_index_gap.images import ImageError, open_image
     from llama_index_gap.index import DualIndex, IndexReport
     from llama_index_gap.models import ModelError
@@ -15,6 +21,7 @@ if TYPE_CHECKING:
 
 __version__ = version("llama-index-gap")
 __all__ = [
+    "CenterAligner",
     "Corpus",
     "CorpusError",
     "DualEncoderEmbedding",
@@ -22,18 +29,23 @@ __all__ = [
     "DualIndexRetriever",
     "ImageError",
     "IndexReport",
+    "LinearAligner",
     "MilvusStore",
     "ModelError",
+    "OffsetAligner",
     "ScoredNode",
     "Skipped",
     "StoreError",
+    "aligner_from_nodes",
+    "load_aligner",
     "open_image",
     "read_corpus",
 ]
 
 # Imported when first asked for: who only reads a corpus need not wait for Milvus' client.
 _HOMES = {
-    "embedding": ("DualEncoderEmbedding",),
+    "embedding": ("DualEncoderEmbedding", "aligner_from_nodes"),
+    "gap.align": ("CenterAligner", "LinearAligner", "OffsetAligner", "load_aligner"),
     "images": ("ImageError", "open_image"),
     "index": ("DualIndex", "IndexReport"),
     "models": ("ModelError",),

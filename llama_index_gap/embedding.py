@@ -7,7 +7,7 @@ import logging
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from contextvars import ContextVar
@@ -17,16 +17,30 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 from llama_index.core.base.embeddings.base import BaseEmbedding, Embedding
-from llama_index.core.bridge.pydantic import ConfigDict, Field, PrivateAttr, field_validator
+from llama_index.core.bridge.pydantic import (
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    field_serializer,
+    field_validator,
+)
 from llama_index.core.callbacks.schema import CBEventType, EventPayload
 from llama_index.core.embeddings import MultiModalEmbedding
 from llama_index.core.schema import BaseNode, ImageNode, ImageType, MetadataMode
 from tqdm import tqdm
 
+from llama_index_gap.gap.align import (
+    Aligner,
+    CenterAligner,
+    LinearAligner,
+    OffsetAligner,
+    load_aligner,
+)
 from llama_index_gap.images import MAX_PIXELS, describe, open_image
 from llama_index_gap.models import Encoder, Kind, ModelError, load_encoder
-from llama_index_gap.models.base import FloatArray, unit_rows
+from llama_index_gap.models.base import FloatArray, Modality, unit_rows
 from llama_index_gap.models.runtime import Dtype
 
 logger = logging.getLogger(__name__)
@@ -110,6 +124,12 @@ class DualEncoderEmbedding(MultiModalEmbedding):
     max_pixels: int = Field(
         default=MAX_PIXELS, gt=0, description="Refuse images with more pixels than this."
     )
+    aligner: Any = Field(
+        frozen=True,
+        default=None,
+        description="Moves all vectors so that texts and images can share one index: an aligner "
+        "fitted on this model's vectors with the same dimensions, or the path of a saved one.",
+    )
     revision: str | None = Field(
         frozen=True, default=None, description="Branch, tag or commit of model_name on the hub."
     )
@@ -139,6 +159,24 @@ class DualEncoderEmbedding(MultiModalEmbedding):
         if value is not None and not Path(value).is_dir():
             raise ValueError(f"image_root={value}: no such folder")
         return value
+
+    @field_validator("aligner")
+    @classmethod
+    def _as_aligner(cls, value: Any) -> Aligner | None:
+        if value is None or isinstance(value, Aligner):
+            return value
+        if isinstance(value, Mapping):
+            return _stored_aligner(value)
+        if isinstance(value, str | Path):
+            return load_aligner(value)
+        raise ValueError(f"aligner={value!r}: must be an aligner, or the path of a saved one")
+
+    @field_serializer("aligner")
+    def _aligner_by_name(self, aligner: Aligner | None) -> dict[str, str | None] | None:
+        if aligner is None:
+            return None
+        path = None if aligner.path is None else str(aligner.path)
+        return {"path": path, "fingerprint": aligner.fingerprint}
 
     @field_validator("embeddings_cache")
     @classmethod
@@ -185,6 +223,23 @@ class DualEncoderEmbedding(MultiModalEmbedding):
             raise ValueError(
                 f"dimensions={self.dimensions}: {text.name} has {text.dimension}; "
                 "pass at most that, or leave it out"
+            )
+        if self.aligner is not None:
+            self._check_aligner(self.aligner)
+
+    def _check_aligner(self, aligner: Aligner) -> None:
+        if aligner.dimension != self.dimension:
+            raise ValueError(
+                f"the aligner moves vectors of {aligner.dimension} dimensions, the model gives "
+                f"{self.dimension}; fit one on vectors of this model, with the same dimensions"
+            )
+        fitted_on = aligner.fitted_on.get("model_name", self.model_name)
+        if fitted_on not in {self.model_name, self._text_encoder.name}:
+            logger.warning(
+                "The aligner was fitted on vectors of %s and now moves those of %s; if they are "
+                "not the same model, fit one on this model's.",
+                fitted_on,
+                self.model_name,
             )
 
     @property
@@ -291,7 +346,7 @@ class DualEncoderEmbedding(MultiModalEmbedding):
             counter.limit = encoder.max_text_tokens
             counter.total += len(texts)
             counter.cut += encoder.count_truncated(texts, kind)
-            return self._finish(encoder, encoder.encode_text(texts, kind), texts)
+            return self._finish(encoder, encoder.encode_text(texts, kind), texts, "text", kind)
 
     # --- images ----------------------------------------------------------------------------------
 
@@ -362,12 +417,19 @@ class DualEncoderEmbedding(MultiModalEmbedding):
             return []
         _stop_if_given_up()
         encoder = self._image_encoder
-        return self._finish(encoder, encoder.encode_prepared(prepared), images)
+        vectors = encoder.encode_prepared(prepared)
+        # LlamaIndex has one method for images that are documents and images that are queries.
+        return self._finish(encoder, vectors, images, "image", "document")
 
     def _finish(
-        self, encoder: Encoder, vectors: FloatArray, inputs: Sequence[object]
+        self,
+        encoder: Encoder,
+        vectors: FloatArray,
+        inputs: Sequence[object],
+        modality: Modality,
+        kind: Kind,
     ) -> list[Embedding]:
-        """Check a batch of vectors, cut them to ``dimensions``, and give what LlamaIndex takes."""
+        """Check a batch of vectors, cut and align them, and give what LlamaIndex takes."""
         broken = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
         if broken.size:
             first = describe(inputs[broken[0]])
@@ -378,8 +440,78 @@ class DualEncoderEmbedding(MultiModalEmbedding):
             )
         if self.dimensions is not None:
             vectors = unit_rows(vectors[:, : self.dimensions])
+        if self.aligner is not None:
+            vectors = self.aligner.apply(vectors, modality, kind)
         embeddings: list[Embedding] = vectors.tolist()
         return embeddings
+
+
+def aligner_from_nodes(
+    nodes: Sequence[BaseNode],
+    embed_model: DualEncoderEmbedding,
+    aligner: type[OffsetAligner] | type[CenterAligner] = LinearAligner,
+    *,
+    queries: Sequence[str] | None = None,
+    show_progress: bool = False,
+    **settings: Any,
+) -> Aligner:
+    """Fit an aligner on a model's vectors of nodes.
+
+    Args:
+        nodes: a ``LinearAligner`` learns from pictures with captions, and from nothing else; the
+            others from all texts, captions too, and all pictures. A few hundred of each are good.
+        embed_model: the model; one without an aligner.
+        aligner: which one to fit.
+        queries: a sample of queries, where the aligner centres them by themselves: for models with
+            a prompt for queries, or queries that do not read like the texts.
+        show_progress: show progress bars.
+        **settings: as for its ``fit``.
+
+    Returns:
+        The aligner, for ``DualEncoderEmbedding(aligner=…)``; ``save`` keeps it.
+
+    Raises:
+        ValueError: too few nodes of a sort, or a model that aligns already.
+    """
+    if embed_model.aligner is not None:
+        raise ValueError(
+            f"{embed_model.model_name} aligns already; fit on vectors of a model without an aligner"
+        )
+    if issubclass(aligner, LinearAligner):
+        nodes = [node for node in nodes if isinstance(node, ImageNode) and node.text]
+    embedded = embed_model(nodes, show_progress=show_progress)
+    pictures = [node for node in embedded if isinstance(node, ImageNode)]
+    captions = [node.text_embedding for node in pictures if node.text_embedding is not None]
+    texts = [node.embedding for node in embedded if not isinstance(node, ImageNode)]
+
+    def rows(vectors: Iterable[Any]) -> npt.NDArray[np.float32]:
+        return np.reshape(np.array([*vectors], dtype=np.float32), (-1, embed_model.dimension))
+
+    if queries is not None:
+        settings["queries"] = rows(map(embed_model.get_query_embedding, queries))
+    return aligner.fit(
+        rows(texts + captions),
+        rows(node.embedding for node in pictures),
+        model_name=embed_model.model_name,
+        **settings,
+    )
+
+
+def _stored_aligner(stored: Mapping[str, Any]) -> Aligner:
+    """The aligner that an embedding's ``to_dict`` names."""
+    path, fingerprint = stored.get("path"), stored.get("fingerprint")
+    if path is None:
+        raise ValueError(
+            f"the aligner {fingerprint} was never in a file: keep it with aligner.save(path), and "
+            "pass that path as aligner"
+        )
+    aligner = load_aligner(path)
+    if aligner.fingerprint != fingerprint:
+        raise ValueError(
+            f"{path} now holds the aligner {aligner.fingerprint}, not {fingerprint}; put the old "
+            "file back, or embed everything anew with this one"
+        )
+    return aligner
 
 
 async def _in_thread(function: Callable[..., _Result], *args: Any, **kwargs: Any) -> _Result:

@@ -65,6 +65,7 @@ _IDENTITY = (
     "document_prompt",
     "max_text_tokens",
     "revision",
+    "aligner",
 )
 _BAD_INPUT = (ImageError, ModelError, ValueError, OSError)
 _Item = TypeVar("_Item")
@@ -493,7 +494,7 @@ class DualIndex:
 
     def _compare(self, properties: dict[str, str], identities: dict[str, Any]) -> None:
         stored = json.loads(properties.get(MODELS_PROPERTY, "null"))
-        if stored is not None and stored != identities:
+        if stored is not None and _without_paths(stored) != _without_paths(identities):
             raise ValueError(
                 f"{self.uri} holds {self.name} made with {_named(stored)}, not with "
                 f"{_named(identities)}; open it without models to take the stored ones, or pass "
@@ -523,7 +524,20 @@ def _identity(model: BaseEmbedding) -> dict[str, Any]:
         # A folder is found again from another working directory.
         if key in known and Path(str(known[key])).is_dir():
             known[key] = str(Path(known[key]).resolve())
+    if "aligner" in known and known["aligner"]["path"] is None:
+        raise ValueError(
+            f"the aligner of {known['model_name']} is in memory only, and without it nothing finds "
+            "what it moved: keep it with aligner.save(path), and pass that path as aligner"
+        )
     return known
+
+
+def _without_paths(identities: dict[str, Any]) -> dict[str, Any]:
+    """A copy of an aligner's file is the same aligner."""
+    return {
+        side: identity and identity | {"aligner": identity.get("aligner", {}).get("fingerprint")}
+        for side, identity in identities.items()
+    }
 
 
 def _stored_models(

@@ -65,9 +65,11 @@ class Aligner(ABC):
 
     Attributes:
         fitted_on: how many vectors of which sort it was fitted on, and of which model, if known.
+        path: the file that ``load_aligner`` read it from; None if it was just fitted.
     """
 
     fitted_on: Mapping[str, int | str] = field(default_factory=dict, kw_only=True)
+    path: Path | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         width = np.shape(next(iter(self._arrays().values())))[-1:]
@@ -169,7 +171,7 @@ class Aligner(ABC):
 
     def _settings(self) -> dict[str, Any]:
         names = [own.name for own in fields(self) if not _is_array(own)]
-        return {name: getattr(self, name) for name in names if name != "fitted_on"}
+        return {name: getattr(self, name) for name in names if name not in {"fitted_on", "path"}}
 
 
 @dataclass(frozen=True, eq=False)
@@ -200,9 +202,9 @@ class OffsetAligner(Aligner):
             ValueError: fewer than two vectors of a sort, dimensions that differ, NaN, or rows that
                 are not of length 1.
         """
-        text, image = _samples(texts=texts, images=images)
-        offset = (_mean(image) - _mean(text)).astype(np.float32)
-        return cls(offset, fitted_on=_counts(model_name, texts=text, images=image))
+        samples = _samples(texts=texts, images=images)
+        offset = _mean(samples["images"]) - _mean(samples["texts"])
+        return cls(offset, fitted_on=_counts(samples, model_name))
 
     def _move(self, vectors: FloatArray, modality: Modality, kind: Kind) -> FloatArray:
         return vectors - self.offset if modality == "image" else vectors
@@ -246,15 +248,8 @@ class CenterAligner(Aligner):
         Raises:
             ValueError: as for ``OffsetAligner.fit``.
         """
-        if queries is None:
-            text, image = _samples(texts=texts, images=images)
-            counts = _counts(model_name, texts=text, images=image)
-            query = text
-        else:
-            text, image, query = _samples(texts=texts, images=images, queries=queries)
-            counts = _counts(model_name, texts=text, images=image, queries=query)
-        means = (_mean(sample).astype(np.float32) for sample in (query, text, image))
-        return cls(*means, fitted_on=counts)
+        samples = _samples(texts=texts, images=images, queries=queries)
+        return cls(**_means(samples), fitted_on=_counts(samples, model_name))
 
     def _move(self, vectors: FloatArray, modality: Modality, kind: Kind) -> FloatArray:
         if modality == "image":
@@ -263,8 +258,8 @@ class CenterAligner(Aligner):
 
 
 @dataclass(frozen=True, eq=False)
-class LinearAligner(Aligner):
-    """Centres each modality, and maps images onto their texts by a matrix W learnt from pairs.
+class LinearAligner(CenterAligner):
+    """Centres as ``CenterAligner``, and maps images onto their texts by a W learnt from pairs.
 
     With X the pairs' texts and Y their images, n rows of unit vectors, each centred: W minimises
 
@@ -278,15 +273,11 @@ class LinearAligner(Aligner):
       rotations do this equally well, and the one nearest to no rotation is taken.
 
     Attributes:
-        text_mean: shape (d,).
-        image_mean: shape (d,).
         matrix: W, shape (d, d).
         ridge: λ; None for a rotation.
         towards: what W is drawn to; None for a rotation.
     """
 
-    text_mean: FloatArray
-    image_mean: FloatArray
     matrix: FloatArray
     ridge: float | None = None
     towards: Towards | None = None
@@ -297,6 +288,7 @@ class LinearAligner(Aligner):
         texts: npt.ArrayLike,
         images: npt.ArrayLike,
         *,
+        queries: npt.ArrayLike | None = None,
         ridge: float | None = None,
         towards: Towards = "identity",
         rotation: bool = False,
@@ -307,6 +299,7 @@ class LinearAligner(Aligner):
         Args:
             texts: shape (n, d), rows of length 1.
             images: shape (n, d), rows of length 1; row i belongs to text i.
+            queries: as for ``CenterAligner.fit``; they belong to nothing.
             ridge: λ, above 0. By default the one of ``RIDGES`` that predicts texts from images
                 best in leave-one-out cross-validation (squared error; exact, from one singular
                 value decomposition: Allen 1974). Where one picture has several captions it is
@@ -325,14 +318,16 @@ class LinearAligner(Aligner):
             raise ValueError(f"ridge={ridge}: must be a number above 0")
         if towards not in get_args(Towards):
             raise ValueError(f"towards={towards!r}: must be {' or '.join(get_args(Towards))}")
-        text, image = _samples(texts=texts, images=images)
-        if len(text) != len(image):
+        samples = _samples(texts=texts, images=images, queries=queries)
+        pairs, others = len(samples["texts"]), len(samples["images"])
+        if pairs != others:
             raise ValueError(
-                f"{len(text)} texts and {len(image)} images: row i of each must make a pair; for "
-                "vectors that do not belong together take OffsetAligner or CenterAligner"
+                f"{pairs} texts and {others} images: row i of each must make a pair; for vectors "
+                "that do not belong together take OffsetAligner or CenterAligner"
             )
-        text_mean, image_mean = _mean(text), _mean(image)
-        x, y = text - text_mean, image - image_mean
+        means = _means(samples)
+        x = (samples["texts"] - means["text_mean"]).astype(np.float64)
+        y = (samples["images"] - means["image_mean"]).astype(np.float64)
         if rotation:
             matrix = _rotation(y, x)
         elif towards == "zero":
@@ -341,19 +336,16 @@ class LinearAligner(Aligner):
             matrix, ridge = _ridge(y, x - y, ridge)
             matrix += np.eye(len(matrix))
         return cls(
-            text_mean.astype(np.float32),
-            image_mean.astype(np.float32),
-            matrix.astype(np.float32),
+            **means,
+            matrix=matrix,
             ridge=ridge,
             towards=None if rotation else towards,
-            fitted_on=_counts(model_name, pairs=text),
+            fitted_on=_counts(samples, model_name),
         )
 
     def _move(self, vectors: FloatArray, modality: Modality, kind: Kind) -> FloatArray:
-        if modality == "text":
-            return vectors - self.text_mean
-        moved: FloatArray = np.matmul(vectors - self.image_mean, self.matrix)
-        return moved
+        moved = super()._move(vectors, modality, kind)
+        return np.matmul(moved, self.matrix) if modality == "image" else moved
 
 
 def load_aligner(path: str | Path) -> Aligner:
@@ -362,7 +354,8 @@ def load_aligner(path: str | Path) -> Aligner:
     Raises:
         ValueError: there is no such file, it is damaged, or it holds something else.
     """
-    if not Path(path).is_file():
+    path = Path(path).expanduser().resolve()
+    if not path.is_file():
         raise ValueError(f"{path}: no such file; aligner.save(path) writes an aligner")
     try:
         with safe_open(path, framework="numpy") as file:
@@ -372,28 +365,26 @@ def load_aligner(path: str | Path) -> Aligner:
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is no saved aligner, or a damaged one ({error})") from error
     if header is None:
-        raise ValueError(f"{path} holds weights of something else; an aligner is what save writes")
-    damaged = f"{path} is damaged: fit the aligner again"
+        raise ValueError(f"{path} holds other arrays; pass a file that aligner.save wrote")
     try:
-        content = json.loads(header)
-        version, name = content["version"], content["kind"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(damaged) from error
-    kinds = {kind.__name__: kind for kind in (OffsetAligner, CenterAligner, LinearAligner)}
-    if version != _VERSION or name not in kinds:
+        return _from_content(json.loads(header), arrays, path)
+    except (KeyError, TypeError, AttributeError, StopIteration, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is damaged ({error!r}); fit the aligner again") from error
+
+
+def _from_content(content: Any, arrays: dict[str, Any], path: Path) -> Aligner:
+    version, kind = content["version"], content["kind"]
+    kinds = {each.__name__: each for each in (OffsetAligner, CenterAligner, LinearAligner)}
+    if version != _VERSION or kind not in kinds:
         raise ValueError(
-            f"{path} holds a {name} in version {version}; this package reads version {_VERSION} of "
-            f"{', '.join(kinds)}: was it written by a later one?"
+            f"{path} holds a {kind} in version {version} of the format; this package reads "
+            f"{', '.join(kinds)} in version {_VERSION}: install the one that wrote it"
         )
-    try:
-        aligner: Aligner = kinds[name](
-            **arrays, **content["settings"], fitted_on=content["fitted_on"]
-        )
-        sound = content["fingerprint"] == aligner.fingerprint
-    except (ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
-        raise ValueError(damaged) from error
-    if not sound:
-        raise ValueError(damaged)
+    aligner: Aligner = kinds[kind](
+        **arrays, **content["settings"], fitted_on=content["fitted_on"], path=path
+    )
+    if aligner.fingerprint != content["fingerprint"]:
+        raise ValueError(f"{path} is damaged (its arrays have changed); fit the aligner again")
     return aligner
 
 
@@ -433,16 +424,20 @@ def _ridge(
 # --- samples -------------------------------------------------------------------------------------
 
 
-def _samples(**samples: npt.ArrayLike) -> list[FloatArray]:
-    checked = [_unit_vectors(name, vectors) for name, vectors in samples.items()]
-    for name, vectors in zip(samples, checked, strict=True):
+def _samples(**samples: npt.ArrayLike | None) -> dict[str, FloatArray]:
+    """The samples that are there, checked."""
+    checked = {
+        name: _unit_vectors(name, vectors)
+        for name, vectors in samples.items()
+        if vectors is not None
+    }
+    for name, vectors in checked.items():
         if len(vectors) < 2:
             raise ValueError(
                 f"{len(vectors)} {name}: at least 2 are needed, and a few hundred are good"
             )
-    widths = {name: vectors.shape[1] for name, vectors in zip(samples, checked, strict=True)}
-    if len(set(widths.values())) > 1:
-        told = ", ".join(f"{name} {width}" for name, width in widths.items())
+    if len({vectors.shape[1] for vectors in checked.values()}) > 1:
+        told = ", ".join(f"{name} {vectors.shape[1]}" for name, vectors in checked.items())
         raise ValueError(f"dimensions differ ({told}); all must come from one model")
     return checked
 
@@ -466,11 +461,19 @@ def _unit_vectors(name: str, vectors: npt.ArrayLike, dimension: int | None = Non
     return rows
 
 
-def _mean(vectors: FloatArray) -> npt.NDArray[np.float64]:
-    mean: npt.NDArray[np.float64] = vectors.mean(axis=0, dtype=np.float64)
+def _mean(vectors: FloatArray) -> FloatArray:
+    mean: FloatArray = vectors.mean(axis=0, dtype=np.float64).astype(np.float32)
     return mean
 
 
-def _counts(model_name: str | None, **samples: FloatArray) -> dict[str, int | str]:
+def _means(samples: Mapping[str, FloatArray]) -> dict[str, Any]:
+    return {
+        "query_mean": _mean(samples.get("queries", samples["texts"])),
+        "text_mean": _mean(samples["texts"]),
+        "image_mean": _mean(samples["images"]),
+    }
+
+
+def _counts(samples: Mapping[str, FloatArray], model_name: str | None) -> dict[str, int | str]:
     counts: dict[str, int | str] = {name: len(vectors) for name, vectors in samples.items()}
     return counts | ({"model_name": model_name} if model_name else {})
