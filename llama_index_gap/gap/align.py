@@ -305,15 +305,15 @@ class LinearAligner(CenterAligner):
                 value decomposition: Allen 1974). Where one picture has several captions it is
                 chosen too small, since leaving out one of them leaves the others in.
             towards: as above.
-            rotation: as above; takes no λ.
+            rotation: as above; takes neither of these.
             model_name: the model that they come from, to be written down.
 
         Raises:
             ValueError: unequal numbers of texts and images, λ out of range, or as for
                 ``OffsetAligner.fit``.
         """
-        if ridge is not None and rotation:
-            raise ValueError(f"ridge={ridge}: a rotation has none; leave out one of the two")
+        if rotation and (ridge is not None or towards != "identity"):
+            raise ValueError("rotation=True takes neither ridge nor towards; leave them out")
         if ridge is not None and not (np.isfinite(ridge) and ridge > 0):
             raise ValueError(f"ridge={ridge}: must be a number above 0")
         if towards not in get_args(Towards):
