@@ -128,7 +128,8 @@ class DualEncoderEmbedding(MultiModalEmbedding):
         frozen=True,
         default=None,
         description="Moves all vectors so that texts and images can share one index: an aligner "
-        "fitted on this model's vectors with the same dimensions, or the path of a saved one.",
+        "fitted on this model's vectors with the same dimensions, or the path of a saved one. Only "
+        "a DualIndex remembers it and refuses another; any other index needs the same one always.",
     )
     revision: str | None = Field(
         frozen=True, default=None, description="Branch, tag or commit of model_name on the hub."
@@ -233,8 +234,10 @@ class DualEncoderEmbedding(MultiModalEmbedding):
                 f"the aligner moves vectors of {aligner.dimension} dimensions, the model gives "
                 f"{self.dimension}; fit one on vectors of this model, with the same dimensions"
             )
-        fitted_on = aligner.fitted_on.get("model_name", self.model_name)
-        if fitted_on not in {self.model_name, self._text_encoder.name}:
+        fitted_on = str(aligner.fitted_on.get("model_name", self.model_name))
+        ours = self.model_name, self._text_encoder.name
+        # By the last part: a folder may have moved.
+        if Path(fitted_on).name not in {Path(name).name for name in ours}:
             logger.warning(
                 "The aligner was fitted on vectors of %s and now moves those of %s; if they are "
                 "not the same model, fit one on this model's.",

@@ -118,9 +118,12 @@ def test_the_aligner_of_another_model_is_noticed(
     assert caplog.messages == []
 
     vectors = np.eye(16)[:2]
+    moved = OffsetAligner.fit(vectors, vectors, model_name=f"elsewhere/{tiny_clip.name}")
+    DualEncoderEmbedding(model_name=tiny_clip, aligner=moved)
+    assert caplog.messages == []
+
     other = OffsetAligner.fit(vectors, vectors, model_name="openai/clip")
     DualEncoderEmbedding(model_name=tiny_clip, aligner=other)
-
     assert "fitted on vectors of openai/clip and now moves those of" in caplog.text
 
 
@@ -311,6 +314,18 @@ def test_an_index_builds_its_aligned_model_again(
         assert [hit.node_id for hit in again.as_retriever().retrieve("rain")] == expected
     images = aligned.get_image_embedding_batch([node.image_path for node in nodes[5:]])
     assert np.max(sample @ np.array(images).T, axis=1) == pytest.approx(np.ones(5), abs=1e-5)
+
+
+def test_an_aligner_is_fitted_on_an_index_by_its_samples(
+    clip: DualEncoderEmbedding, nodes: list[TextNode], tmp_path: Path
+) -> None:
+    with DualIndex(str(tmp_path / "gap.db"), embed_model=clip) as index:
+        index.insert_nodes(nodes)
+        sides = index.sides()
+        aligner = OffsetAligner.fit(sides["text"].sample(), sides["image"].sample())
+
+    expected = aligner_from_nodes(nodes, clip, OffsetAligner)
+    np.testing.assert_allclose(aligner.offset, expected.offset, atol=1e-6)
 
 
 def test_an_index_refuses_another_aligner_or_none(

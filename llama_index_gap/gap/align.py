@@ -145,7 +145,7 @@ class Aligner(ABC):
         Raises:
             ValueError: ``path`` is a folder.
         """
-        path = Path(path)
+        path = Path(path).expanduser()
         if path.is_dir():
             raise ValueError(f"{path} is a folder; pass a file, such as {path}/aligner.safetensors")
         content = {
