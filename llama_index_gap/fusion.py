@@ -159,22 +159,6 @@ def check_method(normalise: str, combine: str, *, k: float = RANK_CONSTANT) -> N
         raise ValueError(f"k={k}: must be a number of at least 0")
 
 
-def tail_evidence(scores: npt.ArrayLike, background: npt.ArrayLike) -> FloatArray:
-    """−log of the probability that a score of the background would be as high.
-
-    Args:
-        scores: shape (n,).
-        background: the same query's scores against a sample of its leg, shape (m,).
-
-    Returns:
-        Shape (n,), at least 0; about 0.69 for an average score. Takes the background as normally
-        distributed, so it says nothing exact of the far tail.
-    """
-    z = _normalised(np.asarray(scores, dtype=np.float64), "background", background, RANK_CONSTANT)
-    evidence: FloatArray = -log_ndtr(-z)
-    return evidence
-
-
 def _checked_weights(
     weights: Mapping[str, float] | None, legs: Mapping[str, Leg]
 ) -> dict[str, float]:

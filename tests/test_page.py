@@ -14,7 +14,7 @@ import pytest
 from llama_index.core.schema import ImageNode, NodeRelationship, RelatedNodeInfo, TextNode
 from PIL import Image
 
-from llama_index_gap.fusion import tail_evidence
+from llama_index_gap.fusion import Leg, fuse
 from llama_index_gap.page import (
     Answer,
     FoundDocument,
@@ -136,10 +136,11 @@ def test_searches_by_text_and_by_picture_add_up_on_each_side() -> None:
 
 def test_sigma_undoes_the_evidence() -> None:
     background = np.arange(100.0)
-    scores = background.mean() + background.std() * np.array([-2.0, 0.5, 3.0, 20.0])
-    sigmas = [LegScore("text", 0.0, float(e)).sigma for e in tail_evidence(scores, background)]
+    scores = background.mean() + background.std() * np.array([20.0, 3.0, 0.5, -2.0])
+    documents = fuse({"text": Leg(["a", "b", "c", "d"], scores, background)}).documents
+    sigmas = [LegScore("text", 0.0, document.evidence["text"]).sigma for document in documents]
 
-    assert sigmas == pytest.approx([-2.0, 0.5, 3.0, 20.0])
+    assert sigmas == pytest.approx([20.0, 3.0, 0.5, -2.0])
 
 
 @pytest.mark.parametrize(
