@@ -76,6 +76,9 @@ _MOST_DYNAMIC_BYTES = 65_536
 _MOST_RESULTS = 16_384
 _MOST_DIMENSIONS = 32_768
 _INT64 = 2**63
+# A server keeps properties in etcd, whose messages hold 1.5 MB: it takes a property of 1 MB, and
+# can then neither alter nor drop the collection.
+_MOST_PROPERTY_BYTES = 131_072
 # A message holds 64 MB; a row of the largest kind is about 0.4 MB.
 _MESSAGE_BYTES = 16 * 2**20
 _NODES_PER_READ = 400
@@ -802,11 +805,12 @@ class MilvusStore(MilvusVectorStore):
             properties: names and texts, such as the model's name.
 
         Raises:
-            ValueError: a name or a value that is not text.
+            ValueError: a name or a value that is not text, or is too long for a server.
         """
         for key, value in properties.items():
             if not (isinstance(key, str) and key and isinstance(value, str)):
                 raise ValueError(f"property {key!r}={value!r}: names and values must be text")
+            _check_bytes(value, _MOST_PROPERTY_BYTES, f"property {key!r}", "keep it in a file")
         if properties:
             prefixed = {_PROPERTY_PREFIX + key: value for key, value in properties.items()}
             self._call("alter_collection_properties", properties=prefixed)

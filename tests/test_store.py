@@ -785,6 +785,13 @@ def test_properties_survive_reopening(uri: str) -> None:
         assert store.properties == {"model": text, "dim": "5"}
 
 
+def test_a_property_that_would_spoil_a_server_s_collection_is_refused(store: MilvusStore) -> None:
+    """A server takes one of 1 MB, and can then neither alter nor drop the collection."""
+    store.set_properties({"long": "ä" * 65_536})
+    with pytest.raises(ValueError, match="property 'long': 131,073 bytes, more than"):
+        store.set_properties({"long": "ä" * 65_536 + "a"})
+
+
 @pytest.mark.parametrize("properties", [{"dim": 4}, {"": "x"}, {1: "x"}])
 def test_properties_are_text(store: MilvusStore, properties: Any) -> None:
     with pytest.raises(ValueError, match="must be text"):
