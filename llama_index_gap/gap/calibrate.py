@@ -1,0 +1,388 @@
+"""Scores as probabilities of relevance, on a scale of its own for each pair of modalities."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, cast, get_args
+
+import numpy as np
+import numpy.typing as npt
+from scipy.special import expit, logit
+
+FloatArray: TypeAlias = npt.NDArray[np.float64]
+BoolArray: TypeAlias = npt.NDArray[np.bool_]
+Method: TypeAlias = Literal["isotonic", "logistic"]
+Labelled: TypeAlias = tuple[npt.ArrayLike, npt.ArrayLike]
+
+PAIRS = ("text_to_text", "text_to_image", "image_to_text", "image_to_image")
+"""The pairs of modalities, the query's first."""
+FEWEST_LABELS = 10
+"""Of each kind: with fewer than nine relevant hits no probability could reach 0.9 (see ``fit``)."""
+_KNOTS = 101
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The way from a score to a probability: straight lines in log-odds between knots.
+
+    Attributes:
+        scores: of the knots, rising.
+        log_odds: of relevance, at each knot; never falling. Level beyond the first and last knot.
+        precision: mean probability of the fitted scores from each knot upward.
+        relevant: how many relevant hits it was fitted on.
+        irrelevant: and how many others.
+    """
+
+    scores: tuple[float, ...]
+    log_odds: tuple[float, ...]
+    precision: tuple[float, ...]
+    relevant: int
+    irrelevant: int
+
+    def __post_init__(self) -> None:
+        columns = self.scores, self.log_odds, self.precision
+        if not self.scores or len({len(column) for column in columns}) != 1:
+            raise ValueError("a curve has as many scores as log-odds and precisions, at least one")
+        if not np.isfinite(columns).all():
+            raise ValueError("a curve holds NaN or infinity")
+        if (np.diff(self.scores) <= 0).any() or (np.diff(self.log_odds) < 0).any():
+            raise ValueError("a curve's scores must rise, and its log-odds never fall")
+
+    def probability(self, scores: FloatArray) -> FloatArray:
+        """Of each score."""
+        return np.asarray(expit(np.interp(scores, self.scores, self.log_odds)), dtype=np.float64)
+
+
+@dataclass(frozen=True)
+class RelevanceCalibrator:
+    """Turns scores into probabilities of relevance, for each pair of modalities by itself.
+
+    A cosine of 0.3 is an everyday one between a text and a text, and a very good one between a text
+    and a picture; a probability of 0.5 means the same for both. It is a probability among hits like
+    those that it was fitted on: candidates of the same index or the same reranker, of which few are
+    relevant. Where many more or many fewer are (another corpus, another kind of query), fit again.
+
+    ``fit`` makes one; the attributes are what it is made of.
+
+    Attributes:
+        curves: for each pair that was fitted.
+        method: how they were fitted.
+        source: what gave the scores, such as the models of an index; ``""`` where it was not said.
+    """
+
+    curves: Mapping[str, Curve]
+    method: Method
+    source: str = ""
+
+    @classmethod
+    def fit(
+        cls, labelled: Mapping[str, Labelled], method: Method = "isotonic", *, source: str = ""
+    ) -> RelevanceCalibrator:
+        """Learn the probabilities from hits that somebody has judged.
+
+        - ``isotonic``: the rising step function nearest to the labels (Zadrozny and Elkan, KDD
+          2002), with straight lines in log-odds between the steps. One relevant hit is imagined
+          below all others and one irrelevant hit above, so that no probability is 0 or 1: n
+          relevant hits at the top give n/(n + 1), and scores that tell nothing give Laplace's
+          (relevant + 1)/(all + 2).
+        - ``logistic``: a sigmoid with Platt's smoothed targets (*Probabilistic outputs for support
+          vector machines*, 1999), level where higher scores are not better; level beyond the
+          fitted scores too. Two numbers for each pair: for few labels, and for scores that lie as
+          a sigmoid assumes. With a thousand labels or more isotonic is usually nearer
+          (Niculescu-Mizil and Caruana, ICML 2005).
+
+        Args:
+            labelled: for each pair of modalities (``text_to_image``: a text asked, a picture was
+                found) the scores of hits, shape (n,), higher is better; and whether each is
+                relevant, shape (n,).
+            method: as above.
+            source: what gave the scores, such as ``index.models`` or a reranker's name; whoever
+                is given the calibrator can refuse it by that.
+
+        Raises:
+            ValueError: an unknown pair or method; scores and labels that do not match, that are
+                NaN, infinite or not labels; fewer than 10 hits of either kind.
+        """
+        fit = _isotonic if _method(method) == "isotonic" else _logistic
+        if not labelled:
+            raise ValueError(f"there are no labelled scores; give them for any of {_listed(PAIRS)}")
+        curves = {pair: _curve(pair, *data, fit) for pair, data in labelled.items()}
+        return cls(curves, method, source)
+
+    def probability(self, pair: str, scores: npt.ArrayLike) -> FloatArray:
+        """The probability that a hit with such a score is relevant.
+
+        Args:
+            pair: of modalities, such as ``text_to_image``.
+            scores: shape (n,).
+
+        Returns:
+            Shape (n,), between 0 and 1; never lower for a higher score.
+
+        Raises:
+            ValueError: the pair was not fitted, or a score is NaN or infinite.
+        """
+        return self._curve(pair).probability(_finite(pair, scores))
+
+    def threshold(self, pair: str, precision: float = 0.9) -> float:
+        """The score from which on, of such hits as were fitted, this share is relevant.
+
+        By the probabilities, whose mean from a score upward rises with the score, and not by
+        counting labels: there one lucky hit at the top gives a precision of 1. The single hit just
+        above the threshold may be less probable than ``precision``; where each hit shall be that
+        probable, compare ``probability`` instead.
+
+        Args:
+            pair: of modalities, such as ``text_to_image``.
+            precision: the share that is wanted, between 0 and 1.
+
+        Returns:
+            The lowest such score, to a hundredth of the fitted scores' range; ``inf``, which no
+            score reaches, where there is none.
+
+        Raises:
+            ValueError: the pair was not fitted, or ``precision`` is out of range.
+        """
+        if not 0 < precision < 1:
+            raise ValueError(f"precision={precision}: must lie between 0 and 1")
+        curve = self._curve(pair)
+        reached = zip(curve.scores, curve.precision, strict=True)
+        return next((score for score, share in reached if share >= precision), math.inf)
+
+    def check_source(self, source: str) -> None:
+        """Check that it was fitted for scores from here.
+
+        Raises:
+            ValueError: it was not, or does not say for which.
+        """
+        if self.source != source:
+            fitted = f"for {self.source}" if self.source else "without saying for what"
+            raise ValueError(
+                f"the calibrator was fitted {fitted}, and these scores are of {source}; fit one on "
+                "them, and name that as its source"
+            )
+
+    def summary(self) -> str:
+        """What it was fitted on, in one line."""
+        pairs = ", ".join(
+            f"{pair} on {curve.relevant:,} relevant and {curve.irrelevant:,} other hits"
+            for pair, curve in self.curves.items()
+        )
+        return f"{self.method}: {pairs}"
+
+    # --- keeping it ------------------------------------------------------------------------------
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, as JSON knows it."""
+        curves = {pair: asdict(curve) for pair, curve in self.curves.items()}
+        return {"method": self.method, "source": self.source, "curves": curves}
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> RelevanceCalibrator:
+        """What ``to_dict`` gave, as a calibrator.
+
+        Raises:
+            ValueError: it is none.
+        """
+        try:
+            curves = {
+                _known(pair): Curve(
+                    scores=tuple(curve["scores"]),
+                    log_odds=tuple(curve["log_odds"]),
+                    precision=tuple(curve["precision"]),
+                    relevant=curve["relevant"],
+                    irrelevant=curve["irrelevant"],
+                )
+                for pair, curve in content["curves"].items()
+            }
+            return cls(curves, _method(content["method"]), content["source"])
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise ValueError(f"this is no calibrator as to_dict gives it: {error!r}") from error
+
+    def save(self, path: str | Path) -> None:
+        """Write it to a JSON file."""
+        Path(path).write_text(json.dumps(self.to_dict(), indent=1), encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path) -> RelevanceCalibrator:
+        """Read what ``save`` wrote.
+
+        Raises:
+            OSError: there is no such file.
+            ValueError: it holds no calibrator.
+        """
+        return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
+
+    def _curve(self, pair: str) -> Curve:
+        if pair not in self.curves:
+            _known(pair)
+            raise ValueError(
+                f"the calibrator was not fitted for {pair}, only for {_listed(self.curves)}; fit "
+                "it with labelled hits of that pair too"
+            )
+        return self.curves[pair]
+
+
+# --- how good probabilities are ------------------------------------------------------------------
+
+
+def expected_calibration_error(
+    probabilities: npt.ArrayLike, labels: npt.ArrayLike, *, bins: int = 15
+) -> float:
+    """How far probabilities are from the shares that come true: 0 is perfect.
+
+    The hits are put into bins of equal width by their probability; the mean over the hits of the
+    distance between their bin's mean probability and its share of relevant hits (Naeini et al.,
+    AAAI 2015; Guo et al., ICML 2017, with 15 bins). Where few hits are relevant, a constant has a
+    low error too, so read it next to ``brier_score``; and few hits in a bin make it too high.
+
+    Args:
+        probabilities: shape (n,), between 0 and 1.
+        labels: whether each is relevant, shape (n,).
+        bins: how many.
+
+    Raises:
+        ValueError: not probabilities and labels, or not one for each; ``bins`` under 1.
+    """
+    values, relevant = _probabilities_and_labels(probabilities, labels)
+    if bins < 1:
+        raise ValueError(f"bins={bins}: must be at least 1")
+    # The distance of the means times the bin's share of the hits is that of the sums over all hits.
+    bin_of = np.minimum((values * bins).astype(np.int64), bins - 1)
+    surplus = np.bincount(bin_of, weights=values - relevant)
+    return float(np.abs(surplus).sum() / len(values))
+
+
+def brier_score(probabilities: npt.ArrayLike, labels: npt.ArrayLike) -> float:
+    """Mean squared distance of probabilities from what came true, 1 or 0 (Brier, 1950).
+
+    Args:
+        probabilities: shape (n,), between 0 and 1.
+        labels: whether each is relevant, shape (n,).
+
+    Raises:
+        ValueError: not probabilities and labels, or not one for each.
+    """
+    values, relevant = _probabilities_and_labels(probabilities, labels)
+    return float(np.square(values - relevant).mean())
+
+
+def _probabilities_and_labels(
+    probabilities: npt.ArrayLike, labels: npt.ArrayLike
+) -> tuple[FloatArray, BoolArray]:
+    values = _finite("probabilities", probabilities)
+    relevant = _labels("probabilities", labels, values)
+    if not values.size or values.min() < 0 or values.max() > 1:
+        raise ValueError("probabilities must lie between 0 and 1, and there must be one")
+    return values, relevant
+
+
+# --- fitting -------------------------------------------------------------------------------------
+
+
+def _curve(
+    pair: str,
+    scores: npt.ArrayLike,
+    labels: npt.ArrayLike,
+    fit: Callable[[FloatArray, BoolArray], tuple[FloatArray, FloatArray]],
+) -> Curve:
+    values = _finite(_known(pair), scores)
+    relevant = _labels(pair, labels, values)
+    counts = int(relevant.sum()), int((~relevant).sum())
+    if min(counts) < FEWEST_LABELS:
+        raise ValueError(
+            f"{pair}: {counts[0]} relevant and {counts[1]} irrelevant hits; probabilities need at "
+            f"least {FEWEST_LABELS} of each kind: label more queries, or take more hits of each"
+        )
+    bends, line = fit(values, relevant)
+    ascending = np.sort(values)
+    # For ``threshold``: of each hundredth of the range the lowest fitted score.
+    grid = np.searchsorted(ascending, np.linspace(ascending[0], ascending[-1], _KNOTS))
+    knots = np.unique(np.r_[bends, ascending[grid]])
+    log_odds = np.interp(knots, bends, line).round(9)
+    probabilities = expit(np.interp(ascending, knots, log_odds))
+    upward = np.cumsum(probabilities[::-1])[::-1] / np.arange(len(values), 0, -1)
+    # Rounded, so that nine hits at 9/10 reach 0.9.
+    precision = upward[np.searchsorted(ascending, knots)].round(9)
+    return Curve(
+        tuple(knots.tolist()), tuple(log_odds.tolist()), tuple(precision.tolist()), *counts
+    )
+
+
+def _isotonic(scores: FloatArray, labels: BoolArray) -> tuple[FloatArray, FloatArray]:
+    """Both ends of each step, and its log-odds there."""
+    from scipy.optimize import isotonic_regression  # slow to import, and only needed to fit
+
+    distinct, which, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    shares = np.bincount(which, weights=labels) / counts
+    steps = isotonic_regression(np.r_[1.0, shares, 0.0], weights=np.r_[1, counts, 1])
+    ends = np.r_[steps.blocks[:-1], steps.blocks[1:] - 1].clip(1, len(distinct))
+    knots = np.unique(ends) - 1  # without the hit imagined below
+    return distinct[knots], np.asarray(logit(steps.x[1:-1][knots]), dtype=np.float64)
+
+
+def _logistic(scores: FloatArray, labels: BoolArray) -> tuple[FloatArray, FloatArray]:
+    """The lowest and the highest score, and the line's log-odds there."""
+    from scipy.optimize import minimize
+
+    relevant, irrelevant = labels.sum(), (~labels).sum()
+    targets = np.where(labels, (relevant + 1) / (relevant + 2), 1 / (irrelevant + 2))
+    spread = scores.std() if np.ptp(scores) > 0 else 1.0
+    standard = (scores - scores.mean()) / spread
+
+    def loss(line: FloatArray) -> tuple[float, FloatArray]:
+        log_odds = line[0] * standard + line[1]
+        surplus = expit(log_odds) - targets
+        cross_entropy = np.logaddexp(0, log_odds) - targets * log_odds
+        return float(cross_entropy.mean()), np.array([surplus @ standard, surplus.sum()]) / len(
+            targets
+        )
+
+    start = np.array([0.0, logit(targets.mean())])
+    bounds = [(0, None), (None, None)]
+    slope, intercept = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds).x
+    ends = np.unique([scores.min(), scores.max()])
+    return ends, slope * (ends - scores.mean()) / spread + intercept
+
+
+# --- checks --------------------------------------------------------------------------------------
+
+
+def _method(method: str) -> Method:
+    if method not in get_args(Method):
+        raise ValueError(f"method={method!r}: must be one of {', '.join(get_args(Method))}")
+    return cast(Method, method)
+
+
+def _known(pair: str) -> str:
+    if pair not in PAIRS:
+        raise ValueError(f"pair {pair!r}: must be one of {_listed(PAIRS)}")
+    return pair
+
+
+def _finite(name: str, values: npt.ArrayLike) -> FloatArray:
+    numbers = np.asarray(values, dtype=np.float64)
+    if numbers.ndim != 1:
+        raise ValueError(f"{name}: one number for each hit, not an array of shape {numbers.shape}")
+    if not np.isfinite(numbers).all():
+        raise ValueError(f"{name}: NaN or infinity at {int(np.argmin(np.isfinite(numbers)))}")
+    return numbers
+
+
+def _labels(name: str, labels: npt.ArrayLike, values: FloatArray) -> BoolArray:
+    numbers = _finite(f"{name}, labels", labels)
+    if numbers.shape != values.shape:
+        raise ValueError(
+            f"{name}: {len(values)} hits have {len(numbers)} labels; give one for each"
+        )
+    if not np.isin(numbers, (0, 1)).all():
+        raise ValueError(f"{name}: a label is 1 (relevant) or 0, or True or False; no degrees")
+    return numbers.astype(np.bool_)
+
+
+def _listed(pairs: Mapping[str, Any] | tuple[str, ...]) -> str:
+    return ", ".join(pairs)
