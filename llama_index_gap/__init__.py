@@ -5,6 +5,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from llama_index_gap.calibration import collect_scores
     from llama_index_gap.embedding import DualEncoderEmbedding, aligner_from_nodes
     from llama_index_gap.gap.align import (
         CenterAligner,
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
         OffsetAligner,
         load_aligner,
     )
+    from llama_index_gap.gap.calibrate import RelevanceCalibrator
     from llama_index_gap.images import ImageError, open_image
     from llama_index_gap.index import DualIndex, IndexReport
     from llama_index_gap.models import ModelError
@@ -33,10 +35,12 @@ __all__ = [
     "MilvusStore",
     "ModelError",
     "OffsetAligner",
+    "RelevanceCalibrator",
     "ScoredNode",
     "Skipped",
     "StoreError",
     "aligner_from_nodes",
+    "collect_scores",
     "load_aligner",
     "open_image",
     "read_corpus",
@@ -44,8 +48,10 @@ __all__ = [
 
 # Imported when first asked for: who only reads a corpus need not wait for Milvus' client.
 _HOMES = {
+    "calibration": ("collect_scores",),
     "embedding": ("DualEncoderEmbedding", "aligner_from_nodes"),
     "gap.align": ("CenterAligner", "LinearAligner", "OffsetAligner", "load_aligner"),
+    "gap.calibrate": ("RelevanceCalibrator",),
     "images": ("ImageError", "open_image"),
     "index": ("DualIndex", "IndexReport"),
     "models": ("ModelError",),

@@ -40,6 +40,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from llama_index_gap.embedding import DualEncoderEmbedding, warn_once_of_cuts
+from llama_index_gap.gap.calibrate import RelevanceCalibrator
 from llama_index_gap.images import ImageError, check_image
 from llama_index_gap.models import ModelError
 from llama_index_gap.readers import Corpus, Skipped
@@ -52,6 +53,8 @@ SAMPLE_SIZE = 300
 """Vectors of a side that stand for its background (a few hundred, as the fusion was measured)."""
 MODELS_PROPERTY = "models"
 """Property of both collections that says which models made them."""
+CALIBRATOR_PROPERTY = "calibrator"
+"""Property of the text collection with what ``save_calibrator`` was given."""
 _SIDES: tuple[Side, ...] = ("text", "image")
 _PASSES_PER_WRITE = 4
 _WRITES_AHEAD = 2
@@ -318,6 +321,33 @@ class DualIndex:
         """A retriever over this index; settings as for ``DualIndexRetriever``."""
         return DualIndexRetriever(self, **settings)
 
+    @property
+    def models(self) -> str:
+        """What the vectors were made with, in words; the ``source`` of a calibrator for it."""
+        return _named(json.loads(self._stores["text"].properties[MODELS_PROPERTY]))
+
+    @property
+    def calibrator(self) -> RelevanceCalibrator | None:
+        """The calibrator that was saved last, by any process; None if none was."""
+        stored = self._stores["text"].properties.get(CALIBRATOR_PROPERTY)
+        return None if stored is None else RelevanceCalibrator.from_dict(json.loads(stored))
+
+    def save_calibrator(self, calibrator: RelevanceCalibrator) -> None:
+        """Keep a calibrator with the index, in place of the one before.
+
+        ``as_retriever(min_probability=…)`` then uses it.
+
+        Args:
+            calibrator: fitted with ``source=index.models``.
+
+        Raises:
+            ValueError: it was fitted for other models, or is larger than Milvus keeps.
+        """
+        calibrator.check_source(self.models)
+        content = json.dumps(calibrator.to_dict(), separators=(",", ":"))
+        self._stores["text"].set_properties({CALIBRATOR_PROPERTY: content})
+        logger.info("saved a calibrator with %s: %s", self.name, calibrator.summary())
+
     def sides(self) -> dict[Side, SearchSide]:
         """What a retriever searches."""
         return {
@@ -359,6 +389,10 @@ class DualIndex:
     async def aget_nodes(self, node_ids: Sequence[str]) -> list[BaseNode]:
         """As ``get_nodes``, without blocking the event loop."""
         return await asyncio.to_thread(self.get_nodes, node_ids)
+
+    async def asave_calibrator(self, calibrator: RelevanceCalibrator) -> None:
+        """As ``save_calibrator``, without blocking the event loop."""
+        await asyncio.to_thread(self.save_calibrator, calibrator)
 
     async def acount(self) -> dict[Side, int]:
         """As ``count``, without blocking the event loop."""

@@ -35,6 +35,7 @@ from llama_index_gap.fusion import (
     check_method,
     fuse,
 )
+from llama_index_gap.gap.calibrate import RelevanceCalibrator
 
 if TYPE_CHECKING:
     from llama_index.core.indices import MultiModalVectorStoreIndex
@@ -55,8 +56,9 @@ class ScoredNode(NodeWithScore):
     """A node with its document's fused score, and where that score comes from.
 
     ``scores`` holds, for each leg that found the document, its best raw score there (``text``,
-    ``image``) and what this added to the fused score (``text_evidence``, ``image_evidence``). Legs
-    asked with a picture are named ``text_by_image`` and ``image_by_image``.
+    ``image``), what this added to the fused score (``text_evidence``, ``image_evidence``), and with
+    a calibrator how probable it makes it (``text_probability``, ``image_probability``). Legs asked
+    with a picture are named ``text_by_image`` and ``image_by_image``.
     """
 
     scores: dict[str, float] = Field(default_factory=dict)
@@ -109,17 +111,23 @@ class DualIndexRetriever(BaseRetriever):
         weights: by side (``text``, ``image``); see ``fuse``.
         k: see ``fuse``.
         filters: on metadata; apply to both sides.
+        calibrator: gives each hit its probability of relevance, from its score and its pair of
+            modalities. One fitted for other models than the index's is refused; over other stores
+            nobody knows.
+        min_probability: leave out hits that are less probable, before anything is ranked; a
+            document goes with its last hit. With the index's own calibrator if none is given.
         group_by: ``"document"`` ranks documents and returns the best text node and the best image
             node of each; ``"node"`` ranks every node for itself.
         complete: fetch, for a document found on one side only, its best node on the other side
-            with its exact score. It is returned with it, but adds no evidence: to fill in what was
-            not found brings in noise.
+            with its exact score. It is returned with it, however improbable, but adds no evidence:
+            to fill in what was not found brings in noise.
         on_leg_error: ``"raise"``, or ``"degrade"``: log the error and rank by the other side.
         callback_manager: as in LlamaIndex.
         **kwargs: as in LlamaIndex' ``BaseRetriever``.
 
     Raises:
-        ValueError: an argument is out of range, or methods do not go together.
+        ValueError: an argument is out of range, methods do not go together, or there is no
+            calibrator that fits; later, when a query needs a pair that it was not fitted for.
     """
 
     def __init__(
@@ -134,6 +142,8 @@ class DualIndexRetriever(BaseRetriever):
         weights: Mapping[str, float] | None = None,
         k: float = RANK_CONSTANT,
         filters: MetadataFilters | None = None,
+        calibrator: RelevanceCalibrator | None = None,
+        min_probability: float | None = None,
         group_by: GroupBy = "document",
         complete: bool = False,
         on_leg_error: OnLegError = "raise",
@@ -173,6 +183,9 @@ class DualIndexRetriever(BaseRetriever):
         self._normalise, self._combine, self._k = normalise, combine, k
         self._weights: dict[str, float] = dict(weights or {})
         self._filters = filters
+        self._calibrator = _calibrator_of(index, calibrator, min_probability)
+        self._min_probability = min_probability or 0.0
+        self._check_pairs()
         self._group_by = group_by
         self._complete = complete
         self._on_leg_error = on_leg_error
@@ -220,11 +233,23 @@ class DualIndexRetriever(BaseRetriever):
             **settings,
         )
 
+    def search_legs(self, query: str | QueryBundle) -> dict[str, list[NodeWithScore]]:
+        """What each leg finds with its raw scores, before anything is left out or ranked."""
+        bundle = QueryBundle(query) if isinstance(query, str) else query
+        return {
+            name: [
+                NodeWithScore(node=node, score=score)
+                for node, score in zip(hits.nodes, hits.scores, strict=True)
+            ]
+            for name, hits in self._search(self._embed(bundle)).items()
+        }
+
     async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         return await asyncio.to_thread(self._retrieve, query_bundle)
 
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        hits = self._search(self._embed(query_bundle))
+        found = self._search(self._embed(query_bundle))
+        hits = {name: self._probable(name, of_leg) for name, of_leg in found.items()}
         legs = {name: self._leg(name, found) for name, found in hits.items()}
         weights = {name: self._weights.get(_side(name), 1.0) for name in legs}
         fusion = fuse(
@@ -261,6 +286,21 @@ class DualIndexRetriever(BaseRetriever):
         if not vectors:
             raise ValueError("the query is empty: pass a text, an image_path, or both")
         return {name: np.asarray(vector, dtype=np.float32) for name, vector in vectors.items()}
+
+    def _check_pairs(self) -> None:
+        """Refuse a calibrator that serves no query: one by text asks other pairs than a picture."""
+        if self._calibrator is None:
+            return
+        asked = [side for side, top_k in self._top_ks.items() if top_k]
+        shared = self._sides["text"].embed_model is self._sides["image"].embed_model
+        by_text = [f"text_to_{side}" for side in asked]
+        by_image = [f"image_to_{side}" for side in asked if side == "image" or shared]
+        fitted = self._calibrator.curves.keys()
+        if not any(pairs and fitted >= set(pairs) for pairs in (by_text, by_image)):
+            raise ValueError(
+                f"the calibrator was fitted for {', '.join(fitted)}, but a query needs "
+                + " or ".join(" and ".join(pairs) for pairs in (by_text, by_image) if pairs)
+            )
 
     # --- the search ------------------------------------------------------------------------------
 
@@ -310,6 +350,22 @@ class DualIndexRetriever(BaseRetriever):
             )
         return _Hits(list(nodes), [float(score) for score in scores], vector)
 
+    def _probable(self, name: str, hits: _Hits) -> _Hits:
+        """The hits that are probable enough."""
+        if self._calibrator is None:
+            return hits
+        probabilities = self._calibrator.probability(pair_of(name), hits.scores)
+        kept = np.flatnonzero(probabilities >= self._min_probability)
+        if len(kept) < len(hits.nodes):
+            logger.info(
+                "%d of %d hits of the %s leg are less probable than %s and were left out",
+                len(hits.nodes) - len(kept),
+                len(hits.nodes),
+                name,
+                self._min_probability,
+            )
+        return _Hits([hits.nodes[i] for i in kept], [hits.scores[i] for i in kept], hits.query)
+
     def _leg(self, name: str, hits: _Hits) -> Leg:
         background = None
         if self._normalise == "background" and hits.nodes:
@@ -335,10 +391,11 @@ class DualIndexRetriever(BaseRetriever):
         documents = fusion.documents[: self._top_k]
         if self._complete and self._group_by == "document":
             self._add_missing(documents, best, hits)
+        probabilities = self._probabilities(documents)
         returned: list[NodeWithScore] = []
         for document in documents:
             of_document = best[document.key]
-            scores = _where_from(document)
+            scores = _where_from(document) | probabilities[document.key]
             asked = {_side(name) for name in document.scores}
             scores |= {s: score for s, (score, _) in of_document.items() if s not in asked}
             nodes = [of_document[side][1] for side in self._sides if side in of_document]
@@ -347,6 +404,18 @@ class DualIndexRetriever(BaseRetriever):
                 for node in {node.node_id: node for node in nodes}.values()
             ]
         return returned
+
+    def _probabilities(self, documents: Sequence[FusedDocument]) -> dict[str, dict[str, float]]:
+        """What each document's score in each leg makes of it."""
+        found: dict[str, dict[str, float]] = defaultdict(dict)
+        if self._calibrator is None:
+            return found
+        for leg in {leg: None for document in documents for leg in document.scores}:
+            of_leg = {d.key: d.scores[leg] for d in documents if leg in d.scores}
+            values = self._calibrator.probability(pair_of(leg), list(of_leg.values()))
+            for key, value in zip(of_leg, values.tolist(), strict=True):
+                found[key][f"{leg}_probability"] = value
+        return found
 
     def _add_missing(
         self,
@@ -372,6 +441,34 @@ class DualIndexRetriever(BaseRetriever):
                 of_document = best[self._key(nodes[node_id])]
                 if side not in of_document or score > of_document[side][0]:
                     of_document[side] = (score, nodes[node_id])
+
+
+def _calibrator_of(
+    index: DualIndex | Mapping[Side, SearchSide],
+    calibrator: RelevanceCalibrator | None,
+    min_probability: float | None,
+) -> RelevanceCalibrator | None:
+    """The one that was given; else, where one is needed, the index's own."""
+    dual = None if isinstance(index, Mapping) else index
+    if min_probability is not None:
+        if not 0 <= min_probability <= 1:
+            raise ValueError(f"min_probability={min_probability}: must lie between 0 and 1")
+        if calibrator is None and dual is not None:
+            calibrator = dual.calibrator
+        if calibrator is None:
+            raise ValueError(
+                f"min_probability={min_probability} needs a calibrator: fit one on labelled "
+                "queries, RelevanceCalibrator.fit(collect_scores(index, queries), "
+                "source=index.models), and pass it, or save it with index.save_calibrator"
+            )
+    if calibrator is not None and dual is not None:
+        calibrator.check_source(dual.models)
+    return calibrator
+
+
+def pair_of(leg: str) -> str:
+    """The pair of modalities that a leg searches, as calibrators name it."""
+    return f"{'image' if leg.endswith('_by_image') else 'text'}_to_{_side(leg)}"
 
 
 def _side(leg: str) -> Side:

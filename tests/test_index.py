@@ -33,6 +33,7 @@ from llama_index.core.schema import (
 from llama_index_gap import DualEncoderEmbedding, open_image, read_corpus
 from llama_index_gap.demo.corpus import write_demo_corpus
 from llama_index_gap.demo.tiny import make_tiny_clip
+from llama_index_gap.gap.calibrate import RelevanceCalibrator
 from llama_index_gap.index import DualIndex, IndexReport
 from llama_index_gap.readers import Corpus
 
@@ -379,6 +380,43 @@ def test_another_model_is_refused(tiny_clip: Path, tmp_path: Path) -> None:
     DualIndex(uri, embed_model=model).close()
 
 
+# --- its calibrator -----------------------------------------------------------------------------
+
+
+def labelled() -> dict[str, Any]:
+    """Hits with higher scores are better, on either side."""
+    scores, labels = np.linspace(-1, 1, 40), [0] * 15 + [1, 0] * 5 + [1] * 15
+    return {"text_to_text": (scores, labels), "text_to_image": (scores, labels)}
+
+
+def test_a_calibrator_stays_with_the_index(
+    clip: DualEncoderEmbedding, tmp_path: Path, nodes: list[TextNode]
+) -> None:
+    uri = str(tmp_path / "gap.db")
+    with DualIndex(uri, embed_model=clip) as index:
+        assert index.calibrator is None
+        first = RelevanceCalibrator.fit(labelled(), "logistic", source=index.models)
+        index.save_calibrator(first)
+        calibrator = RelevanceCalibrator.fit(labelled(), source=index.models)
+        asyncio.run(index.asave_calibrator(calibrator))
+        assert index.calibrator == calibrator
+
+    with DualIndex(uri) as again:
+        assert again.calibrator == calibrator
+        again.insert_nodes(nodes)
+        (hit, *_) = again.as_retriever(min_probability=0).retrieve("a bicycle")
+        assert 0 < hit.scores["text_probability"] < 1
+
+
+def test_a_calibrator_for_other_models_is_refused(index: DualIndex, tiny_clip: Path) -> None:
+    assert index.models == f"DualEncoderEmbedding({str(tiny_clip.resolve())!r})"
+
+    for source in ("DualEncoderEmbedding('another')", ""):
+        with pytest.raises(ValueError, match=r"these scores are of DualEncoderEmbedding\('/"):
+            index.save_calibrator(RelevanceCalibrator.fit(labelled(), source=source))
+    assert index.calibrator is None
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -533,10 +571,14 @@ def test_another_process_opens_it_by_its_path(
 ) -> None:
     uri = str(tmp_path / "gap.db")
     model = DualEncoderEmbedding(model_name=tiny_clip)
-    DualIndex.from_documents(blog.nodes[:40], uri=uri, embed_model=model).close()
+    with DualIndex.from_documents(blog.nodes[:40], uri=uri, embed_model=model) as index:
+        index.save_calibrator(RelevanceCalibrator.fit(labelled(), source=index.models))
     code = (
         "import sys; from llama_index_gap.index import DualIndex\n"
-        "print(len(DualIndex(sys.argv[1]).as_retriever(top_k=3).retrieve('government')))"
+        "retriever = DualIndex(sys.argv[1]).as_retriever(top_k=3, min_probability=0)\n"
+        "hits = retriever.retrieve('government')\n"
+        "assert 'text_probability' in hits[0].scores\n"
+        "print(len(hits))"
     )
 
     shown = subprocess.run(

@@ -20,8 +20,9 @@ from llama_index.core.schema import (
 )
 from llama_index.core.vector_stores import MetadataFilter, MetadataFilters
 
+from llama_index_gap.gap.calibrate import RelevanceCalibrator
 from llama_index_gap.index import DualIndex
-from llama_index_gap.retriever import DualIndexRetriever, ScoredNode
+from llama_index_gap.retriever import DualIndexRetriever, ScoredNode, pair_of
 from llama_index_gap.store import MilvusStore
 
 D = 8
@@ -215,6 +216,119 @@ def test_complete_fetches_the_other_side_with_its_exact_score(index: DualIndex) 
     assert "text_evidence" not in complete[0].scores
 
 
+# --- probabilities ------------------------------------------------------------------------------
+
+
+def labelled(irrelevant: float, relevant: float) -> tuple[list[float], list[int]]:
+    """Twenty hits of each kind, at one score each: 1/21 and 20/21 probable."""
+    return [irrelevant] * 20 + [relevant] * 20, [0] * 20 + [1] * 20
+
+
+LABELLED = {"text_to_text": labelled(0.72, 0.8), "text_to_image": labelled(0.31, 0.5)}
+
+
+@pytest.fixture(scope="module")
+def calibrator(small: DualIndex) -> RelevanceCalibrator:
+    return RelevanceCalibrator.fit(LABELLED, source=small.models)
+
+
+def test_one_threshold_for_texts_and_pictures(
+    small: DualIndex, calibrator: RelevanceCalibrator, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By raw scores 0.5 keeps the everyday text of A too."""
+    with caplog.at_level(logging.INFO, "llama_index_gap.retriever"):
+        hits = small.as_retriever(calibrator=calibrator, min_probability=0.5).retrieve("query")
+
+    assert ids(hits) == ["B-image"]
+    assert hits[0].scores["image_probability"] == pytest.approx(20 / 21)
+    assert "text" not in hits[0].scores
+    assert "2 of 2 hits of the text leg are less probable than 0.5 and were left out" in caplog.text
+    assert "1 of 2 hits of the image leg" in caplog.text
+
+
+def test_probabilities_come_with_the_scores(
+    small: DualIndex, calibrator: RelevanceCalibrator
+) -> None:
+    plain = small.as_retriever().retrieve("query")
+    hits = small.as_retriever(calibrator=calibrator).retrieve("query")
+
+    assert [(hit.node_id, hit.score) for hit in hits] == [(h.node_id, h.score) for h in plain]
+    assert all("text_probability" not in hit.scores for hit in plain)
+    by_document = {hit.node.ref_doc_id: hit.scores for hit in hits}
+    probable = pytest.approx({"text_probability": 1 / 21, "image_probability": 1 / 21}, abs=1e-4)
+    assert {k: v for k, v in by_document["A"].items() if k.endswith("probability")} == probable
+    assert by_document["B"]["image_probability"] == pytest.approx(20 / 21)
+
+
+def test_nothing_is_left_where_nothing_is_probable(
+    small: DualIndex, calibrator: RelevanceCalibrator
+) -> None:
+    retriever = small.as_retriever(calibrator=calibrator, min_probability=0.99, complete=True)
+
+    assert retriever.retrieve("query") == []
+    assert asyncio.run(retriever.aretrieve("query")) == []
+
+
+def test_what_is_left_out_adds_no_evidence(
+    index: DualIndex, calibrator: RelevanceCalibrator
+) -> None:
+    """B's text is far from the query; fetched to complete the document, it comes along."""
+    settings: dict[str, Any] = {"calibrator": calibrator, "min_probability": 0.5, "top_k": 1}
+    hits = index.as_retriever(**settings, complete=True).retrieve("query")
+
+    assert ids(hits) == ["B-text", "B-image"]
+    assert "text_probability" not in hits[0].scores
+    assert "text_evidence" not in hits[0].scores
+
+
+def test_a_pair_that_was_not_fitted_is_an_error(
+    small: DualIndex, calibrator: RelevanceCalibrator
+) -> None:
+    retriever = small.as_retriever(calibrator=calibrator)
+    with pytest.raises(ValueError, match="not fitted for image_to_image, only for text_to_text"):
+        retriever.retrieve(QueryBundle("", image_path="/pictures/query"))
+
+    texts = RelevanceCalibrator.fit({"text_to_text": labelled(0, 1)}, source=small.models)
+    with pytest.raises(
+        ValueError,
+        match="fitted for text_to_text, but a query needs text_to_text and text_to_image or image_",
+    ):
+        small.as_retriever(calibrator=texts)
+    only_texts = small.as_retriever(calibrator=texts, image_similarity_top_k=0)
+    assert ids(only_texts.retrieve("query")) == ["A-text", "B-text"]
+
+
+def test_calibrators_that_do_not_fit_are_refused(small: DualIndex) -> None:
+    foreign = RelevanceCalibrator.fit(LABELLED, source="CLIP")
+    with pytest.raises(ValueError, match=r"fitted for CLIP, and these scores .*\('angles'\)"):
+        small.as_retriever(calibrator=foreign)
+    with pytest.raises(ValueError, match=r"without saying for what"):
+        small.as_retriever(calibrator=RelevanceCalibrator.fit(LABELLED))
+    with pytest.raises(ValueError, match=r"min_probability=0.5 needs a calibrator: .*collect_scor"):
+        small.as_retriever(min_probability=0.5)
+    # Over other stores there is no saying what the vectors were made with.
+    stores = small.sides()["text"].store, small.sides()["image"].store, small.embed_model
+    retriever = DualIndexRetriever.from_stores(*stores, calibrator=foreign, min_probability=0.5)
+    assert ids(retriever.retrieve("query")) == ["B-image"]
+    with pytest.raises(ValueError, match="needs a calibrator"):
+        DualIndexRetriever.from_stores(*stores, min_probability=0.5)
+
+
+def test_what_each_leg_finds(small: DualIndex, calibrator: RelevanceCalibrator) -> None:
+    """With the raw scores, and before anything is left out."""
+    retriever = small.as_retriever(calibrator=calibrator, min_probability=0.9)
+
+    legs = retriever.search_legs("query")
+
+    assert {leg: ids(hits) for leg, hits in legs.items()} == {
+        "text": ["A-text", "B-text"],
+        "image": ["B-image", "A-image"],
+    }
+    assert [hit.score for hit in legs["image"]] == pytest.approx([0.54, 0.31], abs=1e-5)
+    by_picture = retriever.search_legs(QueryBundle("", image_path="/pictures/query"))
+    assert [pair_of(leg) for leg in by_picture] == ["image_to_image", "image_to_text"]
+
+
 # --- the query ----------------------------------------------------------------------------------
 
 PICTURE = QueryBundle("", image_path="/pictures/query")
@@ -293,6 +407,7 @@ def test_an_empty_query_is_an_error(small: DualIndex) -> None:
         ({"on_leg_error": "ignore"}, "must be one of raise, degrade"),
         ({"weights": {"sound": 1}}, "weights name 'sound'; the sides are text, image"),
         ({"weights": {"text": -1}}, "the weight of text is -1"),
+        ({"min_probability": 1.5}, "min_probability=1.5: must lie between 0 and 1"),
     ],
 )
 def test_wrong_settings_fail_at_construction(
