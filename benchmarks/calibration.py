@@ -1,0 +1,221 @@
+"""Whether probabilities of relevance are calibrated, and what one threshold means with them.
+
+    python benchmarks/calibration.py [--resamples 1000] [--seed 0] [--hits 100] [--shown 16]
+
+On the real CLIP ViT-B/16 features of 500 COCO pairs (Liang et al., Mind the Gap), which lie in the
+folder that ``GAP_SHARED`` names. 400 of the pictures and their captions are searched, and ask:
+
+- ``text_to_image``: a caption asks for its picture;
+- ``image_to_text``: a picture asks for its caption;
+- ``text_to_text``: *simulated*, since COCO has here one caption of a picture. The query keeps a
+  share of 0.55 of what sets its caption apart from the mean of all captions, and takes the rest
+  from one of the other 100 captions. With that share a text is about as hard to find as a picture.
+
+Half of the queries are for fitting, on their first 100 hits, as ``collect_scores`` takes them; the
+first 16 hits of the others are judged, as a search would return them. Probabilities are
+
+- the raw cosine, taken for one;
+- the share of relevant hits, whatever the score: what knows nothing;
+- one curve for all pairs (pooled), and one for each pair, by either method;
+- one for each pair, fitted on the first 16 hits only (few hits).
+
+Error: expected calibration error, 15 bins. Intervals: 95 % of bootstrap samples of the held-out
+queries (fitted once). A bootstrap sample has a higher calibration error than the queries it is
+drawn from, so that intervals near 0 lie too high.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from rich.console import Console
+from rich.table import Table
+
+from llama_index_gap.gap.calibrate import (
+    RelevanceCalibrator,
+    brier_score,
+    expected_calibration_error,
+)
+
+FloatArray = npt.NDArray[np.float64]
+Probability = Callable[[str, FloatArray], FloatArray]
+
+DOCUMENTS = 400
+KEPT_SHARE = 0.55
+POOLED = "text_to_text"  # a calibrator knows no pair of all pairs
+WANTED = 0.5
+
+
+@dataclass(frozen=True)
+class Hits:
+    """What queries found, best first.
+
+    Attributes:
+        scores: shape (queries, hits).
+        labels: whether each is the relevant one, shape (queries, hits).
+    """
+
+    scores: FloatArray
+    labels: npt.NDArray[np.bool_]
+
+    def of(self, queries: npt.NDArray[np.intp], hits: int) -> Hits:
+        return Hits(self.scores[queries, :hits], self.labels[queries, :hits])
+
+    def flat(self) -> tuple[FloatArray, npt.NDArray[np.bool_]]:
+        return self.scores.ravel(), self.labels.ravel()
+
+
+def search(file: Path, rng: np.random.Generator) -> dict[str, Hits]:
+    """All documents for each query, by pair of modalities."""
+    features = np.load(file).astype(np.float64)
+    pictures, texts = unit(features)[:, rng.permutation(features.shape[1])]
+    of_others = rng.choice(texts[DOCUMENTS:], DOCUMENTS)
+    pictures, texts, mean = pictures[:DOCUMENTS], texts[:DOCUMENTS], texts.mean(axis=0)
+    told_again = KEPT_SHARE * (texts - mean) + np.sqrt(1 - KEPT_SHARE**2) * (of_others - mean)
+    cosines = {
+        "text_to_image": texts @ pictures.T,
+        "image_to_text": pictures @ texts.T,
+        "text_to_text": unit(mean + told_again) @ texts.T,
+    }
+    found = {}
+    for pair, of_pair in cosines.items():
+        ranked = np.argsort(-of_pair, axis=1)
+        own = np.arange(DOCUMENTS)[:, None]
+        found[pair] = Hits(np.take_along_axis(of_pair, ranked, axis=1), ranked == own)
+    return found
+
+
+def unit(vectors: FloatArray) -> FloatArray:
+    return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
+
+
+# --- the ways to a probability -------------------------------------------------------------------
+
+
+def ways_to_probability(fit: dict[str, Hits], few: dict[str, Hits]) -> dict[str, Probability]:
+    data = {pair: hits.flat() for pair, hits in fit.items()}
+    pooled = tuple(np.concatenate(parts) for parts in zip(*data.values(), strict=True))
+    share = {pair: float(hits.labels.mean()) for pair, hits in few.items()}
+    ways: dict[str, Probability] = {
+        "raw cosine": lambda pair, scores: scores.clip(0, 1),
+        "the share": lambda pair, scores: np.full_like(scores, share[pair]),
+    }
+    for method in ("logistic", "isotonic"):
+        of_all = RelevanceCalibrator.fit({POOLED: pooled}, method)
+        ways[f"pooled {method}"] = lambda pair, scores, c=of_all: c.probability(POOLED, scores)
+    for method in ("logistic", "isotonic"):
+        ways[f"per pair, {method}"] = RelevanceCalibrator.fit(data, method).probability
+    of_few = RelevanceCalibrator.fit({pair: hits.flat() for pair, hits in few.items()})
+    ways["isotonic, few hits"] = of_few.probability
+    return ways
+
+
+def interval(
+    measure: Callable[[npt.NDArray[np.intp]], float], samples: npt.NDArray[np.intp]
+) -> str:
+    """A measure of queries with the middle 95 % of its values on samples of them."""
+    value = measure(np.arange(samples.shape[1]))
+    low, high = np.nanpercentile([measure(sample) for sample in samples], [2.5, 97.5])
+    return f"{value:.3f} [{low:.3f}, {high:.3f}]".replace("0.", ".")
+
+
+def error_table(
+    ways: dict[str, Probability], test: dict[str, Hits], samples: npt.NDArray[np.intp]
+) -> Table:
+    table = Table("pair", "probability", "calibration error", "Brier score", box=None)
+    for pair, hits in test.items():
+        for name, probability in ways.items():
+            values = probability(pair, hits.scores.ravel()).reshape(hits.scores.shape)
+            cells = [
+                interval(
+                    lambda queries, of=of, values=values, hits=hits: of(
+                        values[queries].ravel(), hits.labels[queries].ravel()
+                    ),
+                    samples,
+                )
+                for of in (expected_calibration_error, brier_score)
+            ]
+            table.add_row("" if name != "raw cosine" else pair, name, *cells)
+    return table
+
+
+# --- what a threshold means ----------------------------------------------------------------------
+
+
+def threshold_table(
+    ways: dict[str, Probability],
+    fit: dict[str, Hits],
+    test: dict[str, Hits],
+    samples: npt.NDArray[np.intp],
+) -> Table:
+    """Precision among what is kept, and the share of queries whose relevant document is kept.
+
+    The cosines are those from which on half of the pictures, and half of the texts, are relevant.
+    """
+    calibrator = RelevanceCalibrator.fit({pair: hits.flat() for pair, hits in fit.items()})
+    keeps: dict[str, Callable[[str, FloatArray], npt.NDArray[np.bool_]]] = {}
+    for pair in ("text_to_image", "text_to_text"):
+        least = calibrator.threshold(pair, WANTED)
+        keeps[f"cosine ≥ {least:.3f}"] = lambda _, scores, least=least: scores >= least
+    for name in ("pooled isotonic", "per pair, logistic", "per pair, isotonic"):
+        keeps[f"{name} ≥ {WANTED}"] = lambda pair, s, of=ways[name]: of(pair, s) >= WANTED
+    table = Table("kept", "pair", "hits", "precision", "found", box=None)
+    for name, keep in keeps.items():
+        for number, (pair, hits) in enumerate(test.items()):
+            kept = keep(pair, hits.scores.ravel()).reshape(hits.scores.shape)
+            right = (kept & hits.labels).sum(axis=1)
+            count = kept.sum(axis=1)
+
+            def precision(queries: npt.NDArray[np.intp], right=right, count=count) -> float:
+                total = count[queries].sum()
+                return float(right[queries].sum() / total) if total else np.nan
+
+            table.add_row(
+                "" if number else name,
+                pair,
+                f"{count.mean():.2f}",
+                interval(precision, samples) if count.any() else "–",
+                f"{right.mean():.2f}",
+            )
+    return table
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--resamples", type=int, default=1_000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--hits", type=int, default=100, help="of each query, for fitting")
+    parser.add_argument("--shown", type=int, default=16, help="hits of a search")
+    options = parser.parse_args()
+    if not (shared := os.environ.get("GAP_SHARED")):
+        parser.error("GAP_SHARED is not set: it names the folder of shared data")
+
+    rng = np.random.default_rng(options.seed)
+    found = search(Path(shared) / "data" / "clip_features" / "features_clip.npy", rng)
+    fitted, held_out = np.split(rng.permutation(DOCUMENTS), 2)
+    fit = {pair: hits.of(fitted, options.hits) for pair, hits in found.items()}
+    few = {pair: hits.of(fitted, options.shown) for pair, hits in found.items()}
+    test = {pair: hits.of(held_out, options.shown) for pair, hits in found.items()}
+    samples = rng.integers(len(held_out), size=(options.resamples, len(held_out)))
+    ways = ways_to_probability(fit, few)
+
+    console = Console()
+    console.print(f"{len(fitted)} queries of each pair to fit, {len(held_out)} held out")
+    firsts = (f"{pair} {hits.labels[:, 0].mean():.2f}" for pair, hits in found.items())
+    console.print(f"The relevant one is the first: {', '.join(firsts)}\n")
+    console.print(error_table(ways, test, samples))
+    console.print(
+        f"\nWhat one threshold keeps, of {options.shown} hits a query "
+        "(first cosine: for pictures, second: for texts)"
+    )
+    console.print(threshold_table(ways, fit, test, samples))
+
+
+if __name__ == "__main__":
+    main()
