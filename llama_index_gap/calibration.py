@@ -33,8 +33,8 @@ def collect_scores(
     An index is asked for 100 hits per leg, more than a search takes, so that the hits that are not
     relevant are everyday ones too, and deeper searches have their probabilities as well. Low ones
     are then too low for the first hits: over the first 16 the calibration error is 0.019, and 0.012
-    if fitted on just these; high ones hardly change (``benchmarks/calibration.py``). For the hits of
-    one retriever, pass it.
+    if fitted on just these; high ones hardly change (``benchmarks/calibration.py``). For the hits
+    of one retriever, pass it.
 
     Args:
         searched: an index; or a retriever, which takes as many hits as it is set to.
