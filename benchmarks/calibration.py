@@ -36,6 +36,7 @@ import numpy as np
 import numpy.typing as npt
 from rich.console import Console
 from rich.table import Table
+from scipy.stats import bootstrap
 
 from llama_index_gap.gap.calibrate import (
     RelevanceCalibrator,
@@ -45,6 +46,7 @@ from llama_index_gap.gap.calibrate import (
 
 FloatArray = npt.NDArray[np.float64]
 Probability = Callable[[str, FloatArray], FloatArray]
+Measure = Callable[[npt.NDArray[np.intp]], float]
 
 DOCUMENTS = 400
 KEPT_SHARE = 0.55
@@ -116,18 +118,17 @@ def ways_to_probability(fit: dict[str, Hits], few: dict[str, Hits]) -> dict[str,
     return ways
 
 
-def interval(
-    measure: Callable[[npt.NDArray[np.intp]], float], samples: npt.NDArray[np.intp]
-) -> str:
-    """A measure of queries with the middle 95 % of its values on samples of them."""
-    value = measure(np.arange(samples.shape[1]))
-    low, high = np.nanpercentile([measure(sample) for sample in samples], [2.5, 97.5])
+def interval(measure: Measure, queries: int, resamples: int) -> str:
+    """A measure of all queries with the middle 95 % of its values on samples of them."""
+    every = np.arange(queries)
+    sampled = bootstrap(
+        (every,), measure, n_resamples=resamples, vectorized=False, method="percentile", rng=0
+    )
+    value, (low, high) = measure(every), sampled.confidence_interval
     return f"{value:.3f} [{low:.3f}, {high:.3f}]".replace("0.", ".")
 
 
-def error_table(
-    ways: dict[str, Probability], test: dict[str, Hits], samples: npt.NDArray[np.intp]
-) -> Table:
+def error_table(ways: dict[str, Probability], test: dict[str, Hits], resamples: int) -> Table:
     table = Table("pair", "probability", "calibration error", "Brier score", box=None)
     for pair, hits in test.items():
         for name, probability in ways.items():
@@ -137,7 +138,8 @@ def error_table(
                     lambda queries, of=of, values=values, hits=hits: of(
                         values[queries].ravel(), hits.labels[queries].ravel()
                     ),
-                    samples,
+                    len(hits.scores),
+                    resamples,
                 )
                 for of in (expected_calibration_error, brier_score)
             ]
@@ -152,7 +154,7 @@ def threshold_table(
     ways: dict[str, Probability],
     fit: dict[str, Hits],
     test: dict[str, Hits],
-    samples: npt.NDArray[np.intp],
+    resamples: int,
 ) -> Table:
     """Precision among what is kept, and the share of queries whose relevant document is kept.
 
@@ -180,7 +182,7 @@ def threshold_table(
                 "" if number else name,
                 pair,
                 f"{count.mean():.2f}",
-                interval(precision, samples) if count.any() else "–",
+                interval(precision, len(count), resamples) if count.any() else "–",
                 f"{right.mean():.2f}",
             )
     return table
@@ -202,19 +204,18 @@ def main() -> None:
     fit = {pair: hits.of(fitted, options.hits) for pair, hits in found.items()}
     few = {pair: hits.of(fitted, options.shown) for pair, hits in found.items()}
     test = {pair: hits.of(held_out, options.shown) for pair, hits in found.items()}
-    samples = rng.integers(len(held_out), size=(options.resamples, len(held_out)))
     ways = ways_to_probability(fit, few)
 
     console = Console()
     console.print(f"{len(fitted)} queries of each pair to fit, {len(held_out)} held out")
     firsts = (f"{pair} {hits.labels[:, 0].mean():.2f}" for pair, hits in found.items())
     console.print(f"The relevant one is the first: {', '.join(firsts)}\n")
-    console.print(error_table(ways, test, samples))
+    console.print(error_table(ways, test, options.resamples))
     console.print(
         f"\nWhat one threshold keeps, of {options.shown} hits a query "
         "(first cosine: for pictures, second: for texts)"
     )
-    console.print(threshold_table(ways, fit, test, samples))
+    console.print(threshold_table(ways, fit, test, options.resamples))
 
 
 if __name__ == "__main__":

@@ -291,7 +291,7 @@ def test_real_clip_features(method: str, gap_shared: Path) -> None:
     """COCO captions ask for pictures, and pictures for captions: the first 16 of 500.
 
     Half of the queries are for fitting. A cosine taken for a probability is 0.23 off on the other
-    half; a probability 0.01 (0.006 to 0.015 by half).
+    half; a probability 0.010 (0.005 to 0.017 by half, over 20 halvings).
     """
     features = np.load(gap_shared / "data" / "clip_features" / "features_clip.npy")
     images, texts = features / np.linalg.norm(features, axis=-1, keepdims=True)
