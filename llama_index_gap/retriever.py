@@ -248,8 +248,8 @@ class DualIndexRetriever(BaseRetriever):
         return await asyncio.to_thread(self._retrieve, query_bundle)
 
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        found = self._search(self._embed(query_bundle))
-        hits = {name: self._probable(name, of_leg) for name, of_leg in found.items()}
+        searched = self._search(self._embed(query_bundle))
+        hits = {name: self._probable(name, found) for name, found in searched.items()}
         legs = {name: self._leg(name, found) for name, found in hits.items()}
         weights = {name: self._weights.get(_side(name), 1.0) for name in legs}
         fusion = fuse(

@@ -61,10 +61,11 @@ class Curve:
 class RelevanceCalibrator:
     """Turns scores into probabilities of relevance, for each pair of modalities by itself.
 
-    A cosine of 0.3 is an everyday one between a text and a text, and a very good one between a text
-    and a picture; a probability of 0.5 means the same for both. It is a probability among hits like
-    those that it was fitted on: candidates of the same index or the same reranker, of which few are
-    relevant. Where many more or many fewer are (another corpus, another kind of query), fit again.
+    For CLIP, a cosine of 0.33 is a very good one between a text and a picture, and less than almost
+    any two texts have; a probability of 0.5 means the same for both. It is a probability among hits
+    like those that it was fitted on: candidates of the same index or the same reranker, of which
+    few are relevant. Where many more or many fewer are (another corpus, another kind of query), fit
+    again.
 
     ``fit`` makes one; the attributes are what it is made of.
 
