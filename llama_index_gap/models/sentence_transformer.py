@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from llama_index_gap.models.base import Encoder, FloatArray, Kind, ModelError, unit_rows
-from llama_index_gap.models.checkpoint import Checkpoint, load_report
-from llama_index_gap.models.weights import refuse_broken_numbers
+from llama_index_gap.models.checkpoint import Checkpoint
+from llama_index_gap.models.sbert import load_model
 
 if TYPE_CHECKING:
     import torch
@@ -54,7 +54,13 @@ class SentenceTransformerEncoder(Encoder):
         self.name = checkpoint.name
         self.licence = checkpoint.licence
         self._lock = threading.Lock()
-        self._model = _load(checkpoint, device, dtype, trust_remote_code, allow_pickle)
+        self._model = _load(
+            checkpoint,
+            device=device,
+            dtype=dtype,
+            trust_remote_code=trust_remote_code,
+            allow_pickle=allow_pickle,
+        )
         self.modalities = frozenset({"text", "image"} & set(self._model.modalities))  # type: ignore[arg-type]
         if not self.modalities:
             raise ModelError(
@@ -213,44 +219,14 @@ class SentenceTransformerEncoder(Encoder):
         return int(self._forward(self._model.preprocess([sample])).shape[1])
 
 
-def _load(
-    checkpoint: Checkpoint,
-    device: str,
-    dtype: torch.dtype,
-    trust_remote_code: bool,
-    allow_pickle: bool,
-) -> Any:
+def _load(checkpoint: Checkpoint, **options: Any) -> Any:
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Pooling
 
-    with load_report() as report:
-        try:
-            model = SentenceTransformer(
-                str(checkpoint.folder),
-                device=device,
-                trust_remote_code=trust_remote_code,
-                local_files_only=True,
-                model_kwargs={"dtype": dtype, "use_safetensors": None if allow_pickle else True},
-                # The PIL path is bit-equal to the processors these models were published with;
-                # torchvision's resizing differs by up to 0.03.
-                processor_kwargs={"backend": "pil"},
-            )
-        # Each library below raises its own types for a checkpoint that it cannot read.
-        except Exception as error:
-            lines = str(error).strip().splitlines() or [type(error).__name__]
-            reason = lines[0]
-            if isinstance(error, ImportError) and "sentencepiece" in reason.lower():
-                reason = (
-                    "SigLIP's tokenizer needs sentencepiece; "
-                    "install it with: pip install 'llama-index-gap[siglip]'"
-                )
-            raise ModelError(
-                f"{checkpoint.name}: sentence-transformers cannot load it: {reason}"
-            ) from error
+    model, report = load_model(SentenceTransformer, checkpoint, **options)
     pooled = any(isinstance(module, Pooling) for module in model)
     report.raise_if_incomplete(checkpoint.name, pooler_unused=pooled)
-    refuse_broken_numbers(model.state_dict(), checkpoint.name)
-    return model.eval()
+    return model
 
 
 def _concatenate(prepared: Sequence[dict[str, Any]], model: str) -> dict[str, Any]:
