@@ -128,6 +128,11 @@ class PairScorer(ABC):
     modalities: frozenset[Modality]
     joint: bool = False
 
+    @property
+    def document_modalities(self) -> frozenset[Modality]:
+        """Those of ``modalities`` that a document may be of; all, unless the model says less."""
+        return self.modalities
+
     @abstractmethod
     def prepare(self, item: Item) -> Any:
         """Turn a query or document into what ``score_prepared`` takes: the part threads can do.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -19,7 +18,7 @@ from llama_index_gap.models.base import (
 )
 from llama_index_gap.models.checkpoint import Checkpoint
 from llama_index_gap.models.pictures import check_max_pixels, open_picture
-from llama_index_gap.models.sbert import load_model, saved_as
+from llama_index_gap.models.sbert import load_model, plain_text, saved_as
 
 if TYPE_CHECKING:
     import torch
@@ -98,6 +97,7 @@ class CrossEncoderScorer(PairScorer):
                 f"{self.name} gives a pair {self._model.num_labels} numbers, one for each of its "
                 "classes; a reranker gives one"
             )
+        self._plain = plain_text(self._model)
         self._ask_template()
 
     def prepare(self, item: Item) -> Any:
@@ -113,7 +113,7 @@ class CrossEncoderScorer(PairScorer):
                 raise ModelError(
                     f"{self.name} reads a text or a picture, not both as one; pass one of them"
                 )
-            # The order of Qwen3-VL-Reranker and llama-nemotron-rerank-vl (their model cards).
+            # The picture first, as Qwen3-VL-Reranker's own code has it.
             picture = open_picture(item.image, self._max_pixels)
             return {"image": picture, **self._text(item.text)}
         return {"image": open_picture(item, self._max_pixels)}
@@ -153,18 +153,11 @@ class CrossEncoderScorer(PairScorer):
     def _ask_template(self) -> None:
         """Find out what reaches the prompt: texts, pictures, or both in one document."""
         reads = self._model.modalities
-        self._control: re.Pattern[str] | None = None
         self._wraps = False
         self.modalities, self.joint = frozenset({"text"}), False
         if "message" not in reads:
             return
         transformer = self._model[0]
-        processor = transformer.processor
-        tokens = {
-            *transformer.tokenizer.all_special_tokens,
-            *getattr(processor, "all_special_multimodal_tokens", []),
-        }
-        self._control = re.compile("|".join(map(re.escape, sorted(tokens))) or r"(?!)")
         self._wraps = transformer.input_formatter.message_format == "structured"
         if not self._wraps or "image" not in reads:
             return
@@ -193,8 +186,5 @@ class CrossEncoderScorer(PairScorer):
             return None
 
     def _text(self, text: str) -> Any:
-        if self._control is not None:
-            # "<|image_pad|>" in a document would stand for a picture, "<|im_end|>" for its end.
-            text = self._control.sub(lambda match: f"{match[0][0]} {match[0][1:]}", text)
         # A bare "https://…/cat.jpg" would be taken for a picture, and fetched.
-        return {"text": text} if self._wraps else text
+        return {"text": self._plain(text)} if self._wraps else self._plain(text)

@@ -1,10 +1,11 @@
-"""Loading through sentence-transformers, strictly."""
+"""Loading through sentence-transformers, strictly, and texts that stay texts."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from llama_index_gap.models.base import ModelError
 from llama_index_gap.models.checkpoint import Checkpoint, LoadReport, load_report
@@ -79,6 +80,23 @@ def load_model(
             ) from error
     refuse_broken_numbers(model.state_dict(), checkpoint.name)
     return model.eval(), report
+
+
+def plain_text(model: BaseModel) -> Callable[[str], str]:
+    """What takes from a text the power of the model's control tokens, by a space within each.
+
+    ``<|image_pad|>`` in a document would stand for a picture that is not there, and ``<|im_end|>``
+    for the document's end. Models of texts without a chat template read texts as they are.
+    """
+    if not {"message", "image"} & set(model.modalities):
+        return str
+    processor: Any = model.processor
+    tokens = {
+        *model.tokenizer.all_special_tokens,
+        *getattr(processor, "all_special_multimodal_tokens", []),
+    }
+    control = re.compile("|".join(map(re.escape, sorted(tokens))) or r"(?!)")
+    return lambda text: control.sub(lambda token: f"{token[0][0]} {token[0][1:]}", text)
 
 
 @contextmanager
