@@ -160,8 +160,29 @@ class PairScorer(ABC):
         """The scores on a scale from 0 to 1; None where the model knows no such scale."""
         return None
 
+    def _refuse_unreadable(self, item: Item) -> None:
+        """Raise ModelError for an item of a modality that this model cannot read."""
+        is_joint = isinstance(item, Joint)
+        needed = {"text", "image"} if is_joint else {"text" if isinstance(item, str) else "image"}
+        if not needed <= self.modalities:
+            raise ModelError(
+                f"{self.name} reads {' and '.join(sorted(self.modalities))}s only; leave the rest "
+                "out, or pass a model that reads texts and pictures"
+            )
+        if is_joint and not self.joint:
+            raise ModelError(
+                f"{self.name} reads a text or a picture, not both as one; pass one of them"
+            )
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         return self
+
+
+def check_at_least_one(**limits: int | None) -> None:
+    """Raise ValueError for a limit under 1, by its name; None is no limit."""
+    for name, limit in limits.items():
+        if limit is not None and limit < 1:
+            raise ValueError(f"{name}={limit}: must be at least 1")
 
 
 def unit_rows(vectors: npt.ArrayLike) -> FloatArray:

@@ -15,9 +15,10 @@ from llama_index_gap.models.base import (
     Joint,
     ModelError,
     PairScorer,
+    check_at_least_one,
 )
 from llama_index_gap.models.checkpoint import Checkpoint
-from llama_index_gap.models.pictures import check_max_pixels, open_picture
+from llama_index_gap.models.pictures import open_picture
 from llama_index_gap.models.sbert import load_model, plain_text, saved_as
 
 if TYPE_CHECKING:
@@ -75,9 +76,7 @@ class CrossEncoderScorer(PairScorer):
                 f"{checkpoint.name} is no cross-encoder: it was not saved as one by "
                 "sentence-transformers, nor is its class in config.json …ForSequenceClassification"
             )
-        if batch_size < 1:
-            raise ValueError(f"batch_size={batch_size}: must be at least 1")
-        check_max_pixels(max_pixels)
+        check_at_least_one(batch_size=batch_size, max_pixels=max_pixels)
         self.name = checkpoint.name
         self.licence = checkpoint.licence
         self._batch_size = batch_size
@@ -102,17 +101,10 @@ class CrossEncoderScorer(PairScorer):
 
     def prepare(self, item: Item) -> Any:
         """Open a picture, and wrap what a model with a chat template reads."""
+        self._refuse_unreadable(item)
         if isinstance(item, str):
             return self._text(item)
-        if "image" not in self.modalities:
-            raise ModelError(
-                f"{self.name} reads texts only; for pictures pass a multimodal reranker"
-            )
         if isinstance(item, Joint):
-            if not self.joint:
-                raise ModelError(
-                    f"{self.name} reads a text or a picture, not both as one; pass one of them"
-                )
             # The picture first, as Qwen3-VL-Reranker's own code has it.
             picture = open_picture(item.image, self._max_pixels)
             return {"image": picture, **self._text(item.text)}

@@ -17,9 +17,10 @@ from llama_index_gap.models.base import (
     Modality,
     ModelError,
     PairScorer,
+    check_at_least_one,
 )
 from llama_index_gap.models.checkpoint import Checkpoint
-from llama_index_gap.models.pictures import check_max_pixels, open_picture
+from llama_index_gap.models.pictures import open_picture
 from llama_index_gap.models.sbert import load_model, plain_text, saved_as
 
 if TYPE_CHECKING:
@@ -85,9 +86,7 @@ class LateInteractionScorer(PairScorer):
                 f"{checkpoint.name} is no late-interaction model: it was not saved as one by "
                 "sentence-transformers, nor is its class in config.json …ForRetrieval"
             )
-        if batch_size < 1:
-            raise ValueError(f"batch_size={batch_size}: must be at least 1")
-        check_max_pixels(max_pixels)
+        check_at_least_one(batch_size=batch_size, max_pixels=max_pixels)
         self.name = checkpoint.name
         self.licence = checkpoint.licence
         self._batch_size = batch_size
@@ -122,17 +121,10 @@ class LateInteractionScorer(PairScorer):
 
     def prepare(self, item: Item) -> Any:
         """Open a picture; the model resizes it in the batch."""
+        self._refuse_unreadable(item)
         if isinstance(item, str):
             return _Prepared({"text": self._plain(item)})
-        if "image" not in self.modalities:
-            raise ModelError(
-                f"{self.name} reads texts only; for pictures pass a model of the ColPali family"
-            )
         if isinstance(item, Joint):
-            if not self.joint:
-                raise ModelError(
-                    f"{self.name} reads a text or a picture, not both as one; pass one of them"
-                )
             picture = open_picture(item.image, self._max_pixels)
             return _Prepared({"image": picture, "text": self._plain(item.text)})
         return _Prepared({"image": open_picture(item, self._max_pixels)})

@@ -23,9 +23,3 @@ def open_picture(picture: Image | Picture, max_pixels: int | None = None) -> Ima
         return image
     scale = math.sqrt(max_pixels / (image.width * image.height))
     return image.resize((max(1, int(image.width * scale)), max(1, int(image.height * scale))))
-
-
-def check_max_pixels(max_pixels: int | None) -> None:
-    """Raise ValueError for a limit that no picture meets."""
-    if max_pixels is not None and max_pixels < 1:
-        raise ValueError(f"max_pixels={max_pixels}: must be at least 1, or None for no limit")

@@ -29,8 +29,9 @@ from llama_index_gap.models.base import (
     ModelError,
     PairScorer,
     Picture,
+    check_at_least_one,
 )
-from llama_index_gap.models.pictures import check_max_pixels, open_picture
+from llama_index_gap.models.pictures import open_picture
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -92,15 +93,13 @@ class RerankService(PairScorer):
     ) -> None:
         if dialect not in _DIALECTS:
             raise ValueError(f"dialect={dialect!r}: must be one of {', '.join(_DIALECTS)}")
-        if batch_size < 1:
-            raise ValueError(f"batch_size={batch_size}: must be at least 1")
+        check_at_least_one(batch_size=batch_size, max_pixels=max_pixels)
         if not timeout_s > 0:
             raise ValueError(f"timeout_s={timeout_s}: must be more than 0")
         if retries < 0:
             raise ValueError(f"retries={retries}: must be at least 0")
         if not modalities or not set(modalities) <= {"text", "image"}:
             raise ValueError(f"modalities={modalities!r}: must name 'text', 'image' or both")
-        check_max_pixels(max_pixels)
         self._url, self._is_local = _checked(url)
         self._model = model
         self._dialect = dialect
@@ -121,26 +120,13 @@ class RerankService(PairScorer):
 
     def prepare(self, item: Item) -> Any:
         """Turn a query or document into what is sent; a picture is scaled down and encoded."""
-        text, picture = None, None
-        match item:
-            case str():
-                text = item
-            case Joint():
-                text, picture = item.text, item.image
-            case _:
-                picture = item
-        for modality, content in (("text", text), ("image", picture)):
-            if content is not None and modality not in self.modalities:
-                raise ModelError(
-                    f"{self.name} reads no {modality}s; say so in modalities if it does"
-                )
-        if text is not None and picture is not None and not self.joint:
-            raise ModelError(
-                f"{self.name} reads a text or a picture, not both as one; pass one of them"
-            )
-        return _DIALECTS[self._dialect](
-            text, None if picture is None else _data_uri(picture, self._max_pixels)
-        )
+        self._refuse_unreadable(item)
+        form = _DIALECTS[self._dialect]
+        if isinstance(item, str):
+            return form(item, None)
+        if isinstance(item, Joint):
+            return form(item.text, _data_uri(item.image, self._max_pixels))
+        return form(None, _data_uri(item, self._max_pixels))
 
     def score_prepared(self, query: Any, documents: Sequence[Any]) -> FloatArray:
         """Score n prepared documents; returns shape (n,)."""
@@ -177,9 +163,7 @@ class RerankService(PairScorer):
         try:
             response = asking(self._send, client, body)
         except _AskAgainError as error:
-            raise ModelError(
-                f"{self.name}: {error}; asked {self._retries + 1} times. Is the service running?"
-            ) from error
+            raise ModelError(f"{self.name}: {error}; asked {self._retries + 1} times") from error
         if response.is_redirect:
             raise ModelError(
                 f"{self.name}: redirects to {response.headers.get('Location')}; not followed: pass "
@@ -204,7 +188,7 @@ class RerankService(PairScorer):
                 "lower batch_size"
             ) from error
         except httpx2.RequestError as error:
-            raise _AskAgainError(f"cannot be reached ({_reason(error)})") from error
+            raise _AskAgainError(f"cannot be reached ({_reason(error)}); is it running?") from error
         if response.status_code == httpx2.codes.TOO_MANY_REQUESTS or response.is_server_error:
             after = _retry_after(response)
             if after is not None and after > LONGEST_PAUSE_S:
@@ -230,7 +214,7 @@ class RerankService(PairScorer):
                     f"{self.name}: the environment variable {self._api_key_env} holds no key; set "
                     "it, or pass api_key"
                 )
-        if key is not None and not (key.isascii() and key.isprintable() and " " not in key):
+        if key and not (key.isascii() and key.isprintable() and " " not in key):
             raise ModelError(
                 f"{self.name}: its key holds characters that no key has, such as a space"
             )
@@ -246,9 +230,8 @@ class RerankService(PairScorer):
         if not isinstance(results, list) or not all(isinstance(each, dict) for each in results):
             raise ModelError(f'{self.name}: its answer holds no list "results" of objects')
         indices = [result.get("index") for result in results]
-        if any(type(index) is not int for index in indices) or sorted(indices) != list(
-            range(count)
-        ):
+        in_order = sorted(index for index in indices if type(index) is int)
+        if len(indices) != count or in_order != list(range(count)):
             raise ModelError(
                 f"{self.name}: its answer should name each of {count} documents once, from 0 to "
                 f"{count - 1}; it names {indices[:20]}"
@@ -258,8 +241,8 @@ class RerankService(PairScorer):
         if broken:
             index, score = next(iter(broken.items()))
             raise ModelError(
-                f"{self.name}: the relevance_score of document {index} is {score!r}, which is no "
-                "number that float32 holds"
+                f"{self.name}: the relevance_score of document {index} is {score!r:.40}, which is "
+                "no number that float32 holds"
             )
         return [scores[index] for index in range(count)]
 

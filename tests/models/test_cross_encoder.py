@@ -134,7 +134,7 @@ def test_a_reranker_of_texts_refuses_pictures(bert: Path, noise: list[Image.Imag
     scorer = load(bert)
 
     for item in (noise[0], Picture("key", lambda: noise[0]), Joint("a", noise[0])):
-        with pytest.raises(ModelError, match="reads texts only; for pictures pass a multimodal"):
+        with pytest.raises(ModelError, match="reads texts only; leave the rest out, or"):
             scorer.prepare(item)
 
 

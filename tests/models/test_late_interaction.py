@@ -238,7 +238,7 @@ def test_a_model_of_texts_ranks_texts(tmp_path: Path, noise: list[Image.Image]) 
     pieces = ["[CLS]", "a", "r", "##e", "##d", "c", "##a", "##t", "[SEP]"]
     np.testing.assert_allclose(scores[0], len(pieces), rtol=1e-5)  # each finds itself
     assert scores.argmax() == 0
-    with pytest.raises(ModelError, match="reads texts only; for pictures pass"):
+    with pytest.raises(ModelError, match="reads texts only; leave the rest out, or"):
         scorer.prepare(noise[0])
 
 

@@ -150,7 +150,7 @@ def test_a_service_of_texts_refuses_pictures(address: str, noise: list[Image.Ima
     scorer = service(address, modalities=["text"])
 
     for item in (noise[0], Joint("a", noise[0])):
-        with pytest.raises(ModelError, match="reads no images; say so in modalities if it does"):
+        with pytest.raises(ModelError, match="reads texts only; leave the rest out"):
             scorer.prepare(item)
 
 
@@ -284,7 +284,7 @@ def test_waits_no_longer_than_it_may(address: str, request: pytest.FixtureReques
 
 
 def test_says_that_no_service_is_there() -> None:
-    with pytest.raises(ModelError, match=r"cannot be reached .*asked 1 times. Is the service"):
+    with pytest.raises(ModelError, match=r"cannot be reached .*; is it running\?; asked 1 times"):
         RerankService("http://127.0.0.1:9/v1/rerank", "tiny", retries=0).score(QUERY, TEXTS)
 
 
