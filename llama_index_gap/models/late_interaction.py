@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import torch
 
 from llama_index_gap.models.base import (
     FloatArray,
@@ -17,14 +19,13 @@ from llama_index_gap.models.base import (
     Modality,
     ModelError,
     PairScorer,
+    Picture,
     check_at_least_one,
 )
+from llama_index_gap.models.caches import ByteCache
 from llama_index_gap.models.checkpoint import Checkpoint
 from llama_index_gap.models.pictures import open_picture
 from llama_index_gap.models.sbert import load_model, plain_text, saved_as
-
-if TYPE_CHECKING:
-    import torch
 
 
 def fits(checkpoint: Checkpoint) -> bool:
@@ -40,10 +41,21 @@ def fits(checkpoint: Checkpoint) -> bool:
 
 @dataclass
 class _Prepared:
-    """What the model reads, and the vectors that it became on each side, once it did."""
+    """A query or document on its way through the model.
 
-    content: dict[str, Any]
-    vectors: dict[Kind, torch.Tensor] = field(default_factory=dict)
+    Attributes:
+        key: stands for its content; None if nothing does.
+        read: what the model reads; only called where vectors are missing.
+        vectors: what it became on each side, once it did.
+    """
+
+    key: str | None
+    read: Callable[[], dict[str, Any]]
+    vectors: dict[Kind, torch.Tensor]
+
+    @property
+    def is_text(self) -> bool:
+        return self.key is not None and self.key.startswith("text ")
 
 
 class LateInteractionScorer(PairScorer):
@@ -60,6 +72,8 @@ class LateInteractionScorer(PairScorer):
         dtype: number format of the weights.
         batch_size: documents embedded at a time; the longest come first.
         max_pixels: scale larger pictures down to this; None to leave that to the model.
+        vision_bytes: vectors of documents that are kept, in main memory; 0 for none. A page of
+            ColQwen2 takes up to 0.2 MB (bfloat16).
         trust_remote_code: run Python code that comes with the checkpoint.
         allow_pickle: read weights in pickle format where there are no safetensors.
 
@@ -76,6 +90,7 @@ class LateInteractionScorer(PairScorer):
         dtype: torch.dtype,
         batch_size: int = 8,
         max_pixels: int | None = None,
+        vision_bytes: int = 2**28,
         trust_remote_code: bool = False,
         allow_pickle: bool = False,
     ) -> None:
@@ -92,6 +107,7 @@ class LateInteractionScorer(PairScorer):
         self._batch_size = batch_size
         self._max_pixels = max_pixels
         self._lock = threading.Lock()
+        self._kept = ByteCache[torch.Tensor](vision_bytes, size=lambda vectors: vectors.nbytes)
         self._model, report = load_model(
             MultiVectorEncoder,
             checkpoint,
@@ -120,14 +136,14 @@ class LateInteractionScorer(PairScorer):
         return self.modalities - {"text"} if self._renders_text_as_query else self.modalities
 
     def prepare(self, item: Item) -> Any:
-        """Open a picture; the model resizes it in the batch."""
+        """Open a picture whose vectors are not kept; the model resizes it in the batch."""
         self._refuse_unreadable(item)
-        if isinstance(item, str):
-            return _Prepared({"text": self._plain(item)})
-        if isinstance(item, Joint):
-            picture = open_picture(item.image, self._max_pixels)
-            return _Prepared({"image": picture, "text": self._plain(item.text)})
-        return _Prepared({"image": open_picture(item, self._max_pixels)})
+        key = _key(item)
+        kept = None if key is None else self._kept.get(key)
+        if kept is not None:
+            return _Prepared(key, lambda: self._read(item), {"document": kept})
+        content = self._read(item)
+        return _Prepared(key, lambda: content, {})
 
     def score_prepared(self, query: Any, documents: Sequence[Any]) -> FloatArray:
         """Score n prepared documents; returns shape (n,).
@@ -135,7 +151,7 @@ class LateInteractionScorer(PairScorer):
         Raises:
             ModelError: a document is a text, and the model renders every text as a query.
         """
-        if self._renders_text_as_query and any("text" in each.content for each in documents):
+        if self._renders_text_as_query and any(each.is_text for each in documents):
             raise ModelError(
                 f"{self.name} reads documents as pictures only: it renders every text as a query; "
                 "pass the documents' pictures, or another reranker"
@@ -146,6 +162,14 @@ class LateInteractionScorer(PairScorer):
             scores = self._model.similarity([of_query], of_documents)[0]
         return np.asarray(scores, dtype=np.float32)
 
+    def _read(self, item: Item) -> dict[str, Any]:
+        if isinstance(item, str):
+            return {"text": self._plain(item)}
+        if isinstance(item, Joint):
+            picture = open_picture(item.image, self._max_pixels)
+            return {"image": picture, "text": self._plain(item.text)}
+        return {"image": open_picture(item, self._max_pixels)}
+
     def _vectors(self, items: Sequence[_Prepared], side: Kind) -> list[torch.Tensor]:
         new = [item for item in items if side not in item.vectors]
         if new:
@@ -153,11 +177,22 @@ class LateInteractionScorer(PairScorer):
                 "query": self._model.encode_query,
                 "document": self._model.encode_document,
             }[side]
-            contents = [item.content for item in new]
+            contents = [item.read() for item in new]
             encoded = encode(contents, batch_size=self._batch_size, show_progress_bar=False)
             for item, vectors in zip(new, encoded, strict=True):
                 item.vectors[side] = vectors.cpu()
+                if side == "document" and item.key is not None:
+                    self._kept.put(item.key, item.vectors[side])
         return [item.vectors[side] for item in items]
+
+
+def _key(item: Item) -> str | None:
+    if isinstance(item, str):
+        return f"text {hashlib.sha256(item.encode('utf-8', 'surrogatepass')).hexdigest()}"
+    if isinstance(item, Joint):
+        of_picture = _key(item.image)
+        return None if of_picture is None else f"{of_picture} and {_key(item.text)}"
+    return f"picture {item.key}" if isinstance(item, Picture) else None
 
 
 def _add_positions(backbone: Any, args: tuple[dict[str, Any]]) -> tuple[dict[str, Any]]:

@@ -20,6 +20,7 @@ from llama_index_gap.models import Joint, ModelError, Picture
 from llama_index_gap.models.checkpoint import Checkpoint, quiet_transformers
 from llama_index_gap.models.late_interaction import LateInteractionScorer, fits
 
+COLQWEN = Path(__file__).parents[1] / "fixtures" / "parity" / "colqwen2_tiny"
 QUERY = "a red cat"
 
 
@@ -29,18 +30,13 @@ def load(folder: Path, **options: object) -> LateInteractionScorer:
 
 
 @pytest.fixture(scope="module")
-def colqwen(gap_shared: Path) -> Path:
-    return gap_shared / "parity" / "colqwen2_tiny"
+def scorer() -> LateInteractionScorer:
+    return load(COLQWEN)
 
 
 @pytest.fixture(scope="module")
-def scorer(colqwen: Path) -> LateInteractionScorer:
-    return load(colqwen)
-
-
-@pytest.fixture(scope="module")
-def expected(colqwen: Path) -> dict[str, torch.Tensor]:
-    return load_file(colqwen / "parity.safetensors")
+def expected() -> dict[str, torch.Tensor]:
+    return load_file(COLQWEN / "parity.safetensors")
 
 
 @pytest.fixture(scope="module")
@@ -74,11 +70,11 @@ def test_vectors_of_pictures_equal_the_reference(
 
 
 def test_bare_transformers_is_off(
-    colqwen: Path, inputs: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]
+    inputs: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]
 ) -> None:
     """Once this fails, transformers counts rows and columns itself: take the mending out."""
     with quiet_transformers():
-        model = ColQwen2ForRetrieval.from_pretrained(colqwen)
+        model = ColQwen2ForRetrieval.from_pretrained(COLQWEN)
 
     with torch.inference_mode():
         found = model(**of_pictures(inputs)).embeddings
@@ -131,17 +127,15 @@ def native_vectors(folder: Path, item: str | Image.Image) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("kind_of_query", ["text", "image"])
-def test_scores_are_sums_of_best_matches(
-    colqwen: Path, noise: list[Image.Image], kind_of_query: str
-) -> None:
+def test_scores_are_sums_of_best_matches(noise: list[Image.Image], kind_of_query: str) -> None:
     query = QUERY if kind_of_query == "text" else noise[4]
-    of_query = native_vectors(colqwen, query)
+    of_query = native_vectors(COLQWEN, query)
     wanted = [
-        float((of_query @ native_vectors(colqwen, image).T).max(1).values.sum())
+        float((of_query @ native_vectors(COLQWEN, image).T).max(1).values.sum())
         for image in noise[:4]
     ]
 
-    scores = load(colqwen, batch_size=2).score(query, noise[:4])
+    scores = load(COLQWEN, batch_size=2).score(query, noise[:4])
 
     np.testing.assert_allclose(scores, wanted, rtol=1e-5)
     assert scores.dtype == np.float32
@@ -159,8 +153,8 @@ def test_a_score_does_not_depend_on_the_others(
     assert scorer.score(QUERY, []).shape == (0,)
 
 
-def test_what_it_says_of_itself(scorer: LateInteractionScorer, colqwen: Path) -> None:
-    assert (scorer.name, scorer.joint, scorer.licence) == (str(colqwen), False, None)
+def test_what_it_says_of_itself(scorer: LateInteractionScorer) -> None:
+    assert (scorer.name, scorer.joint, scorer.licence) == (str(COLQWEN), False, None)
     assert scorer.modalities == {"text", "image"}
     assert scorer.document_modalities == {"image"}
     assert scorer.to_probability(np.ones(1, np.float32)) is None
@@ -178,10 +172,10 @@ def test_texts_are_no_documents_of_colqwen(
 
 @pytest.mark.parametrize("text", ["https://example.com/cat.jpg", "a < |image_pad|> b"])
 def test_texts_stay_texts(
-    scorer: LateInteractionScorer, colqwen: Path, noise: list[Image.Image], text: str
+    scorer: LateInteractionScorer, noise: list[Image.Image], text: str
 ) -> None:
     """By itself, the first would be fetched; the second stand for a picture that is not there."""
-    of_query, of_document = native_vectors(colqwen, text), native_vectors(colqwen, noise[0])
+    of_query, of_document = native_vectors(COLQWEN, text), native_vectors(COLQWEN, noise[0])
 
     scores = scorer.score(text.replace("< |", "<|"), noise[:1])
 
@@ -204,13 +198,28 @@ def test_what_is_prepared_is_embedded_once(
     np.testing.assert_array_equal(second, first.repeat(2))
 
 
-def test_large_pictures_are_scaled_down_when_asked(
-    scorer: LateInteractionScorer, colqwen: Path
-) -> None:
+def test_a_document_that_is_kept_is_not_opened_again(noise: list[Image.Image]) -> None:
+    opened = []
+    picture = Picture("key", lambda: opened.append(1) or noise[0])
+    keeping, forgetful = load(COLQWEN), load(COLQWEN, vision_bytes=0)
+
+    first = keeping.score(QUERY, [picture])
+    second = keeping.score(QUERY, [picture])
+
+    assert opened == [1]
+    np.testing.assert_array_equal(first, second)
+    forgetful.score(QUERY, [picture])
+    forgetful.score(QUERY, [picture])
+    assert opened == [1, 1, 1]
+    keeping.score(picture, [noise[1]])  # on the other side it is read anew
+    assert opened == [1, 1, 1, 1]
+
+
+def test_large_pictures_are_scaled_down_when_asked(scorer: LateInteractionScorer) -> None:
     image = Image.effect_noise((400, 100), 90).convert("RGB")
 
-    assert load(colqwen, max_pixels=10_000).prepare(image).content["image"].size == (200, 50)
-    assert scorer.prepare(Picture("key", lambda: image)).content["image"] is image
+    assert load(COLQWEN, max_pixels=10_000).prepare(image).read()["image"].size == (200, 50)
+    assert scorer.prepare(image).read()["image"] is image
 
 
 def colbert(folder: Path) -> Path:
@@ -242,8 +251,8 @@ def test_a_model_of_texts_ranks_texts(tmp_path: Path, noise: list[Image.Image]) 
         scorer.prepare(noise[0])
 
 
-def test_refuses_a_projection_of_random_weights(colqwen: Path, tmp_path: Path) -> None:
-    shutil.copytree(colqwen, tmp_path, dirs_exist_ok=True)
+def test_refuses_a_projection_of_random_weights(tmp_path: Path) -> None:
+    shutil.copytree(COLQWEN, tmp_path, dirs_exist_ok=True)
     weights = load_file(tmp_path / "model.safetensors")
     body = {key: value for key, value in weights.items() if "proj_layer" not in key}
     (tmp_path / "model.safetensors").unlink()
@@ -262,6 +271,6 @@ def test_refuses_what_is_no_late_interaction_model(tiny_clip: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize("option", ["batch_size", "max_pixels"])
-def test_refuses_limits_that_nothing_meets(colqwen: Path, option: str) -> None:
+def test_refuses_limits_that_nothing_meets(option: str) -> None:
     with pytest.raises(ValueError, match=f"{option}=0: must be at least 1"):
-        load(colqwen, **{option: 0})
+        load(COLQWEN, **{option: 0})

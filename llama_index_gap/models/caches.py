@@ -1,0 +1,133 @@
+"""Work that is kept: in memory up to a number of bytes, and in a folder."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Generic, TypeVar
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+Value = TypeVar("Value")
+
+
+class ByteCache(Generic[Value]):
+    """Values by key, up to a number of bytes; what was used longest ago goes first.
+
+    May be used by several threads.
+
+    Args:
+        max_bytes: how much it holds; 0 for nothing at all.
+        size: tells the bytes of a value.
+    """
+
+    def __init__(self, max_bytes: int, size: Callable[[Value], int]) -> None:
+        self.max_bytes = max_bytes
+        self._size = size
+        self._lock = threading.Lock()
+        self._values: OrderedDict[str, Value] = OrderedDict()
+        self._bytes = 0
+
+    def get(self, key: str) -> Value | None:
+        """The value, which now counts as used; None if it is not here."""
+        with self._lock:
+            if key in self._values:
+                self._values.move_to_end(key)
+            return self._values.get(key)
+
+    def put(self, key: str, value: Value) -> None:
+        """Keep a value, unless it alone is larger than all that may be kept."""
+        size = self._size(value)
+        if size > self.max_bytes:
+            return
+        with self._lock:
+            if key in self._values:
+                self._bytes -= self._size(self._values.pop(key))
+            self._values[key] = value
+            self._bytes += size
+            while self._bytes > self.max_bytes:
+                _, oldest = self._values.popitem(last=False)
+                self._bytes -= self._size(oldest)
+
+    def __contains__(self, key: str) -> bool:
+        with self._lock:
+            return key in self._values
+
+    def __len__(self) -> int:
+        with self._lock:
+            return len(self._values)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that are held now."""
+        with self._lock:
+            return self._bytes
+
+
+class TensorFolder:
+    """Named tensors by key, a safetensors file for each key.
+
+    May be used by several threads and processes: a file is there whole or not at all.
+
+    Args:
+        folder: made if it is not there.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder = folder
+
+    def get(self, key: str) -> dict[str, Tensor] | None:
+        """The tensors, on the CPU; None if they are not here, or damaged (which is logged)."""
+        path = self._path(key)
+        if not path.is_file():
+            return None
+        try:
+            with safe_open(path, framework="pt") as file:
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                stated = (file.metadata() or {}).get("digest")
+        except (SafetensorError, OSError) as error:
+            logger.warning("%s cannot be read (%s); it is made again", path, error)
+            return None
+        if stated != digest(tensors):
+            logger.warning("%s is damaged; it is made again", path)
+            return None
+        return tensors
+
+    def put(self, key: str, tensors: Mapping[str, Tensor]) -> None:
+        """Write the tensors; that a disk does not take them is logged, and no error."""
+        path = self._path(key)
+        partial_file = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}.partial")
+        on_cpu = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+        try:
+            partial_file.write_bytes(save(on_cpu, metadata={"digest": digest(on_cpu)}))
+            partial_file.replace(path)
+        except OSError as error:
+            partial_file.unlink(missing_ok=True)
+            logger.warning("%s cannot be written (%s); it is not kept", path, error)
+
+    def __contains__(self, key: str) -> bool:
+        return self._path(key).is_file()
+
+    def _path(self, key: str) -> Path:
+        # A key may hold any character and be of any length; a file's name may not.
+        return self._folder / f"{hashlib.sha256(key.encode()).hexdigest()}.safetensors"
+
+
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """A hash of tensors: of their names, number formats, shapes and numbers."""
+    total = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        total.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return total.hexdigest()
