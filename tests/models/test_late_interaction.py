@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from sentence_transformers import MultiVectorEncoder
 from sentence_transformers.base.modules import Dense, Normalize, Transformer
 from sentence_transformers.multi_vector_encoder.modules import MultiVectorMask
-from tiny_rerankers import make_tiny_bert_reranker
+from tiny_rerankers import make_tiny_bert_reranker, make_tiny_qwen_reranker
 from transformers import AutoImageProcessor, AutoTokenizer, ColQwen2ForRetrieval
 
 from llama_index_gap.models import Joint, ModelError, Picture
@@ -249,6 +250,60 @@ def test_a_model_of_texts_ranks_texts(tmp_path: Path, noise: list[Image.Image]) 
     assert scores.argmax() == 0
     with pytest.raises(ModelError, match="reads texts only; leave the rest out, or"):
         scorer.prepare(noise[0])
+
+
+def multi_vector_qwen(folder: Path) -> Path:
+    """A late-interaction model with a chat template, as sentence-transformers lays them out."""
+    make_tiny_qwen_reranker(folder)
+    shutil.rmtree(folder / "1_LogitScore")
+    base = "sentence_transformers.base.modules"
+    types = [
+        f"{base}.transformer.Transformer",
+        "sentence_transformers.multi_vector_encoder.modules.multi_vector_mask.MultiVectorMask",
+        f"{base}.normalize.Normalize",
+    ]
+    paths = ["", "1_MultiVectorMask", "2_Normalize"]
+    forward = {"method": "forward", "method_output_name": "last_hidden_state"}
+    kinds = {"text": forward, "image": forward, "message": {**forward, "format": "structured"}}
+    files = {
+        "modules.json": [
+            {"idx": index, "name": str(index), "path": path, "type": kind}
+            for index, (path, kind) in enumerate(zip(paths, types, strict=True))
+        ],
+        "config_sentence_transformers.json": {"model_type": "MultiVectorEncoder"},
+        "sentence_bert_config.json": {
+            "transformer_task": "feature-extraction",
+            "modality_config": kinds,
+            "module_output_name": "token_embeddings",
+        },
+        "1_MultiVectorMask/config.json": {},
+        "2_Normalize/config.json": {"module_input_name": "token_embeddings"},
+    }
+    for name, content in files.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(json.dumps(content))
+    (folder / "chat_template.jinja").write_text(
+        "{% for part in messages[0].content %}"
+        "{% if part.type == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
+        "{% else %}{{ part.text }}{% endif %}{% endfor %}"
+    )
+    return folder
+
+
+def test_a_model_with_a_chat_template_reads_a_text_and_a_picture_as_one(
+    tmp_path: Path, noise: list[Image.Image]
+) -> None:
+    scorer = load(multi_vector_qwen(tmp_path))
+    documents = [QUERY, noise[0], Joint(QUERY, noise[0]), "a <|image_pad|> b"]
+
+    scores = scorer.score(QUERY, documents)
+
+    assert scorer.joint
+    assert scorer.document_modalities == {"text", "image"}
+    np.testing.assert_allclose(scores[0], len(QUERY), rtol=1e-5)  # each byte finds itself
+    assert len(set(scores.tolist())) == len(documents)
+    alone = np.concatenate([scorer.score(QUERY, [document]) for document in documents])
+    np.testing.assert_allclose(scores, alone, rtol=1e-5)
 
 
 def test_refuses_a_projection_of_random_weights(tmp_path: Path) -> None:
