@@ -683,8 +683,8 @@ def models(
             preset.name,
             about,
             str(preset.dimension),
-            f"{preset.max_text_tokens:,}",
-            preset.languages,
+            f"{preset.max_text_tokens:,}" if preset.max_text_tokens else "–",
+            preset.languages or "–",
             preset.licence,
         )
     _output.print(table)

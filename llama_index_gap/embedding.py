@@ -67,8 +67,9 @@ class DualEncoderEmbedding(MultiModalEmbedding):
     """Embeds texts and images into one space with a dual encoder.
 
     Loads CLIP, SigLIP, SigLIP 2 and whatever else sentence-transformers loads, from a hub name or a
-    folder. Vectors are float32 of length 1. Images are decoded in threads ahead of the model;
-    asynchronous methods run in a thread and never block the event loop.
+    folder. An encoder of images alone, such as DINOv2, embeds no texts: it is for the image queries
+    of a ``DualIndex``. Vectors are float32 of length 1. Images are decoded in threads ahead of the
+    model; asynchronous methods run in a thread and never block the event loop.
 
     Raises:
         ModelError: a model cannot be found or loaded, or gives vectors that are no numbers.
@@ -215,6 +216,11 @@ class DualEncoderEmbedding(MultiModalEmbedding):
         )
         if self.image_model_name is not None:
             self._image_encoder = image = load_encoder(self.image_model_name, **shared)
+        if image is not text and not image.shares_text_space:
+            raise ValueError(
+                f"{image.name} was trained on images alone, so that texts cannot be compared with "
+                "its vectors; give it to a DualIndex as image_query_embed_model"
+            )
         if text.dimension != image.dimension:
             raise ValueError(
                 f"{text.name} gives {text.dimension} dimensions, {image.name} {image.dimension}; "
@@ -249,6 +255,13 @@ class DualEncoderEmbedding(MultiModalEmbedding):
     def dimension(self) -> int:
         """Length of the vectors."""
         return self.dimensions or self._text_encoder.dimension
+
+    @property
+    def modalities(self) -> frozenset[Modality]:
+        """What it can embed."""
+        return (self._text_encoder.modalities - {"image"}) | (
+            self._image_encoder.modalities - {"text"}
+        )
 
     # What is pickled is what to_dict shows: the settings. The weights are loaded again.
     def __getstate__(self) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import pytest
 from milvus_server import milvus_server, why_no_server
 from PIL import Image
 
-from llama_index_gap.demo.tiny import make_tiny_clip, make_tiny_siglip
+from llama_index_gap.demo.tiny import make_tiny_clip, make_tiny_dinov2, make_tiny_siglip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -37,6 +37,11 @@ def tiny_siglip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_siglip2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny_siglip(tmp_path_factory.mktemp("siglip2"), gemma_tokenizer=True)
+
+
+@pytest.fixture(scope="session")
+def tiny_dinov2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_dinov2(tmp_path_factory.mktemp("dinov2"))
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Tiny dual encoders with random weights, in the file layout of the hub's checkpoints.
+"""Tiny encoders with random weights, in the file layout of the hub's checkpoints.
 
 They know nothing about pictures or words. They exist so that the demo, the tests and the
 benchmarks run the very code that loads a real checkpoint, offline and in seconds.
@@ -106,12 +106,33 @@ def make_tiny_siglip(folder: str | Path, *, seed: int = 0, gemma_tokenizer: bool
     return _save(Path(folder), SiglipModel(config), tokenizer, image_processor)
 
 
-def _save(
-    folder: Path, model: object, tokenizer: PreTrainedTokenizerBase, image_processor: object
-) -> Path:
+def make_tiny_dinov2(folder: str | Path, *, seed: int = 0) -> Path:
+    """Write a random-weight DINOv2 checkpoint, laid out as facebook/dinov2-base is.
+
+    Args:
+        folder: where to write; made if missing.
+        seed: seed of the random weights; the same seed gives the same files.
+
+    Returns:
+        The folder.
+    """
+    import torch
+    from transformers import BitImageProcessorPil, Dinov2Config, Dinov2Model
+
+    image_processor = BitImageProcessorPil(
+        size={"shortest_edge": 48}, crop_size={"height": 42, "width": 42}
+    )
+    torch.manual_seed(seed)
+    config = Dinov2Config(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, image_size=42, patch_size=14
+    )
+    return _save(Path(folder), Dinov2Model(config), image_processor)
+
+
+def _save(folder: Path, *parts: object) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     with quiet_transformers():
-        for part in (model, tokenizer, image_processor):
+        for part in parts:
             part.save_pretrained(folder)  # type: ignore[attr-defined]
     return folder
 

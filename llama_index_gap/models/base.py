@@ -37,6 +37,8 @@ class Encoder(ABC):
         modalities: what it can encode.
         max_text_tokens: longest text, in tokens, prompt and special tokens included; None if the
             checkpoint states no limit.
+        shares_text_space: whether its images may be compared with texts, its own or those of
+            another encoder that was trained with it.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Encoder(ABC):
     dimension: int
     modalities: frozenset[Modality]
     max_text_tokens: int | None
+    shares_text_space: bool = True
 
     @abstractmethod
     def encode_text(self, texts: Sequence[str], kind: Kind) -> FloatArray:

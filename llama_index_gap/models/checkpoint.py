@@ -126,9 +126,9 @@ def _download(name: str, revision: str | None, cache_folder: str | None, files: 
         HfApi().model_info(repo, revision=revision, timeout=10)
         return Path(snapshot())
     except HfHubHTTPError as error:
-        reason = f"the model hub says: {_first_line(error)}"
+        reason = f"the model hub says: {first_line(error)}"
     except Exception as error:  # no connection: the types belong to the hub library's transport
-        reason = f"the model hub cannot be reached ({_first_line(error)})"
+        reason = f"the model hub cannot be reached ({first_line(error)})"
     try:
         return Path(snapshot(local_files_only=True))
     except LocalEntryNotFoundError:
@@ -239,5 +239,6 @@ def quiet_transformers() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an error says first; its type where it says nothing."""
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

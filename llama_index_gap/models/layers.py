@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from llama_index_gap.models.base import FloatArray
+from llama_index_gap.models.base import FloatArray, ModelError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -20,6 +20,30 @@ def pixel_values(image: Image, mean: Sequence[float], std: Sequence[float]) -> F
     scaled = np.asarray(image, dtype=np.float32) / np.float32(255)
     normalised = (scaled - np.asarray(mean, np.float32)) / np.asarray(std, np.float32)
     return np.ascontiguousarray(normalised.transpose(2, 0, 1))
+
+
+def concatenate(prepared: Sequence[Mapping[str, Any]], model: str) -> dict[str, Any]:
+    """Join the features of n images along their first axis.
+
+    Args:
+        prepared: what an image processor gives for each.
+        model: the checkpoint, for the message.
+
+    Raises:
+        ModelError: they are of different shapes.
+    """
+    joined = dict(prepared[0])
+    for name, value in joined.items():
+        if not isinstance(value, Tensor):
+            continue
+        shapes = {tuple(features[name].shape[1:]) for features in prepared}
+        if len(shapes) > 1:
+            raise ModelError(
+                f"{model}: its {name} are shaped {' and '.join(map(str, sorted(shapes)))} for "
+                "different images, so these cannot share a batch; pass embed_batch_size=1"
+            )
+        joined[name] = torch.cat([features[name] for features in prepared])
+    return joined
 
 
 def masked_mean(hidden: Tensor, mask: Tensor) -> Tensor:

@@ -120,6 +120,21 @@ def _load_nomic(
     return NomicEncoder(sides.get(False), sides.get(True), **options)
 
 
+def _load_image_encoder(
+    checkpoints: Sequence[Checkpoint], *, trust_remote_code: bool, **options: Any
+) -> Encoder:
+    from llama_index_gap.models.image_encoder import ImageEncoder
+
+    (checkpoint,) = checkpoints
+    if (
+        checkpoint.folder / "modules.json"
+    ).is_file():  # of sentence-transformers; says how it pools
+        return _load_sentence_transformer(
+            checkpoints, trust_remote_code=trust_remote_code, **options
+        )
+    return ImageEncoder(checkpoint, **options)
+
+
 def _load_sentence_transformer(checkpoints: Sequence[Checkpoint], **options: Any) -> Encoder:
     from llama_index_gap.models.sentence_transformer import SentenceTransformerEncoder
 
@@ -129,8 +144,12 @@ def _load_sentence_transformer(checkpoints: Sequence[Checkpoint], **options: Any
 
 # By ``model_type``; every other is left to sentence-transformers.
 _FAMILIES: dict[str, Loader] = {
+    "dinov2": _load_image_encoder,
+    "dinov2_with_registers": _load_image_encoder,
+    "dinov3_vit": _load_image_encoder,
     "jina_clip": _load_jina_clip,
     "nomic_bert": _load_nomic,
+    "vit": _load_image_encoder,
 }
 # For downloads without their model card.
 _LICENCES = {name: preset.licence for preset in PRESETS.values() for name in preset.checkpoints}

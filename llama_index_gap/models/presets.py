@@ -7,15 +7,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Preset:
-    """A dual encoder to start from; what it states is from the checkpoints' model cards.
+    """An encoder to start from; what it states is from the checkpoints' model cards.
 
     Attributes:
         name: what ``load_encoder`` knows it by.
-        text: hub name of the checkpoint that reads texts.
+        text: hub name of the checkpoint that reads texts; None for an encoder of images alone.
         image: hub name of the checkpoint that sees images; often the same.
         dimension: length of a vector.
-        max_text_tokens: longest text, in tokens; what exceeds it is cut off.
-        languages: how many, or which.
+        max_text_tokens: longest text, in tokens; what exceeds it is cut off. None without texts.
+        languages: how many, or which; None without texts.
         licence: of the weights.
         commercial: whether that licence allows commercial use.
         matryoshka: dimensions that vectors may be cut to (arXiv 2205.13147); empty if it was not
@@ -24,11 +24,11 @@ class Preset:
     """
 
     name: str
-    text: str
+    text: str | None
     image: str
     dimension: int
-    max_text_tokens: int
-    languages: str
+    max_text_tokens: int | None
+    languages: str | None
     licence: str
     commercial: bool
     matryoshka: tuple[int, ...]
@@ -37,7 +37,7 @@ class Preset:
     @property
     def checkpoints(self) -> tuple[str, ...]:
         """The hub names, each once."""
-        return tuple(dict.fromkeys((self.text, self.image)))
+        return tuple(dict.fromkeys(each for each in (self.text, self.image) if each))
 
 
 PRESETS = {
@@ -103,6 +103,18 @@ PRESETS = {
             commercial=True,
             matryoshka=(),
             suits="pictures only, small and fast",
+        ),
+        Preset(
+            name="dinov2",
+            text=None,
+            image="facebook/dinov2-base",
+            dimension=768,
+            max_text_tokens=None,
+            languages=None,
+            licence="Apache-2.0",
+            commercial=True,
+            matryoshka=(),
+            suits="picture queries, beside another",
         ),
     )
 }

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from llama_index_gap.models.base import ModelError
-from llama_index_gap.models.checkpoint import Checkpoint, LoadReport, load_report
+from llama_index_gap.models.checkpoint import Checkpoint, LoadReport, first_line, load_report
 
 if TYPE_CHECKING:
     import torch
@@ -68,8 +68,7 @@ def load_model(
             )
         # Each library below raises its own types for a checkpoint that it cannot read.
         except Exception as error:
-            lines = str(error).strip().splitlines() or [type(error).__name__]
-            reason = lines[0]
+            reason = first_line(error)
             if isinstance(error, ImportError) and "sentencepiece" in reason.lower():
                 reason = (
                     "its tokenizer needs sentencepiece; "

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from llama_index_gap.models.base import Encoder, FloatArray, Kind, ModelError, unit_rows
 from llama_index_gap.models.checkpoint import Checkpoint
+from llama_index_gap.models.layers import concatenate
 from llama_index_gap.models.sbert import load_model
 
 if TYPE_CHECKING:
@@ -121,7 +122,7 @@ class SentenceTransformerEncoder(Encoder):
         self._require("image")
         with self._lock:
             if self._one_by_one:
-                features = _concatenate(prepared, self.name)
+                features = concatenate(prepared, self.name)
             else:
                 features = self._model.preprocess(
                     list(prepared), prompt=self._prompts["document"] or None, task="document"
@@ -227,21 +228,3 @@ def _load(checkpoint: Checkpoint, **options: Any) -> Any:
     pooled = any(isinstance(module, Pooling) for module in model)
     report.raise_if_incomplete(checkpoint.name, pooler_unused=pooled)
     return model
-
-
-def _concatenate(prepared: Sequence[dict[str, Any]], model: str) -> dict[str, Any]:
-    """Join the features of n images along their first axis."""
-    import torch
-
-    joined = dict(prepared[0])
-    for name, value in joined.items():
-        if not isinstance(value, torch.Tensor):
-            continue
-        shapes = {tuple(features[name].shape[1:]) for features in prepared}
-        if len(shapes) > 1:
-            raise ModelError(
-                f"{model}: its {name} are shaped {' and '.join(map(str, sorted(shapes)))} for "
-                "different images, so these cannot share a batch; pass embed_batch_size=1"
-            )
-        joined[name] = torch.cat([features[name] for features in prepared])
-    return joined

@@ -14,12 +14,13 @@ runner = CliRunner()
 
 
 def test_names():
-    assert list(PRESETS) == ["jina", "nomic", "siglip2", "siglip", "clip"]
+    assert list(PRESETS) == ["jina", "nomic", "siglip2", "siglip", "clip", "dinov2"]
     assert PRESETS["clip"].checkpoints == ("openai/clip-vit-base-patch32",)
     assert PRESETS["nomic"].checkpoints == (
         "nomic-ai/nomic-embed-text-v1.5",
         "nomic-ai/nomic-embed-vision-v1.5",
     )
+    assert PRESETS["dinov2"].checkpoints == ("facebook/dinov2-base",)
 
 
 @pytest.mark.parametrize("preset", PRESETS.values(), ids=PRESETS)
