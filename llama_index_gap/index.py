@@ -1,4 +1,4 @@
-"""DualIndex: texts and images in two Milvus collections of one database."""
+"""DualIndex: texts and images in Milvus collections of one database, one for each modality."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from io import BytesIO
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -43,6 +44,7 @@ from llama_index_gap.embedding import DualEncoderEmbedding, warn_once_of_cuts
 from llama_index_gap.gap.calibrate import RelevanceCalibrator
 from llama_index_gap.images import ImageError, check_image
 from llama_index_gap.models import ModelError
+from llama_index_gap.models.base import Modality
 from llama_index_gap.readers import Corpus, Skipped
 from llama_index_gap.retriever import DualIndexRetriever, SearchSide, Side
 from llama_index_gap.store import MilvusStore, _to_plain
@@ -52,7 +54,7 @@ logger = logging.getLogger(__name__)
 SAMPLE_SIZE = 300
 """Vectors of a side that stand for its background (a few hundred, as the fusion was measured)."""
 MODELS_PROPERTY = "models"
-"""Property of both collections that says which models made them."""
+"""Property of all collections that says which models made them."""
 CALIBRATOR_PROPERTY = "calibrator"
 """Property of the text collection with what ``save_calibrator`` was given."""
 _SIDES: tuple[Side, ...] = ("text", "image")
@@ -81,21 +83,23 @@ class IndexReport:
     Attributes:
         text_rows: rows written to the text collection.
         image_rows: rows written to the image collection.
+        image_query_rows: rows written to the collection for image queries, where there is one.
         unchanged: rows that were there already, just so.
         skipped: what was left out, with its reason.
     """
 
     text_rows: int = 0
     image_rows: int = 0
+    image_query_rows: int = 0
     unchanged: int = 0
     skipped: list[Skipped] = field(default_factory=list)
 
     def summary(self) -> str:
         """The counts in one line."""
-        return (
-            f"{self.text_rows:,} texts and {self.image_rows:,} pictures written, "
-            f"{self.unchanged:,} unchanged, {len(self.skipped):,} skipped"
-        )
+        written = f"{self.text_rows:,} texts and {self.image_rows:,} pictures"
+        if self.image_query_rows:
+            written += f" and {self.image_query_rows:,} pictures for image queries"
+        return f"{written} written, {self.unchanged:,} unchanged, {len(self.skipped):,} skipped"
 
 
 class DualIndex:
@@ -105,11 +109,18 @@ class DualIndex:
     collection every image node, under the same id. Opened without models, an index builds the ones
     it was made with; opened with others, it refuses.
 
+    A dual encoder was trained to bring pictures to their texts, never two pictures of one thing
+    together. A model that was, such as DINOv2, may hold every picture a second time, in a
+    collection that image queries search instead of the image collection. An index that is there can
+    gain one: its pictures are in it once they are inserted again, which embeds nothing else.
+
     Args:
         uri: a Milvus Lite file, or the URL of a Milvus server.
-        name: the collections are ``{name}_text`` and ``{name}_image``.
+        name: the collections are ``{name}_text`` and ``{name}_image``, and ``{name}_image_query``.
         embed_model: embeds texts; may be left out for an index that exists.
-        image_embed_model: embeds images; by default the same.
+        image_embed_model: embeds images, and the texts that search them; by default the same.
+        image_query_embed_model: embeds images once more, and the images that search them; by
+            default the one that the index has, or none.
         token: for a server.
         storage_dir: where images that come as base64 are kept; by default beside a Lite file, or in
             the user's data folder for a server.
@@ -130,6 +141,7 @@ class DualIndex:
         embed_model: BaseEmbedding | None = None,
         image_embed_model: BaseEmbedding | None = None,
         *,
+        image_query_embed_model: BaseEmbedding | None = None,
         token: str | None = None,
         storage_dir: str | Path | None = None,
         index_config: dict[str, Any] | None = None,
@@ -150,7 +162,7 @@ class DualIndex:
                 dim=dim,
                 token=token,
                 overwrite=overwrite,
-                index_config=index_config,
+                index_config=index_config if dim is not None else None,
                 search_config=search_config,
             )
 
@@ -159,14 +171,16 @@ class DualIndex:
             embed_model, image_embed_model = _stored_models(text_store.properties, uri, name)
             text_store.close()
         self.name, self.uri = name, uri
-        for_images = image_embed_model or embed_model
-        if not isinstance(for_images, MultiModalEmbedding):
+        if image_embed_model is not None and not _embeds(image_embed_model, "text"):
             raise ValueError(
-                f"{for_images.model_name} embeds no images; pass a MultiModalEmbedding "
-                "(such as DualEncoderEmbedding) as image_embed_model"
+                f"{image_embed_model.model_name} embeds no texts, so that a text query could not "
+                "search the images; pass it as image_query_embed_model"
             )
         self.embed_model: BaseEmbedding = embed_model
-        self.image_embed_model: MultiModalEmbedding = for_images
+        self.image_embed_model: MultiModalEmbedding = _for_images(
+            image_embed_model or embed_model, "image_embed_model"
+        )
+        self.image_query_embed_model: MultiModalEmbedding | None = None
         identities = _identities(self.embed_model, image_embed_model)
         self._stores: dict[Side, MilvusStore] = {}
         try:
@@ -178,6 +192,7 @@ class DualIndex:
                         with collection(side, None) as existing:
                             self._compare(existing.properties, identities)
                     raise
+            self._open_image_queries(image_query_embed_model, collection, identities, overwrite)
             self._claim(identities)
         except BaseException:
             self.close()
@@ -244,6 +259,13 @@ class DualIndex:
                 raise ValueError(f"node {node.node_id}: {reason} (strict=True)")
             report.skipped.append(Skipped(f"node {node.node_id}", str(reason)))
 
+        told: set[tuple[str, str]] = set()
+
+        def skip_once(node: BaseNode, reason: str | Exception) -> None:
+            if (node.node_id, str(reason)) not in told:
+                told.add((node.node_id, str(reason)))
+                skip(node, reason)
+
         sides = self._by_side(nodes, skip)
         total = sum(map(len, sides.values()))
         writes: deque[Future[None]] = deque()
@@ -260,8 +282,10 @@ class DualIndex:
                     for batch in _chunks(of_side, at_once):
                         new = [node for node in batch if _fingerprint(node) not in prints]
                         report.unchanged += len(batch) - len(new)
-                        rows = self._embedded(side, new, skip)
-                        writes.append(writer.submit(self._store_rows, side, rows, skip, report))
+                        rows = self._embedded(side, new, skip_once)
+                        writes.append(
+                            writer.submit(self._store_rows, side, rows, skip_once, report)
+                        )
                         if len(writes) > _WRITES_AHEAD:
                             writes.popleft().result()
                         bar.update(len(batch))
@@ -277,8 +301,8 @@ class DualIndex:
     upsert_nodes = insert_nodes
 
     def delete_nodes(self, node_ids: Sequence[str]) -> None:
-        """Delete nodes from both collections; ids that are not there are no error."""
-        for side in _SIDES:
+        """Delete nodes from all collections; ids that are not there are no error."""
+        for side in self._stores:
             self._delete(side, list(node_ids))
 
     def delete_ref_doc(self, ref_doc_id: str) -> None:
@@ -309,8 +333,8 @@ class DualIndex:
     def get_nodes(self, node_ids: Sequence[str]) -> list[BaseNode]:
         """The nodes with these ids, in this order; ids that are not there are left out."""
         found: dict[str, BaseNode] = {}
-        for side in _SIDES:  # an image node comes as such from either
-            found |= {node.node_id: node for node in self._stores[side].get_nodes(list(node_ids))}
+        for store in self._stores.values():  # an image node comes as such from each
+            found |= {node.node_id: node for node in store.get_nodes(list(node_ids))}
         return [found[node_id] for node_id in node_ids if node_id in found]
 
     def count(self) -> dict[Side, int]:
@@ -350,6 +374,16 @@ class DualIndex:
 
     def sides(self) -> dict[Side, SearchSide]:
         """What a retriever searches."""
+        if "image_query" in self._stores:
+            rows = self.count()
+            if rows["image_query"] < rows["image"]:
+                logger.warning(
+                    "%s: image queries find %d of %d pictures only; insert them again, which "
+                    "embeds no more than is missing",
+                    self.name,
+                    rows["image_query"],
+                    rows["image"],
+                )
         return {
             side: SearchSide(store, self._model(side), partial(self._sample, side))
             for side, store in self._stores.items()
@@ -425,10 +459,12 @@ class DualIndex:
                 sides["image"][row.node_id] = row
             if not any(row.node_id in side for side in sides.values()):
                 skip(node, "has neither a text nor a picture")
+        if "image_query" in self._stores:
+            sides["image_query"] = sides["image"]
         return {side: list(rows.values()) for side, rows in sides.items()}
 
     def _delete_lost(self, side: Side, sides: dict[Side, list[TextNode]]) -> None:
-        """Delete this side's rows of nodes that now have the other side only."""
+        """Delete this side's rows of nodes that now have other sides only."""
         here = {node.node_id for node in sides[side]}
         elsewhere = {node.node_id for nodes in sides.values() for node in nodes} - here
         self._delete(side, sorted(self._stores[side].existing_ids(sorted(elsewhere))))
@@ -464,7 +500,7 @@ class DualIndex:
         images: list[Any] = [
             node.image_path or node.image_url for node in nodes if isinstance(node, ImageNode)
         ]
-        return self.image_embed_model.get_image_embedding_batch(images)
+        return cast(MultiModalEmbedding, self._model(side)).get_image_embedding_batch(images)
 
     def _store_rows(
         self,
@@ -484,12 +520,15 @@ class DualIndex:
             for row in rows:
                 self._store_rows(side, [row], skip, report)
             return
-        if side == "text":
-            report.text_rows += len(rows)
-            return
-        report.image_rows += len(rows)
-        for row in rows:
-            self._pictures.settle(row.node_id, getattr(row, "image_path", None))
+        match side:
+            case "text":
+                report.text_rows += len(rows)
+            case "image_query":
+                report.image_query_rows += len(rows)
+            case "image":
+                report.image_rows += len(rows)
+                for row in rows:
+                    self._pictures.settle(row.node_id, getattr(row, "image_path", None))
 
     def _delete(self, side: Side, node_ids: list[str]) -> None:
         if not node_ids:
@@ -501,6 +540,8 @@ class DualIndex:
                 self._pictures.settle(node_id, None)
 
     def _model(self, side: Side) -> BaseEmbedding:
+        if side == "image_query":
+            return cast(MultiModalEmbedding, self.image_query_embed_model)
         return self.embed_model if side == "text" else self.image_embed_model
 
     def _ids_of(self, ref_doc_ids: Sequence[str]) -> list[str]:
@@ -518,17 +559,45 @@ class DualIndex:
                 self._samples[side] = self._stores[side].sample(SAMPLE_SIZE)
             return self._samples[side]
 
+    def _open_image_queries(
+        self,
+        model: BaseEmbedding | None,
+        collection: Callable[..., MilvusStore],
+        identities: dict[str, Any],
+        overwrite: bool,
+    ) -> None:
+        """Open the third collection and note its model, if there is one, given or stored."""
+        properties = self._stores["text"].properties
+        stored = json.loads(properties.get(MODELS_PROPERTY, "{}")).get("image_query")
+        if model is None and stored is None:
+            if overwrite:
+                with suppress(ValueError):  # there is none
+                    collection("image_query", None).drop()
+            return
+        model = model or _build(stored, f"{self.uri}: {self.name}", "image_query_embed_model")
+        self.image_query_embed_model = _for_images(model, "image_query_embed_model")
+        identities["image_query"] = _identity(model)
+        self._compare(properties, identities)
+        self._stores["image_query"] = collection("image_query", _dimension(model), overwrite)
+
     def _claim(self, identities: dict[str, Any]) -> None:
         """Write down the models of a new index; refuse others than those of an old one."""
         for store in self._stores.values():
-            if MODELS_PROPERTY in store.properties:
-                self._compare(store.properties, identities)
-            else:
-                store.set_properties({MODELS_PROPERTY: json.dumps(identities, sort_keys=True)})
+            properties = store.properties
+            self._compare(properties, identities)
+            stored = json.loads(properties.get(MODELS_PROPERTY, "{}"))
+            if not identities.keys() <= stored.keys():
+                claim = json.dumps(identities | stored, sort_keys=True)
+                store.set_properties({MODELS_PROPERTY: claim})
 
     def _compare(self, properties: dict[str, str], identities: dict[str, Any]) -> None:
         stored = json.loads(properties.get(MODELS_PROPERTY, "null"))
-        if stored is not None and _without_paths(stored) != _without_paths(identities):
+        if stored is None:
+            return
+        # A model for image queries may join an index that has none.
+        joins = "image_query" not in stored or "image_query" not in identities
+        either = {"image_query": None} if joins else {}
+        if _without_paths(stored | either) != _without_paths(identities | either):
             raise ValueError(
                 f"{self.uri} holds {self.name} made with {_named(stored)}, not with "
                 f"{_named(identities)}; open it without models to take the stored ones, or pass "
@@ -542,6 +611,19 @@ class DualIndex:
 def _dimension(model: BaseEmbedding) -> int:
     known = getattr(model, "dimension", None)
     return known if isinstance(known, int) else len(model.get_query_embedding("a"))
+
+
+def _embeds(model: BaseEmbedding, modality: Modality) -> bool:
+    return modality in getattr(model, "modalities", ("text", "image"))
+
+
+def _for_images(model: BaseEmbedding, argument: str) -> MultiModalEmbedding:
+    if not (isinstance(model, MultiModalEmbedding) and _embeds(model, "image")):
+        raise ValueError(
+            f"{model.model_name} embeds no images; pass a MultiModalEmbedding "
+            f"(such as DualEncoderEmbedding) as {argument}"
+        )
+    return model
 
 
 def _identities(text: BaseEmbedding, image: BaseEmbedding | None) -> dict[str, Any]:
@@ -580,23 +662,26 @@ def _stored_models(
     if MODELS_PROPERTY not in properties:
         raise ValueError(f"{uri} does not say which model {name} was made with; pass embed_model")
     identities = json.loads(properties[MODELS_PROPERTY])
+    of, image = f"{uri}: {name}", identities["image"]
+    return (
+        _build(identities["text"], of, "embed_model"),
+        _build(image, of, "image_embed_model") if image else None,
+    )
 
-    def build(identity: dict[str, Any]) -> BaseEmbedding:
-        if identity["class_name"] != DualEncoderEmbedding.class_name():
-            raise ValueError(
-                f"{uri}: {name} was made with {_named(identities)}, which cannot be built from its "
-                "name alone; pass it as embed_model"
-            )
-        return DualEncoderEmbedding.from_dict(identity)
 
-    image = identities["image"]
-    return build(identities["text"]), build(image) if image else None
+def _build(identity: dict[str, Any], of: str, argument: str) -> BaseEmbedding:
+    if identity["class_name"] != DualEncoderEmbedding.class_name():
+        raise ValueError(
+            f"{of} was made with {_named({'text': identity})}, which cannot be built from its name "
+            f"alone; pass it as {argument}"
+        )
+    return DualEncoderEmbedding.from_dict(identity)
 
 
 def _named(identities: dict[str, Any]) -> str:
     texts = []
-    for identity in (identities["text"], identities["image"]):
-        if identity:
+    for side in ("text", "image", "image_query"):
+        if identity := identities.get(side):
             rest = {k: v for k, v in identity.items() if k not in {"class_name", "model_name"}}
             extra = "".join(f", {key}={value!r}" for key, value in rest.items())
             texts.append(f"{identity['class_name']}({identity['model_name']!r}{extra})")

@@ -48,7 +48,7 @@ logger = logging.getLogger(__name__)
 
 GroupBy: TypeAlias = Literal["document", "node"]
 OnLegError: TypeAlias = Literal["raise", "degrade"]
-Side: TypeAlias = Literal["text", "image"]
+Side: TypeAlias = Literal["text", "image", "image_query"]
 Sampler: TypeAlias = Callable[[], npt.NDArray[np.float32] | None]
 
 
@@ -58,7 +58,8 @@ class ScoredNode(NodeWithScore):
     ``scores`` holds, for each leg that found the document, its best raw score there (``text``,
     ``image``), what this added to the fused score (``text_evidence``, ``image_evidence``), and with
     a calibrator how probable it makes it (``text_probability``, ``image_probability``). Legs asked
-    with a picture are named ``text_by_image`` and ``image_by_image``.
+    with a picture are named ``text_by_image`` and ``image_by_image``, whichever model's vectors the
+    pictures are compared by.
     """
 
     scores: dict[str, float] = Field(default_factory=dict)
@@ -101,14 +102,19 @@ class DualIndexRetriever(BaseRetriever):
     text side only where both sides share a model that embeds images; a text and a picture are two
     searches per side, whose evidence is added.
 
+    Where there is a side ``image_query``, a picture asks it *instead of* the image side. Both hold
+    the same pictures, so that to ask both would count what is one piece of evidence twice; and that
+    side's model is there because it compares pictures better.
+
     Args:
-        index: what to search; or its two sides.
+        index: what to search; or its sides: ``text``, ``image`` and, for pictures that are searched
+            by a picture, ``image_query``.
         similarity_top_k: text nodes to take from the search.
         image_similarity_top_k: image nodes to take from the search.
         top_k: documents to return; None for all that were found.
         normalise: see ``fuse``.
         combine: see ``fuse``.
-        weights: by side (``text``, ``image``); see ``fuse``.
+        weights: by side (``text``, ``image``, which counts for ``image_query`` too); see ``fuse``.
         k: see ``fuse``.
         filters: on metadata; apply to both sides.
         calibrator: gives each hit its probability of relevance, from its score and its pair of
@@ -170,8 +176,8 @@ class DualIndexRetriever(BaseRetriever):
         if complete and not all(hasattr(side.store, "get_vectors") for side in sides.values()):
             raise ValueError("complete=True needs stores that give their vectors: a DualIndex")
         for name, weight in (weights or {}).items():
-            if name not in sides:
-                raise ValueError(f"weights name {name!r}; the sides are {', '.join(sides)}")
+            if name not in ("text", "image"):
+                raise ValueError(f"weights name {name!r}; the sides are text, image")
             if not (np.isfinite(weight) and weight >= 0):
                 raise ValueError(f"the weight of {name} is {weight}: must be at least 0")
         self._sides = dict(sides)
@@ -273,16 +279,12 @@ class DualIndexRetriever(BaseRetriever):
                 given = vectors.get("text") or query.embedding if image is text else None
                 vectors["image"] = given or _embed_text(image, query)
         if query.image_path is not None:
-            if not isinstance(image, MultiModalEmbedding):
-                raise ValueError(
-                    f"the query is a picture, but {image.model_name} embeds no pictures; "
-                    "pass a MultiModalEmbedding for the image side"
-                )
-            vector = image.get_image_embedding(query.image_path)
+            by_image = self._sides[self._searched("image_by_image")].embed_model
             if "image" in asked:
-                vectors["image_by_image"] = vector
+                vectors["image_by_image"] = _embed_image(by_image, query.image_path)
             if "text" in asked and text is image:
-                vectors["text_by_image"] = vector
+                given = vectors.get("image_by_image") if by_image is image else None
+                vectors["text_by_image"] = given or _embed_image(image, query.image_path)
         if not vectors:
             raise ValueError("the query is empty: pass a text, an image_path, or both")
         return {name: np.asarray(vector, dtype=np.float32) for name, vector in vectors.items()}
@@ -331,8 +333,14 @@ class DualIndexRetriever(BaseRetriever):
             logger.warning("the %s leg failed and is left out of the ranking: %s", name, error)
         return hits
 
+    def _searched(self, leg: str) -> Side:
+        """Where a leg's vectors are."""
+        if leg == "image_by_image" and "image_query" in self._sides:
+            return "image_query"
+        return _side(leg)
+
     def _search_leg(self, name: str, vector: npt.NDArray[np.float32]) -> _Hits:
-        side = self._sides[_side(name)]
+        side = self._sides[self._searched(name)]
         found = side.store.query(
             VectorStoreQuery(
                 query_embedding=vector.tolist(),
@@ -369,7 +377,7 @@ class DualIndexRetriever(BaseRetriever):
     def _leg(self, name: str, hits: _Hits) -> Leg:
         background = None
         if self._normalise == "background" and hits.nodes:
-            sample = self._sides[_side(name)].sample()
+            sample = self._sides[self._searched(name)].sample()
             background = None if sample is None else sample @ _unit(hits.query)
         return Leg([self._key(node) for node in hits.nodes], hits.scores, background)
 
@@ -423,8 +431,13 @@ class DualIndexRetriever(BaseRetriever):
         best: dict[str, dict[Side, tuple[float, BaseNode]]],
         hits: Mapping[str, _Hits],
     ) -> None:
-        for side, search in self._sides.items():
-            queries = [_unit(found.query) for name, found in hits.items() if _side(name) == side]
+        for searched, search in self._sides.items():
+            side = _side(searched)
+            queries = [
+                _unit(found.query)
+                for name, found in hits.items()
+                if self._searched(name) == searched
+            ]
             missing = [document.key for document in documents if side not in best[document.key]]
             if not queries or not missing:
                 continue
@@ -472,7 +485,8 @@ def pair_of(leg: str) -> str:
 
 
 def _side(leg: str) -> Side:
-    return cast(Side, leg.removesuffix("_by_image"))
+    """The side whose nodes a leg finds."""
+    return "text" if leg.startswith("text") else "image"
 
 
 def _embed_text(model: BaseEmbedding, query: QueryBundle) -> list[float]:
@@ -483,6 +497,15 @@ def _embed_text(model: BaseEmbedding, query: QueryBundle) -> list[float]:
             "embedding is of the text side's model"
         )
     return list(model.get_agg_embedding_from_queries(texts))
+
+
+def _embed_image(model: BaseEmbedding, image: str) -> list[float]:
+    if not isinstance(model, MultiModalEmbedding):
+        raise ValueError(
+            f"the query is a picture, but {model.model_name} embeds no pictures; "
+            "pass a MultiModalEmbedding for the image side"
+        )
+    return model.get_image_embedding(image)
 
 
 def _unit(vector: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

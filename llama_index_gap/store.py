@@ -539,6 +539,11 @@ class MilvusStore(MilvusVectorStore):
         """Asynchronous ``clear``."""
         await asyncio.to_thread(self.clear)
 
+    def drop(self) -> None:
+        """Delete the collection itself, and close."""
+        self._call("drop_collection")
+        self.close()
+
     def finish(self, *, flush: bool | None = None, timeout: float = _LOAD_SECONDS) -> None:
         """End a build: write what is in memory to disk and wait until its index is there.
 
