@@ -45,7 +45,7 @@ _TOKEN = "MILVUS_TOKEN"  # noqa: S105 - the name of a variable
 _HITS = 16
 _EXCERPT = 150
 _INTERRUPTED = 130
-_SIDES = {"text": "texts", "image": "pictures"}
+_SIDES = {"text": "texts", "image": "pictures", "image_query": "picture queries"}
 # Types of errors whose messages are written for users; any other is a mistake of ours.
 _EXPECTED = (ValueError, OSError, llama_index_gap.ModelError)
 
@@ -220,6 +220,13 @@ def index_corpus(
     image_model: Annotated[
         str | None, typer.Option(help="Another model, for pictures.", show_default="the same")
     ] = None,
+    image_query_model: Annotated[
+        str | None,
+        typer.Option(
+            help="A third one, for pictures that are searched by a picture, such as dinov2.",
+            show_default="the index's own, or none",
+        ),
+    ] = None,
     db: Database = "gap.db",
     name: Name = "gap",
     root: Root = None,
@@ -250,10 +257,15 @@ def index_corpus(
         )
         models = [
             None if each is None else _load_model(each, device, max_pixels)
-            for each in (model, image_model)
+            for each in (model, image_model, image_query_model)
         ]
         with llama_index_gap.DualIndex(
-            db, name, *models, token=os.environ.get(_TOKEN), overwrite=overwrite
+            db,
+            name,
+            *models[:2],
+            image_query_embed_model=models[2],
+            token=os.environ.get(_TOKEN),
+            overwrite=overwrite,
         ) as index:
             report = index.refresh_ref_docs(corpus.nodes, show_progress=_errors.is_terminal)
     except KeyboardInterrupt:
@@ -550,8 +562,9 @@ def info(db: Database = "gap.db", name: Name = "gap", as_json: AsJson = False) -
         )
     for side, model in facts["models"].items():
         licence = model["licence"] or "not stated"
+        for_both = side == "text" and "image" not in facts["models"]
         table.add_row(
-            f"model of {_SIDES[side]}" if len(facts["models"]) > 1 else "model",
+            "model" if for_both else f"model of {_SIDES[side]}",
             Text(_visible(f"{model['name']} (licence: {licence})"), overflow="fold"),
         )
     table.add_row("pictures in", Text(_visible(facts["pictures"]), overflow="fold"))
@@ -564,17 +577,19 @@ def _facts(db: str, name: str) -> dict[str, Any]:
     _check_is_there(db)
     token = os.environ.get(_TOKEN)
     collections: dict[str, Any] = {}
+    stored: dict[str, Any] = {}
     for side in _SIDES:
+        if side == "image_query" and side not in stored:
+            continue
         with llama_index_gap.MilvusStore(
             uri=db, collection_name=f"{name}_{side}", token=token
         ) as store:
-            properties = store.properties
+            stored = json.loads(store.properties.get(MODELS_PROPERTY, "{}"))
             collections[side] = {
                 "name": store.collection_name,
                 "rows": store.count(),
                 "dimension": store.dim,
             }
-    stored = json.loads(properties.get(MODELS_PROPERTY, "{}"))
     kept = default_storage(db, name)
     return {
         "database": db,

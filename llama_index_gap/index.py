@@ -96,10 +96,11 @@ class IndexReport:
 
     def summary(self) -> str:
         """The counts in one line."""
-        written = f"{self.text_rows:,} texts and {self.image_rows:,} pictures"
-        if self.image_query_rows:
-            written += f" and {self.image_query_rows:,} pictures for image queries"
-        return f"{written} written, {self.unchanged:,} unchanged, {len(self.skipped):,} skipped"
+        again = f"{self.image_query_rows:,} for image queries, " if self.image_query_rows else ""
+        return (
+            f"{self.text_rows:,} texts and {self.image_rows:,} pictures written, {again}"
+            f"{self.unchanged:,} unchanged, {len(self.skipped):,} skipped"
+        )
 
 
 class DualIndex:

@@ -255,6 +255,31 @@ def test_another_model_for_pictures(tmp_path: Path, tiny_clip: Path, tiny_siglip
     assert [side["dimension"] for side in stored["collections"].values()] == [32, 16]
 
 
+def test_a_model_for_picture_queries(
+    own_db: Path, demo: Path, tiny_clip: Path, tiny_dinov2: Path
+) -> None:
+    picture = demo / "corpus" / "images" / "ferry.png"
+    options = ("--db", own_db, "--image-query-model", tiny_dinov2)
+
+    shown = gap("index", demo / "corpus", *options)  # an index that is there gains it
+
+    assert (shown.code, shown.err) == (0, "")
+    assert "0 pictures written, 11 for image queries, 34 unchanged" in " ".join(shown.out.split())
+    info = gap("info", "--db", own_db)
+    words = " ".join(info.out.split())
+    assert max(map(len, info.out.splitlines())) <= 80
+    assert "picture queries 11 rows of 32 numbers in gap_image_query" in words
+    assert "model of picture queries" in words
+    models = json.loads(gap("info", "--db", own_db, "--json").out)["models"]
+    names = {side: model["name"] for side, model in models.items()}
+    assert names == {"text": str(tiny_clip), "image_query": str(tiny_dinov2)}
+    search = ("search", "--image", picture, "--db", own_db, "--top-k", 12, "--json")
+    found = json.loads(gap(*search).out)
+    legs = {document["id"]: document["legs"] for document in found["documents"]}
+    assert legs["ferry"]["image_by_image"]["cosine"] == pytest.approx(1, abs=1e-3)
+    assert rows(own_db)["image_query"] == 11
+
+
 def test_ctrl_c_leaves_what_the_next_run_completes(
     tmp_path: Path, tiny_clip: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

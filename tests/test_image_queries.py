@@ -266,8 +266,7 @@ def test_every_picture_has_a_row_there_as_long_as_it_is_one(
         report = index.insert_nodes(nodes)
         assert report == IndexReport(text_rows=2, image_rows=2, image_query_rows=2)
         assert report.summary() == (
-            "2 texts and 2 pictures and 2 pictures for image queries written, "
-            "0 unchanged, 0 skipped"
+            "2 texts and 2 pictures written, 2 for image queries, 0 unchanged, 0 skipped"
         )
         assert index.count() == {"text": 2, "image": 2, "image_query": 2}
         assert dinov2.embedded == noise_files[:2]

@@ -247,6 +247,21 @@ def test_another_model_is_refused(index: DualIndex, milvus_url: str, tiny_clip: 
     assert index.count() == {"text": 6, "image": 5}
 
 
+def test_a_collection_for_image_queries_joins(
+    milvus_url: str, model: CountingEmbedding, tiny_dinov2: Path, noise_files: list[str]
+) -> None:
+    pictures = [ImageNode(id_=path, image_path=path) for path in noise_files]
+    with DualIndex(milvus_url, "photos", model) as index:
+        index.insert_nodes(pictures)
+
+    dinov2 = DualEncoderEmbedding(model_name=tiny_dinov2, dtype="float32")
+    with DualIndex(milvus_url, "photos", image_query_embed_model=dinov2) as index:
+        report = index.insert_nodes(pictures)
+        assert report == IndexReport(image_query_rows=5, unchanged=5)
+        (hit,) = index.as_retriever(top_k=1).retrieve(QueryBundle("", image_path=noise_files[3]))
+        assert (hit.node_id, hit.scores["image_by_image"]) == (noise_files[3], pytest.approx(1))
+
+
 def test_clear_then_insert(index: DualIndex, nodes: list[TextNode], milvus_url: str) -> None:
     index.clear()
     assert index.count() == {"text": 0, "image": 0}
