@@ -110,14 +110,15 @@ class DualIndex:
     collection every image node, under the same id. Opened without models, an index builds the ones
     it was made with; opened with others, it refuses.
 
-    A dual encoder was trained to bring pictures to their texts, never two pictures of one thing
-    together. A model that was, such as DINOv2, may hold every picture a second time, in a
-    collection that image queries search instead of the image collection. An index that is there can
-    gain one: its pictures are in it once they are inserted again, which embeds nothing else.
+    A dual encoder was never trained to bring two pictures of one thing together. An encoder of
+    images alone, such as DINOv2, may therefore embed every picture once more, into a collection
+    that image queries search instead of the image collection. An index that is there can gain it:
+    its pictures are in it once they are inserted again, which embeds nothing else.
 
     Args:
         uri: a Milvus Lite file, or the URL of a Milvus server.
-        name: the collections are ``{name}_text`` and ``{name}_image``, and ``{name}_image_query``.
+        name: the collections are ``{name}_text`` and ``{name}_image``, and, with a model for them,
+            ``{name}_image_query``.
         embed_model: embeds texts; may be left out for an index that exists.
         image_embed_model: embeds images, and the texts that search them; by default the same.
         image_query_embed_model: embeds images once more, and the images that search them; by

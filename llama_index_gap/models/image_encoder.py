@@ -1,4 +1,4 @@
-"""Encoders of images alone, which bring pictures of one thing together: DINOv2 and its kin."""
+"""Encoders of images alone, for comparing pictures with pictures: DINOv2 and its kin."""
 
 from __future__ import annotations
 
