@@ -686,7 +686,8 @@ def _named(identities: dict[str, Any]) -> str:
         if identity := identities.get(side):
             rest = {k: v for k, v in identity.items() if k not in {"class_name", "model_name"}}
             extra = "".join(f", {key}={value!r}" for key, value in rest.items())
-            texts.append(f"{identity['class_name']}({identity['model_name']!r}{extra})")
+            what_for = " for image queries" if side == "image_query" else ""
+            texts.append(f"{identity['class_name']}({identity['model_name']!r}{extra}){what_for}")
     return " and ".join(texts)
 
 

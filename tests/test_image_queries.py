@@ -26,6 +26,7 @@ from llama_index.core.vector_stores import MetadataFilter, MetadataFilters
 from llama_index_gap import DualEncoderEmbedding, MilvusStore
 from llama_index_gap.demo.tiny import make_tiny_dinov2
 from llama_index_gap.fusion import Leg, fuse
+from llama_index_gap.gap.calibrate import RelevanceCalibrator
 from llama_index_gap.index import DualIndex, IndexReport
 
 
@@ -230,6 +231,23 @@ def test_its_background_is_its_own(tmp_path: Path) -> None:
     )
 
 
+def test_a_calibrator_is_fitted_on_its_scores(index: DualIndex, tmp_path: Path) -> None:
+    labelled = {"image_to_image": ([0.1, 0.9] * 20, [0, 1] * 20)}
+    calibrator = RelevanceCalibrator.fit(labelled, source=index.models)
+    settings = {"calibrator": calibrator, "min_probability": 0.5, "similarity_top_k": 0}
+
+    (hit,) = search(index, PHOTO, **settings)
+
+    assert (hit.node_id, hit.scores["image_by_image_probability"]) == (
+        "f2",
+        pytest.approx(0.95, abs=0.01),
+    )
+    with DualIndex(str(tmp_path / "gap.db"), embed_model=dual()) as two:
+        two.insert_nodes(BOATS)
+        with pytest.raises(ValueError, match=r"'alone'\) for image queries, and"):
+            two.as_retriever(**settings)
+
+
 # --- writing ------------------------------------------------------------------------------------
 
 
@@ -393,6 +411,15 @@ def test_it_is_not_lost_where_it_is_not_named(
     with DualIndex(uri, embed_model=clip) as index:
         assert index.image_query_embed_model.model_name == dinov2.model_name
         assert index.insert_nodes(nodes).image_query_rows == 1
+
+
+@pytest.mark.slow
+def test_another_process_opens_it_by_its_path(
+    clip: CountingEmbedding, dinov2: CountingEmbedding, nodes: list[TextNode], tmp_path: Path
+) -> None:
+    uri = str(tmp_path / "gap.db")
+    with DualIndex(uri, embed_model=clip, image_query_embed_model=dinov2) as index:
+        index.insert_nodes(nodes)
     script = (
         "import sys; from llama_index_gap import DualIndex; "
         "from llama_index.core.schema import QueryBundle\n"
@@ -446,7 +473,7 @@ def test_a_model_of_one_s_own_must_be_passed_again(tmp_path: Path) -> None:
     uri = str(tmp_path / "gap.db")
     DualIndex(uri, embed_model=dual(), image_query_embed_model=alone()).close()
 
-    with pytest.raises(ValueError, match=r"\('alone'\).*; pass it as image_query_embed_model"):
+    with pytest.raises(ValueError, match=r"\('alone'\), which .*; pass it as image_query_"):
         DualIndex(uri, embed_model=dual())
     DualIndex(uri, embed_model=dual(), image_query_embed_model=alone()).close()
 
