@@ -112,7 +112,7 @@ def _load(
     local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     with load_report() as report:
         try:
-            # As in sentence_transformer.py: bit-equal to what the models were published with.
+            # As in sbert.py: bit-equal to what the models were published with.
             # DINOv3 has no such path; transformers then takes its torchvision one.
             processor = auto.AutoImageProcessor.from_pretrained(
                 checkpoint.folder, backend="pil", **local
