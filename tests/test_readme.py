@@ -14,7 +14,7 @@ import pytest
 
 from llama_index_gap import DualEncoderEmbedding, DualIndexRetriever
 from llama_index_gap.demo.corpus import write_demo_corpus
-from llama_index_gap.demo.tiny import make_tiny_clip
+from llama_index_gap.demo.tiny import make_tiny_clip, make_tiny_dinov2
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -30,6 +30,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     write_demo_corpus("path/to/corpus")
     make_tiny_clip("tiny-clip")
+    make_tiny_dinov2("tiny-dinov2")
     return tmp_path
 
 
