@@ -1,4 +1,4 @@
-"""From a name to a loaded encoder."""
+"""From a name to a loaded encoder or reranker."""
 
 from __future__ import annotations
 
@@ -6,16 +6,18 @@ import logging
 import re
 from collections.abc import Callable, Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any, TypeAlias
 
-from llama_index_gap.models.base import Encoder
+from llama_index_gap.models.base import Encoder, ModelError, PairScorer
 from llama_index_gap.models.checkpoint import Checkpoint, find_checkpoint
-from llama_index_gap.models.presets import PRESETS
+from llama_index_gap.models.presets import PRESETS, SCORER_PRESETS
 from llama_index_gap.models.runtime import Dtype, resolve_device, resolve_dtype
 
 logger = logging.getLogger(__name__)
 
 Loader: TypeAlias = Callable[..., Encoder]
+ScorerLoader: TypeAlias = Callable[..., PairScorer]
 
 _NON_COMMERCIAL = re.compile(r"\bnc\b|non-?commercial", re.IGNORECASE)
 
@@ -88,10 +90,86 @@ def load_encoder(
         allow_pickle=allow_pickle,
     )
     for checkpoint in checkpoints:
-        licence = checkpoint.licence or _LICENCES.get(checkpoint.name, "")
-        if _NON_COMMERCIAL.search(licence):
-            _warn_of_licence(checkpoint.name, licence)
+        _check_licence(checkpoint)
     return encoder
+
+
+def load_scorer(
+    name: str,
+    *,
+    device: str | None = None,
+    dtype: Dtype = "auto",
+    max_pixels: int | None = None,
+    max_length: int | None = None,
+    batch_size: int | None = None,
+    prefix_bytes: int | None = None,
+    vision_bytes: int | None = None,
+    vision_folder: str | Path | None = None,
+    revision: str | None = None,
+    cache_folder: str | None = None,
+    trust_remote_code: bool = False,
+    allow_pickle: bool = False,
+) -> PairScorer:
+    """Load the reranker that a checkpoint holds.
+
+    The family is found by ``architectures`` in its ``config.json``. A licence that forbids
+    commercial use is logged as a warning, once for each model. A setting that is left at None is
+    the family's own; one that a family does not know is an error.
+
+    Args:
+        name: a preset (``"jina-m0"``), a folder or a hub name. A folder that is called like a
+            preset is written ``./jina-m0``.
+        device: a torch device; None for a GPU if there is one.
+        dtype: number format of the weights; ``"auto"`` for bfloat16 where it is fast.
+        max_pixels: scale larger pictures down to this, to save time.
+        max_length: longest pair of query and document, in tokens; what exceeds it is cut off.
+        batch_size: most documents in one pass of the model.
+        prefix_bytes: how much is kept of what the model made of documents, for the next query; 0
+            for nothing.
+        vision_bytes: how much is kept of what it saw in pictures; 0 for nothing.
+        vision_folder: where to keep that on disk as well.
+        revision: branch, tag or commit on the hub.
+        cache_folder: where downloads are kept.
+        trust_remote_code: run Python code that comes with the checkpoint; families that are
+            implemented here need none and run none.
+        allow_pickle: read weights in pickle format where there are no safetensors; families that
+            are implemented here do not.
+
+    Raises:
+        ModelError: the checkpoint cannot be found or loaded, or is no reranker.
+        ValueError: an argument does not fit this machine or the checkpoint.
+    """
+    if name in PRESETS:
+        raise ValueError(
+            f"{name} is a preset of encoders; for a reranker pass a folder, a hub name or one of "
+            f"{', '.join(SCORER_PRESETS)}"
+        )
+    device = resolve_device(device)
+    checkpoint = find_checkpoint(
+        SCORER_PRESETS[name].checkpoint if name in SCORER_PRESETS else name,
+        revision=revision,
+        cache_folder=cache_folder,
+        trust_remote_code=trust_remote_code,
+        allow_pickle=allow_pickle,
+    )
+    settings = {
+        "max_pixels": max_pixels,
+        "max_length": max_length,
+        "batch_size": batch_size,
+        "prefix_bytes": prefix_bytes,
+        "vision_bytes": vision_bytes,
+        "vision_folder": vision_folder,
+    }
+    scorer = _scorer_family(checkpoint)(
+        checkpoint,
+        device=device,
+        dtype=resolve_dtype(dtype, device),
+        trust_remote_code=trust_remote_code,
+        allow_pickle=allow_pickle,
+        **{key: value for key, value in settings.items() if value is not None},
+    )
+    _check_licence(checkpoint)
+    return scorer
 
 
 def _load_jina_clip(
@@ -142,6 +220,18 @@ def _load_sentence_transformer(checkpoints: Sequence[Checkpoint], **options: Any
     return SentenceTransformerEncoder(checkpoint, **options)
 
 
+def _load_jina_reranker(
+    checkpoint: Checkpoint,
+    *,
+    trust_remote_code: bool,
+    allow_pickle: bool,
+    **options: Any,
+) -> PairScorer:
+    from llama_index_gap.models.jina_reranker import JinaRerankerScorer
+
+    return JinaRerankerScorer(checkpoint, **options)
+
+
 # By ``model_type``; every other is left to sentence-transformers.
 _FAMILIES: dict[str, Loader] = {
     "dinov2": _load_image_encoder,
@@ -151,8 +241,32 @@ _FAMILIES: dict[str, Loader] = {
     "nomic_bert": _load_nomic,
     "vit": _load_image_encoder,
 }
+# By ``architectures``: a reranker's ``model_type`` is often that of a model for something else.
+_SCORER_FAMILIES: dict[str, ScorerLoader] = {
+    "JinaVLForRanking": _load_jina_reranker,
+}
 # For downloads without their model card.
-_LICENCES = {name: preset.licence for preset in PRESETS.values() for name in preset.checkpoints}
+_LICENCES = {
+    **{name: preset.licence for preset in PRESETS.values() for name in preset.checkpoints},
+    **{preset.checkpoint: preset.licence for preset in SCORER_PRESETS.values()},
+}
+
+
+def _scorer_family(checkpoint: Checkpoint) -> ScorerLoader:
+    architectures = checkpoint.config.get("architectures") or []
+    for architecture in architectures:
+        if architecture in _SCORER_FAMILIES:
+            return _SCORER_FAMILIES[architecture]
+    raise ModelError(
+        f"{checkpoint.name}: no reranker that can be loaded; its config.json says "
+        f"architectures={architectures}, and known are {', '.join(_SCORER_FAMILIES)}"
+    )
+
+
+def _check_licence(checkpoint: Checkpoint) -> None:
+    licence = checkpoint.licence or _LICENCES.get(checkpoint.name, "")
+    if _NON_COMMERCIAL.search(licence):
+        _warn_of_licence(checkpoint.name, licence)
 
 
 @cache  # so that each is said once

@@ -1,4 +1,4 @@
-"""Models that suit most uses, by plain names."""
+"""Encoders and rerankers that suit most uses, by plain names."""
 
 from __future__ import annotations
 
@@ -115,6 +115,42 @@ PRESETS = {
             commercial=True,
             matryoshka=(),
             suits="picture queries, beside another",
+        ),
+    )
+}
+
+
+@dataclass(frozen=True)
+class ScorerPreset:
+    """A reranker to start from; what it states is from the checkpoint's model card.
+
+    Attributes:
+        name: what ``load_scorer`` knows it by.
+        checkpoint: its hub name.
+        max_tokens: longest pair of query and document, in tokens; what exceeds it is cut off.
+        licence: of the weights.
+        commercial: whether that licence allows commercial use.
+        suits: what to choose it for.
+    """
+
+    name: str
+    checkpoint: str
+    max_tokens: int
+    licence: str
+    commercial: bool
+    suits: str
+
+
+SCORER_PRESETS = {
+    preset.name: preset
+    for preset in (
+        ScorerPreset(
+            name="jina-m0",
+            checkpoint="jinaai/jina-reranker-m0",
+            max_tokens=10240,
+            licence="CC BY-NC 4.0",
+            commercial=False,
+            suits="texts and pictures on either side, multilingual",
         ),
     )
 }

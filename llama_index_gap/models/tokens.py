@@ -10,7 +10,33 @@ from llama_index_gap.models.base import Kind, ModelError
 from llama_index_gap.models.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tokenizers import Tokenizer
     from transformers import BatchEncoding
+
+
+def load_plain_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
+    """A checkpoint's tokenizer that reads all text as text, for prompts that are made of ids.
+
+    Special tokens spelled out in a text are not special (with byte-level BPE; other vocabularies
+    may hold them as pieces too), nothing is cut and nothing is filled up. Calls change nothing in
+    it, so several threads can use it.
+
+    Raises:
+        ModelError: no tokenizer in the folder, or one that does not load.
+    """
+    from tokenizers import Tokenizer
+
+    path = _tokenizer_file(checkpoint)
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the tokenizers library raises nothing more precise
+        raise ModelError(f"{checkpoint.name}: its tokenizer does not load ({error})") from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    tokenizer.encode_special_tokens = True
+    return tokenizer
 
 
 class PromptedTokenizer:
@@ -42,10 +68,7 @@ class PromptedTokenizer:
     ) -> None:
         from transformers import PreTrainedTokenizerFast
 
-        if not (checkpoint.folder / "tokenizer.json").is_file():
-            raise ModelError(
-                f"{checkpoint.name}: tokenizer.json is missing; download the checkpoint again"
-            )
+        _tokenizer_file(checkpoint)
         try:
             # AutoTokenizer would take a model's own class here, and these build their pipeline anew
             # and drop parts of the file's.
@@ -96,3 +119,12 @@ class PromptedTokenizer:
 
     def _prompted(self, texts: Sequence[str], kind: Kind) -> list[str]:
         return [self._prompts[kind] + text for text in texts]
+
+
+def _tokenizer_file(checkpoint: Checkpoint) -> Path:
+    path = checkpoint.folder / "tokenizer.json"
+    if not path.is_file():
+        raise ModelError(
+            f"{checkpoint.name}: tokenizer.json is missing; download the checkpoint again"
+        )
+    return path

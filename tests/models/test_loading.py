@@ -1,5 +1,6 @@
-"""From a name to the right encoder, out of folders and out of the hub's download cache."""
+"""From a name to the right model, out of folders and out of the hub's download cache."""
 
+import json
 import logging
 import shutil
 from pathlib import Path
@@ -7,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from llama_index_gap.models import ModelError, load_encoder
+from llama_index_gap.models import ModelError, load_encoder, load_scorer
 from llama_index_gap.models.jina_clip import JinaClipEncoder
+from llama_index_gap.models.jina_reranker import JinaRerankerScorer
 from llama_index_gap.models.loading import _warn_of_licence
 from llama_index_gap.models.nomic import NomicEncoder
 from llama_index_gap.models.sentence_transformer import SentenceTransformerEncoder
@@ -16,13 +18,19 @@ from llama_index_gap.models.sentence_transformer import SentenceTransformerEncod
 PARITY = Path(__file__).parents[1] / "fixtures" / "parity"
 JINA = PARITY / "jina_clip_tiny"
 NOMIC_VISION = PARITY / "nomic_vision_tiny"
+M0 = PARITY / "jina_m0_tiny"
 JINA_HUB = "jinaai/jina-clip-v2"
+M0_HUB = "jinaai/jina-reranker-m0"
 NOMIC_TEXT_HUB = "nomic-ai/nomic-embed-text-v1.5"
 NOMIC_VISION_HUB = "nomic-ai/nomic-embed-vision-v1.5"
 
 
 def load(name, **options):
     return load_encoder(str(name), **{"device": "cpu", "dtype": "float32", **options})
+
+
+def load_m0(name=M0, **options):
+    return load_scorer(str(name), **{"device": "cpu", "dtype": "float32", **options})
 
 
 @pytest.fixture
@@ -44,6 +52,7 @@ def hub(tmp_path, monkeypatch, nomic_text):
     cache = tmp_path / "hub"
     for name, folder in {
         JINA_HUB: JINA,
+        M0_HUB: M0,
         NOMIC_TEXT_HUB: nomic_text,
         NOMIC_VISION_HUB: NOMIC_VISION,
     }.items():
@@ -149,3 +158,41 @@ def test_the_licence_of_a_preset_without_its_model_card(hub, warnings):
 def test_other_licences_are_fine(tmp_path, licence, warnings):
     load(with_licence(NOMIC_VISION, tmp_path / "model", licence))
     assert not warnings()
+
+
+def test_scorer_families():
+    scorer = load_m0()
+    assert (type(scorer), scorer.name) == (JinaRerankerScorer, str(M0))
+
+
+def test_scorer_presets_and_hub_names(hub):
+    scorer = load_m0("jina-m0", cache_folder=hub, revision="main")
+    assert (type(scorer), scorer.name) == (JinaRerankerScorer, M0_HUB)
+    assert isinstance(load_m0(M0_HUB, cache_folder=hub), JinaRerankerScorer)
+
+
+def test_settings_reach_a_scorer(tmp_path):
+    settings = {"max_length": 1024, "batch_size": 3, "prefix_bytes": 5, "vision_bytes": 6}
+    scorer = load_m0(max_pixels=50_000, vision_folder=tmp_path / "seen", **settings)
+    assert (scorer._max_length, scorer._batch_size) == (1024, 3)
+    assert (scorer._prefixes.max_bytes, scorer._vision._memory.max_bytes) == (5, 6)
+    assert scorer._vision._processor.size["longest_edge"] == 50_000
+    assert (tmp_path / "seen").is_dir()
+    assert load_m0(dtype="bfloat16")._model.dtype == torch.bfloat16
+
+
+def test_an_encoder_is_no_scorer(tmp_path):
+    with pytest.raises(ValueError, match=r"jina is a preset of encoders; .* one of jina-m0"):
+        load_m0("jina")
+    for architectures in (["JinaCLIPModel"], None):
+        (tmp_path / "config.json").write_text(json.dumps({"architectures": architectures}))
+        with pytest.raises(ModelError, match=r"no reranker .* and known are JinaVLForRanking"):
+            load_m0(tmp_path)
+
+
+def test_the_licence_of_a_scorer(hub, tmp_path, warnings):
+    load_m0("jina-m0", cache_folder=hub)
+    load_m0(M0_HUB, cache_folder=hub)
+    load_m0(with_licence(M0, tmp_path / "free", "mit"))
+    (warning,) = warnings()
+    assert warning.startswith(f"{M0_HUB} has the licence CC BY-NC 4.0")

@@ -8,7 +8,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from llama_index_gap import cli
-from llama_index_gap.models.presets import PRESETS
+from llama_index_gap.models.presets import PRESETS, SCORER_PRESETS
 
 runner = CliRunner()
 
@@ -28,6 +28,13 @@ def test_what_they_state_fits_together(preset):
     assert preset.commercial == ("NC" not in preset.licence)
     assert list(preset.matryoshka) == sorted(preset.matryoshka)
     assert not preset.matryoshka or preset.matryoshka[-1] == preset.dimension
+
+
+def test_scorers():
+    assert SCORER_PRESETS["jina-m0"].checkpoint == "jinaai/jina-reranker-m0"
+    assert not SCORER_PRESETS.keys() & PRESETS.keys()
+    for preset in SCORER_PRESETS.values():
+        assert preset.commercial == ("NC" not in preset.licence)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 
 from llama_index_gap.models.base import ModelError
 from llama_index_gap.models.checkpoint import Checkpoint
-from llama_index_gap.models.tokens import PromptedTokenizer
+from llama_index_gap.models.tokens import PromptedTokenizer, load_plain_tokenizer
 
 FOLDER = Path(__file__).parents[1] / "fixtures" / "parity" / "jina_clip_tiny"
 LONG = "cat " * 200
@@ -98,3 +98,39 @@ def test_missing_and_broken_files(tmp_path):
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(ModelError, match=r"tiny: its tokenizer does not load"):
         make(tmp_path)
+
+
+def plain(folder=FOLDER):
+    return load_plain_tokenizer(Checkpoint("tiny", folder))
+
+
+def test_plain_text_is_text():
+    tokenizer = plain(FOLDER.parent / "jina_m0_tiny")
+    text = "a <|image_pad|> b"
+    found = tokenizer.encode(text).ids
+    assert tokenizer.token_to_id("<|image_pad|>") not in found
+    assert tokenizer.decode(found) == text
+
+
+def test_plain_texts_are_neither_cut_nor_filled_up(tmp_path):
+    folder = shutil.copytree(FOLDER, tmp_path / "copy")
+    content = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    rest = {"direction": "Right", "pad_id": 1, "pad_type_id": 0, "pad_token": "<pad>"}
+    content["truncation"] = {
+        "max_length": 5,
+        "strategy": "LongestFirst",
+        "stride": 0,
+        "direction": "Right",
+    }
+    content["padding"] = {"strategy": {"Fixed": 40}, "pad_to_multiple_of": None, **rest}
+    (folder / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
+    for text in (LONG, "cat"):
+        assert plain(folder).encode(text).ids == plain().encode(text).ids
+
+
+def test_plain_missing_and_broken_files(tmp_path):
+    with pytest.raises(ModelError, match=r"tiny: tokenizer\.json is missing; download"):
+        plain(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(ModelError, match=r"tiny: its tokenizer does not load"):
+        plain(tmp_path)
