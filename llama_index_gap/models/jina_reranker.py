@@ -315,6 +315,8 @@ def _load_model(
         raise ModelError(f"{checkpoint.name}: its config.json does not load ({error})") from error
     width = config.text_config.hidden_size
     tensors = read_weights(checkpoint)
+    # The language model's own head, if it is stored: the reference has none.
+    tensors.pop("lm_head.weight", None)
     head = {key: tensors.pop(key) for key in list(tensors) if key.startswith("score.")}
     backbone = {
         f"language_{key}" if key.startswith("model.") else key: tensor

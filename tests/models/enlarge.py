@@ -57,13 +57,7 @@ def write_enlarged(
         if path.name != "parity.json":
             shutil.copy(path, folder)
     for name, changes in settings.items():
-        content = json.loads((folder / name).read_text(encoding="utf-8"))
-        for key, value in changes.items():
-            *parents, last = key.split(".")
-            place = content
-            for parent in parents:
-                place = place[parent]
-            place[last] = value
+        content = _changed(folder / name, changes)
         (folder / name).write_text(json.dumps(content), encoding="utf-8")
     torch.manual_seed(0)
     tensors = {}
@@ -72,6 +66,17 @@ def write_enlarged(
         tensors[name] = torch.randn(shape, dtype=torch.bfloat16) * 0.02 + is_gain
     save_file(tensors, folder / "model.safetensors")
     return folder
+
+
+def _changed(file: Path, changes: Mapping[str, Any]) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    for key, value in changes.items():
+        *parents, last = key.split(".")
+        place = content
+        for parent in parents:
+            place = place[parent]
+        place[last] = value
+    return content
 
 
 JINA_LENGTHS = {
@@ -98,3 +103,55 @@ JINA_SETTINGS = {
     "preprocessor_config.json": {"size": 512},
     "tokenizer_config.json": {"model_max_length": 8194},
 }
+
+M0_SETTINGS = {
+    "config.json": {
+        "hidden_size": 1536,
+        "intermediate_size": 8960,
+        "num_attention_heads": 12,
+        "num_hidden_layers": 28,
+        "num_key_value_heads": 2,
+        "rope_scaling.mrope_section": [16, 24, 24],
+        "vocab_size": 151936,
+        "vision_config.depth": 32,
+        "vision_config.embed_dim": 1280,
+        "vision_config.hidden_size": 1536,
+        "vision_config.mlp_ratio": 4,
+        "vision_config.num_heads": 16,
+    }
+}
+# A quarter of the width in as many layers. Heads have their real widths, since attention is slower
+# in narrower ones; so there are three and four of them, and one pair of keys and values.
+M0_QUARTER_SETTINGS = {
+    "config.json": {
+        **M0_SETTINGS["config.json"],
+        "hidden_size": 384,
+        "intermediate_size": 2240,
+        "num_attention_heads": 3,
+        "num_key_value_heads": 1,
+        "vocab_size": 512,
+        "vision_config.embed_dim": 320,
+        "vision_config.hidden_size": 384,
+        "vision_config.num_heads": 4,
+    }
+}
+
+
+def m0_shapes(source: Path, settings: Mapping[str, Mapping[str, Any]]) -> dict[str, Shape]:
+    """Names and shapes of the tensors of jina-reranker-m0 with these settings."""
+    from transformers import Qwen2VLConfig, Qwen2VLModel
+
+    config = _changed(source / "config.json", settings["config.json"])
+    with torch.device("meta"):
+        model = Qwen2VLModel(Qwen2VLConfig(**config))
+    shapes = {
+        key.removeprefix("language_"): tuple(tensor.shape)
+        for key, tensor in model.state_dict().items()
+    }
+    width = config["hidden_size"]
+    return shapes | {
+        "score.0.weight": (width, width),
+        "score.0.bias": (width,),
+        "score.2.weight": (1, width),
+        "score.2.bias": (1,),
+    }

@@ -348,6 +348,11 @@ def test_renamed_weight(copy):
         load(copy)
 
 
+def test_a_head_that_plays_no_part_may_be_stored(copy, alone):
+    change_weights(copy, lambda tensors: tensors.update({"lm_head.weight": torch.zeros(288, 64)}))
+    close(load(copy).score(QUERIES[0], DOCUMENTS), alone[0])
+
+
 @pytest.mark.parametrize("key", ["score.2.bias", "visual.merger.ln_q.weight"])
 def test_missing_weight(copy, key):
     change_weights(copy, lambda tensors: tensors.pop(key))
