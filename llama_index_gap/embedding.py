@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import os
-import threading
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -42,12 +38,10 @@ from llama_index_gap.images import MAX_PIXELS, describe, open_image
 from llama_index_gap.models import Encoder, Kind, ModelError, load_encoder
 from llama_index_gap.models.base import FloatArray, Modality, unit_rows
 from llama_index_gap.models.runtime import Dtype
+from llama_index_gap.settings import Folder, PathText, PickledAsSettings
+from llama_index_gap.threads import DECODING_THREADS, in_thread, read_ahead, stop_if_given_up
 
 logger = logging.getLogger(__name__)
-
-_DECODING_THREADS = min(8, os.cpu_count() or 1)
-_Item = TypeVar("_Item")
-_Result = TypeVar("_Result")
 
 
 @dataclass
@@ -60,10 +54,9 @@ class _CutTexts:
 
 
 _counting: ContextVar[_CutTexts | None] = ContextVar("_counting", default=None)
-_given_up: ContextVar[threading.Event | None] = ContextVar("_given_up", default=None)
 
 
-class DualEncoderEmbedding(MultiModalEmbedding):
+class DualEncoderEmbedding(PickledAsSettings, MultiModalEmbedding):
     """Embeds texts and images into one space with a dual encoder.
 
     Loads CLIP, SigLIP, SigLIP 2 and whatever else sentence-transformers loads, from a hub name or a
@@ -79,8 +72,8 @@ class DualEncoderEmbedding(MultiModalEmbedding):
 
     model_config = ConfigDict(extra="forbid", validate_assignment=True)
 
-    model_name: str = Field(frozen=True, description="Hub name or folder of the model.")
-    image_model_name: str | None = Field(
+    model_name: PathText = Field(frozen=True, description="Hub name or folder of the model.")
+    image_model_name: PathText | None = Field(
         frozen=True,
         default=None,
         description="Hub name or folder of the model for images, where it is another one that "
@@ -118,7 +111,7 @@ class DualEncoderEmbedding(MultiModalEmbedding):
     embed_batch_size: int = Field(
         default=32, gt=0, le=2048, description="Texts or images in one pass through the model."
     )
-    image_root: str | None = Field(
+    image_root: Folder | None = Field(
         default=None, description="Folder that image files must lie in; by default anywhere."
     )
     allow_urls: bool = Field(default=False, description="Fetch images from http(s) URLs.")
@@ -135,7 +128,7 @@ class DualEncoderEmbedding(MultiModalEmbedding):
     revision: str | None = Field(
         frozen=True, default=None, description="Branch, tag or commit of model_name on the hub."
     )
-    cache_folder: str | None = Field(
+    cache_folder: PathText | None = Field(
         frozen=True, default=None, description="Where downloads are kept."
     )
     trust_remote_code: bool = Field(
@@ -149,18 +142,6 @@ class DualEncoderEmbedding(MultiModalEmbedding):
 
     _text_encoder: Encoder = PrivateAttr()
     _image_encoder: Encoder = PrivateAttr()
-
-    @field_validator("model_name", "image_model_name", "image_root", "cache_folder", mode="before")
-    @classmethod
-    def _path_as_text(cls, value: Any) -> Any:
-        return str(value) if isinstance(value, Path) else value
-
-    @field_validator("image_root")
-    @classmethod
-    def _folder_exists(cls, value: str | None) -> str | None:
-        if value is not None and not Path(value).is_dir():
-            raise ValueError(f"image_root={value}: no such folder")
-        return value
 
     @field_validator("aligner")
     @classmethod
@@ -263,16 +244,6 @@ class DualEncoderEmbedding(MultiModalEmbedding):
             self._image_encoder.modalities - {"text"}
         )
 
-    # What is pickled is what to_dict shows: the settings. The weights are loaded again.
-    def __getstate__(self) -> dict[str, Any]:
-        fields = type(self).model_fields
-        return {
-            "settings": {name: getattr(self, name) for name in fields if not fields[name].exclude}
-        }
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(**state["settings"])  # type: ignore[misc]
-
     # --- nodes -----------------------------------------------------------------------------------
 
     def __call__(self, nodes: Sequence[BaseNode], **kwargs: Any) -> Sequence[BaseNode]:
@@ -306,7 +277,7 @@ class DualEncoderEmbedding(MultiModalEmbedding):
 
     async def acall(self, nodes: Sequence[BaseNode], **kwargs: Any) -> Sequence[BaseNode]:
         """Embed nodes without blocking the event loop; as calling it."""
-        return await _in_thread(self, nodes, **kwargs)
+        return await in_thread(self, nodes, **kwargs)
 
     # --- texts -----------------------------------------------------------------------------------
 
@@ -314,19 +285,19 @@ class DualEncoderEmbedding(MultiModalEmbedding):
         return self._embed_texts([query], "query")[0]
 
     async def _aget_query_embedding(self, query: str) -> Embedding:
-        return await _in_thread(self._get_query_embedding, query)
+        return await in_thread(self._get_query_embedding, query)
 
     def _get_text_embedding(self, text: str) -> Embedding:
         return self._embed_texts([text], "document")[0]
 
     async def _aget_text_embedding(self, text: str) -> Embedding:
-        return await _in_thread(self._get_text_embedding, text)
+        return await in_thread(self._get_text_embedding, text)
 
     def _get_text_embeddings(self, texts: list[str]) -> list[Embedding]:
         return self._embed_texts(texts, "document")
 
     async def _aget_text_embeddings(self, texts: list[str]) -> list[Embedding]:
-        return await _in_thread(self._get_text_embeddings, texts)
+        return await in_thread(self._get_text_embeddings, texts)
 
     def get_text_embedding_batch(
         self, texts: list[str], show_progress: bool = False, **kwargs: Any
@@ -348,7 +319,7 @@ class DualEncoderEmbedding(MultiModalEmbedding):
         self, texts: list[str], show_progress: bool = False, **kwargs: Any
     ) -> list[Embedding]:
         """Embed documents without blocking the event loop; as ``get_text_embedding_batch``."""
-        return await _in_thread(self.get_text_embedding_batch, texts, show_progress, **kwargs)
+        return await in_thread(self.get_text_embedding_batch, texts, show_progress, **kwargs)
 
     def _embed_texts(self, texts: list[str], kind: Kind) -> list[Embedding]:
         if not texts:
@@ -357,7 +328,7 @@ class DualEncoderEmbedding(MultiModalEmbedding):
             if not isinstance(text, str):
                 raise TypeError(f"{text!r} is no text; pass pictures to the image methods")
         encoder = self._text_encoder
-        _stop_if_given_up()
+        stop_if_given_up()
         with warn_once_of_cuts(self) as counter:
             counter.limit = encoder.max_text_tokens
             counter.total += len(texts)
@@ -370,14 +341,14 @@ class DualEncoderEmbedding(MultiModalEmbedding):
         return self._get_image_embeddings([img_file_path])[0]
 
     async def _aget_image_embedding(self, img_file_path: ImageType) -> Embedding:
-        return await _in_thread(self._get_image_embedding, img_file_path)
+        return await in_thread(self._get_image_embedding, img_file_path)
 
     def _get_image_embeddings(self, img_file_paths: list[ImageType]) -> list[Embedding]:
         prepared = [self._prepare(image) for image in img_file_paths]
         return self._embed_prepared(prepared, img_file_paths)
 
     async def _aget_image_embeddings(self, img_file_paths: list[ImageType]) -> list[Embedding]:
-        return await _in_thread(self._get_image_embeddings, img_file_paths)
+        return await in_thread(self._get_image_embeddings, img_file_paths)
 
     def get_image_embedding_batch(
         self, img_file_paths: list[ImageType], show_progress: bool = False
@@ -403,7 +374,7 @@ class DualEncoderEmbedding(MultiModalEmbedding):
                 unit="image",
                 disable=not show_progress,
             ) as progress,
-            ThreadPoolExecutor(_DECODING_THREADS, "decode") as pool,
+            ThreadPoolExecutor(DECODING_THREADS, "decode") as pool,
             closing(read_ahead(pool, self._prepare, img_file_paths, size)) as prepared,
         ):
             for start in range(0, len(img_file_paths), size):
@@ -420,7 +391,7 @@ class DualEncoderEmbedding(MultiModalEmbedding):
         self, img_file_paths: list[ImageType], show_progress: bool = False
     ) -> list[Embedding]:
         """Embed images without blocking the event loop; as ``get_image_embedding_batch``."""
-        return await _in_thread(self.get_image_embedding_batch, img_file_paths, show_progress)
+        return await in_thread(self.get_image_embedding_batch, img_file_paths, show_progress)
 
     def _prepare(self, image: ImageType) -> Any:
         opened = open_image(
@@ -431,7 +402,7 @@ class DualEncoderEmbedding(MultiModalEmbedding):
     def _embed_prepared(self, prepared: list[Any], images: Sequence[ImageType]) -> list[Embedding]:
         if not prepared:
             return []
-        _stop_if_given_up()
+        stop_if_given_up()
         encoder = self._image_encoder
         vectors = encoder.encode_prepared(prepared)
         # LlamaIndex has one method for images that are documents and images that are queries.
@@ -528,48 +499,6 @@ def _stored_aligner(stored: Mapping[str, Any]) -> Aligner:
             "file back, or embed everything anew with this one"
         )
     return aligner
-
-
-async def _in_thread(function: Callable[..., _Result], *args: Any, **kwargs: Any) -> _Result:
-    """Run in a thread; when the waiting task is cancelled, stop after the batch at hand."""
-    given_up = threading.Event()
-    token = _given_up.set(given_up)
-    try:
-        return await asyncio.to_thread(function, *args, **kwargs)
-    except asyncio.CancelledError:
-        given_up.set()
-        raise
-    finally:
-        _given_up.reset(token)
-
-
-def _stop_if_given_up() -> None:
-    given_up = _given_up.get()
-    if given_up is not None and given_up.is_set():
-        raise asyncio.CancelledError
-
-
-def read_ahead(
-    pool: ThreadPoolExecutor,
-    function: Callable[[_Item], _Result],
-    items: Iterable[_Item],
-    ahead: int,
-) -> Generator[_Result, None, None]:
-    """Map a function over items in threads, in order, at most ``ahead`` results in memory.
-
-    An exception is raised in its item's place; closing the iterator drops what has not begun.
-    """
-    pending: deque[Future[_Result]] = deque()
-    try:
-        for item in items:
-            pending.append(pool.submit(function, item))
-            if len(pending) >= ahead:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-    finally:
-        for future in pending:
-            future.cancel()
 
 
 @contextmanager

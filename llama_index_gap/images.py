@@ -125,6 +125,41 @@ def check_image(
         return _identify(stream, name, max_pixels).size
 
 
+def read_image(
+    source: ImageSource,
+    *,
+    root: str | Path | None = None,
+    allow_urls: bool = False,
+    max_pixels: int = MAX_PIXELS,
+) -> bytes:
+    """Read a picture's file, checked as by ``check_image``, for ``open_image`` to decode later.
+
+    Args:
+        source: as for ``open_image``, without PIL images: they have no file.
+        root: folder that a file must lie in.
+        allow_urls: fetch http and https URLs, as ``open_image`` does.
+        max_pixels: refuse more pixels than this.
+
+    Returns:
+        The file's content.
+
+    Raises:
+        ImageError: as ``open_image``; a file that breaks off after its header passes.
+    """
+    name = describe(source)
+    if isinstance(source, Image.Image):
+        raise ImageError(name, "has no file to read; save it, and pass the path or the bytes")
+    with _stream(source, name, root, allow_urls) as stream:
+        _identify(stream, name, max_pixels)
+        stream.seek(0)
+        return stream.read()
+
+
+def has_picture(node: BaseNode) -> bool:
+    """Whether a node holds a picture, or says where it lies."""
+    return any(_picture_of(node))
+
+
 def describe(source: object) -> str:
     """Name a picture in a few words, for messages; never its content."""
     match source:
@@ -201,15 +236,17 @@ def _stream(source: object, name: str, root: str | Path | None, allow_urls: bool
     )
 
 
-def _node_stream(node: BaseNode, name: str, root: str | Path | None, allow_urls: bool) -> IO[bytes]:
-    data: str | bytes | None = None
-    path: str | Path | None = None
-    url: object = None
+def _picture_of(node: BaseNode) -> tuple[str | bytes | None, str | Path | None, object]:
+    """What a node holds of a picture: base64, a path, a URL."""
     if isinstance(node, ImageNode):
-        data, path, url = node.image, node.image_path, node.image_url
-    elif isinstance(node, Node) and node.image_resource is not None:
-        resource = node.image_resource
-        data, path, url = resource.data, resource.path, resource.url
+        return node.image, node.image_path, node.image_url
+    if isinstance(node, Node) and node.image_resource is not None:
+        return node.image_resource.data, node.image_resource.path, node.image_resource.url
+    return None, None, None
+
+
+def _node_stream(node: BaseNode, name: str, root: str | Path | None, allow_urls: bool) -> IO[bytes]:
+    data, path, url = _picture_of(node)
     # The order in which LlamaIndex itself resolves them.
     if data:
         text = data.decode("ascii", "replace") if isinstance(data, bytes) else data

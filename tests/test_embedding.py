@@ -29,7 +29,6 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
 from llama_index_gap import DualEncoderEmbedding, ImageError, open_image
-from llama_index_gap.embedding import read_ahead
 from llama_index_gap.models import ModelError
 
 TEXTS = ["a red bicycle", "players celebrate", "a silver trophy", "rain", "a white ship"]
@@ -562,40 +561,3 @@ def test_inside_a_multi_modal_index(
     ):
         assert [hit.node_id for hit in hits] == [noise_files[3]]
     assert len(retriever.text_retrieve("a cat")) == 2
-
-
-# --- reading ahead ------------------------------------------------------------------------------
-
-
-def test_read_ahead_keeps_the_order_and_the_limit() -> None:
-    begun: list[int] = []
-
-    def work(item: int) -> int:
-        begun.append(item)
-        time.sleep(0.001 * (item % 3))
-        return item * item
-
-    with ThreadPoolExecutor(4) as pool:
-        results = read_ahead(pool, work, range(20), ahead=5)
-        first = next(results)
-        time.sleep(0.05)
-        assert (first, len(begun)) == (0, 5)
-        assert list(results) == [i * i for i in range(1, 20)]
-
-
-def test_read_ahead_raises_in_place_and_drops_what_has_not_begun() -> None:
-    begun: list[int] = []
-
-    def work(item: int) -> int:
-        begun.append(item)
-        if item == 2:
-            raise KeyError(item)
-        time.sleep(0.02)
-        return item
-
-    with ThreadPoolExecutor(1) as pool:
-        results = read_ahead(pool, work, range(100), ahead=50)
-        assert [next(results), next(results)] == [0, 1]
-        with pytest.raises(KeyError):
-            next(results)
-    assert len(begun) < 10

@@ -23,7 +23,16 @@ from llama_index.core.schema import (
 )
 from PIL import Image
 
-from llama_index_gap.images import MAX_PIXELS, ImageError, check_image, describe, open_image
+from llama_index_gap import images
+from llama_index_gap.images import (
+    MAX_PIXELS,
+    ImageError,
+    check_image,
+    describe,
+    has_picture,
+    open_image,
+    read_image,
+)
 
 RED, GREEN, WHITE = (255, 0, 0), (0, 255, 0), (255, 255, 255)
 
@@ -382,6 +391,51 @@ def test_what_lies_below_the_root_is_opened(
     for root in (flag_file.parent, ".", flag_file.parent / "sub" / ".."):
         assert open_image("flag.png", root=root).size == (2, 1)
         assert open_image(flag_file, root=root).size == (2, 1)
+
+
+@pytest.mark.parametrize("form", [form for form in sources(Path()) if form != "PIL image"])
+def test_reads_the_file_of_every_form(form: str, flag_file: Path) -> None:
+    assert read_image(sources(flag_file)[form]) == PNG
+
+
+def test_what_is_read_is_checked_but_not_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = JPEG[: len(JPEG) // 2]
+    monkeypatch.setattr(images, "fetch", {"https://e.com/a.png": PNG}.__getitem__)
+    url = ImageNode(id_="n1", image_url="https://e.com/a.png")
+
+    assert read_image(broken) == broken
+    assert read_image(url, allow_urls=True) == PNG
+    for source, options, message in (
+        (url, {}, "node n1: URLs are not fetched unless allow_urls=True"),
+        (PNG, {"max_pixels": 1}, "2×1 is 2 pixels, more than max_pixels=1"),
+        (b"not a picture", {}, "not an image in a format that is read here"),
+        (Path("/etc/passwd"), {"root": tmp_path}, "lies outside root"),
+        (FLAG, {}, "has no file to read; save it"),
+        (TextNode(id_="n2"), {}, "node n2: this TextNode holds no picture"),
+    ):
+        with pytest.raises(ImageError, match=message):
+            read_image(source, **options)
+
+
+def test_which_nodes_have_a_picture(flag_file: Path) -> None:
+    with_one = [
+        ImageNode(image_path=str(flag_file)),
+        ImageNode(image=PNG_BASE64),
+        ImageNode(image_url="https://e.com/a.png"),
+        Node(image_resource=MediaResource(data=PNG)),
+        ImageDocument(image=PNG_BASE64),
+    ]
+    without = [
+        ImageNode(text="a caption", image_path=""),
+        TextNode(text="a text"),
+        Node(text_resource=MediaResource(text="a text")),
+        Node(image_resource=MediaResource()),
+    ]
+
+    assert all(has_picture(node) for node in with_one)
+    assert not any(has_picture(node) for node in without)
 
 
 def test_messages_name_the_picture_but_hold_neither_content_nor_passwords() -> None:
