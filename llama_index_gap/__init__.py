@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from llama_index_gap.gap.calibrate import RelevanceCalibrator
     from llama_index_gap.images import ImageError, open_image
     from llama_index_gap.index import DualIndex, IndexReport
-    from llama_index_gap.models import ModelError
+    from llama_index_gap.models import ModelError, PairScorer
     from llama_index_gap.readers import Corpus, CorpusError, Skipped, read_corpus
+    from llama_index_gap.rerank import MultiModalRerank
     from llama_index_gap.retriever import DualIndexRetriever, ScoredNode
     from llama_index_gap.store import MilvusStore, StoreError
 
@@ -34,7 +35,9 @@ __all__ = [
     "LinearAligner",
     "MilvusStore",
     "ModelError",
+    "MultiModalRerank",
     "OffsetAligner",
+    "PairScorer",
     "RelevanceCalibrator",
     "ScoredNode",
     "Skipped",
@@ -54,8 +57,9 @@ _HOMES = {
     "gap.calibrate": ("RelevanceCalibrator",),
     "images": ("ImageError", "open_image"),
     "index": ("DualIndex", "IndexReport"),
-    "models": ("ModelError",),
+    "models": ("ModelError", "PairScorer"),
     "readers": ("Corpus", "CorpusError", "Skipped", "read_corpus"),
+    "rerank": ("MultiModalRerank",),
     "retriever": ("DualIndexRetriever", "ScoredNode"),
     "store": ("MilvusStore", "StoreError"),
 }

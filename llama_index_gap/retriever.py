@@ -59,7 +59,8 @@ class ScoredNode(NodeWithScore):
     ``image``), what this added to the fused score (``text_evidence``, ``image_evidence``), and with
     a calibrator how probable it makes it (``text_probability``, ``image_probability``). Legs asked
     with a picture are named ``text_by_image`` and ``image_by_image``, whichever model's vectors the
-    pictures are compared by.
+    pictures are compared by. ``MultiModalRerank`` adds its own scores, and the former one as
+    ``retrieval``.
     """
 
     scores: dict[str, float] = Field(default_factory=dict)
@@ -382,9 +383,7 @@ class DualIndexRetriever(BaseRetriever):
         return Leg([self._key(node) for node in hits.nodes], hits.scores, background)
 
     def _key(self, node: BaseNode) -> str:
-        if self._group_by == "node":
-            return node.node_id
-        return node.ref_doc_id or node.node_id
+        return document_key(node, self._group_by)
 
     # --- the answer ------------------------------------------------------------------------------
 
@@ -482,6 +481,13 @@ def _calibrator_of(
 def pair_of(leg: str) -> str:
     """The pair of modalities that a leg searches, as calibrators name it."""
     return f"{'image' if leg.endswith('_by_image') else 'text'}_to_{_side(leg)}"
+
+
+def document_key(node: BaseNode, group_by: GroupBy) -> str:
+    """The document that a node belongs to; with ``"node"``, each node is one."""
+    if group_by == "node":
+        return node.node_id
+    return node.ref_doc_id or node.node_id
 
 
 def _side(leg: str) -> Side:

@@ -1,11 +1,43 @@
 from __future__ import annotations
 
+import asyncio
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from llama_index_gap.threads import read_ahead
+from llama_index_gap.threads import in_thread, read_ahead, stop_if_given_up
+
+
+def test_work_in_a_thread_stops_when_nobody_waits_any_more() -> None:
+    stopped, steps = threading.Event(), []
+
+    def work(step: float) -> None:
+        try:
+            for _ in range(100):
+                steps.append(step)
+                time.sleep(step)
+                stop_if_given_up()
+        except asyncio.CancelledError:
+            stopped.set()
+            raise
+
+    async def impatient() -> None:
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(in_thread(work, step=0.01), 0.05)
+
+    asyncio.run(impatient())
+    assert stopped.wait(1)
+    assert len(steps) < 50
+
+
+def test_what_runs_in_a_thread_gives_its_result_or_its_error() -> None:
+    stop_if_given_up()  # nobody gave up
+
+    assert asyncio.run(in_thread(int, "12", base=8)) == 10
+    with pytest.raises(ValueError, match="invalid literal"):
+        asyncio.run(in_thread(int, "x"))
 
 
 def test_read_ahead_keeps_the_order_and_the_limit() -> None:
