@@ -46,12 +46,9 @@ def with_score(fine: Results, score: Any) -> dict[str, Results]:
 
 
 def load(folder: str) -> Any:
-    import torch
+    from llama_index_gap.models import load_scorer
 
-    from llama_index_gap.models.checkpoint import find_checkpoint
-    from llama_index_gap.models.cross_encoder import CrossEncoderScorer
-
-    return CrossEncoderScorer(find_checkpoint(folder), device="cpu", dtype=torch.float32)
+    return load_scorer(folder, device="cpu", dtype="float32")
 
 
 def as_item(sent: Any) -> Any:

@@ -6,6 +6,7 @@ import logging
 import re
 from collections.abc import Callable, Sequence
 from functools import cache
+from inspect import signature
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -17,8 +18,8 @@ from llama_index_gap.models.runtime import Dtype, resolve_device, resolve_dtype
 logger = logging.getLogger(__name__)
 
 Loader: TypeAlias = Callable[..., Encoder]
-ScorerLoader: TypeAlias = Callable[..., PairScorer]
 
+_JINA_RERANKER = "JinaVLForRanking"
 _NON_COMMERCIAL = re.compile(r"\bnc\b|non-?commercial", re.IGNORECASE)
 
 
@@ -112,9 +113,10 @@ def load_scorer(
 ) -> PairScorer:
     """Load the reranker that a checkpoint holds.
 
-    The family is found by ``architectures`` in its ``config.json``. A licence that forbids
-    commercial use is logged as a warning, once for each model. A setting that is left at None is
-    the family's own; one that a family does not know is an error.
+    The family is found by what the files say that they hold: jina-reranker-m0, a cross-encoder or a
+    late-interaction model. A licence that forbids commercial use is logged as a warning, once for
+    each model. A setting that is left at None is the family's own; one that a family does not know
+    is an error.
 
     Args:
         name: a preset (``"jina-m0"``), a folder or a hub name. A folder that is called like a
@@ -160,14 +162,16 @@ def load_scorer(
         "vision_bytes": vision_bytes,
         "vision_folder": vision_folder,
     }
-    scorer = _scorer_family(checkpoint)(
-        checkpoint,
-        device=device,
-        dtype=resolve_dtype(dtype, device),
-        trust_remote_code=trust_remote_code,
-        allow_pickle=allow_pickle,
-        **{key: value for key, value in settings.items() if value is not None},
-    )
+    given = {key: value for key, value in settings.items() if value is not None}
+    family = _scorer_family(checkpoint)
+    known = signature(family).parameters
+    for key, value in given.items():
+        if key not in known:
+            raise ValueError(f"{key}={value}: {checkpoint.name} has no such setting")
+    # Families that are implemented here run no remote code and read no pickles, asked or not.
+    permissions = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle}
+    given |= {key: value for key, value in permissions.items() if key in known}
+    scorer = family(checkpoint, device=device, dtype=resolve_dtype(dtype, device), **given)
     _check_licence(checkpoint)
     return scorer
 
@@ -204,9 +208,8 @@ def _load_image_encoder(
     from llama_index_gap.models.image_encoder import ImageEncoder
 
     (checkpoint,) = checkpoints
-    if (
-        checkpoint.folder / "modules.json"
-    ).is_file():  # of sentence-transformers; says how it pools
+    # A model that sentence-transformers saved says itself how it pools.
+    if (checkpoint.folder / "modules.json").is_file():
         return _load_sentence_transformer(
             checkpoints, trust_remote_code=trust_remote_code, **options
         )
@@ -220,18 +223,6 @@ def _load_sentence_transformer(checkpoints: Sequence[Checkpoint], **options: Any
     return SentenceTransformerEncoder(checkpoint, **options)
 
 
-def _load_jina_reranker(
-    checkpoint: Checkpoint,
-    *,
-    trust_remote_code: bool,
-    allow_pickle: bool,
-    **options: Any,
-) -> PairScorer:
-    from llama_index_gap.models.jina_reranker import JinaRerankerScorer
-
-    return JinaRerankerScorer(checkpoint, **options)
-
-
 # By ``model_type``; every other is left to sentence-transformers.
 _FAMILIES: dict[str, Loader] = {
     "dinov2": _load_image_encoder,
@@ -241,10 +232,6 @@ _FAMILIES: dict[str, Loader] = {
     "nomic_bert": _load_nomic,
     "vit": _load_image_encoder,
 }
-# By ``architectures``: a reranker's ``model_type`` is often that of a model for something else.
-_SCORER_FAMILIES: dict[str, ScorerLoader] = {
-    "JinaVLForRanking": _load_jina_reranker,
-}
 # For downloads without their model card.
 _LICENCES = {
     **{name: preset.licence for preset in PRESETS.values() for name in preset.checkpoints},
@@ -252,14 +239,24 @@ _LICENCES = {
 }
 
 
-def _scorer_family(checkpoint: Checkpoint) -> ScorerLoader:
+def _scorer_family(checkpoint: Checkpoint) -> Callable[..., PairScorer]:
+    """By what the files say they hold: ``model_type`` is often that of something else."""
+    from llama_index_gap.models import cross_encoder, late_interaction
+
     architectures = checkpoint.config.get("architectures") or []
-    for architecture in architectures:
-        if architecture in _SCORER_FAMILIES:
-            return _SCORER_FAMILIES[architecture]
+    if _JINA_RERANKER in architectures:
+        from llama_index_gap.models.jina_reranker import JinaRerankerScorer
+
+        return JinaRerankerScorer
+    if late_interaction.fits(checkpoint):
+        return late_interaction.LateInteractionScorer
+    if cross_encoder.fits(checkpoint):
+        return cross_encoder.CrossEncoderScorer
     raise ModelError(
         f"{checkpoint.name}: no reranker that can be loaded; its config.json says "
-        f"architectures={architectures}, and known are {', '.join(_SCORER_FAMILIES)}"
+        f"architectures={architectures}, and known are {_JINA_RERANKER}, cross-encoders "
+        "(…ForSequenceClassification) and late interaction (…ForRetrieval), or what "
+        "sentence-transformers saved as one of these"
     )
 
 

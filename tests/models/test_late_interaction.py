@@ -41,9 +41,9 @@ def expected() -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture(scope="module")
-def inputs(gap_shared: Path) -> dict[str, torch.Tensor]:
+def inputs() -> dict[str, torch.Tensor]:
     """What the outputs were made from: the prompts and pictures of another model's parity files."""
-    return load_file(gap_shared / "parity" / "jina_m0_tiny" / "parity.safetensors")
+    return load_file(COLQWEN.parent / "jina_m0_tiny" / "parity.safetensors")
 
 
 def of_pictures(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -7,10 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_rerankers import make_tiny_bert_reranker
 
 from llama_index_gap.models import ModelError, load_encoder, load_scorer
+from llama_index_gap.models.cross_encoder import CrossEncoderScorer
 from llama_index_gap.models.jina_clip import JinaClipEncoder
 from llama_index_gap.models.jina_reranker import JinaRerankerScorer
+from llama_index_gap.models.late_interaction import LateInteractionScorer
 from llama_index_gap.models.loading import _warn_of_licence
 from llama_index_gap.models.nomic import NomicEncoder
 from llama_index_gap.models.sentence_transformer import SentenceTransformerEncoder
@@ -160,9 +163,21 @@ def test_other_licences_are_fine(tmp_path, licence, warnings):
     assert not warnings()
 
 
-def test_scorer_families():
-    scorer = load_m0()
-    assert (type(scorer), scorer.name) == (JinaRerankerScorer, str(M0))
+def test_scorer_families(tmp_path):
+    bert = make_tiny_bert_reranker(tmp_path / "bert")
+    families = {
+        M0: JinaRerankerScorer,
+        PARITY / "colqwen2_tiny": LateInteractionScorer,
+        bert: CrossEncoderScorer,
+    }
+    for folder, family in families.items():
+        scorer = load_m0(folder)
+        assert (type(scorer), scorer.name) == (family, str(folder))
+
+
+def test_a_setting_that_a_scorer_does_not_have(tmp_path):
+    with pytest.raises(ValueError, match=r"prefix_bytes=5: .*bert has no such setting"):
+        load_m0(make_tiny_bert_reranker(tmp_path / "bert"), prefix_bytes=5)
 
 
 def test_scorer_presets_and_hub_names(hub):

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from PIL import Image
 from rerank_server import HANGS_S, KEY
 from tiny_rerankers import make_tiny_qwen_reranker
 
-from llama_index_gap.models import Joint, ModelError, Picture
+from llama_index_gap.models import Joint, ModelError, Picture, load_scorer
 from llama_index_gap.models.checkpoint import find_checkpoint
 from llama_index_gap.models.cross_encoder import CrossEncoderScorer
 from llama_index_gap.models.rerank_service import RerankService
@@ -38,6 +39,12 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def address(checkpoint: Path) -> Iterator[str]:
+    with serving(checkpoint) as address:
+        yield address
+
+
+@contextmanager
+def serving(checkpoint: Path) -> Iterator[str]:
     command = [sys.executable, str(SERVER), str(checkpoint)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         yield server.stdout.readline().strip()
@@ -89,6 +96,17 @@ def test_pictures_arrive(
 
     arrived = [decoded(item) for item in (noise[0], noise[1], noise[2])]
     wanted = local.score(arrived[0], [arrived[1], "a text", arrived[2]])
+    np.testing.assert_allclose(scores, wanted, atol=2e-5)
+
+
+def test_jina_reranker_behind_a_service(noise: list[Image.Image]) -> None:
+    checkpoint = Path(__file__).parents[1] / "fixtures" / "parity" / "jina_m0_tiny"
+    local = load_scorer(str(checkpoint), device="cpu", dtype="float32")
+
+    with serving(checkpoint) as address:
+        scores = service(address).score("slm markdown", ["Gold", noise[0], "Silver", noise[1]])
+
+    wanted = local.score("slm markdown", ["Gold", decoded(noise[0]), "Silver", decoded(noise[1])])
     np.testing.assert_allclose(scores, wanted, atol=2e-5)
 
 
