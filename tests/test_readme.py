@@ -6,13 +6,14 @@ import inspect
 import re
 import runpy
 import shlex
-import subprocess
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
 
 from llama_index_gap import DualEncoderEmbedding, DualIndexRetriever
+from llama_index_gap.cli import main
 from llama_index_gap.demo.corpus import write_demo_corpus
 from llama_index_gap.demo.tiny import make_tiny_clip, make_tiny_dinov2
 
@@ -31,6 +32,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_demo_corpus("path/to/corpus")
     make_tiny_clip("tiny-clip")
     make_tiny_dinov2("tiny-dinov2")
+    shutil.copytree(ROOT / "tests/fixtures/parity/jina_m0_tiny", "tiny-m0")
     return tmp_path
 
 
@@ -45,10 +47,12 @@ def test_python_snippets(capsys: pytest.CaptureFixture[str]) -> None:
     assert len(names["images"]) == 11
     assert len({hit.node.ref_doc_id for hit in names["by_picture"]}) == 3
     assert len({hit.node.ref_doc_id for hit in names["by_both"]}) == 3
+    assert len({hit.node.ref_doc_id for hit in names["best"]}) == 3
     assert names["image"].mode == "RGB"
 
 
-def test_shell_commands(workplace: Path) -> None:
+@pytest.mark.usefixtures("workplace")
+def test_shell_commands(monkeypatch: pytest.MonkeyPatch) -> None:
     """Those of llama-gap run here; ``make`` and ``pip`` are what .ci/run itself does."""
     ci = (ROOT / ".ci" / "run").read_text()
     makefile = (ROOT / "Makefile").read_text()
@@ -59,8 +63,11 @@ def test_shell_commands(workplace: Path) -> None:
         program, *arguments = shlex.split(command)
         match program:
             case "llama-gap":
-                program = str(Path(sys.executable).with_name(program))
-                subprocess.run([program, *arguments], check=True, capture_output=True)
+                # In this process: each of its own would spend most of its time importing torch.
+                monkeypatch.setattr(sys, "argv", [program, *arguments])
+                with pytest.raises(SystemExit) as stopped:
+                    main()
+                assert stopped.value.code == 0, command
             case "make":
                 assert f"make {arguments[0]}" in ci
                 assert all(f"{argument.split('=')[0]} ?=" in makefile for argument in arguments[1:])
