@@ -1,0 +1,501 @@
+"""Which fusion is best over the whole range: one side or two, either kind of query, any corpus.
+
+    python benchmarks/fusion_study.py [FEATURES] [--each] [--quick]
+
+Every method but the last goes through ``llama_index_gap.fusion.fuse`` as it is, with 16 candidates
+of each side and up to 300 vectors of it as the background; ``sized evidence`` is not in the
+package. Tables show nDCG@10 and recall@10; ± is half of a 95 % bootstrap interval over queries
+(over COCO's pairs where the features are real). In the summary, *rank* is the mean rank over the
+settings, *regret* the mean distance from the best method of each setting, *worst* the largest.
+
+**One side.** Real CLIP ViT-B/16 features of 500 image–caption pairs of COCO (FEATURES; by default
+data/clip_features/features_clip.npy in the folder that the environment variable GAP_SHARED names).
+250 pairs are the background, and one half of each of the other 250 the corpus, with 10, 50 or 90 %
+pictures; 8 splits; text queries and image queries. A query's right answer is
+
+- *across*: the other half of its own pair; all of this is real;
+- *own*: an item of its own modality. There is one caption to an image here, so this half is a
+  simulation: the query is the item told again, moved from it, within its modality's own
+  covariance, until their centred cosine is 0.35 or 0.6 (raw, of texts: 0.69 or 0.81; unrelated
+  texts have 0.52 ± 0.11). That makes the side by itself find it less often, or more often, than
+  images are found by their captions (nDCG@10 0.5 or 0.98, and 0.77).
+
+Queries of both kinds are mixed: 0 to 100 % across. A query has one answer, or four: then the corpus
+holds every item four times, told again at a centred cosine of 0.8.
+
+**Two sides, real.** 125 documents, each the caption of one pair and the picture of another; text
+queries about the picture (its own caption, real), about the headline (told again, as above), or
+both (the mean of two such queries). One or four answers, as above.
+
+**Two sides, simulated.** 10,000 documents of the simulation in ``tests/two_sided.py``, for a gap
+like CLIP's (0.85) and a narrow one (0.41, with most of a vector shared by both modalities), for
+texts, pictures or neither that are easier to find, with a picture in every document or in every
+fifth, and with one or eight documents on what a query asks for.
+
+``two_sided.evaluate`` takes any other features: vectors of queries, of texts and of pictures, and
+what is relevant.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from scipy.special import log_ndtr
+from scipy.stats import rankdata
+
+from llama_index_gap.fusion import Fusion, Leg, fuse
+from llama_index_gap.gap.measure import Estimate, bootstrap
+
+ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "benchmarks")]
+from gap_remedies import FILE, PAIRS, Features, split  # noqa: E402
+from two_sided import (  # noqa: E402
+    KINDS,
+    Fuse,
+    Outcome,
+    Side,
+    Simulation,
+    SizedLeg,
+    World,
+    ask,
+    evaluate,
+    unit,
+)
+
+FloatArray: TypeAlias = npt.NDArray[np.float64]
+IntArray: TypeAlias = npt.NDArray[np.int64]
+
+
+def sized_evidence(legs: Mapping[str, SizedLeg]) -> Fusion:
+    """Not in the package: evidence that knows how many vectors each leg has.
+
+    Of r times as many vectors, the best scores higher by chance. ``evidence`` asks how probable it
+    is that one vector of the background scores so high; this, that the best of r does, for a leg
+    with r times as many vectors as the smallest: −log(1 − (1 − p)^r) (Šidák 1967). Between legs of
+    one size it is the same as ``evidence``.
+    """
+    smallest = min(leg.size for leg in legs.values())
+    sized = {}
+    for name, leg in legs.items():
+        ratio, background = leg.size / smallest, np.asarray(leg.background)
+        log_p = log_ndtr((background.mean() - leg.scores) / background.std())
+        with np.errstate(divide="ignore"):
+            evidence = -np.log(-np.expm1(ratio * np.log1p(-np.exp(log_p))))
+        underflows = log_p < -30  # there it is −log(r p)
+        sized[name] = Leg(leg.keys, np.where(underflows, -log_p - np.log(ratio), evidence))
+    return fuse(sized, normalise="none", combine="sum")
+
+
+METHODS: dict[str, Fuse] = {
+    "raw, max": partial(fuse, normalise="none", combine="max"),
+    "raw, sum": partial(fuse, normalise="none", combine="sum"),
+    "RRF": partial(fuse, normalise="rank", combine="sum"),
+    "min–max, sum": partial(fuse, normalise="minmax", combine="sum"),
+    "list z, sum": partial(fuse, normalise="zscore", combine="sum"),
+    "list z, evidence": partial(fuse, normalise="zscore", combine="evidence"),
+    "backgr. z, max": partial(fuse, normalise="background", combine="max"),
+    "backgr. z, sum": partial(fuse, normalise="background", combine="sum"),
+    "evidence": partial(fuse, normalise="background", combine="evidence"),
+    "sized evidence": sized_evidence,
+}
+DEFAULT = "evidence"
+PERCENT = (10, 50, 90)
+COSINES = (0.35, 0.6)
+ANSWERS = (1, 4)
+AMONG_ANSWERS = 0.8
+ACROSS = (0, 25, 50, 75, 100)
+GAPS = {
+    "CLIP-like gap": {},
+    "narrow gap": {"norms": (0.29, 0.29), "cosine_of_means": 0.0, "shared": 0.8},
+}
+SIGNALS = {
+    "texts easier": {"of_headlines": 0.738, "of_pictures": 0.7},
+    "alike": {"of_headlines": 0.5, "of_pictures": 0.67},
+    "pictures easier": {"of_headlines": 0.55, "of_pictures": 0.9},
+}
+PICTURED = (1.0, 0.2)
+ALIKE = (1, 8)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What all methods found in one setting.
+
+    Attributes:
+        name: the setting.
+        part: one of the three parts.
+        table: what it is shown in, as a mean with others.
+        answers: how many relevant documents a query has.
+        kinds: of each query, shape (q,).
+        units: what a bootstrap draws: the unit of each query, shape (q,).
+        outcome: nDCG and recall of each method and query.
+        views: mixtures of kinds, by name: the weight of each kind.
+    """
+
+    name: str
+    part: str
+    table: str
+    answers: int
+    kinds: npt.NDArray[np.str_]
+    units: IntArray
+    outcome: Outcome
+    views: Mapping[str, Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much to run."""
+
+    percent: Sequence[int] = PERCENT
+    cosines: Sequence[float] = COSINES
+    splits: int = 8
+    seeds: int = 6
+    queries: int = 60
+    documents: int = 10_000
+    rounds: int = 500
+
+
+QUICK = Scale((50,), (0.6,), splits=1, seeds=1, queries=5, documents=800, rounds=10)
+
+
+# --- one side ------------------------------------------------------------------------------------
+
+
+def told_again(
+    rows: FloatArray, fit: FloatArray, cosine: float, rng: np.random.Generator
+) -> FloatArray:
+    """Other vectors of the same modality, with this centred cosine to these, roughly."""
+    mean = fit.mean(axis=0)
+    noise = rng.normal(size=(len(rows), len(fit))) @ (fit - mean) / np.sqrt(len(fit))
+    return unit(mean + cosine * (rows - mean) + np.sqrt(1 - cosine**2) * noise)
+
+
+def several(
+    rows: FloatArray, fit: FloatArray, answers: int, rng: np.random.Generator
+) -> FloatArray:
+    """Each vector, or where there are to be several answers, as many like it."""
+    if answers == 1:
+        return rows
+    return told_again(np.repeat(rows, answers, axis=0), fit, AMONG_ANSWERS, rng)
+
+
+def one_side(features: Features, scale: Scale) -> Iterator[Experiment]:
+    views = {f"{share} %": {"across": share / 100, "own": 1 - share / 100} for share in ACROSS}
+    rows = {"text": features.texts, "image": features.images}
+    for (asking, other), answers, cosine, percent in product(
+        (("text", "image"), ("image", "text")), ANSWERS, scale.cosines, scale.percent
+    ):
+        outcomes, kinds, units = [], [], []
+        for seed in range(scale.splits):
+            fit, test = split(seed)
+            rng = np.random.default_rng([seed, percent])
+            images, texts = np.split(test, [round(len(test) * percent / 100)])
+            pairs = {"text": texts, "image": images}
+            sides = {
+                name: Side(
+                    several(rows[name][pairs[name]], rows[name][fit], answers, rng),
+                    np.arange(answers * len(pairs[name])) + answers * PAIRS * (name == "image"),
+                    rows[name][fit],
+                )
+                for name in rows
+            }
+            closeness = cosine if answers == 1 else cosine / AMONG_ANSWERS
+            again = told_again(rows[asking][pairs[asking]], rows[asking][fit], closeness, rng)
+            queries = np.vstack([rows[asking][pairs[other]], again])
+            wanted = [
+                set(documents.tolist())
+                for name in (other, asking)
+                for documents in sides[name].documents.reshape(-1, answers)
+            ]
+            outcomes.append(evaluate(queries, sides, wanted, METHODS))
+            kinds += ["across"] * len(pairs[other]) + ["own"] * len(pairs[asking])
+            units += [pairs[other], pairs[asking]]
+        yield Experiment(
+            f"{percent} % pictures, {asking} queries, {counted(answers)}, own at {cosine}",
+            "one side",
+            f"one side: {percent} % pictures, {counted(answers)}",
+            answers,
+            np.array(kinds),
+            np.concatenate(units),
+            joined(outcomes),
+            views,
+        )
+
+
+def counted(answers: int) -> str:
+    return "1 answer" if answers == 1 else f"{answers} answers"
+
+
+def joined(outcomes: Sequence[Outcome]) -> Outcome:
+    ndcg, recall = (
+        {
+            name: np.concatenate([getattr(outcome, figure)[name] for outcome in outcomes])
+            for name in outcomes[0].ndcg
+        }
+        for figure in ("ndcg", "recall")
+    )
+    return Outcome(ndcg, recall)
+
+
+# --- two sides -----------------------------------------------------------------------------------
+
+EACH_KIND = {
+    **{kind: {kind: 1.0} for kind in KINDS},
+    "mean": {kind: 1 / len(KINDS) for kind in KINDS},
+}
+
+
+def two_sides(features: Features, scale: Scale) -> Iterator[Experiment]:
+    texts, images = features.texts, features.images
+    for answers, cosine in product(ANSWERS, scale.cosines):
+        outcomes, units = [], []
+        for seed in range(scale.splits):
+            fit, test = split(seed)
+            rng = np.random.default_rng(seed)
+            headlines, pictures = np.split(test, 2)
+            documents = np.arange(answers * len(headlines))
+            sides = {
+                name: Side(several(rows[pairs], rows[fit], answers, rng), documents, rows[fit])
+                for name, rows, pairs in (
+                    ("text", texts, headlines),
+                    ("picture", images, pictures),
+                )
+            }
+            closeness = cosine if answers == 1 else cosine / AMONG_ANSWERS
+            of_picture = texts[pictures]
+            of_headline = told_again(texts[headlines], texts[fit], closeness, rng)
+            queries = np.vstack([of_picture, of_headline, unit(of_picture + of_headline)])
+            wanted = [set(alike.tolist()) for alike in documents.reshape(-1, answers)] * len(KINDS)
+            outcomes.append(evaluate(queries, sides, wanted, METHODS))
+            units += [pictures, headlines, pictures]
+        yield Experiment(
+            f"{counted(answers)}, headlines at {cosine}",
+            "two sides, real",
+            f"two sides, real: {counted(answers)}",
+            answers,
+            np.tile(np.repeat(KINDS, len(headlines)), scale.splits),
+            np.concatenate(units),
+            joined(outcomes),
+            EACH_KIND,
+        )
+
+
+def simulated(scale: Scale) -> Iterator[Experiment]:
+    for number, (alike, gap, signal, pictured) in enumerate(
+        product(ALIKE, GAPS, SIGNALS, PICTURED)
+    ):
+        world = World(scale.documents, pictured, alike=alike, **GAPS[gap], **SIGNALS[signal])
+        outcomes, kinds = [], []
+        for seed in range(scale.seeds):
+            simulation = Simulation([number, seed], world)
+            for kind in KINDS:
+                outcomes.append(ask(simulation, kind, scale.queries, METHODS))
+                kinds += [kind] * scale.queries
+        yield Experiment(
+            f"{gap}, {signal}, {pictured:.0%} pictured, {counted(alike)}",
+            "two sides, simulated",
+            f"two sides, simulated: {gap}, {counted(alike)}",
+            alike,
+            np.array(kinds),
+            np.arange(len(kinds)),
+            joined(outcomes),
+            EACH_KIND,
+        )
+
+
+# --- what came out -------------------------------------------------------------------------------
+
+
+class Study:
+    """All experiments: their means, as functions of how often each unit counts."""
+
+    def __init__(self, experiments: Sequence[Experiment], figure: str) -> None:
+        self.experiments = experiments
+        self.units, self.strata = one_numbering(experiments)
+        self.legs = len(experiments[0].outcome.ndcg) - len(METHODS)
+        self.values, self.kinds, self.weights = [], [], []
+        for experiment in experiments:
+            kinds = np.unique(experiment.kinds)
+            self.values.append(np.column_stack(list(getattr(experiment.outcome, figure).values())))
+            self.kinds.append((experiment.kinds == kinds[:, None]).astype(float))
+            self.weights.append(
+                np.array(
+                    [[view.get(kind, 0) for kind in kinds] for view in experiment.views.values()]
+                )
+            )
+        settings = [(experiment, view) for experiment in experiments for view in experiment.views]
+        self.settings = [f"{experiment.name}: {view}" for experiment, view in settings]
+        part, answers = (
+            np.array([getattr(experiment, name) for experiment, _ in settings])
+            for name in ("part", "answers")
+        )
+        self.parts = {name: part == name for name in dict.fromkeys(part.tolist())}
+        self.groups = {
+            **self.parts,
+            "all with one answer": answers == 1,
+            "all with several answers": answers > 1,
+            "all": answers > 0,
+        }
+
+    def means(self, number: int, counts: FloatArray) -> FloatArray:
+        """Of one experiment's views, for both legs and all methods, shape (views, 2 + methods)."""
+        times = self.kinds[number] * counts[self.units[number]]
+        of_kinds = times @ self.values[number] / times.sum(axis=1, keepdims=True)
+        return self.weights[number] @ of_kinds
+
+    def all_means(self, counts: FloatArray) -> FloatArray:
+        """Of all settings, for all methods, shape (settings, methods)."""
+        numbers = range(len(self.experiments))
+        return np.vstack([self.means(number, counts)[:, self.legs :] for number in numbers])
+
+    def estimates(self, numbers: Sequence[int], rounds: int) -> dict[str, list[Estimate]]:
+        """The means over some experiments with their intervals: by method, those of the views."""
+        units = np.unique(np.concatenate([self.units[number] for number in numbers]))
+
+        def figures(counts: FloatArray) -> dict[int, float]:
+            every = np.zeros(len(self.strata))
+            every[units] = counts
+            means = np.mean([self.means(number, every) for number in numbers], axis=0)
+            return dict(enumerate(means.T.ravel().tolist()))
+
+        found = list(bootstrap(figures, self.strata[units], rounds=rounds).values())
+        views = len(self.experiments[numbers[0]].views)
+        methods = self.experiments[numbers[0]].outcome.ndcg
+        return {method: found[views * at : views * (at + 1)] for at, method in enumerate(methods)}
+
+    def summary(self, counts: FloatArray) -> dict[tuple[str, str, str], float]:
+        """What tells whether a method is any good: by group of settings, method and figure.
+
+        Where a group reaches over several parts, each part counts the same.
+        """
+        means = self.all_means(counts)
+        regret = means.max(axis=1, keepdims=True) - means
+        figures = {
+            "mean": means,
+            "rank": rankdata(-means, axis=1),
+            "regret": regret,
+            "lead": means[:, [list(METHODS).index(DEFAULT)]] - means,
+        }
+        summary = {}
+        for group, those in self.groups.items():
+            parts = [those & part for part in self.parts.values() if (those & part).any()]
+            of_group = {
+                name: np.mean([figure[part].mean(axis=0) for part in parts], axis=0)
+                for name, figure in figures.items()
+            }
+            of_group["worst"] = regret[those].max(axis=0)
+            for name, row in of_group.items():
+                summary |= {(group, method, name): row[at] for at, method in enumerate(METHODS)}
+        return summary
+
+
+def one_numbering(experiments: Sequence[Experiment]) -> tuple[list[IntArray], IntArray]:
+    """Units of all experiments: pairs of COCO are the same in all, simulated queries are not.
+
+    Each simulated kind of query is a stratum of its own.
+    """
+    units, strata = [], [np.zeros(PAIRS, dtype=np.int64)]
+    for number, experiment in enumerate(experiments):
+        simulated = "simulated" in experiment.part
+        units.append(experiment.units + sum(map(len, strata)) * simulated)
+        if simulated:
+            kind = np.unique(experiment.kinds, return_inverse=True)[1]
+            strata.append(1 + len(KINDS) * number + kind)
+    return units, np.concatenate(strata)
+
+
+def table_of(columns: Sequence[str], rows: Mapping[str, Sequence[str]]) -> Table:
+    table = Table(box=box.MARKDOWN)
+    table.add_column("", no_wrap=True)
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    for name, cells in rows.items():
+        table.add_row(name, *cells)
+    return table
+
+
+def short(number: float, sign: str = "") -> str:
+    return f"{number:{sign}.3f}".replace("0.", ".", 1)
+
+
+def with_error(estimate: Estimate) -> str:
+    return f"{short(estimate.value)}±{short((estimate.high - estimate.low) / 2)}"
+
+
+def show_means(study: Study, console: Console, rounds: int, *, each: bool) -> None:
+    tables: dict[str, list[int]] = {}
+    for number, experiment in enumerate(study.experiments):
+        title = f"{experiment.part}: {experiment.name}" if each else experiment.table
+        tables.setdefault(title, []).append(number)
+    for title, numbers in tables.items():
+        rows = {
+            method: [with_error(estimate) for estimate in of_method]
+            for method, of_method in study.estimates(numbers, rounds).items()
+        }
+        console.print(f"\n{title}", highlight=False)
+        console.print(table_of(list(study.experiments[numbers[0]].views), rows))
+
+
+def show_summary(study: Study, console: Console, rounds: int) -> None:
+    found = bootstrap(study.summary, study.strata, rounds=rounds)
+    means = study.all_means(np.ones(len(study.strata)))
+    regret = means.max(axis=1, keepdims=True) - means
+    columns = ("mean", "rank", "regret", "worst", f"{DEFAULT} leads by")
+    for group, those in study.groups.items():
+        rows = {}
+        for method in METHODS:
+            lead = found[group, method, "lead"]
+            rows[method] = [
+                with_error(found[group, method, "mean"]),
+                f"{found[group, method, 'rank'].value:.1f}",
+                short(found[group, method, "regret"].value),
+                short(found[group, method, "worst"].value),
+                f"{short(lead.value, '+')} ({short(lead.low, '+')} {short(lead.high, '+')})",
+            ]
+        console.print(f"\n{group}: {those.sum()} settings", highlight=False)
+        console.print(table_of(columns, rows))
+    console.print("\nWhere each method is worst, against the best one there:\n")
+    for method, of_method in zip(METHODS, regret.T, strict=True):
+        worst = study.settings[int(of_method.argmax())]
+        console.print(f"{method}: {short(of_method.max())} – {worst}", highlight=False)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("features", type=Path, nargs="?", help=f"by default GAP_SHARED/{FILE}")
+    parser.add_argument("--each", action="store_true", help="a table for each setting")
+    parser.add_argument("--quick", action="store_true", help="little of everything, for tests")
+    options = parser.parse_args()
+    scale = QUICK if options.quick else Scale()
+    if options.features is None and "GAP_SHARED" in os.environ:
+        options.features = Path(os.environ["GAP_SHARED"]) / FILE
+
+    console = Console()
+    experiments = list(simulated(scale))
+    if options.features is None:
+        console.print("Neither FEATURES nor GAP_SHARED is given: no real features")
+    else:
+        features = Features(options.features)
+        experiments = [*one_side(features, scale), *two_sides(features, scale), *experiments]
+    for figure, title in (("ndcg", "nDCG@10"), ("recall", "recall@10")):
+        study = Study(experiments, figure)
+        console.print(f"\n=== {title} ===")
+        show_means(study, console, scale.rounds, each=options.each)
+        show_summary(study, console, scale.rounds)
+
+
+if __name__ == "__main__":
+    main()
