@@ -63,9 +63,9 @@ def collect_scores(
             raise ValueError(f"the relevant keys of {query!r} are one text: pass {{{relevant!r}}}")
         wanted, found = set(relevant), set()
         for leg, hits in retriever.search_legs(query).items():
-            for hit in hits:
-                keys = wanted & {hit.node.ref_doc_id, hit.node_id}
-                scores[pair_of(leg)].append(hit.get_score())
+            for node, score in zip(hits.nodes, hits.scores, strict=True):
+                keys = wanted & {node.ref_doc_id, node.node_id}
+                scores[pair_of(leg)].append(score)
                 labels[pair_of(leg)].append(bool(keys))
                 found |= keys
         named, missed = named + len(wanted), missed + len(wanted - found)

@@ -90,7 +90,15 @@ class SearchSide:
 
 
 @dataclass(frozen=True)
-class _Hits:
+class LegHits:
+    """What one leg finds, best first.
+
+    Attributes:
+        nodes: the n nodes.
+        scores: their raw scores, n of them.
+        query: the vector that it was asked with, shape (d,).
+    """
+
     nodes: list[BaseNode]
     scores: list[float]
     query: npt.NDArray[np.float32]
@@ -240,31 +248,38 @@ class DualIndexRetriever(BaseRetriever):
             **settings,
         )
 
-    def search_legs(self, query: str | QueryBundle) -> dict[str, list[NodeWithScore]]:
+    def search_legs(self, query: str | QueryBundle) -> dict[str, LegHits]:
         """What each leg finds with its raw scores, before anything is left out or ranked."""
         bundle = QueryBundle(query) if isinstance(query, str) else query
-        return {
-            name: [
-                NodeWithScore(node=node, score=score)
-                for node, score in zip(hits.nodes, hits.scores, strict=True)
-            ]
-            for name, hits in self._search(self._embed(bundle)).items()
-        }
+        return self._search(self._embed(bundle))
+
+    def rank_legs(self, legs: Mapping[str, LegHits]) -> list[NodeWithScore]:
+        """Rank what ``search_legs`` found, also of another retriever over the same index.
+
+        So several settings can be compared over one search. Of each leg the first hits are taken,
+        as many as this retriever takes from a search of its own.
+        """
+        hits = {}
+        for name, found in legs.items():
+            if top_k := self._top_ks[_side(name)]:
+                first = LegHits(found.nodes[:top_k], found.scores[:top_k], found.query)
+                hits[name] = self._probable(name, first)
+        fusion = fuse(
+            {name: self._leg(name, found) for name, found in hits.items()},
+            normalise=self._normalise,
+            combine=self._combine,
+            weights={name: self._weights.get(_side(name), 1.0) for name in hits},
+            k=self._k,
+        )
+        if fusion.note:
+            logger.info("%s", fusion.note)
+        return self._nodes(fusion, hits)
 
     async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         return await asyncio.to_thread(self._retrieve, query_bundle)
 
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        searched = self._search(self._embed(query_bundle))
-        hits = {name: self._probable(name, found) for name, found in searched.items()}
-        legs = {name: self._leg(name, found) for name, found in hits.items()}
-        weights = {name: self._weights.get(_side(name), 1.0) for name in legs}
-        fusion = fuse(
-            legs, normalise=self._normalise, combine=self._combine, weights=weights, k=self._k
-        )
-        if fusion.note:
-            logger.info("%s", fusion.note)
-        return self._nodes(fusion, hits)
+        return self.rank_legs(self.search_legs(query_bundle))
 
     # --- the query -------------------------------------------------------------------------------
 
@@ -307,10 +322,10 @@ class DualIndexRetriever(BaseRetriever):
 
     # --- the search ------------------------------------------------------------------------------
 
-    def _search(self, vectors: Mapping[str, npt.NDArray[np.float32]]) -> dict[str, _Hits]:
+    def _search(self, vectors: Mapping[str, npt.NDArray[np.float32]]) -> dict[str, LegHits]:
         """Ask all legs, side by side where their stores gain by it."""
 
-        def ask(name: str) -> _Hits | Exception:
+        def ask(name: str) -> LegHits | Exception:
             try:
                 return self._search_leg(name, vectors[name])
             except Exception as error:  # a leg's failure, of whatever kind, is that leg's
@@ -326,7 +341,7 @@ class DualIndexRetriever(BaseRetriever):
                 futures = {name: pool.submit(copy_context().run, ask, name) for name in others}
                 outcomes = {first: ask(first)}
                 outcomes |= {name: future.result() for name, future in futures.items()}
-        hits = {name: found for name, found in outcomes.items() if isinstance(found, _Hits)}
+        hits = {name: found for name, found in outcomes.items() if isinstance(found, LegHits)}
         errors = {name: found for name, found in outcomes.items() if isinstance(found, Exception)}
         if errors and (self._on_leg_error == "raise" or not hits):
             raise next(iter(errors.values()))
@@ -340,7 +355,7 @@ class DualIndexRetriever(BaseRetriever):
             return "image_query"
         return _side(leg)
 
-    def _search_leg(self, name: str, vector: npt.NDArray[np.float32]) -> _Hits:
+    def _search_leg(self, name: str, vector: npt.NDArray[np.float32]) -> LegHits:
         side = self._sides[self._searched(name)]
         found = side.store.query(
             VectorStoreQuery(
@@ -357,9 +372,9 @@ class DualIndexRetriever(BaseRetriever):
                 f"the {_side(name)} store returned {len(nodes)} nodes and {len(scores)} scores for "
                 f"{len(ids)} ids; pass the docstore that holds its nodes"
             )
-        return _Hits(list(nodes), [float(score) for score in scores], vector)
+        return LegHits(list(nodes), [float(score) for score in scores], vector)
 
-    def _probable(self, name: str, hits: _Hits) -> _Hits:
+    def _probable(self, name: str, hits: LegHits) -> LegHits:
         """The hits that are probable enough."""
         if self._calibrator is None:
             return hits
@@ -373,9 +388,9 @@ class DualIndexRetriever(BaseRetriever):
                 name,
                 self._min_probability,
             )
-        return _Hits([hits.nodes[i] for i in kept], [hits.scores[i] for i in kept], hits.query)
+        return LegHits([hits.nodes[i] for i in kept], [hits.scores[i] for i in kept], hits.query)
 
-    def _leg(self, name: str, hits: _Hits) -> Leg:
+    def _leg(self, name: str, hits: LegHits) -> Leg:
         background = None
         if self._normalise == "background" and hits.nodes:
             sample = self._sides[self._searched(name)].sample()
@@ -387,7 +402,7 @@ class DualIndexRetriever(BaseRetriever):
 
     # --- the answer ------------------------------------------------------------------------------
 
-    def _nodes(self, fusion: Fusion, hits: Mapping[str, _Hits]) -> list[NodeWithScore]:
+    def _nodes(self, fusion: Fusion, hits: Mapping[str, LegHits]) -> list[NodeWithScore]:
         best: dict[str, dict[Side, tuple[float, BaseNode]]] = defaultdict(dict)
         for name, found in hits.items():
             for node, score in zip(found.nodes, found.scores, strict=True):
@@ -428,7 +443,7 @@ class DualIndexRetriever(BaseRetriever):
         self,
         documents: Sequence[FusedDocument],
         best: dict[str, dict[Side, tuple[float, BaseNode]]],
-        hits: Mapping[str, _Hits],
+        hits: Mapping[str, LegHits],
     ) -> None:
         for searched, search in self._sides.items():
             side = _side(searched)

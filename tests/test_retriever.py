@@ -320,13 +320,28 @@ def test_what_each_leg_finds(small: DualIndex, calibrator: RelevanceCalibrator) 
 
     legs = retriever.search_legs("query")
 
-    assert {leg: ids(hits) for leg, hits in legs.items()} == {
+    assert {leg: [node.node_id for node in hits.nodes] for leg, hits in legs.items()} == {
         "text": ["A-text", "B-text"],
         "image": ["B-image", "A-image"],
     }
-    assert [hit.score for hit in legs["image"]] == pytest.approx([0.54, 0.31], abs=1e-5)
+    assert legs["image"].scores == pytest.approx([0.54, 0.31], abs=1e-5)
     by_picture = retriever.search_legs(QueryBundle("", image_path="/pictures/query"))
     assert [pair_of(leg) for leg in by_picture] == ["image_to_image", "image_to_text"]
+
+
+def test_one_search_can_be_ranked_in_several_ways(small: DualIndex) -> None:
+    """Each retriever takes its own number of hits, and gives what it would find by itself."""
+    legs = small.as_retriever().search_legs("query")
+
+    for settings in (
+        {},
+        {"normalise": "none", "combine": "max"},
+        {"similarity_top_k": 1},
+        {"image_similarity_top_k": 0},
+    ):
+        retriever = small.as_retriever(**settings)
+        assert retriever.rank_legs(legs) == retriever.retrieve("query")
+    assert ids(small.as_retriever(image_similarity_top_k=0).rank_legs(legs)) == ["A-text", "B-text"]
 
 
 # --- the query ----------------------------------------------------------------------------------
