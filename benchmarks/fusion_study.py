@@ -68,7 +68,7 @@ from two_sided import (  # noqa: E402
     Outcome,
     Side,
     Simulation,
-    SizedLeg,
+    Leg,
     World,
     ask,
     evaluate,
@@ -79,7 +79,7 @@ FloatArray: TypeAlias = npt.NDArray[np.float64]
 IntArray: TypeAlias = npt.NDArray[np.int64]
 
 
-def sized_evidence(legs: Mapping[str, SizedLeg]) -> Fusion:
+def sized_evidence(legs: Mapping[str, Leg]) -> Fusion:
     """Not in the package: evidence that knows how many vectors each leg has.
 
     Of r times as many vectors, the best scores higher by chance. ``evidence`` asks how probable it

@@ -505,8 +505,8 @@ def _method(answer: Answer) -> str:
         "Cosines of texts and of pictures cannot be compared: between them lies the modality gap. "
         "So each counts by how many standard deviations (σ) it lies above what this query gets "
         "from a sample of the same collection. Evidence is −log of the probability of lying as "
-        "high by chance; the evidence of the legs is added. A leg marked 'not found' had the "
-        "document not among its best, and adds nothing."
+        "high by chance, which is likelier in a larger collection; the evidence of the legs is "
+        "added. A leg marked 'not found' had the document not among its best, and adds nothing."
     )
 
 

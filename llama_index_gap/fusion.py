@@ -29,11 +29,13 @@ class Leg:
         scores: a score for each hit, shape (n,); higher is better. The order does not matter.
         background: the query's scores against a sample of all vectors of the leg, shape (m,);
             None where there is no sample to be had.
+        size: how many vectors the leg has in all; None where that is not known.
     """
 
     keys: Sequence[str]
     scores: npt.ArrayLike
     background: npt.ArrayLike | None = None
+    size: int | None = None
 
 
 @dataclass(frozen=True)
@@ -44,12 +46,14 @@ class FusedDocument:
         key: the document.
         score: what the ranking goes by.
         scores: its best raw score in each leg that found it.
+        normalised: the same on the scale of the normalisation.
         evidence: what each of these legs adds to the score, weights included.
     """
 
     key: str
     score: float
     scores: dict[str, float]
+    normalised: dict[str, float]
     evidence: dict[str, float]
 
 
@@ -94,7 +98,10 @@ def fuse(
     - ``sum``; ``max``, of the legs that found the document;
     - ``evidence``: −log of the upper tail probability of a standard normal variable at the
       z-score, added over the legs (Fisher's method). Weak evidence adds almost nothing, so it
-      suits queries that need one side as well as those that need both.
+      suits queries that need one side as well as those that need both. Of more vectors the best
+      lies higher by chance alone. So where ``background`` comes with the legs' sizes, a leg with r
+      times as many vectors as the smallest takes the probability that the best of r lies so high,
+      1 − (1 − p)^r (Šidák 1967), in place of p.
 
     A leg that did not find a document adds 0. Where a leg with hits has no background of at least
     50 scores, all fall back to ``rank`` × ``sum``, and the result says so.
@@ -122,18 +129,23 @@ def fuse(
                 f"no background of at least {SMALLEST_BACKGROUND} scores for: {', '.join(thin)}; "
                 "so all legs were fused by rank"
             )
+    normalised: dict[str, dict[str, float]] = {}
     evidence: dict[str, dict[str, float]] = {}
+    sized = normalise == "background" and combine == "evidence"
+    ratios = _size_ratios({name: legs[name] for name in legs if best[name]}) if sized else {}
     for name, scores in best.items():
         values = _normalised(np.array(list(scores.values())), normalise, legs[name].background, k)
+        normalised[name] = dict(zip(scores, values.tolist(), strict=True))
         if combine == "evidence":
-            values = -log_ndtr(-values)
+            values = _tail_evidence(values, ratios.get(name, 1.0))
         evidence[name] = dict(zip(scores, (factors[name] * values).tolist(), strict=True))
     documents = []
     for key in dict.fromkeys(key for scores in best.values() for key in scores):
         found = {name: values[key] for name, values in evidence.items() if key in values}
         score = max(found.values()) if combine == "max" else sum(found.values())
         raw = {name: best[name][key] for name in found}
-        documents.append(FusedDocument(key, score, raw, found))
+        on_scale = {name: normalised[name][key] for name in found}
+        documents.append(FusedDocument(key, score, raw, on_scale, found))
     documents.sort(key=lambda document: -document.score)  # stable
     return Fusion(documents, normalise, combine, note)
 
@@ -209,6 +221,26 @@ def _normalised(
             return _above(scores, scores)
         case "background":
             return _above(scores, np.asarray(background, dtype=np.float64))
+
+
+def _size_ratios(legs: Mapping[str, Leg]) -> dict[str, float]:
+    """How many times as large as the smallest each leg is; 1 where a size is not known."""
+    sizes = {name: leg.size for name, leg in legs.items() if leg.size is not None}
+    for name, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"the {name} leg has hits, but its size is {size}")
+    if len(sizes) < len(legs):
+        return dict.fromkeys(legs, 1.0)
+    return {name: size / min(sizes.values()) for name, size in sizes.items()}
+
+
+def _tail_evidence(z: FloatArray, ratio: float) -> FloatArray:
+    """−log of the probability that the best of so many standard normal variables is as high."""
+    log_p = log_ndtr(-z)
+    with np.errstate(divide="ignore"):
+        evidence = -np.log(-np.expm1(ratio * np.log1p(-np.exp(log_p))))
+    underflows = log_p < -30  # there the probability is ratio × p
+    return np.where(underflows, -log_p - np.log(ratio), evidence)
 
 
 def _above(scores: FloatArray, reference: FloatArray) -> FloatArray:

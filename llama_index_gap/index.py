@@ -203,7 +203,7 @@ class DualIndex:
             Path(storage_dir) if storage_dir is not None else default_storage(uri, name)
         )
         self.report = IndexReport()
-        self._samples: dict[Side, npt.NDArray[np.float32]] = {}
+        self._samples: dict[Side, tuple[npt.NDArray[np.float32], int]] = {}
         self._lock = threading.Lock()
 
     @classmethod
@@ -387,7 +387,12 @@ class DualIndex:
                     rows["image"],
                 )
         return {
-            side: SearchSide(store, self._model(side), partial(self._sample, side))
+            side: SearchSide(
+                store,
+                self._model(side),
+                sample=partial(self._sample, side),
+                count=partial(self._size, side),
+            )
             for side, store in self._stores.items()
         }
 
@@ -556,9 +561,17 @@ class DualIndex:
         )
 
     def _sample(self, side: Side) -> npt.NDArray[np.float32]:
+        return self._sampled(side)[0]
+
+    def _size(self, side: Side) -> int:
+        return self._sampled(side)[1]
+
+    def _sampled(self, side: Side) -> tuple[npt.NDArray[np.float32], int]:
+        """Some vectors of a side, and how many there are; asked for once between writes."""
         with self._lock:
             if side not in self._samples:
-                self._samples[side] = self._stores[side].sample(SAMPLE_SIZE)
+                store = self._stores[side]
+                self._samples[side] = store.sample(SAMPLE_SIZE), store.count()
             return self._samples[side]
 
     def _open_image_queries(

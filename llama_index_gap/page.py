@@ -11,7 +11,6 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from llama_index.core.schema import BaseNode, ImageNode, MetadataMode, NodeWithScore
-from scipy.special import ndtri_exp
 
 from llama_index_gap.images import ImageError, ImageSource, open_image
 
@@ -34,21 +33,18 @@ class LegScore:
         raw: the best score there, as the database gives it.
         evidence: what this adds to the document's score; None where the leg did not find the
             document, so that it counts for nothing.
+        sigma: standard deviations above what the query gets anyway, where it was ranked by that.
     """
 
     leg: str
     raw: float
     evidence: float | None
+    sigma: float | None = None
 
     @property
     def name(self) -> str:
         """The leg as people call it."""
         return _LEGS.get(self.leg, self.leg)
-
-    @property
-    def sigma(self) -> float | None:
-        """Standard deviations above what the query gets anyway; the evidence says as much."""
-        return None if self.evidence is None else -float(ndtri_exp(-self.evidence))
 
 
 @dataclass(frozen=True)
@@ -142,7 +138,7 @@ def _document(rank: int, key: str, hits: list[NodeWithScore]) -> FoundDocument:
         id=key,
         score=hits[0].get_score(),
         legs=[
-            LegScore(leg, scores[leg], scores.get(f"{leg}_evidence"))
+            LegScore(leg, scores[leg], scores.get(f"{leg}_evidence"), scores.get(f"{leg}_sigma"))
             for leg in _LEGS
             if leg in scores
         ],

@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
 import numpy as np
@@ -56,11 +56,11 @@ class ScoredNode(NodeWithScore):
     """A node with its document's fused score, and where that score comes from.
 
     ``scores`` holds, for each leg that found the document, its best raw score there (``text``,
-    ``image``), what this added to the fused score (``text_evidence``, ``image_evidence``), and with
-    a calibrator how probable it makes it (``text_probability``, ``image_probability``). Legs asked
-    with a picture are named ``text_by_image`` and ``image_by_image``, whichever model's vectors the
-    pictures are compared by. ``MultiModalRerank`` adds its own scores, and the former one as
-    ``retrieval``.
+    ``image``), how many standard deviations that is above the mean where the fusion reckons so
+    (``text_sigma``), what it added to the fused score (``text_evidence``), and with a calibrator
+    how probable it makes it (``text_probability``). Legs asked with a picture are named
+    ``text_by_image`` and ``image_by_image``, whichever model's vectors the pictures are compared
+    by. ``MultiModalRerank`` adds its own scores, and the former one as ``retrieval``.
     """
 
     scores: dict[str, float] = Field(default_factory=dict)
@@ -80,12 +80,14 @@ class SearchSide:
         embed_model: embeds the queries.
         sample: gives an (m, d) sample of the stored vectors, of length 1; None where none can be
             had.
+        count: gives how many vectors there are; None where that cannot be told.
         nodes: gives the nodes with these ids, for a store that keeps only vectors.
     """
 
     store: BasePydanticVectorStore
     embed_model: BaseEmbedding
     sample: Sampler = lambda: None
+    count: Callable[[], int | None] = lambda: None
     nodes: Callable[[list[str]], list[BaseNode]] | None = None
 
 
@@ -264,8 +266,9 @@ class DualIndexRetriever(BaseRetriever):
             if top_k := self._top_ks[_side(name)]:
                 first = LegHits(found.nodes[:top_k], found.scores[:top_k], found.query)
                 hits[name] = self._probable(name, first)
+        legs_of_documents = {name: self._leg(name, found) for name, found in hits.items()}
         fusion = fuse(
-            {name: self._leg(name, found) for name, found in hits.items()},
+            legs_of_documents,
             normalise=self._normalise,
             combine=self._combine,
             weights={name: self._weights.get(_side(name), 1.0) for name in hits},
@@ -273,7 +276,7 @@ class DualIndexRetriever(BaseRetriever):
         )
         if fusion.note:
             logger.info("%s", fusion.note)
-        return self._nodes(fusion, hits)
+        return self._nodes(fusion, hits, legs_of_documents)
 
     async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         return await asyncio.to_thread(self._retrieve, query_bundle)
@@ -391,21 +394,26 @@ class DualIndexRetriever(BaseRetriever):
         return LegHits([hits.nodes[i] for i in kept], [hits.scores[i] for i in kept], hits.query)
 
     def _leg(self, name: str, hits: LegHits) -> Leg:
-        background = None
+        background = size = None
         if self._normalise == "background" and hits.nodes:
-            sample = self._sides[self._searched(name)].sample()
+            side = self._sides[self._searched(name)]
+            sample, size = side.sample(), side.count()
             background = None if sample is None else sample @ _unit(hits.query)
-        return Leg([self._key(node) for node in hits.nodes], hits.scores, background)
+        return Leg([self._key(node) for node in hits.nodes], hits.scores, background, size)
 
     def _key(self, node: BaseNode) -> str:
         return document_key(node, self._group_by)
 
     # --- the answer ------------------------------------------------------------------------------
 
-    def _nodes(self, fusion: Fusion, hits: Mapping[str, LegHits]) -> list[NodeWithScore]:
+    def _nodes(
+        self, fusion: Fusion, hits: Mapping[str, LegHits], legs: Mapping[str, Leg]
+    ) -> list[NodeWithScore]:
         best: dict[str, dict[Side, tuple[float, BaseNode]]] = defaultdict(dict)
         for name, found in hits.items():
-            for node, score in zip(found.nodes, found.scores, strict=True):
+            values = self._of_nodes(fusion, found, legs[name])
+            for node in found.nodes:
+                score = values[node.node_id]
                 of_document = best[self._key(node)]
                 before = of_document.get(_side(name))
                 if before is None or score > before[0]:
@@ -417,7 +425,7 @@ class DualIndexRetriever(BaseRetriever):
         returned: list[NodeWithScore] = []
         for document in documents:
             of_document = best[document.key]
-            scores = _where_from(document) | probabilities[document.key]
+            scores = _where_from(document, fusion.normalise) | probabilities[document.key]
             asked = {_side(name) for name in document.scores}
             scores |= {s: score for s, (score, _) in of_document.items() if s not in asked}
             nodes = [of_document[side][1] for side in self._sides if side in of_document]
@@ -426,6 +434,15 @@ class DualIndexRetriever(BaseRetriever):
                 for node in {node.node_id: node for node in nodes}.values()
             ]
         return returned
+
+    def _of_nodes(self, fusion: Fusion, hits: LegHits, leg: Leg) -> dict[str, float]:
+        """What each node of a leg is worth, on the documents' scale.
+
+        So a picture that a text found can be compared with one that a picture found.
+        """
+        of_nodes = replace(leg, keys=[node.node_id for node in hits.nodes])
+        found = fuse({"": of_nodes}, normalise=fusion.normalise, combine=fusion.combine, k=self._k)
+        return {node.key: node.score for node in found.documents}
 
     def _probabilities(self, documents: Sequence[FusedDocument]) -> dict[str, dict[str, float]]:
         """What each document's score in each leg makes of it."""
@@ -534,8 +551,10 @@ def _unit(vector: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     return vector / np.float32(length) if length else vector
 
 
-def _where_from(document: FusedDocument) -> dict[str, float]:
+def _where_from(document: FusedDocument, normalise: Normalise) -> dict[str, float]:
+    sigmas = document.normalised if normalise in {"zscore", "background"} else {}
     return {
         **document.scores,
+        **{f"{name}_sigma": value for name, value in sigmas.items()},
         **{f"{name}_evidence": value for name, value in document.evidence.items()},
     }

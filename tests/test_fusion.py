@@ -91,6 +91,36 @@ def test_evidence_is_minus_log_of_the_tail() -> None:
     )
 
 
+def test_of_twice_as_many_the_best_lies_higher_by_chance() -> None:
+    legs = {
+        "text": Leg(["t"], [1.0], UNIT, size=100),
+        "image": Leg(["i", "far"], [1.0, 40.0], UNIT, size=200),
+    }
+
+    found = scores(fuse(legs))
+
+    p = norm.sf(1.0)
+    assert found["t"] == pytest.approx(-math.log(p))
+    assert found["i"] == pytest.approx(-math.log(1 - (1 - p) ** 2))
+    assert found["far"] == pytest.approx(-norm.logsf(40.0) - math.log(2))
+
+
+@pytest.mark.parametrize("sizes", [(500, 500), (100, None), (None, None)])
+def test_sizes_that_are_equal_or_unknown_change_nothing(sizes: tuple[int, int]) -> None:
+    legs = {
+        name: Leg(["a", name], [2.0, 0.5], UNIT, size)
+        for name, size in zip(("text", "image"), sizes, strict=True)
+    }
+    unsized = {name: Leg(leg.keys, leg.scores, UNIT) for name, leg in legs.items()}
+
+    assert scores(fuse(legs)) == pytest.approx(scores(fuse(unsized)))
+
+
+def test_a_leg_with_hits_is_not_empty() -> None:
+    with pytest.raises(ValueError, match="the text leg has hits, but its size is 0"):
+        fuse({"text": Leg(["a"], [1.0], UNIT, size=0)})
+
+
 def test_evidence_does_not_underflow() -> None:
     (document,) = fuse({"text": Leg(["a"], [50.0], background=UNIT)}).documents
 

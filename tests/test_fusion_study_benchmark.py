@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from scipy.stats import norm
-from two_sided import Side, SizedLeg, evaluate
+from two_sided import Side, Leg, evaluate
 
 from llama_index_gap.fusion import fuse
 
@@ -68,7 +68,7 @@ def test_features_of_any_kind() -> None:
 
 def test_sized_evidence() -> None:
     def score(size: int, z: float) -> float:
-        legs = {"text": SizedLeg(["a"], [z], UNIT, 50 * size), "image": SizedLeg([], [], UNIT, 50)}
+        legs = {"text": Leg(["a"], [z], UNIT, 50 * size), "image": Leg([], [], UNIT, 50)}
         return STUDY["sized_evidence"](legs).documents[0].score
 
     assert score(1, 2.0) == pytest.approx(-norm.logsf(2))  # as evidence

@@ -9,12 +9,10 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from llama_index.core.schema import ImageNode, NodeRelationship, RelatedNodeInfo, TextNode
 from PIL import Image
 
-from llama_index_gap.fusion import Leg, fuse
 from llama_index_gap.page import (
     Answer,
     FoundDocument,
@@ -134,13 +132,13 @@ def test_searches_by_text_and_by_picture_add_up_on_each_side() -> None:
     assert document(legs=legs).side("text") == 5.0
 
 
-def test_sigma_undoes_the_evidence() -> None:
-    background = np.arange(100.0)
-    scores = background.mean() + background.std() * np.array([20.0, 3.0, 0.5, -2.0])
-    documents = fuse({"text": Leg(["a", "b", "c", "d"], scores, background)}).documents
-    sigmas = [LegScore("text", 0.0, document.evidence["text"]).sigma for document in documents]
+def test_how_far_above_the_usual_is_what_the_ranking_says() -> None:
+    node = TextNode(id_="a", text="A")
+    scores = {"text": 0.4, "text_sigma": 2.5, "text_evidence": 5.1, "image": 0.3}
 
-    assert sigmas == pytest.approx([20.0, 3.0, 0.5, -2.0])
+    (document,) = found_documents([ScoredNode(node=node, score=5.1, scores=scores)])
+
+    assert [(leg.leg, leg.sigma) for leg in document.legs] == [("text", 2.5), ("image", None)]
 
 
 @pytest.mark.parametrize(
@@ -252,7 +250,7 @@ def test_a_damaged_query_picture_leaves_its_reason(tmp_path: Path) -> None:
 
 def test_bars_are_as_long_as_the_evidence() -> None:
     legs = [
-        LegScore("text", 0.7, 3.0),
+        LegScore("text", 0.7, 3.0, 1.6),
         LegScore("image", 0.3, 1.5),
         LegScore("image_by_image", 0.2, None),
     ]

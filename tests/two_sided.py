@@ -190,13 +190,6 @@ class Side:
 
 
 @dataclass(frozen=True)
-class SizedLeg(Leg):
-    """A leg that says how many vectors it searched."""
-
-    size: int = 0
-
-
-@dataclass(frozen=True)
 class Outcome:
     """How well each method answered each query: shape (queries,), by method."""
 
@@ -233,7 +226,7 @@ def evaluate(
             top = np.argpartition(-of_leg, min(CANDIDATES, len(of_leg)) - 1)[:CANDIDATES]
             top = top[np.argsort(-of_leg[top], kind="stable")]
             keys, background = side.documents[top].tolist(), backgrounds[name][number]
-            legs[name] = SizedLeg(keys, of_leg[top], background, len(of_leg))
+            legs[name] = Leg(keys, of_leg[top], background, len(of_leg))
         rankings = {f"{name} leg": list(dict.fromkeys(leg.keys)) for name, leg in legs.items()}
         for name, method in methods.items():
             rankings[name] = [document.key for document in method(legs).documents]
