@@ -51,7 +51,7 @@ BATCH = 8  # compute_score's default
 MAX_LENGTH, QUERY_LENGTH = 10240, 512  # likewise
 SCORE_TOKEN, LOGIT_BIAS = 100, 2.65
 IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
-SIZES = [(320, 240), (480, 640), (640, 480), (800, 600), (1024, 768)]
+SIZES = [(224, 224), (320, 240), (480, 360), (480, 640), (800, 600)]
 AIMS = {"cold": 1.3, "vision kept": 2.0, "prefixes kept": 8.0}
 
 Document = str | Path

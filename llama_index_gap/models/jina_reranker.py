@@ -154,8 +154,7 @@ class JinaRerankerScorer(PairScorer):
         """
         match item:
             case str():
-                content = item.encode("utf-8", "surrogatepass")
-                return PreparedText(f"text {hashlib.sha256(content).hexdigest()}", item)
+                return PreparedText(f"text {hashlib.sha256(item.encode()).hexdigest()}", item)
             case Picture():
                 return self._prepare_picture(f"picture {item.key}", item)
             case Image.Image():
@@ -256,7 +255,6 @@ class JinaRerankerScorer(PairScorer):
         pieces = [self._piece(asked, candidate) for candidate in batch]
         with self._forward:
             last = run_packed(self._model.language_model, pieces)
-            # In float32: bfloat16 has four steps from 2.64 to 2.70, so that scores would tie.
             logits: Tensor = self._head(last.float())[:, 0]
         for candidate, piece in zip(batch, pieces, strict=True):
             if piece.keep:
@@ -326,11 +324,16 @@ def _load_model(
         lambda: Qwen2VLModel(config), backbone, checkpoint.name, device=device, dtype=dtype
     )
     use_packing(model.language_model)
-    layers = {"score": nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 1))}
+    # In float32: bfloat16 steps by 0.016 around the bias, so that scores would tie.
     scores = load_module(
-        lambda: nn.ModuleDict(layers), head, checkpoint.name, device=device, dtype=torch.float32
+        lambda: _make_head(width), head, checkpoint.name, device=device, dtype=torch.float32
     )
     return model, scores["score"]
+
+
+def _make_head(width: int) -> nn.ModuleDict:
+    layers = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 1))
+    return nn.ModuleDict({"score": layers})
 
 
 def _check_range(name: str, value: int, least: int, most: int | None = None) -> None:
