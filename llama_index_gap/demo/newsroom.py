@@ -16,7 +16,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import combinations, product
+from itertools import combinations, count, islice, product
 from pathlib import Path
 from random import Random
 from typing import Literal, TypeAlias, TypeVar
@@ -32,6 +32,7 @@ _Item = TypeVar("_Item", "Facts", Scene)
 
 QUERY_KINDS: tuple[QueryKind, ...] = ("text", "image", "both")
 _SERIES = 16  # articles of one series, at most
+_FEWEST = 100  # articles that queries are made for
 
 # The words of each notion: those of headlines, and those of queries; only some are in both.
 _WHO = {
@@ -207,22 +208,32 @@ class Query:
     kind: QueryKind
     claims: frozenset[Claim]
 
+    @property
+    def said(self) -> frozenset[Claim]:
+        """What it asks of the headline."""
+        return frozenset(claim for claim in self.claims if claim[0] in _FACTS)
+
+    @property
+    def shown(self) -> frozenset[Claim]:
+        """What it asks of the picture."""
+        return self.claims - self.said
+
     def is_answered_by(self, article: Article) -> bool:
         """Whether the article says and shows all that is asked for."""
         return self.claims <= article.claims
 
 
-def make_articles(count: int, fold: Fold, seed: int) -> list[Article]:
+def make_articles(number: int, fold: Fold, seed: int) -> list[Article]:
     """Make articles in series of near misses; no two say the same or show the same.
 
     Args:
-        count: how many.
+        number: how many.
         fold: which pairs of event and place, and which scenes, they may have.
         seed: the same seed gives the same articles on every machine.
     """
     random = Random(f"articles {fold} {seed}")  # noqa: S311 - no secret
-    facts = _distinct(_fact_series(fold, random), count)
-    scenes = _distinct(_scene_series(fold, random), count)
+    facts = _distinct(_fact_series(fold, random), number)
+    scenes = _distinct(_scene_series(fold, random), number)
     random.shuffle(scenes)  # near misses in words are not those in pictures
     return [
         Article(f"{fold}-{seed}-{index:04}", said, shown, _headline(said, random))
@@ -233,17 +244,28 @@ def make_articles(count: int, fold: Fold, seed: int) -> list[Article]:
 def make_queries(articles: Sequence[Article], per_kind: int, seed: int) -> list[Query]:
     """Word queries, each after an article drawn at random, which answers it.
 
+    Either half of a query for both is answered by other articles too.
+
     Args:
         articles: what is asked about.
         per_kind: queries of each kind.
         seed: the same seed gives the same queries on every machine.
+
+    Raises:
+        ValueError: there are too few articles for near misses.
     """
+    if len(articles) < _FEWEST:
+        raise ValueError(
+            f"{len(articles)} articles have too few near misses to ask for; make {_FEWEST} or more"
+        )
     random = Random(f"queries {seed}")  # noqa: S311 - no secret
-    return [
-        make_query(random.choice(articles), kind, random)
-        for kind in QUERY_KINDS
-        for _ in range(per_kind)
-    ]
+    queries: list[Query] = []
+    for kind in QUERY_KINDS:
+        drawn = (make_query(random.choice(articles), kind, random) for _ in count())
+        if kind == "both":
+            drawn = (query for query in drawn if _needs_both(query, articles))
+        queries += islice(drawn, per_kind)
+    return queries
 
 
 def make_query(article: Article, kind: QueryKind, random: Random) -> Query:
@@ -251,7 +273,7 @@ def make_query(article: Article, kind: QueryKind, random: Random) -> Query:
 
     A query for the headline names the event, the place, and who or when or both; one for the
     picture both things, their relation, and the setting or the sky or both. One for both names two
-    facts and one thing with its setting or sky, either of which other articles have too.
+    facts and one thing with its setting or sky.
 
     Args:
         article: what is asked for.
@@ -275,7 +297,7 @@ def make_query(article: Article, kind: QueryKind, random: Random) -> Query:
 
 
 def write_newsroom(
-    folder: str | Path, *, count: int = 3000, queries_per_kind: int = 200, seed: int = 0
+    folder: str | Path, *, articles: int = 3000, queries_per_kind: int = 200, seed: int = 0
 ) -> Path:
     """Write a newsroom of the test fold as a corpus that ``read_corpus`` reads, with its queries.
 
@@ -285,7 +307,7 @@ def write_newsroom(
 
     Args:
         folder: where to write; made if missing.
-        count: number of articles.
+        articles: number of articles.
         queries_per_kind: number of queries of each kind.
         seed: the same seed gives the same newsroom on every machine.
 
@@ -296,29 +318,34 @@ def write_newsroom(
         FileExistsError: the folder holds another ``docs.jsonl``.
     """
     folder = Path(folder)
-    articles = make_articles(count, "test", seed)
-    queries = make_queries(articles, queries_per_kind, seed)
+    newsroom = make_articles(articles, "test", seed)
+    queries = make_queries(newsroom, queries_per_kind, seed)
     documents = _lines(
         {"id": article.id, "text": article.headline, "image": f"images/{article.id}.png"}
-        for article in articles
+        for article in newsroom
     )
     file = folder / "docs.jsonl"
     if file.exists() and file.read_text(encoding="utf-8") != documents:
         raise FileExistsError(f"{file} is not this newsroom's; choose another folder")
     (folder / "images").mkdir(parents=True, exist_ok=True)
-    for article in articles:
+    for article in newsroom:
         article.picture().save(folder / "images" / f"{article.id}.png")
     questions = _lines(
         {
             "query": query.text,
             "kind": query.kind,
-            "relevant": [article.id for article in articles if query.is_answered_by(article)],
+            "relevant": [article.id for article in newsroom if query.is_answered_by(article)],
         }
         for query in queries
     )
     (folder / "queries.jsonl").write_text(questions, encoding="utf-8")
     file.write_text(documents, encoding="utf-8")
     return folder
+
+
+def _needs_both(query: Query, articles: Sequence[Article]) -> bool:
+    halves = (query.said, query.shown)
+    return all(sum(half <= article.claims for article in articles) > 1 for half in halves)
 
 
 def _lines(records: Iterable[dict[str, object]]) -> str:
@@ -334,10 +361,10 @@ def _fold_of(*names: str) -> Fold:
     return "train" if part < 7 else "development" if part == 7 else "test"
 
 
-def _distinct(series: Iterator[_Item], count: int) -> list[_Item]:
+def _distinct(series: Iterator[_Item], number: int) -> list[_Item]:
     """The first so many items that differ from each other."""
     found: dict[_Item, None] = {}
-    while len(found) < count:
+    while len(found) < number:
         found[next(series)] = None
     return list(found)
 
