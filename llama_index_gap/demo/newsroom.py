@@ -30,6 +30,7 @@ QueryKind: TypeAlias = Literal["text", "image", "both"]
 Claim: TypeAlias = tuple[str, str]  # what is said or shown: an attribute and its value
 _Item = TypeVar("_Item", "Facts", Scene)
 
+CHECKPOINT = Path(__file__).parent / "checkpoint"  # the dual encoder that was trained on it
 QUERY_KINDS: tuple[QueryKind, ...] = ("text", "image", "both")
 _SERIES = 16  # articles of one series, at most
 _FEWEST = 100  # articles that queries are made for

@@ -16,7 +16,6 @@ from llama_index_gap.models.checkpoint import quiet_transformers
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer, PreTrainedTokenizerBase
 
-CLIP_MARKS = ("<|startoftext|>", "<|endoftext|>")
 
 _TOWER: dict[str, object] = {
     "hidden_size": 32,
@@ -154,7 +153,9 @@ def clip_tokenizer(
     from transformers import CLIPTokenizer
 
     # The end token last, as in OpenAI's vocabulary.
-    vocab = {token: index for index, token in enumerate([*tokens, *CLIP_MARKS])}
+    vocab = {
+        token: index for index, token in enumerate([*tokens, "<|startoftext|>", "<|endoftext|>"])
+    }
     pairs: Any = list(merges)  # what it takes, whatever its annotation says
     return CLIPTokenizer(vocab=vocab, merges=pairs, model_max_length=max_length)
 

@@ -16,17 +16,17 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 from random import Random
-from typing import Any
 
 import numpy as np
 import torch
+from tokenizers.trainers import BpeTrainer
 from torch.nn.functional import cross_entropy, normalize
 from tqdm import trange
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
 from llama_index_gap.demo.drawing import SIDE
 from llama_index_gap.demo.newsroom import QUERY_KINDS, Article, Claim, make_articles, make_query
-from llama_index_gap.demo.tiny import CLIP_MARKS, clip_letters, clip_tokenizer, save_checkpoint
+from llama_index_gap.demo.tiny import clip_letters, clip_tokenizer, save_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -189,10 +189,18 @@ def make_tokenizer() -> CLIPTokenizer:
     texts += [
         make_query(article, kind, random).text for kind in QUERY_KINDS for article in articles
     ]
-    letters: Any = clip_tokenizer(clip_letters())
-    learnt = letters.train_new_from_iterator(texts, _VOCABULARY)
-    model = json.loads(learnt.backend_tokenizer.to_str())["model"]
-    tokens = sorted(model["vocab"].keys() - set(CLIP_MARKS), key=model["vocab"].__getitem__)
+    letters = clip_letters()
+    # Named beforehand, since the trainer numbers the letters that end words in a random order.
+    trainer = BpeTrainer(
+        vocab_size=_VOCABULARY,
+        special_tokens=letters,
+        end_of_word_suffix="</w>",
+        show_progress=False,
+    )
+    learnt = clip_tokenizer(letters).backend_tokenizer
+    learnt.train_from_iterator(texts, trainer)
+    model = json.loads(learnt.to_str())["model"]
+    tokens = sorted(model["vocab"], key=model["vocab"].__getitem__)
     merges = [(left, right) for left, right in model["merges"]]
     return clip_tokenizer(tokens, merges, max_length=_TOKENS)
 
