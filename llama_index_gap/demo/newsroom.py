@@ -34,6 +34,7 @@ CHECKPOINT = Path(__file__).parent / "checkpoint"  # the dual encoder that was t
 QUERY_KINDS: tuple[QueryKind, ...] = ("text", "image", "both")
 _SERIES = 16  # articles of one series, at most
 _FEWEST = 100  # articles that queries are made for
+_MISTYPED = 0.25  # of the queries
 
 # The words of each notion: those of headlines, and those of queries; only some are in both.
 _WHO = {
@@ -274,27 +275,35 @@ def make_query(article: Article, kind: QueryKind, random: Random) -> Query:
 
     A query for the headline names the event, the place, and who or when or both; one for the
     picture both things, their relation, and the setting or the sky or both. One for both names two
-    facts and one thing with its setting or sky.
+    facts and one thing with its setting or sky. Every fourth query is mistyped.
 
     Args:
         article: what is asked for.
         kind: what the query needs.
         random: decides what is named, and in which words.
     """
+    said: set[str] = set()
+    shown: set[str] = set()
+    things = [article.scene.first, article.scene.second]
     if kind == "text":
         said = {"event", "place", *_some(("who", "time"), random)}
-        return Query(_of_facts(article.facts, said, random), kind, _claimed(article, said))
-    if kind == "image":
-        shown = {"thing", "relation", *_some(("setting", "sky"), random)}
-        return Query(_of_scene(article.scene, shown, random), kind, _claimed(article, shown))
-    said = set(random.sample(_FACTS, 2))
-    around = random.choice(("setting", "sky"))
-    colour, thing = random.choice((article.scene.first, article.scene.second))
-    words = _of_facts(article.facts, said, random)
-    picture = f"{_thing((colour, thing), random)} {_around(article.scene, {around}, random)}"
-    text = random.choice(_BOTH).format(words, picture)
-    claims = _claimed(article, {*said, around}) | {("thing", f"{colour} {thing}")}
-    return Query(text, kind, claims)
+        text = _of_facts(article.facts, said, random)
+    elif kind == "image":
+        shown = {"relation", *_some(("setting", "sky"), random)}
+        text = _of_scene(article.scene, shown, random)
+    else:
+        said = set(random.sample(_FACTS, 2))
+        shown = {random.choice(("setting", "sky"))}
+        things = [random.choice(things)]
+        words = _of_facts(article.facts, said, random)
+        picture = f"{_thing(things[0], random)} {_around(article.scene, shown, random)}"
+        text = random.choice(_BOTH).format(words, picture)
+    if random.random() < _MISTYPED:
+        text = _mistype(text, random)
+    asked = {claim for claim in article.claims if claim[0] in said | shown}
+    if kind != "text":
+        asked |= {("thing", " ".join(thing)) for thing in things}
+    return Query(text, kind, frozenset(asked))
 
 
 def write_newsroom(
@@ -451,5 +460,11 @@ def _some(names: Sequence[str], random: Random) -> set[str]:
     return set(random.sample(names, random.choice((1, 2))))
 
 
-def _claimed(article: Article, names: set[str]) -> frozenset[Claim]:
-    return frozenset(claim for claim in article.claims if claim[0] in names)
+def _mistype(text: str, random: Random) -> str:
+    """Two neighbouring letters of one word in the wrong order."""
+    words = text.split(" ")
+    place = random.choice([place for place, word in enumerate(words) if len(word) > 3])
+    word = words[place]
+    at = random.randrange(1, len(word) - 2)
+    words[place] = word[:at] + word[at + 1] + word[at] + word[at + 2 :]
+    return " ".join(words)

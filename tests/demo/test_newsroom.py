@@ -18,6 +18,7 @@ from llama_index.core.schema import MetadataMode
 from PIL import Image, ImageColor
 
 from llama_index_gap import open_image, read_corpus
+from llama_index_gap.demo import newsroom
 from llama_index_gap.demo.drawing import SIDE, Scene, draw
 from llama_index_gap.demo.newsroom import (
     QUERY_KINDS,
@@ -223,11 +224,14 @@ def test_neither_half_is_enough_where_both_are_needed(
         (replace(SCENE, relation="behind"), "in front of|partly hiding|behind|half hidden by"),
     ],
 )
-def test_a_relation_is_told_from_either_side(scene: Scene, words: str) -> None:
+def test_a_relation_is_told_from_either_side(
+    scene: Scene, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(newsroom, "_MISTYPED", 0)
     article = Article("1", FACTS, scene, "")
     texts = [make_query(article, "image", Random(seed)).text for seed in range(60)]
 
-    found = {}
+    found: dict[str, set[bool]] = {}
     for text in texts:
         before, relation, _ = re.split(f" ({words}) ", text)
         boat_first = bool(re.search("boat|ship|yacht|vessel", before))
@@ -236,6 +240,17 @@ def test_a_relation_is_told_from_either_side(scene: Scene, words: str) -> None:
         relation: {relation in ("left of", "to the left of", "behind", "half hidden by")}
         for relation in words.split("|")
     }
+
+
+def test_every_fourth_query_is_mistyped() -> None:
+    """By two letters of one word in the wrong order."""
+    articles = make_articles(3000, "train", 0)
+    texts = [query.text for query in make_queries(articles, 400, 0)]
+    usual = Counter(word for text in texts for word in text.split())
+
+    odd = [[word for word in text.split() if usual[word] == 1] for text in texts]
+    assert 0.15 < sum(map(bool, odd)) / len(texts) < 0.3
+    assert max(map(len, odd)) <= 2
 
 
 def test_words_of_queries_are_not_all_words_of_headlines() -> None:
