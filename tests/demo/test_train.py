@@ -18,7 +18,10 @@ def tokenizer() -> CLIPTokenizer:
     return make_tokenizer()
 
 
-def test_a_few_steps_make_a_checkpoint_that_loads(tmp_path: Path) -> None:
+def test_a_few_steps_make_a_checkpoint_that_loads(
+    tokenizer: CLIPTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "make_tokenizer", lambda: tokenizer)
     folder = train(tmp_path, steps=2, articles=4)
 
     encoder = load_encoder(str(folder), dtype="float32")
@@ -29,13 +32,20 @@ def test_a_few_steps_make_a_checkpoint_that_loads(tmp_path: Path) -> None:
     assert text.shape == image.shape == (1, encoder.dimension)
 
 
-def test_the_same_seed_gives_the_same_weights(tmp_path: Path) -> None:
+def test_the_same_seed_gives_the_same_weights(
+    tokenizer: CLIPTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "make_tokenizer", lambda: tokenizer)
     weights = [
-        (train(tmp_path / name, steps=1, articles=4, seed=seed) / "model.safetensors").read_bytes()
+        (train(tmp_path / name, steps=2, articles=4, seed=seed) / "model.safetensors").read_bytes()
         for name, seed in (("one", 0), ("again", 0), ("other", 1))
     ]
 
     assert weights[0] == weights[1] != weights[2]
+
+
+def test_the_tokenizer_is_always_the_same(tokenizer: CLIPTokenizer) -> None:
+    assert make_tokenizer().backend_tokenizer.to_str() == tokenizer.backend_tokenizer.to_str()
 
 
 def test_words_are_tokens_and_no_text_is_too_long(tokenizer: CLIPTokenizer) -> None:
