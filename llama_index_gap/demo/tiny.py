@@ -7,13 +7,15 @@ benchmarks run the very code that loads a real checkpoint, offline and in second
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from llama_index_gap.models.checkpoint import quiet_transformers
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import CLIPTokenizer, PreTrainedTokenizerBase
+
 
 _TOWER: dict[str, object] = {
     "hidden_size": 32,
@@ -53,7 +55,7 @@ def make_tiny_clip(
     import torch
     from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel
 
-    tokenizer = _clip_tokenizer()
+    tokenizer = clip_tokenizer(clip_letters())
     text = {
         **_TOWER,
         "vocab_size": len(tokenizer),
@@ -71,7 +73,7 @@ def make_tiny_clip(
     )
     torch.manual_seed(seed)
     config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=projection_dim)
-    return _save(Path(folder), CLIPModel(config), tokenizer, image_processor)
+    return save_checkpoint(Path(folder), CLIPModel(config), tokenizer, image_processor)
 
 
 def make_tiny_siglip(folder: str | Path, *, seed: int = 0, gemma_tokenizer: bool = False) -> Path:
@@ -103,7 +105,7 @@ def make_tiny_siglip(folder: str | Path, *, seed: int = 0, gemma_tokenizer: bool
     image_processor = SiglipImageProcessorPil(size={"height": 32, "width": 32})
     torch.manual_seed(seed)
     config = SiglipConfig(text_config=text, vision_config=vision)
-    return _save(Path(folder), SiglipModel(config), tokenizer, image_processor)
+    return save_checkpoint(Path(folder), SiglipModel(config), tokenizer, image_processor)
 
 
 def make_tiny_dinov2(folder: str | Path, *, seed: int = 0) -> Path:
@@ -126,10 +128,11 @@ def make_tiny_dinov2(folder: str | Path, *, seed: int = 0) -> Path:
     config = Dinov2Config(
         hidden_size=32, num_hidden_layers=2, num_attention_heads=4, image_size=42, patch_size=14
     )
-    return _save(Path(folder), Dinov2Model(config), image_processor)
+    return save_checkpoint(Path(folder), Dinov2Model(config), image_processor)
 
 
-def _save(folder: Path, *parts: object) -> Path:
+def save_checkpoint(folder: Path, *parts: object) -> Path:
+    """Write a model and what belongs to it as the hub's checkpoints are; returns the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     with quiet_transformers():
         for part in parts:
@@ -137,15 +140,32 @@ def _save(folder: Path, *parts: object) -> Path:
     return folder
 
 
-def _clip_tokenizer() -> PreTrainedTokenizerBase:
-    from tokenizers.pre_tokenizers import ByteLevel
+def clip_tokenizer(
+    tokens: Sequence[str], merges: Sequence[tuple[str, str]] = (), *, max_length: int = 77
+) -> CLIPTokenizer:
+    """A tokenizer of CLIP's kind.
+
+    Args:
+        tokens: the vocabulary but for the marks of start and end.
+        merges: pairs of tokens that become one, the most important first.
+        max_length: longest text in tokens, marks included.
+    """
     from transformers import CLIPTokenizer
 
+    # The end token last, as in OpenAI's vocabulary.
+    vocab = {
+        token: index for index, token in enumerate([*tokens, "<|startoftext|>", "<|endoftext|>"])
+    }
+    pairs: Any = list(merges)  # what it takes, whatever its annotation says
+    return CLIPTokenizer(vocab=vocab, merges=pairs, model_max_length=max_length)
+
+
+def clip_letters() -> list[str]:
+    """The tokens that CLIP's vocabulary begins with: letters, and letters that end a word."""
+    from tokenizers.pre_tokenizers import ByteLevel
+
     letters = sorted(ByteLevel.alphabet())
-    tokens = [*letters, *(letter + "</w>" for letter in letters)]
-    tokens += ["<|startoftext|>", "<|endoftext|>"]  # the end token last, as in OpenAI's vocabulary
-    vocab = {token: index for index, token in enumerate(tokens)}
-    return CLIPTokenizer(vocab=vocab, merges=[], model_max_length=77)
+    return [*letters, *(letter + "</w>" for letter in letters)]
 
 
 def _siglip_tokenizer() -> PreTrainedTokenizerBase:

@@ -1,0 +1,304 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import fields, replace
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import pytest
+from llama_index.core.schema import MetadataMode
+from PIL import Image, ImageColor
+
+from llama_index_gap import open_image, read_corpus
+from llama_index_gap.demo import newsroom
+from llama_index_gap.demo.drawing import SIDE, Scene, draw
+from llama_index_gap.demo.newsroom import (
+    QUERY_KINDS,
+    Article,
+    Facts,
+    Query,
+    make_articles,
+    make_queries,
+    make_query,
+    write_newsroom,
+)
+
+FACTS = Facts(who="nurses", event="strike", place="Arnbeck", time="monday")
+SCENE = Scene(("red", "boat"), ("blue", "house"), "left", "coast", "night")
+FOLDS = ("train", "development", "test")
+
+
+@pytest.fixture(scope="module")
+def articles() -> list[Article]:
+    return make_articles(1000, "test", 0)
+
+
+@pytest.fixture(scope="module")
+def queries(articles: list[Article]) -> list[Query]:
+    return make_queries(articles, 50, 0)
+
+
+# --- articles ------------------------------------------------------------------------------------
+
+
+def test_the_headline_and_the_picture_claim_different_things() -> None:
+    article = Article("1", FACTS, SCENE, "Nurses walk out in Arnbeck on Monday")
+
+    assert article.claims == {
+        ("who", "nurses"),
+        ("event", "strike"),
+        ("place", "Arnbeck"),
+        ("time", "monday"),
+        ("thing", "red boat"),
+        ("thing", "blue house"),
+        ("relation", "left"),
+        ("setting", "coast"),
+        ("sky", "night"),
+    }
+
+
+def test_a_newsroom_is_the_same_in_every_process(tmp_path: Path) -> None:
+    """What the model card states is measured on the newsroom of this digest."""
+    code = f"from llama_index_gap.demo.newsroom import *; write_newsroom({str(tmp_path)!r})"
+    subprocess.run(
+        [sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONHASHSEED": "7"}
+    )
+    here = write_newsroom(tmp_path)  # raises if docs.jsonl would be another
+
+    digests = [
+        hashlib.sha256((here / name).read_bytes()).hexdigest()[:12]
+        for name in ("docs.jsonl", "queries.jsonl")
+    ]
+    assert digests == ["?", "?"]
+
+
+def test_seeds_and_folds_differ() -> None:
+    headlines = {
+        tuple(article.headline for article in make_articles(20, fold, seed))
+        for fold in FOLDS
+        for seed in (0, 1)
+    }
+
+    assert len(headlines) == 6
+
+
+def test_no_two_articles_say_or_show_the_same(articles: list[Article]) -> None:
+    assert len({article.facts for article in articles}) == len(articles)
+    assert len({article.scene for article in articles}) == len(articles)
+    assert len({article.id for article in articles}) == len(articles)
+
+
+def test_folds_share_no_pair_of_event_and_place_and_no_scene() -> None:
+    by_fold = [make_articles(3000, fold, seed=0) for fold in FOLDS]
+
+    for part in (
+        lambda article: (article.facts.event, article.facts.place),
+        lambda article: article.scene,
+    ):
+        parts = [set(map(part, articles)) for articles in by_fold]
+        assert sum(map(len, parts)) == len(set.union(*parts))
+
+
+def test_every_fold_knows_every_word() -> None:
+    for fold in FOLDS:
+        claims = {claim for article in make_articles(3000, fold, 0) for claim in article.claims}
+        assert Counter(name for name, _ in claims) == {
+            "who": 12,
+            "event": 24,
+            "place": 40,
+            "time": 10,
+            "thing": 80,
+            "relation": 4,
+            "setting": 6,
+            "sky": 4,
+        }, fold
+
+
+@pytest.mark.parametrize(
+    ("part", "attribute"),
+    [("facts", field.name) for field in fields(Facts)]
+    + [("scene", field.name) for field in fields(Scene)],
+)
+def test_near_misses_differ_in_one_attribute(
+    articles: list[Article], part: str, attribute: str
+) -> None:
+    """The same event in another place, the same things the other way round, and so on."""
+    others = Counter(replace(getattr(article, part), **{attribute: ""}) for article in articles)
+
+    near_misses = sum(count for count in others.values() if count > 1)
+    assert near_misses > 0.1 * len(articles)
+
+
+# --- pictures ------------------------------------------------------------------------------------
+
+
+def test_a_picture_is_small_and_of_few_colours() -> None:
+    picture = draw(SCENE, "seed")
+
+    assert (picture.mode, picture.size) == ("RGB", (SIDE, SIDE))
+    assert len(picture.getcolors() or []) < 64
+
+
+def test_the_seed_moves_things_but_does_not_change_them() -> None:
+    one, again, other = (draw(SCENE, seed) for seed in ("1", "1", "2"))
+
+    assert one.tobytes() == again.tobytes() != other.tobytes()
+    assert set(colours(one)) >= {"#d62828", "#1c6dd0"} <= set(colours(other))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"first": ("green", "boat")},
+        {"second": ("blue", "tree")},
+        {"relation": "right"},
+        {"relation": "front"},
+        {"setting": "desert"},
+        {"sky": "rain"},
+    ],
+)
+def test_pictures_differ_where_scenes_do(change: dict[str, object]) -> None:
+    one, other = (np.asarray(draw(scene, "1")) for scene in (SCENE, replace(SCENE, **change)))
+
+    assert np.mean(np.any(one != other, axis=-1)) > 0.02
+
+
+def test_left_is_left_and_front_is_in_front() -> None:
+    def where(scene: Scene) -> tuple[tuple[float, float], tuple[float, float]]:
+        """Mean column and row of the red boat's pixels, and of the blue house's."""
+        pixels = np.asarray(draw(scene, "1"))
+        found = (np.all(pixels == ImageColor.getrgb(c), axis=-1) for c in ("#d62828", "#1c6dd0"))
+        rows_and_columns = [np.nonzero(mask) for mask in found]
+        (boat, house) = [(columns.mean(), rows.mean()) for rows, columns in rows_and_columns]
+        return boat, house
+
+    boat, house = where(SCENE)
+    assert boat[0] + 20 < house[0]
+    boat, house = where(replace(SCENE, relation="right"))
+    assert house[0] + 20 < boat[0]
+    boat, house = where(replace(SCENE, relation="front"))
+    assert house[1] < boat[1]  # what is nearer is lower
+    boat, house = where(replace(SCENE, relation="behind"))
+    assert boat[1] < house[1]
+
+
+# --- queries -------------------------------------------------------------------------------------
+
+
+def test_a_query_is_answered_by_what_says_and_shows_all_it_asks_for() -> None:
+    article = Article("1", FACTS, SCENE, "")
+    asked = {("event", "strike"), ("thing", "red boat")}
+
+    assert Query("", "both", frozenset(asked)).is_answered_by(article)
+    assert not Query("", "both", frozenset(asked | {("sky", "day")})).is_answered_by(article)
+
+
+@pytest.mark.parametrize("kind", QUERY_KINDS)
+def test_queries_need_the_side_that_their_kind_names(queries: list[Query], kind: str) -> None:
+    for query in (query for query in queries if query.kind == kind):
+        assert bool(query.said) == (kind in ("text", "both"))
+        assert bool(query.shown) == (kind in ("image", "both"))
+
+
+def test_neither_half_is_enough_where_both_are_needed(
+    articles: list[Article], queries: list[Query]
+) -> None:
+    for query in (query for query in queries if query.kind == "both"):
+        for half in (query.said, query.shown):
+            answers = [article for article in articles if half <= article.claims]
+            assert len(answers) > 1
+
+
+@pytest.mark.parametrize(
+    ("scene", "words"),
+    [
+        (replace(SCENE, relation="left"), "left of|to the left of|right of|on the right of"),
+        (replace(SCENE, relation="behind"), "in front of|partly hiding|behind|half hidden by"),
+    ],
+)
+def test_a_relation_is_told_from_either_side(
+    scene: Scene, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(newsroom, "_MISTYPED", 0)
+    article = Article("1", FACTS, scene, "")
+    texts = [make_query(article, "image", Random(seed)).text for seed in range(60)]
+
+    found: dict[str, set[bool]] = {}
+    for text in texts:
+        before, relation, _ = re.split(f" ({words}) ", text)
+        boat_first = bool(re.search("boat|ship|yacht|vessel", before))
+        found.setdefault(relation, set()).add(boat_first)
+    assert found == {
+        relation: {relation in ("left of", "to the left of", "behind", "half hidden by")}
+        for relation in words.split("|")
+    }
+
+
+def test_every_fourth_query_is_mistyped() -> None:
+    """By two letters of one word in the wrong order."""
+    articles = make_articles(3000, "train", 0)
+    texts = [query.text for query in make_queries(articles, 400, 0)]
+    usual = Counter(word for text in texts for word in text.split())
+
+    odd = [[word for word in text.split() if usual[word] == 1] for text in texts]
+    assert 0.15 < sum(map(bool, odd)) / len(texts) < 0.3
+    assert max(map(len, odd)) <= 2
+
+
+def test_words_of_queries_are_not_all_words_of_headlines() -> None:
+    articles = make_articles(3000, "train", 0)
+    headlines = words(article.headline for article in articles)
+    asked = words(query.text for query in make_queries(articles, 1000, 0))
+
+    assert {"Kirrin", "nurses"} <= headlines & asked
+    assert {"walk", "honours", "boxing"} <= {word.lower() for word in headlines - asked}
+    assert {"industrial", "stevedores", "crimson", "dusk"} <= asked - headlines
+
+
+def test_too_few_articles_to_ask_for() -> None:
+    with pytest.raises(ValueError, match="99 articles have too few near misses to ask for"):
+        make_queries(make_articles(99, "test", 0), 1, 0)
+
+
+# --- files ---------------------------------------------------------------------------------------
+
+
+def test_it_is_a_corpus_with_queries(tmp_path: Path) -> None:
+    folder = write_newsroom(tmp_path, articles=120, queries_per_kind=5)
+
+    corpus = read_corpus(folder, strict=True)
+    assert len(corpus.document_ids) == len(corpus.text_nodes) == len(corpus.image_nodes) == 120
+    first = make_articles(120, "test", 0)[0]
+    assert corpus.text_nodes[0].get_content(MetadataMode.EMBED) == first.headline
+    assert open_image(corpus.image_nodes[0]).tobytes() == first.picture().tobytes()
+    assert not any(node.text for node in corpus.image_nodes)
+
+    queries = [json.loads(line) for line in (folder / "queries.jsonl").read_text().splitlines()]
+    assert Counter(query["kind"] for query in queries) == dict.fromkeys(QUERY_KINDS, 5)
+    for query in queries:
+        assert set(query["relevant"]) <= set(corpus.document_ids)
+        assert query["relevant"]
+
+
+def test_somebody_s_own_file_is_not_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "docs.jsonl").write_text("precious")
+
+    with pytest.raises(FileExistsError, match="is not this newsroom's; choose another folder"):
+        write_newsroom(tmp_path, articles=100, queries_per_kind=1)
+    assert (tmp_path / "docs.jsonl").read_text() == "precious"
+
+
+def colours(picture: Image.Image) -> list[str]:
+    return ["#{:02x}{:02x}{:02x}".format(*colour) for _, colour in picture.getcolors() or []]
+
+
+def words(texts: Iterable[str]) -> set[str]:
+    return {word for text in texts for word in re.findall(r"\w+", text)}
