@@ -11,10 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy.stats import norm
-from two_sided import Side, Leg, evaluate
+from two_sided import Side, evaluate
 
-from llama_index_gap.fusion import fuse
+from llama_index_gap.fusion import Leg, fuse
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "benchmarks" / "fusion_study.py"
@@ -39,11 +38,12 @@ def test_quick_run(
     assert sum(title.startswith("two sides") for title in titles) == 2 * 8
     assert sum(title.startswith("all") for title in titles) == 2 * 3
     for table in tables:
-        cells = [line.split("|") for line in table.splitlines() if line.startswith("| ")]
+        cells = [line.split("|") for line in table.splitlines() if re.match(r"\|[^-]", line)]
         rows = {name.strip(): values for _, name, *values in cells if name.strip()}
         if table.startswith("one side: 50 %"):
             # With one side to a document there is nothing to combine.
             assert rows["evidence"] == rows["backgr. z, max"] == rows["backgr. z, sum"]
+            assert rows["evidence"] == rows["evidence, unsized"]  # 125 of each
             assert rows["raw, max"] == rows["raw, sum"]
             assert rows["raw, max"][-2].strip() == ".000±.000"
         if table.startswith("two sides") and "settings" not in table:
@@ -66,15 +66,14 @@ def test_features_of_any_kind() -> None:
     assert found.recall["picture leg"].tolist() == [0, 0.5]
 
 
-def test_sized_evidence() -> None:
-    def score(size: int, z: float) -> float:
-        legs = {"text": Leg(["a"], [z], UNIT, 50 * size), "image": Leg([], [], UNIT, 50)}
-        return STUDY["sized_evidence"](legs).documents[0].score
+def test_only_the_unsized_evidence_does_not_know_the_sizes() -> None:
+    legs = {"text": Leg(["t"], [2.0], UNIT, 50), "image": Leg(["i"], [2.1], UNIT, 100)}
 
-    assert score(1, 2.0) == pytest.approx(-norm.logsf(2))  # as evidence
-    assert score(100, 2.0) == pytest.approx(-np.log(1 - (1 - norm.sf(2)) ** 100))
-    assert score(100, 9.0) == pytest.approx(-norm.logsf(9) - np.log(100))
-    assert score(10**6, 0.0) == pytest.approx(0)
+    def first(method: str) -> str:
+        return STUDY["METHODS"][method](legs).documents[0].key
+
+    assert first("evidence") == "t"
+    assert first("evidence, unsized") == first("backgr. z, max") == "i"
 
 
 def test_told_again_keeps_a_modality_as_it_is() -> None:

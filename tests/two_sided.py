@@ -21,7 +21,7 @@ the headline, or both (the mean of the two tellings). A query has one relevant d
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeAlias
 
@@ -48,6 +48,11 @@ METHODS: dict[str, Fuse] = {
     "z sum": partial(fuse, normalise="background", combine="sum"),
     "evidence": partial(fuse, normalise="background", combine="evidence"),
 }
+
+
+def unsized(legs: Mapping[str, Leg]) -> Fusion:
+    """The default, without knowing how many vectors each leg has."""
+    return fuse({name: replace(leg, size=None) for name, leg in legs.items()})
 
 
 # --- the simulation ------------------------------------------------------------------------------
