@@ -1,4 +1,4 @@
-# make demo   installs into .venv, then shows the modality gap, offline
+# make demo   installs into .venv, then measures what the modality gap costs, offline
 # make test   installs what the tests need, then runs them
 # make check  lint, format and types
 #
@@ -37,4 +37,4 @@ $(VENV)/.tools-installed: $(VENV)/.installed
 	touch $@
 
 clean:
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis dist
+	rm -rf $(VENV) gap-demo .mypy_cache .pytest_cache .ruff_cache .hypothesis dist

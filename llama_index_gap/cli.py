@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import re
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,11 +22,13 @@ from rich.text import Text
 import llama_index_gap
 from llama_index_gap.images import MAX_PIXELS, check_image
 from llama_index_gap.models.presets import PRESETS
+from llama_index_gap.terminal import visible as _visible
 
 if TYPE_CHECKING:
     from llama_index.core.schema import ImageNode
 
     from llama_index_gap.index import DualIndex
+    from llama_index_gap.models import PairScorer
     from llama_index_gap.page import Answer, FoundDocument
     from llama_index_gap.readers import Skipped
 
@@ -106,14 +107,6 @@ def _log(debug: bool) -> None:
         logger.addHandler(_Warnings(logging.WARNING))
 
 
-def _visible(text: str) -> str:
-    """Text of somebody else's, without the characters that steer a terminal."""
-    return "".join(
-        character if character.isprintable() or character == "\n" else ascii(character)[1:-1]
-        for character in text
-    )
-
-
 def _print_version(wanted: bool) -> None:
     if wanted:
         _output.print(llama_index_gap.__version__)
@@ -181,8 +174,10 @@ def _print_skipped(skipped: Sequence[Skipped], all_skipped: bool) -> None:
 # --- indexes -------------------------------------------------------------------------------------
 
 
-def _database(uri: str) -> str:
+def _database(uri: str | None) -> str | None:
     """Where an index lies: a server's address, or a file as the shell may complete its name."""
+    if uri is None:
+        return None
     if re.match(r"(https?|tcp)://|unix:", uri):
         if re.search(r"//[^/?#]*@", uri):
             raise typer.BadParameter(f"holds a password; leave it out and set {_TOKEN}=user:…")
@@ -193,13 +188,32 @@ def _database(uri: str) -> str:
     return str(path)
 
 
-Database = Annotated[
-    str,
-    typer.Option(
+def _database_option(show_default: bool | str = True) -> Any:
+    return typer.Option(
         "--db",
         metavar="FILE|URL",
         callback=_database,
         help="A Milvus Lite file, or the URL of a server (its token in MILVUS_TOKEN).",
+        show_default=show_default,
+    )
+
+
+Database = Annotated[str, _database_option()]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        help="A name that 'llama-gap models' lists, a hub name, or a folder.",
+        show_default="the index's own",
+    ),
+]
+ImageModel = Annotated[
+    str | None, typer.Option(help="Another model, for pictures.", show_default="the same")
+]
+ImageQueryModel = Annotated[
+    str | None,
+    typer.Option(
+        help="A third one, for pictures that are searched by a picture, such as dinov2.",
+        show_default="the index's own, or none",
     ),
 ]
 Name = Annotated[str, typer.Option(help="Which index in the database.")]
@@ -210,23 +224,9 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")
 def index_corpus(
     path: CorpusPath,
     *,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            help="A name that 'llama-gap models' lists, a hub name, or a folder.",
-            show_default="the index's own",
-        ),
-    ] = None,
-    image_model: Annotated[
-        str | None, typer.Option(help="Another model, for pictures.", show_default="the same")
-    ] = None,
-    image_query_model: Annotated[
-        str | None,
-        typer.Option(
-            help="A third one, for pictures that are searched by a picture, such as dinov2.",
-            show_default="the index's own, or none",
-        ),
-    ] = None,
+    model: Model = None,
+    image_model: ImageModel = None,
+    image_query_model: ImageQueryModel = None,
     db: Database = "gap.db",
     name: Name = "gap",
     root: Root = None,
@@ -243,13 +243,7 @@ def index_corpus(
 
     Run again, it embeds only what is new or has changed, or what an interrupted run has left.
     """
-    if image_model is not None and model is None:
-        raise typer.BadParameter("needs --model too: it is for texts", param_hint="--image-model")
-    if model is None and (overwrite or not _is_there(db)):
-        raise typer.BadParameter(
-            f"a new index in {db} needs a model; 'llama-gap models' lists some",
-            param_hint="--model",
-        )
+    _check_models(model, image_model, new=None if _is_there(db) and not overwrite else db)
     started = time.monotonic()
     try:
         corpus = llama_index_gap.read_corpus(
@@ -259,14 +253,7 @@ def index_corpus(
             None if each is None else _load_model(each, device, max_pixels)
             for each in (model, image_model, image_query_model)
         ]
-        with llama_index_gap.DualIndex(
-            db,
-            name,
-            *models[:2],
-            image_query_embed_model=models[2],
-            token=os.environ.get(_TOKEN),
-            overwrite=overwrite,
-        ) as index:
+        with _open_or_make_index(db, name, models, overwrite=overwrite) as index:
             report = index.refresh_ref_docs(corpus.nodes, show_progress=_errors.is_terminal)
     except KeyboardInterrupt:
         without = " without --overwrite" if overwrite else ""
@@ -282,6 +269,31 @@ def index_corpus(
     _print_skipped([*corpus.skipped, *report.skipped], all_skipped)
     if not report.text_rows + report.image_rows + report.unchanged:
         _fail(f"{path}: nothing of it could be indexed")
+
+
+def _check_models(model: str | None, image_model: str | None, *, new: str | None) -> None:
+    if image_model is not None and model is None:
+        raise typer.BadParameter("needs --model too: it is for texts", param_hint="--image-model")
+    if model is None and new is not None:
+        raise typer.BadParameter(
+            f"a new index in {new} needs a model; 'llama-gap models' lists some",
+            param_hint="--model",
+        )
+
+
+def _open_or_make_index(
+    db: str, name: str, models: Sequence[Any], *, overwrite: bool = False
+) -> DualIndex:
+    for_texts, for_images, for_image_queries = models
+    return llama_index_gap.DualIndex(
+        db,
+        name,
+        for_texts,
+        for_images,
+        image_query_embed_model=for_image_queries,
+        token=os.environ.get(_TOKEN),
+        overwrite=overwrite,
+    )
 
 
 def _load_model(name: str, device: str | None, max_pixels: int) -> Any:
@@ -341,8 +353,7 @@ def search(
         raise typer.BadParameter("pass a text, or a picture with --image", param_hint="TEXT")
     if image is not None:
         check_image(image)
-    if html is not None and not html.parent.is_dir():
-        raise FileNotFoundError(f"{html}: there is no folder {html.parent}; create it first")
+    _check_folder(html)
     with _open_index(db, name) as index:
         answer = _answer(index, text.strip(), image, top_k)
     if html is not None:
@@ -357,8 +368,18 @@ def search(
         _print_explanation(answer)
     else:
         _print_answer(answer)
-    if html is not None and _errors.is_terminal:
-        _errors.print(Text(f"Written to {_visible(str(html))}", style="dim"))
+    if html is not None:
+        _say_written(html)
+
+
+def _say_written(path: Path) -> None:
+    if _errors.is_terminal:
+        _errors.print(Text(f"Written to {_visible(str(path))}", style="dim"))
+
+
+def _check_folder(page: Path | None) -> None:
+    if page is not None and not page.parent.is_dir():
+        raise FileNotFoundError(f"{page}: there is no folder {page.parent}; create it first")
 
 
 def _answer(index: DualIndex, text: str, image: Path | None, top_k: int) -> Answer:
@@ -655,21 +676,127 @@ def _delete_document(index: DualIndex, document: str) -> bool:
     return index.count() != before
 
 
-# --- demo and models -----------------------------------------------------------------------------
+# --- experiments ---------------------------------------------------------------------------------
+
+
+@app.command()
+def evaluate(
+    data: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DATA",
+            help="A folder in the format of EDIS, MixBench or BEIR; or a corpus with queries.jsonl "
+            "beside it, whose lines are {query, relevant: [ID, …], kind}.",
+        ),
+    ],
+    *,
+    model: Model = None,
+    image_model: ImageModel = None,
+    image_query_model: ImageQueryModel = None,
+    reranker: Annotated[
+        str | None,
+        typer.Option(help="Rerank too, by this cross-encoder: a plain name, hub name or folder."),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Ask so many queries.", show_default="all")
+    ] = None,
+    split: Annotated[str, typer.Option(help="Which of the data set's queries.")] = "test",
+    db: Annotated[str | None, _database_option("DATA's name with .db, here")] = None,
+    html: Annotated[
+        Path | None, typer.Option(help="Write the results as a page, with examples.")
+    ] = None,
+    as_json: AsJson = False,
+    runs: Annotated[
+        Path | None, typer.Option(help="Write each method's rankings here, as TREC files.")
+    ] = None,
+) -> None:
+    """Measure on judged queries what each way to search, fuse and rerank finds.
+
+    Indexes first what of it is not in the index yet.
+    Interrupted, the same command goes on where it stopped.
+    """
+    from llama_index_gap.evaluation.datasets import read_dataset
+    from llama_index_gap.evaluation.examples import pick_examples
+    from llama_index_gap.evaluation.experiment import Experiment
+    from llama_index_gap.evaluation.experiment_page import render_experiment
+    from llama_index_gap.evaluation.tables import result_tables
+
+    _check_folder(html)
+    db = db or f"{data.expanduser().resolve().name}.db"
+    _check_models(model, image_model, new=None if _is_there(db) else db)
+    shown = _errors.is_terminal
+    try:
+        dataset = read_dataset(data, split=split, show_progress=shown).limited(limit)
+        if runs is not None:
+            runs.mkdir(parents=True, exist_ok=True)
+        scorer = None if reranker is None else _load_scorer(reranker)
+        models = [
+            None if each is None else _load_model(each, None, MAX_PIXELS)
+            for each in (model, image_model, image_query_model)
+        ]
+        with _open_or_make_index(db, "gap", models) as index:
+            report = index.refresh_ref_docs(dataset.corpus.nodes, show_progress=shown)
+            experiment = Experiment(dataset, index, scorer)
+            results = _beside(db, experiment.file_name)
+            result = experiment.run(results, show_progress=shown)
+    except KeyboardInterrupt:
+        _say("stopped", "yellow", "what was done stays; run the same command again to complete it")
+        raise typer.Exit(_INTERRUPTED) from None
+    if report.skipped:
+        first = report.skipped[0]
+        _say(
+            "warning",
+            "yellow",
+            f"{len(report.skipped):,} texts or pictures could not be indexed and cannot be found; "
+            f"the first, {first.source}: {first.reason}",
+        )
+    if as_json:
+        typer.echo(json.dumps(result.to_dict(), indent=2))
+    else:
+        for part in result_tables(result):
+            _output.print(part)
+            _output.print()
+    _say_written(results)
+    if html is not None:
+        html.write_text(render_experiment(result, pick_examples(result, dataset)), encoding="utf-8")
+        _say_written(html)
+    if runs is not None:
+        result.write_runs(runs)
+        _say_written(runs)
+
+
+def _load_scorer(name: str) -> PairScorer:
+    from llama_index_gap.models import load_scorer
+
+    if _errors.is_terminal:
+        _errors.print(Text(f"Loading {_visible(name)} …", style="dim"))
+    return load_scorer(name)
+
+
+def _beside(db: str, name: str) -> Path:
+    """Beside a database that is a file; else here."""
+    return Path(name) if "://" in db or db.startswith("unix:") else Path(db).with_name(name)
 
 
 @app.command()
 def demo(
-    folder: Annotated[Path | None, typer.Option(help="Keep the corpus and the model here.")] = None,
+    folder: Annotated[
+        Path, typer.Option(help="Keep the newsroom, its index and the page here.")
+    ] = Path("gap-demo"),
+    articles: Annotated[int, typer.Option(min=100, help="Size of the newsroom.")] = 3000,
+    queries: Annotated[int, typer.Option(min=1, help="Queries of each kind.")] = 200,
 ) -> None:
-    """See the modality gap on a tiny model and a made-up corpus, offline."""
+    """See what the modality gap costs and what closes it, offline.
+
+    Draws a made-up newsroom, indexes it with a tiny dual encoder
+    that was trained on such newsrooms only, and measures what each method finds.
+    """
     from llama_index_gap.demo.run import run_demo
 
-    if folder is not None:
-        run_demo(folder, _output)
-        return
-    with tempfile.TemporaryDirectory() as scratch:
-        run_demo(Path(scratch), _output)
+    run_demo(folder, _output, articles=articles, queries_per_kind=queries)
+
+
+# --- models --------------------------------------------------------------------------------------
 
 
 @app.command()

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from llama_index.core.schema import BaseNode, ImageNode, MetadataMode, NodeWithScore
@@ -168,11 +169,32 @@ def excerpt(text: str, longest: int) -> str:
 def render_page(answer: Answer) -> str:
     """Write an answer as an HTML page.
 
-    It holds its pictures and its style, runs no script, and fetches nothing: its content security
-    policy forbids it.
-
     Args:
         answer: what to show. A picture that cannot be opened leaves its reason in its place.
+    """
+    evidence = [leg.evidence or 0.0 for document in answer.documents for leg in document.legs]
+    return render(
+        "page",
+        answer=answer,
+        most=max(evidence, default=0.0) or 1.0,
+        asked_with=thumbnail(answer.image) if answer.image else None,
+        shown=[
+            (document, thumbnail(document.picture) if document.picture else None)
+            for document in answer.documents
+        ],
+        excerpt=lambda text: excerpt(text, _LONGEST_TEXT),
+        file_name=_file_name,
+    )
+
+
+def render(template: str, **content: Any) -> str:
+    """Write a page that holds its pictures and its style.
+
+    It runs no script and fetches nothing: its content security policy forbids it.
+
+    Args:
+        template: its name; a ``.html`` and a ``.css`` in the package's ``templates``.
+        **content: what the template asks for; texts are escaped.
     """
     templates = Environment(
         loader=PackageLoader("llama_index_gap"),
@@ -181,25 +203,16 @@ def render_page(answer: Answer) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    style = templates.get_template("page.css").render()
-    evidence = [leg.evidence or 0.0 for document in answer.documents for leg in document.legs]
-    return templates.get_template("page.html").render(
-        answer=answer,
+    style = templates.get_template(f"{template}.css").render()
+    return templates.get_template(f"{template}.html").render(
         style=style,
         style_hash=base64.b64encode(hashlib.sha256(style.encode()).digest()).decode(),
-        most=max(evidence, default=0.0) or 1.0,
-        asked_with=_thumbnail(answer.image) if answer.image else None,
-        shown=[
-            (document, _thumbnail(document.picture) if document.picture else None)
-            for document in answer.documents
-        ],
-        excerpt=lambda text: excerpt(text, _LONGEST_TEXT),
-        file_name=_file_name,
+        **content,
     )
 
 
 @dataclass(frozen=True)
-class _Thumbnail:
+class Thumbnail:
     """A small picture as a data URI, or why there is none."""
 
     uri: str = ""
@@ -208,16 +221,17 @@ class _Thumbnail:
     problem: str = ""
 
 
-def _thumbnail(source: ImageSource) -> _Thumbnail:
+def thumbnail(source: ImageSource) -> Thumbnail:
+    """A picture for a page; one that cannot be opened leaves its reason."""
     try:
         image = open_image(source)
     except ImageError as error:
-        return _Thumbnail(problem=error.reason)
+        return Thumbnail(problem=error.reason)
     image.thumbnail((_THUMBNAIL, _THUMBNAIL))
     data = BytesIO()
     image.save(data, "JPEG", quality=80)
     uri = f"data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}"
-    return _Thumbnail(uri, *image.size)
+    return Thumbnail(uri, *image.size)
 
 
 def _file_name(node: ImageNode) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from PIL import Image
 from rich.console import Console
 
 import llama_index_gap
@@ -20,6 +21,7 @@ from llama_index_gap import DualEncoderEmbedding, cli
 from llama_index_gap.demo.corpus import write_demo_corpus
 from llama_index_gap.demo.tiny import make_tiny_clip
 from llama_index_gap.index import DualIndex
+from llama_index_gap.retriever import DualIndexRetriever
 from llama_index_gap.store import MilvusStore
 
 
@@ -131,23 +133,6 @@ def rows(db: Path) -> dict[str, int]:
         return dict(index.count())
 
 
-def test_demo_shows_the_gap_and_says_what_the_model_is() -> None:
-    shown = llama_gap("demo")
-
-    assert shown.returncode == 0, shown.stderr
-    assert "12 documents: 12 passages, 11 pictures (11 with a caption); 1 skipped" in shown.stdout
-    assert "random weights" in shown.stdout
-    assert "100% texts" in shown.stdout
-    assert shown.stderr == ""
-
-
-def test_demo_keeps_its_files_where_it_is_told(tmp_path: Path) -> None:
-    assert llama_gap("demo", "--folder", str(tmp_path)).returncode == 0
-
-    assert (tmp_path / "corpus" / "docs.jsonl").is_file()
-    assert (tmp_path / "tiny-clip" / "model.safetensors").is_file()
-
-
 def test_read_reports_what_is_skipped(tmp_path: Path) -> None:
     shown = llama_gap("read", str(write_demo_corpus(tmp_path)))
 
@@ -196,7 +181,8 @@ def test_expected_errors_are_one_line(arguments: list[str], message: str, tmp_pa
 
 
 @pytest.mark.parametrize(
-    "command", [[], *([name] for name in ("read", "index", "search", "info", "delete", "demo"))]
+    "command",
+    [[], *([name] for name in ("read", "index", "search", "info", "delete", "evaluate", "demo"))],
 )
 def test_help_fits_80_columns(command: list[str]) -> None:
     shown = gap(*command, "--help")
@@ -479,6 +465,98 @@ def test_delete_all_asks(own_db: Path) -> None:
     assert "Nothing was found" in gap("search", "ship", "--db", own_db).out
 
 
+# --- experiments --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def edis(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sixty headlines, each with a picture of one colour, and two queries, in EDIS's files."""
+    folder = tmp_path_factory.mktemp("evaluate") / "edis"
+    folder.mkdir()
+    pool = []
+    for number in range(60):
+        Image.new("RGB", (32, 32), (4 * number, 0, 90)).save(folder / f"{number}.png")
+        headline = f"headline number {number}"
+        pool.append({"id": f"d{number}", "image": f"{number}.png", "headline": headline})
+    (folder / "EDIS_candidates_1m.json").write_text(json.dumps(pool))
+    candidates = [{"candidate_id": each["id"], "score": 3} for each in pool[:20]]
+    queries = [{"query": query, "candidates": candidates} for query in ("number 7", "a colour")]
+    (folder / "EDIS_test.json").write_text(json.dumps(queries))
+    return folder
+
+
+def test_evaluate_prints_the_table_and_goes_on_where_it_stopped(
+    edis: Path, tiny_clip: Path, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search, asked = DualIndexRetriever.search_legs, []
+
+    def interrupted(self: DualIndexRetriever, query: Any) -> Any:
+        asked.append(query.query_str)
+        if len(asked) == 2:
+            signal.raise_signal(signal.SIGINT)
+        return search(self, query)
+
+    monkeypatch.setattr(DualIndexRetriever, "search_legs", interrupted)
+    stopped = gap("evaluate", edis, "--model", tiny_clip)
+    files = {"--html": here / "out.html", "--runs": here / "runs"}
+    shown = gap("evaluate", edis, *(part for pair in files.items() for part in pair))
+
+    assert stopped.code == 130
+    assert "run the same command again to complete it" in stopped.err
+    assert shown.code == 0, shown.err
+    assert asked == ["number 7", "a colour", "a colour"]
+    assert max(map(len, shown.out.splitlines())) <= 80
+    words = " ".join(shown.out.split())
+    assert words.startswith("edis: 60 documents, 2 queries DualEncoderEmbedding('")
+    assert "100% are texts, where 50% of all rows are." in words
+    assert "<h1>What each method finds: <bdi>edis</bdi></h1>" in files["--html"].read_text("utf-8")
+    assert len(list(files["--runs"].iterdir())) == 1 + 6
+    (results,) = here.glob("edis-*.jsonl")
+    assert len(results.read_text().splitlines()) == 1 + 2
+
+
+def test_evaluate_gives_json_and_asks_so_many(edis: Path, tiny_clip: Path, tmp_path: Path) -> None:
+    command = ("evaluate", edis, "--db", tmp_path / "e.db", "--model", tiny_clip, "--limit", 1)
+
+    found = json.loads(gap(*command, "--json").out)
+
+    assert found["queries"] == 1
+    assert "1 of 2 queries, spread evenly" in found["notes"]
+    assert [method["name"] for method in found["methods"]][-1] == "16+16, default"
+    assert 0 <= found["methods"][-1]["metrics"]["ndcg@10"]["mean"] <= 1
+    assert [path.suffix for path in sorted(tmp_path.iterdir())] == [".db", ".jsonl"]
+
+
+def test_evaluate_reranks(edis: Path, tiny_clip: Path, tmp_path: Path) -> None:
+    """With a random-weight jina-reranker-m0, which reads texts and pictures."""
+    reranker = Path(__file__).parent / "fixtures" / "parity" / "jina_m0_tiny"
+    command = ("evaluate", edis, "--db", tmp_path / "e.db", "--model", tiny_clip, "--limit", 1)
+
+    shown = gap(*command, "--reranker", reranker)
+
+    assert shown.code == 0, shown.err
+    assert f"('{tiny_clip.name}'), reranked by jina_m0_tiny\n" in shown.out
+    assert shown.out.index("16+16, default") < shown.out.index("16+16, mean of both")
+
+
+def test_the_demo_measures_and_shows(tmp_path: Path) -> None:
+    command = ("demo", "--folder", tmp_path, "--articles", 100, "--queries", 4)
+
+    shown, again = gap(*command), gap(*command)
+
+    assert (shown.code, again.code) == (0, 0), shown.err + again.err
+    words = " ".join(shown.out.split())
+    assert "trained on such newsrooms only" in words
+    assert "100 texts and 100 pictures written" in words
+    assert "newsroom: 100 documents, 12 queries" in words
+    assert "✓ right" in words
+    assert max(map(len, shown.out.splitlines()[:-1])) <= 80
+    assert "data:image/jpeg;base64," in (tmp_path / "newsroom.html").read_text("utf-8")
+    assert "0 texts and 0 pictures written, 200 unchanged" in " ".join(again.out.split())
+    smaller = gap("demo", "--folder", tmp_path, "--articles", 101)
+    assert "is not this newsroom's; choose another folder" in smaller.err
+
+
 # --- errors -------------------------------------------------------------------------------------
 
 
@@ -502,6 +580,15 @@ def test_delete_all_asks(own_db: Path) -> None:
         (["index", "{corpus}", "--model", "{other}", "--db", "{db}"], 1, "made with"),
         (["delete"], 2, "pass ids of documents, or --all"),
         (["delete", "x", "--all"], 2, "pass ids of documents, or --all"),
+        (["evaluate", "no", "--model", "{model}"], 1, "error: no: no such folder"),
+        (["evaluate", "{corpus}", "--model", "{model}"], 1, "neither EDIS_test.json nor queries"),
+        (["evaluate", "{corpus}"], 2, "a new index in corpus.db needs a model"),
+        (["evaluate", "{corpus}", "--image-model", "m"], 2, "needs --model too"),
+        (
+            ["evaluate", "{corpus}", "--html", "no/a.html"],
+            1,
+            "error: no/a.html: there is no folder",
+        ),
     ],
 )
 def test_a_clear_line_for_each_mistake(

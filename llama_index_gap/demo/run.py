@@ -1,91 +1,75 @@
-"""The demo: the modality gap, seen on real computations within seconds, offline."""
+"""The demo: what the modality gap costs and what closes it, on a made-up newsroom, offline."""
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
-import numpy as np
-from llama_index.core.schema import ImageNode, MetadataMode
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
-from llama_index_gap.demo.corpus import write_demo_corpus
-from llama_index_gap.demo.tiny import make_tiny_clip
+from llama_index_gap.demo.newsroom import CHECKPOINT, write_newsroom
 from llama_index_gap.embedding import DualEncoderEmbedding
+from llama_index_gap.evaluation.datasets import read_dataset
+from llama_index_gap.evaluation.examples import pick_examples
+from llama_index_gap.evaluation.experiment import Experiment
+from llama_index_gap.evaluation.experiment_page import render_experiment
+from llama_index_gap.evaluation.tables import example_in_words, result_tables
 from llama_index_gap.index import DualIndex
-from llama_index_gap.readers import read_corpus
-from llama_index_gap.retriever import ScoredNode
-
-_SHOWN = 3
-_QUERIES = ("ship in the harbour", "a match in the rain", "something green", "sun and moon")
 
 
-def run_demo(folder: Path, console: Console) -> None:
-    """Read a small corpus, embed its texts and pictures, and show how their scores differ.
+def run_demo(folder: str | Path, console: Console, *, articles: int, queries_per_kind: int) -> None:
+    """Draw a newsroom, index it, ask it, and show what each method finds.
 
     Args:
-        folder: where the corpus and the model are written.
+        folder: where the newsroom, its index and the page are written; run again with it, the demo
+            uses what is there.
         console: where to print.
+        articles: size of the newsroom.
+        queries_per_kind: queries that need a headline, a picture, or both: so many of each.
+
+    Raises:
+        FileExistsError: the folder holds a newsroom of another size.
     """
-    console.print("[bold]1. Read[/bold] a made-up corpus; one of its pictures is damaged")
-    corpus = read_corpus(write_demo_corpus(folder / "corpus"))
-    console.print(corpus.summary(), highlight=False)
+    started = time.monotonic()
+    folder = Path(folder)
+    shown = console.is_terminal
 
-    console.print("\n[bold]2. Embed[/bold] its texts and pictures into one space")
-    model = make_tiny_clip(folder / "tiny-clip")
     console.print(
-        "A tiny CLIP with [bold]random weights[/bold], made just now: it runs the code that loads "
-        "a real checkpoint, but knows nothing of words or pictures. The gap below is real; no "
-        "ranking by it means anything."
+        f"[bold]1. Draw[/bold] a made-up newsroom: {articles:,} articles, each a headline and a "
+        "picture that shows what the headline does not say"
     )
-    embedding = DualEncoderEmbedding(model_name=str(model))
-    nodes = corpus.text_nodes
-    texts = np.array(
-        embedding.get_text_embedding_batch([node.get_content(MetadataMode.EMBED) for node in nodes])
+    corpus = write_newsroom(
+        folder / "newsroom", articles=articles, queries_per_kind=queries_per_kind
     )
-    paths = [str(node.image_path) for node in corpus.image_nodes]
-    images = np.array(embedding.get_image_embedding_batch(list(paths)))
-    queries = np.array([embedding.get_query_embedding(query) for query in _QUERIES])
+    dataset = read_dataset(corpus, show_progress=shown)
 
-    console.print("\n[bold]3. Compare[/bold] the scores (cosines) that a text query gets")
-    table = Table("against", "lowest", "mean", "highest", box=None, padding=(0, 2))
-    for name, vectors in (("texts", texts), ("pictures", images)):
-        scores = queries @ vectors.T
-        table.add_row(
-            name, *(f"{value:.2f}" for value in (scores.min(), scores.mean(), scores.max()))
+    console.print(
+        "\n[bold]2. Index[/bold] it with a tiny CLIP that was [bold]trained on such newsrooms "
+        "only[/bold] (on other events, places and scenes than these), and knows nothing else"
+    )
+    model = DualEncoderEmbedding(model_name=str(CHECKPOINT), dtype="float32")  # alike anywhere
+    with DualIndex(str(folder / "newsroom.db"), embed_model=model) as index:
+        report = index.refresh_ref_docs(dataset.corpus.nodes, show_progress=shown)
+        console.print(report.summary(), highlight=False)
+
+        console.print(
+            "\n[bold]3. Ask[/bold] it: a third of the queries need the headline (text), a third "
+            "the picture (image), a third both"
         )
-    console.print(table)
+        experiment = Experiment(dataset, index)
+        result = experiment.run(folder / experiment.file_name, show_progress=shown)
+    for part in result_tables(result):
+        console.print(part)
+        console.print()
 
-    top = min(len(texts), len(images))
-    mixed = queries @ np.vstack([texts, images]).T
-    first = np.argsort(-mixed, axis=1)[:, :top]
-    share, expected = float((first < len(texts)).mean()), len(texts) / mixed.shape[1]
+    console.print("[bold]4. Look[/bold] at some of them")
+    for example in pick_examples(result, dataset, 3):
+        console.print(example_in_words(example))
+        console.print()
+    page = folder / "newsroom.html"
+    page.write_text(render_experiment(result, pick_examples(result, dataset)), encoding="utf-8")
     console.print(
-        f"\nOne mixed index, the {top} best of {mixed.shape[1]} vectors: "
-        f"[bold]{share:.0%} texts[/bold], where {expected:.0%} of all are texts. "
-        "That is the modality gap: whatever is asked, texts come first."
-    )
-
-    console.print(
-        "\n[bold]4. Search[/bold] each side by itself, in its own Milvus collection, and rank the "
-        "documents together"
-    )
-    with DualIndex.from_documents(
-        corpus, uri=str(folder / "demo.db"), embed_model=embedding
-    ) as index:
-        hits = index.as_retriever(top_k=_SHOWN).retrieve(_QUERIES[0])
-    table = Table("document", "found of it", "by text", "by picture", box=None, padding=(0, 2))
-    for hit in hits:
-        scores = hit.scores if isinstance(hit, ScoredNode) else {}
-        kind = "picture: " if isinstance(hit.node, ImageNode) else ""
-        found = Text(kind + hit.get_content())
-        columns = [f"{scores[side]:.2f}" if side in scores else "" for side in ("text", "image")]
-        table.add_row(hit.node.ref_doc_id, found, *columns)
-    console.print(table)
-    console.print(
-        f"\nThe first {_SHOWN} documents for “{_QUERIES[0]}”, each with its best text (captions "
-        "count) and its best picture, though the two scores are worlds apart. So small a corpus is "
-        "ranked by rank; from 50 vectors a side on, by how far a score is above what the query "
-        "gets anyway."
+        Text(f"With their pictures: {page} (took {time.monotonic() - started:.0f} s)"),
+        soft_wrap=True,
     )

@@ -19,6 +19,8 @@ Qrels: TypeAlias = Mapping[str, Mapping[str, int]]
 
 DEFAULT_METRICS = ("recall@10", "ndcg@10", "mrr@10")
 RESAMPLES = 2_000
+SIGNIFICANT = 0.01
+"""What a p-value must be below for a difference to be called one."""
 _METRIC = re.compile(r"(recall|ndcg|mrr)@([1-9]\d*)")
 
 
@@ -145,6 +147,13 @@ class Comparison:
     difference: Estimate
     p_value: float
 
+    @property
+    def verdict(self) -> str:
+        """``"higher"``, ``"lower"``, or ``"unclear"`` where chance may explain the difference."""
+        if self.p_value >= SIGNIFICANT:
+            return "unclear"
+        return "higher" if self.difference.mean > 0 else "lower"
+
 
 def compare(first: npt.ArrayLike, second: npt.ArrayLike, *, seed: int = 0) -> Comparison:
     """Test whether two runs differ, query by query.
@@ -166,8 +175,8 @@ def compare(first: npt.ArrayLike, second: npt.ArrayLike, *, seed: int = 0) -> Co
             f"the runs have values of shape {one.shape} and {other.shape}; judge the same queries"
         )
     differences = other - one
-    if not differences.any():
-        return Comparison(Estimate(0.0, 0.0, 0.0), 1.0)
+    if len(differences) < 2 or not differences.any():  # either way is as likely
+        return Comparison(estimate(differences), 1.0)
     test = permutation_test(
         (differences,),
         np.mean,

@@ -8,7 +8,7 @@ import pytrec_eval
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llama_index_gap.evaluation.metrics import compare, estimate, judge, judged_queries
+from llama_index_gap.evaluation.metrics import Estimate, compare, estimate, judge, judged_queries
 
 QRELS = {"q1": {"a": 2, "b": 1, "c": 0}, "q2": {"d": 1}}
 RUN = {"q1": ["c", "b", "x", "a"], "q2": ["e", "f"]}
@@ -114,9 +114,11 @@ def test_runs_that_differ_and_runs_that_do_not() -> None:
     assert compare(first, first).p_value == 1
 
 
-def test_the_p_value_of_four_queries() -> None:
+def test_the_p_value_of_few_queries() -> None:
     # All sixteen ways of swapping: two of them differ as much.
     assert compare([0, 0, 0, 0], [1, 1, 1, 1]).p_value == pytest.approx(2 / 16)
+    assert compare([0], [1]).p_value == 1
+    assert compare([0], [1]).difference == Estimate(1, 1, 1)
 
 
 def test_runs_over_other_queries_are_refused() -> None:

@@ -1,0 +1,415 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from llama_index.core.embeddings import MultiModalEmbedding
+from llama_index.core.schema import ImageNode, NodeRelationship, RelatedNodeInfo, TextNode
+from PIL import Image
+
+from llama_index_gap.evaluation.datasets import Dataset, LabelledQuery
+from llama_index_gap.evaluation.experiment import (
+    DEFAULT,
+    FIRST_STAGE,
+    METRICS,
+    RERANKED,
+    Experiment,
+    ExperimentResult,
+)
+from llama_index_gap.evaluation.journal import JournalError
+from llama_index_gap.evaluation.trec import read_qrels, read_run
+from llama_index_gap.index import DualIndex
+from llama_index_gap.models import PairScorer, Picture
+from llama_index_gap.models.base import FloatArray, Item, Modality
+from llama_index_gap.readers import Corpus
+
+AXES = {"alpha": 0, "beta": 1}
+DOCUMENTS = "abcdefghij"
+
+
+class ByHand(MultiModalEmbedding):
+    """Vectors by hand: ``alpha=0.7`` in a text or a picture's name is its cosine with that query.
+
+    What is left of the length points into a direction that no query has, another for each.
+    """
+
+    model_name: str = "by hand"
+    dimension: int = 12
+    asked: list[str] = []
+
+    def _vector(self, text: str) -> list[float]:
+        vector = np.zeros(12)
+        for name, axis in AXES.items():
+            if f"{name}=" in text:
+                vector[axis] = float(text.partition(f"{name}=")[2].split()[0])
+        rest = np.random.default_rng(list(text.encode())).normal(size=10)
+        vector[2:] = rest / np.linalg.norm(rest) * np.sqrt(1 - vector @ vector)
+        return vector.tolist()
+
+    def _get_text_embedding(self, text: str) -> list[float]:
+        return self._vector(text)
+
+    def _get_query_embedding(self, query: str) -> list[float]:
+        self.asked.append(query)
+        return np.eye(12)[AXES[query]].tolist()
+
+    async def _aget_query_embedding(self, query: str) -> list[float]:
+        return self._get_query_embedding(query)
+
+    def _get_image_embedding(self, img_file_path: Any) -> list[float]:
+        name = Path(img_file_path).name
+        if name == "broken":
+            raise ValueError("no picture at all")
+        return self._get_query_embedding(name) if name in AXES else self._vector(name)
+
+    async def _aget_image_embedding(self, img_file_path: Any) -> list[float]:
+        return self._get_image_embedding(img_file_path)
+
+
+def nodes_of(document: str, text: str, picture: str) -> list[TextNode]:
+    source = {NodeRelationship.SOURCE: RelatedNodeInfo(node_id=document)}
+    return [
+        TextNode(id_=f"{document}-text", text=text, relationships=source),
+        ImageNode(id_=f"{document}-image", image_path=picture, relationships=source),
+    ]
+
+
+def in_order(order: str, **others: float) -> dict[str, float]:
+    """Cosines in steps of 0.01 down from 0.60, for the documents in this order."""
+    return {d: round(0.60 - 0.01 * i, 2) for i, d in enumerate(order)} | others
+
+
+# Pictures lie 0.30 lower than texts: that is the gap. The relevant document of alpha is c, which
+# has the third text and by far the best picture; of beta b, the best text and the last picture.
+TEXTS = {"alpha": in_order("abcdefghij"), "beta": in_order("bacdefghij", b=0.70)}
+PICTURES = {
+    "alpha": in_order("cajbdefghi", c=0.80),
+    "beta": in_order("acdefghijb"),
+}
+
+
+def corpus() -> Corpus:
+    nodes = []
+    for document in DOCUMENTS:
+        text = " ".join(f"{query}={TEXTS[query][document]}" for query in AXES)
+        picture = " ".join(f"{query}={PICTURES[query][document] - 0.3:.2f}" for query in AXES)
+        nodes += nodes_of(document, text, f"/p/{picture}")
+    return Corpus(nodes, [])
+
+
+def dataset(**changes: Any) -> Dataset:
+    settings: dict[str, Any] = {
+        "name": "ten",
+        "format": "folder",
+        "corpus": corpus(),
+        "queries": [
+            LabelledQuery("1", "alpha", kind="picture"),
+            LabelledQuery("2", "beta", kind="headline"),
+        ],
+        "qrels": {"1": {"c": 1}, "2": {"b": 1}},
+    }
+    return Dataset(**settings | changes)
+
+
+@pytest.fixture
+def model() -> ByHand:
+    return ByHand(asked=[])
+
+
+@pytest.fixture
+def index(tmp_path: Path, model: ByHand) -> Iterator[DualIndex]:
+    with DualIndex(str(tmp_path / "ten.db"), embed_model=model) as index:
+        index.insert_nodes(corpus().nodes)
+        model.asked.clear()
+        yield index
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "ten.jsonl"
+
+
+def means(result: ExperimentResult, metric: str) -> dict[str, float]:
+    return {method.name: method.metrics[metric].mean for method in result.methods}
+
+
+def test_every_row_as_worked_out_by_hand(index: DualIndex, file: Path) -> None:
+    result = Experiment(dataset(), index).run(file)
+
+    assert result.runs["32 by text"] == {"1": list(DOCUMENTS), "2": list("bacdefghij")}
+    assert result.runs["32 by image"] == {"1": list("cajbdefghi"), "2": list("acdefghijb")}
+    # The ranks of c for alpha, and of b for beta.
+    ranks = {
+        "32 by text": (3, 1),
+        "32 by image": (1, 10),
+        "16+16, raw scores": (3, 1),  # every text is above every picture
+        "16+16, RRF": (2, 5),  # a has ranks 1 and 2, c 3 and 1; a, c, d, e are before b's 1 and 10
+        "16+16, min–max": (1, 4),  # c: 7/9 + 1; b: 1 + 0, after a, c, d
+        DEFAULT: (2, 5),  # twenty vectors are too few for a background
+    }
+    by_hand = {name: (1 / first + 1 / second) / 2 for name, (first, second) in ranks.items()}
+    assert means(result, "mrr@10") == pytest.approx(by_hand)
+    assert means(result, "recall@5") == {
+        name: (int(first <= 5) + int(second <= 5)) / 2 for name, (first, second) in ranks.items()
+    }
+    by_kind = {
+        method.name: [method.by_kind[kind]["mrr@10"].mean for kind in ("picture", "headline")]
+        for method in result.methods
+    }
+    assert by_kind == {name: pytest.approx([1 / r for r in each]) for name, each in ranks.items()}
+    assert (result.queries, result.kinds) == (2, {"picture": ["1"], "headline": ["2"]})
+    assert result.notes == (
+        "16+16, default: fell back to RRF, with fewer than 50 vectors of text and image to sample",
+    )
+
+
+def test_every_row_is_what_the_retriever_finds(model: ByHand, file: Path, tmp_path: Path) -> None:
+    """With enough vectors for a background, and more documents than are taken of a leg."""
+    cosines = np.random.default_rng(0).uniform(-0.6, 0.6, size=(60, 4))
+    nodes = []
+    for number, (a, b, c, d) in enumerate(cosines):
+        nodes += nodes_of(f"d{number}", f"alpha={a} beta={b}", f"/p/alpha={c} beta={d}")
+    data = dataset(corpus=Corpus(nodes, []), qrels={"1": {"d1": 1}, "2": {"d2": 1}})
+
+    with DualIndex(str(tmp_path / "more.db"), embed_model=model) as index:
+        index.insert_nodes(nodes)
+        result = Experiment(data, index).run(file)
+        for name, settings in FIRST_STAGE.items():
+            hits = index.as_retriever(**settings).retrieve("alpha")
+            found = list(dict.fromkeys(hit.node.ref_doc_id for hit in hits))
+            assert result.runs[name]["1"] == found, name
+
+    assert result.notes == ()
+    assert len(result.runs["32 by text"]["1"]) == 32
+
+
+def test_a_picture_asks_all_legs_too(index: DualIndex, file: Path) -> None:
+    queries = [LabelledQuery("1", "alpha"), LabelledQuery("2", "", image_path="/p/beta")]
+
+    result = Experiment(dataset(queries=queries), index).run(file)
+
+    assert result.kinds == {"text": ["1"], "picture": ["2"]}
+    assert {pair: recall.mean for pair, recall in result.legs.items()} == {
+        "text_to_text": 1,
+        "text_to_image": 1,
+        "image_to_text": 1,
+        "image_to_image": 1,
+    }
+    # The ten texts come before the ten pictures, whatever is asked with.
+    assert [(own.modality, own.share.mean, own.queries) for own in result.own_modality] == [
+        ("text", 1, 1),
+        ("image", 0, 1),
+    ]
+    assert [own.corpus_share for own in result.own_modality] == [0.5, 0.5]
+
+
+def test_a_text_and_a_picture_have_no_modality_of_their_own(index: DualIndex, file: Path) -> None:
+    queries = [LabelledQuery("1", "alpha", image_path="/p/alpha")]
+
+    result = Experiment(dataset(queries=queries), index).run(file)
+
+    assert len(result.legs) == 4
+    assert result.own_modality == []
+    assert result.kinds == {}  # there is but one
+
+
+def test_legs_of_two_models_are_no_mixed_index(model: ByHand, file: Path, tmp_path: Path) -> None:
+    with DualIndex(str(tmp_path / "two.db"), "gap", model, ByHand(asked=[])) as index:
+        index.insert_nodes(corpus().nodes)
+        result = Experiment(dataset(), index).run(file)
+
+    assert result.own_modality == []
+    assert any("for queries by text these are of different models" in n for n in result.notes)
+
+
+def test_a_model_for_picture_queries_leaves_texts_in_one_space(
+    model: ByHand, file: Path, tmp_path: Path
+) -> None:
+    queries = [LabelledQuery("1", "alpha"), LabelledQuery("2", "", image_path="/p/beta")]
+    third = ByHand(asked=[])
+    with DualIndex(str(tmp_path / "3.db"), "gap", model, image_query_embed_model=third) as index:
+        index.insert_nodes(corpus().nodes)
+        result = Experiment(dataset(queries=queries), index).run(file)
+
+    assert [own.modality for own in result.own_modality] == ["text"]
+    assert any("for queries by picture these are of different" in n for n in result.notes)
+    assert third.asked == ["beta"]
+
+
+def test_differences_are_tested_against_the_default(index: DualIndex, file: Path) -> None:
+    result = Experiment(dataset(), index).run(file)
+    methods = {method.name: method for method in result.methods}
+
+    assert methods[DEFAULT].against_default == {}
+    comparison = methods["16+16, min–max"].against_default["mrr@10"]
+    assert comparison.difference.mean == pytest.approx((1 / 1 - 1 / 2 + 1 / 4 - 1 / 5) / 2)
+    assert methods["16+16, RRF"].against_default["mrr@10"].p_value == 1
+
+
+def test_a_stopped_run_is_taken_up(index: DualIndex, model: ByHand, file: Path) -> None:
+    """Also where the process was killed in the middle of a line."""
+    whole = Experiment(dataset(), index).run(file)
+    assert model.asked == ["alpha", "beta"]
+    written = file.read_bytes()
+    file.write_bytes(written[:-30])
+
+    again = Experiment(dataset(), index).run(file)
+
+    assert model.asked == ["alpha", "beta", "beta"]
+    assert again == whole
+    assert file.read_bytes() == written
+
+
+def test_answers_serve_other_queries_and_judgements(
+    index: DualIndex, model: ByHand, file: Path
+) -> None:
+    Experiment(dataset().limited(1), index).run(file)
+
+    result = Experiment(dataset(qrels={"1": {"c": 1}, "2": {"a": 1}}), index).run(file)
+    assert model.asked == ["alpha", "beta"]
+    assert means(result, "mrr@10")["32 by text"] == pytest.approx((1 / 3 + 1 / 2) / 2)
+
+    reworded = [LabelledQuery("1", "beta")]
+    Experiment(dataset(queries=reworded), index).run(file)
+    assert model.asked == ["alpha", "beta", "beta"]
+
+
+def test_another_index_needs_another_file(index: DualIndex, file: Path) -> None:
+    Experiment(dataset(), index).run(file)
+    index.delete_ref_doc("j")
+
+    with pytest.raises(JournalError, match=r"another rows\); name another file, or delete"):
+        Experiment(dataset(), index).run(file)
+    result = Experiment(dataset(), index).run(file.with_suffix(".other"))
+
+    assert "the index holds 9 texts where the data set has 10" in result.notes
+
+
+def test_a_failing_query_is_counted_and_asked_again(index: DualIndex, file: Path) -> None:
+    broken = LabelledQuery("3", "", image_path="/p/broken")
+    data = dataset(
+        queries=[*dataset().queries, broken], qrels={"1": {"c": 1}, "2": {"b": 1}, "3": {"a": 1}}
+    )
+
+    result = Experiment(data, index).run(file)
+
+    assert result.failed == {"3": "no picture at all"}
+    assert result.queries == 2
+    assert (
+        result.notes[0] == "counted nowhere: 1 query that failed (the first, 3: no picture at all)"
+    )
+    assert Experiment(data, index).run(file).failed == result.failed
+    with pytest.raises(ValueError, match="no query could be answered: no picture at all"):
+        Experiment(dataset(queries=[broken], qrels=data.qrels), index).run(file)
+
+
+def test_queries_with_nothing_to_find_are_counted(index: DualIndex, file: Path) -> None:
+    data = dataset(qrels={"1": {"c": 3}, "2": {"b": 2}}, relevant_from=3, notes=("seen before",))
+
+    result = Experiment(data, index).run(file)
+
+    assert result.queries == 1
+    assert result.notes[:2] == (
+        "seen before",
+        "counted nowhere: 1 query with no document of grade 3 or more to be found",
+    )
+
+
+def test_figures_as_json_and_rankings_as_trec_files(
+    index: DualIndex, file: Path, tmp_path: Path
+) -> None:
+    result = Experiment(dataset(), index).run(file)
+    figures = json.loads(json.dumps(result.to_dict()))
+
+    assert figures["methods"][0]["metrics"]["mrr@10"]["mean"] == pytest.approx(2 / 3)
+    assert set(figures["methods"][0]["metrics"]) == set(METRICS)
+    assert figures["kinds"] == {"picture": 1, "headline": 1}
+    assert "runs" not in figures
+    result.write_runs(tmp_path / "runs")
+    assert read_qrels(tmp_path / "runs" / "qrels.txt") == {"1": {"c": 1}, "2": {"b": 1}}
+    assert {path.name: len(read_run(path)) for path in (tmp_path / "runs").glob("*.run")} == {
+        f"{name}.run": 2
+        for name in (
+            *("32-by-text", "32-by-image", "16-16-raw-scores", "16-16-rrf"),
+            *("16-16-min-max", "16-16-default"),
+        )
+    }
+    assert read_run(tmp_path / "runs" / "32-by-text.run") == result.runs["32 by text"]
+
+
+# --- reranking ----------------------------------------------------------------------------------
+
+
+class ByColour(PairScorer):
+    """The score of a text stands in it; of a picture it is how red it is."""
+
+    name = "by colour"
+    licence = None
+
+    def __init__(self, *modalities: Modality) -> None:
+        self.modalities = frozenset(modalities)
+        self.scored: list[Any] = []
+
+    def prepare(self, item: Item) -> float | None:
+        if isinstance(item, Picture):
+            return item.open().getpixel((0, 0))[0] / 255
+        return float(item.partition("score=")[2] or 0)
+
+    def score_prepared(self, query: Any, documents: Sequence[Any]) -> FloatArray:
+        self.scored += documents
+        return np.array(documents, dtype=np.float32)
+
+
+@pytest.fixture
+def three(tmp_path: Path) -> Dataset:
+    """Documents a, b, c: texts in the order a, c, b, pictures in the order b, c, a."""
+    nodes = []
+    for document, text, score, picture, red in (
+        ("a", 0.60, 0.9, 0.40, 26),
+        ("b", 0.50, 0.5, 0.45, 153),
+        ("c", 0.55, 0.1, 0.42, 204),
+    ):
+        path = tmp_path / f"alpha={picture} .png"
+        Image.new("RGB", (8, 8), (red, 0, 0)).save(path)
+        nodes += nodes_of(document, f"alpha={text} score={score}", str(path))
+    return dataset(
+        corpus=Corpus(nodes, []), queries=[LabelledQuery("1", "alpha")], qrels={"1": {"b": 1}}
+    )
+
+
+def reranked(data: Dataset, scorer: PairScorer, folder: Path) -> ExperimentResult:
+    with DualIndex(str(folder / "three.db"), embed_model=ByHand(asked=[])) as index:
+        index.insert_nodes(data.corpus.nodes)
+        return Experiment(data, index, scorer).run(folder / "three.jsonl")
+
+
+def test_candidates_are_reranked_by_each_side_and_by_both(three: Dataset, tmp_path: Path) -> None:
+    scorer = ByColour("text", "image")
+
+    result = reranked(three, scorer, tmp_path)
+
+    assert {name: run["1"] for name, run in result.runs.items() if name in RERANKED} == {
+        "32 by text, reranked": ["a", "b", "c"],  # 0.9, 0.5, 0.1
+        "32 by image, reranked": ["c", "b", "a"],  # 0.8, 0.6, 0.1
+        # a was found by its text, b by its picture; c by both as much, of which the text counts
+        "16+16, by modality": ["a", "b", "c"],  # 0.9, 0.6, 0.1
+        "16+16, mean of both": ["b", "a", "c"],  # 0.55, 0.5, 0.45
+    }
+    assert sorted(scorer.scored) == pytest.approx([0.1, 26 / 255, 0.5, 0.6, 0.8, 0.9])  # each once
+    assert result.reranker == "by colour"
+    methods = {method.name: method for method in result.methods}
+    by_text = methods["32 by text, reranked"]
+    assert by_text.reranked
+    assert by_text.against_default["mrr@10"].difference.mean == pytest.approx(1 / 2 - 1)
+    assert methods["16+16, mean of both"].against_default == {}
+
+
+def test_a_reranker_of_texts_leaves_out_what_needs_pictures(three: Dataset, tmp_path: Path) -> None:
+    result = reranked(three, ByColour("text"), tmp_path)
+
+    assert [name for name in result.runs if name in RERANKED] == ["32 by text, reranked"]
+    assert sum("left out, as by colour reads only text" in note for note in result.notes) == 3
