@@ -709,6 +709,19 @@ class MilvusStore(MilvusVectorStore):
         """Asynchronous ``get_vectors``."""
         return await asyncio.to_thread(self.get_vectors, ids)
 
+    def documents_of(self, ids: Iterable[str]) -> dict[str, str]:
+        """Say which document each node belongs to: its ``ref_doc_id``, or else its own id.
+
+        Args:
+            ids: any number of node ids; unknown ones are passed over.
+        """
+        rows = self._read(ids, [ID_FIELD, DOC_ID_FIELD], _IDS_PER_MESSAGE)
+        return {row[ID_FIELD]: row[DOC_ID_FIELD] or row[ID_FIELD] for row in rows}
+
+    async def adocuments_of(self, ids: Iterable[str]) -> dict[str, str]:
+        """Asynchronous ``documents_of``."""
+        return await asyncio.to_thread(self.documents_of, ids)
+
     def existing_ids(self, ids: Iterable[str]) -> set[str]:
         """Say which of these nodes are stored; for going on with an interrupted build.
 
@@ -745,14 +758,8 @@ class MilvusStore(MilvusVectorStore):
         """
         if n < 1:
             raise ValueError(f"n={n}: a sample has at least 1 vector")
-        total = self.count()
-        buckets = math.ceil(_BUCKETS * n / max(total, 1))
-        vectors = list(self.get_vectors(self._find_ids(_in_buckets(buckets, seed))).values())
-        if total and not vectors and buckets >= _BUCKETS // 4:
-            raise StoreError(
-                f"{self._name}: its rows have no {_BUCKET_KEY!r}, so that none can be drawn; they "
-                "were written by another store: add them again with this one"
-            )
+        ids = self.sample_ids(n / max(self.count(), 1), seed)
+        vectors = list(self.get_vectors(ids).values())
         rows = np.array(vectors, dtype=np.float32).reshape(-1, self.dim or 0)
         if self.similarity_metric == "COSINE":
             rows /= np.linalg.norm(rows, axis=1, keepdims=True)
@@ -761,6 +768,28 @@ class MilvusStore(MilvusVectorStore):
     async def asample(self, n: int, seed: int = 0) -> FloatArray:
         """Asynchronous ``sample``."""
         return await asyncio.to_thread(self.sample, n, seed)
+
+    def sample_ids(self, share: float, seed: int = 0) -> list[str]:
+        """Draw node ids at random; a node that is in several collections is drawn in all or none.
+
+        Args:
+            share: of all nodes, above 0; rounded up to the next of 1,024 parts. All from 1 on.
+            seed: another seed draws other parts.
+        """
+        if not share > 0:
+            raise ValueError(f"share={share}: must be above 0")
+        buckets = math.ceil(_BUCKETS * share)
+        ids = self._find_ids(_in_buckets(buckets, seed))
+        if not ids and buckets >= _BUCKETS // 4 and self.count():
+            raise StoreError(
+                f"{self._name}: its rows have no {_BUCKET_KEY!r}, so that none can be drawn; they "
+                "were written by another store: add them again with this one"
+            )
+        return ids
+
+    async def asample_ids(self, share: float, seed: int = 0) -> list[str]:
+        """Asynchronous ``sample_ids``."""
+        return await asyncio.to_thread(self.sample_ids, share, seed)
 
     def _find_ids(self, expression: str) -> list[str]:
         rows = self._call(

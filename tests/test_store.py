@@ -279,6 +279,8 @@ def test_two_event_loops_and_no_asynchronous_client(store: MilvusStore) -> None:
         assert await store.aexisting_ids([str(seed)]) == {str(seed)}
         assert [n.node_id for n in await store.aget_nodes([str(seed)])] == [str(seed)]
         assert (await store.asample(9)).shape == (seed, DIM)
+        assert str(seed) in await store.asample_ids(1)
+        assert await store.adocuments_of([str(seed)]) == {str(seed): str(seed)}
         assert list(await store.aget_vectors([str(seed)])) == [str(seed)]
         await store.aupsert([node("extra"), node("more", source="d")])
         await store.adelete_nodes(["extra"])
@@ -760,6 +762,28 @@ def test_a_sample(store: MilvusStore) -> None:
     assert np.array_equal(store.sample(300), some)
     with pytest.raises(ValueError, match="at least 1"):
         store.sample(0)
+
+
+def test_a_node_is_drawn_from_all_collections_or_none(uri: str, store: MilvusStore) -> None:
+    store.add([node(f"node {i}", i) for i in range(1000)])
+    with MilvusStore(uri=uri, collection_name="others", dim=DIM) as others:
+        others.add([node(f"node {i}", i) for i in range(500, 1500)])
+        ours, theirs = (set(each.sample_ids(0.3)) for each in (store, others))
+        both = {f"node {i}" for i in range(500, 1000)}
+
+        assert ours & both == theirs & both
+        assert 230 < len(ours) < 370
+        assert set(store.sample_ids(0.1)) < ours
+        assert len(store.sample_ids(1.0)) == len(store.sample_ids(7.0)) == 1000
+        assert set(store.sample_ids(0.3, seed=1)) != ours
+    with pytest.raises(ValueError, match="share=0: must be above 0"):
+        store.sample_ids(0)
+
+
+def test_the_documents_of_nodes(store: MilvusStore) -> None:
+    store.add([node("a", source="d"), node("b")])
+
+    assert store.documents_of(["b", "a", "x"]) == {"a": "d", "b": "b"}
 
 
 def test_a_sample_of_rows_that_another_store_wrote(uri: str, store: MilvusStore) -> None:
