@@ -1,0 +1,99 @@
+"""Vectors of texts and of pictures that tell the same, with a gap between them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from llama_index.core.bridge.pydantic import PrivateAttr
+from llama_index.core.embeddings import MultiModalEmbedding
+from llama_index.core.schema import ImageNode, NodeRelationship, RelatedNodeInfo, TextNode
+
+VectorArray = npt.NDArray[np.float32]
+
+
+def two_clouds(n: int, *, shared: int = 6, own: int = 0) -> tuple[VectorArray, VectorArray]:
+    """Row i of each is a text and its picture, of length 1; their means lie far apart.
+
+    Args:
+        n: how many of each.
+        shared: dimensions of what both tell, with some noise.
+        own: dimensions of what only texts can tell, and of what only pictures can.
+    """
+    rng = np.random.default_rng(0)
+    told = rng.normal(size=(n, shared))
+    sides = []
+    for sign in (1, -1):
+        rows = np.zeros((n, shared + 2 * own + 1))
+        rows[:, :shared] = told + 0.3 * rng.normal(size=told.shape)
+        start = shared if sign == 1 else shared + own
+        rows[:, start : start + own] = 2 * rng.normal(size=(n, own))
+        rows[:, -1] = sign * 2 * np.linalg.norm(rows, axis=1)
+        sides.append(unit(rows))
+    return sides[0], sides[1]
+
+
+def unit(rows: npt.ArrayLike) -> VectorArray:
+    vectors = np.asarray(rows, dtype=np.float64)
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
+class Numbered(MultiModalEmbedding):
+    """Embeds a text, and a picture's file name, by looking up the row that its number names."""
+
+    model_name: str = "numbered"
+    _texts: VectorArray = PrivateAttr()
+    _images: VectorArray = PrivateAttr()
+
+    def __init__(self, texts: npt.ArrayLike, images: npt.ArrayLike, **fields: Any) -> None:
+        super().__init__(**fields)
+        self._texts, self._images = unit(texts), unit(images)
+
+    @property
+    def dimension(self) -> int:
+        return self._texts.shape[1]
+
+    def _get_text_embedding(self, text: str) -> list[float]:
+        return _row(self._texts, text)
+
+    def _get_query_embedding(self, query: str) -> list[float]:
+        return _row(self._texts, query)
+
+    async def _aget_query_embedding(self, query: str) -> list[float]:
+        return self._get_query_embedding(query)
+
+    def _get_image_embedding(self, img_file_path: Any) -> list[float]:
+        return _row(self._images, Path(img_file_path).stem)
+
+    async def _aget_image_embedding(self, img_file_path: Any) -> list[float]:
+        return self._get_image_embedding(img_file_path)
+
+
+def _row(rows: VectorArray, words: str) -> list[float]:
+    return rows[int(re.findall(r"\d+", words)[-1])].tolist()
+
+
+def text(number: int, document: str | None = None) -> TextNode:
+    """A passage that embeds to the row of its number."""
+    return TextNode(
+        id_=f"text {number}",
+        text=f"passage {number}",
+        relationships=_of(document or f"document {number}"),
+    )
+
+
+def picture(number: int, document: str | None = None, caption: bool = True) -> ImageNode:
+    """A picture that embeds to the row of its number, as its caption does."""
+    return ImageNode(
+        id_=f"picture {number}",
+        text=f"caption {number}" if caption else "",
+        image_path=f"/pictures/{number}.png",
+        relationships=_of(document or f"document {number}"),
+    )
+
+
+def _of(document: str) -> dict[NodeRelationship, RelatedNodeInfo]:
+    return {NodeRelationship.SOURCE: RelatedNodeInfo(node_id=document)}
