@@ -561,6 +561,61 @@ def _document_as_dict(document: FoundDocument) -> dict[str, Any]:
     }
 
 
+# --- measuring -----------------------------------------------------------------------------------
+
+
+@app.command()
+def measure(
+    *,
+    db: Database = "gap.db",
+    name: Name = "gap",
+    queries: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help='Labelled queries, an object a line: {"query": …, "relevant": [ID, …]}.',
+            show_default="stored texts and pictures ask",
+        ),
+    ] = None,
+    reranker: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="Measure this reranker's gap too, with 16 queries."),
+    ] = None,
+    html: Annotated[
+        Path | None, typer.Option(help="Write the report as a page, with drawings.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure an index's modality gap, and say which remedy fits.
+
+    Shows one mixed index before and after each way to align it, and two indexes that are fused.
+    Changes nothing.
+    """
+    from llama_index_gap.evaluation.datasets import read_queries
+    from llama_index_gap.gap.report import report_gap
+
+    _check_folder(html)
+    _check_is_there(db)
+    asked, qrels = read_queries(queries) if queries is not None else ([], {})
+    rerank = None
+    if reranker is not None:
+        rerank = llama_index_gap.MultiModalRerank(model=_load_scorer(reranker), top_n=None)
+    with _open_index(db, name) as index:
+        report = report_gap(index, asked, qrels, reranker=rerank, show_progress=_errors.is_terminal)
+    if html is not None:
+        from llama_index_gap.gap_page import render_report
+
+        html.write_text(render_report(report), encoding="utf-8")
+    if as_json:
+        typer.echo(json.dumps(report.to_dict(), indent=2))
+    else:
+        from llama_index_gap.gap_terminal import print_report
+
+        print_report(report, _output)
+    if html is not None:
+        _say_written(html)
+
+
 # --- looking after an index ----------------------------------------------------------------------
 
 

@@ -12,6 +12,7 @@ from llama_index_gap.gap.advice import NAMES, Advice
 from llama_index_gap.gap.measure import Estimate, GapReport
 from llama_index_gap.gap.remedies import BeforeAfter, Side
 from llama_index_gap.gap.report import Report
+from llama_index_gap.terminal import visible
 
 _BY: dict[Side, str] = {"text": "text", "image": "picture"}
 
@@ -24,6 +25,10 @@ def print_report(report: Report, console: Console) -> None:
         console: where to.
     """
     figures, found = report.figures, report.figures.before_after
+    texts, pictures = figures.stored["text"], figures.stored["image"]
+    held = f"{report.name} in {report.database}: {texts:,} texts, {pictures:,} pictures"
+    console.print(Text(visible(held)))
+    console.print(Text(visible(report.models), "dim"))
     if figures.gap is not None:
         _heading(console, "The gap")
         console.print(_gap(figures.gap))

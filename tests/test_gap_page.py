@@ -178,11 +178,14 @@ def test_a_page_of_next_to_nothing(report: Report) -> None:
 
 def test_the_terminal_shows_the_main_figures_in_80_columns(report: Report) -> None:
     written = StringIO()
-    print_report(report, Console(file=written, width=80, highlight=False))
+    steering = replace(report, models="\x1b[31mred [bold]")
+    print_report(steering, Console(file=written, width=80, highlight=False))
     lines = written.getvalue().splitlines()
     found = " ".join(" ".join(lines).split())
 
     assert max(map(len, lines)) <= 80
+    assert lines[0] == "gap in gap.db: 1,234 texts, 120 pictures"
+    assert lines[1] == r"\x1b[31mred [bold]"
     for name in NAMES.values():
         assert name in found
     gap = report.figures.gap
