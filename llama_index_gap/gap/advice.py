@@ -178,7 +178,9 @@ def _two_indexes(figures: Figures) -> Iterator[Advice]:
         )
         return
     notes = sorted({f" ({remedy.note}.)" for remedy in fused.values() if remedy.note})
-    by_rank = best == "rank" or bool(notes)
+    if before_after.labelled and not _is_lower(before, fused[best]):
+        notes.append(" For the labelled queries no difference is to be seen beyond the intervals.")
+    by_rank = best == "rank" or fused[best].note is not None
     settings = 'normalise="rank", combine="sum"' if best == "rank" else ""
     then = "; ".join(
         f"fused by {name} it is {_bias_values(remedy)}" for name, remedy in fused.items()

@@ -183,6 +183,18 @@ def test_where_evidence_fell_back_to_rank_it_says_so() -> None:
     assert "as_retriever()" in found.do  # which falls back by itself
 
 
+@pytest.mark.parametrize(("fused", "differs"), [(0.79, False), (0.9, True)])
+def test_where_labelled_queries_find_no_difference_it_says_so(fused: float, differs: bool) -> None:
+    remedies = CLIP | {
+        "stored": remedy(1, 1, 0.85, gain=0.77),
+        "rank": remedy(0.5, 0.5, gain=0.7),
+        "evidence": remedy(0.5, 0.5, gain=fused),
+    }
+    found = advice(figures(remedies, labelled=["text"]), "One index for each modality")
+
+    assert ("no difference is to be seen" in found.because) is not differs
+
+
 def test_one_index_where_labelled_queries_find_more_in_it() -> None:
     remedies = CLIP | {
         "stored": remedy(1, 1, 0.85, gain=0.9),
