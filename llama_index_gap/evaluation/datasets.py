@@ -281,9 +281,10 @@ def _finder(folder: Path) -> Callable[[Any], Any]:
     def place(name: Any) -> Any:
         if not isinstance(name, str) or not name.strip():
             return None
-        plain = name.strip().lstrip("/")
-        below = Path("images") / plain
-        return str(below) if (folder / below).is_file() else plain
+        plain = name.strip()
+        below = plain.lstrip("/")  # published sets write their own folder as the root
+        places = (Path("images") / below, Path(below))
+        return next((str(path) for path in places if (folder / path).is_file()), plain)
 
     return place
 

@@ -194,3 +194,14 @@ def test_no_data_set(tmp_path: Path) -> None:
         read_dataset(tmp_path)
     with pytest.raises(DatasetError, match="no such folder"):
         read_dataset(tmp_path / "nowhere")
+
+
+def test_a_picture_to_ask_with_may_lie_anywhere(tmp_path: Path) -> None:
+    picture(tmp_path / "elsewhere" / "ask.png")
+    absolute = str(tmp_path / "elsewhere" / "ask.png")
+    row = {"image": absolute, "relevant": ["a"]}
+    write_lines(tmp_path / "set" / "queries.jsonl", row)
+
+    (query,), _ = read_queries(tmp_path / "set" / "queries.jsonl")
+
+    assert query.image_path == absolute
