@@ -23,7 +23,7 @@ from llama_index_gap.models.tokens import load_plain_tokenizer
 PARITY = Path(__file__).parents[1] / "fixtures" / "parity"
 FOLDER = PARITY / "jina_m0_tiny"
 CASES = json.loads((FOLDER / "parity.json").read_text(encoding="utf-8"))["cases"]
-IMAGES = {path.stem: Image.open(path) for path in (PARITY / "images").glob("*.png")}
+IMAGES = {path.stem: Image.open(path).copy() for path in (PARITY / "images").glob("*.png")}
 LAYER_BYTES = 2 * 3 * 2 * 16 * 4  # of a token: keys and values, layers, heads, width, float32
 
 

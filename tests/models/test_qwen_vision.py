@@ -20,7 +20,7 @@ from llama_index_gap.models.jina_reranker import JinaRerankerScorer
 PARITY = Path(__file__).parents[1] / "fixtures" / "parity"
 FOLDER = PARITY / "jina_m0_tiny"
 CASE = json.loads((FOLDER / "parity.json").read_text(encoding="utf-8"))["cases"]["text_image"]
-IMAGES = {path.stem: Image.open(path) for path in (PARITY / "images").glob("*.png")}
+IMAGES = {path.stem: Image.open(path).copy() for path in (PARITY / "images").glob("*.png")}
 
 
 def load(folder=FOLDER, dtype=torch.float32, **options):
