@@ -14,6 +14,7 @@ from PIL import Image
 from llama_index_gap.demo.tiny import make_tiny_clip, make_tiny_dinov2, make_tiny_siglip
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist looks for the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Where tests run side by side: each file's in one process, and all that need a server in one.
 

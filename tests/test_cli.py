@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from io import StringIO
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -267,6 +268,15 @@ def test_a_model_for_picture_queries(
     assert rows(own_db)["image_query"] == 11
 
 
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Ctrl-C interrupts, also where the tests were started in the background, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_leaves_what_the_next_run_completes(
     tmp_path: Path, tiny_clip: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -563,6 +573,7 @@ def edis(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_evaluate_prints_the_table_and_goes_on_where_it_stopped(
     edis: Path, tiny_clip: Path, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
