@@ -1,6 +1,7 @@
 """What is kept in memory and in a folder."""
 
 import logging
+import sys
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 
@@ -80,11 +81,21 @@ def test_like_a_plain_list_of_what_was_used(max_bytes, steps):
         assert cache.nbytes == sum(map(len, expected.values())) <= max_bytes
 
 
+@pytest.fixture
+def restless():
+    """Threads take turns as often as they can."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(interval)
+
+
+@pytest.mark.usefixtures("restless")
 def test_many_threads_keep_the_count():
     cache = cache_of(50)
 
     def use(number):
-        for step in range(300):
+        for step in range(2000):
             cache.put(str((number * step) % 20), "x" * (step % 9))
             cache.get(str(step % 20))
 

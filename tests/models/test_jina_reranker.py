@@ -15,9 +15,11 @@ from PIL import Image
 from safetensors.numpy import load_file as load_arrays
 from safetensors.torch import load_file, save_file
 
+from llama_index_gap.models import jina_reranker
 from llama_index_gap.models.base import Joint, ModelError, Picture
 from llama_index_gap.models.checkpoint import Checkpoint
 from llama_index_gap.models.jina_reranker import JinaRerankerScorer
+from llama_index_gap.models.packing import run_packed
 from llama_index_gap.models.tokens import load_plain_tokenizer
 
 PARITY = Path(__file__).parents[1] / "fixtures" / "parity"
@@ -174,6 +176,21 @@ def test_no_score_depends_on_batches_order_or_what_was_kept(alone, ways, way, qu
     scorer._batch_size = way[1]
     found = scorer.score(QUERIES[query], [DOCUMENTS[document] for document in documents])
     close(found, alone[query, documents])
+
+
+def test_passes_are_bounded(monkeypatch, alone):
+    passes = []
+
+    def note(model, pieces):
+        passes.append([piece.length for piece in pieces])
+        return run_packed(model, pieces)
+
+    monkeypatch.setattr(jina_reranker, "run_packed", note)
+    monkeypatch.setattr(jina_reranker, "_MOST_TOKENS", 100)
+    close(plain(batch_size=2).score(QUERIES[0], DOCUMENTS), alone[0])
+    assert sum(map(len, passes)) == len(DOCUMENTS)
+    assert {1, 2} == set(map(len, passes))
+    assert all(len(lengths) == 1 or sum(lengths) <= 100 for lengths in passes)
 
 
 def test_in_bfloat16_the_order_changes_nothing_at_all():
