@@ -6,26 +6,36 @@ model makes of a document does not depend on the query: its keys and values are 
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
-from llama_index_gap.models.base import FloatArray, Item, Modality, ModelError, PairScorer, Picture
+from llama_index_gap.models.base import (
+    FloatArray,
+    Item,
+    Modality,
+    ModelError,
+    PairScorer,
+    Picture,
+    check_at_least_one,
+)
 from llama_index_gap.models.caches import ByteCache
 from llama_index_gap.models.checkpoint import Checkpoint
 from llama_index_gap.models.layers import to_numpy
 from llama_index_gap.models.packing import Piece, Prefix, in_batches, run_packed, use_packing
+from llama_index_gap.models.pictures import content_key, open_picture
 from llama_index_gap.models.qwen_vision import PreparedPicture, QwenVision, Scene
 from llama_index_gap.models.tokens import load_plain_tokenizer
 from llama_index_gap.models.weights import check_settings, load_module, read_weights, setting
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 # What the reference has in its code (modeling.py of jinaai/jina-reranker-m0) and in no other file.
 _DOCUMENT, _QUERY = "**Document**:\n", "**Query**:\n"
@@ -123,7 +133,7 @@ class JinaRerankerScorer(PairScorer):
         vision_folder: str | Path | None = None,
     ) -> None:
         _check_range("max_length", max_length, 2 * _QUERY_LENGTH, _MAX_LENGTH)
-        _check_range("batch_size", batch_size, 1)
+        check_at_least_one(batch_size=batch_size)
         _check_range("prefix_bytes", prefix_bytes, 0)
         _check_range("vision_bytes", vision_bytes, 0)
         check_settings(checkpoint, _SUPPORTED)
@@ -150,22 +160,18 @@ class JinaRerankerScorer(PairScorer):
         """Turn a text or a picture into what ``score_prepared`` takes.
 
         Raises:
-            ModelError: the item is neither, or a picture more than 200 times as long as wide.
+            ModelError: the item is both, or a picture more than 200 times as long as it is wide.
         """
-        match item:
-            case str():
-                return PreparedText(f"text {hashlib.sha256(item.encode()).hexdigest()}", item)
-            case Picture():
-                return self._prepare_picture(f"picture {item.key}", item)
-            case Image.Image():
-                image = item.convert("RGB")
-                content = repr(image.size).encode() + image.tobytes()
-                key = f"pixels {hashlib.sha256(content).hexdigest()}"
-                return self._prepare_picture(key, Picture(key, lambda: image))
-        raise ModelError(
-            f"{self.name} reads a text or a picture as query or document, no "
-            f"{type(item).__name__}; score the text and the picture each by itself"
-        )
+        self._refuse_unreadable(item)
+        key = content_key(item)
+        if isinstance(item, str):
+            return PreparedText(key, item)
+
+        def decode() -> Image:
+            return open_picture(cast("Image | Picture", item))
+
+        kept = key in self._prefixes or key in self._vision
+        return PreparedPicture(key, decode, None if kept else self._vision.cut_up(decode()))
 
     def score_prepared(
         self,
@@ -191,11 +197,6 @@ class JinaRerankerScorer(PairScorer):
     def to_probability(self, scores: FloatArray) -> FloatArray:
         """The scores as they are."""
         return scores
-
-    def _prepare_picture(self, key: str, picture: Picture) -> PreparedPicture:
-        kept = key in self._prefixes or key in self._vision
-        patches = None if kept else self._vision.cut_up(picture.open())
-        return PreparedPicture(key, picture.open, patches)
 
     def _candidates(self, documents: Sequence[PreparedText | PreparedPicture]) -> list[_Candidate]:
         """The documents: those that are kept, then texts, then pictures, by length.

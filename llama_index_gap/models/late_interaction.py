@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,12 +18,11 @@ from llama_index_gap.models.base import (
     Modality,
     ModelError,
     PairScorer,
-    Picture,
     check_at_least_one,
 )
 from llama_index_gap.models.caches import ByteCache
 from llama_index_gap.models.checkpoint import Checkpoint
-from llama_index_gap.models.pictures import open_picture
+from llama_index_gap.models.pictures import content_key, open_picture
 from llama_index_gap.models.sbert import load_model, plain_text, saved_as
 
 
@@ -44,18 +42,18 @@ class _Prepared:
     """A query or document on its way through the model.
 
     Attributes:
-        key: stands for its content; None if nothing does.
+        key: stands for its content.
         read: what the model reads; only called where vectors are missing.
         vectors: what it became on each side, once it did.
     """
 
-    key: str | None
+    key: str
     read: Callable[[], dict[str, Any]]
     vectors: dict[Kind, torch.Tensor]
 
     @property
     def is_text(self) -> bool:
-        return self.key is not None and self.key.startswith("text ")
+        return self.key.startswith("text ")
 
 
 class LateInteractionScorer(PairScorer):
@@ -138,9 +136,8 @@ class LateInteractionScorer(PairScorer):
     def prepare(self, item: Item) -> Any:
         """Open a picture whose vectors are not kept; the model resizes it in the batch."""
         self._refuse_unreadable(item)
-        key = _key(item)
-        kept = None if key is None else self._kept.get(key)
-        if kept is not None:
+        key = content_key(item)
+        if (kept := self._kept.get(key)) is not None:
             return _Prepared(key, lambda: self._read(item), {"document": kept})
         content = self._read(item)
         return _Prepared(key, lambda: content, {})
@@ -181,18 +178,9 @@ class LateInteractionScorer(PairScorer):
             encoded = encode(contents, batch_size=self._batch_size, show_progress_bar=False)
             for item, vectors in zip(new, encoded, strict=True):
                 item.vectors[side] = vectors.cpu()
-                if side == "document" and item.key is not None:
+                if side == "document":
                     self._kept.put(item.key, item.vectors[side])
         return [item.vectors[side] for item in items]
-
-
-def _key(item: Item) -> str | None:
-    if isinstance(item, str):
-        return f"text {hashlib.sha256(item.encode('utf-8', 'surrogatepass')).hexdigest()}"
-    if isinstance(item, Joint):
-        of_picture = _key(item.image)
-        return None if of_picture is None else f"{of_picture} and {_key(item.text)}"
-    return f"picture {item.key}" if isinstance(item, Picture) else None
 
 
 def _add_positions(backbone: Any, args: tuple[dict[str, Any]]) -> tuple[dict[str, Any]]:

@@ -1,11 +1,12 @@
-"""What scorers do with a picture before their model sees it."""
+"""What scorers do with an item before their model sees it."""
 
 from __future__ import annotations
 
+import hashlib
 import math
 from typing import TYPE_CHECKING
 
-from llama_index_gap.models.base import Picture
+from llama_index_gap.models.base import Item, Joint, Picture
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -23,3 +24,16 @@ def open_picture(picture: Image | Picture, max_pixels: int | None = None) -> Ima
         return image
     scale = math.sqrt(max_pixels / (image.width * image.height))
     return image.resize((max(1, int(image.width * scale)), max(1, int(image.height * scale))))
+
+
+def content_key(item: Item) -> str:
+    """Stands for an item's content, where work on it is kept: equal keys, equal content."""
+    if isinstance(item, str):
+        return f"text {hashlib.sha256(item.encode('utf-8', 'surrogatepass')).hexdigest()}"
+    if isinstance(item, Picture):
+        return f"picture {item.key}"
+    if isinstance(item, Joint):
+        return f"{content_key(item.image)} and {content_key(item.text)}"
+    pixels = hashlib.sha256(repr(item.size).encode())
+    pixels.update(item.convert("RGB").tobytes())
+    return f"pixels {pixels.hexdigest()}"

@@ -113,7 +113,8 @@ class QwenVision:
             ModelError: it is more than 200 times as long as it is wide.
         """
         try:
-            found = self._processor([image], return_tensors="pt")
+            # As the reference does it; the processor lays transparent pictures on white.
+            found = self._processor([image.convert("RGB")], return_tensors="pt")
         except ValueError as error:
             raise ModelError(
                 f"{self._name} cannot read a picture of {image.width}×{image.height}: {error}"

@@ -184,12 +184,11 @@ def test_texts_stay_texts(
     np.testing.assert_allclose(scores, wanted, rtol=1e-5)
 
 
-def test_what_is_prepared_is_embedded_once(
-    scorer: LateInteractionScorer, noise: list[Image.Image]
-) -> None:
+def test_what_is_prepared_is_embedded_once(scorer: LateInteractionScorer) -> None:
     forwards = []
+    image = Image.effect_noise((40, 50), 90).convert("RGB")
     hook = scorer._model.register_forward_hook(lambda *_: forwards.append(1))
-    query, document = scorer.prepare(QUERY), scorer.prepare(noise[0])
+    query, document = scorer.prepare(QUERY), scorer.prepare(image)
 
     first = scorer.score_prepared(query, [document])
     second = scorer.score_prepared(query, [document, document])

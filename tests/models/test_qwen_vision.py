@@ -99,19 +99,6 @@ def test_a_strip_is_refused(vision):
         vision.cut_up(Image.new("RGB", (3, 900)))
 
 
-def test_kept_by_content():
-    scorer = load()
-    image = IMAGES["wide_100x70"]
-    one, same = scorer.prepare(image), scorer.prepare(image.copy())
-    assert one.key == same.key
-    changed = image.copy()
-    changed.putpixel((5, 5), (1, 2, 3))
-    turned = image.transpose(Image.Transpose.ROTATE_90)
-    flat, flatter = (scorer.prepare(Image.new("RGB", size)) for size in [(80, 60), (60, 80)])
-    others = [scorer.prepare(changed), scorer.prepare(turned), flat, flatter]
-    assert len({one.key, *(each.key for each in others)}) == 5
-
-
 def test_kept_on_disk(tmp_path):
     first = load(vision_folder=tmp_path / "seen")
     assert not known(first)
