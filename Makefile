@@ -18,7 +18,8 @@ demo: $(VENV)/.installed
 	$(BIN)/llama-gap demo
 
 test: $(VENV)/.tools-installed
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
+	$(BIN)/python -m pytest -m "not server" --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest -m server  # by themselves: a machine can run but one
 
 check: $(VENV)/.tools-installed
 	$(BIN)/ruff check .

@@ -14,17 +14,6 @@ from PIL import Image
 from llama_index_gap.demo.tiny import make_tiny_clip, make_tiny_dinov2, make_tiny_siglip
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist looks for the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where tests run side by side: each file's in one process, and all that need a server in one.
-
-    So what a file's tests share is made once, and the one server that a machine can run serves all.
-    """
-    for item in items:
-        server = item.get_closest_marker("server") is not None
-        item.add_marker(pytest.mark.xdist_group("server" if server else item.path.name))
-
-
 @pytest.fixture(scope="session")
 def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny_clip(tmp_path_factory.mktemp("clip"))
