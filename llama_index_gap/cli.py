@@ -21,7 +21,7 @@ from rich.text import Text
 
 import llama_index_gap
 from llama_index_gap.images import MAX_PIXELS, check_image
-from llama_index_gap.models.presets import PRESETS
+from llama_index_gap.models.presets import PRESETS, SCORER_PRESETS
 from llama_index_gap.terminal import visible as _visible
 
 if TYPE_CHECKING:
@@ -340,6 +340,14 @@ def search(
     db: Database = "gap.db",
     name: Name = "gap",
     top_k: Annotated[int, typer.Option(min=1, help="How many documents to show.")] = 5,
+    reranker: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="Let this reranker read what is found, and rank it."),
+    ] = None,
+    min_probability: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Leave out what is less probable, where that is known."),
+    ] = None,
     explain: Annotated[
         bool, typer.Option("--explain", help="Show where each score comes from, and why.")
     ] = False,
@@ -354,8 +362,17 @@ def search(
     if image is not None:
         check_image(image)
     _check_folder(html)
+    _check_is_there(db)
+    scorer = None if reranker is None else _load_scorer(reranker)
     with _open_index(db, name) as index:
-        answer = _answer(index, text.strip(), image, top_k)
+        answer = _answer(
+            index,
+            text.strip(),
+            image,
+            top_k=top_k,
+            scorer=scorer,
+            min_probability=min_probability,
+        )
     if html is not None:
         from llama_index_gap.page import render_page
 
@@ -363,7 +380,11 @@ def search(
     if as_json:
         typer.echo(json.dumps(_as_dict(answer), indent=2))
     elif not answer.documents:
-        _output.print("Nothing was found: the index is empty.")
+        _output.print(
+            "Nothing was found: the index is empty."
+            if min_probability is None
+            else f"Nothing was found with a probability of {min_probability} or more."
+        )
     elif explain:
         _print_explanation(answer)
     else:
@@ -382,26 +403,40 @@ def _check_folder(page: Path | None) -> None:
         raise FileNotFoundError(f"{page}: there is no folder {page.parent}; create it first")
 
 
-def _answer(index: DualIndex, text: str, image: Path | None, top_k: int) -> Answer:
+def _answer(
+    index: DualIndex,
+    text: str,
+    image: Path | None,
+    *,
+    top_k: int,
+    scorer: PairScorer | None,
+    min_probability: float | None,
+) -> Answer:
     from llama_index.core.schema import QueryBundle
 
     from llama_index_gap.page import Answer, found_documents
 
     # complete: whoever reads wants to see the text of a document that its picture found.
     retriever = index.as_retriever(
-        top_k=top_k,
+        top_k=top_k if scorer is None else None,
         similarity_top_k=max(_HITS, top_k),
         image_similarity_top_k=max(_HITS, top_k),
         complete=True,
+        min_probability=min_probability,
     )
+    query = QueryBundle(text, image_path=str(image) if image else None)
     with _retriever_notes() as notes:
-        hits = retriever.retrieve(QueryBundle(text, image_path=str(image) if image else None))
+        hits = retriever.retrieve(query)
+    if scorer is not None:
+        rerank = llama_index_gap.MultiModalRerank(model=scorer, top_n=top_k)
+        hits = rerank.postprocess_nodes(hits, query)
     return Answer(
         text=text,
         image=str(image) if image else None,
         database=index.uri,
         documents=found_documents(hits),
         note=notes[0] if notes else None,
+        reranker=None if scorer is None else scorer.name,
     )
 
 
@@ -434,15 +469,16 @@ def _print_answer(answer: Answer) -> None:
         sides = [document.side(side) for side in ("text", "image")]
         first = _columns(
             _visible(document.title),
-            answer.format(document.score),
-            *("–" if side is None else answer.format(side) for side in sides),
+            *(answer.format_rank(score) for score in (document.score, *sides)),
         )
         table.add_row(str(document.rank), Group(first, *_content(document), Text()))
     _output.print(table)
-    _output.print(
-        "score = text + picture, what each adds; --explain says why, --html shows the pictures",
-        style="dim",
+    score = (
+        "score = text + picture, what each adds"
+        if answer.reranker is None
+        else f"score = mean of text and picture, as {_visible(answer.reranker)} rates them"
     )
+    _output.print(f"{score}; --explain says why, --html shows the pictures", style="dim")
 
 
 def _columns(title: str, *numbers: str, style: str = "") -> Table:
@@ -501,11 +537,31 @@ def _print_explanation(answer: Answer) -> None:
             table.add_row("", leg.name, f"{leg.raw:.4f}", *sigma, added)
         _output.print(table)
         place = by_raw.index(document) + 1
-        _output.print(f"   score {answer.format(document.score)}{_reason(document)}")
+        if answer.reranker is not None:
+            _output.print(_rating(answer, document), markup=False)
+        fused = "score" if answer.reranker is None else "found with"
+        _output.print(f"   {fused} {answer.format(document.fused)}{_reason(document)}")
         if place != document.rank:
             _output.print(f"   by its highest cosine it would be number {place} of these")
         _output.print()
+    if answer.reranker is not None:
+        _output.print(
+            f"{_visible(answer.reranker)} has read what was found: text and picture are rated on "
+            "one scale, and the score is their mean. How it was found:",
+            style="dim",
+            markup=False,
+        )
     _output.print(_method(answer), style="dim", markup=False)
+
+
+def _rating(answer: Answer, document: FoundDocument) -> str:
+    sides = [
+        f"{name} {answer.format_rank(document.reranked[side])}"
+        for side, name in (("text", "text"), ("image", "picture"))
+        if side in document.reranked
+    ]
+    of = ", ".join(sides) or "neither text nor picture could be read"
+    return f"   score {answer.format_rank(document.score)}: {of}"
 
 
 def _reason(document: FoundDocument) -> str:
@@ -536,6 +592,7 @@ def _as_dict(answer: Answer) -> dict[str, Any]:
         "query": {"text": answer.text, "image": answer.image},
         "database": answer.database,
         "note": answer.note,
+        "reranker": answer.reranker,
         "documents": [_document_as_dict(document) for document in answer.documents],
     }
 
@@ -548,6 +605,8 @@ def _document_as_dict(document: FoundDocument) -> dict[str, Any]:
         "id": document.id,
         "title": document.title,
         "score": document.score,
+        "reranked": document.reranked,
+        "fused": document.fused,
         "legs": {leg.leg: {"cosine": leg.raw, "evidence": leg.evidence} for leg in document.legs},
         "text": text and {"node_id": text.node_id, "text": document.passage},
         "picture": picture
@@ -860,7 +919,10 @@ def models(
 ) -> None:
     """List the models that have a plain name: what to choose when."""
     if as_json:
-        listed = [dataclasses.asdict(preset) for preset in PRESETS.values()]
+        listed = [{"kind": "encoder", **dataclasses.asdict(each)} for each in PRESETS.values()]
+        listed += [
+            {"kind": "reranker", **dataclasses.asdict(each)} for each in SCORER_PRESETS.values()
+        ]
         typer.echo(json.dumps(listed, indent=2))
         return
     table = Table(box=None, padding=(0, 2, 1, 0), pad_edge=False)
@@ -884,5 +946,18 @@ def models(
             preset.languages or "–",
             preset.licence,
         )
+    for scorer in SCORER_PRESETS.values():
+        table.add_row(
+            scorer.name,
+            Text("reranker: ").append(scorer.suits).append(f"\n{scorer.checkpoint}", style="cyan"),
+            "–",
+            f"{scorer.max_tokens:,}",
+            scorer.languages,
+            scorer.licence,
+        )
     _output.print(table)
-    _output.print('\nLoad one by its name: DualEncoderEmbedding(model_name="jina")', markup=False)
+    _output.print(
+        '\nLoad one by its name: DualEncoderEmbedding(model_name="jina"), '
+        'MultiModalRerank(model="jina-m0")',
+        markup=False,
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,9 @@ _LEGS = {
     "text_by_image": "text by picture",
     "image_by_image": "picture by picture",
 }
+
+
+_SIDES = {"text": "text", "image": "picture"}
 
 
 @dataclass(frozen=True)
@@ -55,18 +58,22 @@ class FoundDocument:
     Attributes:
         rank: from 1.
         id: the document's.
-        score: what the ranking goes by.
-        legs: where the score comes from.
+        score: what the ranking goes by; None where a reranker could not read it.
+        legs: where the score comes from, or, reranked, what it was found by.
         text: its best passage, or the caption that was found; None if it has none.
         picture: its best picture; None if it has none.
+        reranked: what a reranker gave each side (``text``, ``image``); empty where none did.
+        fused: the score that it was found with, before a reranker gave its own.
     """
 
     rank: int
     id: str
-    score: float
+    score: float | None
     legs: list[LegScore]
     text: BaseNode | None
     picture: ImageNode | None
+    reranked: dict[str, float] = field(default_factory=dict)
+    fused: float | None = None
 
     @property
     def title(self) -> str:
@@ -85,7 +92,9 @@ class FoundDocument:
         return self.picture.text if self.picture else ""
 
     def side(self, side: str) -> float | None:
-        """What a side (``text`` or ``image``) adds to the score; None if it found nothing."""
+        """What a side (``text`` or ``image``) brings to the score; None if it found nothing."""
+        if self.reranked:
+            return self.reranked.get(side)
         found = [
             leg.evidence
             for leg in self.legs
@@ -104,6 +113,7 @@ class Answer:
         database: file or address.
         documents: best first.
         note: why the documents were ranked by another method than evidence; None if they were not.
+        reranker: what ranked them anew; None if nothing did.
     """
 
     text: str
@@ -111,10 +121,19 @@ class Answer:
     database: str
     documents: list[FoundDocument]
     note: str | None = None
+    reranker: str | None = None
 
-    def format(self, score: float) -> str:
-        """A score, with the decimals that the method calls for."""
+    def format(self, score: float | None) -> str:
+        """A score of a leg or of its fusion, with the decimals that the method calls for."""
+        if score is None:
+            return "–"
         return f"{score:.2f}" if self.note is None else f"{score:.4f}"
+
+    def format_rank(self, score: float | None) -> str:
+        """A score that ranks the documents: of the reranker, if there is one."""
+        if score is None or self.reranker is None:
+            return self.format(score)
+        return f"{score:.3f}"
 
 
 def found_documents(hits: Sequence[NodeWithScore]) -> list[FoundDocument]:
@@ -137,7 +156,7 @@ def _document(rank: int, key: str, hits: list[NodeWithScore]) -> FoundDocument:
     return FoundDocument(
         rank=rank,
         id=key,
-        score=hits[0].get_score(),
+        score=hits[0].score,
         legs=[
             LegScore(leg, scores[leg], scores.get(f"{leg}_evidence"), scores.get(f"{leg}_sigma"))
             for leg in _LEGS
@@ -145,6 +164,8 @@ def _document(rank: int, key: str, hits: list[NodeWithScore]) -> FoundDocument:
         ],
         text=next((node for node in nodes if node is not picture), None),
         picture=picture,
+        reranked={side: scores[f"rerank_{side}"] for side in _SIDES if f"rerank_{side}" in scores},
+        fused=scores.get("retrieval", hits[0].score),
     )
 
 
@@ -184,6 +205,7 @@ def render_page(answer: Answer) -> str:
         ],
         excerpt=lambda text: excerpt(text, _LONGEST_TEXT),
         file_name=_file_name,
+        sides=_SIDES,
     )
 
 

@@ -13,6 +13,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 from models.tiny_rerankers import make_tiny_qwen_reranker
 from PIL import Image
@@ -22,6 +23,7 @@ import llama_index_gap
 from llama_index_gap import DualEncoderEmbedding, cli
 from llama_index_gap.demo.corpus import write_demo_corpus
 from llama_index_gap.demo.tiny import make_tiny_clip
+from llama_index_gap.gap.calibrate import Curve, RelevanceCalibrator
 from llama_index_gap.index import DualIndex
 from llama_index_gap.retriever import DualIndexRetriever
 from llama_index_gap.store import MilvusStore
@@ -102,6 +104,11 @@ def big(tiny_clip: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def other_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny_clip(tmp_path_factory.mktemp("other"), seed=1)
+
+
+@pytest.fixture(scope="module")
+def reranker(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_qwen_reranker(tmp_path_factory.mktemp("judge"))
 
 
 @pytest.fixture
@@ -398,6 +405,43 @@ def test_explain_shows_each_leg_and_the_reason(big: Path, demo: Path) -> None:
         assert max(map(len, shown.out.splitlines())) <= 80
 
 
+def test_a_reranker_has_the_last_word(
+    demo: Path, reranker: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(reranker.parent)
+    search = ("search", "a white ship", "--db", demo / "gap.db", "--reranker", reranker.name)
+
+    documents = json.loads(gap(*search, "--top-k", 12, "--json").out)["documents"]
+    plain = gap(*search, "--top-k", 2)
+    explained = gap(*search, "--top-k", 2, "--explain")
+
+    assert [d["score"] for d in documents] == sorted((d["score"] for d in documents), reverse=True)
+    first = documents[0]
+    assert first["score"] == pytest.approx(np.mean(list(first["reranked"].values())))
+    assert first["fused"] > 0
+    for shown in (plain, explained):
+        assert max(map(len, shown.out.splitlines())) <= 80
+    assert f"score = mean of text and picture, as {reranker.name} rates" in plain.out
+    assert f"score {first['score']:.3f}: text" in explained.out
+    assert f"{reranker.name} has read what was found" in explained.out
+    assert f"found with {first['fused']:.4f}" in explained.out
+
+
+def test_what_is_too_improbable_is_left_out(own_db: Path) -> None:
+    (without,) = gap("search", "ship", "--db", own_db, "--min-probability", 0.5).err.splitlines()
+    even = Curve(scores=(0.0,), log_odds=(0.0,), precision=(0.5,), relevant=1, irrelevant=1)
+    curves = {"text_to_text": even, "text_to_image": even}
+    with DualIndex(str(own_db)) as index:
+        index.save_calibrator(RelevanceCalibrator(curves, "isotonic", index.models))
+
+    some = gap("search", "ship", "--db", own_db, "--min-probability", 0.5, "--json")
+    none = gap("search", "ship", "--db", own_db, "--min-probability", 1)
+
+    assert "needs a calibrator" in without
+    assert json.loads(some.out)["documents"]
+    assert none.out == "Nothing was found with a probability of 1.0 or more.\n"
+
+
 def test_explain_says_where_raw_scores_would_put_a_document(demo: Path) -> None:
     shown = gap("search", "ship", "--db", demo / "gap.db", "--top-k", 12, "--explain")
     found = gap("search", "ship", "--db", demo / "gap.db", "--top-k", 12, "--json")
@@ -465,8 +509,7 @@ def test_a_measurement_with_queries_as_json_and_as_a_page(demo: Path, tmp_path: 
     assert found["advice"][0]["title"] in page.read_text("utf-8")
 
 
-def test_a_reranker_is_measured_too(demo: Path, tmp_path: Path) -> None:
-    reranker = make_tiny_qwen_reranker(tmp_path)
+def test_a_reranker_is_measured_too(demo: Path, reranker: Path) -> None:
     shown = gap(
         *("measure", "--db", demo / "gap.db", "--queries", write_queries(demo)),
         *("--reranker", reranker, "--json"),

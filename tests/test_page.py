@@ -141,6 +141,26 @@ def test_how_far_above_the_usual_is_what_the_ranking_says() -> None:
     assert [(leg.leg, leg.sigma) for leg in document.legs] == [("text", 2.5), ("image", None)]
 
 
+def test_what_a_reranker_gave_stands_for_the_sides() -> None:
+    legs = {"text": 0.7, "text_evidence": 3.0, "image": 0.3, "image_evidence": 1.0}
+    scores = {**legs, "retrieval": 4.0, "rerank_text": 0.2, "rerank_image": 0.9}
+    hits = [
+        ScoredNode(node=TextNode(id_="a", text="A"), score=0.55, scores=scores),
+        ScoredNode(node=TextNode(id_="b", text="B"), score=None, scores={"retrieval": 9.0}),
+    ]
+
+    read, unread = found_documents(hits)
+    page = render_page(answer(read, unread, reranker="a <b>judge</b>"))
+
+    assert (read.score, read.fused) == (0.55, 4.0)
+    assert (read.side("text"), read.side("image")) == (0.2, 0.9)
+    assert (unread.score, unread.fused, unread.reranked) == (None, 9.0, {})
+    words = " ".join(re.sub("<[^>]*>", "", page).split())
+    assert "0.200 text, 0.900 picture by a &lt;b&gt;judge&lt;/b&gt;" in words
+    assert "could not be read by" in words
+    assert "What found it" in words
+
+
 @pytest.mark.parametrize(
     ("words", "shown"),
     [

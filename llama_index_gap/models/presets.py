@@ -128,6 +128,7 @@ class ScorerPreset:
         name: what ``load_scorer`` knows it by.
         checkpoint: its hub name.
         max_tokens: longest pair of query and document, in tokens; what exceeds it is cut off.
+        languages: how many, or which.
         licence: of the weights.
         commercial: whether that licence allows commercial use.
         suits: what to choose it for.
@@ -136,6 +137,7 @@ class ScorerPreset:
     name: str
     checkpoint: str
     max_tokens: int
+    languages: str
     licence: str
     commercial: bool
     suits: str
@@ -148,9 +150,10 @@ SCORER_PRESETS = {
             name="jina-m0",
             checkpoint="jinaai/jina-reranker-m0",
             max_tokens=10240,
+            languages="29",
             licence="CC BY-NC 4.0",
             commercial=False,
-            suits="texts and pictures on either side, multilingual",
+            suits="texts and pictures on either side",
         ),
     )
 }

@@ -49,6 +49,8 @@ def test_the_list_fits_into_80_columns():
     assert result.exit_code == 0
     assert max(map(len, result.output.splitlines())) <= 80
     words = result.output.split()
+    for scorer in SCORER_PRESETS.values():
+        assert {scorer.name, scorer.checkpoint, "reranker:", scorer.languages} <= set(words)
     for preset in PRESETS.values():
         # Nothing is broken off, in the middle of a name or otherwise.
         assert {preset.name, *preset.checkpoints, str(preset.dimension)} <= set(words)
@@ -56,13 +58,14 @@ def test_the_list_fits_into_80_columns():
         assert preset.licence in result.output
     lines = [line.strip() for line in result.output.splitlines()]
     assert "Matryoshka 64 128 256 512" in lines
-    assert len(lines) < 25  # a terminal
+    assert len(lines) < 30
 
 
 def test_the_same_as_json():
     result = runner.invoke(cli.app, ["models", "--json"])
 
     listed = json.loads(result.output)
-    assert [preset["name"] for preset in listed] == list(PRESETS)
+    assert [preset["name"] for preset in listed] == [*PRESETS, *SCORER_PRESETS]
     jina = dataclasses.asdict(PRESETS["jina"])
-    assert listed[0] == {**jina, "matryoshka": list(jina["matryoshka"])}
+    assert listed[0] == {"kind": "encoder", **jina, "matryoshka": list(jina["matryoshka"])}
+    assert listed[-1] == {"kind": "reranker", **dataclasses.asdict(SCORER_PRESETS["jina-m0"])}
