@@ -22,6 +22,15 @@ _COMPONENTS = (
     "dataNode",
     "indexCoord",
 )
+# Milliseconds between its looks at what changed, and channels to look at: a strong read waits for
+# the first, loading a collection for the others. With its own settings the tests take three times
+# as long.
+_IMPATIENCE = {
+    "proxy.timeTickInterval": 20,
+    "queryCoord.checkInterval": 100,
+    "queryCoord.distPullInterval": 100,
+    "rootCoord.dmlChannelNum": 2,
+}
 _ETCD_PEER_PORT = 2380  # not to be changed, so that there can be one server on a machine
 _START_SECONDS = 90
 
@@ -60,6 +69,8 @@ def milvus_server(folder: Path) -> Iterator[str]:
     server.listen_port = port = _free_port()
     for component in _COMPONENTS:
         server.config.set(f"{component}.ip", "127.0.0.1")
+    for setting, value in _IMPATIENCE.items():
+        server.config.set(setting, value)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ResourceWarning)  # it leaves sockets to be collected
