@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import ctypes
 import statistics
 import sys
 import tempfile
@@ -196,6 +197,8 @@ class Peak:
         self._on_gpu = torch.cuda.is_available()
         if self._on_gpu:
             torch.cuda.reset_peak_memory_stats()
+        else:  # else what others freed, and the process still holds, would be taken for nothing
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
         self._start = self._highest = self._now()
         self._over = threading.Event()
         self._watch = threading.Thread(target=self._look)
