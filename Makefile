@@ -1,6 +1,7 @@
 # make demo   installs into .venv, then measures what the modality gap costs, offline
 # make test   installs what the tests need, then runs them
 # make check  lint, format and types
+# make docs   the documentation as a site, in site/
 #
 # PyTorch's default package for Linux brings several GB of CUDA. On a machine without a GPU:
 #   make demo TORCH_INDEX=<the index of CPU wheels that PyTorch's install page names>
@@ -12,7 +13,7 @@ TORCH_INDEX ?=
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: demo test check clean
+.PHONY: demo test check docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/llama-gap demo
@@ -26,6 +27,9 @@ check: $(VENV)/.tools-installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: $(VENV)/.tools-installed
+	$(BIN)/mkdocs build --strict
+
 # torch first: whatever depends on it then keeps the build that is there
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -38,4 +42,4 @@ $(VENV)/.tools-installed: $(VENV)/.installed
 	touch $@
 
 clean:
-	rm -rf $(VENV) gap-demo .mypy_cache .pytest_cache .ruff_cache .hypothesis dist
+	rm -rf $(VENV) gap-demo site .mypy_cache .pytest_cache .ruff_cache .hypothesis dist

@@ -1,0 +1,266 @@
+"""Every command and snippet of README and docs runs, and the pages of the site need no network."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+import runpy
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import chdir
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import typer
+import yaml
+
+from llama_index_gap import (
+    DualEncoderEmbedding,
+    DualIndex,
+    DualIndexRetriever,
+    MultiModalRerank,
+    read_corpus,
+)
+from llama_index_gap.cli import app, main
+from llama_index_gap.demo.newsroom import CHECKPOINT, write_newsroom
+from llama_index_gap.gap.report import report_gap
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted(DOCS.glob("**/*.md"))]
+ON_A_SERVER = {DOCS / "scaling.md"}
+SERVER = "http://localhost:19530"  # what pages call a server
+
+
+def name_of(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+def prose(page: Path) -> str:
+    """A page without its code."""
+    text = re.sub(r"^ *```.*?^ *```", "", page.read_text("utf-8"), flags=re.DOTALL | re.MULTILINE)
+    return re.sub(r"`[^`]*`", "", text)
+
+
+def blocks(page: Path) -> list[tuple[str, str]]:
+    """What stands in fences: each with the language that the fence names."""
+    text = page.read_text(encoding="utf-8")
+    return re.findall(r"^```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+
+
+# --- snippets ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a checkout is after ``llama-gap demo`` and README's first snippet, if smaller."""
+    folder = tmp_path_factory.mktemp("checkout")
+    with chdir(folder):
+        write_newsroom("gap-demo/newsroom", articles=120, queries_per_kind=8)
+        embedding = DualEncoderEmbedding(model_name=CHECKPOINT)
+        with DualIndex("articles.db", embed_model=embedding) as index:
+            index.insert_nodes(read_corpus("gap-demo/newsroom").nodes)
+        shutil.copytree("articles.db", "gap-demo/newsroom.db")
+    for kept in ("llama_index_gap", "tests", "examples"):
+        (folder / kept).symlink_to(ROOT / kept)
+    return folder
+
+
+@pytest.fixture
+def checkout(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of it, where a page's snippets run."""
+    monkeypatch.chdir(shutil.copytree(prepared, tmp_path / "checkout", symlinks=True))
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("JINA_API_KEY", "a-key")
+    monkeypatch.setitem(report_gap.__kwdefaults__, "rounds", 20)  # of 500 draws
+    return tmp_path / "checkout"
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if page not in ON_A_SERVER and blocks(page)], ids=name_of
+)
+@pytest.mark.usefixtures("checkout")
+def test_snippets(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_snippets(page, monkeypatch)
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("page", sorted(ON_A_SERVER), ids=name_of)
+@pytest.mark.usefixtures("checkout")
+def test_snippets_on_a_server(page: Path, milvus_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_snippets(page, monkeypatch, server=milvus_url)
+
+
+def run_snippets(page: Path, monkeypatch: pytest.MonkeyPatch, server: str = SERVER) -> None:
+    """Run a page from top to bottom: its Python in one namespace, its commands in this process."""
+    names: dict[str, object] = {"__name__": "__main__"}
+    for language, written in blocks(page):
+        code = written.replace(SERVER, server)
+        match language:
+            case "python":
+                exec(compile(code, name_of(page), "exec"), names)
+            case "sh":
+                for line in code.replace("\\\n", " ").splitlines():
+                    run_command(line, monkeypatch)
+            case "json":
+                for line in code.splitlines():
+                    json.loads(line)
+            case "yaml":
+                yaml.safe_load(code)
+            case "text":  # what a command prints
+                pass
+            case _:
+                pytest.fail(f"{name_of(page)}: no test knows what to do with {language!r} blocks")
+
+
+def run_command(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run a command of llama-gap; of the others, check that .ci/run or a test does."""
+    program, *arguments = shlex.split(command, comments=True) or ["#"]
+    makefile = (ROOT / "Makefile").read_text()
+    match program:
+        case "#":
+            pass
+        case ".":
+            assert f"VENV ?= {arguments[0].removesuffix('/bin/activate')}\n" in makefile
+        case "llama-gap" if arguments == ["demo"]:
+            assert "llama-gap demo" in makefile
+        case "llama-gap":
+            # In this process: each of its own would spend most of its time importing torch.
+            monkeypatch.setattr(sys, "argv", [program, *arguments])
+            with pytest.raises(SystemExit) as stopped:
+                main()
+            assert stopped.value.code == 0, command
+        case "make":
+            target, *settings = arguments
+            assert f"make {target}" in (ROOT / ".ci" / "run").read_text()
+            assert all(f"{setting.split('=')[0]} ?=" in makefile for setting in settings)
+        case "pip":
+            assert arguments == ["install", "."]  # .ci/run installs it, editable
+            assert "--editable ." in makefile
+        case "python":
+            check_program(arguments)
+        case _:
+            pytest.fail(f"no test runs this command: {command}")
+
+
+def check_program(arguments: list[str]) -> None:
+    """A benchmark, an example or a module is there, and has the options that are named."""
+    match arguments:
+        case ["-m", module, *options]:
+            file = ROOT / f"{module.replace('.', '/')}.py"
+        case [path, *options]:
+            file = ROOT / path
+    source = file.read_text(encoding="utf-8")
+    assert all(f'"{option}"' in source for option in options if option.startswith("--")), file
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_commands_in_prose_exist(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    makefile = (ROOT / "Makefile").read_text()
+    commands = {command.name or command.callback.__name__ for command in app.registered_commands}
+
+    for target in re.findall(r"`make (\w+)", text):
+        assert f"\n{target}:" in makefile, target
+    for command in re.findall(r"`llama-gap ([a-z]+)", text):
+        assert command in commands
+    for file in re.findall(r"`(?:python )?((?:benchmarks|examples|tests)/[\w/.]+)", text):
+        assert (ROOT / file).exists(), file
+
+
+# --- what must be on a page ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("page", "settings"),
+    [
+        ("embed.md", set(DualEncoderEmbedding.model_fields)),
+        ("search.md", set(inspect.signature(DualIndexRetriever.__init__).parameters)),
+        ("rerank.md", set(MultiModalRerank.model_fields)),
+    ],
+)
+def test_every_setting_is_listed(page: str, settings: set[str]) -> None:
+    settings -= {"self", "index", "kwargs"}
+    settings -= {"callback_manager", "num_workers", "embeddings_cache", "rate_limiter"}
+    text = (DOCS / page).read_text(encoding="utf-8")
+
+    assert {name for name in settings if f"`{name}`" not in text} == set()
+
+
+def test_every_command_and_option_is_listed() -> None:
+    text = (DOCS / "command-line.md").read_text(encoding="utf-8")
+    command_line = typer.main.get_command(app)
+
+    for command in command_line.commands.values():
+        assert f"`llama-gap {command.name}`" in text
+        options = {option for each in command.params for option in each.opts if option[:2] == "--"}
+        assert {option for option in options - {"--help"} if f"`{option}`" not in text} == set()
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    shown = set(re.findall(r"[\w/-]+\.md", (ROOT / "mkdocs.yml").read_text(encoding="utf-8")))
+
+    assert {
+        page.relative_to(DOCS if DOCS in page.parents else ROOT).as_posix() for page in PAGES
+    } == shown
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_links_to_files_lead_somewhere(page: Path) -> None:
+    """As a code host follows them; mkdocs --strict checks those of the site."""
+    text = prose(page)
+    targets = re.findall(r"\]\((?!https?:)([^)#]+)", text) + re.findall(r'src="([^"]+)"', text)
+
+    for target in targets:
+        assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.py")), ids=lambda p: p.name)
+def test_examples(example: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runpy.run_path(str(example), run_name="__main__")
+
+    assert capsys.readouterr().out
+    assert len(example.read_text().splitlines()) < 40
+
+
+# --- the site ------------------------------------------------------------------------------------
+
+
+class Sources(HTMLParser):
+    """Where a page's parts come from, links that a reader follows left out."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.found: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag != "a":
+            places = (value for name, value in attrs if name in {"src", "href", "srcset"})
+            self.found += filter(None, places)
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", folder]
+    built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert built.returncode == 0, built.stdout + built.stderr
+    return folder
+
+
+def test_the_site_fetches_nothing(site: Path) -> None:
+    pages = list(site.glob("**/*.html"))
+    assert len(pages) >= len(PAGES)
+
+    for page in pages:
+        text = page.read_text(encoding="utf-8")
+        assert [url for url in Sources(text).found if "//" in url] == [], page
+    for sheet in site.glob("**/*.css"):
+        text = sheet.read_text(encoding="utf-8")
+        assert not re.search(r"(@import|url\()\s*[\"']?(https?:)?//", text), sheet
