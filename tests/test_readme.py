@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import re
-import runpy
 import shlex
 import shutil
 import sys
@@ -100,11 +99,3 @@ def test_links_to_files_lead_somewhere() -> None:
     prose = re.sub(r"`[^`]*`", "", README)
     for target in re.findall(r"\]\((?!https?:|#)([^)]+)\)", prose):
         assert (ROOT / target).exists(), target
-
-
-@pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.py")), ids=lambda p: p.name)
-def test_examples(example: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    runpy.run_path(str(example), run_name="__main__")
-
-    assert capsys.readouterr().out
-    assert len(example.read_text().splitlines()) < 40
