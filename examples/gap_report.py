@@ -1,0 +1,28 @@
+"""Measure how far the texts and the pictures of an index lie apart, and what to do about it."""
+
+import tempfile
+from pathlib import Path
+
+from rich.console import Console
+
+from llama_index_gap import DualEncoderEmbedding, DualIndex
+from llama_index_gap.demo.newsroom import CHECKPOINT, write_newsroom
+from llama_index_gap.evaluation.datasets import read_dataset
+from llama_index_gap.gap.report import report_gap
+from llama_index_gap.gap_page import render_report
+from llama_index_gap.gap_terminal import print_report
+
+PAGE = Path("gap.html")
+
+with tempfile.TemporaryDirectory() as folder:
+    # Yours: a corpus with a queries.jsonl; without queries, stored vectors stand in for them.
+    newsroom = read_dataset(write_newsroom(f"{folder}/newsroom", articles=200, queries_per_kind=40))
+    embedding = DualEncoderEmbedding(model_name=CHECKPOINT)
+    with DualIndex(f"{folder}/gap.db", embed_model=embedding) as index:
+        index.insert_nodes(newsroom.corpus.nodes)
+        # rounds: of the intervals; fewer than by default, which takes longer
+        report = report_gap(index, newsroom.queries, newsroom.qrels, rounds=100)
+
+print_report(report, Console(highlight=False))
+PAGE.write_text(render_report(report), encoding="utf-8")
+print(f"\nWith its plots: {PAGE.resolve()}")

@@ -1,0 +1,30 @@
+"""Keep an index on a Milvus server, which many programs can search at once.
+
+python examples/milvus_server.py http://127.0.0.1:19530
+"""
+
+import os
+import sys
+import tempfile
+
+from llama_index_gap import DualEncoderEmbedding, DualIndex, read_corpus
+from llama_index_gap.demo.newsroom import CHECKPOINT, write_newsroom
+
+with tempfile.TemporaryDirectory() as folder:
+    if len(sys.argv) > 1:
+        uri = sys.argv[1]
+    else:
+        uri = f"{folder}/gap.db"
+        print("No address was given, so this runs on a Milvus Lite file. A small server to try:")
+        print("  milvus-lite server --data-dir milvus --host 127.0.0.1 --port 19530\n")
+
+    corpus = read_corpus(write_newsroom(f"{folder}/newsroom", articles=200))
+    settings = {"uri": uri, "name": "gap_example", "token": os.environ.get("MILVUS_TOKEN")}
+    model = DualEncoderEmbedding(model_name=CHECKPOINT)  # trained on such newsrooms only
+    with DualIndex(embed_model=model, **settings) as index:
+        print(index.insert_nodes(corpus.nodes).summary())
+
+    with DualIndex(**settings) as index:  # anywhere else: the index knows its model
+        for hit in index.as_retriever(top_k=3).retrieve("charity involving tutors in Yarrowby"):
+            print(f"{hit.score:6.1f}  {hit.node.text}")
+        index.clear()

@@ -1,0 +1,71 @@
+"""Every example runs, stays short, and finds what it asks for."""
+
+from __future__ import annotations
+
+import re
+import runpy
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+# Of what each prints: mostly the article that its query was made after.
+SAID = {
+    "gap_report.py": "One index for each modality, fused by evidence",
+    "milvus_server.py": "Yarrowby: school staff hold a jumble sale today",
+    "one_mixed_index.py": r"as they are +[12]\d%\naligned +[45]\d%",
+    "own_folder.py": "60 texts and 60 pictures written",
+    "picture_query.py": "A year from now, farmers take the grand prize in Quarndon",
+    "quickstart.py": "Ottermouth: students take evening classes a year from now",
+    "two_models.py": "At Easter, firefighters fall ill in dozens in Wrenfield",
+}
+
+
+@pytest.fixture(autouse=True)
+def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Runs an example as a command would; returns what it prints."""
+
+    def run(example: str, *arguments: str) -> str:
+        monkeypatch.setattr(sys, "argv", [example, *arguments])
+        runpy.run_path(str(EXAMPLES / example), run_name="__main__")
+        return capsys.readouterr().out
+
+    return run
+
+
+@pytest.mark.parametrize("example", sorted(path.name for path in EXAMPLES.glob("*.py")))
+def test_examples(example: str, run: Callable[..., str]) -> None:
+    said = run(example)
+
+    assert said.strip()
+    assert re.search(SAID.get(example, ""), said)
+    assert len((EXAMPLES / example).read_text(encoding="utf-8").splitlines()) < 40
+
+
+def test_own_folder_takes_a_folder_and_only_what_is_new(
+    run: Callable[..., str], noise_files: list[str]
+) -> None:
+    folder = Path("mine")
+    folder.mkdir()
+    for file in noise_files[:3]:
+        shutil.copy(file, folder)
+
+    assert "0 texts and 3 pictures written" in run("own_folder.py", "mine")
+    assert "3 unchanged" in run("own_folder.py", "mine", "--query", "noise")
+    assert not Path("gap-demo").exists()
+
+
+@pytest.mark.server
+def test_milvus_server(run: Callable[..., str], milvus_url: str) -> None:
+    said = run("milvus_server.py", milvus_url)
+
+    assert "200 texts and 200 pictures written" in said
+    assert SAID["milvus_server.py"] in said
