@@ -57,6 +57,7 @@ def test_nothing_imports_upward() -> None:
         "fetch.py": {"llama_index", "llama_index_gap"},
         "markdown.py": {"llama_index", "llama_index_gap"},
         "threads.py": {"llama_index", "llama_index_gap", "torch", "pymilvus"},
+        "tracing.py": {"llama_index_gap", "torch", "pymilvus"},
         "settings.py": {"llama_index_gap", "torch", "pymilvus"},
         "fusion.py": {"llama_index", "llama_index_gap", "torch", "pymilvus"},
         "gap/align.py": {"llama_index", "llama_index_gap", "torch", "pymilvus"},
