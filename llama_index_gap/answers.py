@@ -30,6 +30,7 @@ from llama_index.core.schema import ImageNode, NodeWithScore, QueryBundle
 from llama_index.core.tools import BaseTool
 
 from llama_index_gap.images import ImageError, has_picture, open_image, read_image
+from llama_index_gap.store import CaptionedImageNode
 
 logger = logging.getLogger(__name__)
 
@@ -134,7 +135,8 @@ class ReadablePictures(BaseNodePostprocessor):
     """Takes pictures away that cannot be shown, so that one of them does not cost the answer.
 
     The texts of their nodes stay, and what was taken away is logged. Without this, a file that is
-    gone fails the whole answer, and LlamaIndex fetches whatever URL a node holds.
+    gone fails the whole answer, and LlamaIndex fetches whatever URL a node holds. Image nodes of
+    other stores, whose content is their picture alone, become such as show their captions, too.
     """
 
     allow_urls: bool = Field(default=False, description="Fetch images from http(s) URLs.")
@@ -166,6 +168,8 @@ class ReadablePictures(BaseNodePostprocessor):
         return kept
 
     def _readable(self, node: ImageNode) -> ImageNode:
+        if not isinstance(node, CaptionedImageNode):
+            node = CaptionedImageNode.model_validate(node.model_dump())
         if node.image or node.image_path:
             open_image(node)
             return node

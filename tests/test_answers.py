@@ -19,6 +19,8 @@ from llama_index.core.chat_engine import (
     ContextChatEngine,
     MultiModalContextChatEngine,
 )
+from llama_index.core.embeddings.mock_embed_model import MockMultiModalEmbedding
+from llama_index.core.indices import MultiModalVectorStoreIndex
 from llama_index.core.llms import MockLLM
 from llama_index.core.memory import ChatMemoryBuffer
 from llama_index.core.prompts import PromptTemplate
@@ -27,8 +29,8 @@ from llama_index.core.schema import NodeWithScore, TextNode
 from llama_index.core.vector_stores import MetadataFilter, MetadataFilters
 from recording import RecordingLLM, articles, shown
 
-from llama_index_gap import DualEncoderEmbedding, DualIndex
-from llama_index_gap.answers import PicturesWithTheirTexts, ReadablePictures
+from llama_index_gap import DualEncoderEmbedding, DualIndex, DualIndexRetriever
+from llama_index_gap.answers import PicturesWithTheirTexts, ReadablePictures, query_engine
 from llama_index_gap.store import CaptionedImageNode
 
 QUESTION = "what happened?"
@@ -71,6 +73,10 @@ def index(
 def order_of(hits: list[NodeWithScore]) -> str:
     """The documents, each once."""
     return "".join(dict.fromkeys(str(hit.node.ref_doc_id) for hit in hits))
+
+
+def ids(hits: list[NodeWithScore]) -> list[str]:
+    return [each.node_id for each in hits]
 
 
 # --- the query engine ----------------------------------------------------------------------------
@@ -347,6 +353,19 @@ def test_an_answer_where_a_picture_is_gone(tiny_clip: Path, tmp_path: Path) -> N
 
     expected = shown(answer.source_nodes)
     assert llm.seen(names) == [[part for part in expected if part != "picture of A"]]
+
+
+def test_captions_of_another_index_are_shown_too(tmp_path: Path) -> None:
+    """LlamaIndex' image nodes keep theirs to themselves."""
+    nodes, names = articles(tmp_path)
+    model, llm = MockMultiModalEmbedding(embed_dim=8), RecordingLLM()
+    existing = MultiModalVectorStoreIndex(nodes, embed_model=model, image_embed_model=model)
+    retriever = DualIndexRetriever.from_index(existing)
+    answer = query_engine(retriever, llm).query(QUESTION)
+
+    assert llm.seen(names) == [shown(answer.source_nodes)]
+    assert ids(answer.source_nodes) == ids(retriever.retrieve(QUESTION))
+    assert sum(part.startswith("caption") for part in llm.seen(names)[0]) == 4
 
 
 # --- chats ---------------------------------------------------------------------------------------
