@@ -155,6 +155,20 @@ def read_image(
         return stream.read()
 
 
+def mime_type(source: ImageSource) -> str:
+    """Say what kind of file a picture is, such as ``image/jpeg``, by its content.
+
+    Args:
+        source: as for ``open_image``, without PIL images and URLs.
+
+    Raises:
+        ImageError: as ``check_image``.
+    """
+    name = describe(source)
+    with _stream(source, name, None, allow_urls=False) as stream:
+        return Image.MIME[str(_identify(stream, name, MAX_PIXELS).format)]
+
+
 def has_picture(node: BaseNode) -> bool:
     """Whether a node holds a picture, or says where it lies."""
     return any(_picture_of(node))

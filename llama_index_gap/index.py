@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
+import inspect
 import json
 import logging
 import re
@@ -23,9 +24,14 @@ from typing import Any, TypeVar, cast
 import numpy as np
 import numpy.typing as npt
 import platformdirs
+from llama_index.core.base.base_query_engine import BaseQueryEngine
 from llama_index.core.base.embeddings.base import BaseEmbedding
+from llama_index.core.chat_engine import CondenseQuestionChatEngine
 from llama_index.core.embeddings import MultiModalEmbedding
+from llama_index.core.llms import LLM
+from llama_index.core.memory import BaseMemory
 from llama_index.core.node_parser import NodeParser, SentenceSplitter
+from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import (
     BaseNode,
     Document,
@@ -40,6 +46,7 @@ from llama_index.core.schema import (
 from PIL import Image
 from tqdm import tqdm
 
+from llama_index_gap.answers import DOCUMENTS, engine_settings, query_engine
 from llama_index_gap.embedding import DualEncoderEmbedding, warn_once_of_cuts
 from llama_index_gap.gap.calibrate import RelevanceCalibrator
 from llama_index_gap.images import ImageError, check_image
@@ -346,6 +353,67 @@ class DualIndex:
     def as_retriever(self, **settings: Any) -> DualIndexRetriever:
         """A retriever over this index; settings as for ``DualIndexRetriever``."""
         return DualIndexRetriever(self, **settings)
+
+    def as_query_engine(
+        self,
+        llm: LLM | None = None,
+        node_postprocessors: Sequence[BaseNodePostprocessor] | None = None,
+        **settings: Any,
+    ) -> BaseQueryEngine:
+        """A query engine of LlamaIndex's that answers from texts and pictures.
+
+        A document's text, caption and picture reach the model one after the other, documents in
+        their order, and where they take more than one call, no picture is parted from the texts
+        before it. That holds for the response modes ``compact`` (the default) and
+        ``tree_summarize``; ``refine`` and ``accumulate`` ask once for each node, and
+        ``simple_summarize`` leaves out, and logs, what one call does not hold. Pictures that cannot
+        be opened are left out and logged.
+
+        Args:
+            llm: a chat model that reads pictures; by default ``Settings.llm``.
+            node_postprocessors: such as ``MultiModalRerank``.
+            **settings: for the retriever, as for ``DualIndexRetriever``, but with ``complete=True``
+                (an answer wants a document's picture, too, when its text was found), and
+                ``top_k=5`` where there are no postprocessors to choose; for the engine, as for
+                LlamaIndex' ``get_response_synthesizer``, such as ``streaming``; and
+                ``citations=True`` for a ``CitationQueryEngine``, which numbers a caption and its
+                picture as two sources, ``multimodal=False`` to show no pictures,
+                ``allow_urls=True`` to fetch those that are only known by their URL.
+
+        Raises:
+            ValueError: there is no such setting, or the model is no chat model.
+        """
+        of_engine = engine_settings(settings.get("citations", False))
+        of_retriever = set(inspect.signature(DualIndexRetriever).parameters) - {"index", "kwargs"}
+        if unknown := settings.keys() - of_engine - of_retriever:
+            raise ValueError(
+                f"no such setting: {', '.join(sorted(unknown))}; the retriever's are "
+                f"{', '.join(sorted(of_retriever))}; the engine's {', '.join(sorted(of_engine))}"
+            )
+        top_k = None if node_postprocessors else DOCUMENTS
+        searching = {name: settings[name] for name in settings.keys() & of_retriever}
+        answering = {name: settings[name] for name in settings.keys() & of_engine}
+        retriever = self.as_retriever(**{"complete": True, "top_k": top_k, **searching})
+        return query_engine(retriever, llm, node_postprocessors, **answering)
+
+    def as_chat_engine(
+        self, llm: LLM | None = None, memory: BaseMemory | None = None, **settings: Any
+    ) -> CondenseQuestionChatEngine:
+        """A chat over ``as_query_engine``: each message becomes a question that stands alone.
+
+        Of LlamaIndex' chat engines it is the only one that shows captions and pictures together:
+        ``ContextChatEngine`` and ``CondensePlusContextChatEngine`` show no pictures, and
+        ``MultiModalContextChatEngine`` no captions. Its limits: what was said before reaches the
+        model only as far as the question, rewritten by the model, repeats it; pictures of earlier
+        answers are not shown again; and a message is a text, never a picture.
+
+        Args:
+            llm: rewrites the questions and answers them; by default ``Settings.llm``.
+            memory: what was said before.
+            **settings: as for ``as_query_engine``.
+        """
+        engine = self.as_query_engine(llm, **settings)
+        return CondenseQuestionChatEngine.from_defaults(engine, memory=memory, llm=llm)
 
     @property
     def models(self) -> str:

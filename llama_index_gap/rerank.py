@@ -40,6 +40,7 @@ from llama_index_gap.models.runtime import Dtype
 from llama_index_gap.retriever import GroupBy, ScoredNode, Side, document_key
 from llama_index_gap.settings import Folder, PathText, PickledAsSettings
 from llama_index_gap.threads import DECODING_THREADS, in_thread, read_ahead, stop_if_given_up
+from llama_index_gap.tracing import in_span
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -78,7 +79,8 @@ class MultiModalRerank(PickledAsSettings, BaseNodePostprocessor):
     document that cannot be scored has the score None and comes after the others, in its former
     place among its like; with ``similarity_cutoff`` it is left out.
 
-    Works after any retriever. Nodes are never changed. Ties keep their order.
+    Works after any retriever. Nodes are never changed. Ties keep their order. LlamaIndex'
+    instrumentation shows a span for what is scored of each side, ``score_text`` and so on.
 
     Raises:
         ModelError: the model cannot be found or loaded, or gives scores that are no numbers.
@@ -350,12 +352,21 @@ class MultiModalRerank(PickledAsSettings, BaseNodePostprocessor):
         """Score what is prepared, one side after the other; the mean over the queries."""
         scores: dict[_Key, float] = {}
         for side in dict.fromkeys(key[0] for key in waiting):
-            keys = [key for key in waiting if key[0] == side]
-            for start in range(0, len(keys), self.batch_size):
-                batch = keys[start : start + self.batch_size]
-                items = [waiting[key] for key in batch]
-                values = np.mean([self._pass(query, side, items) for query in queries], axis=0)
-                scores |= zip(batch, values.tolist(), strict=True)
+            of_side = {key: item for key, item in waiting.items() if key[0] == side}
+            score = partial(self._score_side, queries, side, of_side)
+            scores |= in_span(self, f"score_{side}", score)
+        return scores
+
+    def _score_side(
+        self, queries: Sequence[_Query], side: str, waiting: Mapping[_Key, Any]
+    ) -> dict[_Key, float]:
+        scores: dict[_Key, float] = {}
+        keys = list(waiting)
+        for start in range(0, len(keys), self.batch_size):
+            batch = keys[start : start + self.batch_size]
+            items = [waiting[key] for key in batch]
+            values = np.mean([self._pass(query, side, items) for query in queries], axis=0)
+            scores |= zip(batch, values.tolist(), strict=True)
         return scores
 
     def _pass(

@@ -36,6 +36,7 @@ from llama_index_gap.fusion import (
     fuse,
 )
 from llama_index_gap.gap.calibrate import RelevanceCalibrator
+from llama_index_gap.tracing import in_span
 
 if TYPE_CHECKING:
     from llama_index.core.indices import MultiModalVectorStoreIndex
@@ -116,6 +117,9 @@ class DualIndexRetriever(BaseRetriever):
     Where there is a side ``image_query``, a picture asks it *instead of* the image side. Both hold
     the same pictures, so that to ask both would count what is one piece of evidence twice; and that
     side's model is there because it compares pictures better.
+
+    LlamaIndex' instrumentation shows a span for each step: ``embed_query``, one for each leg
+    (``search_text``, ``search_image``, ``search_image_by_image``, …), ``fuse`` and ``complete``.
 
     Args:
         index: what to search; or its sides: ``text``, ``image`` and, for pictures that are searched
@@ -253,7 +257,7 @@ class DualIndexRetriever(BaseRetriever):
     def search_legs(self, query: str | QueryBundle) -> dict[str, LegHits]:
         """What each leg finds with its raw scores, before anything is left out or ranked."""
         bundle = QueryBundle(query) if isinstance(query, str) else query
-        return self._search(self._embed(bundle))
+        return self._search(in_span(self, "embed_query", lambda: self._embed(bundle)))
 
     def rank_legs(self, legs: Mapping[str, LegHits]) -> list[NodeWithScore]:
         """Rank what ``search_legs`` found, also of another retriever over the same index.
@@ -266,17 +270,7 @@ class DualIndexRetriever(BaseRetriever):
             if top_k := self._top_ks[_side(name)]:
                 first = LegHits(found.nodes[:top_k], found.scores[:top_k], found.query)
                 hits[name] = self._probable(name, first)
-        legs_of_documents = {name: self._leg(name, found) for name, found in hits.items()}
-        fusion = fuse(
-            legs_of_documents,
-            normalise=self._normalise,
-            combine=self._combine,
-            weights={name: self._weights.get(_side(name), 1.0) for name in hits},
-            k=self._k,
-        )
-        if fusion.note:
-            logger.info("%s", fusion.note)
-        return self._nodes(fusion, hits, legs_of_documents)
+        return in_span(self, "fuse", lambda: self._fused(hits))
 
     async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         return await asyncio.to_thread(self._retrieve, query_bundle)
@@ -330,7 +324,9 @@ class DualIndexRetriever(BaseRetriever):
 
         def ask(name: str) -> LegHits | Exception:
             try:
-                return self._search_leg(name, vectors[name])
+                return in_span(
+                    self, f"search_{name}", lambda: self._search_leg(name, vectors[name])
+                )
             except Exception as error:  # a leg's failure, of whatever kind, is that leg's
                 return error
 
@@ -406,6 +402,19 @@ class DualIndexRetriever(BaseRetriever):
 
     # --- the answer ------------------------------------------------------------------------------
 
+    def _fused(self, hits: Mapping[str, LegHits]) -> list[NodeWithScore]:
+        legs = {name: self._leg(name, found) for name, found in hits.items()}
+        fusion = fuse(
+            legs,
+            normalise=self._normalise,
+            combine=self._combine,
+            weights={name: self._weights.get(_side(name), 1.0) for name in hits},
+            k=self._k,
+        )
+        if fusion.note:
+            logger.info("%s", fusion.note)
+        return self._nodes(fusion, hits, legs)
+
     def _nodes(
         self, fusion: Fusion, hits: Mapping[str, LegHits], legs: Mapping[str, Leg]
     ) -> list[NodeWithScore]:
@@ -420,7 +429,7 @@ class DualIndexRetriever(BaseRetriever):
                     of_document[_side(name)] = (score, node)
         documents = fusion.documents[: self._top_k]
         if self._complete and self._group_by == "document":
-            self._add_missing(documents, best, hits)
+            in_span(self, "complete", lambda: self._add_missing(documents, best, hits))
         probabilities = self._probabilities(documents)
         returned: list[NodeWithScore] = []
         for document in documents:

@@ -42,7 +42,7 @@ from llama_index_gap.filters import (
     literal,
     literal_list,
 )
-from llama_index_gap.images import ImageError
+from llama_index_gap.images import ImageError, mime_type
 
 logger = logging.getLogger(__name__)
 
@@ -109,7 +109,7 @@ class CaptionedImageNode(ImageNode):
             metadata_mode: which metadata goes first; none by default.
 
         Raises:
-            ImageError: the picture's file is not there.
+            ImageError: the picture's file is not there, or is none.
         """
         blocks = self.get_metadata_content_blocks(metadata_mode)
         if self.text:
@@ -120,7 +120,9 @@ class CaptionedImageNode(ImageNode):
             path = Path(self.image_path)
             if not path.is_file():
                 raise ImageError(f"node {self.node_id} ({path})", "no such file")
-            blocks.append(ImageBlock(path=path, image_mimetype=self.image_mimetype))
+            # LlamaIndex guesses by the name, knows no .jpeg, and then takes the picture for a path.
+            kind = self.image_mimetype or mime_type(path)
+            blocks.append(ImageBlock(path=path, image_mimetype=kind))
         elif self.image_url:
             blocks.append(ImageBlock(url=self.image_url, image_mimetype=self.image_mimetype))
         return blocks

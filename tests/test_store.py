@@ -437,6 +437,16 @@ def test_an_image_node_without_caption_and_one_by_url() -> None:
         CaptionedImageNode(id_="a", image_path="gone.png").get_content_blocks()
 
 
+@pytest.mark.parametrize("name", ["ship.jpeg", "ship.JPG", "ship"])
+def test_a_picture_says_what_it_is_whatever_it_is_called(name: str, tmp_path: Path) -> None:
+    """LlamaIndex knows ``.jpg`` alone, and a query engine then takes the picture for a path."""
+    Image.new("RGB", (4, 4)).save(tmp_path / name, format="JPEG")
+    [block] = CaptionedImageNode(image_path=str(tmp_path / name)).get_content_blocks()
+
+    assert isinstance(block, ImageBlock)
+    assert block.inline_url().startswith("data:image/jpeg;base64,")
+
+
 def test_base64_in_a_captioned_image_node() -> None:
     encoded = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGP4z8AAAAMBAQDJ/pLvAAAAAElFTkSuQmCC"  # noqa: E501
     [block] = CaptionedImageNode(image=encoded).get_content_blocks()

@@ -1,0 +1,243 @@
+"""Query engines that show a chat model texts and pictures: LlamaIndex's own, fed as they need."""
+
+from __future__ import annotations
+
+import base64
+import inspect
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from llama_index.core import Settings
+from llama_index.core.base.base_query_engine import BaseQueryEngine
+from llama_index.core.base.base_retriever import BaseRetriever
+from llama_index.core.base.llms.types import BaseContentBlock, ChatMessage, TextBlock
+from llama_index.core.bridge.pydantic import Field
+from llama_index.core.callbacks import CallbackManager
+from llama_index.core.indices.prompt_helper import ChatPromptHelper
+from llama_index.core.llms import LLM
+from llama_index.core.postprocessor.types import BaseNodePostprocessor
+from llama_index.core.prompts import BasePromptTemplate
+from llama_index.core.query_engine import CitationQueryEngine, RetrieverQueryEngine
+from llama_index.core.query_engine.citation_query_engine import (
+    CITATION_CHAT_CONTENT_QA_TEMPLATE,
+    CITATION_CHAT_CONTENT_REFINE_TEMPLATE,
+    CITATION_QA_TEMPLATE,
+    CITATION_REFINE_TEMPLATE,
+)
+from llama_index.core.response_synthesizers import get_response_synthesizer
+from llama_index.core.schema import ImageNode, NodeWithScore, QueryBundle
+from llama_index.core.tools import BaseTool
+
+from llama_index_gap.images import ImageError, has_picture, open_image, read_image
+from llama_index_gap.store import CaptionedImageNode
+
+logger = logging.getLogger(__name__)
+
+DOCUMENTS = 5
+"""Documents that an answer is given from, where no reranker says otherwise."""
+_CITATION = ("citation_chunk_size", "citation_chunk_overlap", "metadata_mode")
+_CITATION_TEMPLATES: dict[str, BasePromptTemplate] = {
+    "text_qa_template": CITATION_QA_TEMPLATE,
+    "refine_template": CITATION_REFINE_TEMPLATE,
+    "chat_content_qa_template": CITATION_CHAT_CONTENT_QA_TEMPLATE,
+    "chat_content_refine_template": CITATION_CHAT_CONTENT_REFINE_TEMPLATE,
+}
+
+
+class PicturesWithTheirTexts(ChatPromptHelper):
+    """Packs nodes into as few messages as hold them, no picture without the texts before it.
+
+    LlamaIndex fills a message up block by block. Where the model's context does not hold all nodes
+    (it reckons 2,125 tokens for a picture), a caption ends the one message and its picture begins
+    the next, followed by the text of another document. Here a picture takes along the texts since
+    the picture before, as many as fit into a message with it; nothing is reordered, merged or
+    dropped.
+    """
+
+    @classmethod
+    def class_name(cls) -> str:
+        """The name that LlamaIndex stores with the settings."""
+        return "PicturesWithTheirTexts"
+
+    async def arepack(
+        self,
+        prompt: BasePromptTemplate,
+        messages: Sequence[ChatMessage],
+        padding: int = 5,
+        llm: LLM | None = None,
+        tools: list[BaseTool] | None = None,
+    ) -> list[ChatMessage]:
+        """The same blocks in the same order, in messages that fit; as in LlamaIndex."""
+        room = await self._aget_available_chunk_size(prompt, padding=padding, llm=llm, tools=tools)
+        blocks = [
+            (part, await part.aestimate_tokens())
+            for message in messages
+            for block in message.blocks
+            for part in await _cut(block, room)
+        ]
+        packed: list[list[BaseContentBlock]] = []
+        left = 0
+        for together in _kept_together(blocks, room):
+            size = sum(tokens for _, tokens in together)
+            if not packed or size > left:
+                packed.append([])
+                left = room
+            packed[-1] += [block for block, _ in together]
+            left -= size
+        return [ChatMessage(role=messages[0].role, blocks=blocks) for blocks in packed]
+
+    async def atruncate(
+        self,
+        prompt: BasePromptTemplate,
+        messages: Sequence[ChatMessage],
+        padding: int = 5,
+        llm: LLM | None = None,
+        tools: list[BaseTool] | None = None,
+    ) -> Sequence[ChatMessage]:
+        """What one message holds, as ``arepack`` packs it; says how much was left out."""
+        packed = await self.arepack(prompt, messages, padding, llm, tools)
+        left_out = [block for message in packed[1:] for block in message.blocks]
+        if left_out:
+            logger.warning(
+                "the model's context does not hold all nodes: %d texts and %d pictures are left "
+                "out; choose another response_mode, or fewer documents",
+                sum(isinstance(block, TextBlock) for block in left_out),
+                sum(not isinstance(block, TextBlock) for block in left_out),
+            )
+        return packed[:1]
+
+
+async def _cut(block: BaseContentBlock, room: int) -> Sequence[BaseContentBlock]:
+    """A text that is longer than a message in pieces; anything else as it is."""
+    if isinstance(block, TextBlock) and await block.aestimate_tokens() > room:
+        return await block.asplit(max_tokens=room)
+    return [block]
+
+
+def _kept_together(
+    blocks: Sequence[tuple[BaseContentBlock, int]], room: int
+) -> list[list[tuple[BaseContentBlock, int]]]:
+    """Groups that are not to be torn apart, from the last block to the first, then turned round."""
+    groups: list[list[tuple[BaseContentBlock, int]]] = []
+    left = 0
+    for block, tokens in reversed(blocks):
+        if isinstance(block, TextBlock) and groups and tokens <= left:
+            groups[-1].insert(0, (block, tokens))
+            left -= tokens
+        else:
+            groups.append([(block, tokens)])
+            left = 0 if isinstance(block, TextBlock) else room - tokens
+    return groups[::-1]
+
+
+class ReadablePictures(BaseNodePostprocessor):
+    """Takes pictures away that cannot be shown, so that one of them does not cost the answer.
+
+    The texts of their nodes stay, and what was taken away is logged. Without this, a file that is
+    gone fails the whole answer, and LlamaIndex fetches whatever URL a node holds. Image nodes of
+    other stores, whose content is their picture alone, become such as show their captions, too.
+    """
+
+    allow_urls: bool = Field(default=False, description="Fetch images from http(s) URLs.")
+
+    @classmethod
+    def class_name(cls) -> str:
+        """The name that LlamaIndex stores with the settings."""
+        return "ReadablePictures"
+
+    def _postprocess_nodes(
+        self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
+    ) -> list[NodeWithScore]:
+        unreadable: list[str] = []
+        kept: list[NodeWithScore] = []
+        for hit in nodes:
+            node = hit.node
+            if isinstance(node, ImageNode) and has_picture(node):
+                try:
+                    node = self._readable(node)
+                except ImageError as error:
+                    unreadable.append(str(error))
+                    bare = dict.fromkeys(("image", "image_path", "image_url"))
+                    node = node.model_copy(update=bare)
+            kept.append(hit.model_copy(update={"node": node}))
+        if unreadable:
+            logger.warning(
+                "pictures that cannot be shown: %d; the first: %s", len(unreadable), unreadable[0]
+            )
+        return kept
+
+    def _readable(self, node: ImageNode) -> ImageNode:
+        if not isinstance(node, CaptionedImageNode):
+            node = CaptionedImageNode.model_validate(node.model_dump())
+        if node.image or node.image_path:
+            open_image(node)
+            return node
+        data = read_image(node, allow_urls=self.allow_urls)
+        open_image(data)
+        return node.model_copy(update={"image": base64.b64encode(data).decode()})
+
+
+def query_engine(
+    retriever: BaseRetriever,
+    llm: LLM | None = None,
+    node_postprocessors: Sequence[BaseNodePostprocessor] | None = None,
+    *,
+    citations: bool = False,
+    allow_urls: bool = False,
+    multimodal: bool = True,
+    callback_manager: CallbackManager | None = None,
+    **settings: Any,
+) -> BaseQueryEngine:
+    """A query engine of LlamaIndex's over any retriever; ``DualIndex.as_query_engine`` is easier.
+
+    Args:
+        retriever: finds the nodes.
+        llm: as for ``DualIndex.as_query_engine``, like all that follow.
+        node_postprocessors: such as ``MultiModalRerank``.
+        citations: number the sources, and ask for the numbers.
+        allow_urls: fetch images from http(s) URLs.
+        multimodal: show pictures; else texts and captions only.
+        callback_manager: as in LlamaIndex.
+        **settings: of ``get_response_synthesizer`` or, with citations, ``CitationQueryEngine``.
+
+    Raises:
+        ValueError: the model is no chat model.
+    """
+    llm = llm or Settings.llm
+    callback_manager = callback_manager or Settings.callback_manager
+    if multimodal and not llm.metadata.is_chat_model:
+        raise ValueError(
+            f"{llm.class_name()} is no chat model, so that it cannot be shown pictures; pass "
+            "another llm, or multimodal=False for texts and captions only"
+        )
+    of_engine = {name: settings.pop(name) for name in _CITATION if name in settings}
+    synthesizer = get_response_synthesizer(
+        llm=llm,
+        callback_manager=callback_manager,
+        multimodal=multimodal,
+        chat_prompt_helper=PicturesWithTheirTexts.from_llm_metadata(llm.metadata),
+        **({**_CITATION_TEMPLATES, **settings} if citations else settings),
+    )
+    shared: dict[str, Any] = {
+        "retriever": retriever,
+        "response_synthesizer": synthesizer,
+        "node_postprocessors": [
+            *(node_postprocessors or ()),
+            *([ReadablePictures(allow_urls=allow_urls)] if multimodal else ()),
+        ],
+        "callback_manager": callback_manager,
+    }
+    if citations:
+        return CitationQueryEngine(llm=llm, multimodal=multimodal, **of_engine, **shared)
+    return RetrieverQueryEngine(**shared)
+
+
+def engine_settings(citations: bool = False) -> set[str]:
+    """The names of the settings that ``query_engine`` takes."""
+    names = {
+        *inspect.signature(query_engine).parameters,
+        *inspect.signature(get_response_synthesizer).parameters,
+        *(_CITATION if citations else ()),
+    }
+    return names - {"retriever", "settings", "prompt_helper", "chat_prompt_helper"}

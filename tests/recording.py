@@ -1,0 +1,122 @@
+"""Articles with pictures, and a chat model that keeps what it was shown of them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from llama_index.core.base.llms.types import (
+    ChatMessage,
+    ChatResponse,
+    ChatResponseGen,
+    ImageBlock,
+    LLMMetadata,
+    MessageRole,
+    TextBlock,
+)
+from llama_index.core.llms import CompletionResponse, CompletionResponseGen, CustomLLM
+from llama_index.core.schema import (
+    ImageNode,
+    NodeRelationship,
+    NodeWithScore,
+    RelatedNodeInfo,
+    TextNode,
+)
+from PIL import Image
+from pydantic import Field
+
+
+def articles(folder: Path) -> tuple[list[TextNode], dict[str, str]]:
+    """Articles A to D, each a text and a captioned picture; and the pictures' files by name."""
+    nodes: list[TextNode] = []
+    pictures = {}
+    for index, name in enumerate("ABCD"):
+        pictures[f"picture of {name}"] = str(folder / f"{name}.png")
+        colour = (60 * index, 255 - 60 * index, 40)
+        Image.new("RGB", (32, 32), colour).save(folder / f"{name}.png")
+        common: dict[str, Any] = {
+            "relationships": {NodeRelationship.SOURCE: RelatedNodeInfo(node_id=name)},
+            "metadata": {"section": "news" if name in "AB" else "sport"},
+            "excluded_embed_metadata_keys": ["section"],
+            "excluded_llm_metadata_keys": ["section"],
+        }
+        nodes += [
+            TextNode(id_=f"{name}-text", text=f"text of {name}", **common),
+            ImageNode(
+                id_=f"{name}-image",
+                text=f"caption of {name}",
+                image_path=pictures[f"picture of {name}"],
+                **common,
+            ),
+        ]
+    return nodes, pictures
+
+
+def shown(hits: Sequence[NodeWithScore]) -> list[str]:
+    """What a model is to see of these nodes of articles."""
+    parts: list[str] = []
+    for hit in hits:
+        name, kind = hit.node_id.split("-")
+        of_node = ["text"] if kind == "text" else ["caption", "picture"]
+        parts += [f"{part} of {name}" for part in of_node]
+    return parts
+
+
+class RecordingLLM(CustomLLM):
+    """Answers with the next line of ``script``, the last one for ever.
+
+    Attributes:
+        script: what it answers.
+        context_window: in tokens; LlamaIndex reckons 2,125 for a picture.
+        calls: the messages of each call.
+    """
+
+    script: list[str] = Field(default=["an answer"])
+    context_window: int = 100_000
+    calls: list[list[ChatMessage]] = Field(default_factory=list)
+
+    @property
+    def metadata(self) -> LLMMetadata:
+        return LLMMetadata(context_window=self.context_window, num_output=256, is_chat_model=True)
+
+    def _answer(self, messages: Sequence[ChatMessage]) -> str:
+        self.calls.append(list(messages))
+        return self.script[min(len(self.calls), len(self.script)) - 1]
+
+    def chat(self, messages: Sequence[ChatMessage], **_: Any) -> ChatResponse:
+        answer = self._answer(messages)
+        return ChatResponse(message=ChatMessage(content=answer, role=MessageRole.ASSISTANT))
+
+    def stream_chat(self, messages: Sequence[ChatMessage], **_: Any) -> ChatResponseGen:
+        told = ""
+        for word in self._answer(messages).split(" "):
+            delta = f" {word}" if told else word
+            told += delta
+            message = ChatMessage(content=told, role=MessageRole.ASSISTANT)
+            yield ChatResponse(message=message, delta=delta)
+
+    def complete(self, prompt: str, **_: Any) -> CompletionResponse:
+        return CompletionResponse(text=self._answer([ChatMessage(content=prompt)]))
+
+    def stream_complete(self, prompt: str, **_: Any) -> CompletionResponseGen:
+        yield self.complete(prompt)
+
+    def seen(self, pictures: dict[str, str]) -> list[list[str]]:
+        """Of each call, what it was shown of the articles: texts, captions and pictures' names.
+
+        Args:
+            pictures: the name of each picture, and its file.
+        """
+        names = {Path(path).read_bytes(): name for name, path in pictures.items()}
+        found = []
+        for messages in self.calls:
+            lines: list[str] = []
+            for block in (block for message in messages for block in message.blocks):
+                if isinstance(block, TextBlock):
+                    lines += re.findall(r"(?:text|caption) of \w", block.text)
+                elif isinstance(block, ImageBlock):
+                    lines.append(names[block.resolve_image().read()])
+            found.append(lines)
+        return found
