@@ -953,6 +953,8 @@ def mcp(
         rerank = scorer and llama_index_gap.MultiModalRerank(model=scorer, top_n=None)
         return _open_index(db, name), [rerank] if rerank else []
 
+    if _errors.is_terminal:
+        _errors.print(Text("Serving over stdin and stdout; Ctrl-C ends it.", style="dim"))
     try:
         serve(make_server(open_index, about=about, image_root=image_root))
     except KeyboardInterrupt:
