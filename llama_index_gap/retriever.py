@@ -460,15 +460,17 @@ class DualIndexRetriever(BaseRetriever):
                 if before is None or score > before[0]:
                     of_document[_side(name)] = (score, node)
         documents = fusion.documents[: self._top_k]
+        exact: dict[str, dict[str, float]] = {}
         if self._complete and self._group_by == "document":
-            in_span(self, "complete", lambda: self._add_missing(documents, best, hits))
+            exact = in_span(
+                self, "complete", lambda: self._add_missing(fusion, documents, best, hits)
+            )
         probabilities = self._probabilities(documents)
         returned: list[NodeWithScore] = []
         for document in documents:
             of_document = best[document.key]
             scores = _where_from(document, fusion.normalise) | probabilities[document.key]
-            asked = {_side(name) for name in document.scores}
-            scores |= {s: score for s, (score, _) in of_document.items() if s not in asked}
+            scores |= exact.get(document.key, {})
             nodes = [of_document[side][1] for side in self._sides if side in of_document]
             returned += [
                 ScoredNode(node=node, score=document.score, scores=scores)
@@ -499,19 +501,18 @@ class DualIndexRetriever(BaseRetriever):
 
     def _add_missing(
         self,
+        fusion: Fusion,
         documents: Sequence[FusedDocument],
         best: dict[str, dict[Side, tuple[float, BaseNode]]],
         hits: Mapping[str, LegHits],
-    ) -> None:
+    ) -> dict[str, dict[str, float]]:
+        """Fetch what documents lack; gives the raw scores of what was fetched."""
+        exact: dict[str, dict[str, float]] = defaultdict(dict)
         for searched, search in self._sides.items():
             side = _side(searched)
-            queries = [
-                _unit(found.query)
-                for name, found in hits.items()
-                if self._searched(name) == searched
-            ]
+            asked = {n: found for n, found in hits.items() if self._searched(n) == searched}
             missing = [document.key for document in documents if side not in best[document.key]]
-            if not queries or not missing:
+            if not asked or not missing:
                 continue
             store = cast("MilvusStore", search.store)
             nodes = {
@@ -521,11 +522,17 @@ class DualIndexRetriever(BaseRetriever):
                     *store.get_nodes(node_ids=missing, filters=self._filters),
                 ]
             }
-            for node_id, vector in store.get_vectors(list(nodes)).items():
-                score = max(float(_unit(vector) @ query) for query in queries)
-                of_document = best[self._key(nodes[node_id])]
-                if side not in of_document or score > of_document[side][0]:
-                    of_document[side] = (score, nodes[node_id])
+            vectors = store.get_vectors(list(nodes))
+            for name, found in asked.items():
+                query = _unit(found.query)
+                scores = [float(_unit(vector) @ query) for vector in vectors.values()]
+                fetched = LegHits([nodes[node_id] for node_id in vectors], scores, found.query)
+                values = self._of_nodes(fusion, fetched, self._leg(name, fetched))
+                for node, score in zip(fetched.nodes, scores, strict=True):
+                    key, value = self._key(node), values[node.node_id]
+                    if side not in best[key] or value > best[key][side][0]:
+                        best[key][side], exact[key][side] = (value, node), score
+        return exact
 
 
 def _calibrator_of(

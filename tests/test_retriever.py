@@ -216,6 +216,49 @@ def test_complete_fetches_the_other_side_with_its_exact_score(index: DualIndex) 
 # --- probabilities ------------------------------------------------------------------------------
 
 
+class TwoAxes(Angles):
+    """``near=0.3,0.7`` lies at these cosines to a text query and to a picture query."""
+
+    def _vector(self, text: str) -> list[float]:
+        vector = np.zeros(D)
+        if "near=" in text:
+            vector[:2] = [float(cosine) for cosine in text.partition("near=")[2].split(",")]
+            rest = np.random.default_rng(list(text.encode())).normal(size=D - 2)
+            vector[2:] = np.sqrt(1 - vector @ vector) * rest / np.linalg.norm(rest)
+        else:
+            vector[1 if text == "photo" else 0] = 1
+        return vector.tolist()
+
+
+def test_complete_judges_what_two_queries_say_on_the_fusion_s_scale(tmp_path: Path) -> None:
+    """0.72 is nothing to a photo, which all photos are like; 0.54 is much to a text."""
+    crowd = [image(f"i{i}", 0).model_copy() for i in range(60)]
+    for i, node in enumerate(crowd):
+        node.image_path = f"/pictures/{i} near={0.30 + 0.06 * (-1) ** i},{0.70 + 0.03 * (-1) ** i}"
+    pictures = {"looks like others": "0.30,0.72", "meant": "0.54,0.66"}
+    document = [
+        text("A", 0, "A").model_copy(update={"text": "A near=0.9,0.1"}),
+        *(
+            image(name, 0, "A").model_copy(update={"image_path": f"/pictures/{name} near={near}"})
+            for name, near in pictures.items()
+        ),
+    ]
+    found_instead = [
+        image(name, 0).model_copy(update={"image_path": f"/pictures/{name} near={near}"})
+        for name, near in (("Y", "0.60,0.50"), ("Z", "0.10,0.90"))
+    ]
+    with DualIndex(str(tmp_path / "gap.db"), embed_model=TwoAxes()) as index:
+        index.insert_nodes([*crowd, *document, *found_instead])
+        retriever = index.as_retriever(
+            similarity_top_k=1, image_similarity_top_k=1, complete=True, normalise="background"
+        )
+        hits = retriever.retrieve(QueryBundle("query", image_path="/pictures/photo"))
+
+    of_a = [hit for hit in hits if hit.node.ref_doc_id == "A"]
+    assert ids(of_a) == ["A-text", "meant-image"]
+    assert of_a[0].scores["image"] == pytest.approx(0.54, abs=1e-5)
+
+
 def labelled(irrelevant: float, relevant: float) -> tuple[list[float], list[int]]:
     """Twenty hits of each kind, at one score each: 1/21 and 20/21 probable."""
     return [irrelevant] * 20 + [relevant] * 20, [0] * 20 + [1] * 20
