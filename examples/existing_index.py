@@ -20,6 +20,8 @@ with tempfile.TemporaryDirectory() as folder:
 
     for name, retriever in (("LlamaIndex: texts, then pictures", before), ("ours", now)):
         print(name)
-        for hit in retriever.retrieve("protest today, with a picture of a snow-white car"):
+        for hit in retriever.retrieve(
+            "training and farmers, with a picture of a red coach by the sea"
+        ):
             what = hit.node.text or f"<{Path(hit.node.image_path).name}>"
             print(f"  {hit.score:.3f}  {hit.node.ref_doc_id}  {what}")

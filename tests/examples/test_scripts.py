@@ -14,6 +14,8 @@ import pytest
 EXAMPLES = Path(__file__).parents[2] / "examples"
 # Of what each prints: mostly the article that its query was made after.
 SAID = {
+    "answers.py": r"Growers take evening classes in Ottermouth next year\n<a picture",
+    "existing_index.py": r"ours\n.*Growers take evening classes in Ottermouth next year",
     "gap_report.py": "One index for each modality, fused by evidence",
     "milvus_server.py": "Yarrowby: school staff hold a jumble sale today",
     "one_mixed_index.py": r"as they are +[12]\d%\naligned +[45]\d%",
