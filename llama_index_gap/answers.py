@@ -14,7 +14,7 @@ from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.base.llms.types import BaseContentBlock, ChatMessage, TextBlock
 from llama_index.core.bridge.pydantic import Field
 from llama_index.core.callbacks import CallbackManager
-from llama_index.core.indices.prompt_helper import ChatPromptHelper
+from llama_index.core.indices.prompt_helper import DEFAULT_PADDING, ChatPromptHelper
 from llama_index.core.llms import LLM
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.prompts import BasePromptTemplate
@@ -64,7 +64,7 @@ class PicturesWithTheirTexts(ChatPromptHelper):
         self,
         prompt: BasePromptTemplate,
         messages: Sequence[ChatMessage],
-        padding: int = 5,
+        padding: int = DEFAULT_PADDING,
         llm: LLM | None = None,
         tools: list[BaseTool] | None = None,
     ) -> list[ChatMessage]:
@@ -91,7 +91,7 @@ class PicturesWithTheirTexts(ChatPromptHelper):
         self,
         prompt: BasePromptTemplate,
         messages: Sequence[ChatMessage],
-        padding: int = 5,
+        padding: int = DEFAULT_PADDING,
         llm: LLM | None = None,
         tools: list[BaseTool] | None = None,
     ) -> Sequence[ChatMessage]:
@@ -153,7 +153,9 @@ class ReadablePictures(BaseNodePostprocessor):
         kept: list[NodeWithScore] = []
         for hit in nodes:
             node = hit.node
-            if isinstance(node, ImageNode) and has_picture(node):
+            if isinstance(node, ImageNode) and not isinstance(node, CaptionedImageNode):
+                node = CaptionedImageNode.model_validate(node.model_dump())
+            if isinstance(node, CaptionedImageNode) and has_picture(node):
                 try:
                     node = self._readable(node)
                 except ImageError as error:
@@ -167,9 +169,7 @@ class ReadablePictures(BaseNodePostprocessor):
             )
         return kept
 
-    def _readable(self, node: ImageNode) -> ImageNode:
-        if not isinstance(node, CaptionedImageNode):
-            node = CaptionedImageNode.model_validate(node.model_dump())
+    def _readable(self, node: CaptionedImageNode) -> CaptionedImageNode:
         if node.image or node.image_path:
             open_image(node)
             return node

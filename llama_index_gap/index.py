@@ -364,10 +364,10 @@ class DualIndex:
 
         A document's text, caption and picture reach the model one after the other, documents in
         their order, and where they take more than one call, no picture is parted from the texts
-        before it. That holds for the response modes ``compact`` (the default) and
-        ``tree_summarize``; ``refine`` and ``accumulate`` ask once for each node, and
-        ``simple_summarize`` leaves out, and logs, what one call does not hold. Pictures that cannot
-        be opened are left out and logged.
+        before it. That holds for the response modes ``compact`` (the default),
+        ``compact_accumulate`` and ``tree_summarize``; ``refine`` and ``accumulate`` ask once for
+        each node, and ``simple_summarize`` leaves out, and logs, what one call does not hold.
+        Pictures that cannot be opened are left out and logged.
 
         Args:
             llm: a chat model that reads pictures; by default ``Settings.llm``.

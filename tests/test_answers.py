@@ -25,7 +25,7 @@ from llama_index.core.llms import MockLLM
 from llama_index.core.memory import ChatMemoryBuffer
 from llama_index.core.prompts import PromptTemplate
 from llama_index.core.query_engine import CitationQueryEngine, RetrieverQueryEngine
-from llama_index.core.schema import NodeWithScore, TextNode
+from llama_index.core.schema import ImageNode, NodeWithScore, TextNode
 from llama_index.core.vector_stores import MetadataFilter, MetadataFilters
 from recording import RecordingLLM, articles, shown
 
@@ -307,13 +307,14 @@ def test_a_bad_picture_costs_the_picture_and_not_the_answer(
     (tmp_path / "cut.png").write_bytes(Path(noise_files[0]).read_bytes()[:200])
     bad, good = hit(image_path=str(tmp_path / name)), hit(image_path=noise_files[0])
     plain = NodeWithScore(node=TextNode(text="a text"))
+    foreign = NodeWithScore(node=ImageNode(text="a boat", image_path=str(tmp_path / name)))
     with caplog.at_level(logging.WARNING):
-        shown_now = ReadablePictures().postprocess_nodes([bad, good, plain])
+        shown_now = ReadablePictures().postprocess_nodes([bad, good, plain, foreign])
 
-    assert [len(each.node.get_content_blocks()) for each in shown_now] == [1, 2, 1]
+    assert [len(each.node.get_content_blocks()) for each in shown_now] == [1, 2, 1, 1]
     assert shown_now[0].score == 0.5
     assert bad.node.image_path is not None  # inputs stay as they are
-    assert "pictures that cannot be shown: 1; the first: node a" in caplog.text
+    assert "pictures that cannot be shown: 2; the first: node a" in caplog.text
 
 
 def test_urls_are_fetched_only_when_asked(

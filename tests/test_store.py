@@ -445,6 +445,9 @@ def test_a_picture_says_what_it_is_whatever_it_is_called(name: str, tmp_path: Pa
 
     assert isinstance(block, ImageBlock)
     assert block.inline_url().startswith("data:image/jpeg;base64,")
+    (tmp_path / name).write_text("no picture")
+    with pytest.raises(ImageError, match=f"{name}.*not an image"):
+        CaptionedImageNode(image_path=str(tmp_path / name)).get_content_blocks()
 
 
 def test_base64_in_a_captioned_image_node() -> None:
