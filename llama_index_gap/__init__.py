@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from llama_index_gap.rerank import MultiModalRerank
     from llama_index_gap.retriever import DualIndexRetriever, ScoredNode
     from llama_index_gap.store import MilvusStore, StoreError
+    from llama_index_gap.tool import MultiModalSearchTool
 
 __version__ = version("llama-index-gap")
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "MilvusStore",
     "ModelError",
     "MultiModalRerank",
+    "MultiModalSearchTool",
     "OffsetAligner",
     "PairScorer",
     "RelevanceCalibrator",
@@ -62,6 +64,7 @@ _HOMES = {
     "rerank": ("MultiModalRerank",),
     "retriever": ("DualIndexRetriever", "ScoredNode"),
     "store": ("MilvusStore", "StoreError"),
+    "tool": ("MultiModalSearchTool",),
 }
 
 

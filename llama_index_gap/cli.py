@@ -910,6 +910,57 @@ def demo(
     run_demo(folder, _output, articles=articles, queries_per_kind=queries)
 
 
+# --- serving -------------------------------------------------------------------------------------
+
+
+@app.command()
+def mcp(
+    *,
+    db: Database = "gap.db",
+    name: Name = "gap",
+    reranker: Annotated[
+        str | None,
+        typer.Option(help="Rerank by this cross-encoder: a plain name, hub name or folder."),
+    ] = None,
+    image_root: Annotated[
+        Path | None,
+        typer.Option(
+            help="Clients may also search by pictures in this folder.",
+            show_default="by the index's own pictures only",
+        ),
+    ] = None,
+    about: Annotated[
+        str, typer.Option(metavar="TEXT", help="Tell the models what the index holds.")
+    ] = "",
+) -> None:
+    """Offer an index to chat programs, as an MCP server over stdin and stdout.
+
+    They can search, and find similar pictures; nothing is changed.
+    The program starts it: see the README for what to put into its settings.
+    """
+    try:
+        from llama_index_gap.mcp_server import make_server, serve
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] not in {"mcp", "mcp_types"}:
+            raise
+        _fail("the MCP server needs a package more: pip install 'llama-index-gap[mcp]'")
+    _check_is_there(db)
+    if image_root is not None and not image_root.is_dir():
+        raise FileNotFoundError(f"{image_root}: no such folder")
+
+    def open_index() -> tuple[DualIndex, list[Any]]:
+        scorer = None if reranker is None else _load_scorer(reranker)
+        rerank = scorer and llama_index_gap.MultiModalRerank(model=scorer, top_n=None)
+        return _open_index(db, name), [rerank] if rerank else []
+
+    if _errors.is_terminal:
+        _errors.print(Text("Serving over stdin and stdout; Ctrl-C ends it.", style="dim"))
+    try:
+        serve(make_server(open_index, about=about, image_root=image_root))
+    except KeyboardInterrupt:
+        raise typer.Exit(_INTERRUPTED) from None
+
+
 # --- models --------------------------------------------------------------------------------------
 
 

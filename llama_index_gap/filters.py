@@ -21,7 +21,7 @@ DOC_ID_FIELD = "doc_id"
 TEXT_FIELD = "text"
 
 # Columns of the collection; every other key is looked up in the row's dynamic field.
-_COLUMNS = {
+COLUMNS = {
     ID_FIELD: ID_FIELD,
     DOC_ID_FIELD: DOC_ID_FIELD,
     "document_id": DOC_ID_FIELD,  # LlamaIndex's other names for it
@@ -173,7 +173,7 @@ def _one(condition: MetadataFilter, *, negated: bool = False) -> str:
 
 def _or_missing(key: str, expression: str) -> str:
     """What is true of rows without the key, too; Milvus Lite would call it unknown there."""
-    return expression if key in _COLUMNS else f"(not ({_exists(key)})) or ({expression})"
+    return expression if key in COLUMNS else f"(not ({_exists(key)})) or ({expression})"
 
 
 def _exists(key: str) -> str:
@@ -181,12 +181,12 @@ def _exists(key: str) -> str:
 
 
 def _access(key: str) -> str:
-    return _COLUMNS.get(key) or f"$meta[{literal(key)}]"
+    return COLUMNS.get(key) or f"$meta[{literal(key)}]"
 
 
 def _is_plain(key: str) -> bool:
     """Whether a key can stand in an expression without quotes."""
-    return bool(key not in _COLUMNS and _PLAIN_KEY.fullmatch(key) and not _WORDS.fullmatch(key))
+    return bool(key not in COLUMNS and _PLAIN_KEY.fullmatch(key) and not _WORDS.fullmatch(key))
 
 
 def _any_equal(condition: MetadataFilter, values: list[Scalar]) -> str:
@@ -195,8 +195,8 @@ def _any_equal(condition: MetadataFilter, values: list[Scalar]) -> str:
     if not values:
         return _NOTHING
     _check_column_values(condition, values)
-    if key in _COLUMNS:
-        return f"{_COLUMNS[key]} in {literal_list(values)}"
+    if key in COLUMNS:
+        return f"{COLUMNS[key]} in {literal_list(values)}"
     # Not `in`: Milvus Lite fails at it where a row holds a list.
     parts = [f"{_access(key)} == {literal(value)}" for value in values]
     if not isinstance(values[0], str):
@@ -230,8 +230,8 @@ def _contains(condition: MetadataFilter, values: list[Scalar]) -> str:
 
 def _is_empty(key: str) -> str:
     """Nulls and empty lists are not stored as keys, so that a missing key stands for all three."""
-    if key in _COLUMNS:
-        return f'{_COLUMNS[key]} == ""'
+    if key in COLUMNS:
+        return f'{COLUMNS[key]} == ""'
     return f'(not ({_exists(key)})) or ({_access(key)} == "")'
 
 
@@ -271,5 +271,5 @@ def _as_list(condition: MetadataFilter) -> list[Scalar]:
 
 
 def _check_column_values(condition: MetadataFilter, values: list[Scalar]) -> None:
-    if condition.key in _COLUMNS and not all(isinstance(value, str) for value in values):
+    if condition.key in COLUMNS and not all(isinstance(value, str) for value in values):
         raise ValueError(f"filter on {condition.key!r}: {condition.value!r} must be text")

@@ -44,6 +44,7 @@ _LOADING = threading.Lock()
 _DATA_URI = re.compile(r"data:(?P<type>[^,]*?)(?P<base64>;base64)?,", re.IGNORECASE)
 _URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 _LONGEST_PATH = 4096
+_JPEG_QUALITY = 80
 _SVG_START = re.compile(rb"\s*(<\?xml|<!--|<!DOCTYPE svg|<svg)", re.IGNORECASE)
 
 
@@ -169,9 +170,41 @@ def mime_type(source: ImageSource) -> str:
         return Image.MIME[str(_identify(stream, name, MAX_PIXELS).format)]
 
 
+def scaled_jpeg(
+    source: ImageSource, longest: int, *, allow_urls: bool = False
+) -> tuple[bytes, tuple[int, int]]:
+    """A picture as a JPEG file of a size fit for pages and chat models, without its metadata.
+
+    Args:
+        source: as for ``open_image``.
+        longest: most pixels a side; a smaller picture keeps its size.
+        allow_urls: fetch http and https URLs, as ``open_image`` does.
+
+    Returns:
+        The file's content; width and height in pixels.
+
+    Raises:
+        ImageError: as ``open_image``.
+    """
+    image = open_image(source, allow_urls=allow_urls)
+    image.thumbnail((longest, longest))
+    data = BytesIO()
+    image.save(data, "JPEG", quality=_JPEG_QUALITY)
+    return data.getvalue(), image.size
+
+
 def has_picture(node: BaseNode) -> bool:
     """Whether a node holds a picture, or says where it lies."""
-    return any(_picture_of(node))
+    return any(picture_of(node))
+
+
+def picture_of(node: BaseNode) -> tuple[str | bytes | None, str | Path | None, object]:
+    """What a node holds of a picture: base64, a path, a URL."""
+    if isinstance(node, ImageNode):
+        return node.image, node.image_path, node.image_url
+    if isinstance(node, Node) and node.image_resource is not None:
+        return node.image_resource.data, node.image_resource.path, node.image_resource.url
+    return None, None, None
 
 
 def describe(source: object) -> str:
@@ -250,17 +283,8 @@ def _stream(source: object, name: str, root: str | Path | None, allow_urls: bool
     )
 
 
-def _picture_of(node: BaseNode) -> tuple[str | bytes | None, str | Path | None, object]:
-    """What a node holds of a picture: base64, a path, a URL."""
-    if isinstance(node, ImageNode):
-        return node.image, node.image_path, node.image_url
-    if isinstance(node, Node) and node.image_resource is not None:
-        return node.image_resource.data, node.image_resource.path, node.image_resource.url
-    return None, None, None
-
-
 def _node_stream(node: BaseNode, name: str, root: str | Path | None, allow_urls: bool) -> IO[bytes]:
-    data, path, url = _picture_of(node)
+    data, path, url = picture_of(node)
     # The order in which LlamaIndex itself resolves them.
     if data:
         text = data.decode("ascii", "replace") if isinstance(data, bytes) else data

@@ -6,14 +6,13 @@ import base64
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from llama_index.core.schema import BaseNode, ImageNode, MetadataMode, NodeWithScore
 
-from llama_index_gap.images import ImageError, ImageSource, open_image
+from llama_index_gap.images import ImageError, ImageSource, scaled_jpeg
 
 _THUMBNAIL = 320
 _LONGEST_TEXT = 450
@@ -246,14 +245,10 @@ class Thumbnail:
 def thumbnail(source: ImageSource) -> Thumbnail:
     """A picture for a page; one that cannot be opened leaves its reason."""
     try:
-        image = open_image(source)
+        data, size = scaled_jpeg(source, _THUMBNAIL)
     except ImageError as error:
         return Thumbnail(problem=error.reason)
-    image.thumbnail((_THUMBNAIL, _THUMBNAIL))
-    data = BytesIO()
-    image.save(data, "JPEG", quality=80)
-    uri = f"data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}"
-    return Thumbnail(uri, *image.size)
+    return Thumbnail(f"data:image/jpeg;base64,{base64.b64encode(data).decode()}", *size)
 
 
 def _file_name(node: ImageNode) -> str:

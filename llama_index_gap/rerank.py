@@ -6,7 +6,6 @@ import hashlib
 import logging
 import math
 import time
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -37,7 +36,7 @@ from llama_index_gap.images import (
 from llama_index_gap.models import Joint, ModelError, PairScorer, Picture, load_scorer
 from llama_index_gap.models.base import Item
 from llama_index_gap.models.runtime import Dtype
-from llama_index_gap.retriever import GroupBy, ScoredNode, Side, document_key
+from llama_index_gap.retriever import GroupBy, ScoredNode, Side, by_document
 from llama_index_gap.settings import Folder, PathText, PickledAsSettings
 from llama_index_gap.threads import DECODING_THREADS, in_thread, read_ahead, stop_if_given_up
 from llama_index_gap.tracing import in_span
@@ -271,7 +270,7 @@ class MultiModalRerank(PickledAsSettings, BaseNodePostprocessor):
             raise ValueError("the query is missing: pass query_bundle or query_str")
         if not nodes:
             return []
-        documents = _grouped(nodes, self.group_by)
+        documents = by_document(nodes, self.group_by)
         top_n, name = self.top_n or len(documents), self.model_name
         dispatcher.event(
             ReRankStartEvent(query=query_bundle, nodes=nodes, top_n=top_n, model_name=name)
@@ -484,14 +483,6 @@ def _decode(data: bytes, name: str) -> Image:
         return open_image(data)
     except ImageError as error:  # it knows nothing but the bytes
         raise ImageError(name, error.reason) from error
-
-
-def _grouped(nodes: _Hits, group_by: GroupBy) -> list[list[NodeWithScore]]:
-    """The nodes of each document, each once, all as they came."""
-    documents: defaultdict[str, dict[str, NodeWithScore]] = defaultdict(dict)
-    for hit in nodes:
-        documents[document_key(hit.node, group_by)].setdefault(hit.node_id, hit)
-    return [list(hits.values()) for hits in documents.values()]
 
 
 def _texts(hits: _Hits) -> list[str]:

@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
@@ -21,6 +22,7 @@ from llama_index.core.embeddings import MultiModalEmbedding
 from llama_index.core.schema import BaseNode, NodeWithScore, QueryBundle
 from llama_index.core.vector_stores.types import (
     BasePydanticVectorStore,
+    FilterCondition,
     MetadataFilters,
     VectorStoreQuery,
 )
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
 
     from llama_index_gap.index import DualIndex
     from llama_index_gap.store import MilvusStore
+    from llama_index_gap.tool import MultiModalSearchTool
 
 logger = logging.getLogger(__name__)
 
@@ -253,6 +256,35 @@ class DualIndexRetriever(BaseRetriever):
             docstore=index.docstore,
             **settings,
         )
+
+    def as_tool(self, **settings: Any) -> MultiModalSearchTool:
+        """A tool for agents that searches with this retriever.
+
+        Args:
+            **settings: as for ``MultiModalSearchTool``.
+        """
+        from llama_index_gap.tool import MultiModalSearchTool
+
+        return MultiModalSearchTool.from_defaults(self, **settings)
+
+    def filtered(self, filters: MetadataFilters) -> DualIndexRetriever:
+        """A copy over the same stores that finds only what fits these filters, too.
+
+        Args:
+            filters: on metadata; this retriever's own hold beside them.
+        """
+        other = copy(self)
+        other._filters = filters if self._filters is None else _both(self._filters, filters)
+        return other
+
+    def get_picture(self, node_id: str) -> BaseNode | None:
+        """The node of the image side with this id; None if there is none that fits the filters.
+
+        Args:
+            node_id: its id.
+        """
+        store = self._sides["image"].store
+        return next(iter(store.get_nodes([node_id], filters=self._filters)), None)
 
     def search_legs(self, query: str | QueryBundle) -> dict[str, LegHits]:
         """What each leg finds with its raw scores, before anything is left out or ranked."""
@@ -524,11 +556,29 @@ def pair_of(leg: str) -> str:
     return f"{'image' if leg.endswith('_by_image') else 'text'}_to_{_side(leg)}"
 
 
+def by_document(hits: Sequence[NodeWithScore], group_by: GroupBy) -> list[list[NodeWithScore]]:
+    """The hits of each document, each node once, all in the order they came in."""
+    documents: defaultdict[str, dict[str, NodeWithScore]] = defaultdict(dict)
+    for hit in hits:
+        documents[document_key(hit.node, group_by)].setdefault(hit.node_id, hit)
+    return [list(of_document.values()) for of_document in documents.values()]
+
+
 def document_key(node: BaseNode, group_by: GroupBy) -> str:
     """The document that a node belongs to; with ``"node"``, each node is one."""
     if group_by == "node":
         return node.node_id
     return node.ref_doc_id or node.node_id
+
+
+def _both(first: MetadataFilters, second: MetadataFilters) -> MetadataFilters:
+    """Filters that hold where both do; flat where they can be, for stores that know no nesting."""
+    parts = [
+        part
+        for group in (first, second)
+        for part in (group.filters if group.condition in (None, FilterCondition.AND) else [group])
+    ]
+    return MetadataFilters(filters=parts, condition=FilterCondition.AND)
 
 
 def _side(leg: str) -> Side:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import logging
@@ -8,13 +9,13 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from io import StringIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+from mcp import Client
 from models.tiny_rerankers import make_tiny_qwen_reranker
 from PIL import Image
 from rich.console import Console
@@ -273,14 +274,6 @@ def test_a_model_for_picture_queries(
     legs = {document["id"]: document["legs"] for document in found["documents"]}
     assert legs["ferry"]["image_by_image"]["cosine"] == pytest.approx(1, abs=1e-3)
     assert rows(own_db)["image_query"] == 11
-
-
-@pytest.fixture
-def ctrl_c() -> Iterator[None]:
-    """Ctrl-C interrupts, also where the tests were started in the background, which ignores it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.usefixtures("ctrl_c")
@@ -810,6 +803,46 @@ def test_a_mistake_of_ours_is_one_line_too(monkeypatch: pytest.MonkeyPatch) -> N
 
     assert shown.code == 1
     assert shown.err.startswith("error: KeyError: 'x' (a mistake in llama-gap: 'llama-gap --debug")
+
+
+# --- serving ------------------------------------------------------------------------------------
+
+
+def test_mcp_serves_an_index_with_its_reranker(
+    demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served: list[Any] = []
+    monkeypatch.setattr("llama_index_gap.mcp_server.serve", served.append)
+    reranker = make_tiny_qwen_reranker(tmp_path / "reranker")
+
+    shown = gap("mcp", "--db", demo / "gap.db", "--reranker", reranker, "--about", "Some news.")
+
+    async def ask() -> Any:
+        async with Client(served[0]) as client:
+            search, _ = (await client.list_tools()).tools
+            return search, await client.call_tool("search", {"query": "ferry", "top_k": 7})
+
+    search, found = asyncio.run(ask())
+    assert shown == (0, "", "")
+    assert search.description.startswith("Some news. Search documents")
+    texts = [content.text for content in found.content if content.type == "text"]
+    assert texts[0].startswith("7 documents, best first.")
+    assert "rerank_text" in texts[1]
+    assert [content.type for content in found.content].count("image") == 5
+
+
+def test_mcp_says_at_once_what_is_wrong(
+    demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "no such database" in gap("mcp", "--db", tmp_path / "no.db").err
+    folder = gap("mcp", "--db", demo / "gap.db", "--image-root", tmp_path / "no")
+    assert folder == (1, "", f"error: {tmp_path / 'no'}: no such folder\n")
+
+    monkeypatch.delitem(sys.modules, "llama_index_gap.mcp_server")
+    monkeypatch.setitem(sys.modules, "mcp.server.lowlevel", None)
+    missing = gap("mcp", "--db", demo / "gap.db")
+    assert missing.code == 1
+    assert missing.err.endswith("pip install 'llama-index-gap[mcp]'\n")
 
 
 # --- a real corpus ------------------------------------------------------------------------------

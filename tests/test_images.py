@@ -32,6 +32,7 @@ from llama_index_gap.images import (
     has_picture,
     open_image,
     read_image,
+    scaled_jpeg,
 )
 
 RED, GREEN, WHITE = (255, 0, 0), (0, 255, 0), (255, 255, 255)
@@ -496,3 +497,23 @@ def test_damaged_images_give_an_image_or_an_image_error(
 def test_any_text_gives_an_image_or_an_image_error(text: str) -> None:
     with pytest.raises(ImageError):
         open_image(text, root="/nonexistent-root" if text.startswith("/") else None)
+
+
+# --- scaling ------------------------------------------------------------------------------------
+
+
+def test_scaled_jpeg() -> None:
+    picture = Image.new("RGBA", (300, 150), (0, 0, 0, 0))
+    exif = Image.Exif()
+    exif[0x010E] = "where it was taken"
+    file = BytesIO()
+    picture.save(file, "PNG", exif=exif)
+
+    data, size = scaled_jpeg(file, 100)
+
+    assert size == (100, 50)
+    with Image.open(BytesIO(data)) as small:
+        assert (small.format, small.size, small.getpixel((9, 9))) == ("JPEG", size, (255,) * 3)
+        assert not small.getexif()
+    assert scaled_jpeg(file, 1000)[1] == (300, 150)
+    assert picture.size == (300, 150)

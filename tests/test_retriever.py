@@ -18,7 +18,7 @@ from llama_index.core.schema import (
     RelatedNodeInfo,
     TextNode,
 )
-from llama_index.core.vector_stores import MetadataFilter, MetadataFilters
+from llama_index.core.vector_stores import FilterCondition, MetadataFilter, MetadataFilters
 
 from llama_index_gap.gap.calibrate import RelevanceCalibrator
 from llama_index_gap.index import DualIndex
@@ -534,3 +534,37 @@ def test_samples_follow_what_is_written(tmp_path: Path) -> None:
         assert index.sides()["text"].sample().shape == (60, D)
         index.delete_nodes([node.node_id for node in CROWD[:20]])
         assert index.sides()["text"].sample().shape == (40, D)
+
+
+# --- for tools ----------------------------------------------------------------------------------
+
+
+def only(condition: FilterCondition = FilterCondition.AND, **values: str) -> MetadataFilters:
+    conditions = [MetadataFilter(key=key, value=value) for key, value in values.items()]
+    return MetadataFilters(filters=conditions, condition=condition)
+
+
+def test_filtered_narrows_a_copy(index: DualIndex) -> None:
+    retriever = index.as_retriever()
+    reports = retriever.filtered(only(kind="report"))
+
+    assert set(ids(reports.retrieve("a query"))) == {"A-text", "A-image"}
+    assert reports.filtered(only(kind="other")).retrieve("a query") == []
+    assert len(retriever.retrieve("a query")) > 2
+    either = index.as_retriever(filters=only(FilterCondition.OR, kind="report", _="none"))
+    assert either.filtered(only(kind="other")).retrieve("a query") == []
+    assert set(ids(either.filtered(only(kind="report")).retrieve("a"))) == {"A-text", "A-image"}
+
+
+def test_filters_stay_flat_for_stores_that_know_no_nesting(index: DualIndex) -> None:
+    retriever = index.as_retriever(filters=only(kind="report")).filtered(only(year="2024"))
+
+    assert [each.key for each in retriever._filters.filters] == ["kind", "year"]
+
+
+def test_a_picture_is_found_by_its_id_where_the_filters_allow(index: DualIndex) -> None:
+    retriever = index.as_retriever()
+
+    assert retriever.get_picture("A-image").image_path == "/pictures/A near=0.31"
+    assert retriever.get_picture("A-text") is None
+    assert retriever.filtered(only(kind="other")).get_picture("A-image") is None
