@@ -14,6 +14,7 @@ import pytest
 EXAMPLES = Path(__file__).parents[2] / "examples"
 # Of what each prints: mostly the article that its query was made after.
 SAID = {
+    "agent.py": r"(?s)nurses sign open letter in Fennick.*I see 2 pictures",
     "gap_report.py": "One index for each modality, fused by evidence",
     "milvus_server.py": "Yarrowby: school staff hold a jumble sale today",
     "one_mixed_index.py": r"as they are +[12]\d%\naligned +[45]\d%",
