@@ -25,7 +25,7 @@ def model(messages: list[ChatMessage], **_: object) -> ChatMessage:
 
 with tempfile.TemporaryDirectory() as folder:
     corpus = read_corpus(write_newsroom(folder, articles=100, queries_per_kind=1))
-    embedding = DualEncoderEmbedding(model_name=str(CHECKPOINT))
+    embedding = DualEncoderEmbedding(model_name=CHECKPOINT)
     uri = str(Path(folder) / "gap.db")
     with DualIndex.from_documents(corpus, uri=uri, embed_model=embedding) as index:
         tool = index.as_retriever(complete=True).as_tool()

@@ -43,6 +43,7 @@ logger = logging.getLogger(__name__)
 
 SEARCH, SIMILAR = "search", "similar_pictures"
 _HITS = 16
+_MAX_IMAGE_SIDE = 512  # some clients take no answer of more than 1 MB
 _SIMILAR = (
     "Find the pictures that look most like a picture of this collection, with the documents that "
     "they belong to, best first."
@@ -124,7 +125,11 @@ def _open(
         retriever = index.as_retriever(
             similarity_top_k=hits, image_similarity_top_k=hits, complete=True
         )
-        search = retriever.as_tool(node_postprocessors=postprocessors, image_root=image_root)
+        search = retriever.as_tool(
+            node_postprocessors=postprocessors,
+            image_root=image_root,
+            max_image_side=_MAX_IMAGE_SIDE,
+        )
         # A copy, so that it knows which pictures the other has returned.
         similar = copy(search)
         similar.retriever = index.as_retriever(similarity_top_k=0, image_similarity_top_k=hits)

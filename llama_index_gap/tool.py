@@ -22,6 +22,7 @@ from llama_index.core.vector_stores.types import MetadataFilter, MetadataFilters
 from llama_index_gap.filters import COLUMNS
 from llama_index_gap.images import (
     ImageError,
+    check_image,
     describe,
     has_picture,
     picture_of,
@@ -223,18 +224,24 @@ class MultiModalSearchTool(AsyncBaseTool):
         return _Search(given, retriever, bundle, filters, asked.top_k)
 
     def _query_picture(self, image: str) -> str:
-        """The picture as a data URI, so that what was checked here is what is searched by."""
+        """The picture's path, or what it holds as a data URI where it has none."""
         assert isinstance(self.retriever, DualIndexRetriever)
-        node = dict(self._returned).get(image) or self.retriever.get_picture(image)
-        if node is not None:
-            data = read_image(node, allow_urls=self.allow_urls)
+        source: BaseNode | str | None
+        source = dict(self._returned).get(image) or self.retriever.get_picture(image)
+        if source is not None:
+            data, path, _ = picture_of(source)
+            if path and not data:
+                return str(path)
         elif self.allow_urls and "://" in image:
-            data = read_image(image, allow_urls=True)
+            source = image
         elif self.image_root is not None:
-            data = read_image(Path(self.image_root, image), root=self.image_root)
+            path = Path(self.image_root, image)
+            check_image(path, root=self.image_root)
+            return str(path.resolve())
         else:
             raise ImageError(describe(image), f"no such picture here; pass {self._images}")
-        return f"data:;base64,{b64encode(data).decode()}"
+        content = read_image(source, allow_urls=self.allow_urls)
+        return f"data:;base64,{b64encode(content).decode()}"
 
     # --- the answer ------------------------------------------------------------------------------
 
@@ -254,7 +261,7 @@ class MultiModalSearchTool(AsyncBaseTool):
                     said, image = pictures.show(node)
                     lines.append(said)
                     images += image
-                    self._returned += [(name, node) for name in (node.node_id, _where(node))]
+                    self._returned.extend((name, node) for name in (node.node_id, _where(node)))
                 else:
                     lines += _quoted(node.get_content(MetadataMode.NONE), self.max_characters)
             blocks += [TextBlock(text="\n".join(lines)), *images]
@@ -275,8 +282,12 @@ class MultiModalSearchTool(AsyncBaseTool):
             raise ValueError(f"filters: {' '.join(absent)}")
         keys = {each.key for each in _flat(search.filters)}
         values = {key: value for key, value in _fields(hits).items() if key in keys}
-        without = "; ".join(f"{key}: {', '.join(some)}" for key, some in values.items())
-        return f"Nothing fits the filters. Without them, documents are found with {without}."
+        return " ".join(
+            [
+                "Nothing fits the filters.",
+                *(f"Without them, {key} is {', '.join(some)}, …" for key, some in values.items()),
+            ]
+        )
 
     def _failure(self, query: str, arguments: Mapping[str, Any], error: Exception) -> ToolOutput:
         name = self._metadata.get_name()
@@ -329,7 +340,6 @@ class _Pictures:
                 data, _ = scaled_jpeg(node, self._longest, allow_urls=self._allow_urls)
                 image = [ImageBlock(image=data, image_mimetype="image/jpeg")]
                 self._shown += 1
-                facts.append("shown below")
             except ImageError as error:
                 self._unreadable += 1
                 facts.append(f"cannot be shown: {excerpt(error.reason, _LONGEST_LINE)}")

@@ -122,7 +122,7 @@ def test_texts_and_pictures_come_in_the_order_of_the_documents(
         said = {
             f"{document}-text": f"> all about {document}",
             f"{document}-picture": f"picture {document}-picture | file {pictures[document]} | "
-            f"shown below | caption: a {document} field",
+            f"caption: a {document} field",
         }
         assert rest == [said[hit.node_id] for hit in of_document]
 
@@ -150,7 +150,7 @@ def test_pictures_that_are_not_shown_are_named_and_counted(pictures: dict[str, s
     assert [type(block).__name__[0] for block in blocks] == list("TTITTTT")
     lines = [block.text.splitlines()[-1] for block in blocks if isinstance(block, TextBlock)]
     assert lines[1:] == [
-        f"picture 0 | file {paths[0]} | shown below",
+        f"picture 0 | file {paths[0]}",
         f"picture 1 | file {paths[1]} | not shown",
         f"picture 2 | file {paths[2]} | not shown",
         f"picture 3 | file {paths[3]} | not shown",
@@ -333,7 +333,7 @@ def test_what_filters_miss_is_explained(index: DualIndex) -> None:
     search = make(index)
 
     said = search("something", filters=where("City")).content
-    assert said.startswith("Nothing fits the filters. Without them, documents are found with sec")
+    assert said.startswith("Nothing fits the filters. Without them, section is ")
     assert '"city"' in said
     assert '"sport"' in said
     misspelt = search("something", filters=[{"key": "sektion", "value": "city"}])
@@ -343,6 +343,8 @@ def test_what_filters_miss_is_explained(index: DualIndex) -> None:
     assert len(documents(negated)) == 4
     assert "has the field 'sektion'" in negated.content
     assert "has the field" not in search("x", filters=[{"key": "editor", "value": "Jo"}]).content
+    hidden = search("x", filters=[{"key": "editor", "value": "Al"}])
+    assert hidden.content == "Nothing fits the filters."
     only = make(index, filter_fields=["section"])("x", filters=[{"key": "editor", "value": "Jo"}])
     assert "filters.0.key: must be one of section (not 'editor')" in only.content
 
@@ -492,7 +494,7 @@ def test_urls_are_fetched_only_where_allowed_and_never_from_here(
 
 
 def test_nothing_is_done_on_the_event_loop(
-    index: DualIndex, monkeypatch: pytest.MonkeyPatch
+    index: DualIndex, pictures: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     threads = []
 
@@ -503,10 +505,12 @@ def test_nothing_is_done_on_the_event_loop(
 
         return noted
 
-    monkeypatch.setattr(tool, "read_image", noting(tool.read_image))
+    monkeypatch.setattr(tool, "check_image", noting(tool.check_image))
     monkeypatch.setattr(tool, "scaled_jpeg", noting(tool.scaled_jpeg))
+    picture = Path(pictures["red"])
 
-    output = asyncio.run(make(index).acall(image="red-picture", top_k=1))
+    search = make(index, image_root=picture.parent)
+    output = asyncio.run(search.acall(image=picture.name, top_k=1))
 
     assert documents(output) == ["red"]
     assert len(threads) == 2
@@ -589,7 +593,7 @@ def test_a_react_agents_model_gets_captions_and_paths(
     observation = model.sent[1][-1].content
     assert observation.startswith("Observation: 2 documents, best first.")
     for colour in ("red", "green"):
-        assert f"file {pictures[colour]} | shown below | caption: a {colour} field" in observation
+        assert f"file {pictures[colour]} | caption: a {colour} field" in observation
 
 
 async def run(agent: Any) -> str:

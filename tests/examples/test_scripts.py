@@ -14,6 +14,7 @@ import pytest
 EXAMPLES = Path(__file__).parents[2] / "examples"
 # Of what each prints: mostly the article that its query was made after.
 SAID = {
+    "agent.py": r"(?s)nurses sign open letter in Fennick.*I see 2 pictures",
     "answers.py": r"Growers take evening classes in Ottermouth next year\n<a picture",
     "existing_index.py": r"ours\n.*Growers take evening classes in Ottermouth next year",
     "gap_report.py": "One index for each modality, fused by evidence",
