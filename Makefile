@@ -2,6 +2,7 @@
 # make test   installs what the tests need, then runs them
 # make check  lint, format and types
 # make docs   the documentation as a site, in site/
+# make dist   wheel and sdist in dist/, and the demo from each in an environment of its own
 #
 # PyTorch's default package for Linux brings several GB of CUDA. On a machine without a GPU:
 #   make demo TORCH_INDEX=<the index of CPU wheels that PyTorch's install page names>
@@ -11,9 +12,12 @@ VENV ?= .venv
 TORCH_INDEX ?=
 
 BIN := $(VENV)/bin
-INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
+PIP_INSTALL := -m pip install --quiet --constraint $(CURDIR)/constraints.txt
+INSTALL := $(BIN)/python $(PIP_INSTALL)
+TRY := fresh/bin/python $(PIP_INSTALL)
+TORCH := $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
 
-.PHONY: demo test check docs clean
+.PHONY: demo test check docs dist clean
 
 demo: $(VENV)/.installed
 	$(BIN)/llama-gap demo
@@ -30,10 +34,20 @@ check: $(VENV)/.tools-installed
 docs: $(VENV)/.tools-installed
 	$(BIN)/mkdocs build --strict
 
+# As whoever installs it has it: no checkout, no editable install
+dist: $(VENV)/.tools-installed
+	rm -rf dist
+	$(BIN)/python -m build
+	for made in $(CURDIR)/dist/*; do \
+		(cd "$$(mktemp --directory)" && trap 'rm -rf "$$PWD"' EXIT && $(PYTHON) -m venv fresh && \
+		$(TRY) $(TORCH) && $(TRY) $$made && fresh/bin/llama-gap demo --articles 300 --queries 20) \
+		|| exit 1; \
+	done
+
 # torch first: whatever depends on it then keeps the build that is there
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(INSTALL) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
+	$(INSTALL) $(TORCH)
 	$(INSTALL) --editable .
 	touch $@
 

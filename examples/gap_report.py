@@ -12,7 +12,7 @@ from llama_index_gap.gap.report import report_gap
 from llama_index_gap.gap_page import render_report
 from llama_index_gap.gap_terminal import print_report
 
-PAGE = Path("gap.html")
+PAGE = Path("gap-demo/gap.html")
 
 with tempfile.TemporaryDirectory() as folder:
     # Yours: a corpus with a queries.jsonl; without queries, stored vectors stand in for them.
@@ -24,5 +24,6 @@ with tempfile.TemporaryDirectory() as folder:
         report = report_gap(index, newsroom.queries, newsroom.qrels, rounds=100)
 
 print_report(report, Console(highlight=False))
+PAGE.parent.mkdir(exist_ok=True)
 PAGE.write_text(render_report(report), encoding="utf-8")
 print(f"\nWith its plots: {PAGE.resolve()}")
