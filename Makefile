@@ -32,7 +32,7 @@ check: $(VENV)/.tools-installed
 	$(BIN)/mypy
 
 docs: $(VENV)/.tools-installed
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # As whoever installs it has it: no checkout, no editable install
 dist: $(VENV)/.tools-installed
