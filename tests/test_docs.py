@@ -23,6 +23,7 @@ from llama_index_gap import (
     DualIndex,
     DualIndexRetriever,
     MultiModalRerank,
+    MultiModalSearchTool,
     read_corpus,
 )
 from llama_index_gap.cli import app, main
@@ -179,6 +180,7 @@ def test_commands_in_prose_exist(page: Path) -> None:
 @pytest.mark.parametrize(
     ("page", "settings"),
     [
+        ("agents.md", set(inspect.signature(MultiModalSearchTool.__init__).parameters)),
         ("embed.md", set(DualEncoderEmbedding.model_fields)),
         ("search.md", set(inspect.signature(DualIndexRetriever.__init__).parameters)),
         ("rerank.md", set(MultiModalRerank.model_fields)),
