@@ -265,6 +265,7 @@ _GROUNDS: dict[str, Callable[[ImageDraw.ImageDraw, _Light, int, Random], None]] 
     "desert": _draw_desert,
     "field": _draw_field,
 }
+COLOURS, KINDS, SETTINGS, SKIES = (tuple(each) for each in (_COLOURS, _KINDS, _GROUNDS, _SKIES))
 
 
 def _blend(colour: str, light: str, share: float) -> tuple[int, ...]:

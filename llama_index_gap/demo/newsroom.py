@@ -31,6 +31,7 @@ Claim: TypeAlias = tuple[str, str]  # what is said or shown: an attribute and it
 _Item = TypeVar("_Item", "Facts", Scene)
 
 CHECKPOINT = Path(__file__).parent / "checkpoint"  # the dual encoder that was trained on it
+RERANKER = Path(__file__).parent / "reranker"  # and the cross-encoder
 QUERY_KINDS: tuple[QueryKind, ...] = ("text", "image", "both")
 _SERIES = 16  # articles of one series, at most
 _FEWEST = 100  # articles that queries are made for
@@ -304,6 +305,28 @@ def make_query(article: Article, kind: QueryKind, random: Random) -> Query:
     if kind != "text":
         asked |= {("thing", " ".join(thing)) for thing in things}
     return Query(text, kind, frozenset(asked))
+
+
+def make_short_queries(article: Article, random: Random) -> list[Query]:
+    """Word a query for each claim of an article but the relation, which takes two things.
+
+    Args:
+        article: what is asked for.
+        random: decides in which words.
+    """
+    facts, scene = article.facts, article.scene
+    said = [(_of_facts(facts, {name}, random), (name, getattr(facts, name))) for name in _FACTS]
+    things = [
+        (_thing(thing, random), ("thing", " ".join(thing))) for thing in (scene.first, scene.second)
+    ]
+    around = [
+        (_around(scene, {name}, random), (name, getattr(scene, name)))
+        for name in ("setting", "sky")
+    ]
+    return [
+        *(Query(text, "text", frozenset({claim})) for text, claim in said),
+        *(Query(text, "image", frozenset({claim})) for text, claim in [*things, *around]),
+    ]
 
 
 def write_newsroom(

@@ -105,7 +105,7 @@ class _Trainer:
             self.model.parameters(), lr=_PEAK_RATE, betas=(0.9, 0.98), weight_decay=_WEIGHT_DECAY
         )
         self._schedule = torch.optim.lr_scheduler.LambdaLR(
-            self._optimizer, lambda step: _share_of_rate(step, steps)
+            self._optimizer, lambda step: share_of_rate(step, steps)
         )
 
     def step(self, articles: Sequence[Article], random: Random) -> float:
@@ -180,20 +180,25 @@ def _other_answers(claims: Sequence[frozenset[Claim]], articles: Sequence[Articl
     return found.fill_diagonal_(False)
 
 
-def _share_of_rate(step: int, steps: int) -> float:
+def share_of_rate(step: int, steps: int) -> float:
     """A linear warm-up, then half a cosine down to zero."""
     warm_up = (step + 1) / (_WARM_UP * steps)
     return min(warm_up, (1 + math.cos(math.pi * step / steps)) / 2)
 
 
-def make_tokenizer() -> CLIPTokenizer:
-    """CLIP's tokenizer with the newsroom's own words, learnt from its training fold."""
+def make_tokenizer(prompts: Sequence[str] = ()) -> CLIPTokenizer:
+    """CLIP's tokenizer with the newsroom's own words, learnt from its training fold.
+
+    Args:
+        prompts: texts whose words become tokens, too.
+    """
     random = Random("tokenizer")  # noqa: S311 - no secret
     articles = make_articles(10_000, "train", 0)
     texts = [article.headline for article in articles]
     texts += [
         make_query(article, kind, random).text for kind in QUERY_KINDS for article in articles
     ]
+    texts += len(articles) * list(prompts)
     letters = clip_letters()
     # Named beforehand, since the trainer numbers the letters that end words in a random order.
     trainer = BpeTrainer(

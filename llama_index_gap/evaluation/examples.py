@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from llama_index.core.schema import BaseNode, ImageNode, MetadataMode
@@ -50,7 +50,13 @@ class Example:
     first: list[FirstPlace]
 
 
-def pick_examples(result: ExperimentResult, dataset: Dataset, number: int = 6) -> list[Example]:
+def pick_examples(
+    result: ExperimentResult,
+    dataset: Dataset,
+    number: int = 6,
+    *,
+    between: Collection[str] | None = None,
+) -> list[Example]:
     """The first queries of each kind on which some methods are right and others wrong.
 
     So they show where each fails, whichever it is, and not how often.
@@ -59,6 +65,7 @@ def pick_examples(result: ExperimentResult, dataset: Dataset, number: int = 6) -
         result: of the data set.
         dataset: what was asked.
         number: how many, shared among the kinds; fewer where the methods differ on fewer.
+        between: names of the methods that have to differ; by default any do.
     """
     nodes: dict[str, list[BaseNode]] = defaultdict(list)
     for node in dataset.corpus.nodes:
@@ -68,10 +75,15 @@ def pick_examples(result: ExperimentResult, dataset: Dataset, number: int = 6) -
     examples = []
     kinds = kinds or [(None, list(result.qrels))]
     for kind, of_kind in kinds:
-        differing = (query for query in of_kind if len(set(_verdicts(result, query).values())) == 2)
+        differing = (query for query in of_kind if _differ(_verdicts(result, query), between))
         for _, query in zip(range(-(-number // len(kinds))), differing, strict=False):
             examples.append(Example(queries[query], kind, _first(result, query, nodes)))
     return examples
+
+
+def _differ(verdicts: Mapping[str, bool], between: Collection[str] | None) -> bool:
+    names = verdicts if between is None else between
+    return len({verdicts[name] for name in names}) == 2
 
 
 def _verdicts(result: ExperimentResult, query: str) -> dict[str, bool]:

@@ -81,7 +81,7 @@ def test_another_answer_to_a_query_is_no_wrong_one() -> None:
 
 
 def test_the_learning_rate_rises_and_falls() -> None:
-    shares = [training._share_of_rate(step, 100) for step in range(100)]
+    shares = [training.share_of_rate(step, 100) for step in range(100)]
 
     assert shares[0] == pytest.approx(0.1)
     assert max(shares) > 0.97
