@@ -8,6 +8,7 @@ import sys
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
 from copy import copy
+from functools import partial
 from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
@@ -42,7 +43,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 SEARCH, SIMILAR = "search", "similar_pictures"
-_HITS = 16
 _MAX_IMAGE_SIDE = 512  # some clients take no answer of more than 1 MB
 _SIMILAR = (
     "Find the pictures that look most like a picture of this collection, with the documents that "
@@ -51,6 +51,7 @@ _SIMILAR = (
 
 Open: TypeAlias = Callable[[], "tuple[DualIndex, list[BaseNodePostprocessor]]"]
 """Opens the index, and loads what ranks its documents anew."""
+_Searches: TypeAlias = "dict[str, MultiModalSearchTool]"
 
 
 def make_server(
@@ -59,7 +60,7 @@ def make_server(
     """Make a server that offers an index's documents and pictures, and changes nothing.
 
     It answers at once what it can do; the index is opened meanwhile, in a thread, and closed with
-    the server. Where it cannot be opened, each call says why.
+    the server. Where it cannot be opened, a call says why, and the next one tries again.
 
     Args:
         open_index: gives the index and postprocessors of what is found in it.
@@ -69,16 +70,12 @@ def make_server(
     tools = _tools(about, image_root)
 
     @asynccontextmanager
-    async def opened(_: Server[Any]) -> AsyncIterator[asyncio.Task[Any]]:
-        opening = asyncio.create_task(asyncio.to_thread(_open, open_index, image_root))
-        opening.add_done_callback(_say_how_it_went)
+    async def opened(_: Server[Any]) -> AsyncIterator[_Opening]:
+        opening = _Opening(partial(_open, open_index, image_root))
         try:
             yield opening
         finally:
-            await asyncio.wait([opening])
-            if opening.exception() is None:
-                index, _searches = opening.result()
-                await asyncio.to_thread(index.close)
+            await opening.close()
 
     async def list_tools(*_: Any) -> ListToolsResult:
         return ListToolsResult(tools=list(tools.values()))
@@ -86,11 +83,11 @@ def make_server(
     async def call_tool(context: Any, params: CallToolRequestParams) -> CallToolResult:
         given = params.arguments or {}
         if problem := _problem(tools, params.name, given):
+            logger.warning("%s", problem)
             return _failed(problem)
         try:
-            # Shielded: a call that is cancelled must not stop what others wait for.
-            _, searches = await asyncio.shield(context.lifespan_context)
-        except Exception as error:  # whatever the reason, it was logged, and it is what to tell
+            searches = await context.lifespan_context.searches()
+        except Exception as error:  # whatever the reason, it is what to tell
             return _failed(f"the index cannot be opened: {error}")
         renamed = {"image" if name == "picture" else name: given[name] for name in given}
         output: ToolOutput = await searches[params.name].acall(**renamed)
@@ -116,14 +113,11 @@ def serve(server: Server[Any]) -> None:
     asyncio.run(run())
 
 
-def _open(
-    open_index: Open, image_root: str | Path | None
-) -> tuple[DualIndex, dict[str, MultiModalSearchTool]]:
+def _open(open_index: Open, image_root: str | Path | None) -> tuple[DualIndex, _Searches]:
     index, postprocessors = open_index()
     try:
-        hits = max(_HITS, MAX_TOP_K)
         retriever = index.as_retriever(
-            similarity_top_k=hits, image_similarity_top_k=hits, complete=True
+            similarity_top_k=MAX_TOP_K, image_similarity_top_k=MAX_TOP_K, complete=True
         )
         search = retriever.as_tool(
             node_postprocessors=postprocessors,
@@ -132,7 +126,7 @@ def _open(
         )
         # A copy, so that it knows which pictures the other has returned.
         similar = copy(search)
-        similar.retriever = index.as_retriever(similarity_top_k=0, image_similarity_top_k=hits)
+        similar.retriever = index.as_retriever(similarity_top_k=0, image_similarity_top_k=MAX_TOP_K)
         similar.node_postprocessors = []
         retriever.retrieve("warm up")  # what is loaded or sampled at the first query is so now
     except BaseException:
@@ -141,9 +135,37 @@ def _open(
     return index, {SEARCH: search, SIMILAR: similar}
 
 
+class _Opening:
+    """An index that is being opened in a thread; again, if somebody asks after it has failed."""
+
+    def __init__(self, open_index: Callable[[], tuple[DualIndex, _Searches]]) -> None:
+        self._open = open_index
+        self._task = self._start()
+
+    def _start(self) -> asyncio.Task[tuple[DualIndex, _Searches]]:
+        task = asyncio.create_task(asyncio.to_thread(self._open))
+        task.add_done_callback(_say_how_it_went)
+        return task
+
+    async def searches(self) -> _Searches:
+        """The tools by name, once the index is open."""
+        if self._task.done() and self._task.exception():
+            self._task = self._start()
+        # Shielded: a call that is cancelled must not stop what others wait for.
+        _, searches = await asyncio.shield(self._task)
+        return searches
+
+    async def close(self) -> None:
+        """Close the index."""
+        await asyncio.wait([self._task])
+        if self._task.exception() is None:
+            index, _ = self._task.result()
+            await asyncio.to_thread(index.close)
+
+
 def _say_how_it_went(opening: asyncio.Task[Any]) -> None:
     if not opening.cancelled() and (error := opening.exception()):
-        logger.error("the index cannot be opened: %s", error)
+        logger.warning("the index cannot be opened: %s", error)
 
 
 # --- the tools, as clients are told of them ------------------------------------------------------
@@ -185,7 +207,6 @@ def _problem(tools: Mapping[str, Tool], name: str, given: Mapping[str, Any]) -> 
 
 
 def _failed(message: str) -> CallToolResult:
-    logger.warning("%s", message)
     return CallToolResult(
         content=[TextContent(type="text", text=f"Error: {message}")], is_error=True
     )

@@ -28,7 +28,13 @@ from llama_index.core.vector_stores import MetadataFilter, MetadataFilters
 from llama_index.core.workflow import Context, JsonSerializer
 from PIL import Image
 
-from llama_index_gap import DualEncoderEmbedding, DualIndex, MultiModalSearchTool, tool
+from llama_index_gap import (
+    DualEncoderEmbedding,
+    DualIndex,
+    DualIndexRetriever,
+    MultiModalSearchTool,
+    tool,
+)
 from llama_index_gap.store import StoreError
 
 
@@ -491,6 +497,11 @@ def test_urls_are_fetched_only_where_allowed_and_never_from_here(
     monkeypatch.setattr("llama_index_gap.images.fetch", lambda _: blue.getvalue())
     output = open_to_all(image="https://example.org/a.png?key=secret", top_k=1)
     assert documents(output) == ["blue"]
+
+    far = ImageNode(id_="far", image_url="https://example.org/a.png")
+    monkeypatch.setattr(DualIndexRetriever, "get_picture", lambda *_: far)
+    assert documents(open_to_all(image="far", top_k=1)) == ["blue"]
+    assert "URLs are not fetched" in make(index)(image="far").content
 
 
 def test_nothing_is_done_on_the_event_loop(
