@@ -4,11 +4,15 @@
 
 A Qwen2-VL of 2 million parameters with a score head, written as jina-reranker-m0 is, so that the
 code that runs the real one runs it. Its words begin as the dual encoder's; all else is random. It
-learns in steps, from articles of the training fold that are made anew for every batch:
+learns in stages, from articles of the training fold that are made anew for every step:
 
-- *see*: the vision tower names what a picture shows;
-- *words*, *looks*: queries of a single claim against headlines, then pictures too;
-- *headlines*, *pictures*: whole queries, likewise.
+1. *see*: the vision tower names what a picture shows;
+2. *words*: queries of a single claim are paired with headlines;
+3. *headlines*: whole queries, likewise;
+4. *looks*: queries of a single claim are paired with headlines and with pictures;
+5. *pictures*: whole queries, likewise.
+
+A stage ends when the development fold gains nothing more from it, or after its last step.
 
 A pair is right where the query asks something of that side, and the side holds all of it: a
 headline that holds its half of a query for both is as right as one for the headline alone, and a
@@ -51,15 +55,11 @@ from llama_index_gap.demo.newsroom import (
     make_short_queries,
 )
 from llama_index_gap.demo.train import make_tokenizer, share_of_rate
+from llama_index_gap.models.jina_reranker import DOCUMENT, LOGIT_BIAS, QUERY, SCORE_TOKEN_ID
 
 logger = logging.getLogger(__name__)
 
 Side: TypeAlias = Literal["text", "image"]
-
-# As jina-reranker-m0 has it; see models/jina_reranker.py.
-_DOCUMENT, _QUERY = "**Document**:\n", "**Query**:\n"
-_SCORE_TOKEN_ID = 100
-_LOGIT_BIAS = 2.65
 
 _START, _END, _PICTURE, _VIDEO = (
     "<|vision_start|>",
@@ -134,9 +134,7 @@ STAGES = (
 )
 
 
-def train(
-    folder: str | Path, *, seed: int = 0, shortened: float = 1.0, show_progress: bool = False
-) -> Path:
+def train(folder: str | Path, *, seed: int = 0, show_progress: bool = False) -> Path:
     """Train the cross-encoder and write it as jina-reranker-m0 is, its weights in float16.
 
     The same seed gives the same weights on the same machine with one thread. After each stage the
@@ -145,7 +143,6 @@ def train(
     Args:
         folder: where to write; made if missing.
         seed: of the weights and of the articles.
-        shortened: share of the steps that are made.
         show_progress: show a progress bar.
 
     Returns:
@@ -156,7 +153,7 @@ def train(
     torch.manual_seed(seed)
     trainer = _Trainer(seed, folder / "curves.jsonl", show_progress)
     for stage in (SEE, *STAGES):
-        trainer.run(stage, max(1, round(shortened * stage.steps)))
+        trainer.run(stage)
         trainer.model.save(folder)
     return folder
 
@@ -166,7 +163,7 @@ class CrossEncoder(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.tokenizer = make_tokenizer([_DOCUMENT, _QUERY])
+        self.tokenizer = make_tokenizer([DOCUMENT, QUERY])
         self.tokenizer.add_tokens([_START, _END, _PICTURE, _VIDEO], special_tokens=True)
         self._vocabulary = self.tokenizer.get_vocab()
         self._image_processor = Qwen2VLImageProcessorPil(**_PICTURES)
@@ -175,7 +172,7 @@ class CrossEncoder(nn.Module):
         self.model: Any = Qwen2VLModel(config)
         self.model.language_model.set_attn_implementation(_ATTENTION)
         inner, logit = nn.Linear(_WIDTH, _WIDTH), nn.Linear(_WIDTH, 1)
-        nn.init.constant_(logit.bias, _LOGIT_BIAS)
+        nn.init.constant_(logit.bias, LOGIT_BIAS)
         self.score = nn.Sequential(inner, nn.ReLU(), logit)
         self.verdicts = nn.Linear(_WIDTH, 3 * len(_CLAIMS))  # not asked, holds, does not hold
         self.caption_scale = nn.Parameter(torch.tensor(-1.0))
@@ -216,7 +213,7 @@ class CrossEncoder(nn.Module):
         """
         embed = self.model.get_input_embeddings()
         documents, positions, ends = self._documents(side, articles)
-        texts = [[*ids, _SCORE_TOKEN_ID] for ids in self._encode(_QUERY + text for text in queries)]
+        texts = [[*ids, SCORE_TOKEN_ID] for ids in self._encode(QUERY + text for text in queries)]
         chosen = [texts[pick] for pick in picks.flatten().tolist()]
         asked = torch.tensor([token for ids in chosen for token in ids])
         layout = _Layout([len(each) for each in documents], [len(ids) for ids in chosen])
@@ -236,12 +233,12 @@ class CrossEncoder(nn.Module):
         """Embeddings and positions of each, and where its query begins."""
         embed = self.model.get_input_embeddings()
         if side == "text":
-            texts = self._encode(f"{_DOCUMENT}{article.headline}\n" for article in articles)
+            texts = self._encode(f"{DOCUMENT}{article.headline}\n" for article in articles)
             embedded = embed(torch.tensor([token for ids in texts for token in ids]))
             lengths = [len(ids) for ids in texts]
             positions = [torch.arange(length).expand(3, -1) for length in lengths]
             return list(embedded.split(lengths)), positions, torch.tensor(lengths)
-        (before,) = self._encode([_DOCUMENT])
+        (before,) = self._encode([DOCUMENT])
         start, end, picture = (self._vocabulary[each] for each in (_START, _END, _PICTURE))
         ids = torch.tensor([*before, start, *_SEEN * [picture], end])
         words = embed(ids)
@@ -266,7 +263,7 @@ class CrossEncoder(nn.Module):
 
     def caption_loss(self, reading: _Reading, own: int) -> Tensor:
         """How little each article's own queries, the first of its k, are foreseen word by word."""
-        (before,) = self._encode([_QUERY])
+        (before,) = self._encode([QUERY])
         at = reading.words(len(before), own)
         logits = reading.hidden[at] @ self.model.get_input_embeddings().weight.T
         return cross_entropy(self.caption_scale.exp() * logits, reading.asked[at + 1])
@@ -434,7 +431,7 @@ class _Trainer:
         self._curves.unlink(missing_ok=True)
         self._started = time.process_time()
 
-    def run(self, stage: _Stage, steps: int) -> None:
+    def run(self, stage: _Stage) -> None:
         """Train until nothing more is gained, or to the last step."""
         vision = [*self.model.model.visual.parameters()]
         for parameter in vision:
@@ -451,10 +448,10 @@ class _Trainer:
             weight_decay=_WEIGHT_DECAY,
         )
         schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: share_of_rate(step, steps)
+            optimizer, lambda step: share_of_rate(step, stage.steps)
         )
         best, evaluations = 0.0, 0
-        for step in trange(steps, disable=not self._show_progress, desc=stage.name):
+        for step in trange(stage.steps, disable=not self._show_progress, desc=stage.name):
             random = Random(f"{stage.name} {self._seed} {step}")  # noqa: S311 - no secret
             losses = self._losses(stage, "train", random)
             loss = torch.stack([*losses.values()]).sum()
@@ -463,7 +460,7 @@ class _Trainer:
             torch.nn.utils.clip_grad_norm_([*others, *vision], 1.0)
             optimizer.step()
             schedule.step()
-            if (step + 1) % _EVERY and step + 1 < steps:
+            if (step + 1) % _EVERY and step + 1 < stage.steps:
                 continue
             held_out = self._held_out(stage)
             self._log(stage, step + 1, losses, held_out)
@@ -502,7 +499,7 @@ class _Trainer:
                     reading, pairs.own
                 )
             last = reading.last.float()
-            logits = self.model.score(last)[..., 0] - _LOGIT_BIAS
+            logits = self.model.score(last)[..., 0] - LOGIT_BIAS
             losses[f"{side}, score"] = binary_cross_entropy_with_logits(logits, pairs.right)
             losses[f"{side}, claims"] = cross_entropy(
                 self.model.verdicts(last).view(-1, 3), pairs.verdicts.flatten()

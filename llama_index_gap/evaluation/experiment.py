@@ -192,7 +192,7 @@ class Experiment:
             if self._scorer is not None and _sides(mode) <= self._scorer.modalities:
                 self._retrievers[name] = index.as_retriever(**settings)
                 self._rerankers[name] = MultiModalRerank(
-                    model=self._scorer, score_mode=mode, top_n=None
+                    model=self._scorer, score_mode=mode, top_n=None, batch_size=DEPTH
                 )
 
     @cached_property

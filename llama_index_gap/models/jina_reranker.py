@@ -38,9 +38,9 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 # What the reference has in its code (modeling.py of jinaai/jina-reranker-m0) and in no other file.
-_DOCUMENT, _QUERY = "**Document**:\n", "**Query**:\n"
-_SCORE_TOKEN_ID = 100
-_LOGIT_BIAS = 2.65
+DOCUMENT, QUERY = "**Document**:\n", "**Query**:\n"
+SCORE_TOKEN_ID = 100
+LOGIT_BIAS = 2.65
 _MAX_LENGTH = 10240
 _QUERY_LENGTH = 512  # so much of the length is left to the query when a document is cut
 
@@ -181,7 +181,7 @@ class JinaRerankerScorer(PairScorer):
         """Score n prepared documents against a query; returns shape (n,), from 0 to 1."""
         scores = np.empty(len(documents), np.float32)
         with torch.inference_mode():
-            (asked,) = self._parts(_QUERY, [query], "")
+            (asked,) = self._parts(QUERY, [query], "")
             for batch in in_batches(
                 self._candidates(documents),
                 lambda candidate: len(candidate.part.ids) + len(asked.ids),
@@ -190,7 +190,7 @@ class JinaRerankerScorer(PairScorer):
             ):
                 logits = self._logits(asked, batch)
                 scores[[each.place for each in batch]] = to_numpy(
-                    torch.sigmoid(logits - _LOGIT_BIAS)
+                    torch.sigmoid(logits - LOGIT_BIAS)
                 )
         return scores
 
@@ -205,7 +205,7 @@ class JinaRerankerScorer(PairScorer):
         """
         kept = [self._prefixes.get(document.key) for document in documents]
         new = [document for document, past in zip(documents, kept, strict=True) if past is None]
-        parts = iter(self._parts(_DOCUMENT, new, "\n"))
+        parts = iter(self._parts(DOCUMENT, new, "\n"))
         candidates = [
             _Candidate(
                 place,
@@ -230,7 +230,7 @@ class JinaRerankerScorer(PairScorer):
         parts = []
         for item in items:
             if isinstance(item, PreparedText):
-                text = self._cut(item.text) if before == _DOCUMENT else item.text
+                text = self._cut(item.text) if before == DOCUMENT else item.text
                 parts.append(_Part(self._encode(before + text + after), []))
             else:
                 scene = next(scenes)
@@ -279,7 +279,7 @@ class JinaRerankerScorer(PairScorer):
                     f"{most}; pass a larger max_length or a smaller max_pixels"
                 )
             past, ids, length = past and past.cut(room), ids[:room], room
-        new = torch.tensor([*ids, *asked.ids[: most - length], _SCORE_TOKEN_ID])
+        new = torch.tensor([*ids, *asked.ids[: most - length], SCORE_TOKEN_ID])
         scenes = [*candidate.part.scenes, *asked.scenes]
         start = 0 if past is None else past.next_position
         return Piece(self._embed(new, scenes), self._positions(new, scenes) + start, past, keep)

@@ -107,7 +107,7 @@ def test_a_stage_ends_when_nothing_is_gained(
     monkeypatch.setattr(training, "_PATIENCE", 2)
     monkeypatch.setattr(trainer, "_held_out", lambda stage: {"all": next(held_out)})
 
-    trainer.run(training.STAGES[0], 10)
+    trainer.run(replace(training.STAGES[0], steps=10))
     assert next(held_out, None) is None  # four steps
 
 
@@ -118,7 +118,7 @@ def test_training_lowers_the_loss(tmp_path: Path) -> None:
         with torch.no_grad():
             found = trainer._losses(training.STAGES[0], "development", Random(0))
         losses.append(sum(found.values()).item())
-        trainer.run(training.STAGES[0], 25)
+        trainer.run(replace(training.STAGES[0], steps=25))
 
     assert losses[1] < 0.9 * losses[0]
 

@@ -23,6 +23,7 @@ SAID = {
     "own_folder.py": "60 texts and 60 pictures written",
     "picture_query.py": "A year from now, farmers take the grand prize in Quarndon",
     "quickstart.py": "Ottermouth: students take evening classes a year from now",
+    "rerank.py": r"headline\n.* Ambleforth: firefighters checkmate the champion at Easter",
     "two_models.py": "At Easter, firefighters fall ill in dozens in Wrenfield",
 }
 
