@@ -18,6 +18,7 @@ import pytest
 import typer
 import yaml
 
+import llama_index_gap
 from llama_index_gap import (
     DualEncoderEmbedding,
     DualIndex,
@@ -202,6 +203,13 @@ def test_every_command_and_option_is_listed() -> None:
         assert f"`llama-gap {command.name}`" in text
         options = {option for each in command.params for option in each.opts if option[:2] == "--"}
         assert {option for option in options - {"--help"} if f"`{option}`" not in text} == set()
+
+
+def test_every_public_name_is_in_the_reference() -> None:
+    reference = "".join(page.read_text(encoding="utf-8") for page in (DOCS / "api").glob("*.md"))
+
+    for name in llama_index_gap.__all__:
+        assert re.search(rf"^::: llama_index_gap\.[\w.]+\.{name}$", reference, re.MULTILINE), name
 
 
 def test_every_page_is_in_the_navigation() -> None:
