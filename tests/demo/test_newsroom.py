@@ -28,6 +28,7 @@ from llama_index_gap.demo.newsroom import (
     make_articles,
     make_queries,
     make_query,
+    make_short_queries,
     write_newsroom,
 )
 
@@ -261,6 +262,16 @@ def test_words_of_queries_are_not_all_words_of_headlines() -> None:
     assert {"Kirrin", "nurses"} <= headlines & asked
     assert {"walk", "honours", "boxing"} <= {word.lower() for word in headlines - asked}
     assert {"industrial", "stevedores", "crimson", "dusk"} <= asked - headlines
+
+
+def test_short_queries_ask_for_one_claim_each() -> None:
+    article = Article("1", FACTS, SCENE, "")
+    queries = make_short_queries(article, Random(0))
+
+    (claims,) = zip(*(query.claims for query in queries), strict=True)
+    assert set(claims) == article.claims - {("relation", "left")}
+    assert [query.kind for query in queries] == 4 * ["text"] + 4 * ["image"]
+    assert all(query.is_answered_by(article) and query.text for query in queries)
 
 
 def test_too_few_articles_to_ask_for() -> None:

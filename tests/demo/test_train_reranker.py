@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -30,13 +31,20 @@ def tokenizer() -> CLIPTokenizer:
     return make_tokenizer(["**Document**:\n", "**Query**:\n"])
 
 
-@pytest.fixture(autouse=True)
-def in_small(tokenizer: CLIPTokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
-    small = [replace(each, steps=1, articles=4, queries=4) for each in training.STAGES]
-    monkeypatch.setattr(training, "SEE", replace(training.SEE, steps=1, articles=4))
-    monkeypatch.setattr(training, "STAGES", small)
-    monkeypatch.setattr(training, "_HELD_OUT", 1)
-    monkeypatch.setattr(training, "make_tokenizer", lambda _: deepcopy(tokenizer))
+@pytest.fixture(scope="module", autouse=True)
+def in_small(tokenizer: CLIPTokenizer) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        small = [replace(each, steps=1, articles=4, queries=4) for each in training.STAGES]
+        patch.setattr(training, "SEE", replace(training.SEE, steps=1, articles=4))
+        patch.setattr(training, "STAGES", small)
+        patch.setattr(training, "_HELD_OUT", 1)
+        patch.setattr(training, "make_tokenizer", lambda _: deepcopy(tokenizer))
+        yield
+
+
+@pytest.fixture(scope="module")
+def trained(in_small: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return training.train(tmp_path_factory.mktemp("trained"), seed=3)
 
 
 @pytest.fixture(scope="module")
@@ -44,13 +52,12 @@ def articles() -> list[Article]:
     return make_articles(3, "test", 0)
 
 
-def test_what_was_trained_scores_as_what_is_loaded(tmp_path: Path, articles: list[Article]) -> None:
+def test_what_was_trained_scores_as_what_is_loaded(trained: Path, articles: list[Article]) -> None:
     """By the code that loads jina-reranker-m0, from its files."""
-    folder = training.train(tmp_path, seed=3)
     queries = ["a red boat", "prank and nurses in Keldon"]
-    scorer = load_scorer(str(folder), dtype="float32")
+    scorer = load_scorer(str(trained), dtype="float32")
 
-    model = loaded(folder)
+    model = loaded(trained)
     for side in ("text", "image"):
         documents = [a.headline if side == "text" else a.picture() for a in articles]
         with torch.no_grad():
@@ -61,39 +68,30 @@ def test_what_was_trained_scores_as_what_is_loaded(tmp_path: Path, articles: lis
         assert np.std(found) > 1e-4
 
 
-def test_it_has_the_layout_of_jina_reranker_m0(tmp_path: Path) -> None:
-    folder = training.train(tmp_path)
-    config, real = (json.loads((each / "config.json").read_text()) for each in (folder, REAL))
-    mine, theirs = (load_file(each / "model.safetensors") for each in (folder, REAL))
+def test_it_has_the_layout_of_jina_reranker_m0(trained: Path) -> None:
+    config, real = (json.loads((each / "config.json").read_text()) for each in (trained, REAL))
+    mine, theirs = (load_file(each / "model.safetensors") for each in (trained, REAL))
 
     assert set(theirs) <= set(mine)
     assert config["architectures"] == real["architectures"]
     assert config.keys() <= real.keys()
     assert {"config.json", "model.safetensors", "preprocessor_config.json", "tokenizer.json"} <= {
-        file.name for file in folder.iterdir()
+        file.name for file in trained.iterdir()
     }
 
 
-def test_the_same_seed_gives_the_same_weights(tmp_path: Path) -> None:
-    weights = [
-        (training.train(tmp_path / name, seed=seed) / "model.safetensors").read_bytes()
-        for name, seed in (("one", 0), ("again", 0), ("other", 1))
-    ]
+def test_the_same_seed_gives_the_same_weights(trained: Path, tmp_path: Path) -> None:
+    again, other = (training.train(tmp_path / str(seed), seed=seed) for seed in (3, 4))
 
+    weights = [(each / "model.safetensors").read_bytes() for each in (trained, again, other)]
     assert weights[0] == weights[1] != weights[2]
 
 
-def test_every_stage_says_how_it_does(tmp_path: Path) -> None:
-    folder = training.train(tmp_path)
-    curves = [json.loads(line) for line in (folder / "curves.jsonl").read_text().splitlines()]
+def test_every_stage_says_how_it_does(trained: Path) -> None:
+    curves = [json.loads(line) for line in (trained / "curves.jsonl").read_text().splitlines()]
 
-    assert [line["stage"] for line in curves] == [
-        "see",
-        "words",
-        "headlines",
-        "looks",
-        "pictures",
-    ]
+    stages = [line["stage"] for line in curves]
+    assert stages == ["see", "words", "headlines", "looks", "pictures"]
     for line in curves:
         assert all(0 <= share <= 1 for share in line["held out"].values())
 

@@ -52,3 +52,10 @@ def test_a_grade_below_the_relevant_ones_is_wrong() -> None:
 
     (example,) = pick_examples(changed, dataset())
     assert [(place.document, place.right) for place in example.first] == [("a", True), ("b", False)]
+
+
+def test_only_some_methods_have_to_differ() -> None:
+    """On 4 these two agree, and the third does not."""
+    picked = pick_examples(result(), dataset(), between=("16+16, default", "16+16, RRF"))
+
+    assert [each.query.id for each in picked] == ["2"]
