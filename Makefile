@@ -23,7 +23,7 @@ demo: $(VENV)/.installed
 	$(BIN)/llama-gap demo
 
 test: $(VENV)/.tools-installed
-	$(BIN)/python -m pytest -m "not server" --numprocesses 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not server" --numprocesses 2 --dist loadfile
 	$(BIN)/python -m pytest -m server  # by themselves: a machine can run but one
 
 check: $(VENV)/.tools-installed

@@ -898,12 +898,13 @@ def demo(
         Path, typer.Option(help="Keep the newsroom, its index and the page here.")
     ] = Path("gap-demo"),
     articles: Annotated[int, typer.Option(min=100, help="Size of the newsroom.")] = 3000,
-    queries: Annotated[int, typer.Option(min=1, help="Queries of each kind.")] = 200,
+    queries: Annotated[int, typer.Option(min=1, help="Queries of each kind.")] = 100,
 ) -> None:
     """See what the modality gap costs and what closes it, offline.
 
-    Draws a made-up newsroom, indexes it with a tiny dual encoder
-    that was trained on such newsrooms only, and measures what each method finds.
+    Draws a made-up newsroom, indexes it with a tiny dual encoder, reranks
+    with a tiny cross-encoder, both trained on such newsrooms only,
+    and measures what each method finds.
     """
     from llama_index_gap.demo.run import run_demo
 
