@@ -33,6 +33,9 @@ logger = logging.getLogger(__name__)
 PICTURE_SUFFIXES = frozenset(
     [".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".jp2", ".png", ".tif", ".tiff", ".webp"]
 )
+_NO_PICTURE = dict.fromkeys(
+    (".heic", ".heif"), "is HEIC, which is not read; convert it to JPEG or PNG"
+)
 _MARKDOWN_SUFFIXES = frozenset([".md", ".markdown"])
 _TABLE_FILES = ("docs.jsonl", "docs.csv", "docs.tsv")
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
@@ -345,7 +348,9 @@ class _NodeMaker:
             try:
                 file = self._checked_file(picture)
             except ImageError as error:
-                source = f"{record.source}, picture {picture.path[:_LONGEST_SHOWN]}"
+                source = record.source
+                if picture.path != source:
+                    source += f", picture {picture.path[:_LONGEST_SHOWN]}"
                 skipped.append(Skipped(source, error.reason))
                 continue
             name = self._place(file)
@@ -606,7 +611,7 @@ def _read_markdown(folder: Path, files: list[Path]) -> _Read:
         reason = (
             "no page shows this picture; a folder with Markdown files is read as pages"
             if suffix in PICTURE_SUFFIXES
-            else "is neither a page nor a picture by its suffix"
+            else _NO_PICTURE.get(suffix, "is neither a page nor a picture by its suffix")
         )
         yield Skipped(file.relative_to(folder).as_posix(), reason)
 
@@ -666,7 +671,8 @@ def _read_pictures(folder: Path, files: list[Path]) -> _Read:
         if file in captions:
             continue
         if file.suffix.lower() not in PICTURE_SUFFIXES:
-            yield Skipped(name, "is not a picture by its suffix")
+            reason = _NO_PICTURE.get(file.suffix.lower(), "is not a picture by its suffix")
+            yield Skipped(name, reason)
             continue
         # name.jpg.txt for one picture, name.txt for all of that name
         beside = [file.with_name(file.name + ".txt"), file.with_suffix(".txt")]

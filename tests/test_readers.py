@@ -298,7 +298,7 @@ def test_links_are_followed_and_broken_ones_reported(tmp_path: Path) -> None:
     corpus = read_corpus(corpus_folder, root=tmp_path)
 
     assert corpus.document_ids == ["b.png", "linked/a.png"]
-    assert corpus.skipped == [Skipped("gone.png, picture gone.png", "no such file")]
+    assert corpus.skipped == [Skipped("gone.png", "no such file")]
     outside = read_corpus(corpus_folder).skipped
     assert f"lies outside root={corpus_folder}" in outside[1].reason
 
@@ -327,6 +327,7 @@ def test_picture_folder(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("a red square\n")
     (tmp_path / "c.png.txt").write_text("another")
     (tmp_path / "lonely.txt").write_text("no picture")
+    (tmp_path / "IMG_1.HEIC").write_bytes(b"x")
     (tmp_path / "notes.docx").write_bytes(b"x")
     (tmp_path / ".hidden.png").write_bytes(b"x")
 
@@ -339,6 +340,7 @@ def test_picture_folder(tmp_path: Path) -> None:
         ("sub/b.JPG#image-sub/b.JPG", ""),
     ]
     assert corpus.skipped == [
+        Skipped("IMG_1.HEIC", "is HEIC, which is not read; convert it to JPEG or PNG"),
         Skipped("notes.docx", "is not a picture by its suffix"),
         Skipped("lonely.txt", "no picture has this name"),
     ]
