@@ -54,7 +54,7 @@ from llama_index_gap.models import ModelError
 from llama_index_gap.models.base import Modality
 from llama_index_gap.readers import Corpus, Skipped
 from llama_index_gap.retriever import DualIndexRetriever, SearchSide, Side
-from llama_index_gap.store import MilvusStore, _to_plain
+from llama_index_gap.store import MilvusStore, _lite_path, _to_plain
 
 logger = logging.getLogger(__name__)
 
@@ -176,6 +176,9 @@ class DualIndex:
             )
 
         if embed_model is None:
+            path = _lite_path(uri)
+            if path is not None and not Path(path).exists():  # Milvus Lite would make it
+                raise ValueError(f"{uri}: no such database; pass embed_model to make one")
             text_store = collection("text", None)
             embed_model, image_embed_model = _stored_models(text_store.properties, uri, name)
             text_store.close()

@@ -305,8 +305,8 @@ class MilvusStore(MilvusVectorStore):
     def _create(self, properties: dict[str, str]) -> None:
         if self.dim is None:
             raise ValueError(
-                f"{self._name}: there is no such collection; pass dim to create it, or check the "
-                "name"
+                f"{self._name}: there is no such collection; check the name, or pass dim (to a "
+                "DualIndex: embed_model) to create it"
             )
         schema = self._milvusclient.create_schema(auto_id=False, enable_dynamic_field=True)
         self._call(
