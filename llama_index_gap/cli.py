@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -53,6 +54,8 @@ _EXPECTED = (ValueError, OSError, llama_index_gap.ModelError)
 
 def main() -> None:
     """Run the command line; errors become one line and exit code 1, unless --debug is given."""
+    # Pillow's warning of too many pixels: what is skipped for them, the report says.
+    warnings.filterwarnings("ignore", message="Image size .* decompression bomb")
     try:
         app()
     except Exception as error:
@@ -944,7 +947,7 @@ def mcp(
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] not in {"mcp", "mcp_types"}:
             raise
-        _fail("the MCP server needs a package more: pip install 'llama-index-gap[mcp]'")
+        _fail("the MCP server needs one more package: pip install 'llama-index-gap[mcp]'")
     _check_is_there(db)
     if image_root is not None and not image_root.is_dir():
         raise FileNotFoundError(f"{image_root}: no such folder")
