@@ -46,6 +46,7 @@ dist: $(VENV)/.tools-installed
 
 # torch first: whatever depends on it then keeps the build that is there
 $(VENV)/.installed: pyproject.toml constraints.txt
+	@echo "Installing into $(VENV): some minutes, 2 GB"
 	$(PYTHON) -m venv $(VENV)
 	$(INSTALL) $(TORCH)
 	$(INSTALL) --editable .

@@ -947,7 +947,10 @@ def mcp(
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] not in {"mcp", "mcp_types"}:
             raise
-        _fail("the MCP server needs one more package: pip install 'llama-index-gap[mcp]'")
+        _fail(
+            "the MCP server needs one more package: pip install 'llama-index-gap[mcp]', or in a "
+            "checkout '.[mcp]'"
+        )
     _check_is_there(db)
     if image_root is not None and not image_root.is_dir():
         raise FileNotFoundError(f"{image_root}: no such folder")

@@ -609,7 +609,8 @@ def _read_markdown(folder: Path, files: list[Path]) -> _Read:
         if suffix in _MARKDOWN_SUFFIXES or file.resolve() in shown:
             continue
         reason = (
-            "no page shows this picture; a folder with Markdown files is read as pages"
+            "no page shows this picture; a folder with Markdown files is read as pages, so keep "
+            "pictures of their own in another"
             if suffix in PICTURE_SUFFIXES
             else _NO_PICTURE.get(suffix, "is neither a page nor a picture by its suffix")
         )
