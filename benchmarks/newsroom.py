@@ -30,6 +30,8 @@ from llama_index_gap.demo.newsroom import (
     CHECKPOINT,
     QUERY_KINDS,
     RERANKER,
+    Article,
+    Claim,
     make_articles,
     make_queries,
     write_newsroom,
@@ -197,11 +199,30 @@ def _near_misses(model: DualEncoderEmbedding, queries: int, seed: int) -> Table:
             for name, found in (("dual", vectors[side][chosen] @ vector), ("cross", scores)):
                 better = found[: len(right), None] > found[len(right) :]
                 told[side, query.kind, name].append(better.mean())
+                for amiss_claim in {_amiss(asked, articles[place]) for place in wrong}:
+                    of_claim = [_amiss(asked, articles[place]) == amiss_claim for place in wrong]
+                    told[side, amiss_claim, name].append(better[:, of_claim].mean())
     table = Table("side", "query needs", "dual encoder", "cross-encoder", title="Near misses told")
     for side, kind in (("text", "text"), ("text", "both"), ("image", "image"), ("image", "both")):
         shares = (str(estimate(told[side, kind, name])) for name in ("dual", "cross"))
         table.add_row(side, kind, *shares)
+    for claim in ("colour of a thing", "kind of a thing", "thing", "relation", "setting", "sky"):
+        shares = [told["image", claim, name] for name in ("dual", "cross")]
+        if all(shares):
+            table.add_row("image", f"any; {claim} amiss", *(str(estimate(each)) for each in shares))
     return table
+
+
+def _amiss(asked: frozenset[Claim], article: Article) -> str:
+    """The one claim that an article does not hold; of a thing what of it, if it has the rest."""
+    ((name, value),) = asked - article.claims
+    if name != "thing":
+        return name
+    colour, kind = value.split()
+    colours, kinds = zip(article.scene.first, article.scene.second, strict=True)
+    if kind in kinds:
+        return "colour of a thing"
+    return "kind of a thing" if colour in colours else "thing"
 
 
 if __name__ == "__main__":
