@@ -134,7 +134,7 @@ def test_another_dimension_metric_or_index_than_the_stored_one(
         ({"similarity_metric": "dot"}, "'DOT': is none of COSINE, IP, L2"),
         ({"index_config": {"index_type": "HSNW"}}, "'HSNW': is none of AUTOINDEX, FLAT, HNSW"),
         ({"index_config": {"M": 8}}, "names no index_type"),
-        ({"dim": None}, "no such collection; pass dim"),
+        ({"dim": None}, "no such collection; check the name, or pass dim"),
         ({"dim": 0}, "between 1 and 32,768"),
         ({"collection_name": "my-nodes"}, "letters, digits and underscores"),
         ({"uri": "index.sqlite"}, r"ends in \.db"),
