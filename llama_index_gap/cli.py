@@ -558,11 +558,7 @@ def _print_explanation(answer: Answer) -> None:
 
 
 def _rating(answer: Answer, document: FoundDocument) -> str:
-    sides = [
-        f"{name} {answer.format_rank(document.reranked[side])}"
-        for side, name in (("text", "text"), ("image", "picture"))
-        if side in document.reranked
-    ]
+    sides = [f"{side} {answer.format_rank(score)}" for side, score in document.ratings]
     of = ", ".join(sides) or "neither text nor picture could be read"
     return f"   score {answer.format_rank(document.score)}: {of}"
 

@@ -90,6 +90,11 @@ class FoundDocument:
         """The caption of its best picture."""
         return self.picture.text if self.picture else ""
 
+    @property
+    def ratings(self) -> list[tuple[str, float]]:
+        """What a reranker gave each side, with the side as people call it."""
+        return [(_SIDES[side], score) for side, score in self.reranked.items()]
+
     def side(self, side: str) -> float | None:
         """What a side (``text`` or ``image``) brings to the score; None if it found nothing."""
         if self.reranked:
@@ -204,7 +209,6 @@ def render_page(answer: Answer) -> str:
         ],
         excerpt=lambda text: excerpt(text, _LONGEST_TEXT),
         file_name=_file_name,
-        sides=_SIDES,
     )
 
 

@@ -50,7 +50,7 @@ from llama_index_gap.tool_arguments import (
 logger = logging.getLogger(__name__)
 
 # What is wrong with the arguments, the files or the database; anything else is a mistake of ours.
-EXPECTED = (ValueError, OSError, NotImplementedError, ModelError, StoreError)
+_EXPECTED = (ValueError, OSError, NotImplementedError, ModelError, StoreError)
 _LONGEST_LINE = 300
 _LONGEST_FACTS = 1000
 _REMEMBERED = 1000
@@ -190,7 +190,7 @@ class MultiModalSearchTool(AsyncBaseTool):
             for each in self.node_postprocessors:
                 hits = each.postprocess_nodes(hits, query_bundle=search.bundle)
             return self._answer(search, found, hits)
-        except EXPECTED as error:
+        except _EXPECTED as error:
             return self._failure(query, arguments, error)
 
     async def acall(  # type: ignore[override]
@@ -203,7 +203,7 @@ class MultiModalSearchTool(AsyncBaseTool):
             for each in self.node_postprocessors:
                 hits = await each.apostprocess_nodes(hits, query_bundle=search.bundle)
             return await in_thread(self._answer, search, found, hits)
-        except EXPECTED as error:
+        except _EXPECTED as error:
             return self._failure(query, arguments, error)
 
     # --- the question ----------------------------------------------------------------------------

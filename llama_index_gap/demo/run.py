@@ -20,7 +20,7 @@ from llama_index_gap.evaluation.tables import example_in_words, result_tables
 from llama_index_gap.index import DualIndex
 from llama_index_gap.models import load_scorer
 from llama_index_gap.rerank import MultiModalRerank
-from llama_index_gap.retriever import DualIndexRetriever, document_key
+from llama_index_gap.retriever import DualIndexRetriever, by_document
 
 
 def run_demo(folder: str | Path, console: Console, *, articles: int, queries_per_kind: int) -> None:
@@ -101,7 +101,7 @@ def _warm_caches(
         started = time.perf_counter()
         reranker.postprocess_nodes(hits, query_str=text)
         seconds.append(time.perf_counter() - started)
-    documents = len({document_key(hit.node, "document") for hit in hits})
+    documents = len(by_document(hits, "document"))
     return (
         f"warm caches: reranking {documents} documents, all of them new, took {seconds[0]:.2f} s, "
         f"and by a second query over the same documents {seconds[1]:.2f} s"

@@ -27,12 +27,12 @@ from llama_index_gap.gap.remedies import (
     Side,
     VectorArray,
 )
+from llama_index_gap.retriever import document_key
 
 if TYPE_CHECKING:
     from llama_index.core.base.embeddings.base import BaseEmbedding
     from llama_index.core.embeddings import MultiModalEmbedding
     from llama_index.core.postprocessor.types import BaseNodePostprocessor
-    from llama_index.core.schema import BaseNode
 
     from llama_index_gap.evaluation.datasets import LabelledQuery
     from llama_index_gap.evaluation.metrics import Qrels
@@ -274,9 +274,13 @@ class Collector:
         found: list[tuple[int, dict[str, float]]] = []
         bar = tqdm(asked, desc="Reranking", disable=not self.show_progress)
         for i, (text, document) in enumerate(bar):
-            hits = [hit for hit in retriever.retrieve(text) if _document(hit.node) != document]
+            hits = [
+                hit
+                for hit in retriever.retrieve(text)
+                if document_key(hit.node, "document") != document
+            ]
             ranked = reranker.postprocess_nodes(hits, query_bundle=QueryBundle(text))
-            of_documents = {_document(hit.node): hit for hit in ranked}.values()
+            of_documents = {document_key(hit.node, "document"): hit for hit in ranked}.values()
             found += [(i, cast("ScoredNode", hit).scores) for hit in of_documents]
         compared = {}
         for scorer, prefix in (("embedder", ""), ("reranker", "rerank_")):
@@ -313,15 +317,13 @@ class Collector:
         ids = self.stores["text"].sample_ids(RERANKED / max(self.stored["text"], 1), self.seed)
         nodes = self.stores["text"].get_nodes(node_ids=ids[:RERANKED])
         self.notes.append(f"The reranker was asked with {len(nodes)} stored texts.")
-        return [(node.get_content(MetadataMode.NONE), _document(node)) for node in nodes]
+        return [
+            (node.get_content(MetadataMode.NONE), document_key(node, "document")) for node in nodes
+        ]
 
 
 def _all(documents: _Documents) -> set[str]:
     return {document for of_side in documents.values() for document in of_side.values()}
-
-
-def _document(node: BaseNode) -> str:
-    return node.ref_doc_id or node.node_id
 
 
 def _first_rows(keys: Iterable[str]) -> dict[str, int]:
