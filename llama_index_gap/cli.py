@@ -706,7 +706,7 @@ def info(db: Database = "gap.db", name: Name = "gap", as_json: AsJson = False) -
 
 
 def _facts(db: str, name: str) -> dict[str, Any]:
-    from llama_index_gap.index import MODELS_PROPERTY, default_storage
+    from llama_index_gap.index import default_storage, stored_identities
 
     _check_is_there(db)
     token = os.environ.get(_TOKEN)
@@ -718,7 +718,7 @@ def _facts(db: str, name: str) -> dict[str, Any]:
         with llama_index_gap.MilvusStore(
             uri=db, collection_name=f"{name}_{side}", token=token
         ) as store:
-            stored = json.loads(store.properties.get(MODELS_PROPERTY, "{}"))
+            stored = stored_identities(store.properties, f"{db}: {name}")
             collections[side] = {
                 "name": store.collection_name,
                 "rows": store.count(),
@@ -729,7 +729,9 @@ def _facts(db: str, name: str) -> dict[str, Any]:
         "database": db,
         "name": name,
         "collections": collections,
-        "models": {side: _model_facts(stored[side]) for side in _SIDES if stored.get(side)},
+        "models": {
+            side: _model_facts(identity) for side in _SIDES if (identity := stored.get(side))
+        },
         "pictures": str(kept) if kept.is_dir() else "their own files",
     }
 

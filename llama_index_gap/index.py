@@ -54,7 +54,7 @@ from llama_index_gap.models import ModelError
 from llama_index_gap.models.base import Modality
 from llama_index_gap.readers import Corpus, Skipped
 from llama_index_gap.retriever import DualIndexRetriever, SearchSide, Side
-from llama_index_gap.store import MilvusStore, _lite_path, _to_plain
+from llama_index_gap.store import MilvusStore, StoreError, _lite_path, _to_plain
 
 logger = logging.getLogger(__name__)
 
@@ -180,8 +180,9 @@ class DualIndex:
             if path is not None and not Path(path).exists():  # Milvus Lite would make it
                 raise ValueError(f"{uri}: no such database; pass embed_model to make one")
             text_store = collection("text", None)
-            embed_model, image_embed_model = _stored_models(text_store.properties, uri, name)
-            text_store.close()
+            with text_store:
+                properties = text_store.properties
+            embed_model, image_embed_model = _stored_models(properties, uri, name)
         self.name, self.uri = name, uri
         if image_embed_model is not None and not _embeds(image_embed_model, "text"):
             raise ValueError(
@@ -421,13 +422,20 @@ class DualIndex:
     @property
     def models(self) -> str:
         """What the vectors were made with, in words; the ``source`` of a calibrator for it."""
-        return _named(json.loads(self._stores["text"].properties[MODELS_PROPERTY]))
+        return _named(stored_identities(self._stores["text"].properties, self._of))
 
     @property
     def calibrator(self) -> RelevanceCalibrator | None:
         """The calibrator that was saved last, by any process; None if none was."""
         stored = self._stores["text"].properties.get(CALIBRATOR_PROPERTY)
-        return None if stored is None else RelevanceCalibrator.from_dict(json.loads(stored))
+        if stored is None:
+            return None
+        try:
+            return RelevanceCalibrator.from_dict(json.loads(stored))
+        except (ValueError, RecursionError) as error:
+            raise StoreError(
+                f"{self._of}: its calibrator is damaged ({error}); save another one"
+            ) from error
 
     def save_calibrator(self, calibrator: RelevanceCalibrator) -> None:
         """Keep a calibrator with the index, in place of the one before.
@@ -466,6 +474,10 @@ class DualIndex:
             )
             for side, store in self._stores.items()
         }
+
+    @property
+    def _of(self) -> str:
+        return f"{self.uri}: {self.name}"
 
     def close(self) -> None:
         """Let go of the database."""
@@ -654,13 +666,13 @@ class DualIndex:
     ) -> None:
         """Open the third collection and note its model, if there is one, given or stored."""
         properties = self._stores["text"].properties
-        stored = json.loads(properties.get(MODELS_PROPERTY, "{}")).get("image_query")
+        stored = stored_identities(properties, self._of).get("image_query")
         if model is None and stored is None:
             if overwrite:
                 with suppress(ValueError):  # there is none
                     collection("image_query", None).drop()
             return
-        model = model or _build(stored, f"{self.uri}: {self.name}", "image_query_embed_model")
+        model = model or _build(stored, self._of, "image_query_embed_model")
         self.image_query_embed_model = _for_images(model, "image_query_embed_model")
         identities["image_query"] = _identity(model)
         self._compare(properties, identities)
@@ -671,14 +683,14 @@ class DualIndex:
         for store in self._stores.values():
             properties = store.properties
             self._compare(properties, identities)
-            stored = json.loads(properties.get(MODELS_PROPERTY, "{}"))
+            stored = stored_identities(properties, self._of)
             if not identities.keys() <= stored.keys():
                 claim = json.dumps(identities | stored, sort_keys=True)
                 store.set_properties({MODELS_PROPERTY: claim})
 
     def _compare(self, properties: dict[str, str], identities: dict[str, Any]) -> None:
-        stored = json.loads(properties.get(MODELS_PROPERTY, "null"))
-        if stored is None:
+        stored = stored_identities(properties, self._of)
+        if not stored:
             return
         # A model for image queries may join an index that has none.
         joins = "image_query" not in stored or "image_query" not in identities
@@ -742,13 +754,68 @@ def _without_paths(identities: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def stored_identities(properties: dict[str, str], of: str) -> dict[str, Any]:
+    """Read what a collection says of its models, as data that anybody may have written.
+
+    Only what names a model is taken. Whether a model may run code of its own, read pickles or
+    anything else is never taken from what is stored: that is for the caller to allow.
+
+    Args:
+        properties: of the collection.
+        of: the index, for the message.
+
+    Returns:
+        For ``text``, ``image`` and, where there is one, ``image_query`` what identifies the model;
+        None for an image model that is the text model. Empty where nothing is stored.
+
+    Raises:
+        StoreError: what is stored names no models.
+    """
+    if MODELS_PROPERTY not in properties:
+        return {}
+    try:
+        stored = json.loads(properties[MODELS_PROPERTY])
+        identities: dict[str, Any] = {"text": _known_settings(stored["text"]), "image": None}
+        for key in ("image", "image_query"):
+            if stored.get(key) is not None:
+                identities[key] = _known_settings(stored[key])
+    except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
+        raise StoreError(
+            f"{of}: its property {MODELS_PROPERTY!r} names no models ({_first_words(error)}); the "
+            "index is damaged: pass another name, or overwrite=True to start anew"
+        ) from error
+    return identities
+
+
+def _known_settings(stored: Any) -> dict[str, Any]:
+    """The settings of ``_IDENTITY``, each of its type; whatever else is stored is left out."""
+    known = {key: stored[key] for key in _IDENTITY if stored.get(key) is not None}
+    for key, value in known.items():
+        match key, value:
+            case "dimensions" | "max_text_tokens", int() if not isinstance(value, bool):
+                continue
+            case "aligner", {"path": str(), "fingerprint": str(), **rest} if not rest:
+                continue
+            case _, str() if key not in {"dimensions", "max_text_tokens", "aligner"}:
+                continue
+        raise ValueError(f"{key} is {str(value)[:60]!r}")
+    if not {"class_name", "model_name"} <= known.keys():
+        raise ValueError("a model has a class_name and a model_name")
+    return known
+
+
+def _first_words(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"[:200]
+
+
 def _stored_models(
     properties: dict[str, str], uri: str, name: str
 ) -> tuple[BaseEmbedding, BaseEmbedding | None]:
-    if MODELS_PROPERTY not in properties:
+    of = f"{uri}: {name}"
+    identities = stored_identities(properties, of)
+    if not identities:
         raise ValueError(f"{uri} does not say which model {name} was made with; pass embed_model")
-    identities = json.loads(properties[MODELS_PROPERTY])
-    of, image = f"{uri}: {name}", identities["image"]
+    image = identities["image"]
     return (
         _build(identities["text"], of, "embed_model"),
         _build(image, of, "image_embed_model") if image else None,

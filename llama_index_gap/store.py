@@ -1081,9 +1081,17 @@ def _to_plain(value: Any) -> Any:
 
 
 def _to_node(row: Mapping[str, Any]) -> BaseNode:
-    content, kind, text = row.get("_node_content"), row.get("_node_type"), row.get(TEXT_FIELD) or ""
-    if content is None:
-        raise StoreError(f"row {row.get(ID_FIELD)!r}: holds no LlamaIndex node")
+    try:
+        return _parsed_node(row)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise StoreError(
+            f"row {row.get(ID_FIELD)!r} holds no LlamaIndex node ({_one_line(error)}); delete it, "
+            "or add its node again"
+        ) from error
+
+
+def _parsed_node(row: Mapping[str, Any]) -> BaseNode:
+    content, kind, text = row["_node_content"], row.get("_node_type"), row.get(TEXT_FIELD) or ""
     if kind == ImageNode.class_name():
         image_node = CaptionedImageNode.from_json(content)
         image_node.text = text
