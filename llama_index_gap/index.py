@@ -672,7 +672,8 @@ class DualIndex:
                 with suppress(ValueError):  # there is none
                     collection("image_query", None).drop()
             return
-        model = model or _build(stored, self._of, "image_query_embed_model")
+        if model is None:
+            model = _build(cast("dict[str, Any]", stored), self._of, "image_query_embed_model")
         self.image_query_embed_model = _for_images(model, "image_query_embed_model")
         identities["image_query"] = _identity(model)
         self._compare(properties, identities)
