@@ -39,12 +39,12 @@ from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
 from llama_index_gap.demo.tiny import make_tiny_clip, make_tiny_siglip
 from llama_index_gap.models import Encoder, load_encoder
 from llama_index_gap.models.base import unit_rows
-from llama_index_gap.models.checkpoint import quiet_transformers
+from llama_index_gap.models.checkpoints.checkpoint import quiet_transformers
 from llama_index_gap.models.layers import masked_mean
 
 ROOT = Path(__file__).parents[1]
 PARITY = ROOT / "tests" / "fixtures" / "parity"
-sys.path.insert(0, str(ROOT / "tests" / "models"))
+sys.path.insert(0, str(ROOT / "tests" / "support"))
 from enlarge import JINA_LENGTHS, JINA_SETTINGS, enlarged_shapes, write_enlarged  # noqa: E402
 
 BATCH = 16

@@ -2,9 +2,9 @@
 
     python benchmarks/fusion_study.py [FEATURES] [--each] [--quick]
 
-Every method goes through ``llama_index_gap.fusion.fuse``, with 16 candidates of each side, up to
-300 vectors of it as the background, and its size; ``evidence, unsized`` is the default without the
-sizes. Tables show nDCG@10 and recall@10; ± is half of a 95 % bootstrap interval over queries (over
+Every method goes through ``llama_index_gap.search.fusion.fuse``, with 16 candidates of each side,
+up to 300 vectors of it as the background, and its size; ``evidence, unsized`` is the default
+without the sizes. Tables show nDCG@10 and recall@10; ± is half of a 95 % bootstrap interval over queries (over
 COCO's pairs where the features are real). In the summary, *rank* is the mean rank over the
 settings, *regret* the mean distance from the best method of each setting, *worst* the largest.
 
@@ -55,11 +55,11 @@ from rich.console import Console
 from rich.table import Table
 from scipy.stats import rankdata
 
-from llama_index_gap.fusion import fuse
 from llama_index_gap.gap.measure import Estimate, bootstrap
+from llama_index_gap.search.fusion import fuse
 
 ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "benchmarks")]
+sys.path[:0] = [str(ROOT / "tests" / "support"), str(ROOT / "benchmarks")]
 from gap_remedies import FILE, PAIRS, Features, split  # noqa: E402
 from two_sided import (  # noqa: E402
     KINDS,

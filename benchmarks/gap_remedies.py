@@ -18,7 +18,7 @@ had measured. Three parts:
    corpus was made before is not known, nor what became of equal scores.
 
 One index goes through the aligners of ``llama_index_gap.gap.align``, two through
-``llama_index_gap.fusion.fuse``, over full lists.
+``llama_index_gap.search.fusion.fuse``, over full lists.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ from rich.console import Console
 from rich.table import Table
 
 from llama_index_gap.evaluation.metrics import ndcg
-from llama_index_gap.fusion import Combine, Leg, Normalise, fuse
 from llama_index_gap.gap.align import Aligner, CenterAligner, LinearAligner, OffsetAligner
 from llama_index_gap.gap.measure import Estimate, GapReport, bootstrap, measure_gap
+from llama_index_gap.search.fusion import Combine, Leg, Normalise, fuse
 
 FloatArray: TypeAlias = npt.NDArray[np.float64]
 IntArray: TypeAlias = npt.NDArray[np.int64]

@@ -38,14 +38,14 @@ from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 from transformers import AutoImageProcessor, PreTrainedTokenizerFast
 
-from llama_index_gap.images import open_image
+from llama_index_gap.images.opening import open_image
 from llama_index_gap.models import PairScorer, Picture, load_scorer
-from llama_index_gap.models.checkpoint import quiet_transformers
+from llama_index_gap.models.checkpoints.checkpoint import quiet_transformers
 from llama_index_gap.models.runtime import resolve_device, resolve_dtype
 
 ROOT = Path(__file__).parents[1]
 PARITY = ROOT / "tests" / "fixtures" / "parity" / "jina_m0_tiny"
-sys.path.insert(0, str(ROOT / "tests" / "models"))
+sys.path.insert(0, str(ROOT / "tests" / "support"))
 from enlarge import M0_QUARTER_SETTINGS, m0_shapes, write_enlarged  # noqa: E402
 
 BATCH = 8  # compute_score's default

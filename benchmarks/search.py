@@ -56,10 +56,10 @@ from rich.table import Table
 
 from llama_index_gap import DualEncoderEmbedding
 from llama_index_gap.demo.tiny import make_tiny_clip
-from llama_index_gap.index import DualIndex
+from llama_index_gap.index.dual_index import DualIndex
 
 ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "benchmarks")]
+sys.path[:0] = [str(ROOT / "tests" / "support"), str(ROOT / "benchmarks")]
 from embedding import BATCH, VIT_B32, make_photos  # noqa: E402
 from milvus_server import milvus_server  # noqa: E402
 

@@ -6,11 +6,11 @@ from pathlib import Path
 from rich.console import Console
 
 from llama_index_gap import DualEncoderEmbedding, DualIndex
+from llama_index_gap.cli.gap_tables import print_report
+from llama_index_gap.cli.pages.gap_page import render_report
 from llama_index_gap.demo.newsroom import CHECKPOINT, write_newsroom
+from llama_index_gap.diagnosis.report import report_gap
 from llama_index_gap.evaluation.datasets import read_dataset
-from llama_index_gap.gap.report import report_gap
-from llama_index_gap.gap_page import render_report
-from llama_index_gap.gap_terminal import print_report
 
 PAGE = Path("gap-demo/gap.html")
 

@@ -5,7 +5,8 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from llama_index_gap.calibration import collect_scores
+    from llama_index_gap.agents.tool import MultiModalSearchTool
+    from llama_index_gap.diagnosis.calibration import collect_scores
     from llama_index_gap.embedding import DualEncoderEmbedding, aligner_from_nodes
     from llama_index_gap.gap.align import (
         CenterAligner,
@@ -14,14 +15,13 @@ if TYPE_CHECKING:
         load_aligner,
     )
     from llama_index_gap.gap.calibrate import RelevanceCalibrator
-    from llama_index_gap.images import ImageError, open_image
-    from llama_index_gap.index import DualIndex, IndexReport
+    from llama_index_gap.images.opening import ImageError, open_image
+    from llama_index_gap.index.dual_index import DualIndex, IndexReport
     from llama_index_gap.models import ModelError, PairScorer
-    from llama_index_gap.readers import Corpus, CorpusError, Skipped, read_corpus
-    from llama_index_gap.rerank import MultiModalRerank
-    from llama_index_gap.retriever import DualIndexRetriever, ScoredNode
-    from llama_index_gap.store import MilvusStore, StoreError
-    from llama_index_gap.tool import MultiModalSearchTool
+    from llama_index_gap.readers.corpus import Corpus, CorpusError, Skipped, read_corpus
+    from llama_index_gap.search.rerank import MultiModalRerank
+    from llama_index_gap.search.retriever import DualIndexRetriever, ScoredNode
+    from llama_index_gap.store.milvus import MilvusStore, StoreError
 
 __version__ = version("llama-index-gap")
 __all__ = [
@@ -53,18 +53,18 @@ __all__ = [
 
 # Imported when first asked for: who only reads a corpus need not wait for Milvus' client.
 _HOMES = {
-    "calibration": ("collect_scores",),
+    "agents.tool": ("MultiModalSearchTool",),
+    "diagnosis.calibration": ("collect_scores",),
     "embedding": ("DualEncoderEmbedding", "aligner_from_nodes"),
     "gap.align": ("CenterAligner", "LinearAligner", "OffsetAligner", "load_aligner"),
     "gap.calibrate": ("RelevanceCalibrator",),
-    "images": ("ImageError", "open_image"),
-    "index": ("DualIndex", "IndexReport"),
+    "images.opening": ("ImageError", "open_image"),
+    "index.dual_index": ("DualIndex", "IndexReport"),
     "models": ("ModelError", "PairScorer"),
-    "readers": ("Corpus", "CorpusError", "Skipped", "read_corpus"),
-    "rerank": ("MultiModalRerank",),
-    "retriever": ("DualIndexRetriever", "ScoredNode"),
-    "store": ("MilvusStore", "StoreError"),
-    "tool": ("MultiModalSearchTool",),
+    "readers.corpus": ("Corpus", "CorpusError", "Skipped", "read_corpus"),
+    "search.rerank": ("MultiModalRerank",),
+    "search.retriever": ("DualIndexRetriever", "ScoredNode"),
+    "store.milvus": ("MilvusStore", "StoreError"),
 }
 
 

@@ -29,8 +29,8 @@ from llama_index.core.response_synthesizers import get_response_synthesizer
 from llama_index.core.schema import ImageNode, NodeWithScore, QueryBundle
 from llama_index.core.tools import BaseTool
 
-from llama_index_gap.images import ImageError, has_picture, open_image, read_image
-from llama_index_gap.store import CaptionedImageNode
+from llama_index_gap.images.opening import ImageError, has_picture, open_image, read_image
+from llama_index_gap.store.milvus import CaptionedImageNode
 
 logger = logging.getLogger(__name__)
 

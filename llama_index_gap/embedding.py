@@ -34,11 +34,11 @@ from llama_index_gap.gap.align import (
     OffsetAligner,
     load_aligner,
 )
-from llama_index_gap.images import MAX_PIXELS, describe, open_image
+from llama_index_gap.images.opening import MAX_PIXELS, describe, open_image
+from llama_index_gap.model_settings import Folder, PathText, PickledAsSettings
 from llama_index_gap.models import Encoder, Kind, ModelError, load_encoder
 from llama_index_gap.models.base import FloatArray, Modality, unit_rows
 from llama_index_gap.models.runtime import Dtype
-from llama_index_gap.settings import Folder, PathText, PickledAsSettings
 from llama_index_gap.threads import DECODING_THREADS, in_thread, read_ahead, stop_if_given_up
 
 logger = logging.getLogger(__name__)

@@ -31,7 +31,7 @@ from recording import RecordingLLM, articles, shown
 
 from llama_index_gap import DualEncoderEmbedding, DualIndex, DualIndexRetriever
 from llama_index_gap.answers import PicturesWithTheirTexts, ReadablePictures, query_engine
-from llama_index_gap.store import CaptionedImageNode
+from llama_index_gap.store.milvus import CaptionedImageNode
 
 QUESTION = "what happened?"
 
@@ -326,7 +326,7 @@ def test_urls_are_fetched_only_when_asked(
         asked.append(url)
         return Path(noise_files[0]).read_bytes()
 
-    monkeypatch.setattr("llama_index_gap.images.fetch", fetch)
+    monkeypatch.setattr("llama_index_gap.images.opening.fetch", fetch)
     remote = [hit(image_url="https://example.org/ship")]
     (without,) = ReadablePictures().postprocess_nodes(remote)
     assert asked == []

@@ -13,10 +13,10 @@ from pathlib import Path
 from zipfile import ZipFile
 
 import pytest
+from paths import ROOT
 
 import llama_index_gap
 
-ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "llama_index_gap"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 NAME = f"llama_index_gap-{PROJECT['project']['version']}"

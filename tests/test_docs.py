@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 import typer
 import yaml
+from paths import ROOT
 
 import llama_index_gap
 from llama_index_gap import (
@@ -27,11 +28,10 @@ from llama_index_gap import (
     MultiModalSearchTool,
     read_corpus,
 )
-from llama_index_gap.cli import app, main
+from llama_index_gap.cli.app import app, main
 from llama_index_gap.demo.newsroom import CHECKPOINT, write_newsroom
-from llama_index_gap.gap.report import report_gap
+from llama_index_gap.diagnosis.report import report_gap
 
-ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted(DOCS.glob("**/*.md"))]
 ON_A_SERVER = {DOCS / "scaling.md"}

@@ -26,13 +26,14 @@ from llama_index.core.storage.docstore import SimpleDocumentStore
 from llama_index.core.tools import RetrieverTool
 from llama_index.core.vector_stores import FilterOperator, MetadataFilter, MetadataFilters
 from llama_index.core.workflow import Context, Event, StartEvent, StopEvent, Workflow, step
+from paths import PARITY
 from recording import RecordingLLM, articles, shown
 
 from llama_index_gap import DualEncoderEmbedding, DualIndex, MilvusStore, MultiModalRerank
-from llama_index_gap.retriever import ScoredNode
+from llama_index_gap.search.retriever import ScoredNode
 
 QUESTION = "what happened?"
-RERANKER = Path(__file__).parent / "fixtures" / "parity" / "jina_m0_tiny"
+RERANKER = PARITY / "jina_m0_tiny"
 SPORT = MetadataFilters(filters=[MetadataFilter(key="section", value="sport")])
 NEWS = MetadataFilters(
     filters=[MetadataFilter(key="section", value="sport", operator=FilterOperator.NE)]

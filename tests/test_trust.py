@@ -12,8 +12,8 @@ from llama_index.core.schema import TextNode
 from typer.testing import CliRunner
 
 from llama_index_gap import DualEncoderEmbedding, DualIndex, MilvusStore, ModelError, StoreError
-from llama_index_gap.cli import app
-from llama_index_gap.index import CALIBRATOR_PROPERTY, MODELS_PROPERTY
+from llama_index_gap.cli.app import app
+from llama_index_gap.index.dual_index import CALIBRATOR_PROPERTY, MODELS_PROPERTY
 
 
 @pytest.fixture

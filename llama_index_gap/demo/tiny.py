@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llama_index_gap.models.checkpoint import quiet_transformers
+from llama_index_gap.models.checkpoints.checkpoint import quiet_transformers
 
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer, PreTrainedTokenizerBase

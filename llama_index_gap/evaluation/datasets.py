@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from llama_index_gap.evaluation.metrics import Qrels
-from llama_index_gap.readers import Corpus, corpus_from_records, read_corpus
+from llama_index_gap.readers.corpus import Corpus, corpus_from_records, read_corpus
 
 _EDIS_RELEVANT = 3
 _ID_KEYS = ("_id", "id", "corpus_id", "query_id")

@@ -18,7 +18,6 @@ from tqdm import tqdm
 
 import llama_index_gap
 from llama_index_gap.evaluation.datasets import Dataset, LabelledQuery
-from llama_index_gap.evaluation.journal import Journal
 from llama_index_gap.evaluation.metrics import (
     DEFAULT_METRICS,
     Comparison,
@@ -30,17 +29,18 @@ from llama_index_gap.evaluation.metrics import (
     judge,
     judged_queries,
 )
+from llama_index_gap.evaluation.results_cache import Journal
 from llama_index_gap.evaluation.trec import write_qrels, write_run
-from llama_index_gap.fusion import SMALLEST_BACKGROUND
 from llama_index_gap.gap.calibrate import PAIRS
-from llama_index_gap.images import ImageError
+from llama_index_gap.images.opening import ImageError
 from llama_index_gap.models.base import FloatArray as Scores
 from llama_index_gap.models.base import Item, ModelError, PairScorer, Picture
-from llama_index_gap.rerank import MultiModalRerank, ScoreMode
-from llama_index_gap.retriever import LegHits, document_key, pair_of
+from llama_index_gap.search.fusion import SMALLEST_BACKGROUND
+from llama_index_gap.search.rerank import MultiModalRerank, ScoreMode
+from llama_index_gap.search.retriever import LegHits, document_key, pair_of
 
 if TYPE_CHECKING:
-    from llama_index_gap.index import DualIndex
+    from llama_index_gap.index.dual_index import DualIndex
 
 DEPTH = 32
 """Documents that a reranker is given; half of them from each leg where there are two."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from llama_index_gap.models.base import Encoder, ModelError, PairScorer
-from llama_index_gap.models.checkpoint import Checkpoint, find_checkpoint
+from llama_index_gap.models.checkpoints.checkpoint import Checkpoint, find_checkpoint
 from llama_index_gap.models.presets import PRESETS, SCORER_PRESETS
 from llama_index_gap.models.runtime import Dtype, resolve_device, resolve_dtype
 
@@ -183,7 +183,7 @@ def _load_jina_clip(
     allow_pickle: bool,
     **options: Any,
 ) -> Encoder:
-    from llama_index_gap.models.jina_clip import JinaClipEncoder
+    from llama_index_gap.models.encoders.jina_clip import JinaClipEncoder
 
     (checkpoint,) = checkpoints
     return JinaClipEncoder(checkpoint, **options)
@@ -196,7 +196,7 @@ def _load_nomic(
     allow_pickle: bool,
     **options: Any,
 ) -> Encoder:
-    from llama_index_gap.models.nomic import NomicEncoder, is_vision
+    from llama_index_gap.models.encoders.nomic import NomicEncoder, is_vision
 
     sides = {is_vision(checkpoint): checkpoint for checkpoint in checkpoints}
     return NomicEncoder(sides.get(False), sides.get(True), **options)
@@ -205,7 +205,7 @@ def _load_nomic(
 def _load_image_encoder(
     checkpoints: Sequence[Checkpoint], *, trust_remote_code: bool, **options: Any
 ) -> Encoder:
-    from llama_index_gap.models.image_encoder import ImageEncoder
+    from llama_index_gap.models.encoders.image_encoder import ImageEncoder
 
     (checkpoint,) = checkpoints
     # A model that sentence-transformers saved says itself how it pools.
@@ -217,7 +217,7 @@ def _load_image_encoder(
 
 
 def _load_sentence_transformer(checkpoints: Sequence[Checkpoint], **options: Any) -> Encoder:
-    from llama_index_gap.models.sentence_transformer import SentenceTransformerEncoder
+    from llama_index_gap.models.encoders.sentence_transformer import SentenceTransformerEncoder
 
     (checkpoint,) = checkpoints
     return SentenceTransformerEncoder(checkpoint, **options)
@@ -241,11 +241,11 @@ _LICENCES = {
 
 def _scorer_family(checkpoint: Checkpoint) -> Callable[..., PairScorer]:
     """By what the files say they hold: ``model_type`` is often that of something else."""
-    from llama_index_gap.models import cross_encoder, late_interaction
+    from llama_index_gap.models.rerankers import cross_encoder, late_interaction
 
     architectures = checkpoint.config.get("architectures") or []
     if _JINA_RERANKER in architectures:
-        from llama_index_gap.models.jina_reranker import JinaRerankerScorer
+        from llama_index_gap.models.rerankers.jina_reranker import JinaRerankerScorer
 
         return JinaRerankerScorer
     if late_interaction.fits(checkpoint):

@@ -20,12 +20,12 @@ from llama_index_gap.evaluation.experiment import (
     Experiment,
     ExperimentResult,
 )
-from llama_index_gap.evaluation.journal import JournalError
+from llama_index_gap.evaluation.results_cache import JournalError
 from llama_index_gap.evaluation.trec import read_qrels, read_run
-from llama_index_gap.index import DualIndex
+from llama_index_gap.index.dual_index import DualIndex
 from llama_index_gap.models import PairScorer, Picture
 from llama_index_gap.models.base import FloatArray, Item, Modality
-from llama_index_gap.readers import Corpus
+from llama_index_gap.readers.corpus import Corpus
 
 AXES = {"alpha": 0, "beta": 1}
 DOCUMENTS = "abcdefghij"

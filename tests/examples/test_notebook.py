@@ -45,7 +45,7 @@ def test_it_runs_and_prints_what_it_is_kept_with(
 
     assert drawn(now) == drawn(before)
     assert any(drawn(now))
-    again = "it prints something else: python tests/examples/run_notebook.py, and read it again"
+    again = "it prints something else: python tests/support/run_notebook.py, and read it again"
     assert _NUMBER.sub("#", printed(now)) == _NUMBER.sub("#", printed(before)), again
     figures = (list(map(float, _NUMBER.findall(printed(each)))) for each in (now, before))
     # Sums come out a little different on other machines.

@@ -10,8 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from paths import ROOT
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
+EXAMPLES = ROOT / "examples"
 # Of what each prints: mostly the article that its query was made after.
 SAID = {
     "agent.py": r"(?s)nurses sign open letter in Fennick.*I see 2 pictures",

@@ -3,22 +3,21 @@
 import json
 import logging
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
+from paths import PARITY
 from tiny_rerankers import make_tiny_bert_reranker
 
 from llama_index_gap.models import ModelError, load_encoder, load_scorer
-from llama_index_gap.models.cross_encoder import CrossEncoderScorer
-from llama_index_gap.models.jina_clip import JinaClipEncoder
-from llama_index_gap.models.jina_reranker import JinaRerankerScorer
-from llama_index_gap.models.late_interaction import LateInteractionScorer
+from llama_index_gap.models.encoders.jina_clip import JinaClipEncoder
+from llama_index_gap.models.encoders.nomic import NomicEncoder
+from llama_index_gap.models.encoders.sentence_transformer import SentenceTransformerEncoder
 from llama_index_gap.models.loading import _warn_of_licence
-from llama_index_gap.models.nomic import NomicEncoder
-from llama_index_gap.models.sentence_transformer import SentenceTransformerEncoder
+from llama_index_gap.models.rerankers.cross_encoder import CrossEncoderScorer
+from llama_index_gap.models.rerankers.jina_reranker import JinaRerankerScorer
+from llama_index_gap.models.rerankers.late_interaction import LateInteractionScorer
 
-PARITY = Path(__file__).parents[1] / "fixtures" / "parity"
 JINA = PARITY / "jina_clip_tiny"
 NOMIC_VISION = PARITY / "nomic_vision_tiny"
 M0 = PARITY / "jina_m0_tiny"

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from llama_index_gap import cli
+from llama_index_gap.cli import app as cli
 from llama_index_gap.models.presets import PRESETS, SCORER_PRESETS
 
 runner = CliRunner()

@@ -1,0 +1,1 @@
+"""Handing the search on: a tool for agents, and an MCP server."""

@@ -1,0 +1,178 @@
+"""What agents pass to ``MultiModalSearchTool``: described for chat models, and checked."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeAlias
+
+from llama_index.core.bridge.pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    WithJsonSchema,
+    create_model,
+)
+from llama_index.core.vector_stores.types import FilterOperator, MetadataFilter, MetadataFilters
+
+from llama_index_gap.cli.pages.search_page import excerpt
+
+Operator: TypeAlias = Literal[
+    "==", "!=", ">", ">=", "<", "<=", "in", "nin", "contains", "text_match"
+]
+
+NAME = "search_documents"
+DESCRIPTION = (
+    "Search documents that have texts and pictures. Say in plain words what a text should be about "
+    "or what a picture should show. Returns the best documents in order, each with its score, "
+    "its metadata, its passage and its pictures."
+)
+TOP_K = 5
+MAX_TOP_K = 20
+LONGEST_NAME = 4096
+_QUERY_OR_IMAGE = "What to look for, in plain words; may be left out with an image."
+_FILTERS = "Only documents whose metadata meet all of these conditions."
+_OPERATORS = (
+    "'in' and 'nin' take a list of values; 'contains' looks into a field that is a list; "
+    "'text_match' finds text within a field."
+)
+_SCALARS: list[dict[str, Any]] = [{"type": "string"}, {"type": "number"}]
+_VALUE: dict[str, Any] = {
+    "anyOf": [*_SCALARS, {"type": "boolean"}, {"type": "array", "items": {"anyOf": _SCALARS}}]
+}
+
+
+def search_arguments(
+    *,
+    top_k: int = TOP_K,
+    max_top_k: int = MAX_TOP_K,
+    images: str | None = None,
+    filter_fields: Sequence[str] | None = None,
+) -> type[BaseModel]:
+    """What an agent passes to the tool: a flat schema, which every chat model's maker accepts.
+
+    Args:
+        top_k: documents by default.
+        max_top_k: most documents.
+        images: how a picture may be named; None where none may.
+        filter_fields: as for ``MultiModalSearchTool``.
+    """
+    query: Any = (str, Field(description="What to look for, in plain words."))
+    fields: dict[str, Any] = {}
+    if images is not None:
+        query = (str, Field(default="", description=_QUERY_OR_IMAGE))
+        about = f"Search by this picture: {images}."
+        fields["image"] = (str, Field(default="", max_length=LONGEST_NAME, description=about))
+    about = "How many documents to return."
+    fields["top_k"] = (int, Field(default=top_k, ge=1, le=max_top_k, description=about))
+    if filter_fields is None or filter_fields:
+        condition = _condition(filter_fields)
+        schema = {"type": "array", "items": condition.model_json_schema()}
+        fields["filters"] = (
+            Annotated[list[condition], BeforeValidator(_from_json), WithJsonSchema(schema)],  # type: ignore[valid-type]
+            Field(default=[], description=_FILTERS),
+        )
+    return create_model("Search", __base__=_Arguments, query=query, **fields)
+
+
+def images_to_name(image_root: str | Path | None, allow_urls: bool) -> str:
+    """How an agent may name a picture to search by, in words."""
+    ways = ["the id or path of a picture that a search returned"]
+    ways += ["a path below the picture folder"] if image_root is not None else []
+    ways += ["an http(s) URL"] if allow_urls else []
+    return ", or ".join(ways)
+
+
+def given_arguments(query: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a call; chat models write null for those that they leave out."""
+    given = {"query": query, **arguments}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def check_arguments(schema: type[BaseModel], given: Mapping[str, Any]) -> Any:
+    """The arguments as an object of their schema.
+
+    Args:
+        schema: as ``search_arguments`` makes it.
+        given: what a chat model wrote.
+
+    Raises:
+        ValueError: they do not fit; says for the chat model what is wrong.
+    """
+    try:
+        return schema.model_validate(given)
+    except ValidationError as error:
+        wrong = []
+        for each in error.errors():
+            where = ".".join(map(str, each["loc"]))
+            if each["type"] == "extra_forbidden" and len(each["loc"]) == 1:
+                known = ", ".join(schema.model_fields)
+                wrong.append(f"{where}: no such argument; there are {known}")
+            else:
+                said = each["msg"].removeprefix("Value error, ")
+                wrong.append(f"{where}: {said} (not {excerpt(repr(each['input']), 80)})")
+        raise ValueError("; ".join(wrong)) from error
+
+
+def filters_of(asked: Any) -> MetadataFilters | None:
+    """The filters among checked arguments, all of which must hold; None where there are none."""
+    conditions = [
+        MetadataFilter(key=each.key, operator=FilterOperator(each.operator), value=each.value)
+        for each in getattr(asked, "filters", [])
+    ]
+    return MetadataFilters(filters=list(conditions)) if conditions else None
+
+
+def _without_titles(schema: dict[str, Any]) -> None:
+    schema.pop("title", None)
+    for field in schema.get("properties", {}).values():
+        field.pop("title", None)
+
+
+class _Arguments(BaseModel):
+    model_config = ConfigDict(extra="forbid", json_schema_extra=_without_titles)
+
+
+def _condition(fields: Sequence[str] | None) -> type[BaseModel]:
+    """One filter."""
+
+    def known(key: Any) -> Any:
+        if fields is not None and key not in fields:
+            raise ValueError(f"must be one of {', '.join(fields)}")
+        return key
+
+    named: dict[str, Any] = {"enum": list(fields)} if fields is not None else {}
+    return create_model(
+        "Filter",
+        __base__=_Arguments,
+        key=(
+            Annotated[str, BeforeValidator(known)],
+            Field(description="Field of the metadata.", json_schema_extra=named),
+        ),
+        operator=(Operator, Field(default="==", description=_OPERATORS)),
+        value=(
+            Annotated[Any, BeforeValidator(_plain_value), WithJsonSchema(_VALUE)],
+            Field(description="What to compare with."),
+        ),
+    )
+
+
+def _plain_value(value: Any) -> Any:
+    if isinstance(value, bool):  # as LlamaIndex' filters, which take no booleans, are written
+        return int(value)
+    if isinstance(value, list) and all(isinstance(each, str | int | float) for each in value):
+        return [_plain_value(each) for each in value]
+    if isinstance(value, str | int | float):
+        return value
+    raise ValueError("must be text, a number, true or false, or a list of these")
+
+
+def _from_json(value: Any) -> Any:
+    """Some chat models write a list as JSON within JSON."""
+    try:
+        return json.loads(value) if isinstance(value, str) else value
+    except json.JSONDecodeError as error:
+        raise ValueError("must be a list of filters") from error

@@ -1,0 +1,1 @@
+"""llama-gap: the package from the command line."""

@@ -1,0 +1,137 @@
+"""The gap report on a terminal, in 80 columns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from llama_index_gap.diagnosis.mitigations import BeforeAfter, Side
+from llama_index_gap.diagnosis.recommendations import NAMES, Advice
+from llama_index_gap.diagnosis.report import Report
+from llama_index_gap.gap.measure import Estimate, GapReport
+from llama_index_gap.text import visible
+
+_BY: dict[Side, str] = {"text": "text", "image": "picture"}
+
+
+def print_report(report: Report, console: Console) -> None:
+    """Print the main figures, the guide and the notes; the page and the JSON have all figures.
+
+    Args:
+        report: what to print.
+        console: where to.
+    """
+    figures, found = report.figures, report.figures.before_after
+    texts, pictures = figures.stored["text"], figures.stored["image"]
+    held = f"{report.name} in {report.database}: {texts:,} texts, {pictures:,} pictures"
+    console.print(Text(visible(held)))
+    console.print(Text(visible(report.models), "dim"))
+    if figures.gap is not None:
+        _heading(console, "The gap")
+        console.print(_gap(figures.gap))
+    if any(each.bias for remedy in found.remedies.values() for each in remedy.asked.values()):
+        _heading(console, f"The share of a query's own modality in its first {found.k}")
+        console.print(_shares(found))
+        if any(remedy.only_means for remedy in found.remedies.values()):
+            console.print("* moves only the means: most of the bias is still there", style="dim")
+    for side in found.labelled:
+        _heading(console, f"What {found.queries[side]:,} labelled {_BY[side]} queries find")
+        console.print(_quality(found, side))
+    if figures.scorers:
+        _heading(console, "What texts and pictures of the same hits get")
+        console.print(_scorers(report))
+    _heading(console, "What to do")
+    for number, advice in enumerate(report.advice, 1):
+        _print_advice(console, number, advice)
+    if not report.advice:
+        console.print("The figures speak for no change.")
+    _heading(console, "How it was measured")
+    for note in report.notes:
+        _print_hanging(console, "– ", note)
+
+
+def _heading(console: Console, words: str) -> None:
+    console.print()
+    console.print(words, style="bold")
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    table.add_column(columns[0])
+    for column in columns[1:]:
+        table.add_column(column, justify="right")
+    return table
+
+
+def _gap(gap: GapReport) -> Table:
+    table = _table("", "figure", f"{gap.level:.0%} interval", "")
+    table.columns[-1].justify = "left"
+    rows: Iterable[tuple[str, Estimate | None, str]] = (
+        ("distance of the means", gap.distance, ""),
+        ("separation", gap.separation, "above 1 it rules raw scores"),
+        ("relative modality gap", gap.rmg, "at 0.5 pairs are no nearer"),
+        ("spread within / across", gap.spread_ratio, "at 1 centring is enough"),
+        ("overlap, text queries", gap.overlap["text"], "at 1 both share one scale"),
+        ("overlap, picture queries", gap.overlap["image"], "at 1 both share one scale"),
+    )
+    for name, value, meaning in rows:
+        if value is not None:
+            interval = f"{value.low:.3f} to {value.high:.3f}"
+            table.add_row(name, f"{value.value:.3f}", interval, Text(meaning, "dim"))
+    return table
+
+
+def _shares(found: BeforeAfter) -> Table:
+    table = _table("", *(f"{_BY[side]} queries" for side in found.queries), "means apart")
+    table.add_row(
+        "the corpus' own share", *(f"{found.corpus_share[side]:.0%}" for side in found.queries), ""
+    )
+    for name, remedy in found.remedies.items():
+        asked = (remedy.asked[side].bias for side in found.queries)
+        apart = "" if remedy.gap is None else f"{remedy.gap.distance.value:.2f}"
+        mark = " *" if remedy.only_means else ""
+        table.add_row(NAMES[name] + mark, *map(_percent, asked), apart)
+    return table
+
+
+def _quality(found: BeforeAfter, side: Side) -> Table:
+    table = _table("", f"recall@{found.k}", f"nDCG@{found.k}")
+    for name, remedy in found.remedies.items():
+        asked = remedy.asked[side]
+        table.add_row(NAMES[name], _number(asked.recall), _number(asked.ndcg))
+    return table
+
+
+def _scorers(report: Report) -> Table:
+    table = _table("", "texts", "pictures", "overlap", "apart")
+    for name, scored in report.figures.scorers.items():
+        table.add_row(
+            name,
+            f"{scored.text_mean.value:.2f} ± {scored.text_std.value:.2f}",
+            f"{scored.image_mean.value:.2f} ± {scored.image_std.value:.2f}",
+            _number(scored.overlap),
+            f"{scored.distance.value:.2f} σ",
+        )
+    return table
+
+
+def _print_advice(console: Console, number: int, advice: Advice) -> None:
+    console.print(Text(f"{number}. ").append(advice.title, "bold"))
+    _print_hanging(console, "   ", advice.because)
+    _print_hanging(console, " → ", advice.do)
+
+
+def _print_hanging(console: Console, mark: str, words: str) -> None:
+    for i, line in enumerate(Text(words).wrap(console, console.width - len(mark))):
+        console.print(Text(mark if i == 0 else " " * len(mark)).append(line))
+
+
+def _percent(value: Estimate | None) -> str:
+    return "" if value is None else f"{value.value:.0%} ({value.low:.0%} to {value.high:.0%})"
+
+
+def _number(value: Estimate | None) -> str:
+    return "" if value is None else f"{value.value:.2f} ({value.low:.2f} to {value.high:.2f})"

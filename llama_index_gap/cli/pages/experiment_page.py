@@ -1,0 +1,43 @@
+"""The results of an experiment as one HTML page that needs nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from llama_index_gap.cli.experiment_tables import (
+    difference,
+    how_to_read,
+    leg_rows,
+    own_modality_in_words,
+)
+from llama_index_gap.cli.pages.search_page import render, thumbnail
+from llama_index_gap.evaluation.examples import Example
+from llama_index_gap.evaluation.experiment import ExperimentResult
+
+
+def render_experiment(result: ExperimentResult, examples: Sequence[Example]) -> str:
+    """Write what an experiment found as an HTML page.
+
+    Args:
+        result: the figures.
+        examples: shown with their pictures; one that cannot be opened leaves its reason.
+    """
+    return render(
+        "experiment",
+        result=result,
+        difference=difference,
+        how_to_read=how_to_read(result),
+        legs=list(leg_rows(result)),
+        own_modality=own_modality_in_words(result),
+        examples=[
+            (
+                example,
+                thumbnail(example.query.image_path) if example.query.image_path else None,
+                [
+                    (place, thumbnail(place.picture) if place.picture else None)
+                    for place in example.first
+                ],
+            )
+            for example in examples
+        ],
+    )

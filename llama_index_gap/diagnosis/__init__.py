@@ -1,0 +1,1 @@
+"""An index measured as it stands: collected, judged, recommended on, reported."""

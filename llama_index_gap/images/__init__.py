@@ -1,0 +1,1 @@
+"""Opening images safely, and fetching them."""

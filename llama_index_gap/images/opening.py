@@ -1,0 +1,453 @@
+"""Opening images safely: whatever holds a picture in, an upright RGB image out."""
+
+from __future__ import annotations
+
+import base64
+import logging
+import re
+import stat
+import threading
+from functools import cache
+from io import BytesIO
+from pathlib import Path
+from typing import IO, TypeAlias
+
+import numpy as np
+from llama_index.core.schema import BaseNode, ImageNode, Node, NodeWithScore
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from llama_index_gap.images.fetching import FetchError, fetch
+
+logger = logging.getLogger(__name__)
+
+ImageSource: TypeAlias = str | Path | bytes | BytesIO | Image.Image | BaseNode | NodeWithScore
+
+MAX_PIXELS = 89_478_485
+"""Most pixels that are decoded by default: Pillow's own limit, 256 MiB of RGB."""
+
+# Formats that store pixels. Pillow knows more, and hands some of them (EPS) to other programs.
+_PIXEL_FORMATS = (
+    "AVIF",
+    "BMP",
+    "DIB",
+    "GIF",
+    "ICO",
+    "JPEG",
+    "JPEG2000",
+    "PNG",
+    "PPM",
+    "TIFF",
+    "WEBP",
+)
+# A PIL image may still have to read its file, which only one thread at a time can.
+_LOADING = threading.Lock()
+_DATA_URI = re.compile(r"data:(?P<type>[^,]*?)(?P<base64>;base64)?,", re.IGNORECASE)
+_URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
+_LONGEST_PATH = 4096
+_JPEG_QUALITY = 80
+_SVG_START = re.compile(rb"\s*(<\?xml|<!--|<!DOCTYPE svg|<svg)", re.IGNORECASE)
+
+
+class ImageError(ValueError):
+    """A picture that cannot, or must not, be opened.
+
+    Attributes:
+        source: the picture, in a few words.
+        reason: why, and the way out.
+    """
+
+    def __init__(self, source: str, reason: str) -> None:
+        super().__init__(source, reason)
+        self.source, self.reason = source, reason
+
+    def __str__(self) -> str:
+        return f"{self.source}: {self.reason}"
+
+
+def open_image(
+    source: ImageSource,
+    *,
+    root: str | Path | None = None,
+    allow_urls: bool = False,
+    max_pixels: int = MAX_PIXELS,
+) -> Image.Image:
+    """Open a picture: decoded, upright, RGB, and independent of where it came from.
+
+    EXIF orientation is applied. Transparent pictures are laid on white, as a page shows them.
+    Of an animation the first frame is taken. 16-bit greys keep their 8 upper bits.
+
+    Args:
+        source: a path, bytes, ``BytesIO``, base64 text, data URI, PIL image, URL, or a LlamaIndex
+            node that holds one of these. Never changed; a ``BytesIO`` is read from its start.
+        root: folder that a file must lie in, links followed.
+        allow_urls: fetch http and https URLs (public addresses only, with limits on time and size).
+        max_pixels: refuse more pixels than this before decoding them.
+
+    Returns:
+        An image of mode RGB that the caller owns.
+
+    Raises:
+        ImageError: missing, truncated, not an image, too large, outside ``root``, or a URL without
+            ``allow_urls``.
+    """
+    name = describe(source)
+    if isinstance(source, Image.Image):
+        _check_pixels(source, name, max_pixels)
+        with _LOADING:
+            return _decode(source, name)
+    with _stream(source, name, root, allow_urls) as stream:
+        return _decode(_identify(stream, name, max_pixels), name)
+
+
+def check_image(
+    source: ImageSource,
+    *,
+    root: str | Path | None = None,
+    max_pixels: int = MAX_PIXELS,
+) -> tuple[int, int]:
+    """Check what can be checked without decoding: there, a picture, within the limits.
+
+    Args:
+        source: as for ``open_image``, without URLs.
+        root: folder that a file must lie in.
+        max_pixels: refuse more pixels than this.
+
+    Returns:
+        Width and height in pixels, as stored (before EXIF orientation).
+
+    Raises:
+        ImageError: as ``open_image``; a file that breaks off after its header passes.
+    """
+    name = describe(source)
+    if isinstance(source, Image.Image):
+        _check_pixels(source, name, max_pixels)
+        return source.size
+    with _stream(source, name, root, allow_urls=False) as stream:
+        return _identify(stream, name, max_pixels).size
+
+
+def read_image(
+    source: ImageSource,
+    *,
+    root: str | Path | None = None,
+    allow_urls: bool = False,
+    max_pixels: int = MAX_PIXELS,
+) -> bytes:
+    """Read a picture's file, checked as by ``check_image``, for ``open_image`` to decode later.
+
+    Args:
+        source: as for ``open_image``, without PIL images: they have no file.
+        root: folder that a file must lie in.
+        allow_urls: fetch http and https URLs, as ``open_image`` does.
+        max_pixels: refuse more pixels than this.
+
+    Returns:
+        The file's content.
+
+    Raises:
+        ImageError: as ``open_image``; a file that breaks off after its header passes.
+    """
+    name = describe(source)
+    if isinstance(source, Image.Image):
+        raise ImageError(name, "has no file to read; save it, and pass the path or the bytes")
+    with _stream(source, name, root, allow_urls) as stream:
+        _identify(stream, name, max_pixels)
+        stream.seek(0)
+        return stream.read()
+
+
+def mime_type(source: ImageSource) -> str:
+    """Say what kind of file a picture is, such as ``image/jpeg``, by its content.
+
+    Args:
+        source: as for ``open_image``, without PIL images and URLs.
+
+    Raises:
+        ImageError: as ``check_image``.
+    """
+    name = describe(source)
+    with _stream(source, name, None, allow_urls=False) as stream:
+        return Image.MIME[str(_identify(stream, name, MAX_PIXELS).format)]
+
+
+def scaled_jpeg(
+    source: ImageSource, longest: int, *, allow_urls: bool = False
+) -> tuple[bytes, tuple[int, int]]:
+    """A picture as a JPEG file of a size fit for pages and chat models, without its metadata.
+
+    Args:
+        source: as for ``open_image``.
+        longest: most pixels a side; a smaller picture keeps its size.
+        allow_urls: fetch http and https URLs, as ``open_image`` does.
+
+    Returns:
+        The file's content; width and height in pixels.
+
+    Raises:
+        ImageError: as ``open_image``.
+    """
+    image = open_image(source, allow_urls=allow_urls)
+    image.thumbnail((longest, longest))
+    data = BytesIO()
+    image.save(data, "JPEG", quality=_JPEG_QUALITY)
+    return data.getvalue(), image.size
+
+
+def has_picture(node: BaseNode) -> bool:
+    """Whether a node holds a picture, or says where it lies."""
+    return any(picture_of(node))
+
+
+def picture_of(node: BaseNode) -> tuple[str | bytes | None, str | Path | None, object]:
+    """What a node holds of a picture: base64, a path, a URL."""
+    if isinstance(node, ImageNode):
+        return node.image, node.image_path, node.image_url
+    if isinstance(node, Node) and node.image_resource is not None:
+        return node.image_resource.data, node.image_resource.path, node.image_resource.url
+    return None, None, None
+
+
+def describe(source: object) -> str:
+    """Name a picture in a few words, for messages; never its content."""
+    match source:
+        case Image.Image():
+            return f"<{source.mode} image, {source.width}×{source.height}>"
+        case bytes():
+            return f"<{len(source):,} bytes>"
+        case BytesIO():
+            return "<closed BytesIO>" if source.closed else f"<BytesIO of {_size(source):,} bytes>"
+        case NodeWithScore():
+            return describe(source.node)
+        case BaseNode():
+            return f"node {source.node_id}"
+        case str() if source[:5].lower() == "data:":
+            return f"<data URI of {len(source):,} characters>"
+        case str() if _URL.match(source):
+            # Neither passwords nor signatures belong into messages.
+            return re.sub(r"//[^/?#]*@", "//***@", source).split("?")[0]
+        case str() if len(source) > 200:
+            return f"<text of {len(source):,} characters, {source[:20]!r}…>"
+        case str() | Path():
+            return str(source)
+        case _:
+            return f"<{type(source).__name__}>"
+
+
+def _size(stream: BytesIO) -> int:
+    with stream.getbuffer() as buffer:
+        return buffer.nbytes
+
+
+def _identify(stream: IO[bytes], name: str, max_pixels: int) -> Image.Image:
+    """Read a picture's header: what it is and how large, without decoding it."""
+    try:
+        image = Image.open(stream, formats=_formats())
+    except UnidentifiedImageError as error:
+        stream.seek(0)
+        raise ImageError(name, _why_not_an_image(stream.read(256))) from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ImageError(
+            name,
+            f"{error}; Pillow refuses it whatever max_pixels says: raise "
+            "PIL.Image.MAX_IMAGE_PIXELS if you trust the file",
+        ) from error
+    # On damaged headers Pillow's readers raise anything from SyntaxError to struct.error.
+    except Exception as error:
+        raise ImageError(name, f"damaged image file ({_reason(error)})") from error
+    _check_pixels(image, name, max_pixels)
+    return image
+
+
+def _stream(source: object, name: str, root: str | Path | None, allow_urls: bool) -> IO[bytes]:
+    match source:
+        case NodeWithScore():
+            return _stream(source.node, name, root, allow_urls)
+        case BaseNode():
+            return _node_stream(source, name, root, allow_urls)
+        case bytes():
+            return BytesIO(source)
+        case BytesIO() if not source.closed:
+            return BytesIO(source.getvalue())  # a copy (made on write): the position stays
+        case Path():
+            return _file(source, name, root)
+        case str() if source[:5].lower() == "data:":
+            return BytesIO(_from_data_uri(source, name))
+        case str() if _URL.match(source):
+            return BytesIO(_from_url(source, name, allow_urls))
+        case str():
+            return _path_or_base64(source, name, root)
+    raise ImageError(
+        name,
+        "is not a picture; pass a path, bytes, BytesIO, base64, "
+        "a data URI, a PIL image or an image node",
+    )
+
+
+def _node_stream(node: BaseNode, name: str, root: str | Path | None, allow_urls: bool) -> IO[bytes]:
+    data, path, url = picture_of(node)
+    # The order in which LlamaIndex itself resolves them.
+    if data:
+        text = data.decode("ascii", "replace") if isinstance(data, bytes) else data
+        if text[:5].lower() == "data:":
+            return BytesIO(_from_data_uri(text, name))
+        return BytesIO(_from_base64(text, name))
+    if path:
+        return _file(Path(path), f"{name} ({path})", root)
+    if url:
+        return BytesIO(_from_url(str(url), name, allow_urls))
+    raise ImageError(
+        name, f"this {type(node).__name__} holds no picture; set its image, path or URL"
+    )
+
+
+def _file(path: Path, name: str, root: str | Path | None) -> IO[bytes]:
+    try:
+        if root is not None:
+            path = path.resolve()
+            if not path.is_relative_to(Path(root).resolve()):
+                raise ImageError(
+                    name,
+                    f"lies outside root={root}; only files below it are opened, links followed",
+                )
+        mode = path.stat().st_mode
+        if not stat.S_ISREG(mode):
+            kind = "a folder" if stat.S_ISDIR(mode) else "no regular file"
+            raise ImageError(name, f"is {kind}; pass an image file")
+        return path.open("rb")
+    except FileNotFoundError as error:
+        raise ImageError(name, "no such file") from error
+    except (OSError, RuntimeError) as error:  # no permission, a loop of links, a name too long, …
+        raise ImageError(name, f"cannot be read ({_reason(error)})") from error
+    except ValueError as error:
+        if isinstance(error, ImageError):
+            raise
+        raise ImageError(name, f"not a path ({_reason(error)})") from error
+
+
+def _path_or_base64(text: str, name: str, root: str | Path | None) -> IO[bytes]:
+    """A string is a path if there is such a file, else base64 if it decodes to an image."""
+    if not text.strip():
+        raise ImageError(repr(text), "an empty text is not a picture; pass a path")
+    if len(text) > _LONGEST_PATH:
+        return BytesIO(_from_base64(text, name))
+    try:
+        return _file(Path(text), name, root)
+    except ImageError:  # a base64 JPEG, which starts with "/9j/", can look like a path
+        decoded = _decoded_image(text)
+        if decoded is None:
+            raise
+        return BytesIO(decoded)
+
+
+def _decoded_image(text: str) -> bytes | None:
+    """The image that a base64 text holds; None if it holds none."""
+    try:
+        decoded = base64.b64decode("".join(text.split()), validate=True)
+        Image.open(BytesIO(decoded), formats=_formats())
+    except Exception:  # whatever it is, it is no picture: the missing file is the news
+        return None
+    return decoded
+
+
+def _from_base64(text: str, name: str) -> bytes:
+    try:
+        return base64.b64decode("".join(text.split()), validate=True)
+    except ValueError as error:
+        raise ImageError(name, f"is neither a file nor base64 ({_reason(error)})") from error
+
+
+def _from_data_uri(text: str, name: str) -> bytes:
+    head = _DATA_URI.match(text[:200])
+    if head is None or not head["base64"]:
+        raise ImageError(name, "only data:…;base64,… URIs are read")
+    return _from_base64(text[head.end() :], name)
+
+
+def _from_url(url: str, name: str, allow_urls: bool) -> bytes:
+    scheme = url.split(":", 1)[0].lower()
+    if scheme not in {"http", "https"}:
+        raise ImageError(name, f"{scheme}:// is not read; pass a path, or an http(s) URL")
+    if not allow_urls:
+        raise ImageError(
+            name, "URLs are not fetched unless allow_urls=True; pass a local file otherwise"
+        )
+    try:
+        return fetch(url)
+    except FetchError as error:
+        raise ImageError(name, str(error)) from error
+
+
+def _check_pixels(image: Image.Image, name: str, max_pixels: int) -> None:
+    if max_pixels < 1:
+        raise ValueError(f"max_pixels={max_pixels}: must be at least 1")
+    width, height = image.size
+    if width < 1 or height < 1:
+        raise ImageError(name, f"{width}×{height} pixels; a picture needs at least one")
+    if width * height > max_pixels:
+        raise ImageError(
+            name,
+            f"{width}×{height} is {width * height:,} pixels, more than max_pixels="
+            f"{max_pixels:,}; scale it down, or raise the limit if you trust the file",
+        )
+
+
+def _decode(image: Image.Image, name: str) -> Image.Image:
+    try:
+        image.load()
+        return _to_rgb(_upright(image, name), name)
+    except ImageError:
+        raise
+    except Exception as error:  # Pillow's decoders, too, raise types of all kinds
+        raise ImageError(name, f"truncated or damaged image ({_reason(error)})") from error
+
+
+def _upright(image: Image.Image, name: str) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception as error:  # as above: the EXIF block is parsed here
+        logger.warning("%s: EXIF block unreadable (%s); taken as stored", name, _reason(error))
+        return image.copy()
+
+
+def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+    if image.mode.startswith("I;16"):  # PIL's own conversion clips all above 255 to white
+        grey = np.asarray(image) >> 8
+        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+    if image.mode in {"I", "F"}:
+        raise ImageError(
+            name, "32-bit numbers have no agreed range of brightness; save it with 8 or 16 bits"
+        )
+    if image.mode in {"La", "RGBa"}:  # colours already multiplied by their opacity
+        image = image.convert({"La": "LA", "RGBa": "RGBA"}[image.mode])
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, "white")
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+@cache
+def _formats() -> list[str]:
+    """Those of the formats that this Pillow was built with."""
+    Image.init()
+    return [name for name in _PIXEL_FORMATS if name in Image.OPEN]
+
+
+def _why_not_an_image(head: bytes) -> str:
+    if not head:
+        return "an empty file"
+    if _SVG_START.match(head):
+        return "looks like SVG or XML, which holds drawing commands, not pixels; convert it to PNG"
+    if head.startswith((b"<", b"{")):
+        return "text (HTML or JSON?), not an image"
+    if head.startswith(b"version https://git-lfs"):
+        return "a Git LFS pointer, not the image itself; run: git lfs pull"
+    if head[4:8] == b"ftyp" and head[8:12] in {b"heic", b"heix", b"mif1", b"msf1"}:
+        return "HEIC, which is not read; convert it to JPEG or PNG"
+    known = ", ".join(_formats())
+    return f"not an image in a format that is read here ({known})"
+
+
+def _reason(error: BaseException) -> str:
+    # An OSError's text repeats the path, which the message has already.
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__

@@ -1,0 +1,125 @@
+"""Loading through sentence-transformers, strictly, and texts that stay texts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from llama_index_gap.models.base import ModelError
+from llama_index_gap.models.checkpoints.checkpoint import (
+    Checkpoint,
+    LoadReport,
+    first_line,
+    load_report,
+)
+
+if TYPE_CHECKING:
+    import torch
+    from sentence_transformers.base.model import BaseModel
+
+    Model = TypeVar("Model", bound=BaseModel)
+
+_CONFIG = "config_sentence_transformers.json"
+
+
+def saved_as(checkpoint: Checkpoint) -> str | None:
+    """The class that sentence-transformers saved it as; None if it did not, or not say so."""
+    if not (checkpoint.folder / _CONFIG).is_file():
+        return None
+    kind = checkpoint.read_json(_CONFIG).get("model_type")
+    return kind if isinstance(kind, str) else None
+
+
+def load_model(
+    kind: type[Model],
+    checkpoint: Checkpoint,
+    *,
+    device: str,
+    dtype: torch.dtype,
+    trust_remote_code: bool,
+    allow_pickle: bool,
+) -> tuple[Model, LoadReport]:
+    """Load a checkpoint with one of sentence-transformers' classes.
+
+    Args:
+        kind: ``SentenceTransformer``, ``CrossEncoder`` or ``MultiVectorEncoder``.
+        checkpoint: where the files lie.
+        device: a torch device.
+        dtype: number format of the weights.
+        trust_remote_code: run Python code that comes with the checkpoint.
+        allow_pickle: read weights in pickle format where there are no safetensors.
+
+    Returns:
+        The model, and what did not match between its files and itself: for the caller to judge.
+
+    Raises:
+        ModelError: the files are damaged or of a kind that cannot be loaded.
+    """
+    from llama_index_gap.models.checkpoints.weights import refuse_broken_numbers
+
+    with load_report() as report, _without_video():
+        try:
+            model = kind(
+                str(checkpoint.folder),
+                device=device,
+                trust_remote_code=trust_remote_code,
+                local_files_only=True,
+                model_kwargs={"dtype": dtype, "use_safetensors": None if allow_pickle else True},
+                # The PIL path is bit-equal to the processors these models were published with;
+                # torchvision's resizing differs by up to 0.03.
+                processor_kwargs={"backend": "pil"},
+            )
+        # Each library below raises its own types for a checkpoint that it cannot read.
+        except Exception as error:
+            reason = first_line(error)
+            if isinstance(error, ImportError) and "sentencepiece" in reason.lower():
+                reason = (
+                    "its tokenizer needs sentencepiece; "
+                    "install it with: pip install 'llama-index-gap[siglip]'"
+                )
+            raise ModelError(
+                f"{checkpoint.name}: sentence-transformers cannot load it: {reason}"
+            ) from error
+    refuse_broken_numbers(model.state_dict(), checkpoint.name)
+    return model.eval(), report
+
+
+def plain_text(model: BaseModel) -> Callable[[str], str]:
+    """What takes from a text the power of the model's control tokens, by a space within each.
+
+    ``<|image_pad|>`` in a document would stand for a picture that is not there, and ``<|im_end|>``
+    for the document's end. Models of texts without a chat template read texts as they are.
+    """
+    if not {"message", "image"} & set(model.modalities):
+        return str
+    processor: Any = model.processor
+    tokens = {
+        *model.tokenizer.all_special_tokens,
+        *getattr(processor, "all_special_multimodal_tokens", []),
+    }
+    control = re.compile("|".join(map(re.escape, sorted(tokens))) or r"(?!)")
+    return lambda text: control.sub(lambda token: f"{token[0][0]} {token[0][1:]}", text)
+
+
+@contextmanager
+def _without_video() -> Iterator[None]:
+    """Let processors load without their part for videos, which needs torchvision.
+
+    No video is ever read here, but Qwen's processors do not load without it. To be used within
+    ``load_report``, which lets one thread load at a time.
+    """
+    from transformers import ProcessorMixin
+
+    original = ProcessorMixin.__dict__["get_attributes"]
+
+    def get_attributes(cls: type[ProcessorMixin]) -> list[str]:
+        names: list[str] = original.__get__(None, cls)()
+        return names[:-1] if names[-1:] == ["video_processor"] else names
+
+    setattr(ProcessorMixin, "get_attributes", classmethod(get_attributes))  # noqa: B010
+    try:
+        yield
+    finally:
+        setattr(ProcessorMixin, "get_attributes", original)  # noqa: B010

@@ -1,0 +1,130 @@
+"""Reading texts as a checkpoint's tokenizer does, prompt in front."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from llama_index_gap.models.base import Kind, ModelError
+from llama_index_gap.models.checkpoints.checkpoint import Checkpoint
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tokenizers import Tokenizer
+    from transformers import BatchEncoding
+
+
+def load_plain_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
+    """A checkpoint's tokenizer that reads all text as text, for prompts that are made of ids.
+
+    Special tokens spelled out in a text are not special (with byte-level BPE; other vocabularies
+    may hold them as pieces too), nothing is cut and nothing is filled up. Calls change nothing in
+    it, so several threads can use it.
+
+    Raises:
+        ModelError: no tokenizer in the folder, or one that does not load.
+    """
+    from tokenizers import Tokenizer
+
+    path = _tokenizer_file(checkpoint)
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the tokenizers library raises nothing more precise
+        raise ModelError(f"{checkpoint.name}: its tokenizer does not load ({error})") from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    tokenizer.encode_special_tokens = True
+    return tokenizer
+
+
+class PromptedTokenizer:
+    """A checkpoint's tokenizer with the prompts of its two sides; safe in several threads.
+
+    Args:
+        checkpoint: where the tokenizer's files lie.
+        prompts: what goes before the texts of each side.
+        longest: most tokens that the model can take.
+        max_text_tokens: most tokens that are wanted, prompt and special tokens included; by default
+            as many as both model and tokenizer allow.
+
+    Attributes:
+        max_text_tokens: where texts are cut.
+        pad_token_id: what fills up the shorter texts of a batch.
+
+    Raises:
+        ModelError: no tokenizer in the folder, or one that does not load.
+        ValueError: ``max_text_tokens`` is beyond the checkpoint, or within a prompt.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        prompts: Mapping[Kind, str],
+        *,
+        longest: int,
+        max_text_tokens: int | None,
+    ) -> None:
+        from transformers import PreTrainedTokenizerFast
+
+        _tokenizer_file(checkpoint)
+        try:
+            # AutoTokenizer would take a model's own class here, and these build their pipeline anew
+            # and drop parts of the file's.
+            self._tokenizer = PreTrainedTokenizerFast.from_pretrained(checkpoint.folder)
+        except Exception as error:  # the tokenizers library raises nothing more precise
+            raise ModelError(f"{checkpoint.name}: its tokenizer does not load ({error})") from error
+        longest = min(longest, self._tokenizer.model_max_length)
+        if max_text_tokens is not None and max_text_tokens > longest:
+            raise ValueError(
+                f"max_text_tokens={max_text_tokens} is more than {checkpoint.name} can read; "
+                f"pass at most {longest}, or leave it out"
+            )
+        self.max_text_tokens = longest if max_text_tokens is None else max_text_tokens
+        self.pad_token_id: int = self._tokenizer.pad_token_id
+        self._prompts = prompts
+        # Truncation is a setting of the tokenizer, not of the call.
+        self._lock = threading.Lock()
+        for kind in prompts:
+            (taken,) = self._lengths([""], kind)
+            if self.max_text_tokens <= taken:
+                raise ValueError(
+                    f"max_text_tokens={self.max_text_tokens} leaves no room for a text: {kind} "
+                    f"prompt and special tokens take {taken}; pass more, or a shorter prompt"
+                )
+
+    def __call__(self, texts: Sequence[str], kind: Kind) -> BatchEncoding:
+        """Token ids and attention mask of n texts, shape (n, longest of them), padded and cut."""
+        with self._lock:
+            tokens: BatchEncoding = self._tokenizer(
+                self._prompted(texts, kind),
+                padding=True,
+                truncation=True,
+                max_length=self.max_text_tokens,
+                return_tensors="pt",
+            )
+        return tokens
+
+    def count_truncated(self, texts: Sequence[str], kind: Kind) -> int:
+        """How many of these texts are longer than ``max_text_tokens``."""
+        return sum(length > self.max_text_tokens for length in self._lengths(texts, kind))
+
+    def _lengths(self, texts: Sequence[str], kind: Kind) -> list[int]:
+        if not texts:
+            return []
+        with self._lock:
+            tokens = self._tokenizer(self._prompted(texts, kind), truncation=False, verbose=False)
+        return [len(ids) for ids in tokens["input_ids"]]
+
+    def _prompted(self, texts: Sequence[str], kind: Kind) -> list[str]:
+        return [self._prompts[kind] + text for text in texts]
+
+
+def _tokenizer_file(checkpoint: Checkpoint) -> Path:
+    path = checkpoint.folder / "tokenizer.json"
+    if not path.is_file():
+        raise ModelError(
+            f"{checkpoint.name}: tokenizer.json is missing; download the checkpoint again"
+        )
+    return path

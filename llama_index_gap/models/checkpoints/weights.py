@@ -1,0 +1,184 @@
+"""Reading a checkpoint's settings and weights, and refusing what is damaged or does not fit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from llama_index_gap.models.base import ModelError
+from llama_index_gap.models.checkpoints.checkpoint import Checkpoint, LoadReport, list_some
+
+Module = TypeVar("Module", bound=nn.Module)
+
+_WEIGHTS = "model.safetensors"
+_INDEX = "model.safetensors.index.json"
+_REQUIRED = object()
+
+
+def setting(
+    checkpoint: Checkpoint, path: str, default: Any = _REQUIRED, *, file: str = "config.json"
+) -> Any:
+    """One setting from a JSON file of the checkpoint.
+
+    Args:
+        checkpoint: where the file lies.
+        path: the keys that lead to the setting, joined by dots, as in ``"vision_config.width"``.
+        default: what to return if the file does not say; without it, that is an error.
+        file: the file's name.
+
+    Raises:
+        ModelError: no such file, no JSON object in it, or no such setting.
+    """
+    value: Any = checkpoint.config if file == "config.json" else checkpoint.read_json(file)
+    for key in path.split("."):
+        if isinstance(value, dict) and key in value:
+            value = value[key]
+        elif default is _REQUIRED:
+            raise ModelError(f"{checkpoint.name}: {file} does not say {path}")
+        else:
+            return default
+    return value
+
+
+def check_settings(
+    checkpoint: Checkpoint, supported: Mapping[str, Any], *, file: str = "config.json"
+) -> None:
+    """Refuse a variant of the architecture that would load without complaint but compute wrongly.
+
+    Args:
+        checkpoint: where the file lies.
+        supported: the only supported value of each setting, also assumed where it is left out.
+        file: the file's name.
+
+    Raises:
+        ModelError: a setting has another value; lists all such.
+    """
+    found = {path: setting(checkpoint, path, value, file=file) for path, value in supported.items()}
+    wrong = [
+        f"{path}={found[path]!r} (supported: {value!r})"
+        for path, value in supported.items()
+        if found[path] != value
+    ]
+    if wrong:
+        raise ModelError(
+            f"{checkpoint.name}: a variant that cannot be loaded; {file} says {', '.join(wrong)}"
+        )
+
+
+def read_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """All tensors of a checkpoint, from one safetensors file or from its shards.
+
+    Raises:
+        ModelError: a file is missing or cannot be read, or a tensor holds NaN or infinity.
+    """
+    folder = checkpoint.folder
+    files: Sequence[str] = [_WEIGHTS]
+    if not (folder / _WEIGHTS).is_file() and (folder / _INDEX).is_file():
+        weight_map = setting(checkpoint, "weight_map", file=_INDEX)
+        if not isinstance(weight_map, dict):
+            raise ModelError(
+                f"{checkpoint.name}: weight_map in {_INDEX} is no JSON object but {weight_map!r}; "
+                "download the checkpoint again"
+            )
+        files = sorted(set(weight_map.values()))
+    absent = {file for file in files if not (folder / file).is_file()}
+    if absent:
+        raise ModelError(
+            f"{checkpoint.name}: weights are missing: {list_some(absent)}; download the checkpoint "
+            "again (weights are read from safetensors files only)"
+        )
+    tensors: dict[str, Tensor] = {}
+    for file in files:
+        try:
+            tensors |= load_file(folder / file)
+        except (SafetensorError, OSError) as error:
+            raise ModelError(
+                f"{checkpoint.name}: {file} cannot be read ({error}); download it again"
+            ) from error
+    refuse_broken_numbers(tensors, checkpoint.name)
+    return tensors
+
+
+def refuse_broken_numbers(tensors: Mapping[str, Tensor], name: str) -> None:
+    """Raise ModelError that lists the tensors of the checkpoint ``name`` with NaN or infinity."""
+    broken = {key for key, tensor in tensors.items() if not bool(tensor.isfinite().all())}
+    if broken:
+        raise ModelError(
+            f"{name}: NaN or infinity in the weights {list_some(broken)}; "
+            "download the checkpoint again"
+        )
+
+
+def load_module(
+    make: Callable[[], Module],
+    tensors: Mapping[str, Tensor],
+    name: str,
+    *,
+    device: str,
+    dtype: torch.dtype,
+) -> Module:
+    """Construct a module and fill it, without ever holding random weights beside the real ones.
+
+    Args:
+        make: constructs the module.
+        tensors: exactly the entries of its state dict.
+        name: the checkpoint, for the message.
+        device: where the module is to run.
+        dtype: of the parameters; buffers, which are computed and not loaded, keep their precision.
+
+    Raises:
+        ModelError: tensors are missing, unexpected or wrongly shaped; lists them.
+    """
+    with _ParametersWithoutMemory():
+        module = make()
+    expected = module.state_dict()
+    LoadReport(
+        missing=expected.keys() - tensors.keys(),
+        unexpected=tensors.keys() - expected.keys(),
+        mismatched={
+            f"{key} {tuple(tensors[key].shape)} for {tuple(expected[key].shape)}"
+            for key in expected.keys() & tensors.keys()
+            if tensors[key].shape != expected[key].shape
+        },
+    ).raise_if_incomplete(name)
+    module.load_state_dict({key: tensors[key].to(device, dtype) for key in expected}, assign=True)
+    # A buffer that was not computed is still without memory; then this raises.
+    return module.requires_grad_(False).eval().to(device)
+
+
+class _ParametersWithoutMemory(TorchFunctionMode):
+    """Put on the meta device what is allocated without values: parameters, but not buffers.
+
+    ``torch.device("meta")`` would take the buffers along, and rotary frequencies are in no file.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        where = {"device": "meta"} if func is torch.empty else {}
+        return func(*args, **{**(kwargs or {}), **where})
+
+
+def rename(key: str, names: Mapping[str, str]) -> str:
+    """A tensor's name with each part that ``names`` knows replaced by what it maps to."""
+    for theirs, ours in names.items():
+        key = key.replace(theirs, ours)
+    return key
+
+
+def split_qkv(name: str, joint: str, tensor: Tensor) -> dict[str, Tensor]:
+    """One joint projection as transformers' three; a tensor of another name as it is."""
+    if f".{joint}." not in name:
+        return {name: tensor}
+    parts = zip("qkv", tensor.tensor_split(3), strict=True)
+    return {name.replace(joint, f"self_attn.{letter}_proj"): part for letter, part in parts}

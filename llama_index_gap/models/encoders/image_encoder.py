@@ -1,0 +1,134 @@
+"""Encoders of images alone, for comparing pictures with pictures: DINOv2 and its kin."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import numpy as np
+import torch
+
+from llama_index_gap.models.base import Encoder, FloatArray, Kind, ModelError, unit_rows
+from llama_index_gap.models.checkpoints.checkpoint import Checkpoint, first_line, load_report
+from llama_index_gap.models.checkpoints.weights import refuse_broken_numbers
+from llama_index_gap.models.layers import concatenate, to_numpy
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+class ImageEncoder(Encoder):
+    """A vision transformer that was trained on images alone, run by transformers.
+
+    The vector is the class token's after the final layer norm: what stands for the image in the
+    vision transformer (arXiv 2010.11929), and what the authors of DINO (arXiv 2104.14294), DINOv2
+    (arXiv 2304.07193, and its model card) and DINOv3 (arXiv 2508.10104) compare images by. A pooler
+    that a checkpoint has beside it is made for classification, and plays no part.
+
+    Args:
+        checkpoint: a folder in the layout of facebook/dinov2-base.
+        device: a torch device.
+        dtype: number format of the weights.
+        allow_pickle: read weights in pickle format where there are no safetensors.
+        max_text_tokens: must be None, as the next two: there are no texts.
+        query_prompt: must be None.
+        document_prompt: must be None.
+
+    Raises:
+        ModelError: files are missing or damaged, or the weights do not fit the configuration.
+        ValueError: there is an option for texts.
+    """
+
+    shares_text_space = False
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        device: str,
+        dtype: torch.dtype,
+        allow_pickle: bool = False,
+        max_text_tokens: int | None = None,
+        query_prompt: str | None = None,
+        document_prompt: str | None = None,
+    ) -> None:
+        if any(option is not None for option in (max_text_tokens, query_prompt, document_prompt)):
+            raise ValueError(
+                "max_text_tokens, query_prompt and document_prompt are for texts, and "
+                f"{checkpoint.name} encodes images only; leave them out"
+            )
+        self.name = checkpoint.name
+        self.licence = checkpoint.licence
+        self.modalities = frozenset({"image"})
+        self.max_text_tokens = None
+        self._model, self._processor = _load(checkpoint, device, dtype, allow_pickle)
+        self.dimension = self._model.config.hidden_size
+        self._forward = threading.Lock()
+
+    def encode_text(self, texts: Sequence[str], kind: Kind) -> NoReturn:
+        """Texts cannot be encoded.
+
+        Raises:
+            ModelError: always.
+        """
+        raise self._no_texts()
+
+    def count_truncated(self, texts: Sequence[str], kind: Kind) -> NoReturn:
+        """Texts cannot be encoded.
+
+        Raises:
+            ModelError: always.
+        """
+        raise self._no_texts()
+
+    def prepare_image(self, image: Image) -> Any:
+        """Resize and normalise one RGB image, as the checkpoint says."""
+        return self._processor(images=image, return_tensors="pt")
+
+    def encode_prepared(self, prepared: Sequence[Any]) -> FloatArray:
+        """Encode n prepared images; returns shape (n, dimension), rows of length 1."""
+        if not prepared:
+            return np.empty((0, self.dimension), np.float32)
+        pixels = concatenate(prepared, self.name)["pixel_values"]
+        with self._forward, torch.inference_mode():
+            tokens = self._model(pixels.to(self._model.device, self._model.dtype)).last_hidden_state
+            return unit_rows(to_numpy(tokens[:, 0]))
+
+    def _no_texts(self) -> ModelError:
+        return ModelError(
+            f"{self.name} encodes images only; for texts pass a dual encoder (CLIP, SigLIP, …), "
+            "and this model as image_query_embed_model of a DualIndex"
+        )
+
+
+def _load(
+    checkpoint: Checkpoint, device: str, dtype: torch.dtype, allow_pickle: bool
+) -> tuple[Any, Any]:
+    """The model and its image processor."""
+    import transformers
+
+    auto: Any = transformers  # has types in part
+    local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    with load_report() as report:
+        try:
+            # As in sbert.py: bit-equal to what the models were published with.
+            # DINOv3 has no such path; transformers then takes its torchvision one.
+            processor = auto.AutoImageProcessor.from_pretrained(
+                checkpoint.folder, backend="pil", **local
+            )
+            model = auto.AutoModel.from_pretrained(
+                checkpoint.folder,
+                dtype=dtype,
+                use_safetensors=None if allow_pickle else True,
+                **local,
+            )
+        # transformers raises its own types for a checkpoint that it cannot read.
+        except Exception as error:
+            reason = first_line(error)
+            if isinstance(error, ImportError) and "torchvision" in reason.lower():
+                reason = "its image processor needs torchvision; run: pip install torchvision"
+            raise ModelError(f"{checkpoint.name}: transformers cannot load it: {reason}") from error
+    report.raise_if_incomplete(checkpoint.name, pooler_unused=True)
+    refuse_broken_numbers(model.state_dict(), checkpoint.name)
+    return model.to(device).eval(), processor

@@ -1,0 +1,478 @@
+"""nomic-embed-text-v1.5 and nomic-embed-vision-v1.5: two checkpoints that share one space."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812 (its usual name)
+from torch import Tensor, nn
+
+from llama_index_gap.models.base import Encoder, FloatArray, Kind, Modality, ModelError, unit_rows
+from llama_index_gap.models.checkpoints.checkpoint import Checkpoint
+from llama_index_gap.models.checkpoints.tokens import PromptedTokenizer
+from llama_index_gap.models.checkpoints.weights import (
+    check_settings,
+    load_module,
+    read_weights,
+    rename,
+    setting,
+    split_qkv,
+)
+from llama_index_gap.models.layers import (
+    PatchRotation,
+    masked_mean,
+    pixel_values,
+    split_heads,
+    to_numpy,
+)
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+# From the model card of nomic-ai/nomic-embed-text-v1.5; no file of the checkpoint states them.
+_QUERY_PROMPT = "search_query: "
+_DOCUMENT_PROMPT = "search_document: "
+
+_SUPPORTED = {
+    "activation_function": "swiglu",
+    "causal": False,
+    "parallel_block": False,
+    "rotary_emb_interleaved": False,
+    "rotary_emb_scale_base": None,
+    "scale_attn_by_inverse_layer_idx": False,
+    "scale_attn_weights": True,
+    "use_rms_norm": False,
+}
+_SUPPORTED_TEXT = {**_SUPPORTED, "prenorm": False, "rotary_emb_fraction": 1.0}
+_SUPPORTED_VISION = {
+    **_SUPPORTED,
+    "learned_pos_embedding": False,
+    "no_cls_token": False,
+    "no_embed_class": False,
+    "no_last_ln": True,
+    "num_channels": 3,
+    "prenorm": True,
+    "register_tokens": 0,
+    "sinusoidal_pos_embedding": False,
+    "use_pos_embed": True,
+    "use_rotary_pos_emb": True,
+}
+_POOLING = "1_Pooling/config.json"  # of sentence-transformers; not every checkpoint has it
+_SUPPORTED_POOLING = {
+    "pooling_mode": "mean",
+    "pooling_mode_cls_token": False,
+    "pooling_mode_mean_tokens": True,
+}
+_TEXT_NAMES = {
+    "emb_ln.": "embeddings.LayerNorm.",
+    "encoder.layers.": "layers.",
+    ".attn.out_proj.": ".self_attn.o_proj.",
+    ".fc11.": ".up_proj.",
+    ".fc12.": ".gate_proj.",
+    ".fc2.": ".down_proj.",
+    ".norm1.": ".post_attention_layernorm.",
+    ".norm2.": ".post_mlp_layernorm.",
+}
+_PREPROCESSOR = "preprocessor_config.json"
+_BICUBIC = 3  # in Pillow's numbering, which the file uses
+_SUPPORTED_PREPROCESSING = {
+    "do_normalize": True,
+    "do_rescale": True,
+    "do_resize": True,
+    "resample": _BICUBIC,
+    "rescale_factor": 1 / 255,
+}
+_MLP_EPS = 1e-5  # of the norm inside the SwiGLU; in the reference's code, not in its config.json
+
+
+class NomicEncoder(Encoder):
+    """Nomic Embed's text model, its vision model, or both (arXiv 2402.01613, 2406.18587).
+
+    A text vector may be shortened after encoding: take its first d numbers and scale them to
+    length 1. The reference has one more step, a layer norm, but that comes before the cut.
+
+    Args:
+        text: a folder in the layout of nomic-ai/nomic-embed-text-v1.5, or None.
+        vision: a folder in the layout of nomic-ai/nomic-embed-vision-v1.5, or None.
+        device: a torch device.
+        dtype: of the weights.
+        max_text_tokens: cut texts here, to save time; by default where training ended (2048).
+        query_prompt: put before queries; ``"search_query: "`` by default.
+        document_prompt: put before documents; ``"search_document: "`` by default.
+
+    Raises:
+        ModelError: files are missing or damaged, the weights do not fit the configuration, or a
+            checkpoint is of the other kind.
+        ValueError: ``max_text_tokens`` is beyond the checkpoint, or within a prompt; there is no
+            checkpoint; or there is a text option without a text checkpoint.
+    """
+
+    def __init__(
+        self,
+        text: Checkpoint | None,
+        vision: Checkpoint | None,
+        *,
+        device: str,
+        dtype: torch.dtype,
+        max_text_tokens: int | None = None,
+        query_prompt: str | None = None,
+        document_prompt: str | None = None,
+    ) -> None:
+        if text is None and vision is None:
+            raise ValueError("NomicEncoder needs a text checkpoint, a vision checkpoint, or both")
+        options = (max_text_tokens, query_prompt, document_prompt)
+        if text is None and any(option is not None for option in options):
+            raise ValueError(
+                "max_text_tokens, query_prompt and document_prompt are for texts; pass a text "
+                "checkpoint too, or leave them out"
+            )
+        if text is not None and is_vision(text):
+            raise ModelError(f"{text.name} is a vision checkpoint; pass it as vision=")
+        if vision is not None and not is_vision(vision):
+            raise ModelError(f"{vision.name} is a text checkpoint; pass it as text=")
+        checkpoints = [checkpoint for checkpoint in (text, vision) if checkpoint is not None]
+        self.name = " + ".join(checkpoint.name for checkpoint in checkpoints)
+        dimensions = [setting(checkpoint, "n_embd") for checkpoint in checkpoints]
+        if len(set(dimensions)) > 1:
+            raise ModelError(
+                f"{self.name}: their vectors have {dimensions[0]} and {dimensions[1]} numbers, so "
+                "they share no space; pass the two checkpoints of one version"
+            )
+        self.dimension = dimensions[0]
+        licences = list(dict.fromkeys(checkpoint.licence for checkpoint in checkpoints))
+        self.licence = licences[0] if len(licences) == 1 else " + ".join(map(str, licences))
+        prompts: dict[Kind, str] = {
+            "query": _QUERY_PROMPT if query_prompt is None else query_prompt,
+            "document": _DOCUMENT_PROMPT if document_prompt is None else document_prompt,
+        }
+        where: dict[str, Any] = {"device": device, "dtype": dtype}
+        modalities: set[Modality] = set()
+        self._text: _TextSide | None = None
+        self._vision: _VisionSide | None = None
+        self.max_text_tokens = None
+        if text is not None:
+            self._text = _TextSide(text, prompts, max_text_tokens=max_text_tokens, **where)
+            self.max_text_tokens = self._text.tokenizer.max_text_tokens
+            modalities.add("text")
+        if vision is not None:
+            self._vision = _VisionSide(vision, **where)
+            modalities.add("image")
+        self.modalities = frozenset(modalities)
+
+    def encode_text(self, texts: Sequence[str], kind: Kind) -> FloatArray:
+        """Encode n texts; returns shape (n, dimension), rows of length 1.
+
+        Raises:
+            ModelError: there is no text checkpoint.
+        """
+        side = self._text_side()
+        if not texts:
+            return np.empty((0, self.dimension), np.float32)
+        tokens = side.tokenizer(texts, kind)
+        return unit_rows(side.features(tokens["input_ids"], tokens["attention_mask"]))
+
+    def count_truncated(self, texts: Sequence[str], kind: Kind) -> int:
+        """How many of these texts ``encode_text`` would cut.
+
+        Raises:
+            ModelError: there is no text checkpoint.
+        """
+        return self._text_side().tokenizer.count_truncated(texts, kind)
+
+    def prepare_image(self, image: Image) -> FloatArray:
+        """Squash an image to the model's square; returns shape (3, size, size).
+
+        Raises:
+            ModelError: there is no vision checkpoint.
+        """
+        return self._vision_side().prepare(image)
+
+    def encode_prepared(self, prepared: Sequence[FloatArray]) -> FloatArray:
+        """Encode n results of ``prepare_image``; returns shape (n, dimension), rows of length 1.
+
+        Raises:
+            ModelError: there is no vision checkpoint.
+        """
+        side = self._vision_side()
+        if not len(prepared):
+            return np.empty((0, self.dimension), np.float32)
+        return unit_rows(side.features(np.stack(prepared)))
+
+    def _text_side(self) -> _TextSide:
+        if self._text is None:
+            raise ModelError(
+                f"{self.name} is a vision checkpoint and reads no text; pass the text checkpoint "
+                "that shares its space too (nomic-ai/nomic-embed-text-v1.5)"
+            )
+        return self._text
+
+    def _vision_side(self) -> _VisionSide:
+        if self._vision is None:
+            raise ModelError(
+                f"{self.name} is a text checkpoint and sees no images; pass the vision checkpoint "
+                "that shares its space too (nomic-ai/nomic-embed-vision-v1.5)"
+            )
+        return self._vision
+
+
+def is_vision(checkpoint: Checkpoint) -> bool:
+    """Whether a Nomic checkpoint is the vision model: its ``config.json`` has no vocabulary.
+
+    The model type is ``nomic_bert`` in both.
+    """
+    return not setting(checkpoint, "vocab_size", 0)
+
+
+class _TextSide:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        prompts: Mapping[Kind, str],
+        *,
+        max_text_tokens: int | None,
+        device: str,
+        dtype: torch.dtype,
+    ) -> None:
+        check_settings(checkpoint, _SUPPORTED_TEXT)
+        if (checkpoint.folder / _POOLING).is_file():  # others of this architecture pool otherwise
+            check_settings(checkpoint, _SUPPORTED_POOLING, file=_POOLING)
+        self.tokenizer = PromptedTokenizer(
+            checkpoint, prompts, longest=_longest_text(checkpoint), max_text_tokens=max_text_tokens
+        )
+        self._model = _load_text_model(checkpoint, device=device, dtype=dtype)
+        self._device = device
+        self._forward = threading.Lock()
+
+    def features(self, ids: Tensor, mask: Tensor) -> FloatArray:
+        with self._forward, torch.inference_mode():
+            return to_numpy(
+                _text_features(self._model, ids.to(self._device), mask.to(self._device))
+            )
+
+
+class _VisionSide:
+    def __init__(self, checkpoint: Checkpoint, *, device: str, dtype: torch.dtype) -> None:
+        check_settings(checkpoint, _SUPPORTED_VISION)
+        check_settings(checkpoint, _SUPPORTED_PREPROCESSING, file=_PREPROCESSOR)
+        self._size = setting(checkpoint, "img_size")
+        size = setting(checkpoint, "size", file=_PREPROCESSOR)
+        if size != {"height": self._size, "width": self._size}:
+            raise ModelError(
+                f"{checkpoint.name}: {_PREPROCESSOR} scales images to {size}, but config.json says "
+                f"img_size={self._size}"
+            )
+        self._mean = setting(checkpoint, "image_mean", file=_PREPROCESSOR)
+        self._std = setting(checkpoint, "image_std", file=_PREPROCESSOR)
+        self._tower = load_module(
+            lambda: _VisionTower.from_settings(checkpoint),
+            read_weights(checkpoint),
+            checkpoint.name,
+            device=device,
+            dtype=dtype,
+        )
+        self._device, self._dtype = device, dtype
+        self._forward = threading.Lock()
+
+    def prepare(self, image: Image) -> FloatArray:
+        from PIL.Image import Resampling
+
+        square = image.convert("RGB").resize((self._size, self._size), Resampling.BICUBIC)
+        return pixel_values(square, self._mean, self._std)
+
+    def features(self, pixels: FloatArray) -> FloatArray:
+        on_device = torch.from_numpy(pixels).to(self._device, self._dtype)
+        with self._forward, torch.inference_mode():
+            return to_numpy(self._tower(on_device)[:, 0])
+
+
+def _longest_text(checkpoint: Checkpoint) -> int:
+    # The reference goes on to n_positions (8192), with rotary frequencies that it stretches only
+    # beyond max_trained_positions (``rotary_scaling_factor``); up to there both are the same.
+    trained = setting(checkpoint, "max_trained_positions", 2048)
+    return int(min(trained, setting(checkpoint, "n_positions")))
+
+
+def _pretraining_patches(checkpoint: Checkpoint) -> float:
+    """Patches on a side of the square in pretraining."""
+    match setting(checkpoint, "ref_feat_shape"):
+        case [int() | float() as rows, int() | float() as columns] if rows == columns:
+            return rows
+        case shape:
+            raise ModelError(
+                f"{checkpoint.name}: a variant that cannot be loaded; config.json says "
+                f"ref_feat_shape={shape!r} (supported: two equal numbers)"
+            )
+
+
+def _load_text_model(checkpoint: Checkpoint, *, device: str, dtype: torch.dtype) -> nn.Module:
+    from transformers import NomicBertConfig, NomicBertModel
+
+    # The native configuration has its own names for these and ignores the checkpoint's.
+    multiple = setting(checkpoint, "pad_vocab_size_multiple")
+    config = NomicBertConfig(
+        vocab_size=math.ceil(setting(checkpoint, "vocab_size") / multiple) * multiple,
+        hidden_size=setting(checkpoint, "n_embd"),
+        num_hidden_layers=setting(checkpoint, "n_layer"),
+        num_attention_heads=setting(checkpoint, "n_head"),
+        intermediate_size=int(setting(checkpoint, "n_inner")),
+        max_position_embeddings=_longest_text(checkpoint),
+        type_vocab_size=setting(checkpoint, "type_vocab_size"),
+        layer_norm_eps=setting(checkpoint, "layer_norm_epsilon"),
+        rope_parameters={
+            "rope_type": "default",
+            "rope_theta": float(setting(checkpoint, "rotary_emb_base")),
+        },
+    )
+    tensors: dict[str, Tensor] = {}
+    for key, tensor in read_weights(checkpoint).items():
+        tensors |= split_qkv(rename(key, _TEXT_NAMES), "attn.Wqkv", tensor)
+    return load_module(
+        lambda: NomicBertModel(config), tensors, checkpoint.name, device=device, dtype=dtype
+    )
+
+
+def _text_features(model: nn.Module, ids: Tensor, mask: Tensor) -> Tensor:
+    """Token ids and mask (n, length) → (n, d), not yet of length 1."""
+    pooled = masked_mean(model(input_ids=ids, attention_mask=mask).last_hidden_state, mask)
+    return F.layer_norm(pooled, pooled.shape[-1:])
+
+
+class _Attention(nn.Module):
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.Wqkv = nn.Linear(width, 3 * width)
+        self.out_proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, rotate: PatchRotation) -> Tensor:
+        query, key, value = (split_heads(part, self.heads) for part in self.Wqkv(x).chunk(3, -1))
+        mixed = F.scaled_dot_product_attention(rotate(query), rotate(key), value)
+        out: Tensor = self.out_proj(mixed.transpose(1, 2).flatten(2))
+        return out
+
+
+class _SwiGLU(nn.Module):
+    def __init__(self, width: int, hidden: int, *, norm: bool) -> None:
+        super().__init__()
+        self.fc11 = nn.Linear(width, hidden)
+        self.fc12 = nn.Linear(width, hidden)
+        self.norm = nn.LayerNorm(hidden, eps=_MLP_EPS) if norm else nn.Identity()
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.fc2(self.norm(self.fc11(x) * F.silu(self.fc12(x))))
+        return out
+
+
+class _Block(nn.Module):
+    def __init__(self, width: int, heads: int, hidden: int, eps: float, *, norm: bool) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=eps)
+        self.attn = _Attention(width, heads)
+        self.norm2 = nn.LayerNorm(width, eps=eps)
+        self.mlp = _SwiGLU(width, hidden, norm=norm)
+
+    def forward(self, x: Tensor, rotate: PatchRotation) -> Tensor:
+        x = x + self.attn(self.norm1(x), rotate)
+        out: Tensor = x + self.mlp(self.norm2(x))
+        return out
+
+
+class _PoolingAttention(nn.Module):
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.latent = nn.Parameter(torch.empty(1, 1, width))
+        self.Wq = nn.Linear(width, width)
+        self.Wkv = nn.Linear(width, 2 * width)
+        self.out_proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        query = split_heads(self.Wq(self.latent.expand(len(x), -1, -1)), self.heads)
+        key, value = (split_heads(part, self.heads) for part in self.Wkv(x).chunk(2, -1))
+        mixed = F.scaled_dot_product_attention(query, key, value)
+        out: Tensor = self.out_proj(mixed.transpose(1, 2).flatten(2))
+        return out
+
+
+class _Selector(nn.Module):
+    """One learned query looks at all tokens (n, length, d), and its answer joins each of them."""
+
+    def __init__(self, width: int, heads: int, hidden: int, eps: float) -> None:
+        super().__init__()
+        self.attn = _PoolingAttention(width, heads)
+        self.norm1 = nn.LayerNorm(width, eps=eps)
+        self.mlp = _SwiGLU(width, hidden, norm=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = x + self.mlp(self.norm1(self.attn(x)))
+        return out
+
+
+class _Embeddings(nn.Module):
+    def __init__(self, width: int, patch: int, patches: int) -> None:
+        super().__init__()
+        self.patch = patch
+        self.cls_token = nn.Parameter(torch.empty(1, 1, width))
+        self.pos_embed = nn.Parameter(torch.empty(1, 1 + patches**2, width))
+        self.proj = nn.Linear(3 * patch**2, width)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        patches = F.unfold(pixels, self.patch, stride=self.patch).transpose(1, 2)
+        class_token = self.cls_token.expand(len(pixels), -1, -1)
+        out: Tensor = torch.cat([class_token, self.proj(patches)], dim=1) + self.pos_embed
+        return out
+
+
+class _VisionTower(nn.Module):
+    """Pixels (n, 3, size, size) → token vectors (n, 1 + patches², d); the first is the image's.
+
+    Modules are named as in the checkpoint.
+    """
+
+    def __init__(
+        self,
+        *,
+        width: int,
+        layers: int,
+        heads: int,
+        hidden: int,
+        size: int,
+        patch: int,
+        extent: float,
+        eps: float,
+        norm: bool,
+    ) -> None:
+        super().__init__()
+        self.embeddings = _Embeddings(width, patch, size // patch)
+        self.rotate = PatchRotation(size // patch, width // heads, extent)
+        self.layers = nn.ModuleList(
+            _Block(width, heads, hidden, eps, norm=norm) for _ in range(layers)
+        )
+        self.selector = _Selector(width, heads, hidden, eps)
+
+    @classmethod
+    def from_settings(cls, checkpoint: Checkpoint) -> _VisionTower:
+        return cls(
+            width=setting(checkpoint, "n_embd"),
+            layers=setting(checkpoint, "n_layer"),
+            heads=setting(checkpoint, "n_head"),
+            hidden=int(setting(checkpoint, "n_inner")),
+            size=setting(checkpoint, "img_size"),
+            patch=setting(checkpoint, "patch_size"),
+            extent=_pretraining_patches(checkpoint),
+            eps=setting(checkpoint, "layer_norm_epsilon"),
+            norm=setting(checkpoint, "norm_mlp"),
+        )
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        x = self.embeddings(pixels)
+        for layer in self.layers:
+            x = layer(x, self.rotate)
+        out: Tensor = self.selector(x)
+        return out

@@ -1,0 +1,182 @@
+"""Any cross-encoder that sentence-transformers loads, for texts or for texts and pictures."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from scipy.special import expit
+
+from llama_index_gap.models.base import (
+    FloatArray,
+    Item,
+    Joint,
+    ModelError,
+    PairScorer,
+    check_at_least_one,
+)
+from llama_index_gap.models.checkpoints.checkpoint import Checkpoint
+from llama_index_gap.models.checkpoints.sbert import load_model, plain_text, saved_as
+from llama_index_gap.models.rerankers.items import open_picture
+
+if TYPE_CHECKING:
+    import torch
+
+
+def fits(checkpoint: Checkpoint) -> bool:
+    """Whether the files say that this is a cross-encoder.
+
+    Everything else would load, too, but with a head of random weights, or with a language model's
+    words for yes and no guessed.
+    """
+    if (checkpoint.folder / "modules.json").is_file():
+        return saved_as(checkpoint) == "CrossEncoder"
+    architectures = checkpoint.config.get("architectures") or []
+    return any(name.endswith("ForSequenceClassification") for name in architectures)
+
+
+class CrossEncoderScorer(PairScorer):
+    """A checkpoint run by sentence-transformers' ``CrossEncoder``.
+
+    A score is what the model's own activation makes of its logit. What it can read is found by
+    asking its chat template; without one it reads texts. Texts never stand for the picture whose
+    path or address they are, nor for the template's control tokens.
+
+    Args:
+        checkpoint: one that ``fits``.
+        device: a torch device.
+        dtype: number format of the weights.
+        batch_size: pairs scored at a time; the longest come first.
+        max_pixels: scale larger pictures down to this; None to leave that to the model.
+        trust_remote_code: run Python code that comes with the checkpoint.
+        allow_pickle: read weights in pickle format where there are no safetensors.
+
+    Raises:
+        ModelError: not a cross-encoder with one score per pair, or damaged or incomplete.
+        ValueError: ``batch_size`` or ``max_pixels`` is less than 1.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        device: str,
+        dtype: torch.dtype,
+        batch_size: int = 8,
+        max_pixels: int | None = None,
+        trust_remote_code: bool = False,
+        allow_pickle: bool = False,
+    ) -> None:
+        from sentence_transformers import CrossEncoder
+
+        if not fits(checkpoint):
+            raise ModelError(
+                f"{checkpoint.name} is no cross-encoder: it was not saved as one by "
+                "sentence-transformers, nor is its class in config.json …ForSequenceClassification"
+            )
+        check_at_least_one(batch_size=batch_size, max_pixels=max_pixels)
+        self.name = checkpoint.name
+        self.licence = checkpoint.licence
+        self._batch_size = batch_size
+        self._max_pixels = max_pixels
+        self._lock = threading.Lock()
+        self._model, report = load_model(
+            CrossEncoder,
+            checkpoint,
+            device=device,
+            dtype=dtype,
+            trust_remote_code=trust_remote_code,
+            allow_pickle=allow_pickle,
+        )
+        report.raise_if_incomplete(self.name)
+        if self._model.num_labels != 1:
+            raise ModelError(
+                f"{self.name} gives a pair {self._model.num_labels} numbers, one for each of its "
+                "classes; a reranker gives one"
+            )
+        self._plain = plain_text(self._model)
+        self._ask_template()
+
+    def prepare(self, item: Item) -> Any:
+        """Open a picture, and wrap what a model with a chat template reads."""
+        self._refuse_unreadable(item)
+        if isinstance(item, str):
+            return self._text(item)
+        if isinstance(item, Joint):
+            # The picture first, as Qwen3-VL-Reranker's own code has it.
+            picture = open_picture(item.image, self._max_pixels)
+            return {"image": picture, **self._text(item.text)}
+        return {"image": open_picture(item, self._max_pixels)}
+
+    def score_prepared(self, query: Any, documents: Sequence[Any]) -> FloatArray:
+        """Score n prepared documents; returns shape (n,)."""
+        if not documents:
+            return np.zeros(0, dtype=np.float32)
+        pairs = [(query, document) for document in documents]
+        with self._lock:
+            scores = self._model.predict(
+                pairs, batch_size=self._batch_size, show_progress_bar=False
+            )
+        return np.asarray(scores, dtype=np.float32)
+
+    def to_probability(self, scores: FloatArray) -> FloatArray | None:
+        """The scores from 0 to 1, as the model's own activation says.
+
+        A sigmoid's output is one already. A bare logit is taken for log-odds, as classifiers with
+        one class and differences of "yes" and "no" are; a bare logit of "yes" alone has no scale.
+        """
+        from torch import nn
+
+        if isinstance(self._model.activation_fn, nn.Sigmoid):
+            return scores
+        if isinstance(self._model.activation_fn, nn.Identity) and self._gives_log_odds():
+            probabilities: FloatArray = expit(scores)
+            return probabilities
+        return None
+
+    def _gives_log_odds(self) -> bool:
+        from sentence_transformers.cross_encoder.modules import LogitScore
+
+        head = self._model[-1]
+        return not isinstance(head, LogitScore) or head.false_token_id is not None
+
+    def _ask_template(self) -> None:
+        """Find out what reaches the prompt: texts, pictures, or both in one document."""
+        reads = self._model.modalities
+        self._wraps = False
+        self.modalities, self.joint = frozenset({"text"}), False
+        if "message" not in reads:
+            return
+        transformer = self._model[0]
+        self._wraps = transformer.input_formatter.message_format == "structured"
+        if not self._wraps or "image" not in reads:
+            return
+        from PIL import Image
+
+        picture = Image.new("RGB", (64, 64))
+        nothing, text, image, both = (
+            self._render(document)
+            for document in (
+                {"text": ""},
+                {"text": "text"},
+                {"image": picture},
+                {"image": picture, "text": "text"},
+            )
+        )
+        if image not in {None, nothing}:
+            self.modalities = frozenset({"text", "image"})
+            self.joint = both not in {None, nothing, text, image}
+
+    def _render(self, document: dict[str, Any]) -> str | None:
+        transformer = self._model[0]
+        messages = transformer.input_formatter.pair_to_messages(({"text": "query"}, document))
+        try:
+            return str(transformer.processor.apply_chat_template(messages, tokenize=False))
+        except Exception:  # templates may raise what they like on what they do not know
+            return None
+
+    def _text(self, text: str) -> Any:
+        # A bare "https://…/cat.jpg" would be taken for a picture, and fetched.
+        return {"text": self._plain(text)} if self._wraps else self._plain(text)

@@ -1,0 +1,354 @@
+"""jina-reranker-m0 without its remote code, which loads random weights on transformers 5.
+
+A document comes before the query in its prompt and attention looks back only, so that what the
+model makes of a document does not depend on the query: its keys and values are kept for the next.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from llama_index_gap.models.base import (
+    FloatArray,
+    Item,
+    Modality,
+    ModelError,
+    PairScorer,
+    Picture,
+    check_at_least_one,
+)
+from llama_index_gap.models.checkpoints.checkpoint import Checkpoint
+from llama_index_gap.models.checkpoints.tokens import load_plain_tokenizer
+from llama_index_gap.models.checkpoints.weights import (
+    check_settings,
+    load_module,
+    read_weights,
+    setting,
+)
+from llama_index_gap.models.layers import to_numpy
+from llama_index_gap.models.rerankers.caches import ByteCache
+from llama_index_gap.models.rerankers.items import content_key, open_picture
+from llama_index_gap.models.rerankers.packing import (
+    Piece,
+    Prefix,
+    in_batches,
+    run_packed,
+    use_packing,
+)
+from llama_index_gap.models.rerankers.qwen_vision import PreparedPicture, QwenVision, Scene
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+# What the reference has in its code (modeling.py of jinaai/jina-reranker-m0) and in no other file.
+DOCUMENT, QUERY = "**Document**:\n", "**Query**:\n"
+SCORE_TOKEN_ID = 100
+LOGIT_BIAS = 2.65
+_MAX_LENGTH = 10240
+_QUERY_LENGTH = 512  # so much of the length is left to the query when a document is cut
+
+_SUPPORTED = {"architectures": ["JinaVLForRanking"], "use_sliding_window": False}
+_MOST_TOKENS = 4096  # of a pass; larger ones are a little slower on a processor
+
+
+@dataclass(frozen=True)
+class PreparedText:
+    """A text on its way to the model.
+
+    Attributes:
+        key: stands for its content.
+        text: as it came.
+    """
+
+    key: str
+    text: str
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One side of the prompt.
+
+    Attributes:
+        ids: its tokens; a picture's are placeholders.
+        scenes: the picture that goes there; none for a text.
+    """
+
+    ids: list[int]
+    scenes: list[Scene]
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A document on its way through the model.
+
+    Attributes:
+        place: in the caller's list.
+        key: stands for its content.
+        is_picture: what it is.
+        past: what is kept of it; None if nothing is.
+        part: its side of the prompt; empty if it is kept.
+    """
+
+    place: int
+    key: str
+    is_picture: bool
+    past: Prefix | None
+    part: _Part
+
+
+class JinaRerankerScorer(PairScorer):
+    """jina-reranker-m0: texts in many languages and pictures, on either side.
+
+    Scores are the model card's: sigmoid(logit − 2.65), from 0 to 1. Special tokens that are spelled
+    out in a text are text.
+
+    Args:
+        checkpoint: a folder in the layout of jinaai/jina-reranker-m0.
+        device: a torch device.
+        dtype: number format of the weights.
+        max_pixels: scale larger pictures down to this, to save time; the least and the most are the
+            checkpoint's.
+        max_length: longest prompt, in tokens. A document that leaves less than 512 of them is cut,
+            then what remains of the query.
+        batch_size: most documents in one pass.
+        prefix_bytes: keys and values of documents that are kept, on the device; 0 for none. A token
+            takes 28 kB in the real model (bfloat16), a photo of 640×480 11 MB.
+        vision_bytes: pictures as the vision tower saw them that are kept, on the device; 0 for
+            none. A photo of 640×480 takes 1.2 MB.
+        vision_folder: where to keep these on disk as well, for good; None for nowhere.
+
+    Raises:
+        ModelError: files are missing or damaged, or the weights do not fit the configuration.
+        ValueError: a number is outside of its range.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        device: str,
+        dtype: torch.dtype,
+        max_pixels: int | None = None,
+        max_length: int = _MAX_LENGTH,
+        batch_size: int = 32,
+        prefix_bytes: int = 2**30,
+        vision_bytes: int = 2**28,
+        vision_folder: str | Path | None = None,
+    ) -> None:
+        _check_range("max_length", max_length, 2 * _QUERY_LENGTH, _MAX_LENGTH)
+        check_at_least_one(batch_size=batch_size)
+        _check_range("prefix_bytes", prefix_bytes, 0)
+        _check_range("vision_bytes", vision_bytes, 0)
+        check_settings(checkpoint, _SUPPORTED)
+        self._image_id: int = setting(checkpoint, "image_token_id")
+        self._image_start: int = setting(checkpoint, "vision_start_token_id")
+        self._image_end: int = setting(checkpoint, "vision_end_token_id")
+        self._tokenizer = load_plain_tokenizer(checkpoint)
+        self._model, self._head = _load_model(checkpoint, device=device, dtype=dtype)
+        self._forward = threading.Lock()
+        self._vision = QwenVision(
+            checkpoint,
+            self._model.visual,
+            self._forward,
+            max_pixels=max_pixels,
+            max_bytes=vision_bytes,
+            folder=None if vision_folder is None else Path(vision_folder),
+        )
+        self._prefixes = ByteCache[Prefix](prefix_bytes, size=lambda prefix: prefix.nbytes)
+        self._max_length, self._batch_size, self._device = max_length, batch_size, device
+        self.name, self.licence = checkpoint.name, checkpoint.licence
+        self.modalities: frozenset[Modality] = frozenset({"text", "image"})
+
+    def prepare(self, item: Item) -> PreparedText | PreparedPicture:
+        """Turn a text or a picture into what ``score_prepared`` takes.
+
+        Raises:
+            ModelError: the item is both, or a picture more than 200 times as long as it is wide.
+        """
+        self._refuse_unreadable(item)
+        key = content_key(item)
+        if isinstance(item, str):
+            return PreparedText(key, item)
+
+        def decode() -> Image:
+            return open_picture(cast("Image | Picture", item))
+
+        kept = key in self._prefixes or key in self._vision
+        return PreparedPicture(key, decode, None if kept else self._vision.cut_up(decode()))
+
+    def score_prepared(
+        self,
+        query: PreparedText | PreparedPicture,
+        documents: Sequence[PreparedText | PreparedPicture],
+    ) -> FloatArray:
+        """Score n prepared documents against a query; returns shape (n,), from 0 to 1."""
+        scores = np.empty(len(documents), np.float32)
+        with torch.inference_mode():
+            (asked,) = self._parts(QUERY, [query], "")
+            for batch in in_batches(
+                self._candidates(documents),
+                lambda candidate: len(candidate.part.ids) + len(asked.ids),
+                most_weight=_MOST_TOKENS,
+                most_items=self._batch_size,
+            ):
+                logits = self._logits(asked, batch)
+                scores[[each.place for each in batch]] = to_numpy(
+                    torch.sigmoid(logits - LOGIT_BIAS)
+                )
+        return scores
+
+    def to_probability(self, scores: FloatArray) -> FloatArray:
+        """The scores as they are."""
+        return scores
+
+    def _candidates(self, documents: Sequence[PreparedText | PreparedPicture]) -> list[_Candidate]:
+        """The documents: those that are kept, then texts, then pictures, by length.
+
+        An order of their own, so that how a batch rounds does not depend on the caller's.
+        """
+        kept = [self._prefixes.get(document.key) for document in documents]
+        new = [document for document, past in zip(documents, kept, strict=True) if past is None]
+        parts = iter(self._parts(DOCUMENT, new, "\n"))
+        candidates = [
+            _Candidate(
+                place,
+                document.key,
+                isinstance(document, PreparedPicture),
+                past,
+                next(parts) if past is None else _Part([], []),
+            )
+            for place, (document, past) in enumerate(zip(documents, kept, strict=True))
+        ]
+        return sorted(
+            candidates,
+            key=lambda each: (each.past is None, each.is_picture, len(each.part.ids), each.key),
+        )
+
+    def _parts(
+        self, before: str, items: Sequence[PreparedText | PreparedPicture], after: str
+    ) -> list[_Part]:
+        """Items with the prompt's words around them."""
+        pictures = [item for item in items if isinstance(item, PreparedPicture)]
+        scenes = iter(self._vision.see(pictures))
+        parts = []
+        for item in items:
+            if isinstance(item, PreparedText):
+                text = self._cut(item.text) if before == DOCUMENT else item.text
+                parts.append(_Part(self._encode(before + text + after), []))
+            else:
+                scene = next(scenes)
+                placeholders = [self._image_id] * len(scene.vectors)
+                picture = [self._image_start, *placeholders, self._image_end]
+                ids = [*self._encode(before), *picture, *self._encode(after)]
+                parts.append(_Part(ids, [scene]))
+        return parts
+
+    def _encode(self, text: str) -> list[int]:
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def _cut(self, document: str) -> str:
+        most = self._max_length - _QUERY_LENGTH
+        ids = self._encode(document)
+        if len(ids) < most:
+            return document
+        # By way of text, as the reference does it: half a character becomes another.
+        return self._tokenizer.decode(ids[:most], skip_special_tokens=False)
+
+    def _logits(self, asked: _Part, batch: Sequence[_Candidate]) -> Tensor:
+        pieces = [self._piece(asked, candidate) for candidate in batch]
+        with self._forward:
+            last = run_packed(self._model.language_model, pieces)
+            logits: Tensor = self._head(last.float())[:, 0]
+        for candidate, piece in zip(batch, pieces, strict=True):
+            if piece.keep:
+                self._prefixes.put(candidate.key, piece.kept)
+        return logits
+
+    def _piece(self, asked: _Part, candidate: _Candidate) -> Piece:
+        """What is new of a prompt to the model, cut to the longest that it reads."""
+        past, ids = candidate.past, candidate.part.ids
+        length = len(ids) if past is None else past.length
+        most = self._max_length - 1  # the score token comes last, always
+        # Of texts the end is cut, as the reference does; where that is a picture, which cannot be
+        # cut, a text before it makes room.
+        room = most - len(asked.ids) if asked.scenes else most
+        keep = len(ids) if self._prefixes.max_bytes and length <= room else 0
+        if length > room:
+            if candidate.is_picture:
+                raise ModelError(
+                    f"{self.name}: the pictures of query and document take "
+                    f"{length + len(asked.ids)} tokens, and max_length={self._max_length} leaves "
+                    f"{most}; pass a larger max_length or a smaller max_pixels"
+                )
+            past, ids, length = past and past.cut(room), ids[:room], room
+        new = torch.tensor([*ids, *asked.ids[: most - length], SCORE_TOKEN_ID])
+        scenes = [*candidate.part.scenes, *asked.scenes]
+        start = 0 if past is None else past.next_position
+        return Piece(self._embed(new, scenes), self._positions(new, scenes) + start, past, keep)
+
+    def _embed(self, ids: Tensor, scenes: Sequence[Scene]) -> Tensor:
+        embeddings: Tensor = self._model.get_input_embeddings()(ids.to(self._device))
+        if scenes:
+            is_image = (ids == self._image_id).to(self._device)
+            embeddings[is_image] = torch.cat([scene.vectors for scene in scenes])
+        return embeddings
+
+    def _positions(self, ids: Tensor, scenes: Sequence[Scene]) -> Tensor:
+        merge = self._model.visual.spatial_merge_size
+        grids = [(1, rows * merge, columns * merge) for rows, columns in (s.grid for s in scenes)]
+        positions, _ = self._model.get_rope_index(
+            ids[None],
+            mm_token_type_ids=(ids == self._image_id)[None].int(),
+            image_grid_thw=torch.tensor(grids) if grids else None,
+        )
+        return cast("Tensor", positions[:, 0].to(self._device))
+
+
+def _load_model(
+    checkpoint: Checkpoint, *, device: str, dtype: torch.dtype
+) -> tuple[Any, nn.Module]:
+    """The backbone, and the head that makes a logit of the last token."""
+    from transformers import Qwen2VLConfig, Qwen2VLModel
+
+    try:
+        config: Any = Qwen2VLConfig.from_pretrained(checkpoint.folder)
+    except Exception as error:  # transformers raises types of all kinds
+        raise ModelError(f"{checkpoint.name}: its config.json does not load ({error})") from error
+    width = config.text_config.hidden_size
+    tensors = read_weights(checkpoint)
+    # The language model's own head, if it is stored: the reference has none.
+    tensors.pop("lm_head.weight", None)
+    head = {key: tensors.pop(key) for key in list(tensors) if key.startswith("score.")}
+    backbone = {
+        f"language_{key}" if key.startswith("model.") else key: tensor
+        for key, tensor in tensors.items()
+    }
+    model = load_module(
+        lambda: Qwen2VLModel(config), backbone, checkpoint.name, device=device, dtype=dtype
+    )
+    use_packing(model.language_model)
+    # In float32: bfloat16 steps by 0.016 around the bias, so that scores would tie.
+    scores = load_module(
+        lambda: _make_head(width), head, checkpoint.name, device=device, dtype=torch.float32
+    )
+    return model, scores["score"]
+
+
+def _make_head(width: int) -> nn.ModuleDict:
+    layers = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 1))
+    return nn.ModuleDict({"score": layers})
+
+
+def _check_range(name: str, value: int, least: int, most: int | None = None) -> None:
+    if value < least or (most is not None and value > most):
+        limits = f"at least {least}" if most is None else f"{least} to {most}"
+        raise ValueError(f"{name}={value}: pass {limits}")

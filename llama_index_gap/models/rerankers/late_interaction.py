@@ -1,0 +1,203 @@
+"""Late interaction: a vector for each token and patch, and the best match of each query vector."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from llama_index_gap.models.base import (
+    FloatArray,
+    Item,
+    Joint,
+    Kind,
+    Modality,
+    ModelError,
+    PairScorer,
+    check_at_least_one,
+)
+from llama_index_gap.models.checkpoints.checkpoint import Checkpoint
+from llama_index_gap.models.checkpoints.sbert import load_model, plain_text, saved_as
+from llama_index_gap.models.rerankers.caches import ByteCache
+from llama_index_gap.models.rerankers.items import content_key, open_picture
+
+
+def fits(checkpoint: Checkpoint) -> bool:
+    """Whether the files say that this is a late-interaction model.
+
+    Everything else would load, too, but with a projection of random weights.
+    """
+    if (checkpoint.folder / "modules.json").is_file():
+        return saved_as(checkpoint) in {"MultiVectorEncoder", "ColBERT"}
+    architectures = checkpoint.config.get("architectures") or []
+    return any(name.endswith("ForRetrieval") for name in architectures)
+
+
+@dataclass
+class _Prepared:
+    """A query or document on its way through the model.
+
+    Attributes:
+        key: stands for its content.
+        read: what the model reads; only called where vectors are missing.
+        vectors: what it became on each side, once it did.
+    """
+
+    key: str
+    read: Callable[[], dict[str, Any]]
+    vectors: dict[Kind, torch.Tensor]
+
+    @property
+    def is_text(self) -> bool:
+        return self.key.startswith("text ")
+
+
+class LateInteractionScorer(PairScorer):
+    """A checkpoint run by sentence-transformers' ``MultiVectorEncoder``: ColPali, ColQwen2, ….
+
+    A score is MaxSim (arXiv 2004.12832): the best match of each query vector among the document's,
+    summed (or, where the checkpoint says so, averaged). It grows with the query's length and is no
+    probability. transformers' own ColPali, ColQwen2 and ColModernVBert read documents as pictures
+    only; they render every text as a query.
+
+    Args:
+        checkpoint: one that ``fits``.
+        device: a torch device.
+        dtype: number format of the weights.
+        batch_size: documents embedded at a time; the longest come first.
+        max_pixels: scale larger pictures down to this; None to leave that to the model.
+        vision_bytes: vectors of documents that are kept, in main memory; 0 for none. A page of
+            ColQwen2 takes up to 0.2 MB (bfloat16).
+        trust_remote_code: run Python code that comes with the checkpoint.
+        allow_pickle: read weights in pickle format where there are no safetensors.
+
+    Raises:
+        ModelError: not a late-interaction model, or damaged or incomplete.
+        ValueError: ``batch_size`` or ``max_pixels`` is less than 1.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        device: str,
+        dtype: torch.dtype,
+        batch_size: int = 8,
+        max_pixels: int | None = None,
+        vision_bytes: int = 2**28,
+        trust_remote_code: bool = False,
+        allow_pickle: bool = False,
+    ) -> None:
+        from sentence_transformers import MultiVectorEncoder
+
+        if not fits(checkpoint):
+            raise ModelError(
+                f"{checkpoint.name} is no late-interaction model: it was not saved as one by "
+                "sentence-transformers, nor is its class in config.json …ForRetrieval"
+            )
+        check_at_least_one(batch_size=batch_size, max_pixels=max_pixels)
+        self.name = checkpoint.name
+        self.licence = checkpoint.licence
+        self._batch_size = batch_size
+        self._max_pixels = max_pixels
+        self._lock = threading.Lock()
+        self._kept = ByteCache[torch.Tensor](vision_bytes, size=lambda vectors: vectors.nbytes)
+        self._model, report = load_model(
+            MultiVectorEncoder,
+            checkpoint,
+            device=device,
+            dtype=dtype,
+            trust_remote_code=trust_remote_code,
+            allow_pickle=allow_pickle,
+        )
+        backbone: Any = self._model[0]
+        self._renders_text_as_query = backbone.transformer_task == "retrieval"
+        if self._renders_text_as_query:
+            # The language model's last layer, which vectors do not pass through.
+            report.unexpected = {
+                key for key in report.unexpected if not key.endswith("lm_head.weight")
+            }
+        report.raise_if_incomplete(self.name)
+        if backbone.config.model_type == "colqwen2":
+            backbone.register_forward_pre_hook(_add_positions)
+        self.modalities = frozenset({"text", "image"} & set(self._model.modalities))  # type: ignore[arg-type]
+        self.joint = self._model.supports(("image", "text"))
+        self._plain = plain_text(self._model)
+
+    @property
+    def document_modalities(self) -> frozenset[Modality]:
+        """Without texts where the model renders every text as a query."""
+        return self.modalities - {"text"} if self._renders_text_as_query else self.modalities
+
+    def prepare(self, item: Item) -> Any:
+        """Open a picture whose vectors are not kept; the model resizes it in the batch."""
+        self._refuse_unreadable(item)
+        key = content_key(item)
+        if (kept := self._kept.get(key)) is not None:
+            return _Prepared(key, lambda: self._read(item), {"document": kept})
+        content = self._read(item)
+        return _Prepared(key, lambda: content, {})
+
+    def score_prepared(self, query: Any, documents: Sequence[Any]) -> FloatArray:
+        """Score n prepared documents; returns shape (n,).
+
+        Raises:
+            ModelError: a document is a text, and the model renders every text as a query.
+        """
+        if self._renders_text_as_query and any(each.is_text for each in documents):
+            raise ModelError(
+                f"{self.name} reads documents as pictures only: it renders every text as a query; "
+                "pass the documents' pictures, or another reranker"
+            )
+        with self._lock:
+            (of_query,) = self._vectors([query], "query")
+            of_documents = self._vectors(documents, "document")
+            scores = self._model.similarity([of_query], of_documents)[0]
+        return np.asarray(scores, dtype=np.float32)
+
+    def _read(self, item: Item) -> dict[str, Any]:
+        if isinstance(item, str):
+            return {"text": self._plain(item)}
+        if isinstance(item, Joint):
+            picture = open_picture(item.image, self._max_pixels)
+            return {"image": picture, "text": self._plain(item.text)}
+        return {"image": open_picture(item, self._max_pixels)}
+
+    def _vectors(self, items: Sequence[_Prepared], side: Kind) -> list[torch.Tensor]:
+        new = [item for item in items if side not in item.vectors]
+        if new:
+            encode: Any = {
+                "query": self._model.encode_query,
+                "document": self._model.encode_document,
+            }[side]
+            contents = [item.read() for item in new]
+            encoded = encode(contents, batch_size=self._batch_size, show_progress_bar=False)
+            for item, vectors in zip(new, encoded, strict=True):
+                item.vectors[side] = vectors.cpu()
+                if side == "document":
+                    self._kept.put(item.key, item.vectors[side])
+        return [item.vectors[side] for item in items]
+
+
+def _add_positions(backbone: Any, args: tuple[dict[str, Any]]) -> tuple[dict[str, Any]]:
+    """Give ColQwen2 the rows and columns of its image patches.
+
+    transformers 5 hands its language model vectors in place of token ids, from which positions
+    would be computed; they become a plain count instead: 0.6 off on vectors of length 1.
+    """
+    (features,) = args
+    if "image_grid_thw" not in features:
+        return args
+    ids = features["input_ids"]
+    model = backbone.model
+    positions, _ = model.vlm.get_rope_index(
+        ids,
+        mm_token_type_ids=(ids == model.config.vlm_config.image_token_id).int(),
+        image_grid_thw=features["image_grid_thw"],
+        attention_mask=features["attention_mask"],
+    )
+    return ({**features, "position_ids": positions},)

@@ -1,0 +1,215 @@
+"""Pictures as Qwen2-VL's language model reads them, each computed once while it is kept."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from PIL.Image import Image
+from torch import Tensor
+
+from llama_index_gap.models.base import ModelError
+from llama_index_gap.models.checkpoints.checkpoint import Checkpoint, quiet_transformers
+from llama_index_gap.models.checkpoints.weights import check_settings, setting
+from llama_index_gap.models.rerankers.caches import ByteCache, TensorFolder, digest
+from llama_index_gap.models.rerankers.packing import in_batches
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_PREPROCESSOR = "preprocessor_config.json"
+# Of a pass: more than the largest picture has. Far larger ones are slower on a processor, by 17 %.
+_MOST_PATCHES = 4096
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A picture in the language model's own space.
+
+    Attributes:
+        vectors: what it reads in place of tokens, shape (rows * columns, width).
+        grid: rows and columns.
+    """
+
+    vectors: Tensor
+    grid: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Patches:
+    """A picture cut up for the vision tower.
+
+    Attributes:
+        pixels: shape (rows * columns, numbers of a patch).
+        grid: rows and columns; several patches become one vector of a ``Scene``.
+    """
+
+    pixels: Tensor
+    grid: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class PreparedPicture:
+    """A picture that is ready for the vision tower, or that work of before is kept of.
+
+    Attributes:
+        key: stands for its content.
+        open: decodes it, should what was kept be gone when it is needed.
+        patches: None if it was not decoded.
+    """
+
+    key: str
+    open: Callable[[], Image]
+    patches: Patches | None
+
+
+class QwenVision:
+    """The vision tower of a Qwen2-VL checkpoint, and what it saw before.
+
+    Methods may be called from several threads.
+
+    Args:
+        checkpoint: where the settings lie.
+        tower: the loaded vision tower.
+        lock: held while the tower works.
+        max_pixels: larger pictures are scaled down to this; None for the checkpoint's own limit.
+        max_bytes: how much of what it saw is kept in memory.
+        folder: where it is kept on disk, apart from what others saw; None for nowhere.
+
+    Raises:
+        ModelError: the settings do not fit together.
+        ValueError: ``max_pixels`` is beyond the checkpoint's limits.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        tower: PreTrainedModel,
+        lock: threading.Lock,
+        *,
+        max_pixels: int | None,
+        max_bytes: int,
+        folder: Path | None,
+    ) -> None:
+        self._name, self._tower, self._lock = checkpoint.name, tower, lock
+        self._processor = _load_processor(checkpoint, tower, max_pixels)
+        parameter = next(tower.parameters())
+        self._device, self._dtype = parameter.device, parameter.dtype
+        self._memory = ByteCache[Scene](max_bytes, size=lambda scene: scene.vectors.nbytes)
+        self._folder: TensorFolder | None = None
+        if folder is not None:
+            self._folder = TensorFolder(folder / self._identity(checkpoint))
+
+    def cut_up(self, image: Image) -> Patches:
+        """Scale a picture and cut it into patches.
+
+        Raises:
+            ModelError: it is more than 200 times as long as it is wide.
+        """
+        try:
+            # As the reference does it; the processor lays transparent pictures on white.
+            found = self._processor([image.convert("RGB")], return_tensors="pt")
+        except ValueError as error:
+            raise ModelError(
+                f"{self._name} cannot read a picture of {image.width}×{image.height}: {error}"
+            ) from error
+        _, rows, columns = found["image_grid_thw"][0].tolist()
+        return Patches(found["pixel_values"].to(self._dtype), (rows, columns))
+
+    def see(self, pictures: Sequence[PreparedPicture]) -> list[Scene]:
+        """Look at n pictures, at each once; what is kept is not looked at again."""
+        scenes: dict[str, Scene] = {}
+        unseen: dict[str, Patches] = {}
+        for picture in pictures:
+            if picture.key in scenes or picture.key in unseen:
+                continue
+            if scene := self._recall(picture.key):
+                scenes[picture.key] = scene
+            else:
+                unseen[picture.key] = picture.patches or self.cut_up(picture.open())
+        for batch in in_batches(
+            unseen.items(), lambda item: len(item[1].pixels), most_weight=_MOST_PATCHES
+        ):
+            keys, patches = zip(*batch, strict=True)
+            for key, scene in zip(keys, self._look(patches), strict=True):
+                scenes[key] = scene
+                self._keep(key, scene)
+        return [scenes[picture.key] for picture in pictures]
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._memory or (self._folder is not None and key in self._folder)
+
+    def _look(self, patches: Sequence[Patches]) -> list[Scene]:
+        merge: int = self._processor.merge_size
+        pixels = torch.cat([each.pixels for each in patches]).to(self._device)
+        grids = torch.tensor([(1, *each.grid) for each in patches], device=self._device)
+        with self._lock, torch.inference_mode():
+            vectors: Tensor = self._tower(pixels, grid_thw=grids).pooler_output
+        lengths = [len(each.pixels) // merge**2 for each in patches]
+        return [
+            # Copied: a slice would hold on to those of the whole batch.
+            Scene(part.clone(), (each.grid[0] // merge, each.grid[1] // merge))
+            for part, each in zip(torch.split(vectors, lengths), patches, strict=True)
+        ]
+
+    def _recall(self, key: str) -> Scene | None:
+        if (scene := self._memory.get(key)) is not None:
+            return scene
+        if self._folder is None or (stored := self._folder.get(key)) is None:
+            return None
+        rows, columns = stored["grid"].tolist()
+        scene = Scene(stored["vectors"].to(self._device), (rows, columns))
+        self._memory.put(key, scene)
+        return scene
+
+    def _keep(self, key: str, scene: Scene) -> None:
+        self._memory.put(key, scene)
+        if self._folder is not None:
+            self._folder.put(key, {"vectors": scene.vectors, "grid": torch.tensor(scene.grid)})
+
+    def _identity(self, checkpoint: Checkpoint) -> str:
+        """A name for all that decides what the tower sees: its weights, not where they lie."""
+        settings = [
+            setting(checkpoint, "vision_config"),
+            checkpoint.read_json(_PREPROCESSOR),
+            self._processor.size["longest_edge"],
+            digest(self._tower.state_dict()),
+        ]
+        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _load_processor(checkpoint: Checkpoint, tower: PreTrainedModel, max_pixels: int | None) -> Any:
+    from transformers import AutoImageProcessor
+
+    load: Any = AutoImageProcessor.from_pretrained  # has no types
+    needed = {
+        "patch_size": tower.config.patch_size,
+        "temporal_patch_size": tower.config.temporal_patch_size,
+        "merge_size": tower.config.spatial_merge_size,
+    }
+    check_settings(checkpoint, needed, file=_PREPROCESSOR)
+    try:
+        with quiet_transformers():
+            # The PIL path is bit-equal to the processor that the checkpoint was published with.
+            processor = load(checkpoint.folder, backend="pil", trust_remote_code=False)
+        smallest, largest = (
+            int(processor.size[f"{which}_edge"]) for which in ("shortest", "longest")
+        )
+    except Exception as error:  # transformers raises types of all kinds
+        raise ModelError(
+            f"{checkpoint.name}: its {_PREPROCESSOR} does not load ({error})"
+        ) from error
+    if max_pixels is not None:
+        if not smallest <= max_pixels <= largest:
+            raise ValueError(
+                f"max_pixels={max_pixels}: {checkpoint.name} sees pictures of {smallest} to "
+                f"{largest} pixels; pass a number in this range, or leave it out for the largest"
+            )
+        processor.size = {"shortest_edge": smallest, "longest_edge": max_pixels}
+    return processor

@@ -1,0 +1,1 @@
+"""Legs, fusion, the retriever, the reranker."""

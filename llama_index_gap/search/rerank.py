@@ -1,0 +1,526 @@
+"""MultiModalRerank: a cross-encoder over the texts and the pictures of documents."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from statistics import fmean
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+from llama_index.core.bridge.pydantic import ConfigDict, Field, PrivateAttr, field_serializer
+from llama_index.core.callbacks import CBEventType, EventPayload
+from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr-defined]
+from llama_index.core.instrumentation.events.rerank import ReRankEndEvent, ReRankStartEvent
+from llama_index.core.postprocessor.types import BaseNodePostprocessor
+from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore, QueryBundle
+from tqdm import tqdm
+
+from llama_index_gap.gap.calibrate import RelevanceCalibrator
+from llama_index_gap.images.opening import (
+    ImageError,
+    ImageSource,
+    describe,
+    has_picture,
+    open_image,
+    read_image,
+)
+from llama_index_gap.model_settings import Folder, PathText, PickledAsSettings
+from llama_index_gap.models import Joint, ModelError, PairScorer, Picture, load_scorer
+from llama_index_gap.models.base import Item
+from llama_index_gap.models.runtime import Dtype
+from llama_index_gap.search.retriever import GroupBy, ScoredNode, Side, by_document
+from llama_index_gap.search.tracing import in_span
+from llama_index_gap.threads import DECODING_THREADS, in_thread, read_ahead, stop_if_given_up
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+logger = logging.getLogger(__name__)
+dispatcher = get_dispatcher(__name__)
+
+ScoreMode: TypeAlias = Literal["mean", "max", "text", "image", "by_modality", "joint"]
+
+# What is scored: the side it is of, and its content.
+_Key: TypeAlias = tuple[str, ...]
+_Hits: TypeAlias = Sequence[NodeWithScore]
+_LOADING = (
+    *("device", "dtype", "max_pixels", "revision"),
+    *("cache_folder", "trust_remote_code", "allow_pickle"),
+)
+
+
+@dataclass(frozen=True)
+class _Query:
+    modality: str
+    prepared: Any
+
+
+class MultiModalRerank(PickledAsSettings, BaseNodePostprocessor):
+    """Ranks documents anew, by a model that reads the query and each document together.
+
+    A document's text side is its text nodes, as they were embedded (``MetadataMode.EMBED``), or
+    the captions of its pictures where it has none; its image side is its pictures. The best of each
+    side counts. Where the query is a text and a picture, a side's score is the mean of the two;
+    ``"joint"`` reads them, too, in one pass. A picture that cannot be read costs its side only.
+
+    Returned are the nodes of the documents, each node once, a document's texts before its pictures,
+    as ``ScoredNode``: ``score`` is the document's new score; ``scores`` holds what it held before,
+    the former score as ``retrieval``, and ``rerank_text``, ``rerank_image`` or ``rerank_joint``. A
+    document that cannot be scored has the score None and comes after the others, in its former
+    place among its like; with ``similarity_cutoff`` it is left out.
+
+    Works after any retriever. Nodes are never changed. Ties keep their order. LlamaIndex'
+    instrumentation shows a span for what is scored of each side, ``score_text`` and so on.
+
+    Raises:
+        ModelError: the model cannot be found or loaded, or gives scores that are no numbers.
+        ValueError: a setting does not fit the model or this machine; (when reranking) the query is
+            missing, or of a modality that the model cannot read.
+        ImageError: (when reranking) the query's picture cannot be opened.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid", validate_assignment=True, arbitrary_types_allowed=True
+    )
+
+    model: PathText | PairScorer = Field(
+        frozen=True,
+        default="jina-m0",
+        description="Preset, hub name or folder of the model; or a loaded scorer, which cannot be "
+        "serialised.",
+    )
+    top_n: int | None = Field(
+        default=5, gt=0, description="Documents to return; None for all of them."
+    )
+    score_mode: ScoreMode = Field(
+        frozen=True,
+        default="mean",
+        description="What a document is judged by: the 'mean' or the 'max' of the sides it has; "
+        "its 'text' or its 'image'; 'by_modality', the side that found it (for an image node of "
+        "another retriever the image, else the text); 'joint', its first text and first picture "
+        "read together, by models that can. Where it lacks the side, by the other one.",
+    )
+    group_by: GroupBy = Field(
+        default="document",
+        description="'document' ranks the nodes of a document together, 'node' each for itself.",
+    )
+    similarity_cutoff: float | None = Field(
+        default=None,
+        allow_inf_nan=False,
+        description="Leave out documents with a lower score; on the model's scale, or a "
+        "probability where there is a calibrator.",
+    )
+    max_seconds: float | None = Field(
+        default=None,
+        gt=0,
+        allow_inf_nan=False,
+        description="Begin no further batch after so many seconds. Documents that were not reached "
+        "follow in their former order, and all nodes say rerank_partial.",
+    )
+    batch_size: int = Field(
+        default=8,
+        gt=0,
+        description="Most texts or pictures scored at a time; after each batch the clock is looked "
+        "at.",
+    )
+    calibrator: RelevanceCalibrator | None = Field(
+        frozen=True,
+        default=None,
+        description="Turns each side's score into a probability before they are combined; fitted "
+        "on rerank_text and rerank_image of this model, with its model_name as the source.",
+    )
+    image_root: Folder | None = Field(
+        default=None, description="Folder that image files must lie in; by default anywhere."
+    )
+    allow_urls: bool = Field(default=False, description="Fetch images from http(s) URLs.")
+    show_progress: bool = Field(default=False, description="Show a progress bar.")
+    device: str | None = Field(
+        frozen=True, default=None, description="Torch device; by default a GPU if there is one."
+    )
+    dtype: Dtype = Field(
+        frozen=True,
+        default="auto",
+        description="Number format of the weights; 'auto' is bfloat16 where the processor or GPU "
+        "is fast at it, else float32.",
+    )
+    max_pixels: int | None = Field(
+        frozen=True,
+        default=None,
+        gt=0,
+        description="Scale pictures down to so many pixels, for speed; by default what the model "
+        "says.",
+    )
+    revision: str | None = Field(
+        frozen=True, default=None, description="Branch, tag or commit of the model on the hub."
+    )
+    cache_folder: PathText | None = Field(
+        frozen=True, default=None, description="Where downloads are kept."
+    )
+    trust_remote_code: bool = Field(
+        frozen=True, default=False, description="Run Python code that comes with the model."
+    )
+    allow_pickle: bool = Field(
+        frozen=True,
+        default=False,
+        description="Read weights in pickle format where there is no other.",
+    )
+
+    _scorer: PairScorer = PrivateAttr()
+
+    @classmethod
+    def class_name(cls) -> str:
+        """The name that LlamaIndex stores with the settings."""
+        return "MultiModalRerank"
+
+    @property
+    def model_name(self) -> str:
+        """What the model calls itself, where ``model`` is a preset or an object."""
+        return self._scorer.name
+
+    def model_post_init(self, context: Any, /) -> None:
+        """Load the model and check the settings against it."""
+        super().model_post_init(context)
+        settings = {name: getattr(self, name) for name in _LOADING}
+        if isinstance(self.model, PairScorer):
+            fields = type(self).model_fields
+            given = [name for name in _LOADING if settings[name] != fields[name].default]
+            if given:
+                raise ValueError(
+                    f"{', '.join(given)}: {self.model.name} is loaded already; set this where it "
+                    "is loaded, or pass the model's name instead"
+                )
+            self._scorer = self.model
+        else:
+            self._scorer = load_scorer(self.model, **settings)
+        self._check_mode()
+        self._check_calibrator()
+
+    def _check_mode(self) -> None:
+        mode, scorer = self.score_mode, self._scorer
+        if mode == "joint" and not scorer.joint:
+            raise ValueError(
+                f"score_mode='joint': {scorer.name} reads no text and picture together; choose "
+                "another score_mode, such as 'mean', or a model that does"
+            )
+        for side, name in (("text", "texts"), ("image", "pictures")):
+            if side in scorer.document_modalities:
+                continue
+            if mode == side:
+                raise ValueError(
+                    f"score_mode={mode!r}: {scorer.name} reads no {name} of documents; choose "
+                    "another score_mode, or a model that reads them"
+                )
+            if mode not in {"text", "image"}:
+                logger.warning(
+                    "%s reads no %s of documents: they are ranked without", scorer.name, name
+                )
+
+    def _check_calibrator(self) -> None:
+        if self.calibrator is None:
+            return
+        if self.score_mode == "joint":
+            raise ValueError(
+                "score_mode='joint': a calibrator knows texts and pictures, not the two together; "
+                "leave it out, or choose another score_mode"
+            )
+        self.calibrator.check_source(self.model_name)
+        needed = [
+            {f"{query}_to_{side}" for side in self._scorer.document_modalities}
+            for query in sorted(self._scorer.modalities)
+        ]
+        if not any(self.calibrator.curves.keys() >= pairs for pairs in needed):
+            raise ValueError(
+                f"the calibrator was fitted for {', '.join(self.calibrator.curves)}, but a query "
+                "needs " + " or ".join(" and ".join(sorted(pairs)) for pairs in needed)
+            )
+
+    @field_serializer("model")
+    def _name_of_model(self, model: str | PairScorer) -> str:
+        if isinstance(model, PairScorer):
+            raise TypeError(
+                f"the scorer {model.name} is an object that cannot be serialised; pass the model's "
+                "name or folder to MultiModalRerank instead"
+            )
+        return model
+
+    def __getstate__(self) -> dict[str, Any]:
+        self._name_of_model(self.model)
+        return super().__getstate__()
+
+    # --- as LlamaIndex calls it ------------------------------------------------------------------
+
+    async def _apostprocess_nodes(
+        self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
+    ) -> list[NodeWithScore]:
+        return await in_thread(self._postprocess_nodes, nodes, query_bundle)
+
+    def _postprocess_nodes(
+        self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
+    ) -> list[NodeWithScore]:
+        if query_bundle is None:
+            raise ValueError("the query is missing: pass query_bundle or query_str")
+        if not nodes:
+            return []
+        documents = by_document(nodes, self.group_by)
+        top_n, name = self.top_n or len(documents), self.model_name
+        dispatcher.event(
+            ReRankStartEvent(query=query_bundle, nodes=nodes, top_n=top_n, model_name=name)
+        )
+        payload: dict[str, Any] = {
+            EventPayload.NODES: nodes,
+            EventPayload.MODEL_NAME: name,
+            EventPayload.QUERY_STR: query_bundle.query_str,
+            EventPayload.TOP_K: top_n,
+        }
+        with self.callback_manager.event(CBEventType.RERANKING, payload=payload) as event:
+            ranked = self._ranked(query_bundle, documents)[:top_n]
+            returned: list[NodeWithScore] = [node for document in ranked for node in document]
+            event.on_end(payload={EventPayload.NODES: returned})
+        dispatcher.event(ReRankEndEvent(nodes=returned))
+        return returned
+
+    # --- the ranking -----------------------------------------------------------------------------
+
+    def _ranked(self, query: QueryBundle, documents: Sequence[_Hits]) -> list[list[NodeWithScore]]:
+        deadline = time.monotonic() + (self.max_seconds or math.inf)
+        sides = self._score(self._queries(query), documents, deadline)
+        reached = len(sides)
+        sides += [{}] * (len(documents) - reached)
+        combine = max if self.score_mode == "max" else fmean
+        scores = [combine(each.values()) if each else -math.inf for each in sides]
+        order = sorted(range(len(documents)), key=lambda i: -scores[i])  # stable
+        if self.similarity_cutoff is not None:
+            order = [i for i in order if scores[i] >= self.similarity_cutoff]
+            logger.info(
+                "similarity_cutoff=%s keeps %d of %d documents",
+                self.similarity_cutoff,
+                len(order),
+                len(documents),
+            )
+        marks = {"rerank_partial": 1.0} if reached < len(documents) else {}
+        return [
+            _returned(documents[i], scores[i] if sides[i] else None, sides[i], marks) for i in order
+        ]
+
+    def _score(
+        self, queries: Sequence[_Query], documents: Sequence[_Hits], deadline: float
+    ) -> list[dict[str, float]]:
+        """The scores of each document's sides; only of those that were reached in time."""
+        reached: list[list[_Key]] = []
+        unreadable: list[str] = []
+        scores: dict[_Key, float] = {}
+        waiting: dict[_Key, Any] = {}
+        total = len(documents)
+        with (
+            tqdm(
+                total=total, desc="Reranking", unit="document", disable=not self.show_progress
+            ) as progress,
+            ThreadPoolExecutor(DECODING_THREADS, "decode") as pool,
+            closing(read_ahead(pool, self._read, documents, self.batch_size + 1)) as read,
+        ):
+            for prepared, bad in read:
+                reached.append(list(prepared))
+                unreadable += bad
+                waiting |= {key: item for key, item in prepared.items() if key not in scores}
+                if len(waiting) < self.batch_size and len(reached) < total:
+                    continue
+                scores |= self._score_waiting(queries, waiting)
+                waiting = {}
+                progress.update(len(reached) - progress.n)
+                if time.monotonic() >= deadline:
+                    break
+        self._report(reached, total, unreadable)
+        sides: list[dict[str, float]] = [{} for _ in reached]
+        for of_document, keys in zip(sides, reached, strict=True):
+            for key in keys:
+                of_document[key[0]] = max(scores[key], of_document.get(key[0], -math.inf))
+        return sides
+
+    def _score_waiting(
+        self, queries: Sequence[_Query], waiting: Mapping[_Key, Any]
+    ) -> dict[_Key, float]:
+        """Score what is prepared, one side after the other; the mean over the queries."""
+        scores: dict[_Key, float] = {}
+        for side in dict.fromkeys(key[0] for key in waiting):
+            of_side = {key: item for key, item in waiting.items() if key[0] == side}
+            score = partial(self._score_side, queries, side, of_side)
+            scores |= in_span(self, f"score_{side}", score)
+        return scores
+
+    def _score_side(
+        self, queries: Sequence[_Query], side: str, waiting: Mapping[_Key, Any]
+    ) -> dict[_Key, float]:
+        scores: dict[_Key, float] = {}
+        keys = list(waiting)
+        for start in range(0, len(keys), self.batch_size):
+            batch = keys[start : start + self.batch_size]
+            items = [waiting[key] for key in batch]
+            values = np.mean([self._pass(query, side, items) for query in queries], axis=0)
+            scores |= zip(batch, values.tolist(), strict=True)
+        return scores
+
+    def _pass(
+        self, query: _Query, side: str, items: Sequence[Any]
+    ) -> npt.NDArray[np.floating[Any]]:
+        stop_if_given_up()
+        scores = self._scorer.score_prepared(query.prepared, items)
+        broken = np.count_nonzero(~np.isfinite(scores))
+        if broken:
+            raise ModelError(
+                f"{self.model_name}: {broken} of {len(scores)} scores are NaN or infinity; its "
+                "weights may be damaged, or its dtype too narrow: try dtype='float32'"
+            )
+        probabilities = self._scorer.to_probability(scores)
+        scores = scores if probabilities is None else probabilities
+        if self.calibrator is None:
+            return scores
+        return self.calibrator.probability(f"{query.modality}_to_{side}", scores)
+
+    def _report(
+        self, reached: Sequence[Sequence[_Key]], total: int, unreadable: Sequence[str]
+    ) -> None:
+        """Say what could not be done, each thing once."""
+        rest = "come last" if self.similarity_cutoff is None else "are left out"
+        if unreadable:
+            logger.warning(
+                "pictures that cannot be read, and count for nothing: %d; the first: %s",
+                len(unreadable),
+                unreadable[0],
+            )
+        if len(reached) < total:
+            logger.warning(
+                "max_seconds=%g: %d of %d documents were scored; the others %s",
+                self.max_seconds,
+                len(reached),
+                total,
+                rest,
+            )
+        empty = sum(not keys for keys in reached)
+        if empty:
+            logger.warning(
+                "%d of %d documents have nothing that %s can read; they %s",
+                empty,
+                total,
+                self.model_name,
+                rest,
+            )
+
+    # --- what is read ----------------------------------------------------------------------------
+
+    def _queries(self, bundle: QueryBundle) -> list[_Query]:
+        text, picture = bundle.query_str, None
+        items: dict[str, Item] = {}
+        if text.strip():
+            items["text"] = text
+        if bundle.image_path is not None:
+            items["image"] = picture = self._picture(bundle.image_path)
+        if not items:
+            raise ValueError("the query is empty: pass a text, an image_path, or both")
+        for modality in items:
+            if modality not in self._scorer.modalities:
+                raise ValueError(
+                    f"the query has a side ({modality}) that {self.model_name} cannot read; "
+                    "leave it out, or choose a model that reads it"
+                )
+        if self.score_mode == "joint" and picture is not None and "text" in items:
+            items = {"joint": Joint(text, picture)}
+        return [_Query(modality, self._scorer.prepare(item)) for modality, item in items.items()]
+
+    def _read(self, hits: _Hits) -> tuple[dict[_Key, Any], list[str]]:
+        """What is scored of a document, prepared; and why pictures of it cannot be read."""
+        prepared: dict[_Key, Any] = {}
+        unreadable: list[str] = []
+        texts, pictures = _texts(hits), [hit.node for hit in hits if has_picture(hit.node)]
+
+        def add_picture(node: BaseNode, text: str | None = None) -> None:
+            try:
+                picture = self._picture(node)
+                key = ("image", picture.key) if text is None else ("joint", text, picture.key)
+                item = picture if text is None else Joint(text, picture)
+                prepared[key] = self._scorer.prepare(item)
+            except ImageError as error:
+                unreadable.append(str(error))
+            except (ModelError, ValueError) as error:  # of a shape that the model refuses
+                unreadable.append(f"{describe(node)}: {error}")
+
+        if self.score_mode == "joint" and texts:
+            for node in pictures:
+                add_picture(node, texts[0])
+                if prepared:
+                    return prepared, unreadable
+        for side in self._sides(hits):
+            if side == "text":
+                prepared |= {("text", text): self._scorer.prepare(text) for text in texts}
+            else:
+                for node in pictures:
+                    add_picture(node)
+            if prepared and self.score_mode not in {"mean", "max"}:
+                break
+        return prepared, unreadable
+
+    def _sides(self, hits: _Hits) -> list[Side]:
+        """The sides that the model reads, first the one that a document is to be judged by."""
+        first = _found_by(hits) if self.score_mode == "by_modality" else self.score_mode
+        sides: list[Side] = sorted(("text", "image"), key=lambda side: side != first)
+        return [side for side in sides if side in self._scorer.document_modalities]
+
+    def _picture(self, source: ImageSource) -> Picture:
+        data = read_image(source, root=self.image_root, allow_urls=self.allow_urls)
+        return Picture(hashlib.sha256(data).hexdigest(), partial(_decode, data, describe(source)))
+
+
+def _decode(data: bytes, name: str) -> Image:
+    try:
+        return open_image(data)
+    except ImageError as error:  # it knows nothing but the bytes
+        raise ImageError(name, error.reason) from error
+
+
+def _texts(hits: _Hits) -> list[str]:
+    """What a document's text nodes say, as it was embedded; its captions where it has none."""
+    nodes = [hit.node for hit in hits if hit.node.get_content(MetadataMode.NONE).strip()]
+    nodes = [node for node in nodes if not has_picture(node)] or nodes
+    return [node.get_content(MetadataMode.EMBED) for node in nodes]
+
+
+def _found_by(hits: _Hits) -> Side:
+    """The side whose leg found a document by the strongest evidence."""
+    evidence: dict[Side, list[float]] = {"text": [], "image": []}
+    for hit in hits:
+        for name, value in _scores_of(hit).items():
+            for side, found in evidence.items():
+                if name.startswith(side) and name.endswith("_evidence"):
+                    found.append(value)
+    if not any(evidence.values()):
+        return "image" if has_picture(hits[0].node) else "text"
+    return max(evidence, key=lambda side: max(evidence[side], default=-math.inf))
+
+
+def _scores_of(hit: NodeWithScore) -> dict[str, float]:
+    return hit.scores if isinstance(hit, ScoredNode) else {}
+
+
+def _returned(
+    hits: _Hits, score: float | None, sides: Mapping[str, float], marks: Mapping[str, float]
+) -> list[NodeWithScore]:
+    """A document's nodes with its new score, texts first."""
+    new = {f"rerank_{side}": value for side, value in sides.items()}
+    returned: list[NodeWithScore] = []
+    for hit in sorted(hits, key=lambda hit: has_picture(hit.node)):
+        before = {} if hit.score is None else {"retrieval": hit.score}
+        before |= {
+            name: value
+            for name, value in _scores_of(hit).items()
+            if not name.startswith("rerank_")  # another reranker's
+        }
+        returned.append(ScoredNode(node=hit.node, score=score, scores={**before, **new, **marks}))
+    return returned

@@ -1,0 +1,1 @@
+"""Milvus: collections of nodes, filters, rows, the connection."""

@@ -1,0 +1,308 @@
+"""Each case of the guide, with figures by hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from llama_index_gap.diagnosis.mitigations import Asked, BeforeAfter, Remedy
+from llama_index_gap.diagnosis.recommendations import Advice, Figures, advise
+from llama_index_gap.gap.measure import (
+    Estimate,
+    GapReport,
+    Histograms,
+    RecallComparison,
+    ScoreComparison,
+    ScoreFigures,
+)
+
+FUSED = {"rank": (0.5, 0.5), "evidence": (0.4, 0.45)}
+"""The share of the own modality, for text queries and for picture queries."""
+
+
+def about(value: float, off: float = 0.02) -> Estimate:
+    return Estimate(value, value - off, value + off)
+
+
+def gap(distance: float = 0.85, separation: float = 1.24, **changes: Any) -> GapReport:
+    """Unrelated texts score 0.5 or 0.6, unrelated pictures 0.2 or 0.3."""
+    figure = ScoreFigures(about(0.5), about(0.1), 100)
+    report = GapReport(
+        given={},
+        measured={},
+        k=10,
+        distance=about(distance),
+        text_spread=about(0.7),
+        image_spread=about(0.7),
+        separation=about(separation),
+        rmg=None,
+        gap_share={},
+        scores=dict.fromkeys(("text_to_text", "text_to_image", "image_to_image"), figure),
+        spread_ratio=about(1.7),
+        bias={},
+        corpus_share={},
+        overlap={},
+        histograms=Histograms(
+            (0.2, 0.3, 0.4, 0.5, 0.6, 0.7),
+            {"text_to_text": (0, 0, 0, 0.5, 0.5), "text_to_image": (0.97, 0.03, 0, 0, 0)},
+        ),
+        level=0.95,
+    )
+    return replace(report, **changes)
+
+
+def remedy(
+    text: float, image: float, distance: float | None = None, gain: float | None = None, **rest: Any
+) -> Remedy:
+    found = None if gain is None else about(gain)
+    asked = {"text": Asked(about(text), found, found), "image": Asked(about(image))}
+    return Remedy(asked, None if distance is None else gap(distance), **rest)
+
+
+def figures(remedies: dict[str, Remedy], **changes: Any) -> Figures:
+    """500 texts and 500 pictures, asked by what is stored."""
+    labelled = tuple(changes.pop("labelled", ()))
+    before_after = BeforeAfter(
+        k=10,
+        fitted_on={"texts": 250, "images": 250, "pairs": changes.pop("pairs", 250)},
+        corpus={"texts": 250, "images": 250, "pairs": 250},
+        corpus_share={"text": 0.5, "image": 0.5},
+        queries={"text": changes.pop("queries", 250), "image": 250},
+        labelled=labelled,
+        left_out=0,
+        remedies=remedies,
+    )
+    return replace(Figures({"text": 500, "image": 500}, gap(), before_after), **changes)
+
+
+CLIP = {
+    "stored": remedy(1.0, 1.0, 0.85),
+    "offset": remedy(0.9, 0.84, 0.08, bias_closed=0.26, only_means=True),
+    "centred": remedy(0.89, 0.9, 0.12, bias_closed=0.21, only_means=True),
+    "linear": remedy(0.53, 0.69, 0.09, bias_closed=0.79),
+    **{name: remedy(*shares, bias_closed=0.9) for name, shares in FUSED.items()},
+}
+"""As CLIP's features of COCO have it."""
+
+
+def titles(given: Figures) -> list[str]:
+    return [advice.title for advice in advise(given)]
+
+
+def advice(given: Figures, start: str) -> Advice:
+    (found,) = (each for each in advise(given) if each.title.startswith(start))
+    return found
+
+
+# --- what concerns everybody ---------------------------------------------------------------------
+
+
+def test_a_gap_as_clips_gets_the_whole_guide() -> None:
+    assert titles(figures(CLIP)) == [
+        "One index for each modality, fused by evidence",
+        "If the model must stay and it must be one index: align by a linear map",
+        "Thresholds: one for each pair of modalities",
+        "If the model can change: one with a narrower gap",
+    ]
+
+
+def test_nothing_is_advised_without_a_figure() -> None:
+    for each in advise(figures(CLIP, scorers={"embedder": scorer(0.02), "reranker": scorer(0.8)})):
+        assert any(character.isdigit() for character in each.because), each.title
+        assert each.do
+
+
+@pytest.mark.parametrize(
+    ("stored", "numbers"),
+    [
+        ({"text": 0, "image": 480}, "480 pictures and no texts"),
+        ({"text": 480, "image": 0}, "480 texts and no pictures"),
+    ],
+)
+def test_one_modality_needs_no_remedy(stored: Any, numbers: str) -> None:
+    (only,) = advise(figures({"stored": Remedy({})}, stored=stored, gap=None))
+
+    assert only.title == "One modality only: no remedy needed"
+    assert numbers in only.because
+
+
+def test_thin_data_is_called_thin() -> None:
+    given = figures(CLIP, stored={"text": 500, "image": 40}, labelled=["text"], queries=12)
+    first = advise(given)[0]
+
+    assert first.title == "The data is thin"
+    assert "only 40 pictures and 12 labelled text queries" in first.because
+    assert "500" not in first.because
+
+
+def test_two_models_keep_two_indexes() -> None:
+    remedies = {name: remedy(*shares, gain=0.6) for name, shares in FUSED.items()}
+    (only,) = advise(figures(remedies, one_space=False, gap=None, labelled=["text"]))
+
+    assert only.title == "Two models: keep two indexes"
+    assert "two indexes, by evidence 0.60 (0.58 to 0.62)" in only.because
+
+
+# --- one index or two ----------------------------------------------------------------------------
+
+
+def test_two_indexes_where_one_is_biased() -> None:
+    found = advice(figures(CLIP), "One index for each modality")
+
+    assert "100% (98% to 102%) of a text query's first 10 are texts, where 50%" in found.because
+    assert "fused by rank it is 50% and 50%; fused by evidence it is 40% and 45%" in found.because
+    assert "as_retriever()" in found.do
+
+
+def test_labelled_queries_decide_between_evidence_and_rank() -> None:
+    remedies = CLIP | {"rank": remedy(0.5, 0.5, gain=0.9), "evidence": remedy(0.4, 0.4, gain=0.7)}
+    found = advice(figures(remedies, labelled=["text"]), "One index for each modality")
+
+    assert found.title.endswith("fused by rank")
+    assert 'normalise="rank"' in found.do
+    assert "two indexes, by rank 0.90 (0.88 to 0.92)" in found.because
+
+
+def test_without_labels_evidence_must_close_half_of_the_bias() -> None:
+    swung = {"rank": remedy(0.5, 0.5, bias_closed=1.0), "evidence": remedy(0, 0.1, bias_closed=0.1)}
+    found = advice(figures(CLIP | swung), "One index for each modality")
+
+    assert found.title.endswith("fused by rank")
+    assert "fused by evidence it is 0% and 10%" in found.because
+
+
+def test_where_evidence_fell_back_to_rank_it_says_so() -> None:
+    note = "no background of at least 50 scores"
+    remedies = CLIP | {"evidence": remedy(0.5, 0.5, bias_closed=1.0, note=note)}
+    found = advice(figures(remedies), "One index for each modality")
+
+    assert found.title.endswith("fused by rank")
+    assert "no background of at least 50 scores" in found.because
+    assert "as_retriever()" in found.do  # which falls back by itself
+
+
+@pytest.mark.parametrize(("fused", "differs"), [(0.79, False), (0.9, True)])
+def test_where_labelled_queries_find_no_difference_it_says_so(fused: float, differs: bool) -> None:
+    remedies = CLIP | {
+        "stored": remedy(1, 1, 0.85, gain=0.77),
+        "rank": remedy(0.5, 0.5, gain=0.7),
+        "evidence": remedy(0.5, 0.5, gain=fused),
+    }
+    found = advice(figures(remedies, labelled=["text"]), "One index for each modality")
+
+    assert ("no difference is to be seen" in found.because) is not differs
+
+
+def test_one_index_where_labelled_queries_find_more_in_it() -> None:
+    remedies = CLIP | {
+        "stored": remedy(1, 1, 0.85, gain=0.9),
+        "rank": remedy(0.5, 0.5, gain=0.6),
+        "evidence": remedy(0.5, 0.5, gain=0.7),
+    }
+    found = advice(figures(remedies, labelled=["text"]), "One index serves")
+
+    assert "one index, as stored 0.90 (0.88 to 0.92)" in found.because
+
+
+def test_without_bias_both_serve_and_no_aligner_is_needed() -> None:
+    remedies = CLIP | {"stored": remedy(0.51, 0.49, 0.2)}
+    given = figures(remedies, gap=gap(0.2, 0.3))
+
+    assert titles(given)[0] == "One index or two: both serve"
+    assert not [title for title in titles(given) if title.startswith("If")]
+
+
+# --- aligners ------------------------------------------------------------------------------------
+
+
+def test_aligners_are_told_with_what_they_moved() -> None:
+    found = advice(figures(CLIP), "If the model must stay")
+
+    assert "Centring takes the distance of the means from 0.85 to 0.12" in found.because
+    assert "from 100% to 89%" in found.because
+    assert found.because.count("It moves only the means.") == 2
+    assert "LinearAligner" in found.do
+
+
+def test_the_best_aligner_is_named_by_ndcg_where_queries_are_labelled() -> None:
+    gains = {"stored": 0.1, "offset": 0.8, "centred": 0.5, "linear": 0.6, "evidence": 0.9}
+    remedies = {
+        name: replace(each, asked={"text": replace(each.asked["text"], ndcg=about(gains[name]))})
+        for name, each in CLIP.items()
+        if name in gains
+    }
+    remedies["offset"] = replace(remedies["offset"], bias_closed=0.6, only_means=False)
+    found = advice(figures(remedies, labelled=["text"]), "If the model must stay")
+
+    assert "the offset" in found.title
+    assert "OffsetAligner" in found.do
+    assert "two indexes, by evidence 0.90" in found.because
+
+
+def test_where_no_aligner_closes_the_gap_it_says_so() -> None:
+    remedies = {name: each for name, each in CLIP.items() if name != "linear"}
+    found = advice(figures(remedies, pairs=12), "If it must be one index")
+
+    assert "no aligner" in found.title
+    assert "takes 50 pairs of a text and its picture, and there were 12" in found.because
+
+
+# --- further cases -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("delta", "title"),
+    [(-0.3, "by an encoder of images"), (0.3, "the model itself"), (0.01, "no difference")],
+)
+def test_pictures_that_look_for_pictures(delta: float, title: str) -> None:
+    within = RecallComparison(10, about(0.5), about(0.5 - delta), about(delta), 90, 10)
+    found = advice(figures(CLIP, within=within), "Pictures that look for pictures")
+
+    assert title in found.title
+    assert f"{delta:.2f}" in found.because
+    assert "90 pictures" in found.because
+
+
+def test_a_threshold_of_one_pair_means_nothing_for_another() -> None:
+    found = advice(figures(CLIP), "Thresholds")
+
+    assert "3.0% of unrelated pictures score 0.30 or more, and 100.0% of" in found.because
+
+
+def test_thresholds_that_mean_the_same_need_no_advice() -> None:
+    shares = {"text_to_text": (0.96, 0.04, 0, 0, 0), "text_to_image": (0.97, 0.03, 0, 0, 0)}
+    same = gap(histograms=replace(gap().histograms, shares=shares))
+
+    assert not [title for title in titles(figures(CLIP, gap=same)) if "Thresholds" in title]
+
+
+def scorer(overlap: float) -> ScoreComparison:
+    value = about(0.5)
+    histograms = Histograms((0, 1), {"text": (1,), "image": (1,)})
+    counts = {"text": 50, "image": 50}
+    return ScoreComparison(
+        value, value, value, value, about(overlap), about(1 - overlap), histograms, counts
+    )
+
+
+@pytest.mark.parametrize(
+    ("overlap", "title"),
+    [(0.8, "Let the cross-encoder decide"), (0.03, "This reranker's own gap is no narrower")],
+)
+def test_a_reranker_is_judged_by_its_own_gap(overlap: float, title: str) -> None:
+    given = figures(CLIP, scorers={"embedder": scorer(0.02), "reranker": scorer(overlap)})
+    found = advice(given, title)
+
+    assert f"{overlap:.0%}" in found.because
+    assert "2%" in found.because
+
+
+def test_another_model_where_the_gap_is_wider_than_the_clouds() -> None:
+    found = advice(figures(CLIP), "If the model can change")
+
+    assert "1.24 (1.22 to 1.26) times as far apart" in found.because
+    assert "still 89% and 90%" in found.because
+    narrow = figures(CLIP, gap=gap(0.4, 0.9))
+    assert not [title for title in titles(narrow) if "model can change" in title]

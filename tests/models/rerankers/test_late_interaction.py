@@ -1,0 +1,331 @@
+"""ColQwen2 against the outputs of transformers 4.57.6, whose positions are right."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from paths import PARITY
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from sentence_transformers import MultiVectorEncoder
+from sentence_transformers.base.modules import Dense, Normalize, Transformer
+from sentence_transformers.multi_vector_encoder.modules import MultiVectorMask
+from tiny_rerankers import make_tiny_bert_reranker, make_tiny_qwen_reranker
+from transformers import AutoImageProcessor, AutoTokenizer, ColQwen2ForRetrieval
+
+from llama_index_gap.models import Joint, ModelError, Picture
+from llama_index_gap.models.checkpoints.checkpoint import Checkpoint, quiet_transformers
+from llama_index_gap.models.rerankers.late_interaction import LateInteractionScorer, fits
+
+COLQWEN = PARITY / "colqwen2_tiny"
+QUERY = "a red cat"
+
+
+def load(folder: Path, **options: object) -> LateInteractionScorer:
+    settings = {"device": "cpu", "dtype": torch.float32, **options}
+    return LateInteractionScorer(Checkpoint(str(folder), folder), **settings)
+
+
+@pytest.fixture(scope="module")
+def scorer() -> LateInteractionScorer:
+    return load(COLQWEN)
+
+
+@pytest.fixture(scope="module")
+def expected() -> dict[str, torch.Tensor]:
+    return load_file(COLQWEN / "parity.safetensors")
+
+
+@pytest.fixture(scope="module")
+def inputs() -> dict[str, torch.Tensor]:
+    """What the outputs were made from: the prompts and pictures of another model's parity files."""
+    return load_file(COLQWEN.parent / "jina_m0_tiny" / "parity.safetensors")
+
+
+def of_pictures(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    grids = inputs["text_image.image_grid_thw"]
+    patches = inputs["text_image.pixel_values"].split(grids.prod(1).tolist())
+    return {
+        "input_ids": inputs["text_image.input_ids"],
+        "attention_mask": inputs["text_image.attention_mask"].long(),
+        "pixel_values": torch.nn.utils.rnn.pad_sequence(patches, batch_first=True),
+        "image_grid_thw": grids,
+    }
+
+
+def test_vectors_of_pictures_equal_the_reference(
+    scorer: LateInteractionScorer,
+    inputs: dict[str, torch.Tensor],
+    expected: dict[str, torch.Tensor],
+) -> None:
+    backbone = scorer._model[0]
+
+    with torch.inference_mode():
+        found = backbone({**of_pictures(inputs), "modality": "image"})["token_embeddings"]
+
+    np.testing.assert_allclose(found, expected["doc"], atol=1e-5)
+
+
+def test_bare_transformers_is_off(
+    inputs: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]
+) -> None:
+    """Once this fails, transformers counts rows and columns itself: take the mending out."""
+    with quiet_transformers():
+        model = ColQwen2ForRetrieval.from_pretrained(COLQWEN)
+
+    with torch.inference_mode():
+        found = model(**of_pictures(inputs)).embeddings
+
+    assert (found - expected["doc"]).abs().max() > 0.1
+
+
+def test_vectors_of_texts_equal_the_reference(
+    scorer: LateInteractionScorer,
+    inputs: dict[str, torch.Tensor],
+    expected: dict[str, torch.Tensor],
+) -> None:
+    backbone = scorer._model[0]
+    features = {
+        "input_ids": inputs["text_text.input_ids"],
+        "attention_mask": inputs["text_text.attention_mask"].long(),
+        "modality": "text",
+    }
+
+    with torch.inference_mode():
+        found = backbone(features)["token_embeddings"]
+
+    np.testing.assert_allclose(found, expected["query"], atol=1e-5)
+
+
+def native_vectors(folder: Path, item: str | Image.Image) -> torch.Tensor:
+    """One text or picture, its prompt put together by hand, its positions given."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    with quiet_transformers():
+        model = ColQwen2ForRetrieval.from_pretrained(folder)
+    more: dict[str, torch.Tensor] = {}
+    prompt = f"Query: {item}{'<|endoftext|>' * 10}\n"
+    if isinstance(item, Image.Image):
+        processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
+        pixels = processor([item], return_tensors="pt")
+        grid = pixels["image_grid_thw"]
+        prompt = (
+            "<|im_start|>user\n<|vision_start|>"
+            + "<|image_pad|>" * int(grid.prod() // 4)
+            + "<|vision_end|>Describe the image.<|im_end|><|endoftext|>"
+        )
+        more = {"pixel_values": pixels["pixel_values"][None], "image_grid_thw": grid}
+    ids = torch.tensor([tokenizer.encode(prompt)])
+    mask = torch.ones_like(ids)
+    if more:
+        types = (ids == tokenizer.convert_tokens_to_ids("<|image_pad|>")).int()
+        more["position_ids"] = model.vlm.get_rope_index(ids, types, image_grid_thw=grid)[0]
+    with torch.inference_mode():
+        return model(input_ids=ids, attention_mask=mask, **more).embeddings[0]
+
+
+@pytest.mark.parametrize("kind_of_query", ["text", "image"])
+def test_scores_are_sums_of_best_matches(noise: list[Image.Image], kind_of_query: str) -> None:
+    query = QUERY if kind_of_query == "text" else noise[4]
+    of_query = native_vectors(COLQWEN, query)
+    wanted = [
+        float((of_query @ native_vectors(COLQWEN, image).T).max(1).values.sum())
+        for image in noise[:4]
+    ]
+
+    scores = load(COLQWEN, batch_size=2).score(query, noise[:4])
+
+    np.testing.assert_allclose(scores, wanted, rtol=1e-5)
+    assert scores.dtype == np.float32
+    assert len(set(wanted)) == 4
+
+
+def test_a_score_does_not_depend_on_the_others(
+    scorer: LateInteractionScorer, noise: list[Image.Image]
+) -> None:
+    together = scorer.score(QUERY, noise)
+
+    alone = np.concatenate([scorer.score(QUERY, [image]) for image in noise])
+    np.testing.assert_allclose(together, alone, rtol=1e-5)
+    np.testing.assert_allclose(scorer.score(QUERY, noise[::-1]), together[::-1], rtol=1e-5)
+    assert scorer.score(QUERY, []).shape == (0,)
+
+
+def test_what_it_says_of_itself(scorer: LateInteractionScorer) -> None:
+    assert (scorer.name, scorer.joint, scorer.licence) == (str(COLQWEN), False, None)
+    assert scorer.modalities == {"text", "image"}
+    assert scorer.document_modalities == {"image"}
+    assert scorer.to_probability(np.ones(1, np.float32)) is None
+
+
+def test_texts_are_no_documents_of_colqwen(
+    scorer: LateInteractionScorer, noise: list[Image.Image]
+) -> None:
+    """sentence-transformers would render them as queries; only their scores would look right."""
+    with pytest.raises(ModelError, match="reads documents as pictures only"):
+        scorer.score(QUERY, [noise[0], "a text"])
+    with pytest.raises(ModelError, match="not both as one"):
+        scorer.prepare(Joint("a text", noise[0]))
+
+
+@pytest.mark.parametrize("text", ["https://example.com/cat.jpg", "a < |image_pad|> b"])
+def test_texts_stay_texts(
+    scorer: LateInteractionScorer, noise: list[Image.Image], text: str
+) -> None:
+    """By itself, the first would be fetched; the second stand for a picture that is not there."""
+    of_query, of_document = native_vectors(COLQWEN, text), native_vectors(COLQWEN, noise[0])
+
+    scores = scorer.score(text.replace("< |", "<|"), noise[:1])
+
+    wanted = float((of_query @ of_document.T).max(1).values.sum())
+    np.testing.assert_allclose(scores, wanted, rtol=1e-5)
+
+
+def test_what_is_prepared_is_embedded_once(scorer: LateInteractionScorer) -> None:
+    forwards = []
+    image = Image.effect_noise((40, 50), 90).convert("RGB")
+    hook = scorer._model.register_forward_hook(lambda *_: forwards.append(1))
+    query, document = scorer.prepare(QUERY), scorer.prepare(image)
+
+    first = scorer.score_prepared(query, [document])
+    second = scorer.score_prepared(query, [document, document])
+
+    hook.remove()
+    assert len(forwards) == 2  # the query and the document
+    np.testing.assert_array_equal(second, first.repeat(2))
+
+
+def test_a_document_that_is_kept_is_not_opened_again(noise: list[Image.Image]) -> None:
+    opened = []
+    picture = Picture("key", lambda: opened.append(1) or noise[0])
+    keeping, forgetful = load(COLQWEN), load(COLQWEN, vision_bytes=0)
+
+    first = keeping.score(QUERY, [picture])
+    second = keeping.score(QUERY, [picture])
+
+    assert opened == [1]
+    np.testing.assert_array_equal(first, second)
+    forgetful.score(QUERY, [picture])
+    forgetful.score(QUERY, [picture])
+    assert opened == [1, 1, 1]
+    keeping.score(picture, [noise[1]])  # on the other side it is read anew
+    assert opened == [1, 1, 1, 1]
+
+
+def test_large_pictures_are_scaled_down_when_asked(scorer: LateInteractionScorer) -> None:
+    image = Image.effect_noise((400, 100), 90).convert("RGB")
+
+    assert load(COLQWEN, max_pixels=10_000).prepare(image).read()["image"].size == (200, 50)
+    assert scorer.prepare(image).read()["image"] is image
+
+
+def colbert(folder: Path) -> Path:
+    """A late-interaction model of texts, as sentence-transformers saves them."""
+    make_tiny_bert_reranker(folder / "bert")
+    torch.manual_seed(0)
+    with quiet_transformers():
+        transformer = Transformer(str(folder / "bert"))
+        projection = Dense(
+            32, 16, bias=False, activation_function=None, module_input_name="token_embeddings"
+        )
+        modules = [transformer, projection, MultiVectorMask()]
+        modules.append(Normalize(module_input_name="token_embeddings"))
+        MultiVectorEncoder(modules=modules, device="cpu").save_pretrained(str(folder / "saved"))
+    return folder / "saved"
+
+
+def test_a_model_of_texts_ranks_texts(tmp_path: Path, noise: list[Image.Image]) -> None:
+    scorer = load(colbert(tmp_path))
+    texts = ["a red cat", "a dog", "", "https://example.com/cat.jpg"]
+
+    scores = scorer.score(QUERY, texts)
+
+    assert scorer.modalities == scorer.document_modalities == {"text"}
+    pieces = ["[CLS]", "a", "r", "##e", "##d", "c", "##a", "##t", "[SEP]"]
+    np.testing.assert_allclose(scores[0], len(pieces), rtol=1e-5)  # each finds itself
+    assert scores.argmax() == 0
+    with pytest.raises(ModelError, match="reads texts only; leave the rest out, or"):
+        scorer.prepare(noise[0])
+
+
+def multi_vector_qwen(folder: Path) -> Path:
+    """A late-interaction model with a chat template, as sentence-transformers lays them out."""
+    make_tiny_qwen_reranker(folder)
+    shutil.rmtree(folder / "1_LogitScore")
+    base = "sentence_transformers.base.modules"
+    types = [
+        f"{base}.transformer.Transformer",
+        "sentence_transformers.multi_vector_encoder.modules.multi_vector_mask.MultiVectorMask",
+        f"{base}.normalize.Normalize",
+    ]
+    paths = ["", "1_MultiVectorMask", "2_Normalize"]
+    forward = {"method": "forward", "method_output_name": "last_hidden_state"}
+    kinds = {"text": forward, "image": forward, "message": {**forward, "format": "structured"}}
+    files = {
+        "modules.json": [
+            {"idx": index, "name": str(index), "path": path, "type": kind}
+            for index, (path, kind) in enumerate(zip(paths, types, strict=True))
+        ],
+        "config_sentence_transformers.json": {"model_type": "MultiVectorEncoder"},
+        "sentence_bert_config.json": {
+            "transformer_task": "feature-extraction",
+            "modality_config": kinds,
+            "module_output_name": "token_embeddings",
+        },
+        "1_MultiVectorMask/config.json": {},
+        "2_Normalize/config.json": {"module_input_name": "token_embeddings"},
+    }
+    for name, content in files.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(json.dumps(content))
+    (folder / "chat_template.jinja").write_text(
+        "{% for part in messages[0].content %}"
+        "{% if part.type == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
+        "{% else %}{{ part.text }}{% endif %}{% endfor %}"
+    )
+    return folder
+
+
+def test_a_model_with_a_chat_template_reads_a_text_and_a_picture_as_one(
+    tmp_path: Path, noise: list[Image.Image]
+) -> None:
+    scorer = load(multi_vector_qwen(tmp_path))
+    documents = [QUERY, noise[0], Joint(QUERY, noise[0]), "a <|image_pad|> b"]
+
+    scores = scorer.score(QUERY, documents)
+
+    assert scorer.joint
+    assert scorer.document_modalities == {"text", "image"}
+    np.testing.assert_allclose(scores[0], len(QUERY), rtol=1e-5)  # each byte finds itself
+    assert len(set(scores.tolist())) == len(documents)
+    alone = np.concatenate([scorer.score(QUERY, [document]) for document in documents])
+    np.testing.assert_allclose(scores, alone, rtol=1e-5)
+
+
+def test_refuses_a_projection_of_random_weights(tmp_path: Path) -> None:
+    shutil.copytree(COLQWEN, tmp_path, dirs_exist_ok=True)
+    weights = load_file(tmp_path / "model.safetensors")
+    body = {key: value for key, value in weights.items() if "proj_layer" not in key}
+    (tmp_path / "model.safetensors").unlink()
+    save_file(body, tmp_path / "model.safetensors", metadata={"format": "pt"})
+
+    with pytest.raises(ModelError, match=r"missing: embedding_proj_layer\.bias, embedding_proj"):
+        load(tmp_path)
+
+
+def test_refuses_what_is_no_late_interaction_model(tiny_clip: Path, tmp_path: Path) -> None:
+    """It would load, with a projection of random weights."""
+    for folder in (tiny_clip, make_tiny_bert_reranker(tmp_path)):
+        assert not fits(Checkpoint(str(folder), folder))
+        with pytest.raises(ModelError, match="is no late-interaction model"):
+            load(folder)
+
+
+@pytest.mark.parametrize("option", ["batch_size", "max_pixels"])
+def test_refuses_limits_that_nothing_meets(option: str) -> None:
+    with pytest.raises(ValueError, match=f"{option}=0: must be at least 1"):
+        load(COLQWEN, **{option: 0})

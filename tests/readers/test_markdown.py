@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llama_index_gap.readers.markdown import MarkdownError, Page, PageImage, parse_markdown
+
+
+def test_takes_a_page_apart() -> None:
+    page = parse_markdown(
+        "---\ntitle: A day out\ndate: 2024-05-01\ntags: [sea, sun]\n---\n"
+        "# At the sea\n\nWe saw a *ship*\nand [a tower](tower.html).\n\n"
+        '![a white ship](images/ship.png "Ship")\n\n- first\n- second\n\n```sh\nmake\n```\n'
+    )
+
+    assert page == Page(
+        text="At the sea\n\nWe saw a ship\nand a tower.\n\nfirst\n\nsecond\n\nmake",
+        heading="At the sea",
+        images=[PageImage("images/ship.png", "a white ship")],
+        metadata={"title": "A day out", "date": "2024-05-01", "tags": ["sea", "sun"]},
+    )
+
+
+@pytest.mark.parametrize(
+    ("source", "image"),
+    [
+        ("![x](a.png)", PageImage("a.png", "x")),
+        ("![](a.png)", PageImage("a.png", "")),
+        ("![x][r]\n\n[r]: a.png", PageImage("a.png", "x")),
+        ("![a *bold* word](a.png)", PageImage("a.png", "a bold word")),
+        ("![x](my%20cat.png)", PageImage("my cat.png", "x")),
+        ("![x](<my cat.png>)", PageImage("my cat.png", "x")),
+        ("![x](a.png?v=2#top)", PageImage("a.png", "x")),
+        ("![x](/img/a.png)", PageImage("/img/a.png", "x")),
+        ("![x](https://e.com/a.png?v=2)", PageImage("https://e.com/a.png?v=2", "x")),
+        ("[![x](a.png)](page.html)", PageImage("a.png", "x")),
+        ('<img src="a.png" alt="x &amp; y">', PageImage("a.png", "x & y")),
+        ('text <img alt="x" src="a.png"/> text', PageImage("a.png", "x")),
+        ("<p align=center>\n<img src=a.png>\n</p>", PageImage("a.png", "")),
+        ("![[a.png]]", PageImage("a.png", "")),
+        ("![[img/a b.png|a ship]]", PageImage("img/a b.png", "a ship")),
+        ("![[a.png|300x200]]", PageImage("a.png", "")),
+        ("![x](//cdn/a.png)", PageImage("//cdn/a.png", "x")),
+    ],
+)
+def test_finds_pictures(source: str, image: PageImage) -> None:
+    assert parse_markdown(source).images == [image]
+
+
+@pytest.mark.parametrize("source", ["`![x](a.png)`", "```\n![x](a.png)\n```", "<img alt='x'>"])
+def test_what_only_looks_like_a_picture(source: str) -> None:
+    assert parse_markdown(source).images == []
+
+
+def test_html_gives_its_text_without_scripts() -> None:
+    page = parse_markdown("<div>Hello &amp; <b>bye</b><script>alert(1)</script></div>\n")
+
+    assert page.text == "Hello & bye"
+
+
+@pytest.mark.parametrize(
+    ("source", "text"),
+    [
+        ("a<br>b", "a b"),
+        ("<table><tr><td>one</td><td>two</td></tr></table>", "one two"),
+        ("bye <script>inline</script> after", "bye after"),
+        ("un<b>believ</b>able", "unbelievable"),
+    ],
+)
+def test_html_parts_words_where_a_page_does(source: str, text: str) -> None:
+    assert parse_markdown(source).text == text
+
+
+def test_what_was_meant_as_a_picture_is_told() -> None:
+    page = parse_markdown("![x](my pic.png) and ![y]({{ base }}/a.png)\n\n`![x](my pic.png)`")
+
+    assert page.unread[:2] == ["![x](my pic.png)", "![y]({{ base }}/a.png)"]
+
+
+def test_the_first_heading_counts() -> None:
+    assert parse_markdown("# One\n\n# Two\n\n## Three").heading == "One"
+
+
+def test_tables_give_their_cells() -> None:
+    assert parse_markdown("| a | b |\n|---|---|\n| 1 | 2 |\n").text == "a\n\nb\n\n1\n\n2"
+
+
+@pytest.mark.parametrize(
+    ("source", "metadata", "text"),
+    [
+        ("just text", {}, "just text"),
+        ("---\n---\ntext", {}, "text"),
+        ("---\ra: 1", {}, "a: 1"),
+        ("---\r\na: 1\r\n---\r\ntext", {"a": 1}, "text"),
+        ("text\n\n---\n\nmore", {}, "text\n\nmore"),
+        ("---\n1: one\n---\n", {"1": "one"}, ""),
+        ("---\nprose between rules\n---\n", {}, "prose between rules"),
+        (
+            '+++\ntitle = "T"\ndate = 2024-05-01\n+++\ntext',
+            {"title": "T", "date": "2024-05-01"},
+            "text",
+        ),
+    ],
+)
+def test_front_matter(source: str, metadata: dict[str, object], text: str) -> None:
+    page = parse_markdown(source)
+
+    assert page.metadata == metadata
+    assert page.text == text
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("---\na: [\n---\n", "front matter is not YAML"),
+        ("---\n- a\n---\n", "not a mapping"),
+        ("---\na: &x [1]\nb: *x\n---\n", "aliases .* are not read"),
+        ("---\na: &a [*a]\n---\n", "aliases .* are not read"),
+        ("---\na: " + "[" * 3000 + "]" * 3000 + "\n---\n", "not YAML that is read"),
+        ("---\na: !!binary aGk=\n---\n", "holds a bytes as a"),
+        ("---\na: !!set {x}\n---\n", "holds a set as a"),
+        ("---\na: [.nan]\n---\n", "says a: nan, which is no number"),
+        ("+++\na = \n+++\n", "not TOML that is read"),
+        ("---\ndate: 2024-02-31\n---\n", "not YAML"),
+        ("---\na: !!python/object/apply:os.system [ls]\n---\n", "not YAML"),
+    ],
+)
+def test_refuses_front_matter(source: str, message: str) -> None:
+    with pytest.raises(MarkdownError, match=message):
+        parse_markdown(source)
+
+
+@given(
+    st.text(alphabet=st.sampled_from(list("![](<>)`#*-_|~=&;:'\"/\\ \n\tabimgsrc=1")), max_size=120)
+)
+def test_any_text_is_a_page(source: str) -> None:
+    page = parse_markdown(source) if not source.startswith("---") else Page("")
+
+    assert all(image.path for image in page.images)

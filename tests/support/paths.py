@@ -1,0 +1,7 @@
+"""Where the tests' own files lie."""
+
+from pathlib import Path
+
+TESTS = Path(__file__).parents[1]
+ROOT = TESTS.parent
+PARITY = TESTS / "fixtures" / "parity"

@@ -1,0 +1,196 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import pytest
+import torch
+from paths import PARITY
+from safetensors.torch import load_file
+from transformers import CLIPTokenizer
+
+from llama_index_gap.demo.drawing import Scene
+from llama_index_gap.demo.newsroom import Article, Facts, make_articles
+from llama_index_gap.models import load_scorer
+from training import train_reranker as training
+from training.train_dual_encoder import make_tokenizer
+
+REAL = PARITY / "jina_m0_tiny"
+FACTS = Facts(who="nurses", event="strike", place="Arnbeck", time="monday")
+SCENE = Scene(("red", "boat"), ("blue", "house"), "right", "coast", "night")
+ARTICLE = Article("1", FACTS, SCENE, "Nurses walk out in Arnbeck on Monday")
+STAGE = replace(training.STAGES[-1], articles=12)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> CLIPTokenizer:
+    return make_tokenizer(["**Document**:\n", "**Query**:\n"])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def in_small(tokenizer: CLIPTokenizer) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        small = [replace(each, steps=1, articles=4, queries=4) for each in training.STAGES]
+        patch.setattr(training, "SEE", replace(training.SEE, steps=1, articles=4))
+        patch.setattr(training, "STAGES", small)
+        patch.setattr(training, "_HELD_OUT", 1)
+        patch.setattr(training, "make_tokenizer", lambda _: deepcopy(tokenizer))
+        yield
+
+
+@pytest.fixture(scope="module")
+def trained(in_small: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return training.train(tmp_path_factory.mktemp("trained"), seed=3)
+
+
+@pytest.fixture(scope="module")
+def articles() -> list[Article]:
+    return make_articles(3, "test", 0)
+
+
+def test_what_was_trained_scores_as_what_is_loaded(trained: Path, articles: list[Article]) -> None:
+    """By the code that loads jina-reranker-m0, from its files."""
+    queries = ["a red boat", "prank and nurses in Keldon"]
+    scorer = load_scorer(str(trained), dtype="float32")
+
+    model = loaded(trained)
+    for side in ("text", "image"):
+        documents = [a.headline if side == "text" else a.picture() for a in articles]
+        with torch.no_grad():
+            last = model.read(side, articles, queries, torch.tensor(3 * [[0, 1]])).last
+            trained = torch.sigmoid(model.score(last)[..., 0] - 2.65).T.numpy()
+        found = [scorer.score(query, documents) for query in queries]
+        np.testing.assert_allclose(trained, found, atol=2e-6)
+        assert np.std(found) > 1e-4
+
+
+def test_it_has_the_layout_of_jina_reranker_m0(trained: Path) -> None:
+    config, real = (json.loads((each / "config.json").read_text()) for each in (trained, REAL))
+    mine, theirs = (load_file(each / "model.safetensors") for each in (trained, REAL))
+
+    assert set(theirs) <= set(mine)
+    assert config["architectures"] == real["architectures"]
+    assert config.keys() <= real.keys()
+    assert {"config.json", "model.safetensors", "preprocessor_config.json", "tokenizer.json"} <= {
+        file.name for file in trained.iterdir()
+    }
+
+
+def test_the_same_seed_gives_the_same_weights(trained: Path, tmp_path: Path) -> None:
+    again, other = (training.train(tmp_path / str(seed), seed=seed) for seed in (3, 4))
+
+    weights = [(each / "model.safetensors").read_bytes() for each in (trained, again, other)]
+    assert weights[0] == weights[1] != weights[2]
+
+
+def test_every_stage_says_how_it_does(trained: Path) -> None:
+    curves = [json.loads(line) for line in (trained / "curves.jsonl").read_text().splitlines()]
+
+    stages = [line["stage"] for line in curves]
+    assert stages == ["see", "words", "headlines", "looks", "pictures"]
+    for line in curves:
+        assert all(0 <= share <= 1 for share in line["held out"].values())
+
+
+def test_a_stage_ends_when_nothing_is_gained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held_out = iter([0.5, 0.6, 0.6, 0.6])
+    trainer = training._Trainer(0, tmp_path / "curves.jsonl", show_progress=False)
+    monkeypatch.setattr(training, "_EVERY", 1)
+    monkeypatch.setattr(training, "_PATIENCE", 2)
+    monkeypatch.setattr(trainer, "_held_out", lambda stage: {"all": next(held_out)})
+
+    trainer.run(replace(training.STAGES[0], steps=10))
+    assert next(held_out, None) is None  # four steps
+
+
+def test_training_lowers_the_loss(tmp_path: Path) -> None:
+    trainer = training._Trainer(0, tmp_path / "curves.jsonl", show_progress=False)
+    losses = []
+    for _ in range(2):
+        with torch.no_grad():
+            found = trainer._losses(training.STAGES[0], "development", Random(0))
+        losses.append(sum(found.values()).item())
+        trainer.run(replace(training.STAGES[0], steps=25))
+
+    assert losses[1] < 0.9 * losses[0]
+
+
+# --- what is right -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("side", ["text", "image"])
+def test_a_pair_is_right_where_the_side_holds_all_that_is_asked_of_it(side: str) -> None:
+    pairs = training._draw(STAGE, side, "train", Random(0))
+    right = pairs.right.bool().numpy()
+    verdicts = pairs.verdicts.numpy()
+
+    assert right[:, : pairs.own].all()
+    assert 0.3 < right.mean() < 0.7
+    assert ((verdicts == 1).any(-1) & ~(verdicts == 2).any(-1) == right).all()
+    other = "image" if side == "text" else "text"
+    of_other_side = np.array(pairs.kinds).reshape(right.shape) == other
+    assert of_other_side.any()
+    assert not right[of_other_side].any()
+
+
+def test_queries_of_one_claim_are_right_by_halves() -> None:
+    stage = replace(STAGE, short=True, queries=4)
+    pairs = training._draw(stage, "image", "train", Random(0))
+
+    assert pairs.right[:, :2].all()
+    assert not pairs.right[:, 2:].any()
+    assert ((pairs.verdicts != 0).sum(-1) == 1).all()
+
+
+def test_verdicts_say_which_claim_fails() -> None:
+    asked = frozenset(
+        {("place", "Arnbeck"), ("thing", "red boat"), ("thing", "red tree"), ("sky", "day")}
+    )
+
+    named = dict(zip(training._CLAIMS, training._verdicts(asked, ARTICLE), strict=True))
+    assert {name: verdict for name, verdict in named.items() if verdict} == {
+        "place": 1,
+        "thing": 1,
+        "other thing": 2,
+        "sky": 2,
+    }
+
+
+def test_things_are_named_by_their_places() -> None:
+    """The house is left of the boat."""
+    assert training._parts(SCENE) == {
+        "colour": "blue",
+        "kind": "house",
+        "other colour": "red",
+        "other kind": "boat",
+        "arrangement": "beside",
+        "setting": "coast",
+        "sky": "night",
+    }
+
+
+def loaded(folder: Path) -> training.CrossEncoder:
+    model = training.CrossEncoder()
+    tensors = {
+        key: tensor.float() for key, tensor in load_file(folder / "model.safetensors").items()
+    }
+    for prefix, part in (
+        ("model.", model.model.language_model),
+        ("visual.", model.model.visual),
+        ("score.", model.score),
+    ):
+        part.load_state_dict(
+            {
+                key.removeprefix(prefix): tensor
+                for key, tensor in tensors.items()
+                if key.startswith(prefix)
+            }
+        )
+    return model
