@@ -3,13 +3,13 @@
     python benchmarks/calibration.py [--resamples 1000] [--seed 0] [--hits 100] [--shown 16]
 
 On the real CLIP ViT-B/16 features of 500 COCO pairs (Liang et al., Mind the Gap), which lie in the
-folder that ``GAP_SHARED`` names. 400 of the pictures and their captions are searched, and ask:
+folder that ``GAP_SHARED`` names. 400 of the images and their captions are searched, and ask:
 
-- ``text_to_image``: a caption asks for its picture;
-- ``image_to_text``: a picture asks for its caption;
-- ``text_to_text``: *simulated*, since COCO has here one caption of a picture. The query keeps a
+- ``text_to_image``: a caption asks for its image;
+- ``image_to_text``: an image asks for its caption;
+- ``text_to_text``: *simulated*, since COCO has here one caption of an image. The query keeps a
   share of 0.55 of what sets its caption apart from the mean of all captions, and takes the rest
-  from one of the other 100 captions. With that share a text is about as hard to find as a picture.
+  from one of the other 100 captions. With that share a text is about as hard to find as an image.
 
 Half of the queries are for fitting, on their first 100 hits, as ``collect_scores`` takes them; the
 first 16 hits of the others are judged, as a search would return them. Probabilities are
@@ -76,13 +76,13 @@ class Hits:
 def search(file: Path, rng: np.random.Generator) -> dict[str, Hits]:
     """All documents for each query, by pair of modalities."""
     features = np.load(file).astype(np.float64)
-    pictures, texts = unit(features)[:, rng.permutation(features.shape[1])]
+    images, texts = unit(features)[:, rng.permutation(features.shape[1])]
     of_others = rng.choice(texts[DOCUMENTS:], DOCUMENTS)
-    pictures, texts, mean = pictures[:DOCUMENTS], texts[:DOCUMENTS], texts.mean(axis=0)
+    images, texts, mean = images[:DOCUMENTS], texts[:DOCUMENTS], texts.mean(axis=0)
     told_again = KEPT_SHARE * (texts - mean) + np.sqrt(1 - KEPT_SHARE**2) * (of_others - mean)
     cosines = {
-        "text_to_image": texts @ pictures.T,
-        "image_to_text": pictures @ texts.T,
+        "text_to_image": texts @ images.T,
+        "image_to_text": images @ texts.T,
         "text_to_text": unit(mean + told_again) @ texts.T,
     }
     found = {}
@@ -158,7 +158,7 @@ def threshold_table(
 ) -> Table:
     """Precision among what is kept, and the share of queries whose relevant document is kept.
 
-    The cosines are those from which on half of the pictures, and half of the texts, are relevant.
+    The cosines are those from which on half of the images, and half of the texts, are relevant.
     """
     calibrator = RelevanceCalibrator.fit({pair: hits.flat() for pair, hits in fit.items()})
     keeps: dict[str, Callable[[str, FloatArray], npt.NDArray[np.bool_]]] = {}
@@ -213,7 +213,7 @@ def main() -> None:
     console.print(error_table(ways, test, options.resamples))
     console.print(
         f"\nWhat one threshold keeps, of {options.shown} hits a query "
-        "(first cosine: for pictures, second: for texts)"
+        "(first cosine: for images, second: for texts)"
     )
     console.print(threshold_table(ways, fit, test, options.resamples))
 

@@ -194,7 +194,7 @@ def make_native(scratch: Path, *, quick: bool) -> list[Path]:
 
 
 def make_items(count: int) -> dict[str, list[Any]]:
-    """Texts longer than any of the models reads here, and decoded pictures of 640×480."""
+    """Texts longer than any of the models reads here, and decoded images of 640×480."""
     rng = np.random.default_rng(0)
     words = ["cat", "dog", "red", "blue", "photo", "of", "the"]
     texts = [" ".join(rng.choice(words, 2 * TOKENS)) for _ in range(count)]

@@ -4,14 +4,15 @@
 
 Every method goes through ``llama_index_gap.search.fusion.fuse``, with 16 candidates of each side,
 up to 300 vectors of it as the background, and its size; ``evidence, unsized`` is the default
-without the sizes. Tables show nDCG@10 and recall@10; ± is half of a 95 % bootstrap interval over queries (over
-COCO's pairs where the features are real). In the summary, *rank* is the mean rank over the
-settings, *regret* the mean distance from the best method of each setting, *worst* the largest.
+without the sizes. Tables show nDCG@10 and recall@10; ± is half of a 95 % bootstrap interval over
+queries (over COCO's pairs where the features are real). In the summary, *rank* is the mean rank
+over the settings, *regret* the mean distance from the best method of each setting, *worst* the
+largest.
 
 **One side.** Real CLIP ViT-B/16 features of 500 image–caption pairs of COCO (FEATURES; by default
 data/clip_features/features_clip.npy in the folder that the environment variable GAP_SHARED names).
 250 pairs are the background, and one half of each of the other 250 the corpus, with 10, 50 or 90 %
-pictures; 8 splits; text queries and image queries. A query's right answer is
+images; 8 splits; text queries and image queries. A query's right answer is
 
 - *across*: the other half of its own pair; all of this is real;
 - *own*: an item of its own modality. There is one caption to an image here, so this half is a
@@ -23,16 +24,16 @@ pictures; 8 splits; text queries and image queries. A query's right answer is
 Queries of both kinds are mixed: 0 to 100 % across. A query has one answer, or four: then the corpus
 holds every item four times, told again at a centred cosine of 0.8.
 
-**Two sides, real.** 125 documents, each the caption of one pair and the picture of another; text
-queries about the picture (its own caption, real), about the headline (told again, as above), or
+**Two sides, real.** 125 documents, each the caption of one pair and the image of another; text
+queries about the image (its own caption, real), about the headline (told again, as above), or
 both (the mean of two such queries). One or four answers, as above.
 
 **Two sides, simulated.** 10,000 documents of the simulation in ``tests/two_sided.py``, for a gap
 like CLIP's (0.85) and a narrow one (0.41, with most of a vector shared by both modalities), for
-texts, pictures or neither that are easier to find, with a picture in every document or in every
+texts, images or neither that are easier to find, with an image in every document or in every
 fifth, and with one or eight documents on what a query asks for.
 
-``two_sided.evaluate`` takes any other features: vectors of queries, of texts and of pictures, and
+``two_sided.evaluate`` takes any other features: vectors of queries, of texts and of images, and
 what is relevant.
 """
 
@@ -60,7 +61,7 @@ from llama_index_gap.search.fusion import fuse
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "tests" / "support"), str(ROOT / "benchmarks")]
-from gap_remedies import FILE, PAIRS, Features, split  # noqa: E402
+from gap_mitigations import FILE, PAIRS, Features, split  # noqa: E402
 from two_sided import (  # noqa: E402
     KINDS,
     Fuse,
@@ -78,16 +79,16 @@ FloatArray: TypeAlias = npt.NDArray[np.float64]
 IntArray: TypeAlias = npt.NDArray[np.int64]
 
 METHODS: dict[str, Fuse] = {
-    "raw, max": partial(fuse, normalise="none", combine="max"),
-    "raw, sum": partial(fuse, normalise="none", combine="sum"),
-    "RRF": partial(fuse, normalise="rank", combine="sum"),
-    "min–max, sum": partial(fuse, normalise="minmax", combine="sum"),
-    "list z, sum": partial(fuse, normalise="zscore", combine="sum"),
-    "list z, evidence": partial(fuse, normalise="zscore", combine="evidence"),
-    "backgr. z, max": partial(fuse, normalise="background", combine="max"),
-    "backgr. z, sum": partial(fuse, normalise="background", combine="sum"),
+    "raw, max": partial(fuse, normalize="none", combine="max"),
+    "raw, sum": partial(fuse, normalize="none", combine="sum"),
+    "RRF": partial(fuse, normalize="rank", combine="sum"),
+    "min–max, sum": partial(fuse, normalize="minmax", combine="sum"),
+    "list z, sum": partial(fuse, normalize="zscore", combine="sum"),
+    "list z, evidence": partial(fuse, normalize="zscore", combine="evidence"),
+    "backgr. z, max": partial(fuse, normalize="background", combine="max"),
+    "backgr. z, sum": partial(fuse, normalize="background", combine="sum"),
     "evidence, unsized": unsized,
-    "evidence": partial(fuse, normalise="background", combine="evidence"),
+    "evidence": partial(fuse, normalize="background", combine="evidence"),
 }
 DEFAULT = "evidence"
 PERCENT = (10, 50, 90)
@@ -100,11 +101,11 @@ GAPS = {
     "narrow gap": {"norms": (0.29, 0.29), "cosine_of_means": 0.0, "shared": 0.8},
 }
 SIGNALS = {
-    "texts easier": {"of_headlines": 0.738, "of_pictures": 0.7},
-    "alike": {"of_headlines": 0.5, "of_pictures": 0.67},
-    "pictures easier": {"of_headlines": 0.55, "of_pictures": 0.9},
+    "texts easier": {"of_headlines": 0.738, "of_images": 0.7},
+    "alike": {"of_headlines": 0.5, "of_images": 0.67},
+    "images easier": {"of_headlines": 0.55, "of_images": 0.9},
 }
-PICTURED = (1.0, 0.2)
+IMAGED = (1.0, 0.2)
 ALIKE = (1, 8)
 
 
@@ -202,9 +203,9 @@ def one_side(features: Features, scale: Scale) -> Iterator[Experiment]:
             kinds += ["across"] * len(pairs[other]) + ["own"] * len(pairs[asking])
             units += [pairs[other], pairs[asking]]
         yield Experiment(
-            f"{percent} % pictures, {asking} queries, {counted(answers)}, own at {cosine}",
+            f"{percent} % images, {asking} queries, {counted(answers)}, own at {cosine}",
             "one side",
-            f"one side: {percent} % pictures, {counted(answers)}",
+            f"one side: {percent} % images, {counted(answers)}",
             answers,
             np.array(kinds),
             np.concatenate(units),
@@ -243,22 +244,22 @@ def two_sides(features: Features, scale: Scale) -> Iterator[Experiment]:
         for seed in range(scale.splits):
             fit, test = split(seed)
             rng = np.random.default_rng(seed)
-            headlines, pictures = np.split(test, 2)
+            headlines, shown = np.split(test, 2)
             documents = np.arange(answers * len(headlines))
             sides = {
                 name: Side(several(rows[pairs], rows[fit], answers, rng), documents, rows[fit])
                 for name, rows, pairs in (
                     ("text", texts, headlines),
-                    ("picture", images, pictures),
+                    ("image", images, shown),
                 )
             }
             closeness = cosine if answers == 1 else cosine / AMONG_ANSWERS
-            of_picture = texts[pictures]
+            of_shown = texts[shown]
             of_headline = told_again(texts[headlines], texts[fit], closeness, rng)
-            queries = np.vstack([of_picture, of_headline, unit(of_picture + of_headline)])
+            queries = np.vstack([of_shown, of_headline, unit(of_shown + of_headline)])
             wanted = [set(alike.tolist()) for alike in documents.reshape(-1, answers)] * len(KINDS)
             outcomes.append(evaluate(queries, sides, wanted, METHODS))
-            units += [pictures, headlines, pictures]
+            units += [shown, headlines, shown]
         yield Experiment(
             f"{counted(answers)}, headlines at {cosine}",
             "two sides, real",
@@ -272,9 +273,7 @@ def two_sides(features: Features, scale: Scale) -> Iterator[Experiment]:
 
 
 def simulated(scale: Scale) -> Iterator[Experiment]:
-    for number, (alike, gap, signal, pictured) in enumerate(
-        product(ALIKE, GAPS, SIGNALS, PICTURED)
-    ):
+    for number, (alike, gap, signal, pictured) in enumerate(product(ALIKE, GAPS, SIGNALS, IMAGED)):
         world = World(scale.documents, pictured, alike=alike, **GAPS[gap], **SIGNALS[signal])
         outcomes, kinds = [], []
         for seed in range(scale.seeds):

@@ -4,7 +4,7 @@
 
 The model is the package's own unless another folder is named, run in float32. Recall@10 is of
 the newsroom's test fold, with 95 % bootstrap intervals over queries: by headlines alone, by
-pictures alone, by both as ``DualIndexRetriever`` ranks them, and by one mixed index of raw scores.
+images alone, by both as ``DualIndexRetriever`` ranks them, and by one mixed index of raw scores.
 The cross-encoder is asked what near misses, in which one claim is amiss, it scores below answers.
 What it brings to the order of documents, ``llama-gap demo`` measures.
 """
@@ -108,10 +108,10 @@ def _search_both(
 
 def _embed(dataset: Dataset, model: DualEncoderEmbedding) -> Embedded:
     headlines = [node.get_content(MetadataMode.EMBED) for node in dataset.corpus.text_nodes]
-    pictures: list[Any] = list(dataset.corpus.image_nodes)
+    images: list[Any] = list(dataset.corpus.image_nodes)
     vectors = (
         model.get_text_embedding_batch(headlines),
-        model.get_image_embedding_batch(pictures),
+        model.get_image_embedding_batch(images),
         [model.get_query_embedding(query.text) for query in dataset.queries],
     )
     return Embedded(dataset, *(np.array(part, dtype=np.float32) for part in vectors))
@@ -123,7 +123,7 @@ def _recall(embedded: Embedded, both: Run) -> Table:
     by_image = embedded.queries @ embedded.images.T
     ways = {
         "headlines": _ranked(embedded.dataset, ids, by_text),
-        "pictures": _ranked(embedded.dataset, ids, by_image),
+        "images": _ranked(embedded.dataset, ids, by_image),
         "both, fused": both,
         "mixed index": _ranked(embedded.dataset, [*ids, *ids], np.hstack([by_text, by_image])),
     }
@@ -160,8 +160,8 @@ def _gap(embedded: Embedded) -> Table:
         "relative modality gap": report.rmg,
         "query to headline, mean cosine": report.scores["query_to_text"].mean,
         "query to headline, standard deviation": report.scores["query_to_text"].std,
-        "query to picture, mean cosine": report.scores["query_to_image"].mean,
-        "query to picture, standard deviation": report.scores["query_to_image"].std,
+        "query to image, mean cosine": report.scores["query_to_image"].mean,
+        "query to image, standard deviation": report.scores["query_to_image"].std,
     }
     for name, figure in figures.items():
         assert figure is not None
@@ -180,7 +180,7 @@ def _near_misses(model: DualEncoderEmbedding, queries: int, seed: int) -> Table:
     articles = make_articles(CROWD, "test", seed + 1)
     sides = {
         "text": [article.headline for article in articles],
-        "image": [article.picture() for article in articles],
+        "image": [article.image() for article in articles],
     }
     vectors = {
         "text": np.array(model.get_text_embedding_batch(sides["text"])),

@@ -1,11 +1,11 @@
 """Reranking with a jina-reranker-m0 of a quarter of its width, with random weights.
 
-    python benchmarks/rerank.py [--texts 16] [--pictures 16] [--rounds 3] [--dtype float32]
+    python benchmarks/rerank.py [--texts 16] [--images 16] [--rounds 3] [--dtype float32]
 
 - published: the pattern of ``compute_score`` in the model card: with each query all documents are
-  read anew, texts and pictures in a call each, 8 at a time as they come, padded to the longest;
+  read anew, texts and images in a call each, 8 at a time as they come, padded to the longest;
 - cold: ``load_scorer`` with nothing kept;
-- vision kept: what the vision tower saw in the pictures is kept from an earlier query;
+- vision kept: what the vision tower saw in the images is kept from an earlier query;
 - prefixes kept: keys and values of all documents are kept (the default).
 
 Documents are JPEG files, which all ways open anew where they need them, and texts of 50 to 600
@@ -39,7 +39,7 @@ from tqdm import tqdm
 from transformers import AutoImageProcessor, PreTrainedTokenizerFast
 
 from llama_index_gap.images.opening import open_image
-from llama_index_gap.models import PairScorer, Picture, load_scorer
+from llama_index_gap.models import LazyImage, PairScorer, load_scorer
 from llama_index_gap.models.checkpoints.checkpoint import quiet_transformers
 from llama_index_gap.models.runtime import resolve_device, resolve_dtype
 
@@ -134,20 +134,20 @@ def ours(scorer: PairScorer) -> Way:
     return score
 
 
-def as_item(document: Document) -> str | Picture:
+def as_item(document: Document) -> str | Image:
     if isinstance(document, str):
         return document
-    return Picture(str(document), lambda: open_image(document))
+    return LazyImage(str(document), lambda: open_image(document))
 
 
-def make_documents(folder: Path, texts: int, pictures: int, *, quick: bool) -> list[Document]:
+def make_documents(folder: Path, texts: int, images: int, *, quick: bool) -> list[Document]:
     """Texts and JPEG files, mixed as in a list of candidates."""
     rng = np.random.default_rng(0)
     letters = np.array(list("abcdefghij klmnop"))
     documents: list[Document] = []
     for length in rng.integers(5, 40, texts) if quick else rng.integers(50, 600, texts):
         documents.append("".join(rng.choice(letters, length)))
-    for number in range(pictures):
+    for number in range(images):
         coarse = Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8))
         width, height = SIZES[rng.integers(len(SIZES))]
         path = folder / f"{number}.jpg"
@@ -226,7 +226,7 @@ class Peak:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--texts", type=int, default=16)
-    parser.add_argument("--pictures", type=int, default=16)
+    parser.add_argument("--images", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16"])
     parser.add_argument("--quick", action="store_true", help="tiny sizes, for tests")
@@ -237,7 +237,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = make_checkpoint(Path(scratch) / "model", quick=options.quick)
         documents = make_documents(
-            Path(scratch), options.texts, options.pictures, quick=options.quick
+            Path(scratch), options.texts, options.images, quick=options.quick
         )
         nothing = {"prefix_bytes": 0, "vision_bytes": 0}
         scorers = {
@@ -257,7 +257,7 @@ def main() -> None:
                     progress.update()
 
     Console().print(
-        f"{options.texts} texts and {options.pictures} pictures, "
+        f"{options.texts} texts and {options.images} images, "
         f"{'tiny' if options.quick else 'a quarter of the width'}, {dtype}, {device}, "
         f"{torch.get_num_threads()} threads, torch {torch.__version__}; median of "
         f"{options.rounds} rounds after one that warms up"

@@ -7,7 +7,7 @@ A search: ``DualIndexRetriever`` (16 + 16 nodes, fused) with the query's vector 
 - two raw pymilvus searches in turn on the same two collections, for the same fields;
 - LlamaIndex' ``MultiModalVectorIndexRetriever`` on the same two collections.
 
-Every row has a text of some 400 characters or a picture's path, and metadata; vectors are random,
+Every row has a text of some 400 characters or an image's path, and metadata; vectors are random,
 in 32 of 512 dimensions. The index is settled: built and finished. Each query is another one, and
 the ways take turns within it, in another order each time, so that a slow moment of the machine hits
 all alike. A server may still put its segments together meanwhile, and then the ways may differ in
@@ -85,7 +85,7 @@ Uris = Callable[[str], str]
 
 
 class RandomVectors(MultiModalEmbedding):
-    """No model at all: every text and every picture's path has a random vector of its own."""
+    """No model at all: every text and every image's path has a random vector of its own."""
 
     model_name: str = "random"
     dimension: int = 512
@@ -102,10 +102,10 @@ class RandomVectors(MultiModalEmbedding):
     _aget_query_embedding = _aget_image_embedding = _avector
 
 
-def make_nodes(pictures: Sequence[str], text: str) -> list[BaseNode]:
-    """A text node and an image node for each picture, of one document."""
+def make_nodes(images: Sequence[str], text: str) -> list[BaseNode]:
+    """A text node and an image node for each image, of one document."""
     nodes: list[BaseNode] = []
-    for number, path in enumerate(pictures):
+    for number, path in enumerate(images):
         common: dict[str, Any] = {
             "metadata": {"section": f"section {number % 10}", "year": 2000 + number % 20},
             "excluded_embed_metadata_keys": ["section", "year"],
@@ -224,7 +224,7 @@ def build_ours(uri: str, nodes: list[BaseNode], model: DualEncoderEmbedding) -> 
 
 def build_bare(uri: str, nodes: list[BaseNode], model: DualEncoderEmbedding) -> None:
     client = MilvusClient(uri)
-    pictures = [node for node in nodes if isinstance(node, ImageNode)]
+    images = [node for node in nodes if isinstance(node, ImageNode)]
     texts = [node for node in nodes if not isinstance(node, ImageNode)]
     embedded = {
         "bare_text": (
@@ -234,8 +234,8 @@ def build_bare(uri: str, nodes: list[BaseNode], model: DualEncoderEmbedding) -> 
             ),
         ),
         "bare_image": (
-            pictures,
-            lambda: model.get_image_embedding_batch([node.image_path for node in pictures]),
+            images,
+            lambda: model.get_image_embedding_batch([node.image_path for node in images]),
         ),
     }
     for name in embedded:
@@ -341,7 +341,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, nargs="*", default=[1_000, 10_000])
     parser.add_argument("--searches", type=int, default=200)
-    parser.add_argument("--files", type=int, default=256, help="pictures, and as many texts")
+    parser.add_argument("--files", type=int, default=256, help="images, and as many texts")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--server", action="store_true", help="a Milvus server, not Milvus Lite")
     parser.add_argument("--quick", action="store_true")

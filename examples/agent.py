@@ -1,4 +1,4 @@
-"""Give an agent a search that shows its model the pictures it finds."""
+"""Give an agent a search that shows its model the images it finds."""
 
 import asyncio
 import tempfile
@@ -19,7 +19,7 @@ def model(messages: list[ChatMessage], **_: object) -> ChatMessage:
         call = ToolCallBlock(tool_call_id="1", tool_name="search_documents", tool_kwargs=asked)
         return ChatMessage(role="assistant", blocks=[call])
     seen = sum(isinstance(block, ImageBlock) for block in told[-1].blocks)
-    answer = f"{told[-1].content}\n\nThis is what I was told, and I see {seen} pictures."
+    answer = f"{told[-1].content}\n\nThis is what I was told, and I see {seen} images."
     return ChatMessage(role="assistant", content=answer)
 
 

@@ -1,4 +1,4 @@
-"""Ask a model about what was found, pictures included. This one only tells what it is shown."""
+"""Ask a model about what was found, images included. This one only tells what it is shown."""
 
 import tempfile
 from pathlib import Path
@@ -11,7 +11,7 @@ from llama_index_gap.demo.newsroom import CHECKPOINT, write_newsroom
 
 
 class Onlooker(MockLLM):
-    """Yours: any chat model of LlamaIndex's that reads pictures."""
+    """Yours: any chat model of LlamaIndex's that reads images."""
 
     @property
     def metadata(self) -> LLMMetadata:
@@ -22,7 +22,7 @@ class Onlooker(MockLLM):
             if isinstance(block, TextBlock):
                 print(*(line for line in block.text.splitlines() if line.strip()), sep="\n")
             else:
-                print(f"<a picture of {len(block.resolve_image().read()):,} bytes>")
+                print(f"<an image of {len(block.resolve_image().read()):,} bytes>")
         return ChatResponse(message=ChatMessage("I was shown all of this."))
 
 

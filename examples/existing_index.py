@@ -11,14 +11,14 @@ from llama_index_gap.demo.newsroom import CHECKPOINT, write_newsroom
 with tempfile.TemporaryDirectory() as folder:
     corpus = read_corpus(write_newsroom(Path(folder) / "newsroom", articles=200))
     for node in corpus.image_nodes:  # LlamaIndex leaves out those without a text or metadata
-        node.metadata["kind"] = "picture"
+        node.metadata["kind"] = "image"
     model = DualEncoderEmbedding(model_name=CHECKPOINT)
     # Yours: an index that is there, with its own models, over vector stores of any kind.
     index = MultiModalVectorStoreIndex(corpus.nodes, embed_model=model, image_embed_model=model)
     before = index.as_retriever(similarity_top_k=3, image_similarity_top_k=3)
     now = DualIndexRetriever.from_index(index, top_k=3)
 
-    for name, retriever in (("LlamaIndex: texts, then pictures", before), ("ours", now)):
+    for name, retriever in (("LlamaIndex: texts, then images", before), ("ours", now)):
         print(name)
         for hit in retriever.retrieve(
             "training and farmers, with a picture of a red coach by the sea"

@@ -1,4 +1,4 @@
-"""Put texts and pictures into one ordinary LlamaIndex index, and see what an aligner changes."""
+"""Put texts and images into one ordinary LlamaIndex index, and see what an aligner changes."""
 
 import tempfile
 from random import Random
@@ -14,13 +14,13 @@ def in_words(article: Article) -> TextNode:
     return TextNode(text=make_query(article, "image", Random(article.id)).text)
 
 
-def as_picture(article: Article) -> ImageNode:
-    article.picture().save(path := f"{folder}/{article.id}.png")
+def as_image(article: Article) -> ImageNode:
+    article.image().save(path := f"{folder}/{article.id}.png")
     return ImageNode(image_path=path, text=in_words(article).text)
 
 
 def search(embedding: DualEncoderEmbedding) -> str:
-    # The embedding gives pictures their vectors; by itself the index would embed their captions.
+    # The embedding gives images their vectors; by itself the index would embed their captions.
     index = VectorStoreIndex(embedding(corpus), embed_model=embedding)
     retriever = index.as_retriever(similarity_top_k=10)
     hits = [hit for node in corpus[:40] for hit in retriever.retrieve(node.text)]
@@ -29,9 +29,9 @@ def search(embedding: DualEncoderEmbedding) -> str:
 
 with tempfile.TemporaryDirectory() as folder:
     test, captioned = make_articles(400, "test", 0), make_articles(200, "development", 0)
-    corpus = [*map(as_picture, test[::2]), *map(in_words, test[1::2])]
-    plain = DualEncoderEmbedding(model_name=CHECKPOINT)  # trained on such pictures only
-    path = aligner_from_nodes([*map(as_picture, captioned)], plain).save(f"{folder}/aligner")
+    corpus = [*map(as_image, test[::2]), *map(in_words, test[1::2])]
+    plain = DualEncoderEmbedding(model_name=CHECKPOINT)  # trained on such images only
+    path = aligner_from_nodes([*map(as_image, captioned)], plain).save(f"{folder}/aligner")
     aligned = DualEncoderEmbedding(model_name=CHECKPOINT, aligner=path)
-    print("half of all are pictures; of the first ten for descriptions of pictures")
+    print("half of all are images; of the first ten for descriptions of images")
     print(f"as they are  {search(plain)}\naligned      {search(aligned)}")

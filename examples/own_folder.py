@@ -1,4 +1,4 @@
-"""Search a folder of yours: pictures, or Markdown with pictures. Run again, it adds what is new.
+"""Search a folder of yours: images, or Markdown with images. Run again, it adds what is new.
 
 python examples/own_folder.py path/to/folder --model siglip2 --query "a red boat by the sea"
 """
@@ -13,7 +13,7 @@ from llama_index_gap.demo.newsroom import CHECKPOINT, make_articles
 def make_folder(folder: Path) -> None:
     folder.mkdir(parents=True)
     for article in make_articles(60, "test", seed=0):
-        article.picture().save(folder / f"{article.id}.png")
+        article.image().save(folder / f"{article.id}.png")
         text = f"# {article.headline}\n\n![]({article.id}.png)\n"
         (folder / f"{article.id}.md").write_text(text, encoding="utf-8")
 

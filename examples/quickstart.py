@@ -1,4 +1,4 @@
-"""Put articles with pictures into an index, ask in words, and see why each one was found."""
+"""Put articles with images into an index, ask in words, and see why each one was found."""
 
 import tempfile
 
@@ -6,14 +6,14 @@ from llama_index_gap import DualEncoderEmbedding, DualIndex, read_corpus
 from llama_index_gap.demo.newsroom import CHECKPOINT, write_newsroom
 
 QUERIES = (
-    # as a headline says it; as a picture shows it; both
+    # as a headline says it; as an image shows it; both
     "charity involving tutors in Yarrowby right now",
     "a lime mill half hidden by a purple lighthouse, in town under grey clouds",
     "the end of trade at Ilverton, with a picture of a scarlet balloon by moonlight",
 )
 
 with tempfile.TemporaryDirectory() as folder:
-    # Yours: a folder of pictures or Markdown, a .jsonl or a .csv file.
+    # Yours: a folder of images or Markdown, a .jsonl or a .csv file.
     corpus = read_corpus(write_newsroom(f"{folder}/newsroom", articles=200))
     print(corpus.summary())
 
@@ -21,11 +21,11 @@ with tempfile.TemporaryDirectory() as folder:
     embedding = DualEncoderEmbedding(model_name=CHECKPOINT)
     with DualIndex(f"{folder}/gap.db", embed_model=embedding) as index:
         print(index.insert_nodes(corpus.nodes).summary())
-        # complete: each document comes with its text and its picture, whichever was found.
+        # complete: each document comes with its text and its image, whichever was found.
         retriever = index.as_retriever(top_k=3, complete=True)
         for query in QUERIES:
-            print(f"\n{query}\n evidence = headline + picture")
+            print(f"\n{query}\n evidence = headline + image")
             for hit in retriever.retrieve(query):
-                if hit.node.text:  # else it is the same article's picture
-                    text, picture = (hit.scores.get(f"{s}_evidence", 0) for s in ("text", "image"))
-                    print(f"{hit.score:9.1f}{text:11.1f}{picture:10.1f}  {hit.node.text}")
+                if hit.node.text:  # else it is the same article's image
+                    text, image = (hit.scores.get(f"{s}_evidence", 0) for s in ("text", "image"))
+                    print(f"{hit.score:9.1f}{text:11.1f}{image:10.1f}  {hit.node.text}")

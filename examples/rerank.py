@@ -1,4 +1,4 @@
-"""Find articles by headline and by picture, then let a reranker read each with the question."""
+"""Find articles by headline and by image, then let a reranker read each with the question."""
 
 import tempfile
 from pathlib import Path
@@ -17,12 +17,12 @@ with tempfile.TemporaryDirectory() as folder:
     corpus = read_corpus(write_newsroom(Path(folder) / "newsroom", articles=200))
     with DualIndex(f"{folder}/gap.db", embed_model=embedding) as index:
         index.insert_nodes(corpus.nodes)
-        # complete: each document comes with its text and its picture, whichever found it.
+        # complete: each document comes with its text and its image, whichever found it.
         found = index.as_retriever(complete=True).retrieve(QUERY)
         best = reranker.postprocess_nodes(found, query_str=QUERY)
 
-print("score   text  picture  headline")
+print("score   text  image  headline")
 for hit in best:
     if headline := hit.node.get_content():
-        text, picture = hit.scores["rerank_text"], hit.scores["rerank_image"]
-        print(f"{hit.score:5.2f}  {text:5.2f}    {picture:5.2f}  {headline}")
+        text, image = hit.scores["rerank_text"], hit.scores["rerank_image"]
+        print(f"{hit.score:5.2f}  {text:5.2f}    {image:5.2f}  {headline}")

@@ -1,4 +1,4 @@
-"""Search texts with one model and pictures with another, in vectors of different lengths."""
+"""Search texts with one model and images with another, in vectors of different lengths."""
 
 import tempfile
 
@@ -24,15 +24,15 @@ class WordCounts(BaseEmbedding):
 with tempfile.TemporaryDirectory() as folder:
     corpus = read_corpus(write_newsroom(f"{folder}/newsroom", articles=200))
     texts = WordCounts(model_name="word counts")
-    pictures = DualEncoderEmbedding(model_name=CHECKPOINT)  # trained on such newsrooms only
-    with DualIndex(f"{folder}/gap.db", embed_model=texts, image_embed_model=pictures) as index:
+    images = DualEncoderEmbedding(model_name=CHECKPOINT)  # trained on such newsrooms only
+    with DualIndex(f"{folder}/gap.db", embed_model=texts, image_embed_model=images) as index:
         print(index.insert_nodes(corpus.nodes).summary())
-        print(f"{len(texts.get_text_embedding('a'))} and {pictures.dimension} dimensions")
+        print(f"{len(texts.get_text_embedding('a'))} and {images.dimension} dimensions")
 
-        # A query asks each side by its own model; a picture would ask the pictures only.
+        # A query asks each side by its own model; an image would ask the images only.
         query = "firefighters in Wrenfield, pictured with a white motor car in wet weather"
-        print(f"\n{query}\n evidence = words + picture")
+        print(f"\n{query}\n evidence = words + image")
         for hit in index.as_retriever(top_k=3, complete=True).retrieve(query):
-            if hit.node.text:  # else it is the same article's picture
-                words, picture = (hit.scores.get(f"{s}_evidence", 0) for s in ("text", "image"))
-                print(f"{hit.score:9.1f}{words:8.1f}{picture:10.1f}  {hit.node.text}")
+            if hit.node.text:  # else it is the same article's image
+                words, image = (hit.scores.get(f"{s}_evidence", 0) for s in ("text", "image"))
+                print(f"{hit.score:9.1f}{words:8.1f}{image:10.1f}  {hit.node.text}")

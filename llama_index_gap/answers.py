@@ -1,4 +1,4 @@
-"""Query engines that show a chat model texts and pictures: LlamaIndex's own, fed as they need."""
+"""Query engines that show a chat model texts and images: LlamaIndex's own, fed as they need."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from llama_index.core.response_synthesizers import get_response_synthesizer
 from llama_index.core.schema import ImageNode, NodeWithScore, QueryBundle
 from llama_index.core.tools import BaseTool
 
-from llama_index_gap.images.opening import ImageError, has_picture, open_image, read_image
+from llama_index_gap.images.opening import ImageError, has_image, open_image, read_image
 from llama_index_gap.store.milvus import CaptionedImageNode
 
 logger = logging.getLogger(__name__)
@@ -45,20 +45,20 @@ _CITATION_TEMPLATES: dict[str, BasePromptTemplate] = {
 }
 
 
-class PicturesWithTheirTexts(ChatPromptHelper):
-    """Packs nodes into as few messages as hold them, no picture without the texts before it.
+class ImagesWithTheirTexts(ChatPromptHelper):
+    """Packs nodes into as few messages as hold them, no image without the texts before it.
 
     LlamaIndex fills a message up block by block. Where the model's context does not hold all nodes
-    (it reckons 2,125 tokens for a picture), a caption ends the one message and its picture begins
-    the next, followed by the text of another document. Here a picture takes along the texts since
-    the picture before, as many as fit into a message with it; nothing is reordered, merged or
+    (it reckons 2,125 tokens for an image), a caption ends the one message and its image begins
+    the next, followed by the text of another document. Here an image takes along the texts since
+    the image before, as many as fit into a message with it; nothing is reordered, merged or
     dropped.
     """
 
     @classmethod
     def class_name(cls) -> str:
         """The name that LlamaIndex stores with the settings."""
-        return "PicturesWithTheirTexts"
+        return "ImagesWithTheirTexts"
 
     async def arepack(
         self,
@@ -100,7 +100,7 @@ class PicturesWithTheirTexts(ChatPromptHelper):
         left_out = [block for message in packed[1:] for block in message.blocks]
         if left_out:
             logger.warning(
-                "the model's context does not hold all nodes: %d texts and %d pictures are left "
+                "the model's context does not hold all nodes: %d texts and %d images are left "
                 "out; choose another response_mode, or fewer documents",
                 sum(isinstance(block, TextBlock) for block in left_out),
                 sum(not isinstance(block, TextBlock) for block in left_out),
@@ -131,12 +131,12 @@ def _kept_together(
     return groups[::-1]
 
 
-class ReadablePictures(BaseNodePostprocessor):
-    """Takes pictures away that cannot be shown, so that one of them does not cost the answer.
+class ReadableImages(BaseNodePostprocessor):
+    """Takes images away that cannot be shown, so that one of them does not cost the answer.
 
     The texts of their nodes stay, and what was taken away is logged. Without this, a file that is
     gone fails the whole answer, and LlamaIndex fetches whatever URL a node holds. Image nodes of
-    other stores, whose content is their picture alone, become such as show their captions, too.
+    other stores, whose content is their image alone, become such as show their captions, too.
     """
 
     allow_urls: bool = Field(default=False, description="Fetch images from http(s) URLs.")
@@ -144,7 +144,7 @@ class ReadablePictures(BaseNodePostprocessor):
     @classmethod
     def class_name(cls) -> str:
         """The name that LlamaIndex stores with the settings."""
-        return "ReadablePictures"
+        return "ReadableImages"
 
     def _postprocess_nodes(
         self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
@@ -155,7 +155,7 @@ class ReadablePictures(BaseNodePostprocessor):
             node = hit.node
             if isinstance(node, ImageNode) and not isinstance(node, CaptionedImageNode):
                 node = CaptionedImageNode.model_validate(node.model_dump())
-            if isinstance(node, CaptionedImageNode) and has_picture(node):
+            if isinstance(node, CaptionedImageNode) and has_image(node):
                 try:
                     node = self._readable(node)
                 except ImageError as error:
@@ -165,7 +165,7 @@ class ReadablePictures(BaseNodePostprocessor):
             kept.append(hit.model_copy(update={"node": node}))
         if unreadable:
             logger.warning(
-                "pictures that cannot be shown: %d; the first: %s", len(unreadable), unreadable[0]
+                "images that cannot be shown: %d; the first: %s", len(unreadable), unreadable[0]
             )
         return kept
 
@@ -197,7 +197,7 @@ def query_engine(
         node_postprocessors: such as ``MultiModalRerank``.
         citations: number the sources, and ask for the numbers.
         allow_urls: fetch images from http(s) URLs.
-        multimodal: show pictures; else texts and captions only.
+        multimodal: show images; else texts and captions only.
         callback_manager: as in LlamaIndex.
         **settings: of ``get_response_synthesizer`` or, with citations, ``CitationQueryEngine``.
 
@@ -208,7 +208,7 @@ def query_engine(
     callback_manager = callback_manager or Settings.callback_manager
     if multimodal and not llm.metadata.is_chat_model:
         raise ValueError(
-            f"{llm.class_name()} is no chat model, so that it cannot be shown pictures; pass "
+            f"{llm.class_name()} is no chat model, so that it cannot be shown images; pass "
             "another llm, or multimodal=False for texts and captions only"
         )
     of_engine = {name: settings.pop(name) for name in _CITATION if name in settings}
@@ -216,7 +216,7 @@ def query_engine(
         llm=llm,
         callback_manager=callback_manager,
         multimodal=multimodal,
-        chat_prompt_helper=PicturesWithTheirTexts.from_llm_metadata(llm.metadata),
+        chat_prompt_helper=ImagesWithTheirTexts.from_llm_metadata(llm.metadata),
         **({**_CITATION_TEMPLATES, **settings} if citations else settings),
     )
     shared: dict[str, Any] = {
@@ -224,7 +224,7 @@ def query_engine(
         "response_synthesizer": synthesizer,
         "node_postprocessors": [
             *(node_postprocessors or ()),
-            *([ReadablePictures(allow_urls=allow_urls)] if multimodal else ()),
+            *([ReadableImages(allow_urls=allow_urls)] if multimodal else ()),
         ],
         "callback_manager": callback_manager,
     }

@@ -254,7 +254,7 @@ class DualEncoderEmbedding(PickledAsSettings, MultiModalEmbedding):
             **kwargs: as for ``get_text_embedding_batch``.
 
         Returns:
-            n copies. An image node's ``embedding`` is its picture's, and its ``text_embedding`` its
+            n copies. An image node's ``embedding`` is its image's, and its ``text_embedding`` its
             caption's; any other node's ``embedding`` is its text's.
         """
         images = [node for node in nodes if isinstance(node, ImageNode)]
@@ -326,7 +326,7 @@ class DualEncoderEmbedding(PickledAsSettings, MultiModalEmbedding):
             return []
         for text in texts:
             if not isinstance(text, str):
-                raise TypeError(f"{text!r} is no text; pass pictures to the image methods")
+                raise TypeError(f"{text!r} is no text; pass images to the image methods")
         encoder = self._text_encoder
         stop_if_given_up()
         with warn_once_of_cuts(self) as counter:
@@ -445,8 +445,8 @@ def aligner_from_nodes(
     """Fit an aligner on a model's vectors of nodes.
 
     Args:
-        nodes: a ``LinearAligner`` learns from pictures with captions, and from nothing else; the
-            others from all texts, captions too, and all pictures. A few hundred of each are good.
+        nodes: a ``LinearAligner`` learns from images with captions, and from nothing else; the
+            others from all texts, captions too, and all images. A few hundred of each are good.
         embed_model: the model; one without an aligner.
         aligner: which one to fit.
         queries: a sample of queries, where the aligner centres them by themselves: for models with
@@ -467,8 +467,8 @@ def aligner_from_nodes(
     if issubclass(aligner, LinearAligner):
         nodes = [node for node in nodes if isinstance(node, ImageNode) and node.text]
     embedded = embed_model(nodes, show_progress=show_progress)
-    pictures = [node for node in embedded if isinstance(node, ImageNode)]
-    captions = [node.text_embedding for node in pictures if node.text_embedding is not None]
+    images = [node for node in embedded if isinstance(node, ImageNode)]
+    captions = [node.text_embedding for node in images if node.text_embedding is not None]
     texts = [node.embedding for node in embedded if not isinstance(node, ImageNode)]
 
     def rows(vectors: Iterable[Any]) -> npt.NDArray[np.float32]:
@@ -478,7 +478,7 @@ def aligner_from_nodes(
         settings["queries"] = rows(map(embed_model.get_query_embedding, queries))
     return aligner.fit(
         rows(texts + captions),
-        rows(node.embedding for node in pictures),
+        rows(node.embedding for node in images),
         model_name=embed_model.model_name,
         **settings,
     )

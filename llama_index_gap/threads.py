@@ -12,7 +12,7 @@ from contextvars import ContextVar
 from typing import Any, TypeVar
 
 DECODING_THREADS = min(8, os.cpu_count() or 1)
-"""How many pictures are decoded at a time."""
+"""How many images are decoded at a time."""
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")

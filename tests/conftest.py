@@ -1,4 +1,4 @@
-"""Tiny checkpoints, pictures, and the folder of shared data."""
+"""Tiny checkpoints, images, and the folder of shared data."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def tiny_dinov2(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def noise() -> list[Image.Image]:
-    """Five pictures of different sizes."""
+    """Five images of different sizes."""
     rng = np.random.default_rng(0)
     sizes = [(40, 50), (64, 33), (32, 32), (90, 41), (35, 80)]
     return [

@@ -30,7 +30,7 @@ from llama_index.core.vector_stores import MetadataFilter, MetadataFilters
 from recording import RecordingLLM, articles, shown
 
 from llama_index_gap import DualEncoderEmbedding, DualIndex, DualIndexRetriever
-from llama_index_gap.answers import PicturesWithTheirTexts, ReadablePictures, query_engine
+from llama_index_gap.answers import ImagesWithTheirTexts, ReadableImages, query_engine
 from llama_index_gap.store.milvus import CaptionedImageNode
 
 QUESTION = "what happened?"
@@ -50,23 +50,23 @@ def memory() -> ChatMemoryBuffer:
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("pictures")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("images")
 
 
 @pytest.fixture(scope="module")
-def names(pictures: Path) -> dict[str, str]:
-    return articles(pictures)[1]
+def names(images: Path) -> dict[str, str]:
+    return articles(images)[1]
 
 
 @pytest.fixture(scope="module")
 def index(
-    pictures: Path, tiny_clip: Path, tmp_path_factory: pytest.TempPathFactory
+    images: Path, tiny_clip: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[DualIndex]:
     uri = str(tmp_path_factory.mktemp("answers") / "gap.db")
     embedding = DualEncoderEmbedding(model_name=tiny_clip)
     with DualIndex(uri, embed_model=embedding) as opened:
-        opened.insert_nodes(articles(pictures)[0])
+        opened.insert_nodes(articles(images)[0])
         yield opened
 
 
@@ -82,7 +82,7 @@ def ids(hits: list[NodeWithScore]) -> list[str]:
 # --- the query engine ----------------------------------------------------------------------------
 
 
-def test_an_answer_sees_each_document_s_text_caption_and_picture_in_order(
+def test_an_answer_sees_each_document_s_text_caption_and_image_in_order(
     index: DualIndex, names: dict[str, str]
 ) -> None:
     llm = RecordingLLM()
@@ -97,34 +97,34 @@ def test_an_answer_sees_each_document_s_text_caption_and_picture_in_order(
     assert [part[-1] for part in parts] == sorted((p[-1] for p in parts), key=order.index)
     for name in "ABCD":
         of_article = [part for part in parts if part.endswith(name)]
-        assert of_article[-2:] == [f"caption of {name}", f"picture of {name}"]
+        assert of_article[-2:] == [f"caption of {name}", f"image of {name}"]
 
 
 def test_what_one_side_found_comes_with_the_other(index: DualIndex, names: dict[str, str]) -> None:
-    """``complete`` is the default here: an answer wants the picture, too."""
+    """``complete`` is the default here: an answer wants the image, too."""
     complete, as_found = RecordingLLM(), RecordingLLM()
     few: dict[str, Any] = {"similarity_top_k": 1, "image_similarity_top_k": 1}
     index.as_query_engine(complete, **few).query("text of C")
     index.as_query_engine(as_found, complete=False, **few).query("text of C")
 
-    assert "picture of C" in complete.seen(names)[0]
-    assert "picture of C" not in as_found.seen(names)[0]
+    assert "image of C" in complete.seen(names)[0]
+    assert "image of C" not in as_found.seen(names)[0]
 
 
 @pytest.mark.parametrize("mode", ["compact", "tree_summarize", "compact_accumulate"])
 @pytest.mark.parametrize(("window", "calls"), [(8_000, 2), (3_900, 4)])
-def test_no_picture_is_parted_from_its_texts_where_one_call_does_not_hold_all(
+def test_no_image_is_parted_from_its_texts_where_one_call_does_not_hold_all(
     mode: str, window: int, calls: int, index: DualIndex, names: dict[str, str]
 ) -> None:
-    """LlamaIndex reckons 2,125 tokens for a picture: three to 8,000, one to 3,900."""
+    """LlamaIndex reckons 2,125 tokens for an image: three to 8,000, one to 3,900."""
     llm = RecordingLLM(context_window=window)
     answer = index.as_query_engine(llm, response_mode=mode).query(QUESTION)
 
     seen = [call for call in llm.seen(names) if call]  # tree_summarize reads the answers, too
     assert len(seen) == calls
     assert list(chain(*seen)) == shown(answer.source_nodes)
-    assert all(call[-1].startswith("picture") for call in seen)
-    assert not any(call[0].startswith("picture") for call in seen)
+    assert all(call[-1].startswith("image") for call in seen)
+    assert not any(call[0].startswith("image") for call in seen)
 
 
 def test_llama_index_alone_parts_them(index: DualIndex, names: dict[str, str]) -> None:
@@ -134,7 +134,7 @@ def test_llama_index_alone_parts_them(index: DualIndex, names: dict[str, str]) -
     RetrieverQueryEngine.from_args(retriever, llm=llm, multimodal=True).query(QUESTION)
 
     second = llm.seen(names)[1]
-    assert second[0].startswith("picture of")
+    assert second[0].startswith("image of")
     assert second[1][-1] != second[0][-1]  # what follows it belongs to another article
 
 
@@ -149,8 +149,8 @@ def test_simple_summarize_says_what_it_leaves_out(
     everything = shown(answer.source_nodes)
     (seen,) = llm.seen(names)
     assert seen == everything[: everything.index(seen[-1]) + 1]
-    assert sum(part.startswith("picture") for part in seen) == 3
-    assert "1 pictures are left out" in caplog.text
+    assert sum(part.startswith("image") for part in seen) == 3
+    assert "1 images are left out" in caplog.text
 
 
 def ask(engine: Any) -> str:
@@ -188,7 +188,7 @@ def test_sync_and_async_in_two_event_loops(
 
 
 @pytest.mark.parametrize(("window", "calls"), [(100_000, 1), (8_000, 2)])
-def test_citations_number_captions_and_pictures_in_order(
+def test_citations_number_captions_and_images_in_order(
     window: int, calls: int, index: DualIndex, names: dict[str, str]
 ) -> None:
     llm = RecordingLLM(context_window=window, script=["It did [1]."])
@@ -199,20 +199,20 @@ def test_citations_number_captions_and_pictures_in_order(
     assert isinstance(engine, CitationQueryEngine)
     assert list(chain(*llm.seen(names))) == expected
     assert len(llm.calls) == calls
-    # A caption and its picture are two sources, one after the other.
+    # A caption and its image are two sources, one after the other.
     sources = [hit.node for hit in answer.source_nodes]
     numbers = range(1, len(expected) + 1)
     assert [source.get_content().split(":")[0] for source in sources] == [
         f"Source {number}" for number in numbers
     ]
-    pictured = [part.startswith("picture") for part in expected]
+    pictured = [part.startswith("image") for part in expected]
     assert [source.image_resource is not None for source in sources] == pictured
     prompt = "".join(block.text for block in llm.calls[0][0].blocks if block.block_type == "text")
     assert "cite the appropriate source(s)" in prompt
 
 
 def test_filters_counts_and_postprocessors(index: DualIndex, names: dict[str, str]) -> None:
-    class Backwards(ReadablePictures):
+    class Backwards(ReadableImages):
         def _postprocess_nodes(self, nodes: Any, query_bundle: Any = None) -> Any:
             return nodes[::-1]
 
@@ -229,13 +229,13 @@ def test_filters_counts_and_postprocessors(index: DualIndex, names: dict[str, st
 
 
 def test_texts_and_captions_alone(index: DualIndex, names: dict[str, str]) -> None:
-    """For a model that reads no pictures; it need not be a chat model."""
+    """For a model that reads no images; it need not be a chat model."""
     engine = index.as_query_engine(MockLLM(), multimodal=False)
     answer = engine.query(QUESTION)  # MockLLM repeats what it is asked
 
     parts = shown(answer.source_nodes)
     assert len(parts) > 8
-    assert all(part in str(answer) for part in parts if not part.startswith("picture"))
+    assert all(part in str(answer) for part in parts if not part.startswith("image"))
 
 
 def test_wrong_settings(index: DualIndex, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -258,41 +258,41 @@ def test_wrong_settings(index: DualIndex, monkeypatch: pytest.MonkeyPatch) -> No
 
 def pack(blocks: list[Any], window: int) -> list[list[Any]]:
     """The blocks of each message that a model with such a context is sent."""
-    helper = PicturesWithTheirTexts(context_window=window, num_output=0)
+    helper = ImagesWithTheirTexts(context_window=window, num_output=0)
     messages = [ChatMessage(blocks=[block]) for block in blocks]
     return [message.blocks for message in helper.repack(PromptTemplate(""), messages)]
 
 
 @given(
-    lengths=st.lists(st.integers(0, 40), max_size=20),  # of texts, in words; 0 is a picture
+    lengths=st.lists(st.integers(0, 40), max_size=20),  # of texts, in words; 0 is an image
     window=st.integers(2_200, 9_000),
 )
 def test_packing_keeps_order_and_fits(
     noise_files: list[str], lengths: list[int], window: int
 ) -> None:
-    picture = ImageBlock(path=noise_files[0])
-    blocks = [TextBlock(text=f"{i}" + " word" * n) if n else picture for i, n in enumerate(lengths)]
+    image = ImageBlock(path=noise_files[0])
+    blocks = [TextBlock(text=f"{i}" + " word" * n) if n else image for i, n in enumerate(lengths)]
     packed = pack(blocks, window)
 
     assert list(chain(*packed)) == blocks
     for message in packed:
         assert sum(block.estimate_tokens() for block in message) <= window
     for before, message in pairwise(packed):
-        assert not (message[0] is picture and before[-1] is not picture)  # parted from its text
+        assert not (message[0] is image and before[-1] is not image)  # parted from its text
 
 
 def test_packing_nothing_and_what_is_too_long(noise_files: list[str]) -> None:
-    picture = ImageBlock(path=noise_files[0])
+    image = ImageBlock(path=noise_files[0])
     long = TextBlock(text="word " * 3_000)
 
     assert pack([], 2_500) == []
-    assert pack([picture], 100) == [[picture]]  # too large for any message, yet not dropped
-    first, second = pack([long, picture], 2_900)
+    assert pack([image], 100) == [[image]]  # too large for any message, yet not dropped
+    first, second = pack([long, image], 2_900)
     assert sum(block.text.count("word") for block in [*first, *second[:-1]]) == 3_000
-    assert second[-1] == picture
+    assert second[-1] == image
 
 
-# --- pictures that cannot be shown ---------------------------------------------------------------
+# --- images that cannot be shown ---------------------------------------------------------------
 
 
 def hit(**settings: Any) -> NodeWithScore:
@@ -300,21 +300,21 @@ def hit(**settings: Any) -> NodeWithScore:
 
 
 @pytest.mark.parametrize("name", ["gone.png", "text.png", "cut.png"])
-def test_a_bad_picture_costs_the_picture_and_not_the_answer(
+def test_a_bad_image_costs_the_image_and_not_the_answer(
     name: str, tmp_path: Path, noise_files: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "text.png").write_text("no image")
     (tmp_path / "cut.png").write_bytes(Path(noise_files[0]).read_bytes()[:200])
     bad, good = hit(image_path=str(tmp_path / name)), hit(image_path=noise_files[0])
     plain = NodeWithScore(node=TextNode(text="a text"))
     foreign = NodeWithScore(node=ImageNode(text="a boat", image_path=str(tmp_path / name)))
     with caplog.at_level(logging.WARNING):
-        shown_now = ReadablePictures().postprocess_nodes([bad, good, plain, foreign])
+        shown_now = ReadableImages().postprocess_nodes([bad, good, plain, foreign])
 
     assert [len(each.node.get_content_blocks()) for each in shown_now] == [1, 2, 1, 1]
     assert shown_now[0].score == 0.5
     assert bad.node.image_path is not None  # inputs stay as they are
-    assert "pictures that cannot be shown: 2; the first: node a" in caplog.text
+    assert "images that cannot be shown: 2; the first: node a" in caplog.text
 
 
 def test_urls_are_fetched_only_when_asked(
@@ -328,32 +328,32 @@ def test_urls_are_fetched_only_when_asked(
 
     monkeypatch.setattr("llama_index_gap.images.opening.fetch", fetch)
     remote = [hit(image_url="https://example.org/ship")]
-    (without,) = ReadablePictures().postprocess_nodes(remote)
+    (without,) = ReadableImages().postprocess_nodes(remote)
     assert asked == []
     assert "https://example.org/ship" not in str(without.node.get_content_blocks())
     assert "allow_urls=True" in caplog.text
 
-    (fetched,) = ReadablePictures(allow_urls=True).postprocess_nodes(remote)
+    (fetched,) = ReadableImages(allow_urls=True).postprocess_nodes(remote)
     assert asked == ["https://example.org/ship"]
     _, block = fetched.node.get_content_blocks()
     assert block.inline_url().startswith("data:image/png;base64,")
 
 
-def test_an_answer_where_a_picture_is_gone(tiny_clip: Path, tmp_path: Path) -> None:
+def test_an_answer_where_a_image_is_gone(tiny_clip: Path, tmp_path: Path) -> None:
     nodes, names = articles(tmp_path)
     llm = RecordingLLM()
     embedding = DualEncoderEmbedding(model_name=tiny_clip)
     with DualIndex(str(tmp_path / "gap.db"), embed_model=embedding) as index:
         index.insert_nodes(nodes[:4])
         engine = index.as_query_engine(llm)
-        gone = Path(names["picture of A"])
+        gone = Path(names["image of A"])
         content = gone.read_bytes()
         gone.unlink()
         answer = engine.query(QUESTION)
-        gone.write_bytes(content)  # so that ``seen`` can tell the pictures by their files
+        gone.write_bytes(content)  # so that ``seen`` can tell the images by their files
 
     expected = shown(answer.source_nodes)
-    assert llm.seen(names) == [[part for part in expected if part != "picture of A"]]
+    assert llm.seen(names) == [[part for part in expected if part != "image of A"]]
 
 
 def test_captions_of_another_index_are_shown_too(tmp_path: Path) -> None:
@@ -372,7 +372,7 @@ def test_captions_of_another_index_are_shown_too(tmp_path: Path) -> None:
 # --- chats ---------------------------------------------------------------------------------------
 
 
-def test_a_chat_shows_captions_and_pictures_of_each_turn(
+def test_a_chat_shows_captions_and_images_of_each_turn(
     index: DualIndex, names: dict[str, str]
 ) -> None:
     llm = RecordingLLM(script=["a fire", "where was the fire?", "in town"])
@@ -410,7 +410,7 @@ def test_a_chat_streams_and_is_asked_from_two_event_loops(
 
 
 @pytest.mark.parametrize("engine", [ContextChatEngine, CondensePlusContextChatEngine])
-def test_llama_index_context_chats_show_captions_and_no_pictures(
+def test_llama_index_context_chats_show_captions_and_no_images(
     engine: Any, index: DualIndex, names: dict[str, str]
 ) -> None:
     llm = RecordingLLM()
@@ -418,10 +418,10 @@ def test_llama_index_context_chats_show_captions_and_no_pictures(
     engine.from_defaults(retriever=retriever, llm=llm, memory=memory()).chat(QUESTION)
 
     expected = shown(retriever.retrieve(QUESTION))
-    assert llm.seen(names) == [[part for part in expected if "picture" not in part]]
+    assert llm.seen(names) == [[part for part in expected if "image" not in part]]
 
 
-def test_llama_index_multimodal_chat_shows_pictures_first_and_no_captions(
+def test_llama_index_multimodal_chat_shows_images_first_and_no_captions(
     index: DualIndex, names: dict[str, str]
 ) -> None:
     llm = RecordingLLM()
@@ -432,8 +432,8 @@ def test_llama_index_multimodal_chat_shows_pictures_first_and_no_captions(
     chat.chat(QUESTION)
 
     expected = shown(retriever.retrieve(QUESTION))
-    pictures, texts = (
-        [part for part in expected if part.startswith(kind)] for kind in ("picture", "text")
+    images, texts = (
+        [part for part in expected if part.startswith(kind)] for kind in ("image", "text")
     )
     assert texts
-    assert llm.seen(names) == [[*pictures, *texts]]
+    assert llm.seen(names) == [[*images, *texts]]

@@ -285,7 +285,7 @@ def test_max_text_tokens_cuts_earlier(tiny_clip: Path, caplog: pytest.LogCapture
 # --- errors -------------------------------------------------------------------------------------
 
 
-def test_a_missing_picture_is_an_error_and_never_a_text(clip: DualEncoderEmbedding) -> None:
+def test_a_missing_image_is_an_error_and_never_a_text(clip: DualEncoderEmbedding) -> None:
     for name in ("no.png", "a photo of a cat"):
         with pytest.raises(ImageError, match=f"{name}: no such file"):
             clip.get_image_embedding(name)
@@ -293,7 +293,7 @@ def test_a_missing_picture_is_an_error_and_never_a_text(clip: DualEncoderEmbeddi
         asyncio.run(clip.aget_image_embedding("no.png"))
 
 
-def test_a_bad_picture_in_a_batch_is_named(
+def test_a_bad_image_in_a_batch_is_named(
     clip: DualEncoderEmbedding, noise_files: list[str], tmp_path: Path
 ) -> None:
     (tmp_path / "bad.png").write_bytes(Path(noise_files[0]).read_bytes()[:60])
@@ -303,7 +303,7 @@ def test_a_bad_picture_in_a_batch_is_named(
         clip.get_image_embedding_batch(images)
 
 
-def test_after_a_bad_picture_no_more_are_decoded(
+def test_after_a_bad_image_no_more_are_decoded(
     tiny_clip: Path, noise_files: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     embedding = DualEncoderEmbedding(model_name=tiny_clip, embed_batch_size=64)
@@ -422,7 +422,7 @@ def test_paths_are_taken_as_settings(tiny_clip: Path, noise_files: list[str]) ->
 
 
 def test_a_text_must_be_a_text(clip: DualEncoderEmbedding) -> None:
-    with pytest.raises(TypeError, match="None is no text; pass pictures to the image methods"):
+    with pytest.raises(TypeError, match="None is no text; pass images to the image methods"):
         clip.get_text_embedding_batch(["a", None])
 
 
@@ -549,7 +549,7 @@ def test_inside_a_multi_modal_index(
 ) -> None:
     monkeypatch.setattr(Settings, "_embed_model", clip)
     nodes = [TextNode(text=text) for text in TEXTS] + [
-        ImageNode(text=f"picture {i}", image_path=path, id_=path)
+        ImageNode(text=f"image {i}", image_path=path, id_=path)
         for i, path in enumerate(noise_files)
     ]
     index = MultiModalVectorStoreIndex(nodes, embed_model=clip, image_embed_model=clip)

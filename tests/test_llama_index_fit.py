@@ -49,17 +49,17 @@ def loop() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("pictures")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("images")
 
 
 @pytest.fixture(scope="module")
 def index(
-    pictures: Path, tiny_clip: Path, tmp_path_factory: pytest.TempPathFactory
+    images: Path, tiny_clip: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[DualIndex]:
     uri = str(tmp_path_factory.mktemp("fit") / "gap.db")
     with DualIndex(uri, embed_model=DualEncoderEmbedding(model_name=tiny_clip)) as opened:
-        opened.insert_nodes(articles(pictures)[0])
+        opened.insert_nodes(articles(images)[0])
         yield opened
 
 
@@ -159,18 +159,18 @@ def test_inside_a_retriever_evaluator(index: DualIndex) -> None:
 # --- ingestion -----------------------------------------------------------------------------------
 
 
-def sources(pictures: Path) -> list[Document]:
-    """A text document and a captioned picture, as readers of LlamaIndex' give them."""
+def sources(images: Path) -> list[Document]:
+    """A text document and a captioned image, as readers of LlamaIndex' give them."""
     return [
         Document(id_="a", text="a fire in town"),
-        ImageDocument(id_="b", text="a caption", image_path=str(pictures / "B.png")),
+        ImageDocument(id_="b", text="a caption", image_path=str(images / "B.png")),
     ]
 
 
 def test_a_pipeline_embeds_what_is_new_and_keeps_a_store_up_to_date(
-    pictures: Path, tiny_clip: Path, tmp_path: Path
+    images: Path, tiny_clip: Path, tmp_path: Path
 ) -> None:
-    articles(pictures)
+    articles(images)
     embedding = CountingEmbedding(model_name=tiny_clip)
     with MilvusStore(uri=str(tmp_path / "gap.db"), collection_name="one", dim=16) as store:
         pipeline = IngestionPipeline(
@@ -179,12 +179,12 @@ def test_a_pipeline_embeds_what_is_new_and_keeps_a_store_up_to_date(
             docstore=SimpleDocumentStore(),
             docstore_strategy=DocstoreStrategy.UPSERTS,
         )
-        pipeline.run(documents=sources(pictures))
+        pipeline.run(documents=sources(images))
         assert store.count() == 2
-        assert len(embedding.embedded) == 3  # a text, a caption, a picture
+        assert len(embedding.embedded) == 3  # a text, a caption, an image
 
-        assert pipeline.run(documents=sources(pictures)) == []
-        changed = sources(pictures)
+        assert pipeline.run(documents=sources(images)) == []
+        changed = sources(images)
         changed[0].set_content("a storm in town")
         asyncio.run(pipeline.arun(documents=changed))
 
@@ -195,22 +195,22 @@ def test_a_pipeline_embeds_what_is_new_and_keeps_a_store_up_to_date(
         }
 
 
-def test_a_pipeline_s_cache_gives_the_same_vectors_again(pictures: Path, tiny_clip: Path) -> None:
-    articles(pictures)
+def test_a_pipeline_s_cache_gives_the_same_vectors_again(images: Path, tiny_clip: Path) -> None:
+    articles(images)
     embedding = CountingEmbedding(model_name=tiny_clip)
     pipeline = IngestionPipeline(transformations=[embedding])
-    nodes = articles(pictures)[0]
+    nodes = articles(images)[0]
     first, again = pipeline.run(nodes=nodes), pipeline.run(nodes=nodes)
 
-    assert len(embedding.embedded) == 12  # 4 texts, 4 captions, 4 pictures, each once
+    assert len(embedding.embedded) == 12  # 4 texts, 4 captions, 4 images, each once
     assert [node.embedding for node in again] == [node.embedding for node in first]
     assert again[1].text_embedding == first[1].text_embedding
     assert nodes[0].embedding is None  # inputs stay as they are
 
 
-def test_a_pipeline_before_an_index(pictures: Path, tiny_clip: Path, tmp_path: Path) -> None:
+def test_a_pipeline_before_an_index(images: Path, tiny_clip: Path, tmp_path: Path) -> None:
     """The index embeds; the pipeline cuts, and says what is new."""
-    articles(pictures)
+    articles(images)
     embedding = CountingEmbedding(model_name=tiny_clip)
     pipeline = IngestionPipeline(
         transformations=[SentenceSplitter()],
@@ -218,11 +218,11 @@ def test_a_pipeline_before_an_index(pictures: Path, tiny_clip: Path, tmp_path: P
         docstore_strategy=DocstoreStrategy.DUPLICATES_ONLY,  # upserts want a vector store
     )
     with DualIndex(str(tmp_path / "gap.db"), embed_model=embedding) as index:
-        index.refresh_ref_docs(pipeline.run(documents=sources(pictures)))
+        index.refresh_ref_docs(pipeline.run(documents=sources(images)))
         assert index.count() == {"text": 2, "image": 1}
         assert len(embedding.embedded) == 3
 
-        changed = sources(pictures)
+        changed = sources(images)
         changed[0].set_content("a storm in town")
         index.refresh_ref_docs(pipeline.run(documents=changed))
 
@@ -267,8 +267,8 @@ class Answering(Workflow):
         return StopEvent(result=await synthesizer.asynthesize(question, ranked.hits))
 
 
-def test_inside_a_workflow_in_two_event_loops(index: DualIndex, pictures: Path) -> None:
-    names = articles(pictures)[1]
+def test_inside_a_workflow_in_two_event_loops(index: DualIndex, images: Path) -> None:
+    names = articles(images)[1]
     workflow = Answering(timeout=60)
     workflow.index, workflow.llm = index, RecordingLLM()
     workflow.reranker = MultiModalRerank(model=RERANKER, top_n=2)
@@ -292,8 +292,8 @@ def test_inside_a_workflow_in_two_event_loops(index: DualIndex, pictures: Path) 
 # --- filters -------------------------------------------------------------------------------------
 
 
-def test_metadata_filters_reach_both_sides_of_an_answer(index: DualIndex, pictures: Path) -> None:
-    names = articles(pictures)[1]
+def test_metadata_filters_reach_both_sides_of_an_answer(index: DualIndex, images: Path) -> None:
+    names = articles(images)[1]
     llm = RecordingLLM()
     sport = index.as_query_engine(llm, filters=SPORT).query(QUESTION)
     nothing = index.as_query_engine(

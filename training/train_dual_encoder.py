@@ -4,7 +4,7 @@
 
 A CLIP of 1.4 million parameters learns from articles of the training fold, made anew for every
 step. Its text tower reads queries and headlines alike; each query is drawn to its headline, its
-picture or both by CLIP's contrastive loss (Radford et al. 2021, arXiv 2103.00020, figure 3).
+image or both by CLIP's contrastive loss (Radford et al. 2021, arXiv 2103.00020, figure 3).
 """
 
 from __future__ import annotations
@@ -117,13 +117,13 @@ class _Trainer:
         texts = [query.text for kind in QUERY_KINDS for query in queries[kind]]
         texts += [article.headline for article in articles]
         for_text, for_image, for_both, headlines = self._encode_texts(texts).chunk(4)
-        pictures = self._encode_pictures(articles)
+        images = self._encode_images(articles)
         scale = self.model.logit_scale.exp()
         pairs = (
             (for_text, headlines, [query.said for query in queries["text"]]),
             (for_both, headlines, [query.said for query in queries["both"]]),
-            (for_image, pictures, [query.shown for query in queries["image"]]),
-            (for_both, pictures, [query.shown for query in queries["both"]]),
+            (for_image, images, [query.shown for query in queries["image"]]),
+            (for_both, images, [query.shown for query in queries["both"]]),
         )
         losses = [
             _contrastive_loss(scale * asked @ found.T, _other_answers(claims, articles))
@@ -155,10 +155,10 @@ class _Trainer:
             vectors.append(self.model.get_text_features(**padded).pooler_output)
         return normalize(torch.cat(vectors)[torch.tensor(by_length).argsort()])
 
-    def _encode_pictures(self, articles: Sequence[Article]) -> torch.Tensor:
-        """Encode the pictures of n articles; returns shape (n, dimension)."""
-        pictures = [article.picture() for article in articles]
-        pixels = self._image_processor(pictures, return_tensors="pt")["pixel_values"]
+    def _encode_images(self, articles: Sequence[Article]) -> torch.Tensor:
+        """Encode the images of n articles; returns shape (n, dimension)."""
+        images = [article.image() for article in articles]
+        pixels = self._image_processor(images, return_tensors="pt")["pixel_values"]
         return normalize(self.model.get_image_features(pixel_values=pixels).pooler_output)
 
 

@@ -6,17 +6,17 @@ A Qwen2-VL of 2 million parameters with a score head, written as jina-reranker-m
 code that runs the real one runs it. Its words begin as the dual encoder's; all else is random. It
 learns in stages, from articles of the training fold that are made anew for every step:
 
-1. *see*: the vision tower names what a picture shows;
+1. *see*: the vision tower names what an image shows;
 2. *words*: queries of a single claim are paired with headlines;
 3. *headlines*: whole queries, likewise;
-4. *looks*: queries of a single claim are paired with headlines and with pictures;
-5. *pictures*: whole queries, likewise.
+4. *looks*: queries of a single claim are paired with headlines and with images;
+5. *images*: whole queries, likewise.
 
 A stage ends when the development fold gains nothing more from it, or after its last step.
 
 A pair is right where the query asks something of that side, and the side holds all of it: a
 headline that holds its half of a query for both is as right as one for the headline alone, and a
-picture is wrong for a query that asks nothing of it. Whether a word fits is the product of two
+image is wrong for a query that asks nothing of it. Whether a word fits is the product of two
 things, which gradients find only after a long while; so the model also has to continue an article
 with a query that it answers (as a captioner does), and to say which claims hold. What does that is
 thrown away in the end.
@@ -66,7 +66,7 @@ logger = logging.getLogger(__name__)
 
 Side: TypeAlias = Literal["text", "image"]
 
-_START, _END, _PICTURE, _VIDEO = (
+_START, _END, _IMAGE, _VIDEO = (
     "<|vision_start|>",
     "<|vision_end|>",
     "<|image_pad|>",
@@ -76,10 +76,10 @@ _WIDTH = 128  # that of the dual encoder's words
 _HEADS, _KEY_HEADS = 4, 2
 _PATCH, _MERGE = 12, 2
 _GRID = SIDE // _PATCH
-_SEEN = (_GRID // _MERGE) ** 2  # tokens of a picture
+_SEEN = (_GRID // _MERGE) ** 2  # tokens of an image
 _CLAIMS = ("who", "event", "place", "time", "thing", "other thing", "relation", "setting", "sky")
 
-_PICTURES: dict[str, Any] = {
+_IMAGES: dict[str, Any] = {
     "min_pixels": SIDE**2,
     "max_pixels": SIDE**2,
     "patch_size": _PATCH,
@@ -135,7 +135,7 @@ STAGES = (
     _Stage("words", 400, 3e-3, ("text",), short=True, queries=8),
     _Stage("headlines", 300, 2e-3, ("text",)),
     _Stage("looks", 400, 2e-3, ("text", "image"), short=True, articles=24, queries=8),
-    _Stage("pictures", 900, 1.5e-3, ("text", "image")),
+    _Stage("images", 900, 1.5e-3, ("text", "image")),
 )
 
 
@@ -169,9 +169,9 @@ class CrossEncoder(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.tokenizer = make_tokenizer([DOCUMENT, QUERY])
-        self.tokenizer.add_tokens([_START, _END, _PICTURE, _VIDEO], special_tokens=True)
+        self.tokenizer.add_tokens([_START, _END, _IMAGE, _VIDEO], special_tokens=True)
         self._vocabulary = self.tokenizer.get_vocab()
-        self._image_processor = Qwen2VLImageProcessorPil(**_PICTURES)
+        self._image_processor = Qwen2VLImageProcessorPil(**_IMAGES)
         self.settings = _settings(self._vocabulary)
         config = Qwen2VLConfig.from_dict(self.settings | {"torch_dtype": "float32"})
         self.model: Any = Qwen2VLModel(config)
@@ -198,8 +198,8 @@ class CrossEncoder(nn.Module):
             attention.q_proj.weight.view(_HEADS, -1, _WIDTH)[:: _HEADS // _KEY_HEADS] = keys
 
     def see(self, articles: Sequence[Article]) -> Tensor:
-        """What the language model reads of n pictures; shape (n, tokens, width)."""
-        found = self._image_processor([a.picture() for a in articles], return_tensors="pt")
+        """What the language model reads of n images; shape (n, tokens, width)."""
+        found = self._image_processor([a.image() for a in articles], return_tensors="pt")
         vectors: Tensor = self.model.visual(
             found["pixel_values"], grid_thw=found["image_grid_thw"]
         ).pooler_output
@@ -244,8 +244,8 @@ class CrossEncoder(nn.Module):
             positions = [torch.arange(length).expand(3, -1) for length in lengths]
             return list(embedded.split(lengths)), positions, torch.tensor(lengths)
         (before,) = self._encode([DOCUMENT])
-        start, end, picture = (self._vocabulary[each] for each in (_START, _END, _PICTURE))
-        ids = torch.tensor([*before, start, *_SEEN * [picture], end])
+        start, end, image = (self._vocabulary[each] for each in (_START, _END, _IMAGE))
+        ids = torch.tensor([*before, start, *_SEEN * [image], end])
         words = embed(ids)
         documents = [
             torch.cat([words[: len(before) + 1], vectors.to(words.dtype), words[-1:]])
@@ -253,7 +253,7 @@ class CrossEncoder(nn.Module):
         ]
         place, _ = self.model.get_rope_index(
             ids[None],
-            mm_token_type_ids=(ids == picture)[None].int(),
+            mm_token_type_ids=(ids == image)[None].int(),
             image_grid_thw=torch.tensor([[1, _GRID, _GRID]]),
         )
         return (
@@ -280,7 +280,7 @@ class CrossEncoder(nn.Module):
             ("config.json", self.settings),
             (
                 "preprocessor_config.json",
-                _PICTURES | {"image_processor_type": "Qwen2VLImageProcessor"},
+                _IMAGES | {"image_processor_type": "Qwen2VLImageProcessor"},
             ),
         ):
             (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
@@ -634,7 +634,7 @@ def _scattered(number: int, fold: Fold, random: Random) -> list[Article]:
 
 
 def _parts(scene: Scene) -> dict[str, str]:
-    """What a picture shows, the things by their places: the left one or the one in front first."""
+    """What an image shows, the things by their places: the left one or the one in front first."""
     things = [scene.first, scene.second]
     if scene.relation in ("right", "behind"):
         things.reverse()
@@ -651,7 +651,7 @@ def _parts(scene: Scene) -> dict[str, str]:
 
 
 def _gold(articles: Sequence[Article]) -> Iterator[tuple[str, Tensor]]:
-    """For each part of what pictures show, which of its names is right."""
+    """For each part of what images show, which of its names is right."""
     shown = [_parts(article.scene) for article in articles]
     for part, names in _NAMES.items():
         yield part, torch.tensor([names.index(each[part]) for each in shown])
@@ -685,7 +685,7 @@ def _settings(vocabulary: dict[str, int]) -> dict[str, Any]:
         "eos_token_id": vocabulary["<|endoftext|>"],
         "vision_start_token_id": vocabulary[_START],
         "vision_end_token_id": vocabulary[_END],
-        "image_token_id": vocabulary[_PICTURE],
+        "image_token_id": vocabulary[_IMAGE],
         "video_token_id": vocabulary[_VIDEO],
         "vision_config": {
             "model_type": "qwen2_vl",

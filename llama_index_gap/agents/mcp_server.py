@@ -1,4 +1,4 @@
-"""An index as an MCP server: search and similar pictures, for every client of the protocol."""
+"""An index as an MCP server: search and similar images, for every client of the protocol."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-SEARCH, SIMILAR = "search", "similar_pictures"
+SEARCH, SIMILAR = "search", "similar_images"
 _MAX_IMAGE_SIDE = 512  # some clients take no answer of more than 1 MB
 _SIMILAR = (
-    "Find the pictures that look most like a picture of this collection, with the documents that "
+    "Find the images that look most like an image of this collection, with the documents that "
     "they belong to, best first."
 )
 
@@ -57,7 +57,7 @@ _Searches: TypeAlias = "dict[str, MultiModalSearchTool]"
 def make_server(
     open_index: Open, *, about: str = "", image_root: str | Path | None = None
 ) -> Server[Any]:
-    """Make a server that offers an index's documents and pictures, and changes nothing.
+    """Make a server that offers an index's documents and images, and changes nothing.
 
     It answers at once what it can do; the index is opened meanwhile, in a thread, and closed with
     the server. Where it cannot be opened, a call says why, and the next one tries again.
@@ -65,7 +65,7 @@ def make_server(
     Args:
         open_index: gives the index and postprocessors of what is found in it.
         about: what the index holds, for the models that choose among tools.
-        image_root: folder below which query pictures may be named by their paths.
+        image_root: folder below which query images may be named by their paths.
     """
     tools = _tools(about, image_root)
 
@@ -89,7 +89,7 @@ def make_server(
             searches = await context.lifespan_context.searches()
         except Exception as error:  # whatever the reason, it is what to tell
             return _failed(f"the index cannot be opened: {error}")
-        renamed = {"image" if name == "picture" else name: given[name] for name in given}
+        renamed = {"image" if name == "image" else name: given[name] for name in given}
         output: ToolOutput = await searches[params.name].acall(**renamed)
         return CallToolResult(content=_contents(output.blocks), is_error=output.is_error)
 
@@ -124,7 +124,7 @@ def _open(open_index: Open, image_root: str | Path | None) -> tuple[DualIndex, _
             image_root=image_root,
             max_image_side=_MAX_IMAGE_SIDE,
         )
-        # A copy, so that it knows which pictures the other has returned.
+        # A copy, so that it knows which images the other has returned.
         similar = copy(search)
         similar.retriever = index.as_retriever(similarity_top_k=0, image_similarity_top_k=MAX_TOP_K)
         similar.node_postprocessors = []
@@ -173,9 +173,9 @@ def _say_how_it_went(opening: asyncio.Task[Any]) -> None:
 
 def _tools(about: str, image_root: str | Path | None) -> dict[str, Tool]:
     with_image = _parameters(search_arguments(images=images_to_name(image_root, False)))
-    picture = {"type": "string", "description": with_image["properties"]["image"]["description"]}
-    properties = {"picture": picture, "top_k": with_image["properties"]["top_k"]}
-    similar = {"type": "object", "properties": properties, "required": ["picture"]}
+    image = {"type": "string", "description": with_image["properties"]["image"]["description"]}
+    properties = {"image": image, "top_k": with_image["properties"]["top_k"]}
+    similar = {"type": "object", "properties": properties, "required": ["image"]}
     return {
         name: Tool(
             name=name,
@@ -186,7 +186,7 @@ def _tools(about: str, image_root: str | Path | None) -> dict[str, Tool]:
         )
         for name, title, description, schema in (
             (SEARCH, "Search", DESCRIPTION, _parameters(search_arguments())),
-            (SIMILAR, "Similar pictures", _SIMILAR, similar),
+            (SIMILAR, "Similar images", _SIMILAR, similar),
         )
     }
 

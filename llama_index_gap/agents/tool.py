@@ -1,4 +1,4 @@
-"""MultiModalSearchTool: the search of an agent, which gets the pictures, too."""
+"""MultiModalSearchTool: the search of an agent, which gets the images, too."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ from llama_index_gap.images.opening import (
     ImageError,
     check_image,
     describe,
-    has_picture,
-    picture_of,
+    has_image,
+    image_of,
     read_image,
     scaled_jpeg,
 )
@@ -58,16 +58,16 @@ _VALUES_NAMED = 5
 
 
 class MultiModalSearchTool(AsyncBaseTool):
-    """Lets an agent search with any retriever, and see the pictures that it finds.
+    """Lets an agent search with any retriever, and see the images that it finds.
 
     The agent passes a ``query`` and may pass ``top_k``. With a ``DualIndexRetriever`` it may also
     pass ``filters`` on metadata, which narrow the retriever's own and never replace them, and an
-    ``image`` to search by: the id (or the path) of a picture that a search returned; with
+    ``image`` to search by: the id (or the path) of an image that a search returned; with
     ``image_root`` a path below that folder; with ``allow_urls`` a URL. No other file is read.
 
     Returned are the best documents in their order: for each a text block (title, score and what it
-    is made of, metadata as far as chat models may see it, pictures with their ids, paths and
-    captions, passages), then its pictures as JPEG blocks. Agents that pass text only, such as
+    is made of, metadata as far as chat models may see it, images with their ids, paths and
+    captions, passages), then its images as JPEG blocks. Agents that pass text only, such as
     ``ReActAgent``, get the text blocks. What documents say is quoted line by line, so that it
     cannot pass for the tool's own words. ``raw_output`` holds the nodes.
 
@@ -86,10 +86,10 @@ class MultiModalSearchTool(AsyncBaseTool):
         max_top_k: most documents that it may ask for.
         filter_fields: metadata that the agent may filter by; by default any, also what is kept from
             chat models otherwise; empty for none.
-        image_root: folder below which query pictures may be named by their paths.
-        allow_urls: fetch pictures from http(s) URLs, of queries and of nodes.
-        max_images: most pictures in one answer; the others are named only.
-        max_image_side: longest side of a picture in pixels; larger ones are scaled down.
+        image_root: folder below which query images may be named by their paths.
+        allow_urls: fetch images from http(s) URLs, of queries and of nodes.
+        max_images: most images in one answer; the others are named only.
+        max_image_side: longest side of an image in pixels; larger ones are scaled down.
         max_characters: most characters of one passage.
 
     Raises:
@@ -129,7 +129,7 @@ class MultiModalSearchTool(AsyncBaseTool):
         if not ours and (image_root is not None or filter_fields):
             raise ValueError(
                 f"image_root and filter_fields are for a DualIndexRetriever; {type(retriever)} "
-                "may know neither pictures nor filters"
+                "may know neither images nor filters"
             )
         self.retriever = retriever
         self.node_postprocessors = list(node_postprocessors or [])
@@ -149,7 +149,7 @@ class MultiModalSearchTool(AsyncBaseTool):
                 filter_fields=filter_fields if ours else (),
             ),
         )
-        # Pictures that were returned, by id and by path: agents name them by either.
+        # Images that were returned, by id and by path: agents name them by either.
         self._returned: deque[tuple[str, BaseNode]] = deque(maxlen=_REMEMBERED)
 
     @classmethod
@@ -220,16 +220,16 @@ class MultiModalSearchTool(AsyncBaseTool):
         if filters is not None:
             assert isinstance(retriever, DualIndexRetriever)
             retriever = retriever.filtered(filters)
-        bundle = QueryBundle(asked.query, image_path=self._query_picture(image) if image else None)
+        bundle = QueryBundle(asked.query, image_path=self._query_image(image) if image else None)
         return _Search(given, retriever, bundle, filters, asked.top_k)
 
-    def _query_picture(self, image: str) -> str:
-        """The picture's path, or what it holds as a data URI where it has none."""
+    def _query_image(self, image: str) -> str:
+        """The image's path, or what it holds as a data URI where it has none."""
         assert isinstance(self.retriever, DualIndexRetriever)
         source: BaseNode | str | None
-        source = dict(self._returned).get(image) or self.retriever.get_picture(image)
+        source = dict(self._returned).get(image) or self.retriever.get_image(image)
         if source is not None:
-            data, path, _ = picture_of(source)
+            data, path, _ = image_of(source)
             if path and not data:
                 return str(path)
         elif self.allow_urls and "://" in image:
@@ -239,7 +239,7 @@ class MultiModalSearchTool(AsyncBaseTool):
             check_image(path, root=self.image_root)
             return str(path.resolve())
         else:
-            raise ImageError(describe(image), f"no such picture here; pass {self._images}")
+            raise ImageError(describe(image), f"no such image here; pass {self._images}")
         content = read_image(source, allow_urls=self.allow_urls)
         return f"data:;base64,{b64encode(content).decode()}"
 
@@ -252,20 +252,20 @@ class MultiModalSearchTool(AsyncBaseTool):
         if not documents:
             why = self._why_nothing(search, found)
             return self._output(search.given, [TextBlock(text=why)], [])
-        pictures = _Pictures(self.max_images, self.max_image_side, self.allow_urls)
+        shown = _Images(self.max_images, self.max_image_side, self.allow_urls)
         blocks: list[ContentBlock] = [TextBlock(text=_heading(len(documents)))]
         for rank, of_document in enumerate(documents, 1):
             lines, images = _about(rank, of_document), []
             for node in (hit.node for hit in of_document):
-                if has_picture(node):
-                    said, image = pictures.show(node)
+                if has_image(node):
+                    said, image = shown.show(node)
                     lines.append(said)
                     images += image
                     self._returned.extend((name, node) for name in (node.node_id, _where(node)))
                 else:
                     lines += _quoted(node.get_content(MetadataMode.NONE), self.max_characters)
             blocks += [TextBlock(text="\n".join(lines)), *images]
-        notes = [*pictures.notes(), *_absent_fields(search.filters, documents)]
+        notes = [*shown.notes(), *_absent_fields(search.filters, documents)]
         if notes:
             blocks.append(TextBlock(text=" ".join(notes)))
         return self._output(search.given, blocks, [hit for each in documents for hit in each])
@@ -319,16 +319,16 @@ class _Search:
     top_k: int
 
 
-class _Pictures:
-    """Turns pictures into blocks, as long as there is room, and counts the others."""
+class _Images:
+    """Turns images into blocks, as long as there is room, and counts the others."""
 
     def __init__(self, most: int, longest: int, allow_urls: bool) -> None:
         self._most, self._longest, self._allow_urls = most, longest, allow_urls
         self._shown = self._left_out = self._unreadable = 0
 
     def show(self, node: BaseNode) -> tuple[str, list[ImageBlock]]:
-        """What to say of a picture, and the picture."""
-        facts = [f"picture {excerpt(node.node_id, LONGEST_NAME)}"]
+        """What to say of an image, and the image."""
+        facts = [f"image {excerpt(node.node_id, LONGEST_NAME)}"]
         if where := _where(node):
             facts.append(f"file {excerpt(where, LONGEST_NAME)}")
         image: list[ImageBlock] = []
@@ -347,9 +347,9 @@ class _Pictures:
         return " | ".join([*facts, *([f"caption: {caption}"] if caption else [])]), image
 
     def notes(self) -> list[str]:
-        """What became of the pictures that are not shown."""
+        """What became of the images that are not shown."""
         return [
-            f"{count} {'picture' if count == 1 else 'pictures'} {what}."
+            f"{count} {'image' if count == 1 else 'images'} {what}."
             for count, what in (
                 (self._left_out, f"not shown: there is room for {self._most}"),
                 (self._unreadable, "cannot be read"),
@@ -390,8 +390,8 @@ def _quoted(text: str, longest: int) -> list[str]:
 
 
 def _where(node: BaseNode) -> str:
-    """The path of a picture, or its URL without what may be secret; empty where it has neither."""
-    _, path, url = picture_of(node)
+    """The path of an image, or its URL without what may be secret; empty where it has neither."""
+    _, path, url = image_of(node)
     return str(path) if path else describe(str(url)) if url else ""
 
 

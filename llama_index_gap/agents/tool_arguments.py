@@ -26,9 +26,9 @@ Operator: TypeAlias = Literal[
 
 NAME = "search_documents"
 DESCRIPTION = (
-    "Search documents that have texts and pictures. Say in plain words what a text should be about "
-    "or what a picture should show. Returns the best documents in order, each with its score, "
-    "its metadata, its passage and its pictures."
+    "Search documents that have texts and images. Say in plain words what a text should be about "
+    "or what an image should show. Returns the best documents in order, each with its score, "
+    "its metadata, its passage and its images."
 )
 TOP_K = 5
 MAX_TOP_K = 20
@@ -57,14 +57,14 @@ def search_arguments(
     Args:
         top_k: documents by default.
         max_top_k: most documents.
-        images: how a picture may be named; None where none may.
+        images: how an image may be named; None where none may.
         filter_fields: as for ``MultiModalSearchTool``.
     """
     query: Any = (str, Field(description="What to look for, in plain words."))
     fields: dict[str, Any] = {}
     if images is not None:
         query = (str, Field(default="", description=_QUERY_OR_IMAGE))
-        about = f"Search by this picture: {images}."
+        about = f"Search by this image: {images}."
         fields["image"] = (str, Field(default="", max_length=LONGEST_NAME, description=about))
     about = "How many documents to return."
     fields["top_k"] = (int, Field(default=top_k, ge=1, le=max_top_k, description=about))
@@ -79,9 +79,9 @@ def search_arguments(
 
 
 def images_to_name(image_root: str | Path | None, allow_urls: bool) -> str:
-    """How an agent may name a picture to search by, in words."""
-    ways = ["the id or path of a picture that a search returned"]
-    ways += ["a path below the picture folder"] if image_root is not None else []
+    """How an agent may name an image to search by, in words."""
+    ways = ["the id or path of an image that a search returned"]
+    ways += ["a path below the image folder"] if image_root is not None else []
     ways += ["an http(s) URL"] if allow_urls else []
     return ", or ".join(ways)
 

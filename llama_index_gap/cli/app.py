@@ -47,7 +47,7 @@ _TOKEN = "MILVUS_TOKEN"  # noqa: S105 - the name of a variable
 _HITS = 16
 _EXCERPT = 150
 _INTERRUPTED = 130
-_SIDES = {"text": "texts", "image": "pictures", "image_query": "picture queries"}
+_SIDES = {"text": "texts", "image": "images", "image_query": "image queries"}
 # Types of errors whose messages are written for users; any other is a mistake of ours.
 _EXPECTED = (ValueError, OSError, llama_index_gap.ModelError)
 
@@ -136,9 +136,9 @@ def _options(
 
 Root = Annotated[
     Path | None,
-    typer.Option(help="Folder that pictures must lie in.", show_default="the corpus'"),
+    typer.Option(help="Folder that images must lie in.", show_default="the corpus'"),
 ]
-MaxPixels = Annotated[int, typer.Option(min=1, help="Skip pictures with more pixels.")]
+MaxPixels = Annotated[int, typer.Option(min=1, help="Skip images with more pixels.")]
 AllSkipped = Annotated[bool, typer.Option("--all", help="List everything that is skipped.")]
 CorpusPath = Annotated[
     Path, typer.Argument(help="A .jsonl, .csv or .tsv file, or a folder.", metavar="PATH")
@@ -210,12 +210,12 @@ Model = Annotated[
     ),
 ]
 ImageModel = Annotated[
-    str | None, typer.Option(help="Another model, for pictures.", show_default="the same")
+    str | None, typer.Option(help="Another model, for images.", show_default="the same")
 ]
 ImageQueryModel = Annotated[
     str | None,
     typer.Option(
-        help="A third one, for pictures that are searched by a picture, such as dinov2.",
+        help="A third one, for images that are searched by an image, such as dinov2.",
         show_default="the index's own, or none",
     ),
 ]
@@ -338,7 +338,7 @@ def search(
     text: Annotated[str, typer.Argument(metavar="TEXT", help="What to search for.")] = "",
     *,
     image: Annotated[
-        Path | None, typer.Option(help="Search by this picture, or by the text and it.")
+        Path | None, typer.Option(help="Search by this image, or by the text and it.")
     ] = None,
     db: Database = "gap.db",
     name: Name = "gap",
@@ -359,9 +359,9 @@ def search(
         Path | None, typer.Option(help="Write the answer as a page, with thumbnails.")
     ] = None,
 ) -> None:
-    """Search an index by a text, a picture, or both."""
+    """Search an index by a text, an image, or both."""
     if not text.strip() and image is None:
-        raise typer.BadParameter("pass a text, or a picture with --image", param_hint="TEXT")
+        raise typer.BadParameter("pass a text, or an image with --image", param_hint="TEXT")
     if image is not None:
         check_image(image)
     _check_folder(html)
@@ -419,7 +419,7 @@ def _answer(
 
     from llama_index_gap.cli.pages.search_page import Answer, found_documents
 
-    # complete: whoever reads wants to see the text of a document that its picture found.
+    # complete: whoever reads wants to see the text of a document that its image found.
     retriever = index.as_retriever(
         top_k=top_k if scorer is None else None,
         similarity_top_k=max(_HITS, top_k),
@@ -467,7 +467,7 @@ def _retriever_notes() -> Iterator[list[str]]:
 def _print_answer(answer: Answer) -> None:
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, expand=True)
     table.add_column("#", justify="right", vertical="top")
-    table.add_column(_columns("document", "score", "text", "picture", style="bold"), ratio=1)
+    table.add_column(_columns("document", "score", "text", "image", style="bold"), ratio=1)
     for document in answer.documents:
         sides = [document.side(side) for side in ("text", "image")]
         first = _columns(
@@ -477,11 +477,11 @@ def _print_answer(answer: Answer) -> None:
         table.add_row(str(document.rank), Group(first, *_content(document), Text()))
     _output.print(table)
     score = (
-        "score = text + picture, what each adds"
+        "score = text + image, what each adds"
         if answer.reranker is None
-        else f"score = mean of text and picture, as {_visible(answer.reranker)} rates them"
+        else f"score = mean of text and image, as {_visible(answer.reranker)} rates them"
     )
-    _output.print(f"{score}; --explain says why, --html shows the pictures", style="dim")
+    _output.print(f"{score}; --explain says why, --html shows the images", style="dim")
 
 
 def _columns(title: str, *numbers: str, style: str = "") -> Table:
@@ -494,22 +494,22 @@ def _columns(title: str, *numbers: str, style: str = "") -> Table:
 
 
 def _content(document: FoundDocument) -> list[Text]:
-    """What of a document is shown below its title: its text, and the picture's path."""
+    """What of a document is shown below its title: its text, and the image's path."""
     from llama_index_gap.cli.pages.search_page import excerpt
 
     lines = []
     if words := excerpt(document.passage or document.caption, _EXCERPT):
         lines.append(Text(_visible(words)))
-    if document.picture is not None:
-        lines.append(_where(document.picture))
+    if document.image is not None:
+        lines.append(_where(document.image))
     return lines
 
 
-def _where(picture: ImageNode) -> Text:
-    """A picture's path from here, where that is shorter; terminals that know links get one."""
-    if not picture.image_path:
-        return Text(_visible(picture.image_url or ""), style="cyan", overflow="fold")
-    path = Path(picture.image_path)
+def _where(image: ImageNode) -> Text:
+    """An image's path from here, where that is shorter; terminals that know links get one."""
+    if not image.image_path:
+        return Text(_visible(image.image_url or ""), style="cyan", overflow="fold")
+    path = Path(image.image_path)
     try:
         shown = min(os.path.relpath(path), str(path), key=len)
     except ValueError:  # on another drive
@@ -549,7 +549,7 @@ def _print_explanation(answer: Answer) -> None:
         _output.print()
     if answer.reranker is not None:
         _output.print(
-            f"{_visible(answer.reranker)} has read what was found: text and picture are rated on "
+            f"{_visible(answer.reranker)} has read what was found: text and image are rated on "
             "one scale, and the score is their mean. How it was found:",
             style="dim",
             markup=False,
@@ -559,7 +559,7 @@ def _print_explanation(answer: Answer) -> None:
 
 def _rating(answer: Answer, document: FoundDocument) -> str:
     sides = [f"{side} {answer.format_rank(score)}" for side, score in document.ratings]
-    of = ", ".join(sides) or "neither text nor picture could be read"
+    of = ", ".join(sides) or "neither text nor image could be read"
     return f"   score {answer.format_rank(document.score)}: {of}"
 
 
@@ -578,7 +578,7 @@ def _method(answer: Answer) -> str:
             f"Ranked by place: {answer.note}. Each leg adds 1 / (60 + the document's place in it)."
         )
     return (
-        "Cosines of texts and of pictures cannot be compared: between them lies the modality gap. "
+        "Cosines of texts and of images cannot be compared: between them lies the modality gap. "
         "So each counts by how many standard deviations (σ) it lies above what this query gets "
         "from a sample of the same collection. Evidence is −log of the probability of lying as "
         "high by chance, which is likelier in a larger collection; the evidence of the legs is "
@@ -597,8 +597,8 @@ def _as_dict(answer: Answer) -> dict[str, Any]:
 
 
 def _document_as_dict(document: FoundDocument) -> dict[str, Any]:
-    text, picture = document.text, document.picture
-    node = text or picture
+    text, image = document.text, document.image
+    node = text or image
     return {
         "rank": document.rank,
         "id": document.id,
@@ -608,11 +608,11 @@ def _document_as_dict(document: FoundDocument) -> dict[str, Any]:
         "fused": document.fused,
         "legs": {leg.leg: {"cosine": leg.raw, "evidence": leg.evidence} for leg in document.legs},
         "text": text and {"node_id": text.node_id, "text": document.passage},
-        "picture": picture
+        "image": image
         and {
-            "node_id": picture.node_id,
-            "path": picture.image_path,
-            "url": picture.image_url,
+            "node_id": image.node_id,
+            "path": image.image_path,
+            "url": image.image_url,
             "caption": document.caption,
         },
         "metadata": node.metadata if node else {},
@@ -632,7 +632,7 @@ def measure(
         typer.Option(
             metavar="FILE",
             help='Labelled queries, an object a line: {"query": …, "relevant": [ID, …]}.',
-            show_default="stored texts and pictures ask",
+            show_default="stored texts and images ask",
         ),
     ] = None,
     reranker: Annotated[
@@ -644,7 +644,7 @@ def measure(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure an index's modality gap, and say which remedy fits.
+    """Measure an index's modality gap, and say which mitigation fits.
 
     Shows one mixed index before and after each way to align it, and two indexes that are fused.
     Changes nothing.
@@ -701,7 +701,7 @@ def info(db: Database = "gap.db", name: Name = "gap", as_json: AsJson = False) -
             "model" if for_both else f"model of {_SIDES[side]}",
             Text(_visible(f"{model['name']} (licence: {licence})"), overflow="fold"),
         )
-    table.add_row("pictures in", Text(_visible(facts["pictures"]), overflow="fold"))
+    table.add_row("images in", Text(_visible(facts["images"]), overflow="fold"))
     _output.print(table)
 
 
@@ -732,7 +732,7 @@ def _facts(db: str, name: str) -> dict[str, Any]:
         "models": {
             side: _model_facts(identity) for side in _SIDES if (identity := stored.get(side))
         },
-        "pictures": str(kept) if kept.is_dir() else "their own files",
+        "images": str(kept) if kept.is_dir() else "their own files",
     }
 
 
@@ -862,7 +862,7 @@ def evaluate(
         _say(
             "warning",
             "yellow",
-            f"{len(report.skipped):,} texts or pictures could not be indexed and cannot be found; "
+            f"{len(report.skipped):,} texts or images could not be indexed and cannot be found; "
             f"the first, {first.source}: {first.reason}",
         )
     if as_json:
@@ -927,8 +927,8 @@ def mcp(
     image_root: Annotated[
         Path | None,
         typer.Option(
-            help="Clients may also search by pictures in this folder.",
-            show_default="by the index's own pictures only",
+            help="Clients may also search by images in this folder.",
+            show_default="by the index's own images only",
         ),
     ] = None,
     about: Annotated[
@@ -937,7 +937,7 @@ def mcp(
 ) -> None:
     """Offer an index to chat programs, as an MCP server over stdin and stdout.
 
-    They can search, and find similar pictures; nothing is changed.
+    They can search, and find similar images; nothing is changed.
     The program starts it: see the README for what to put into its settings.
     """
     try:

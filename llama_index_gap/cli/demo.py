@@ -31,7 +31,7 @@ def run_demo(folder: str | Path, console: Console, *, articles: int, queries_per
             uses what is there.
         console: where to print.
         articles: size of the newsroom.
-        queries_per_kind: queries that need a headline, a picture, or both: so many of each.
+        queries_per_kind: queries that need a headline, an image, or both: so many of each.
 
     Raises:
         FileExistsError: the folder holds a newsroom of another size.
@@ -42,7 +42,7 @@ def run_demo(folder: str | Path, console: Console, *, articles: int, queries_per
 
     console.print(
         f"[bold]1. Draw[/bold] a made-up newsroom: {articles:,} articles, each a headline and a "
-        "picture that shows what the headline does not say"
+        "image that shows what the headline does not say"
     )
     corpus = write_newsroom(
         folder / "newsroom", articles=articles, queries_per_kind=queries_per_kind
@@ -60,7 +60,7 @@ def run_demo(folder: str | Path, console: Console, *, articles: int, queries_per
 
         console.print(
             "\n[bold]3. Ask[/bold] it: a third of the queries need the headline (text), a third "
-            "the picture (image), a third both"
+            "the image (image), a third both"
         )
         console.print(
             "[bold]4. Rerank[/bold] what was found, by a tiny cross-encoder that was trained on "
@@ -84,7 +84,7 @@ def run_demo(folder: str | Path, console: Console, *, articles: int, queries_per
     page = folder / "newsroom.html"
     page.write_text(render_experiment(result, pick_examples(result, dataset)), encoding="utf-8")
     console.print(
-        Text(f"With their pictures: {page} (took {time.monotonic() - started:.0f} s)"),
+        Text(f"With their images: {page} (took {time.monotonic() - started:.0f} s)"),
         soft_wrap=True,
     )
 

@@ -14,8 +14,8 @@ from llama_index_gap.evaluation.metrics import SIGNIFICANT, Comparison, Estimate
 from llama_index_gap.text import visible
 
 _KINDS_ABREAST = 4
-_SIDES = {"text": "texts", "image": "pictures"}
-_ASKED = {"text": "a text", "image": "a picture"}
+_SIDES = {"text": "texts", "image": "images"}
+_ASKED = {"text": "a text", "image": "an image"}
 
 
 def result_tables(result: ExperimentResult) -> Iterator[RenderableType]:
@@ -38,7 +38,7 @@ def result_tables(result: ExperimentResult) -> Iterator[RenderableType]:
 
 def example_in_words(example: Example) -> RenderableType:
     """A query, and what was put first: right or wrong, by which methods."""
-    query = example.query.text or f"picture {example.query.image_path}"
+    query = example.query.text or f"image {example.query.image_path}"
     grid = Table.grid(padding=(0, 2, 0, 0))
     kind = "" if example.kind is None else f" ({example.kind})"
     for place in example.first:
@@ -77,7 +77,7 @@ def difference(comparison: Comparison | None) -> str:
 
 
 def leg_rows(result: ExperimentResult) -> Iterator[tuple[str, list[str]]]:
-    """For each modality of queries, recall@10 among texts and among pictures by themselves."""
+    """For each modality of queries, recall@10 among texts and among images by themselves."""
     for asked, words in _ASKED.items():
         found = [result.legs.get(f"{asked}_to_{side}") for side in _SIDES]
         yield f"asked with {words}", ["–" if recall is None else str(recall) for recall in found]

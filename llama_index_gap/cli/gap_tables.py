@@ -9,12 +9,12 @@ from rich.table import Table
 from rich.text import Text
 
 from llama_index_gap.diagnosis.mitigations import BeforeAfter, Side
-from llama_index_gap.diagnosis.recommendations import NAMES, Advice
+from llama_index_gap.diagnosis.recommendations import NAMES, Recommendation
 from llama_index_gap.diagnosis.report import Report
 from llama_index_gap.gap.measure import Estimate, GapReport
 from llama_index_gap.text import visible
 
-_BY: dict[Side, str] = {"text": "text", "image": "picture"}
+_BY: dict[Side, str] = {"text": "text", "image": "image"}
 
 
 def print_report(report: Report, console: Console) -> None:
@@ -25,28 +25,30 @@ def print_report(report: Report, console: Console) -> None:
         console: where to.
     """
     figures, found = report.figures, report.figures.before_after
-    texts, pictures = figures.stored["text"], figures.stored["image"]
-    held = f"{report.name} in {report.database}: {texts:,} texts, {pictures:,} pictures"
+    texts, images = figures.stored["text"], figures.stored["image"]
+    held = f"{report.name} in {report.database}: {texts:,} texts, {images:,} images"
     console.print(Text(visible(held)))
     console.print(Text(visible(report.models), "dim"))
     if figures.gap is not None:
         _heading(console, "The gap")
         console.print(_gap(figures.gap))
-    if any(each.bias for remedy in found.remedies.values() for each in remedy.asked.values()):
+    if any(
+        each.bias for mitigation in found.mitigations.values() for each in mitigation.asked.values()
+    ):
         _heading(console, f"The share of a query's own modality in its first {found.k}")
         console.print(_shares(found))
-        if any(remedy.only_means for remedy in found.remedies.values()):
+        if any(mitigation.only_means for mitigation in found.mitigations.values()):
             console.print("* moves only the means: most of the bias is still there", style="dim")
     for side in found.labelled:
         _heading(console, f"What {found.queries[side]:,} labelled {_BY[side]} queries find")
         console.print(_quality(found, side))
     if figures.scorers:
-        _heading(console, "What texts and pictures of the same hits get")
+        _heading(console, "What texts and images of the same hits get")
         console.print(_scorers(report))
     _heading(console, "What to do")
-    for number, advice in enumerate(report.advice, 1):
-        _print_advice(console, number, advice)
-    if not report.advice:
+    for number, recommendation in enumerate(report.recommendations, 1):
+        _print_recommendation(console, number, recommendation)
+    if not report.recommendations:
         console.print("The figures speak for no change.")
     _heading(console, "How it was measured")
     for note in report.notes:
@@ -75,7 +77,7 @@ def _gap(gap: GapReport) -> Table:
         ("relative modality gap", gap.rmg, "at 0.5 pairs are no nearer"),
         ("spread within / across", gap.spread_ratio, "at 1 centring is enough"),
         ("overlap, text queries", gap.overlap["text"], "at 1 both share one scale"),
-        ("overlap, picture queries", gap.overlap["image"], "at 1 both share one scale"),
+        ("overlap, image queries", gap.overlap["image"], "at 1 both share one scale"),
     )
     for name, value, meaning in rows:
         if value is not None:
@@ -89,24 +91,24 @@ def _shares(found: BeforeAfter) -> Table:
     table.add_row(
         "the corpus' own share", *(f"{found.corpus_share[side]:.0%}" for side in found.queries), ""
     )
-    for name, remedy in found.remedies.items():
-        asked = (remedy.asked[side].bias for side in found.queries)
-        apart = "" if remedy.gap is None else f"{remedy.gap.distance.value:.2f}"
-        mark = " *" if remedy.only_means else ""
+    for name, mitigation in found.mitigations.items():
+        asked = (mitigation.asked[side].bias for side in found.queries)
+        apart = "" if mitigation.gap is None else f"{mitigation.gap.distance.value:.2f}"
+        mark = " *" if mitigation.only_means else ""
         table.add_row(NAMES[name] + mark, *map(_percent, asked), apart)
     return table
 
 
 def _quality(found: BeforeAfter, side: Side) -> Table:
     table = _table("", f"recall@{found.k}", f"nDCG@{found.k}")
-    for name, remedy in found.remedies.items():
-        asked = remedy.asked[side]
+    for name, mitigation in found.mitigations.items():
+        asked = mitigation.asked[side]
         table.add_row(NAMES[name], _number(asked.recall), _number(asked.ndcg))
     return table
 
 
 def _scorers(report: Report) -> Table:
-    table = _table("", "texts", "pictures", "overlap", "apart")
+    table = _table("", "texts", "images", "overlap", "apart")
     for name, scored in report.figures.scorers.items():
         table.add_row(
             name,
@@ -118,10 +120,10 @@ def _scorers(report: Report) -> Table:
     return table
 
 
-def _print_advice(console: Console, number: int, advice: Advice) -> None:
-    console.print(Text(f"{number}. ").append(advice.title, "bold"))
-    _print_hanging(console, "   ", advice.because)
-    _print_hanging(console, " → ", advice.do)
+def _print_recommendation(console: Console, number: int, recommendation: Recommendation) -> None:
+    console.print(Text(f"{number}. ").append(recommendation.title, "bold"))
+    _print_hanging(console, "   ", recommendation.because)
+    _print_hanging(console, " → ", recommendation.do)
 
 
 def _print_hanging(console: Console, mark: str, words: str) -> None:

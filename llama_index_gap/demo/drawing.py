@@ -1,4 +1,4 @@
-"""The newsroom's pictures: two things in a setting under a sky, drawn with plain shapes."""
+"""The newsroom's images: two things in a setting under a sky, drawn with plain shapes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from random import Random
 
 from PIL import Image, ImageColor, ImageDraw
 
-SIDE = 96  # of a picture, in pixels
+SIDE = 96  # of an image, in pixels
 _OUTLINE = "#22223b"
 
 _COLOURS = {
@@ -94,7 +94,7 @@ _HORIZON = 50
 
 @dataclass(frozen=True)
 class Scene:
-    """What a picture shows: two things of different kinds, that of the first before by name.
+    """What an image shows: two things of different kinds, that of the first before by name.
 
     Attributes:
         first: a thing's colour and kind, for example ``("red", "boat")``.
@@ -112,7 +112,7 @@ class Scene:
 
 
 def draw(scene: Scene, seed: str) -> Image.Image:
-    """Draw a scene as a square RGB picture of ``SIDE`` pixels and few colours.
+    """Draw a scene as a square RGB image of ``SIDE`` pixels and few colours.
 
     Args:
         scene: what to show.

@@ -1,6 +1,6 @@
-"""A made-up newsroom: articles of a headline and a picture, and queries that need one or both.
+"""A made-up newsroom: articles of a headline and an image, and queries that need one or both.
 
-A headline names what cannot be seen (who, event, place, time); its picture shows what the headline
+A headline names what cannot be seen (who, event, place, time); its image shows what the headline
 does not say (two things, their colours and places, setting, sky). Everything is drawn and worded by
 a seed, so it is free of rights, there is as much of it as one likes, and which articles answer a
 query is known by construction.
@@ -170,12 +170,12 @@ class Facts:
 
 @dataclass(frozen=True)
 class Article:
-    """A headline with its picture.
+    """A headline with its image.
 
     Attributes:
         id: its name in the newsroom.
         facts: what the headline says.
-        scene: what the picture shows.
+        scene: what the image shows.
         headline: the facts in words.
     """
 
@@ -192,7 +192,7 @@ class Article:
         seen = {(name, getattr(self.scene, name)) for name in ("relation", "setting", "sky")}
         return frozenset(said | things | seen)
 
-    def picture(self) -> Image.Image:
+    def image(self) -> Image.Image:
         """Draw the scene; where it leaves room, the article's id decides."""
         return draw(self.scene, self.id)
 
@@ -203,7 +203,7 @@ class Query:
 
     Attributes:
         text: in words.
-        kind: what it needs: the headline, the picture, or both.
+        kind: what it needs: the headline, the image, or both.
         claims: what it asks for.
     """
 
@@ -218,7 +218,7 @@ class Query:
 
     @property
     def shown(self) -> frozenset[Claim]:
-        """What it asks of the picture."""
+        """What it asks of the image."""
         return self.claims - self.said
 
     def is_answered_by(self, article: Article) -> bool:
@@ -237,7 +237,7 @@ def make_articles(number: int, fold: Fold, seed: int) -> list[Article]:
     random = Random(f"articles {fold} {seed}")  # noqa: S311 - no secret
     facts = _distinct(_fact_series(fold, random), number)
     scenes = _distinct(_scene_series(fold, random), number)
-    random.shuffle(scenes)  # near misses in words are not those in pictures
+    random.shuffle(scenes)  # near misses in words are not those in images
     return [
         Article(f"{fold}-{seed}-{index:04}", said, shown, _headline(said, random))
         for index, (said, shown) in enumerate(zip(facts, scenes, strict=True))
@@ -275,7 +275,7 @@ def make_query(article: Article, kind: QueryKind, random: Random) -> Query:
     """Word a query that an article answers.
 
     A query for the headline names the event, the place, and who or when or both; one for the
-    picture both things, their relation, and the setting or the sky or both. One for both names two
+    image both things, their relation, and the setting or the sky or both. One for both names two
     facts and one thing with its setting or sky. Every fourth query is mistyped.
 
     Args:
@@ -297,8 +297,8 @@ def make_query(article: Article, kind: QueryKind, random: Random) -> Query:
         shown = {random.choice(("setting", "sky"))}
         things = [random.choice(things)]
         words = _of_facts(article.facts, said, random)
-        picture = f"{_thing(things[0], random)} {_around(article.scene, shown, random)}"
-        text = random.choice(_BOTH).format(words, picture)
+        image = f"{_thing(things[0], random)} {_around(article.scene, shown, random)}"
+        text = random.choice(_BOTH).format(words, image)
     if random.random() < _MISTYPED:
         text = _mistype(text, random)
     asked = {claim for claim in article.claims if claim[0] in said | shown}
@@ -334,7 +334,7 @@ def write_newsroom(
 ) -> Path:
     """Write a newsroom of the test fold as a corpus that ``read_corpus`` reads, with its queries.
 
-    ``docs.jsonl`` has an article a line, ``images/`` its picture. ``queries.jsonl`` has a query a
+    ``docs.jsonl`` has an article a line, ``images/`` its image. ``queries.jsonl`` has a query a
     line: ``query``, ``kind`` (what it needs: ``text``, ``image`` or ``both``) and ``relevant``, the
     ids of all articles that answer it.
 
@@ -362,7 +362,7 @@ def write_newsroom(
         raise FileExistsError(f"{file} is not this newsroom's; choose another folder")
     (folder / "images").mkdir(parents=True, exist_ok=True)
     for article in newsroom:
-        article.picture().save(folder / "images" / f"{article.id}.png")
+        article.image().save(folder / "images" / f"{article.id}.png")
     questions = _lines(
         {
             "query": query.text,

@@ -1,6 +1,6 @@
 """Tiny encoders with random weights, in the file layout of the hub's checkpoints.
 
-They know nothing about pictures or words. They exist so that the demo, the tests and the
+They know nothing about images or words. They exist so that the demo, the tests and the
 benchmarks run the very code that loads a real checkpoint, offline and in seconds.
 """
 

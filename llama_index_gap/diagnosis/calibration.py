@@ -38,7 +38,7 @@ def collect_scores(
 
     Args:
         searched: an index; or a retriever, which takes as many hits as it is set to.
-        queries: texts, or bundles with a picture or both, each with the keys of all its relevant
+        queries: texts, or bundles with an image or both, each with the keys of all its relevant
             documents (``ref_doc_id``, or the id of a node without one). All nodes of these count as
             relevant; to label single nodes, name their ids instead. None at all is an answer too.
         show_progress: show a progress bar.

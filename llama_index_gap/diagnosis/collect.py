@@ -49,10 +49,10 @@ LEAST = 200
 MOST_QUERIES = 500
 """Labelled queries to ask."""
 PARTNERS = 500
-"""Pictures whose documents are read again: for their texts, or for their other pictures."""
+"""Images whose documents are read again: for their texts, or for their other images."""
 RERANKED = 16
 """Queries whose hits a reranker scores."""
-_NAMES = {"text": "texts", "image": "pictures"}
+_NAMES = {"text": "texts", "image": "images"}
 
 _Documents = dict[Side, dict[str, str]]
 """For each side the document of each node."""
@@ -67,7 +67,7 @@ class Collector:
         self.stores = {side: cast("MilvusStore", each.store) for side, each in sides.items()}
         self.text_model: BaseEmbedding = index.embed_model
         self.image_model: MultiModalEmbedding = index.image_embed_model
-        self.picture_model = index.image_query_embed_model or index.image_embed_model
+        self.image_query_model = index.image_query_embed_model or index.image_embed_model
         self.one_space = self.text_model is self.image_model
         self.stored: dict[Side, int] = {side: self.stores[side].count() for side in SIDES}
         self.notes: list[str] = []
@@ -76,7 +76,7 @@ class Collector:
         if 0 < min(self.stored.values()) < FEWEST:
             raise ValueError(
                 f"{index.uri}: {index.name} holds {self.stored['text']:,} texts and "
-                f"{self.stored['image']:,} pictures; it takes {FEWEST} of each to measure the gap "
+                f"{self.stored['image']:,} images; it takes {FEWEST} of each to measure the gap "
                 "between them: put more into it"
             )
 
@@ -108,9 +108,9 @@ class Collector:
             side: Rows(self._vectors(side, [node for node, _ in of_side]), [d for _, d in of_side])
             for side, of_side in nodes.items()
         }
-        by_picture = None
+        by_image = None
         if "image_query" in self.stores:
-            by_picture = self._vectors("image_query", [node for node, _ in nodes["image"]])
+            by_image = self._vectors("image_query", [node for node, _ in nodes["image"]])
         return Drawn(
             texts=rows["text"],
             images=rows["image"],
@@ -119,7 +119,7 @@ class Collector:
             aligned=getattr(self.text_model, "aligner", None) is not None,
             queries=self._embedded(asking, qrels),
             added=frozenset(added),
-            by_picture=by_picture,
+            by_image=by_image,
         )
 
     def _sample(self) -> _Documents:
@@ -142,7 +142,7 @@ class Collector:
         return documents
 
     def _add_partners(self, documents: _Documents) -> None:
-        """A text of the document of each picture: by chance hardly any was drawn."""
+        """A text of the document of each image: by chance hardly any was drawn."""
         lonely = sorted({*documents["image"].values()} - {*documents["text"].values()})
         wanted = np.random.default_rng(self.seed).permutation(lonely)[:PARTNERS].tolist()
         if not wanted:
@@ -153,7 +153,7 @@ class Collector:
         documents["text"] |= {node: document for document, node in firsts.items()}
         if firsts:
             self.notes.append(
-                f"{len(firsts):,} texts were added because a picture of their document was drawn, "
+                f"{len(firsts):,} texts were added because an image of their document was drawn, "
                 "so that there are pairs."
             )
 
@@ -174,7 +174,7 @@ class Collector:
         return _unit(rows.reshape(-1, store.dim or 0))
 
     def _pairs(self, nodes: Mapping[Side, Sequence[tuple[str, str]]]) -> IntArray:
-        """Rows of pictures and their captions; or else of the first of each in a document."""
+        """Rows of images and their captions; or else of the first of each in a document."""
         by_node, by_document = (
             {side: _first_rows(each[at] for each in of_side) for side, of_side in nodes.items()}
             for at in (0, 1)
@@ -185,7 +185,7 @@ class Collector:
         pairs = _matched(by_document)
         if len(pairs):
             self.notes.append(
-                "There are no captions to speak of: a pair is the first text and the first picture "
+                "There are no captions to speak of: a pair is the first text and the first image "
                 "of a document, which need not tell the same."
             )
         return pairs
@@ -197,7 +197,7 @@ class Collector:
         one = [query for query in queries if not (query.text.strip() and query.image_path)]
         if len(one) < len(queries):
             self.notes.append(
-                "Queries of a text and a picture, which did not ask, since one mixed index has no "
+                "Queries of a text and an image, which did not ask, since one mixed index has no "
                 f"single vector for them: {len(queries) - len(one):,}."
             )
         asking = one[:: max(1, -(-len(one) // MOST_QUERIES))]
@@ -226,14 +226,14 @@ class Collector:
     def _embed(self, query: LabelledQuery) -> dict[Side, list[float]]:
         """What asks each side."""
         if query.image_path and not query.text.strip():
-            picture = self.picture_model.get_image_embedding(query.image_path)
+            image = self.image_query_model.get_image_embedding(query.image_path)
             if not self.one_space:
-                return {"image": picture}
-            if self.picture_model is self.image_model:
-                return {"text": picture, "image": picture}
+                return {"image": image}
+            if self.image_query_model is self.image_model:
+                return {"text": image, "image": image}
             return {
                 "text": self.image_model.get_image_embedding(query.image_path),
-                "image": picture,
+                "image": image,
             }
         text = self.text_model.get_query_embedding(query.text)
         other = text if self.one_space else self.image_model.get_query_embedding(query.text)
@@ -242,7 +242,7 @@ class Collector:
     # --- what needs more than vectors ------------------------------------------------------------
 
     def recall_within(self, drawn: Drawn, k: int, rounds: int) -> RecallComparison | None:
-        """How well pictures find others of their document, against the encoder of pictures."""
+        """How well images find others of their document, against the encoder of images."""
         if "image_query" not in self.stores:
             return None
         documents = sorted(set(drawn.images.documents[:PARTNERS]))
@@ -258,7 +258,7 @@ class Collector:
         _, counts = np.unique(labels, return_counts=True)
         if counts[counts > 1].sum() < FEWEST or len(labels) <= k:
             self.notes.append(
-                "How well pictures find pictures was not measured: hardly any document has several."
+                "How well images find images was not measured: hardly any document has several."
             )
             return None
         return compare_recall(
@@ -268,7 +268,7 @@ class Collector:
     def scorers(
         self, reranker: BaseNodePostprocessor, queries: Sequence[LabelledQuery], rounds: int
     ) -> dict[str, ScoreComparison]:
-        """What texts and pictures of the same hits get of the embedder and of a reranker."""
+        """What texts and images of the same hits get of the embedder and of a reranker."""
         asked = self._texts(queries)
         retriever = self.index.as_retriever(complete=True)  # so that both sides of a hit have one
         found: list[tuple[int, dict[str, float]]] = []
@@ -295,7 +295,7 @@ class Collector:
             if min(map(len, rows.values())) < FEWEST:
                 self.notes.append(
                     f"The reranker was not measured: {len(rows['text'])} texts and "
-                    f"{len(rows['image'])} pictures got a score, and it takes {FEWEST} of each."
+                    f"{len(rows['image'])} images got a score, and it takes {FEWEST} of each."
                 )
                 return {}
             (of_text, texts), (of_image, images) = (zip(*rows[side], strict=True) for side in SIDES)
@@ -334,7 +334,7 @@ def _first_rows(keys: Iterable[str]) -> dict[str, int]:
 
 
 def _matched(rows: Mapping[Side, Mapping[str, int]]) -> IntArray:
-    """The rows of a text and a picture with the same key, shape (n, 2)."""
+    """The rows of a text and an image with the same key, shape (n, 2)."""
     pairs = [(row, rows["image"][key]) for key, row in rows["text"].items() if key in rows["image"]]
     return np.array(pairs, dtype=np.int64).reshape(-1, 2)
 

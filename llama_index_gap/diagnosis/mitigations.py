@@ -1,4 +1,4 @@
-"""Before and after: what each remedy for the modality gap brings, on vectors of one index."""
+"""Before and after: what each mitigation for the modality gap brings, on vectors of one index."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from llama_index_gap.gap.measure import (
     bootstrap,
     measure_gap,
 )
-from llama_index_gap.search.fusion import Combine, Leg, Normalise, fuse
+from llama_index_gap.search.fusion import Combine, Leg, Normalize, fuse
 
 VectorArray: TypeAlias = npt.NDArray[np.float32]
 Side: TypeAlias = Literal["text", "image"]
@@ -45,7 +45,7 @@ CANDIDATES = 16
 BACKGROUND = 300
 """Vectors of a side that stand for its background: as many as an index draws."""
 STORED = "stored"
-FUSIONS: Mapping[str, tuple[Normalise, Combine]] = {
+FUSIONS: Mapping[str, tuple[Normalize, Combine]] = {
     "rank": ("rank", "sum"),
     "evidence": ("background", "evidence"),
 }
@@ -91,12 +91,12 @@ class Drawn:
     Attributes:
         texts: of the text side.
         images: of the image side.
-        pairs: rows of a text and of a picture that belong together, shape (l, 2).
-        one_space: whether one model made both sides, so that a text can be held against a picture.
+        pairs: rows of a text and of an image that belong together, shape (l, 2).
+        one_space: whether one model made both sides, so that a text can be held against an image.
         aligned: whether an aligner moved them already, so that no other is fitted.
         queries: labelled ones, by their modality; of a modality without any, stored vectors ask.
         added: documents that were not drawn, but are relevant to a query.
-        by_picture: the pictures' vectors by the encoder that serves picture queries, shape (m, e);
+        by_image: the images' vectors by the encoder that serves image queries, shape (m, e);
             NaN where it has none. None where there is no such encoder.
     """
 
@@ -107,7 +107,7 @@ class Drawn:
     aligned: bool = False
     queries: Mapping[Side, Queries] = field(default_factory=dict)
     added: frozenset[str] = frozenset()
-    by_picture: VectorArray | None = None
+    by_image: VectorArray | None = None
 
     def side(self, side: Side) -> Rows:
         """One side by its name."""
@@ -129,13 +129,13 @@ class Drawn:
         )
         both = np.isin(self.pairs[:, 0], kept["text"]) & np.isin(self.pairs[:, 1], kept["image"])
         pairs = [np.searchsorted(kept[side], self.pairs[both, i]) for i, side in enumerate(SIDES)]
-        by_picture = None if self.by_picture is None else self.by_picture[kept["image"]]
+        by_image = None if self.by_image is None else self.by_image[kept["image"]]
         return replace(
             self,
             texts=texts,
             images=images,
             pairs=np.column_stack(pairs),
-            by_picture=by_picture,
+            by_image=by_image,
         )
 
 
@@ -174,7 +174,7 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Remedy:
+class Mitigation:
     """One way to search the same corpus.
 
     Attributes:
@@ -199,7 +199,7 @@ class Remedy:
 
 @dataclass(frozen=True)
 class BeforeAfter:
-    """All remedies over one corpus.
+    """All mitigations over one corpus.
 
     Attributes:
         k: places of a ranking.
@@ -210,8 +210,9 @@ class BeforeAfter:
         queries: how many asked, by modality.
         labelled: the modalities whose queries are labelled; of the others stored vectors asked.
         left_out: labelled queries that have no relevant document in the corpus.
-        remedies: by name: ``stored``, ``offset``, ``centred`` and ``linear`` are one mixed index,
-            ``rank`` and ``evidence`` two that are fused. Without those that cannot be measured.
+        mitigations: by name: ``stored``, ``offset``, ``centred`` and ``linear`` are one mixed
+            index, ``rank`` and ``evidence`` two that are fused; without those that cannot be
+            measured.
     """
 
     k: int
@@ -221,7 +222,7 @@ class BeforeAfter:
     queries: Mapping[Side, int]
     labelled: tuple[Side, ...]
     left_out: int
-    remedies: Mapping[str, Remedy]
+    mitigations: Mapping[str, Mitigation]
 
 
 # --- measuring -----------------------------------------------------------------------------------
@@ -241,11 +242,11 @@ def before_and_after(
     in all ways alike and exactly. Where no aligner can be fitted, all are searched.
 
     Args:
-        drawn: texts and pictures, at least 10 of each; or of one only.
+        drawn: texts and images, at least 10 of each; or of one only.
         k: places of a ranking.
         rounds: of the bootstrap.
         seed: of all that is drawn.
-        progress: called after each remedy.
+        progress: called after each mitigation.
 
     Raises:
         ValueError: vectors that are too few or too equal, as for ``measure_gap``.
@@ -256,7 +257,7 @@ def before_and_after(
     counts = corpus.counts()
     share = {side: len(corpus.side(side)) / (counts["texts"] + counts["images"]) for side in SIDES}
     askings = _askings(corpus)
-    remedies: dict[str, Remedy] = {}
+    mitigations: dict[str, Mitigation] = {}
 
     def add(name: str, found: Sequence[_Found], **others: Any) -> None:
         asked = {
@@ -264,7 +265,7 @@ def before_and_after(
             for one, each in zip(askings, found, strict=True)
         }
         notes = [each.note for each in found if each.note]
-        remedies[name] = Remedy(asked, note=notes[0] if notes else None, **others)
+        mitigations[name] = Mitigation(asked, note=notes[0] if notes else None, **others)
         progress()
 
     if corpus.one_space:
@@ -285,17 +286,17 @@ def before_and_after(
         labelled=tuple(one.modality for one in askings if one.relevant is not None),
         left_out=sum(len(given.relevant) for given in drawn.queries.values())
         - sum(len(one) for one in askings if one.relevant is not None),
-        remedies=_compared(remedies, share),
+        mitigations=_compared(mitigations, share),
     )
 
 
 def measure_drawn(
     drawn: Drawn, queries: VectorArray | None = None, *, k: int, rounds: int, seed: int
 ) -> GapReport | None:
-    """All figures of the gap between texts and pictures, of the first 300 of each.
+    """All figures of the gap between texts and images, of the first 300 of each.
 
     Args:
-        drawn: texts and pictures, at least 10 of each; or of one only.
+        drawn: texts and images, at least 10 of each; or of one only.
         queries: texts that ask, shape (q, d); by default, or where they are too few, the texts do.
         k: places of a ranking.
         rounds: of the bootstrap.
@@ -402,8 +403,8 @@ def _askings(corpus: Drawn) -> list[_Asking]:
         if corpus.one_space and len(corpus.texts) and len(corpus.images):
             own = corpus.side(modality).vectors[:MEASURED]
             images = own
-            if modality == "image" and corpus.by_picture is not None:
-                images = corpus.by_picture[:MEASURED]
+            if modality == "image" and corpus.by_image is not None:
+                images = corpus.by_image[:MEASURED]
             itself = np.arange(len(own))
             askings.append(_Asking(modality, {"text": own, "image": images}, itself=itself))
     return askings
@@ -465,10 +466,10 @@ def _one_index(corpus: Drawn, asking: _Asking, k: int) -> _Found:
 
 
 def _two_indexes(
-    drawn: Drawn, corpus: Drawn, asking: _Asking, method: tuple[Normalise, Combine], k: int
+    drawn: Drawn, corpus: Drawn, asking: _Asking, method: tuple[Normalize, Combine], k: int
 ) -> _Found:
     """Each side searched by itself; its background is of all that was drawn."""
-    normalise, combine = method
+    normalize, combine = method
     scores: dict[Side, FloatArray] = {}
     backgrounds: dict[Side, VectorArray] = {}
     for side, queries in asking.vectors.items():
@@ -487,7 +488,7 @@ def _two_indexes(
             )
             for side, rows in hits.items()
         }
-        by_vector = fuse(legs, normalise=normalise, combine=combine)
+        by_vector = fuse(legs, normalize=normalize, combine=combine)
         first = [vector.key for vector in by_vector.documents[:k]]
         own.append(np.mean([key.startswith(f"{asking.modality} ") for key in first]))
         note = note or by_vector.note
@@ -496,15 +497,15 @@ def _two_indexes(
                 side: replace(legs[side], keys=[corpus.side(side).documents[row] for row in rows])
                 for side, rows in hits.items()
             }
-            by_document = fuse(named, normalise=normalise, combine=combine)
+            by_document = fuse(named, normalize=normalize, combine=combine)
             found.append([document.key for document in by_document.documents[:k]])
     return _Found(np.array(own) if len(scores) == len(SIDES) else None, found, note)
 
 
 def _answering(drawn: Drawn, modality: Side, side: Side) -> VectorArray:
     """The vectors of a side that queries of a modality are held against."""
-    if modality == side == "image" and drawn.by_picture is not None:
-        return drawn.by_picture
+    if modality == side == "image" and drawn.by_image is not None:
+        return drawn.by_image
     return drawn.side(side).vectors
 
 
@@ -540,13 +541,15 @@ def _asked(
     return Asked(**bootstrap(means, np.zeros(n), rounds=rounds, seed=seed))
 
 
-def _compared(remedies: Mapping[str, Remedy], share: Mapping[Side, float]) -> dict[str, Remedy]:
+def _compared(
+    mitigations: Mapping[str, Mitigation], share: Mapping[Side, float]
+) -> dict[str, Mitigation]:
     """With what each has closed of what there is before."""
-    before = remedies.get(STORED)
+    before = mitigations.get(STORED)
     if before is None:
-        return dict(remedies)
+        return dict(mitigations)
     compared = {STORED: before}
-    for name, after in remedies.items():
+    for name, after in mitigations.items():
         if name == STORED:
             continue
         off, still_off = (_off(each, share) for each in (before, after))
@@ -561,7 +564,7 @@ def _compared(remedies: Mapping[str, Remedy], share: Mapping[Side, float]) -> di
     return compared
 
 
-def _off(remedy: Remedy, share: Mapping[Side, float]) -> float:
+def _off(mitigation: Mitigation, share: Mapping[Side, float]) -> float:
     """How far the shares of the own modality lie from the corpus', over all that ask."""
-    biases = {side: asked.bias.value for side, asked in remedy.asked.items() if asked.bias}
+    biases = {side: asked.bias.value for side, asked in mitigation.asked.items() if asked.bias}
     return sum(abs(bias - share[side]) for side, bias in biases.items())

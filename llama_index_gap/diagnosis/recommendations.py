@@ -1,4 +1,4 @@
-"""Which remedy for the modality gap fits, from what was measured."""
+"""Which mitigation for the modality gap fits, from what was measured."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from llama_index_gap.diagnosis.mitigations import (
     STORED,
     Asked,
     BeforeAfter,
-    Remedy,
+    Mitigation,
     Side,
 )
 from llama_index_gap.gap.measure import (
@@ -26,7 +26,7 @@ THIN = 100
 """With fewer vectors of a side, read the intervals rather than the figures."""
 THIN_QUERIES = 30
 RARE = 0.05
-"""A threshold is set where no more of the unrelated pictures lie above it."""
+"""A threshold is set where no more of the unrelated images lie above it."""
 NAMES = {
     "stored": "one index, as stored",
     "offset": "one index, offset",
@@ -35,9 +35,9 @@ NAMES = {
     "rank": "two indexes, by rank",
     "evidence": "two indexes, by evidence",
 }
-_PLURAL = {"text": "texts", "image": "pictures"}
-_QUERY = {"text": "text query", "image": "picture query"}
-_QUERIES = {"text": "text queries", "image": "picture queries"}
+_PLURAL = {"text": "texts", "image": "images"}
+_QUERY = {"text": "text query", "image": "image query"}
+_QUERIES = {"text": "text queries", "image": "image queries"}
 
 
 @dataclass(frozen=True)
@@ -47,11 +47,11 @@ class Figures:
     Attributes:
         stored: rows of each side.
         gap: all figures of the gap; None where there is only one modality, or no common space.
-        before_after: what each remedy brings.
+        before_after: what each mitigation brings.
         one_space: whether one model made both sides.
-        within: pictures that find the others of their document, by this model and by the encoder
-            for picture queries; None where there is none, or no documents with several pictures.
-        scorers: what texts and pictures of the same hits get of the ``embedder`` and of the
+        within: images that find the others of their document, by this model and by the encoder
+            for image queries; None where there is none, or no documents with several images.
+        scorers: what texts and images of the same hits get of the ``embedder`` and of the
             ``reranker``; empty where no reranker was measured.
     """
 
@@ -64,11 +64,11 @@ class Figures:
 
 
 @dataclass(frozen=True)
-class Advice:
+class Recommendation:
     """What to do, and the figures that say so.
 
     Attributes:
-        title: the case, and the remedy.
+        title: the case, and the mitigation.
         because: with the figures.
         do: how it is done here.
     """
@@ -78,8 +78,8 @@ class Advice:
     do: str
 
 
-def advise(figures: Figures) -> list[Advice]:
-    """The guide: each remedy that the figures speak for, or against.
+def recommend(figures: Figures) -> list[Recommendation]:
+    """The guide: each mitigation that the figures speak for, or against.
 
     Nothing is advised without a figure; what was not measured is not mentioned.
 
@@ -88,26 +88,26 @@ def advise(figures: Figures) -> list[Advice]:
 
     Returns:
         What concerns everybody first; then what suits those who cannot have two indexes, who ask
-        by picture, who set thresholds, or who may choose another model.
+        by image, who set thresholds, or who may choose another model.
     """
-    rules: tuple[Callable[[Figures], Iterator[Advice]], ...] = (
+    rules: tuple[Callable[[Figures], Iterator[Recommendation]], ...] = (
         _thin,
         _one_modality,
         _two_spaces,
         _two_indexes,
         _cross_encoder,
         _align,
-        _pictures_by_picture,
+        _images_by_image,
         _thresholds,
         _other_model,
     )
-    return [advice for rule in rules for advice in rule(figures)]
+    return [recommendation for rule in rules for recommendation in rule(figures)]
 
 
 # --- the cases -----------------------------------------------------------------------------------
 
 
-def _thin(figures: Figures) -> Iterator[Advice]:
+def _thin(figures: Figures) -> Iterator[Recommendation]:
     before_after = figures.before_after
     few = [
         f"{figures.stored[side]:,} {_PLURAL[side]}"
@@ -120,19 +120,19 @@ def _thin(figures: Figures) -> Iterator[Advice]:
         if before_after.queries[side] < THIN_QUERIES
     ]
     if few:
-        yield Advice(
+        yield Recommendation(
             "The data is thin",
             f"There are only {_listed(few)}, so that another sample may show something else.",
             "Read the intervals rather than the figures, and measure again once there is more.",
         )
 
 
-def _one_modality(figures: Figures) -> Iterator[Advice]:
+def _one_modality(figures: Figures) -> Iterator[Recommendation]:
     for side, there in (SIDES, SIDES[::-1]):
         if figures.stored[side]:
             continue
-        yield Advice(
-            "One modality only: no remedy needed",
+        yield Recommendation(
+            "One modality only: no mitigation needed",
             f"The index holds {figures.stored[there]:,} {_PLURAL[there]} and no {_PLURAL[side]}. "
             "All scores of a query are then of one pair of modalities, and the gap moves them "
             "all alike: it changes no ranking.",
@@ -140,36 +140,38 @@ def _one_modality(figures: Figures) -> Iterator[Advice]:
         )
 
 
-def _two_spaces(figures: Figures) -> Iterator[Advice]:
+def _two_spaces(figures: Figures) -> Iterator[Recommendation]:
     if figures.one_space or not all(figures.stored.values()):
         return
-    yield Advice(
+    yield Recommendation(
         "Two models: keep two indexes",
-        f"The {figures.stored['text']:,} texts and the {figures.stored['image']:,} pictures were "
+        f"The {figures.stored['text']:,} texts and the {figures.stored['image']:,} images were "
         "embedded by two models, whose vectors have no space in common. There is no gap to close "
         f"between them, and one mixed index is impossible.{_gains(figures.before_after, *FUSIONS)}",
         "index.as_retriever() fuses the two by evidence.",
     )
 
 
-def _two_indexes(figures: Figures) -> Iterator[Advice]:
+def _two_indexes(figures: Figures) -> Iterator[Recommendation]:
     before_after = figures.before_after
-    before = before_after.remedies.get(STORED)
-    fused = {name: before_after.remedies[name] for name in FUSIONS if name in before_after.remedies}
+    before = before_after.mitigations.get(STORED)
+    fused = {
+        name: before_after.mitigations[name] for name in FUSIONS if name in before_after.mitigations
+    }
     if before is None or not fused:
         return
     best = _best(fused)
     shares = _shares(before, before_after)
     if not _is_biased(before_after):
         if shares:
-            yield Advice(
+            yield Recommendation(
                 "One index or two: both serve",
                 f"One mixed index shows no bias: {shares}.{_gains(before_after, STORED, best)}",
                 "Two indexes cost little more, and stay right when the corpus changes.",
             )
         return
     if _is_lower(fused[best], before):
-        yield Advice(
+        yield Recommendation(
             "One index serves these queries better",
             f"It is biased ({shares}), and yet the labelled queries find more in it."
             f"{_gains(before_after, STORED, *fused)}",
@@ -177,15 +179,15 @@ def _two_indexes(figures: Figures) -> Iterator[Advice]:
             "modality may be missing.",
         )
         return
-    notes = sorted({f" ({remedy.note}.)" for remedy in fused.values() if remedy.note})
+    notes = sorted({f" ({mitigation.note}.)" for mitigation in fused.values() if mitigation.note})
     if before_after.labelled and not _is_lower(before, fused[best]):
         notes.append(" For the labelled queries no difference is to be seen beyond the intervals.")
     by_rank = best == "rank" or fused[best].note is not None
-    settings = 'normalise="rank", combine="sum"' if best == "rank" else ""
+    settings = 'normalize="rank", combine="sum"' if best == "rank" else ""
     then = "; ".join(
-        f"fused by {name} it is {_bias_values(remedy)}" for name, remedy in fused.items()
+        f"fused by {name} it is {_bias_values(mitigation)}" for name, mitigation in fused.items()
     )
-    yield Advice(
+    yield Recommendation(
         f"One index for each modality, fused by {'rank' if by_rank else 'evidence'}",
         f"In one mixed index {shares}; {then}.{_gains(before_after, STORED, *fused)}"
         + "".join(notes),
@@ -194,57 +196,57 @@ def _two_indexes(figures: Figures) -> Iterator[Advice]:
     )
 
 
-def _cross_encoder(figures: Figures) -> Iterator[Advice]:
+def _cross_encoder(figures: Figures) -> Iterator[Recommendation]:
     if not {"embedder", "reranker"} <= figures.scorers.keys():
         return
     embedder, reranker = figures.scorers["embedder"], figures.scorers["reranker"]
     numbers = (
-        f"of the same hits, the scores of texts and of pictures overlap by "
+        f"of the same hits, the scores of texts and of images overlap by "
         f"{_percent(reranker.overlap)} with the reranker, and by {_percent(embedder.overlap)} with "
         f"the embedder; they lie {_number(reranker.distance)} and {_number(embedder.distance)} "
         "standard deviations apart."
     )
     if reranker.overlap.low > embedder.overlap.high:
-        yield Advice(
+        yield Recommendation(
             "Let the cross-encoder decide on the final order",
             f"Its gap is narrower: {numbers}",
             'MultiModalRerank(score_mode="mean") on what index.as_retriever() finds.',
         )
     else:
-        yield Advice(
+        yield Recommendation(
             "This reranker's own gap is no narrower",
             f"It reads query and document together, and yet {numbers}",
             "Calibrate its sides before they are combined: MultiModalRerank(calibrator=…).",
         )
 
 
-def _align(figures: Figures) -> Iterator[Advice]:
+def _align(figures: Figures) -> Iterator[Recommendation]:
     before_after = figures.before_after
     aligned = {
-        name: remedy
-        for name, remedy in before_after.remedies.items()
+        name: mitigation
+        for name, mitigation in before_after.mitigations.items()
         if name not in {STORED, *FUSIONS}
     }
     if not aligned or not _is_biased(before_after):
         return
-    before = before_after.remedies[STORED]
+    before = before_after.mitigations[STORED]
     best = _best(aligned)
-    told = " ".join(_told(name, remedy, before) for name, remedy in aligned.items())
+    told = " ".join(_told(name, mitigation, before) for name, mitigation in aligned.items())
     if "linear" not in aligned:
         told += (
             f" A linear map was not fitted: it takes {FEWEST_PAIRS} pairs of a text and its "
-            f"picture, and there were {before_after.fitted_on['pairs']}."
+            f"image, and there were {before_after.fitted_on['pairs']}."
         )
     told += _gains(before_after, STORED, *aligned, *FUSIONS)
     if (aligned[best].bias_closed or 0) < 0.5:
-        yield Advice(
+        yield Recommendation(
             "If it must be one index: no aligner closes this gap",
             told,
             "Keep two indexes if that is possible at all; else expect little of an aligner.",
         )
         return
     kind = {"offset": "OffsetAligner", "centred": "CenterAligner", "linear": "LinearAligner"}[best]
-    yield Advice(
+    yield Recommendation(
         f"If the model must stay and it must be one index: align by {_ALIGNED[best]}",
         told,
         f"aligner_from_nodes(nodes, embedding, {kind}).save(path), then index again with "
@@ -252,70 +254,70 @@ def _align(figures: Figures) -> Iterator[Advice]:
     )
 
 
-def _pictures_by_picture(figures: Figures) -> Iterator[Advice]:
+def _images_by_image(figures: Figures) -> Iterator[Recommendation]:
     within = figures.within
     if within is None:
         return
     numbers = (
-        f"Asked with one picture of a document for the others ({within.queries} pictures), this "
-        f"model has a recall@{within.k} of {_number(within.model)}, the encoder for picture "
+        f"Asked with one image of a document for the others ({within.queries} images), this "
+        f"model has a recall@{within.k} of {_number(within.model)}, the encoder for image "
         f"queries {_number(within.reference)}; the difference is {_number(within.delta)}."
     )
     if within.delta.high < 0:
-        yield Advice(
-            "Pictures that look for pictures: by an encoder of images",
+        yield Recommendation(
+            "Images that look for images: by an encoder of images",
             numbers,
-            "Keep image_query_embed_model: picture queries go there by themselves.",
+            "Keep image_query_embed_model: image queries go there by themselves.",
         )
     elif within.delta.low > 0:
-        yield Advice(
-            "Pictures that look for pictures: the model itself is better",
+        yield Recommendation(
+            "Images that look for images: the model itself is better",
             numbers,
             "Index again without image_query_embed_model.",
         )
     else:
-        yield Advice(
-            "Pictures that look for pictures: no difference to be seen",
+        yield Recommendation(
+            "Images that look for images: no difference to be seen",
             numbers,
-            "The leg for picture queries has not shown here that it is worth its space.",
+            "The leg for image queries has not shown here that it is worth its space.",
         )
 
 
-def _thresholds(figures: Figures) -> Iterator[Advice]:
+def _thresholds(figures: Figures) -> Iterator[Recommendation]:
     if figures.gap is None:
         return
     asking = "query" if "query_to_text" in figures.gap.scores else "text"
     histograms = figures.gap.histograms
-    of_pictures = histograms.shares[f"{asking}_to_image"]
+    of_images = histograms.shares[f"{asking}_to_image"]
     of_texts = histograms.shares[f"{asking}_to_text"]
-    above = [sum(of_pictures[i:]) for i in range(len(of_pictures))]
+    above = [sum(of_images[i:]) for i in range(len(of_images))]
     start = next((i for i, share in enumerate(above) if share <= RARE), None)
     if start is None:
         return
-    pictures, texts = above[start], sum(of_texts[start:])
+    images, texts = above[start], sum(of_texts[start:])
     if RARE / 2 <= texts <= 2 * RARE:
         return
-    yield Advice(
+    yield Recommendation(
         "Thresholds: one for each pair of modalities",
-        f"To a text query, {pictures:.1%} of unrelated pictures score "
+        f"To a text query, {images:.1%} of unrelated images score "
         f"{histograms.edges[start]:.2f} or more, and {texts:.1%} of unrelated texts do.",
         "Fit a RelevanceCalibrator on labelled hits (collect_scores), and set min_probability in "
         "place of a score.",
     )
 
 
-def _other_model(figures: Figures) -> Iterator[Advice]:
+def _other_model(figures: Figures) -> Iterator[Recommendation]:
     gap = figures.gap
     if gap is None or gap.separation.low <= 1 or not _is_biased(figures.before_after):
         return
-    centred = figures.before_after.remedies.get("centred")
+    centred = figures.before_after.mitigations.get("centred")
     still = (
         f" With both centred the share of the own modality is still {_bias_values(centred)}: the "
         "gap lies not in the means alone."
         if centred is not None and centred.only_means
         else ""
     )
-    yield Advice(
+    yield Recommendation(
         "If the model can change: one with a narrower gap",
         f"The modalities' means lie {_number(gap.separation)} times as far apart as each spreads, "
         f"and cosines within a modality spread {_number(gap.spread_ratio)} times as wide as those "
@@ -333,71 +335,71 @@ _ALIGNED = {"offset": "the offset", "centred": "centring", "linear": "a linear m
 
 def _is_biased(before_after: BeforeAfter) -> bool:
     """Whether more of one mixed index's best have the query's modality than of the corpus."""
-    asked = before_after.remedies[STORED].asked if STORED in before_after.remedies else {}
+    asked = before_after.mitigations[STORED].asked if STORED in before_after.mitigations else {}
     return any(
         each.bias is not None and each.bias.low > before_after.corpus_share[side]
         for side, each in asked.items()
     )
 
 
-def _best(remedies: Mapping[str, Remedy]) -> str:
+def _best(mitigations: Mapping[str, Mitigation]) -> str:
     """By nDCG where queries are labelled; else evidence if it closes half the bias, or by bias."""
 
     def worth(name: str) -> tuple[float, bool, float]:
-        remedy = remedies[name]
-        gain = sum(each.ndcg.value for each in remedy.asked.values() if each.ndcg is not None)
-        closed = remedy.bias_closed or 0.0
+        mitigation = mitigations[name]
+        gain = sum(each.ndcg.value for each in mitigation.asked.values() if each.ndcg is not None)
+        closed = mitigation.bias_closed or 0.0
         return gain, name == "evidence" and closed >= 0.5, closed
 
-    return max(remedies, key=worth)
+    return max(mitigations, key=worth)
 
 
-def _is_lower(one: Remedy, other: Remedy) -> bool:
+def _is_lower(one: Mitigation, other: Mitigation) -> bool:
     """Whether one has a lower nDCG wherever queries are labelled, beyond both intervals."""
     pairs = [(one.asked[side].ndcg, other.asked[side].ndcg) for side in one.asked]
     judged = [(a, b) for a, b in pairs if a is not None and b is not None]
     return bool(judged) and all(a.high < b.low for a, b in judged)
 
 
-def _shares(remedy: Remedy, before_after: BeforeAfter) -> str:
+def _shares(mitigation: Mitigation, before_after: BeforeAfter) -> str:
     return ", and ".join(
         f"{_percent(each.bias)} of a {_QUERY[side]}'s first {before_after.k} are {_PLURAL[side]}, "
         f"where {before_after.corpus_share[side]:.0%} of the corpus is"
-        for side, each in remedy.asked.items()
+        for side, each in mitigation.asked.items()
         if each.bias is not None
     )
 
 
-def _bias_values(remedy: Remedy) -> str:
-    return _listed([f"{each.bias.value:.0%}" for each in remedy.asked.values() if each.bias])
+def _bias_values(mitigation: Mitigation) -> str:
+    return _listed([f"{each.bias.value:.0%}" for each in mitigation.asked.values() if each.bias])
 
 
-def _told(name: str, remedy: Remedy, before: Remedy) -> str:
+def _told(name: str, mitigation: Mitigation, before: Mitigation) -> str:
     """What an aligner moved, and what that brought."""
     moved = ""
-    if remedy.gap is not None and before.gap is not None:
+    if mitigation.gap is not None and before.gap is not None:
         moved = (
             f"the distance of the means from {before.gap.distance.value:.2f} to "
-            f"{remedy.gap.distance.value:.2f}, "
+            f"{mitigation.gap.distance.value:.2f}, "
         )
     shares = " and ".join(
         f"the share of {_PLURAL[side]} among what {_QUERIES[side]} find from "
         f"{each.bias.value:.0%} to {after.value:.0%}"
         for side, each in before.asked.items()
-        if each.bias is not None and (after := remedy.asked[side].bias) is not None
+        if each.bias is not None and (after := mitigation.asked[side].bias) is not None
     )
-    judged = " It moves only the means." if remedy.only_means else ""
+    judged = " It moves only the means." if mitigation.only_means else ""
     return f"{_ALIGNED[name].capitalize()} takes {moved}{shares}.{judged}"
 
 
 def _gains(before_after: BeforeAfter, *names: str) -> str:
-    """The nDCG of labelled queries by each of these remedies."""
+    """The nDCG of labelled queries by each of these mitigations."""
     parts = []
     for side in before_after.labelled:
         gains: list[tuple[str, Asked]] = [
-            (name, before_after.remedies[name].asked[side])
+            (name, before_after.mitigations[name].asked[side])
             for name in names
-            if name in before_after.remedies
+            if name in before_after.mitigations
         ]
         told = [f"{NAMES[name]} {_number(asked.ndcg)}" for name, asked in gains if asked.ndcg]
         parts.append(

@@ -17,7 +17,7 @@ from llama_index_gap.diagnosis.mitigations import (
     before_and_after,
     measure_drawn,
 )
-from llama_index_gap.diagnosis.recommendations import Advice, Figures, advise
+from llama_index_gap.diagnosis.recommendations import Figures, Recommendation, recommend
 from llama_index_gap.gap.measure import FEWEST, ROUNDS
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from llama_index_gap.evaluation.metrics import Qrels
     from llama_index_gap.index.dual_index import DualIndex
 
-_NAMES = {"text": "texts", "image": "pictures"}
+_NAMES = {"text": "texts", "image": "images"}
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Report:
         drawn: how many ``texts``, ``images`` and ``pairs`` of them were drawn.
         figures: what was measured.
         notes: what a reader of the figures should know.
-        advice: what to do.
+        recommendations: what to do.
     """
 
     database: str
@@ -50,13 +50,13 @@ class Report:
     drawn: Mapping[str, int]
     figures: Figures
     notes: tuple[str, ...]
-    advice: tuple[Advice, ...]
+    recommendations: tuple[Recommendation, ...]
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as JSON knows it, but for the clouds, which are there to be drawn."""
         content = asdict(self)
-        for remedy in content["figures"]["before_after"]["remedies"].values():
-            del remedy["cloud"]
+        for mitigation in content["figures"]["before_after"]["mitigations"].values():
+            del mitigation["cloud"]
         return content
 
 
@@ -71,13 +71,13 @@ def report_gap(
     seed: int = 0,
     show_progress: bool = False,
 ) -> Report:
-    """Measure the modality gap of an index, and what each remedy would bring there.
+    """Measure the modality gap of an index, and what each mitigation would bring there.
 
     Nothing is written. Of a large index a part is drawn: from each collection the same nodes, so
-    that captions stay with their pictures, and modalities keep their shares.
+    that captions stay with their images, and modalities keep their shares.
 
     Args:
-        index: at least 10 texts and 10 pictures, or one of them only.
+        index: at least 10 texts and 10 images, or one of them only.
         queries: labelled ones, as ``read_queries`` gives them; without, stored vectors ask.
         qrels: their relevant documents.
         reranker: one whose own gap is to be measured: ``MultiModalRerank(top_n=None)``.
@@ -89,14 +89,14 @@ def report_gap(
     Raises:
         ValueError: there is too little to measure, vectors are too equal for it, or a query has no
             judgement.
-        ImageError: a query's picture cannot be opened.
+        ImageError: a query's image cannot be opened.
         StoreError: the database does not answer.
     """
     collector = Collector(index, seed, show_progress)
     drawn = collector.draw(queries, qrels or {})
     with tqdm(desc="Measuring", unit="way", disable=not show_progress) as bar:
         before_after = before_and_after(drawn, k=k, rounds=rounds, seed=seed, progress=bar.update)
-    stored = before_after.remedies.get(STORED)
+    stored = before_after.mitigations.get(STORED)
     gap = stored.gap if stored is not None else None
     if any(before_after.fitted_on.values()):  # else all that was drawn was searched
         asking = drawn.queries["text"].vectors["text"] if "text" in drawn.queries else None
@@ -116,7 +116,7 @@ def report_gap(
         drawn=drawn.counts(),
         figures=figures,
         notes=(*collector.notes, *_notes(drawn, before_after)),
-        advice=tuple(advise(figures)),
+        recommendations=tuple(recommend(figures)),
     )
 
 
@@ -141,22 +141,22 @@ def _notes(drawn: Drawn, found: BeforeAfter) -> list[str]:
     if fitted["texts"]:
         notes.append(
             f"Aligners were fitted on one half of the documents ({fitted['texts']:,} texts, "
-            f"{fitted['images']:,} pictures, {fitted['pairs']:,} pairs); everything was searched "
-            f"in the other half ({corpus['texts']:,} texts, {corpus['images']:,} pictures)."
+            f"{fitted['images']:,} images, {fitted['pairs']:,} pairs); everything was searched "
+            f"in the other half ({corpus['texts']:,} texts, {corpus['images']:,} images)."
         )
     elif drawn.aligned:
         notes.append(
             "The model moves its vectors by an aligner already, so that what is stored comes after "
-            "that remedy; no other was fitted on top of it."
+            "that mitigation; no other was fitted on top of it."
         )
     elif drawn.one_space and len(drawn.texts) and len(drawn.images):
         notes.append(
-            f"No aligner was fitted: it takes {FEWEST} texts and {FEWEST} pictures in each half of "
+            f"No aligner was fitted: it takes {FEWEST} texts and {FEWEST} images in each half of "
             "the documents."
         )
     if fitted["texts"] and fitted["pairs"] < FEWEST_PAIRS:
         notes.append(
-            f"No linear map was fitted: it takes {FEWEST_PAIRS} pairs of a text and its picture, "
+            f"No linear map was fitted: it takes {FEWEST_PAIRS} pairs of a text and its image, "
             f"and there were {fitted['pairs']}."
         )
     return notes

@@ -27,9 +27,9 @@ class LabelledQuery:
 
     Attributes:
         id: its name in the judgements.
-        text: what is asked; empty for a picture alone.
-        image_path: the picture that is asked with; None if there is none.
-        kind: what sort of query the data set says it is, such as ``"picture"``; None if nothing.
+        text: what is asked; empty for an image alone.
+        image_path: the image that is asked with; None if there is none.
+        kind: what sort of query the data set says it is, such as ``"image"``; None if nothing.
     """
 
     id: str
@@ -88,7 +88,7 @@ def read_dataset(path: str | Path, *, split: str = "test", show_progress: bool =
     - **A folder of one's own**: anything that ``read_corpus`` reads, with ``queries.jsonl`` beside
       it; see ``read_queries``.
 
-    Pictures are looked for from the folder, and below its ``images``. A document whose picture is
+    Images are looked for from the folder, and below its ``images``. A document whose image is
     missing keeps its text, and is in ``corpus.skipped``.
 
     Args:
@@ -121,7 +121,7 @@ def read_dataset(path: str | Path, *, split: str = "test", show_progress: bool =
 def read_queries(path: str | Path) -> tuple[list[LabelledQuery], Qrels]:
     """Read judged queries, an object a line.
 
-    ``query`` (or ``text``) is the question, ``image`` a picture to ask with (from the file's
+    ``query`` (or ``text``) is the question, ``image`` an image to ask with (from the file's
     folder); ``relevant`` a list of documents' ids, or an object of their grades; ``id`` and
     ``kind`` may be left out.
 
@@ -276,7 +276,7 @@ def _checked(dataset: Dataset) -> Dataset:
 
 
 def _finder(folder: Path) -> Callable[[Any], Any]:
-    """Where a picture lies that a record names; what is not found is left for the reader to say."""
+    """Where an image lies that a record names; what is not found is left for the reader to say."""
 
     def place(name: Any) -> Any:
         if not isinstance(name, str) or not name.strip():

@@ -24,14 +24,14 @@ class FirstPlace:
         methods: their names.
         document: its id; empty where they found nothing.
         title: its title, or else how its text begins.
-        picture: its first picture; None if it has none.
+        image: its first image; None if it has none.
         right: whether it is relevant.
     """
 
     methods: list[str]
     document: str
     title: str
-    picture: ImageNode | None
+    image: ImageNode | None
     right: bool
 
 
@@ -105,8 +105,8 @@ def _first(
     places = []
     for (document, right), names in methods.items():
         of_document = nodes.get(document, [])
-        picture = next((node for node in of_document if isinstance(node, ImageNode)), None)
-        places.append(FirstPlace(names, document, _title(document, of_document), picture, right))
+        image = next((node for node in of_document if isinstance(node, ImageNode)), None)
+        places.append(FirstPlace(names, document, _title(document, of_document), image, right))
     return sorted(places, key=lambda place: not place.right)
 
 

@@ -29,12 +29,12 @@ from llama_index_gap.evaluation.metrics import (
     judge,
     judged_queries,
 )
-from llama_index_gap.evaluation.results_cache import Journal
+from llama_index_gap.evaluation.results_cache import ResultsCache
 from llama_index_gap.evaluation.trec import write_qrels, write_run
 from llama_index_gap.gap.calibrate import PAIRS
 from llama_index_gap.images.opening import ImageError
 from llama_index_gap.models.base import FloatArray as Scores
-from llama_index_gap.models.base import Item, ModelError, PairScorer, Picture
+from llama_index_gap.models.base import Item, LazyImage, ModelError, PairScorer
 from llama_index_gap.search.fusion import SMALLEST_BACKGROUND
 from llama_index_gap.search.rerank import MultiModalRerank, ScoreMode
 from llama_index_gap.search.retriever import LegHits, document_key, pair_of
@@ -54,9 +54,9 @@ _BY_BOTH = {"similarity_top_k": DEPTH // 2, "image_similarity_top_k": DEPTH // 2
 FIRST_STAGE: Mapping[str, Mapping[str, Any]] = {
     "32 by text": _BY_TEXT,
     "32 by image": _BY_IMAGE,
-    "16+16, raw scores": {**_BY_BOTH, "normalise": "none", "combine": "max"},
-    "16+16, RRF": {**_BY_BOTH, "normalise": "rank", "combine": "sum"},
-    "16+16, min–max": {**_BY_BOTH, "normalise": "minmax", "combine": "sum"},
+    "16+16, raw scores": {**_BY_BOTH, "normalize": "none", "combine": "max"},
+    "16+16, RRF": {**_BY_BOTH, "normalize": "rank", "combine": "sum"},
+    "16+16, min–max": {**_BY_BOTH, "normalize": "minmax", "combine": "sum"},
     DEFAULT: _BY_BOTH,
 }
 """Settings of a ``DualIndexRetriever`` each; raw scores are what one mixed index goes by."""
@@ -69,7 +69,7 @@ RERANKED: Mapping[str, tuple[Mapping[str, Any], ScoreMode]] = {
 """The same, and the ``score_mode`` of the ``MultiModalRerank`` that follows."""
 
 _TOP = 10
-_ASKED = {"text": "text", "image": "picture"}
+_ASKED = {"text": "text", "image": "image"}
 _BAD_QUERY = (ImageError, ModelError, ValueError, OSError)
 
 
@@ -119,7 +119,7 @@ class ExperimentResult:
         models: what the index was made with; of folders, their names only.
         reranker: the name of the model, likewise; None without one.
         documents: how many the data set has.
-        rows: how many texts and pictures the index has, by side.
+        rows: how many texts and images the index has, by side.
         queries: how many were judged.
         kinds: the queries of each kind; empty where all are alike.
         methods: first those of ``FIRST_STAGE``.
@@ -223,26 +223,26 @@ class Experiment:
             show_progress: show a progress bar.
 
         Raises:
-            JournalError: the file holds something else, or another experiment's results.
+            ResultsCacheError: the file holds something else, or another experiment's results.
             ValueError: no query could be answered, or none has a relevant document.
         """
         answers: dict[str, dict[str, Any]] = {}
         failed: dict[str, str] = {}
         queries = self._dataset.queries
         with (
-            Journal(results, self.fingerprint) as journal,
+            ResultsCache(results, self.fingerprint) as cache,
             tqdm(queries, "Asking", unit="query", disable=not show_progress) as progress,
         ):
             for query in progress:
                 key = _key(query)
-                answer = journal.get(key)
+                answer = cache.get(key)
                 if answer is None:
                     try:
                         answer = self._answer(query)
                     except _BAD_QUERY as error:  # not written: asked again when run again
                         failed[query.id] = str(error)
                         continue
-                    journal.add(key, answer)
+                    cache.add(key, answer)
                 answers[query.id] = answer
         return self._result(answers, failed)
 
@@ -341,7 +341,7 @@ class Experiment:
         }
         notes += [
             f"the index holds {self._rows[side]:,} {what} where the data set has {due[side]:,}"
-            for side, what in (("text", "texts"), ("image", "pictures"))
+            for side, what in (("text", "texts"), ("image", "images"))
             if self._rows[side] != due[side]
         ]
         thin = []
@@ -381,7 +381,7 @@ class _Remembering(PairScorer):
         self._scores: dict[tuple[Any, Any], float] = {}
 
     def prepare(self, item: Item) -> Any:
-        key = ("image", item.key) if isinstance(item, Picture) else ("text", item)
+        key = ("image", item.key) if isinstance(item, LazyImage) else ("text", item)
         if key not in self._prepared:
             self._prepared[key] = self._scorer.prepare(item)
         return key
@@ -443,7 +443,7 @@ def _by_kind(queries: Sequence[LabelledQuery]) -> dict[str, list[int]]:
     """The places of the queries of each kind; nothing where all are of one."""
     places: dict[str, list[int]] = defaultdict(list)
     for place, query in enumerate(queries):
-        sides = {"text": query.text.strip(), "picture": query.image_path}
+        sides = {"text": query.text.strip(), "image": query.image_path}
         places[query.kind or " and ".join(s for s, there in sides.items() if there)].append(place)
     return dict(places) if len(places) > 1 else {}
 

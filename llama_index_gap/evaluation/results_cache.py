@@ -10,11 +10,11 @@ from typing import Any
 _HEADER = "experiment"
 
 
-class JournalError(ValueError):
-    """A file that is no journal, the journal of something else, or damaged."""
+class ResultsCacheError(ValueError):
+    """A file that is no cache, the cache of something else, or damaged."""
 
 
-class Journal:
+class ResultsCache:
     """Records by key, each written as soon as it is there.
 
     The first line says what the records are of; each other line is a record. A last line that a
@@ -25,7 +25,7 @@ class Journal:
         header: what the records depend on, as JSON knows it.
 
     Raises:
-        JournalError: the file is no journal, has another header, or is damaged.
+        ResultsCacheError: the file is no cache, has another header, or is damaged.
     """
 
     def __init__(self, path: str | Path, header: Mapping[str, Any]) -> None:
@@ -59,7 +59,7 @@ class Journal:
         """Let go of the file."""
         self._file.close()
 
-    def __enter__(self) -> Journal:
+    def __enter__(self) -> ResultsCache:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -73,7 +73,7 @@ class Journal:
         wanted = json.loads(_line(header))
         if found != wanted:
             differing = [key for key in wanted | found if wanted.get(key) != found.get(key)]
-            raise JournalError(
+            raise ResultsCacheError(
                 f"{self.path}: holds results of another experiment (another "
                 f"{', '.join(differing)}); name another file, or delete this one"
             )
@@ -83,10 +83,12 @@ class Journal:
             record = json.loads(line)
             return record["key"], record["value"]
         except (ValueError, TypeError, KeyError):
-            raise JournalError(f"{self.path}:{at}: is damaged; delete the file") from None
+            raise ResultsCacheError(f"{self.path}:{at}: is damaged; delete the file") from None
 
-    def _foreign(self) -> JournalError:
-        return JournalError(f"{self.path}: holds no results of an experiment; name another file")
+    def _foreign(self) -> ResultsCacheError:
+        return ResultsCacheError(
+            f"{self.path}: holds no results of an experiment; name another file"
+        )
 
     def _write(self, line: bytes) -> None:
         self._file.write(line)

@@ -294,7 +294,7 @@ class LinearAligner(CenterAligner):
         rotation: bool = False,
         model_name: str | None = None,
     ) -> Self:
-        """Fit on pairs, such as captions and their pictures.
+        """Fit on pairs, such as captions and their images.
 
         Args:
             texts: shape (n, d), rows of length 1.
@@ -302,7 +302,7 @@ class LinearAligner(CenterAligner):
             queries: as for ``CenterAligner.fit``; they belong to nothing.
             ridge: λ, above 0. By default the one of ``RIDGES`` that predicts texts from images
                 best in leave-one-out cross-validation (squared error; exact, from one singular
-                value decomposition: Allen 1974). Where one picture has several captions it is
+                value decomposition: Allen 1974). Where one image has several captions it is
                 chosen too small, since leaving out one of them leaves the others in.
             towards: as above.
             rotation: as above; takes neither of these.

@@ -61,7 +61,7 @@ class Curve:
 class RelevanceCalibrator:
     """Turns scores into probabilities of relevance, for each pair of modalities by itself.
 
-    For CLIP, a cosine of 0.33 is a very good one between a text and a picture, and less than almost
+    For CLIP, a cosine of 0.33 is a very good one between a text and an image, and less than almost
     any two texts have; a probability of 0.5 means the same for both. It is a probability among hits
     like those that it was fitted on: candidates of the same index or the same reranker, of which
     few are relevant. Where many more or many fewer are (another corpus, another kind of query), fit
@@ -97,7 +97,7 @@ class RelevanceCalibrator:
           (Niculescu-Mizil and Caruana, ICML 2005).
 
         Args:
-            labelled: for each pair of modalities (``text_to_image``: a text asked, a picture was
+            labelled: for each pair of modalities (``text_to_image``: a text asked, an image was
                 found) the scores of hits, shape (n,), higher is better; and whether each is
                 relevant, shape (n,).
             method: as above.

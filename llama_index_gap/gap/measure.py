@@ -56,7 +56,7 @@ def bootstrap(
     """Percentile bootstrap intervals (Efron 1979) of any figures.
 
     What is drawn, with replacement, are *units*: a query; a vector; or what belongs together, such
-    as a picture with its captions, so that no pair is torn apart. A figure over any two vectors
+    as an image with its captions, so that no pair is torn apart. A figure over any two vectors
     weighs them by the product of their counts, and leaves out a vector and its own copies.
 
     Noise can only add to a distance near 0, so that no draw may reach the figure itself; the
@@ -535,10 +535,10 @@ class ScoreFigures:
 
 @dataclass(frozen=True)
 class GapReport:
-    """The modality gap of one set of vectors; before and after a remedy are two of these.
+    """The modality gap of one set of vectors; before and after a mitigation are two of these.
 
-    A remedy that brings ``distance`` and ``separation`` down but leaves ``bias``, ``overlap`` and
-    ``spread_ratio`` has moved the means, and closed no gap.
+    A mitigation that brings ``distance`` and ``separation`` down but leaves ``bias``, ``overlap``
+    and ``spread_ratio`` has moved the means, and closed no gap.
 
     Attributes:
         given: how many ``texts``, ``images``, ``queries`` and ``pairs`` there were.

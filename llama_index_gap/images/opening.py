@@ -1,4 +1,4 @@
-"""Opening images safely: whatever holds a picture in, an upright RGB image out."""
+"""Opening images safely: whatever holds an image in, an upright RGB image out."""
 
 from __future__ import annotations
 
@@ -49,10 +49,10 @@ _SVG_START = re.compile(rb"\s*(<\?xml|<!--|<!DOCTYPE svg|<svg)", re.IGNORECASE)
 
 
 class ImageError(ValueError):
-    """A picture that cannot, or must not, be opened.
+    """An image that cannot, or must not, be opened.
 
     Attributes:
-        source: the picture, in a few words.
+        source: the image, in a few words.
         reason: why, and the way out.
     """
 
@@ -71,9 +71,9 @@ def open_image(
     allow_urls: bool = False,
     max_pixels: int = MAX_PIXELS,
 ) -> Image.Image:
-    """Open a picture: decoded, upright, RGB, and independent of where it came from.
+    """Open an image: decoded, upright, RGB, and independent of where it came from.
 
-    EXIF orientation is applied. Transparent pictures are laid on white, as a page shows them.
+    EXIF orientation is applied. Transparent images are laid on white, as a page shows them.
     Of an animation the first frame is taken. 16-bit greys keep their 8 upper bits.
 
     Args:
@@ -105,7 +105,7 @@ def check_image(
     root: str | Path | None = None,
     max_pixels: int = MAX_PIXELS,
 ) -> tuple[int, int]:
-    """Check what can be checked without decoding: there, a picture, within the limits.
+    """Check what can be checked without decoding: there, an image, within the limits.
 
     Args:
         source: as for ``open_image``, without URLs.
@@ -133,7 +133,7 @@ def read_image(
     allow_urls: bool = False,
     max_pixels: int = MAX_PIXELS,
 ) -> bytes:
-    """Read a picture's file, checked as by ``check_image``, for ``open_image`` to decode later.
+    """Read an image's file, checked as by ``check_image``, for ``open_image`` to decode later.
 
     Args:
         source: as for ``open_image``, without PIL images: they have no file.
@@ -157,7 +157,7 @@ def read_image(
 
 
 def mime_type(source: ImageSource) -> str:
-    """Say what kind of file a picture is, such as ``image/jpeg``, by its content.
+    """Say what kind of file an image is, such as ``image/jpeg``, by its content.
 
     Args:
         source: as for ``open_image``, without PIL images and URLs.
@@ -173,11 +173,11 @@ def mime_type(source: ImageSource) -> str:
 def scaled_jpeg(
     source: ImageSource, longest: int, *, allow_urls: bool = False
 ) -> tuple[bytes, tuple[int, int]]:
-    """A picture as a JPEG file of a size fit for pages and chat models, without its metadata.
+    """An image as a JPEG file of a size fit for pages and chat models, without its metadata.
 
     Args:
         source: as for ``open_image``.
-        longest: most pixels a side; a smaller picture keeps its size.
+        longest: most pixels a side; a smaller image keeps its size.
         allow_urls: fetch http and https URLs, as ``open_image`` does.
 
     Returns:
@@ -193,13 +193,13 @@ def scaled_jpeg(
     return data.getvalue(), image.size
 
 
-def has_picture(node: BaseNode) -> bool:
-    """Whether a node holds a picture, or says where it lies."""
-    return any(picture_of(node))
+def has_image(node: BaseNode) -> bool:
+    """Whether a node holds an image, or says where it lies."""
+    return any(image_of(node))
 
 
-def picture_of(node: BaseNode) -> tuple[str | bytes | None, str | Path | None, object]:
-    """What a node holds of a picture: base64, a path, a URL."""
+def image_of(node: BaseNode) -> tuple[str | bytes | None, str | Path | None, object]:
+    """What a node holds of an image: base64, a path, a URL."""
     if isinstance(node, ImageNode):
         return node.image, node.image_path, node.image_url
     if isinstance(node, Node) and node.image_resource is not None:
@@ -208,7 +208,7 @@ def picture_of(node: BaseNode) -> tuple[str | bytes | None, str | Path | None, o
 
 
 def describe(source: object) -> str:
-    """Name a picture in a few words, for messages; never its content."""
+    """Name an image in a few words, for messages; never its content."""
     match source:
         case Image.Image():
             return f"<{source.mode} image, {source.width}×{source.height}>"
@@ -239,7 +239,7 @@ def _size(stream: BytesIO) -> int:
 
 
 def _identify(stream: IO[bytes], name: str, max_pixels: int) -> Image.Image:
-    """Read a picture's header: what it is and how large, without decoding it."""
+    """Read an image's header: what it is and how large, without decoding it."""
     try:
         image = Image.open(stream, formats=_formats())
     except UnidentifiedImageError as error:
@@ -278,13 +278,13 @@ def _stream(source: object, name: str, root: str | Path | None, allow_urls: bool
             return _path_or_base64(source, name, root)
     raise ImageError(
         name,
-        "is not a picture; pass a path, bytes, BytesIO, base64, "
+        "is not an image; pass a path, bytes, BytesIO, base64, "
         "a data URI, a PIL image or an image node",
     )
 
 
 def _node_stream(node: BaseNode, name: str, root: str | Path | None, allow_urls: bool) -> IO[bytes]:
-    data, path, url = picture_of(node)
+    data, path, url = image_of(node)
     # The order in which LlamaIndex itself resolves them.
     if data:
         text = data.decode("ascii", "replace") if isinstance(data, bytes) else data
@@ -295,9 +295,7 @@ def _node_stream(node: BaseNode, name: str, root: str | Path | None, allow_urls:
         return _file(Path(path), f"{name} ({path})", root)
     if url:
         return BytesIO(_from_url(str(url), name, allow_urls))
-    raise ImageError(
-        name, f"this {type(node).__name__} holds no picture; set its image, path or URL"
-    )
+    raise ImageError(name, f"this {type(node).__name__} holds no image; set its image, path or URL")
 
 
 def _file(path: Path, name: str, root: str | Path | None) -> IO[bytes]:
@@ -327,7 +325,7 @@ def _file(path: Path, name: str, root: str | Path | None) -> IO[bytes]:
 def _path_or_base64(text: str, name: str, root: str | Path | None) -> IO[bytes]:
     """A string is a path if there is such a file, else base64 if it decodes to an image."""
     if not text.strip():
-        raise ImageError(repr(text), "an empty text is not a picture; pass a path")
+        raise ImageError(repr(text), "an empty text is not an image; pass a path")
     if len(text) > _LONGEST_PATH:
         return BytesIO(_from_base64(text, name))
     try:
@@ -344,7 +342,7 @@ def _decoded_image(text: str) -> bytes | None:
     try:
         decoded = base64.b64decode("".join(text.split()), validate=True)
         Image.open(BytesIO(decoded), formats=_formats())
-    except Exception:  # whatever it is, it is no picture: the missing file is the news
+    except Exception:  # whatever it is, it is no image: the missing file is the news
         return None
     return decoded
 
@@ -382,7 +380,7 @@ def _check_pixels(image: Image.Image, name: str, max_pixels: int) -> None:
         raise ValueError(f"max_pixels={max_pixels}: must be at least 1")
     width, height = image.size
     if width < 1 or height < 1:
-        raise ImageError(name, f"{width}×{height} pixels; a picture needs at least one")
+        raise ImageError(name, f"{width}×{height} pixels; an image needs at least one")
     if width * height > max_pixels:
         raise ImageError(
             name,

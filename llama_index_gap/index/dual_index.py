@@ -105,7 +105,7 @@ class IndexReport:
         """The counts in one line."""
         again = f"{self.image_query_rows:,} for image queries, " if self.image_query_rows else ""
         return (
-            f"{self.text_rows:,} texts and {self.image_rows:,} pictures written, {again}"
+            f"{self.text_rows:,} texts and {self.image_rows:,} images written, {again}"
             f"{self.unchanged:,} unchanged, {len(self.skipped):,} skipped"
         )
 
@@ -113,14 +113,14 @@ class IndexReport:
 class DualIndex:
     """Texts and images of documents, each in a Milvus collection of its own.
 
-    The text collection holds every node that has a text (a picture's caption counts), the image
+    The text collection holds every node that has a text (an image's caption counts), the image
     collection every image node, under the same id. Opened without models, an index builds the ones
     it was made with; opened with others, it refuses.
 
-    A dual encoder was never trained to bring two pictures of one thing together. An encoder of
-    images alone, such as DINOv2, may therefore embed every picture once more, into a collection
+    A dual encoder was never trained to bring two images of one thing together. An encoder of
+    images alone, such as DINOv2, may therefore embed every image once more, into a collection
     that image queries search instead of the image collection. An index that is there can gain it:
-    its pictures are in it once they are inserted again, which embeds nothing else.
+    its images are in it once they are inserted again, which embeds nothing else.
 
     Args:
         uri: a Milvus Lite file, or the URL of a Milvus server.
@@ -210,7 +210,7 @@ class DualIndex:
         except BaseException:
             self.close()
             raise
-        self._pictures = _PictureFolder(
+        self._images = ImageFolder(
             Path(storage_dir) if storage_dir is not None else default_storage(uri, name)
         )
         self.report = IndexReport()
@@ -255,7 +255,7 @@ class DualIndex:
         """Put nodes into the index; those that are there already, just so, are left alone.
 
         A node whose id is there with another content replaces it; one that has lost its text or its
-        picture loses that side's row.
+        image loses that side's row.
 
         Args:
             nodes: text nodes and image nodes; never changed.
@@ -338,7 +338,7 @@ class DualIndex:
         """Delete everything; the index can be filled again."""
         for store in self._stores.values():
             store.clear()
-        self._pictures.clear()
+        self._images.clear()
         self._samples.clear()
 
     # --- reading ---------------------------------------------------------------------------------
@@ -364,24 +364,24 @@ class DualIndex:
         node_postprocessors: Sequence[BaseNodePostprocessor] | None = None,
         **settings: Any,
     ) -> BaseQueryEngine:
-        """A query engine of LlamaIndex's that answers from texts and pictures.
+        """A query engine of LlamaIndex's that answers from texts and images.
 
-        A document's text, caption and picture reach the model one after the other, documents in
-        their order, and where they take more than one call, no picture is parted from the texts
+        A document's text, caption and image reach the model one after the other, documents in
+        their order, and where they take more than one call, no image is parted from the texts
         before it. That holds for the response modes ``compact`` (the default),
         ``compact_accumulate`` and ``tree_summarize``; ``refine`` and ``accumulate`` ask once for
         each node, and ``simple_summarize`` leaves out, and logs, what one call does not hold.
-        Pictures that cannot be opened are left out and logged.
+        Images that cannot be opened are left out and logged.
 
         Args:
-            llm: a chat model that reads pictures; by default ``Settings.llm``.
+            llm: a chat model that reads images; by default ``Settings.llm``.
             node_postprocessors: such as ``MultiModalRerank``.
             **settings: for the retriever, as for ``DualIndexRetriever``, but with ``complete=True``
-                (an answer wants a document's picture, too, when its text was found), and
+                (an answer wants a document's image, too, when its text was found), and
                 ``top_k=5`` where there are no postprocessors to choose; for the engine, as for
                 LlamaIndex' ``get_response_synthesizer``, such as ``streaming``; and
                 ``citations=True`` for a ``CitationQueryEngine``, which numbers a caption and its
-                picture as two sources, ``multimodal=False`` to show no pictures,
+                image as two sources, ``multimodal=False`` to show no images,
                 ``allow_urls=True`` to fetch those that are only known by their URL.
 
         Raises:
@@ -405,11 +405,11 @@ class DualIndex:
     ) -> CondenseQuestionChatEngine:
         """A chat over ``as_query_engine``: each message becomes a question that stands alone.
 
-        Of LlamaIndex' chat engines it is the only one that shows captions and pictures together:
-        ``ContextChatEngine`` and ``CondensePlusContextChatEngine`` show no pictures, and
+        Of LlamaIndex' chat engines it is the only one that shows captions and images together:
+        ``ContextChatEngine`` and ``CondensePlusContextChatEngine`` show no images, and
         ``MultiModalContextChatEngine`` no captions. Its limits: what was said before reaches the
-        model only as far as the question, rewritten by the model, repeats it; pictures of earlier
-        answers are not shown again; and a message is a text, never a picture.
+        model only as far as the question, rewritten by the model, repeats it; images of earlier
+        answers are not shown again; and a message is a text, never an image.
 
         Args:
             llm: rewrites the questions and answers them; by default ``Settings.llm``.
@@ -459,7 +459,7 @@ class DualIndex:
             rows = self.count()
             if rows["image_query"] < rows["image"]:
                 logger.warning(
-                    "%s: image queries find %d of %d pictures only; insert them again, which "
+                    "%s: image queries find %d of %d images only; insert them again, which "
                     "embeds no more than is missing",
                     self.name,
                     rows["image_query"],
@@ -531,7 +531,7 @@ class DualIndex:
     def _by_side(
         self, nodes: Sequence[BaseNode], skip: Callable[[BaseNode, str | Exception], None]
     ) -> dict[Side, list[TextNode]]:
-        """The rows of each collection, one for each id, pictures in files."""
+        """The rows of each collection, one for each id, images in files."""
         sides: dict[Side, dict[str, TextNode]] = {"text": {}, "image": {}}
         last = {node.node_id: node for node in nodes}
         for node in nodes:
@@ -539,7 +539,7 @@ class DualIndex:
                 skip(node, "the same id comes again; the last one is taken")
                 continue
             try:
-                row = self._pictures.keep(_as_row(node))
+                row = self._images.keep(_as_row(node))
             except _BAD_INPUT as error:
                 skip(node, error)
                 continue
@@ -548,7 +548,7 @@ class DualIndex:
             if isinstance(row, ImageNode) and (row.image_path or row.image_url):
                 sides["image"][row.node_id] = row
             if not any(row.node_id in side for side in sides.values()):
-                skip(node, "has neither a text nor a picture")
+                skip(node, "has neither a text nor an image")
         if "image_query" in self._stores:
             sides["image_query"] = sides["image"]
         return {side: list(rows.values()) for side, rows in sides.items()}
@@ -618,7 +618,7 @@ class DualIndex:
             case "image":
                 report.image_rows += len(rows)
                 for row in rows:
-                    self._pictures.settle(row.node_id, getattr(row, "image_path", None))
+                    self._images.settle(row.node_id, getattr(row, "image_path", None))
 
     def _delete(self, side: Side, node_ids: list[str]) -> None:
         if not node_ids:
@@ -627,7 +627,7 @@ class DualIndex:
         self._samples.clear()
         if side == "image":
             for node_id in node_ids:
-                self._pictures.settle(node_id, None)
+                self._images.settle(node_id, None)
 
     def _model(self, side: Side) -> BaseEmbedding:
         if side == "image_query":
@@ -847,7 +847,7 @@ def _named(identities: dict[str, Any]) -> str:
 
 
 def _as_nodes(documents: Sequence[BaseNode], splitter: NodeParser | None) -> list[BaseNode]:
-    """LlamaIndex documents as nodes: texts cut, pictures as they are; nodes stay nodes."""
+    """LlamaIndex documents as nodes: texts cut, images as they are; nodes stay nodes."""
     splitter = splitter or SentenceSplitter(chunk_size=512, chunk_overlap=64)
     nodes: list[BaseNode] = []
     for document in documents:
@@ -909,29 +909,29 @@ def _chunks(items: Sequence[_Item], size: int) -> Iterator[list[_Item]]:
         yield list(items[start : start + size])
 
 
-# --- pictures ------------------------------------------------------------------------------------
+# --- images ------------------------------------------------------------------------------------
 
 
 def default_storage(uri: str, name: str) -> Path:
-    """Where an index keeps pictures that came as base64, if it is not told."""
+    """Where an index keeps images that came as base64, if it is not told."""
     if "://" in uri:
         where = re.sub(r"\W+", "_", uri.split("://", 1)[1].rsplit("@", 1)[-1])
         return Path(platformdirs.user_data_path("llama-index-gap")) / where / name
     return Path(f"{uri}.images") / name
 
 
-class _PictureFolder:
-    """Pictures that came as base64, each kept once, by its content.
+class ImageFolder:
+    """Images that came as base64, each kept once, by its content.
 
-    ``HASH.png`` is a picture, ``HASH.png.users/NODE`` an empty file for each node that uses it, and
-    ``nodes/NODE`` says which picture a node uses. A picture goes with its last user.
+    ``HASH.png`` is an image, ``HASH.png.users/NODE`` an empty file for each node that uses it, and
+    ``nodes/NODE`` says which image a node uses. An image goes with its last user.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder.expanduser().resolve()
 
     def keep(self, node: TextNode) -> TextNode:
-        """The node with its picture in a file, if it came as base64; ``settle`` it once stored."""
+        """The node with its image in a file, if it came as base64; ``settle`` it once stored."""
         if not isinstance(node, ImageNode) or not node.image:
             return node
         check_image(node)
@@ -949,7 +949,7 @@ class _PictureFolder:
         return node.model_copy(update={"image": None, "image_path": str(path)})
 
     def settle(self, node_id: str, path: str | None) -> None:
-        """Note which picture a stored node uses, and let go of the one it used before."""
+        """Note which image a stored node uses, and let go of the one it used before."""
         used = self._folder / "nodes" / _user(node_id)
         before = used.read_text() if used.exists() else None
         kept = path is not None and Path(path).parent == self._folder
@@ -968,7 +968,7 @@ class _PictureFolder:
             used.write_text(now)
 
     def clear(self) -> None:
-        """Delete all pictures that were kept here, and nothing else that may lie here."""
+        """Delete all images that were kept here, and nothing else that may lie here."""
         for users in self._folder.glob("*.users"):
             (self._folder / users.stem).unlink(missing_ok=True)
             shutil.rmtree(users)

@@ -1,15 +1,15 @@
 """What turns a checkpoint into vectors or scores: one file per family, found by ``model_type``."""
 
-from llama_index_gap.models.base import Encoder, Joint, Kind, ModelError, PairScorer, Picture
+from llama_index_gap.models.base import Encoder, Joint, Kind, LazyImage, ModelError, PairScorer
 from llama_index_gap.models.loading import load_encoder, load_scorer
 
 __all__ = [
     "Encoder",
     "Joint",
     "Kind",
+    "LazyImage",
     "ModelError",
     "PairScorer",
-    "Picture",
     "load_encoder",
     "load_scorer",
 ]

@@ -91,8 +91,8 @@ class Encoder(ABC):
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A picture that is decoded only where its pixels are needed.
+class LazyImage:
+    """An image that is decoded only where its pixels are needed.
 
     Attributes:
         key: stands for its content, such as a hash of its file: equal keys, equal pixels.
@@ -105,13 +105,13 @@ class Picture:
 
 @dataclass(frozen=True)
 class Joint:
-    """A text and a picture that are read together, as one query or one document."""
+    """A text and an image that are read together, as one query or one document."""
 
     text: str
-    image: Image | Picture
+    image: Image | LazyImage
 
 
-Item: TypeAlias = "str | Image | Picture | Joint"
+Item: TypeAlias = "str | Image | LazyImage | Joint"
 
 
 class PairScorer(ABC):
@@ -123,7 +123,7 @@ class PairScorer(ABC):
         name: the hub name, folder or service that it is.
         licence: what the checkpoint's model card says, for example ``"mit"``; None if it has none.
         modalities: what it can read.
-        joint: whether it reads a ``Joint``, a text with a picture, as one query or document.
+        joint: whether it reads a ``Joint``, a text with an image, as one query or document.
     """
 
     name: str
@@ -140,7 +140,7 @@ class PairScorer(ABC):
     def prepare(self, item: Item) -> Any:
         """Turn a query or document into what ``score_prepared`` takes: the part threads can do.
 
-        Decodes a picture only where nothing is kept of it from before.
+        Decodes an image only where nothing is kept of it from before.
 
         Raises:
             ModelError: the item is of a modality that this model cannot read.
@@ -170,11 +170,11 @@ class PairScorer(ABC):
         if not needed <= self.modalities:
             raise ModelError(
                 f"{self.name} reads {' and '.join(sorted(self.modalities))}s only; leave the rest "
-                "out, or pass a model that reads texts and pictures"
+                "out, or pass a model that reads texts and images"
             )
         if is_joint and not self.joint:
             raise ModelError(
-                f"{self.name} reads a text or a picture, not both as one; pass one of them"
+                f"{self.name} reads a text or an image, not both as one; pass one of them"
             )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 
 def pixel_values(image: Image, mean: Sequence[float], std: Sequence[float]) -> FloatArray:
-    """An RGB image of size (w, h) as normalised numbers of shape (3, h, w)."""
+    """An RGB image of size (w, h) as normalized numbers of shape (3, h, w)."""
     scaled = np.asarray(image, dtype=np.float32) / np.float32(255)
-    normalised = (scaled - np.asarray(mean, np.float32)) / np.asarray(std, np.float32)
-    return np.ascontiguousarray(normalised.transpose(2, 0, 1))
+    normalized = (scaled - np.asarray(mean, np.float32)) / np.asarray(std, np.float32)
+    return np.ascontiguousarray(normalized.transpose(2, 0, 1))
 
 
 def concatenate(prepared: Sequence[Mapping[str, Any]], model: str) -> dict[str, Any]:

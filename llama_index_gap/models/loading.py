@@ -123,12 +123,12 @@ def load_scorer(
             preset is written ``./jina-m0``.
         device: a torch device; None for a GPU if there is one.
         dtype: number format of the weights; ``"auto"`` for bfloat16 where it is fast.
-        max_pixels: scale larger pictures down to this, to save time.
+        max_pixels: scale larger images down to this, to save time.
         max_length: longest pair of query and document, in tokens; what exceeds it is cut off.
         batch_size: most documents in one pass of the model.
         prefix_bytes: how much is kept of what the model made of documents, for the next query; 0
             for nothing.
-        vision_bytes: how much is kept of what it saw in pictures; 0 for nothing.
+        vision_bytes: how much is kept of what it saw in images; 0 for nothing.
         vision_folder: where to keep that on disk as well.
         revision: branch, tag or commit on the hub.
         cache_folder: where downloads are kept.

@@ -53,7 +53,7 @@ PRESETS = {
             licence="CC BY-NC 4.0",
             commercial=False,
             matryoshka=(32, 64, 128, 256, 512, 768, 1024),
-            suits="text with pictures, multilingual",
+            suits="text with images, multilingual",
         ),
         Preset(
             name="nomic",
@@ -66,7 +66,7 @@ PRESETS = {
             licence="Apache-2.0",
             commercial=True,
             matryoshka=(64, 128, 256, 512, 768),
-            suits="text with pictures, permissive",
+            suits="text with images, permissive",
         ),
         Preset(
             name="siglip2",
@@ -78,7 +78,7 @@ PRESETS = {
             licence="Apache-2.0",
             commercial=True,
             matryoshka=(),
-            suits="pictures only, multilingual",
+            suits="images only, multilingual",
         ),
         Preset(
             name="siglip",
@@ -90,7 +90,7 @@ PRESETS = {
             licence="Apache-2.0",
             commercial=True,
             matryoshka=(),
-            suits="pictures only",
+            suits="images only",
         ),
         Preset(
             name="clip",
@@ -102,7 +102,7 @@ PRESETS = {
             licence="MIT",
             commercial=True,
             matryoshka=(),
-            suits="pictures only, small and fast",
+            suits="images only, small and fast",
         ),
         Preset(
             name="dinov2",
@@ -114,7 +114,7 @@ PRESETS = {
             licence="Apache-2.0",
             commercial=True,
             matryoshka=(),
-            suits="picture queries, beside another",
+            suits="image queries, beside another",
         ),
     )
 }
@@ -153,7 +153,7 @@ SCORER_PRESETS = {
             languages="29",
             licence="CC BY-NC 4.0",
             commercial=False,
-            suits="texts and pictures on either side",
+            suits="texts and images on either side",
         ),
     )
 }

@@ -1,4 +1,4 @@
-"""Reading a corpus of texts and pictures into LlamaIndex nodes."""
+"""Reading a corpus of texts and images into LlamaIndex nodes."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ from llama_index_gap.readers.markdown import parse_markdown
 
 logger = logging.getLogger(__name__)
 
-PICTURE_SUFFIXES = frozenset(
+IMAGE_SUFFIXES = frozenset(
     [".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".jp2", ".png", ".tif", ".tiff", ".webp"]
 )
-_NO_PICTURE = dict.fromkeys(
+_NO_IMAGE = dict.fromkeys(
     (".heic", ".heif"), "is HEIC, which is not read; convert it to JPEG or PNG"
 )
 _MARKDOWN_SUFFIXES = frozenset([".md", ".markdown"])
@@ -52,10 +52,10 @@ class CorpusError(ValueError):
 
 @dataclass(frozen=True)
 class Skipped:
-    """A document or a picture that was left out.
+    """A document or an image that was left out.
 
     Attributes:
-        source: where it stands: a file, a file and line, or a document and the picture in it.
+        source: where it stands: a file, a file and line, or a document and the image in it.
         reason: why it was left out.
     """
 
@@ -82,7 +82,7 @@ class Corpus:
 
     @property
     def image_nodes(self) -> list[ImageNode]:
-        """The pictures; a caption is the node's text."""
+        """The images; a caption is the node's text."""
         return [node for node in self.nodes if isinstance(node, ImageNode)]
 
     @property
@@ -95,7 +95,7 @@ class Corpus:
         captions = sum(bool(node.text) for node in self.image_nodes)
         lines = [
             f"{len(self.document_ids):,} documents: {len(self.text_nodes):,} passages, "
-            f"{len(self.image_nodes):,} pictures ({captions:,} with a caption); "
+            f"{len(self.image_nodes):,} images ({captions:,} with a caption); "
             f"{len(self.skipped):,} skipped"
         ]
         reasons = Counter(skip.reason.split(";")[0] for skip in self.skipped)
@@ -104,8 +104,8 @@ class Corpus:
 
 
 @dataclass(frozen=True)
-class _Picture:
-    """A reference to a picture, as a document makes it."""
+class _ImageReference:
+    """A reference to an image, as a document makes it."""
 
     path: str
     caption: str = ""
@@ -120,7 +120,7 @@ class _Record:
     source: str
     title: str = ""
     text: str = ""
-    pictures: list[_Picture] = field(default_factory=list)
+    images: list[_ImageReference] = field(default_factory=list)
     metadata: dict[str, Any] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)  # parts that were left out while reading
 
@@ -137,7 +137,7 @@ def read_corpus(
     strict: bool = False,
     show_progress: bool = False,
 ) -> Corpus:
-    """Read documents with their pictures.
+    """Read documents with their images.
 
     Formats, told apart by what ``path`` is:
 
@@ -148,19 +148,19 @@ def read_corpus(
       captions, in one cell are separated by ``|``;
     - a folder that holds ``docs.jsonl``, ``docs.csv`` or ``docs.tsv``;
     - a folder of Markdown files: front matter is metadata, alt texts are captions;
-    - a folder of pictures, each a document; ``name.txt`` beside ``name.jpg`` is its caption.
+    - a folder of images, each a document; ``name.txt`` beside ``name.jpg`` is its caption.
 
     Node ids are made from the document's id and the place in it, so they are the same at every
     reading. Documents without an id are named after their file and line. The title is part of what
-    is embedded; other metadata is not. Picture files are checked, not decoded.
+    is embedded; other metadata is not. LazyImage files are checked, not decoded.
 
     Args:
         path: a file or a folder.
-        root: folder that pictures must lie in; by default the folder of the corpus.
+        root: folder that images must lie in; by default the folder of the corpus.
         splitter: cuts long texts; by default LlamaIndex's ``SentenceSplitter`` with chunks of 512
             tokens that overlap by 64.
-        max_pixels: skip pictures with more pixels than this.
-        strict: raise at the first document or picture that would be skipped.
+        max_pixels: skip images with more pixels than this.
+        strict: raise at the first document or image that would be skipped.
         show_progress: show a progress bar.
 
     Raises:
@@ -190,7 +190,7 @@ def corpus_from_records(
 
     Args:
         records: the documents, with the keys that a line of ``docs.jsonl`` has (``read_corpus``).
-        folder: where relative paths of pictures start; pictures must lie in it.
+        folder: where relative paths of images start; images must lie in it.
         max_pixels: as for ``read_corpus``.
         strict: as for ``read_corpus``.
         show_progress: as for ``read_corpus``.
@@ -246,7 +246,7 @@ def _records(path: Path) -> tuple[_Read, Path]:
             return _read_table(path, _DELIMITERS[suffix]), path.parent
         raise CorpusError(
             f"{path}: {suffix or 'a file without a suffix'} is not read; pass .jsonl, .csv, .tsv, "
-            "or a folder of Markdown files or pictures"
+            "or a folder of Markdown files or images"
         )
     if not path.is_dir():
         raise CorpusError(f"{path}: no such file or folder")
@@ -259,10 +259,10 @@ def _records(path: Path) -> tuple[_Read, Path]:
     files = sorted(_files(path))
     if any(file.suffix.lower() in _MARKDOWN_SUFFIXES for file in files):
         return _read_markdown(path, files), path
-    if any(file.suffix.lower() in PICTURE_SUFFIXES for file in files):
-        return _read_pictures(path, files), path
+    if any(file.suffix.lower() in IMAGE_SUFFIXES for file in files):
+        return _read_images(path, files), path
     raise CorpusError(
-        f"{path}: holds no {', '.join(_TABLE_FILES)}, no Markdown files and no pictures"
+        f"{path}: holds no {', '.join(_TABLE_FILES)}, no Markdown files and no images"
     )
 
 
@@ -302,7 +302,7 @@ class _NodeMaker:
         skipped += [Skipped(record.source, problem) for problem in record.problems]
         made = [*texts, *images]
         if not made and not skipped:
-            skipped = [Skipped(record.source, "has neither a text nor a picture")]
+            skipped = [Skipped(record.source, "has neither a text nor an image")]
         twice = self._ids.intersection(node.node_id for node in made)
         if twice:
             reason = f"its node id {min(twice)!r} is taken by an earlier document"
@@ -321,7 +321,7 @@ class _NodeMaker:
 
     @staticmethod
     def _check_text(record: _Record) -> None:
-        texts = [record.id, record.title, record.text, *(p.caption for p in record.pictures)]
+        texts = [record.id, record.title, record.text, *(p.caption for p in record.images)]
         written = json.dumps([*texts, record.metadata], ensure_ascii=False, default=str)
         try:
             written.encode("utf-8")
@@ -344,13 +344,13 @@ class _NodeMaker:
         nodes: list[ImageNode] = []
         skipped: list[Skipped] = []
         seen: Counter[str] = Counter()
-        for picture in record.pictures:
+        for image in record.images:
             try:
-                file = self._checked_file(picture)
+                file = self._checked_file(image)
             except ImageError as error:
                 source = record.source
-                if picture.path != source:
-                    source += f", picture {picture.path[:_LONGEST_SHOWN]}"
+                if image.path != source:
+                    source += f", image {image.path[:_LONGEST_SHOWN]}"
                 skipped.append(Skipped(source, error.reason))
                 continue
             name = self._place(file)
@@ -359,22 +359,22 @@ class _NodeMaker:
             nodes.append(
                 ImageNode(
                     id_=f"{record.id}#image-{name}{again}",
-                    text=picture.caption,
+                    text=image.caption,
                     image_path=str(file),
                 )
             )
         return nodes, skipped
 
-    def _checked_file(self, picture: _Picture) -> Path:
-        path = picture.path
+    def _checked_file(self, image: _ImageReference) -> Path:
+        path = image.path
         if "://" in path or path.startswith("//") or path.lower().startswith("data:"):
             raise ImageError(describe(path), "is a URL; readers fetch nothing, download it first")
-        file = (picture.folder or self._folder) / picture.path
+        file = (image.folder or self._folder) / image.path
         check_image(file, root=self._root, max_pixels=self._max_pixels)
         return file.resolve()
 
     def _place(self, file: Path) -> str:
-        """A picture's name in ids: the same wherever the corpus' folder is moved to."""
+        """An image's name in ids: the same wherever the corpus' folder is moved to."""
         for folder in (self._folder, self._root):
             if file.is_relative_to(folder):
                 return file.relative_to(folder).as_posix()
@@ -383,7 +383,7 @@ class _NodeMaker:
 
 def _digest(record: _Record) -> str:
     """Changes whenever the document does, so that a refresh can tell."""
-    content = [record.title, record.text, [(p.path, p.caption) for p in record.pictures]]
+    content = [record.title, record.text, [(p.path, p.caption) for p in record.images]]
     text = json.dumps([*content, record.metadata], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -458,8 +458,8 @@ def _record(fields: Mapping[str, Any], source: str) -> _Record:
     if not isinstance(identifier, str) or not identifier.strip():
         raise ValueError(f"its id is {_shown(identifier)}, not a text or a number")
     title, text = (_text_field(rest, name) for name in ("title", "text"))
-    pictures, problems = _pictures(rest)
-    return _Record(identifier, source, title.strip(), text, pictures, rest, problems)
+    images, problems = _image_references(rest)
+    return _Record(identifier, source, title.strip(), text, images, rest, problems)
 
 
 def _known(name: str) -> str:
@@ -477,8 +477,8 @@ def _text_field(fields: dict[str, Any], name: str) -> str:
     return value
 
 
-def _pictures(fields: dict[str, Any]) -> tuple[list[_Picture], list[str]]:
-    """Take the pictures out of a document's fields, and say what is wrong with the others."""
+def _image_references(fields: dict[str, Any]) -> tuple[list[_ImageReference], list[str]]:
+    """Take the images out of a document's fields, and say what is wrong with the others."""
     if fields.get("image") and fields.get("images"):
         raise ValueError("has both image and images; keep one of them")
     image = fields.pop("image", None)
@@ -492,17 +492,17 @@ def _pictures(fields: dict[str, Any]) -> tuple[list[_Picture], list[str]]:
         return [], []
     if not isinstance(images, list):
         return [], [f"its images are {_shown(images)}, not a list"]
-    pictures: list[_Picture] = []
+    found: list[_ImageReference] = []
     problems: list[str] = []
     for item in images:
         try:
-            pictures.append(_picture(item))
+            found.append(_image_reference(item))
         except ValueError as error:
             problems.append(str(error))
-    return pictures, problems
+    return found, problems
 
 
-def _picture(image: Any) -> _Picture:
+def _image_reference(image: Any) -> _ImageReference:
     if isinstance(image, str):
         image = {"path": image}
     if not isinstance(image, dict):
@@ -513,7 +513,7 @@ def _picture(image: Any) -> _Picture:
     caption = next((image[key] for key in _CAPTION_KEYS if image.get(key)), "")
     if not isinstance(caption, str):
         raise ValueError(f"the caption of {path!r} is {_shown(caption)}, not a text")
-    return _Picture(path, caption.strip())
+    return _ImageReference(path, caption.strip())
 
 
 # --- CSV and TSV -------------------------------------------------------------------------------
@@ -602,17 +602,17 @@ def _read_markdown(folder: Path, files: list[Path]) -> _Read:
         except ValueError as error:  # MarkdownError among them
             yield Skipped(name, str(error))
             continue
-        shown.update((p.folder / p.path).resolve() for p in record.pictures if p.folder)
+        shown.update((p.folder / p.path).resolve() for p in record.images if p.folder)
         yield record
     for file in files:
         suffix = file.suffix.lower()
         if suffix in _MARKDOWN_SUFFIXES or file.resolve() in shown:
             continue
         reason = (
-            "no page shows this picture; a folder with Markdown files is read as pages, so keep "
-            "pictures of their own in another"
-            if suffix in PICTURE_SUFFIXES
-            else _NO_PICTURE.get(suffix, "is neither a page nor a picture by its suffix")
+            "no page shows this image; a folder with Markdown files is read as pages, so keep "
+            "images of their own in another"
+            if suffix in IMAGE_SUFFIXES
+            else _NO_IMAGE.get(suffix, "is neither a page nor an image by its suffix")
         )
         yield Skipped(file.relative_to(folder).as_posix(), reason)
 
@@ -620,7 +620,7 @@ def _read_markdown(folder: Path, files: list[Path]) -> _Read:
 def _page(folder: Path, file: Path, name: str) -> _Record:
     page = parse_markdown(_text_of(file))
     fields = {_known(key): value for key, value in page.metadata.items()}
-    problems = [f"looks like a picture, but is no Markdown; {unread}" for unread in page.unread]
+    problems = [f"looks like an image, but is no Markdown; {unread}" for unread in page.unread]
     if "text" in fields:
         problems.append("its front matter says text; the page's own is taken")
         del fields["text"]
@@ -628,7 +628,7 @@ def _page(folder: Path, file: Path, name: str) -> _Record:
     if isinstance(title, bool | int | float):  # as YAML reads "title: 2024"
         fields["title"] = str(title)
     record = _record({"id": name, **fields}, name)
-    in_text = [_Picture(image.path, image.alt) for image in page.images]
+    in_text = [_ImageReference(image.path, image.alt) for image in page.images]
     text = page.text
     if not record.title:  # the heading becomes the title, so it need not stand in the text too
         text = text.removeprefix(page.heading).lstrip()
@@ -637,19 +637,19 @@ def _page(folder: Path, file: Path, name: str) -> _Record:
         name,
         record.title or page.heading,
         text,
-        [_placed(picture, folder, file.parent) for picture in [*record.pictures, *in_text]],
+        [_placed(image, folder, file.parent) for image in [*record.images, *in_text]],
         record.metadata,
         [*record.problems, *problems],
     )
 
 
-def _placed(picture: _Picture, site: Path, page_folder: Path) -> _Picture:
+def _placed(image: _ImageReference, site: Path, page_folder: Path) -> _ImageReference:
     """A leading slash means the site's root, as the generators of sites have it."""
-    if picture.path.startswith("//"):
-        return picture  # a URL
-    if picture.path.startswith("/"):
-        return _Picture(picture.path.lstrip("/"), picture.caption, site)
-    return _Picture(picture.path, picture.caption, page_folder)
+    if image.path.startswith("//"):
+        return image  # a URL
+    if image.path.startswith("/"):
+        return _ImageReference(image.path.lstrip("/"), image.caption, site)
+    return _ImageReference(image.path, image.caption, page_folder)
 
 
 def _text_of(file: Path) -> str:
@@ -661,21 +661,21 @@ def _text_of(file: Path) -> str:
         raise ValueError(f"cannot be read ({error.strerror})") from error
 
 
-# --- pictures ----------------------------------------------------------------------------------
+# --- images ----------------------------------------------------------------------------------
 
 
-def _read_pictures(folder: Path, files: list[Path]) -> _Read:
+def _read_images(folder: Path, files: list[Path]) -> _Read:
     captions = {file for file in files if file.suffix.lower() == ".txt"}
     used: set[Path] = set()
     for file in files:
         name = file.relative_to(folder).as_posix()
         if file in captions:
             continue
-        if file.suffix.lower() not in PICTURE_SUFFIXES:
-            reason = _NO_PICTURE.get(file.suffix.lower(), "is not a picture by its suffix")
+        if file.suffix.lower() not in IMAGE_SUFFIXES:
+            reason = _NO_IMAGE.get(file.suffix.lower(), "is not an image by its suffix")
             yield Skipped(name, reason)
             continue
-        # name.jpg.txt for one picture, name.txt for all of that name
+        # name.jpg.txt for one image, name.txt for all of that name
         beside = [file.with_name(file.name + ".txt"), file.with_suffix(".txt")]
         sidecar = next((caption for caption in beside if caption in captions), None)
         caption = ""
@@ -685,9 +685,9 @@ def _read_pictures(folder: Path, files: list[Path]) -> _Read:
                 caption = _text_of(sidecar).strip()
             except ValueError as error:
                 yield Skipped(sidecar.relative_to(folder).as_posix(), str(error))
-        yield _Record(name, name, pictures=[_Picture(name, caption)])
+        yield _Record(name, name, images=[_ImageReference(name, caption)])
     for caption_file in sorted(captions - used):
-        yield Skipped(caption_file.relative_to(folder).as_posix(), "no picture has this name")
+        yield Skipped(caption_file.relative_to(folder).as_posix(), "no image has this name")
 
 
 # --- messages ----------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Markdown pages: front matter, plain text, and the pictures they show."""
+"""Markdown pages: front matter, plain text, and the images they show."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class MarkdownError(ValueError):
 
 @dataclass(frozen=True)
 class PageImage:
-    """A picture that a page shows.
+    """An image that a page shows.
 
     Attributes:
         path: the link's target, decoded; a URL stays as it is.
@@ -54,11 +54,11 @@ class Page:
     """A Markdown page, taken apart.
 
     Attributes:
-        text: the page as plain text, blocks separated by blank lines, without its pictures.
+        text: the page as plain text, blocks separated by blank lines, without its images.
         heading: the first heading of level 1; empty if there is none.
-        images: the pictures, in order.
+        images: the images, in order.
         metadata: the front matter: texts, numbers, truths, and lists and mappings of these.
-        unread: what looks like a picture but is none by Markdown's rules, as it stands there.
+        unread: what looks like an image but is none by Markdown's rules, as it stands there.
     """
 
     text: str
@@ -72,7 +72,7 @@ def parse_markdown(source: str) -> Page:
     """Take a Markdown page apart.
 
     Args:
-        source: the page (CommonMark with tables, and pictures as Obsidian writes them), with or
+        source: the page (CommonMark with tables, and images as Obsidian writes them), with or
             without front matter in YAML or TOML.
 
     Raises:
@@ -161,7 +161,7 @@ def _block_text(token: Token, images: list[PageImage]) -> str:
 
 
 class _Block(HTMLParser):
-    """The text and pictures of one block, in Markdown, HTML or both; no scripts, no styles."""
+    """The text and images of one block, in Markdown, HTML or both; no scripts, no styles."""
 
     def __init__(self, images: list[PageImage]) -> None:
         super().__init__(convert_charrefs=True)

@@ -1,4 +1,4 @@
-"""Bringing searches together whose scores cannot be compared: normalise × combine."""
+"""Bringing searches together whose scores cannot be compared: normalize × combine."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy.typing as npt
 from scipy.special import log_ndtr
 
 FloatArray: TypeAlias = npt.NDArray[np.float64]
-Normalise: TypeAlias = Literal["rank", "minmax", "zscore", "background", "none"]
+Normalize: TypeAlias = Literal["rank", "minmax", "zscore", "background", "none"]
 Combine: TypeAlias = Literal["sum", "max", "evidence"]
 
 RANK_CONSTANT = 60
@@ -46,14 +46,14 @@ class FusedDocument:
         key: the document.
         score: what the ranking goes by.
         scores: its best raw score in each leg that found it.
-        normalised: the same on the scale of the normalisation.
+        normalized: the same on the scale of the normalization.
         evidence: what each of these legs adds to the score, weights included.
     """
 
     key: str
     score: float
     scores: dict[str, float]
-    normalised: dict[str, float]
+    normalized: dict[str, float]
     evidence: dict[str, float]
 
 
@@ -63,13 +63,13 @@ class Fusion:
 
     Attributes:
         documents: best first; equal scores in the order in which the legs name them.
-        normalise: the normalisation that was used.
+        normalize: the normalization that was used.
         combine: the combination that was used.
         note: why these are not the ones asked for; None if they are.
     """
 
     documents: list[FusedDocument]
-    normalise: Normalise
+    normalize: Normalize
     combine: Combine
     note: str | None = None
 
@@ -77,14 +77,14 @@ class Fusion:
 def fuse(
     legs: Mapping[str, Leg],
     *,
-    normalise: Normalise = "background",
+    normalize: Normalize = "background",
     combine: Combine = "evidence",
     weights: Mapping[str, float] | None = None,
     k: float = RANK_CONSTANT,
 ) -> Fusion:
     """Rank the documents of several legs together.
 
-    Each document first gets its best score in each leg. Then ``normalise`` puts these on a scale:
+    Each document first gets its best score in each leg. Then ``normalize`` puts these on a scale:
 
     - ``rank``: 1/(k + rank), ranks from 1, equal scores with equal ranks;
     - ``minmax``: the leg's lowest hit 0, its highest 1; all 1 where all are equal;
@@ -108,7 +108,7 @@ def fuse(
 
     Args:
         legs: by name.
-        normalise: as above.
+        normalize: as above.
         combine: as above; ``evidence`` needs ``zscore`` or ``background``.
         weights: what each leg's contribution is multiplied by; 1 where a leg is left out.
         k: for ``rank``; the smaller, the more the first places count.
@@ -117,25 +117,25 @@ def fuse(
         ValueError: unknown methods, or two that do not go together; a weight that is negative or
             belongs to no leg; scores that are NaN or infinite, or not one for each key.
     """
-    check_method(normalise, combine, k=k)
+    check_method(normalize, combine, k=k)
     factors = _checked_weights(weights, legs)
     best = {name: _best_scores(name, leg) for name, leg in legs.items()}
     note = None
-    if normalise == "background":
+    if normalize == "background":
         thin = [name for name in legs if best[name] and not _has_background(legs[name])]
         if thin:
-            normalise, combine = "rank", "sum"
+            normalize, combine = "rank", "sum"
             note = (
                 f"no background of at least {SMALLEST_BACKGROUND} scores for: {', '.join(thin)}; "
                 "so all legs were fused by rank"
             )
-    normalised: dict[str, dict[str, float]] = {}
+    normalized: dict[str, dict[str, float]] = {}
     evidence: dict[str, dict[str, float]] = {}
-    sized = normalise == "background" and combine == "evidence"
+    sized = normalize == "background" and combine == "evidence"
     ratios = _size_ratios({name: legs[name] for name in legs if best[name]}) if sized else {}
     for name, scores in best.items():
-        values = _normalised(np.array(list(scores.values())), normalise, legs[name].background, k)
-        normalised[name] = dict(zip(scores, values.tolist(), strict=True))
+        values = _normalized(np.array(list(scores.values())), normalize, legs[name].background, k)
+        normalized[name] = dict(zip(scores, values.tolist(), strict=True))
         if combine == "evidence":
             values = _tail_evidence(values, ratios.get(name, 1.0))
         evidence[name] = dict(zip(scores, (factors[name] * values).tolist(), strict=True))
@@ -144,28 +144,28 @@ def fuse(
         found = {name: values[key] for name, values in evidence.items() if key in values}
         score = max(found.values()) if combine == "max" else sum(found.values())
         raw = {name: best[name][key] for name in found}
-        on_scale = {name: normalised[name][key] for name in found}
+        on_scale = {name: normalized[name][key] for name in found}
         documents.append(FusedDocument(key, score, raw, on_scale, found))
     documents.sort(key=lambda document: -document.score)  # stable
-    return Fusion(documents, normalise, combine, note)
+    return Fusion(documents, normalize, combine, note)
 
 
-def check_method(normalise: str, combine: str, *, k: float = RANK_CONSTANT) -> None:
-    """Check early that a normalisation and a combination exist and go together.
+def check_method(normalize: str, combine: str, *, k: float = RANK_CONSTANT) -> None:
+    """Check early that a normalization and a combination exist and go together.
 
     Raises:
         ValueError: they do not; says what would.
     """
-    if normalise not in get_args(Normalise):
+    if normalize not in get_args(Normalize):
         raise ValueError(
-            f"normalise={normalise!r}: must be one of {', '.join(get_args(Normalise))}"
+            f"normalize={normalize!r}: must be one of {', '.join(get_args(Normalize))}"
         )
     if combine not in get_args(Combine):
         raise ValueError(f"combine={combine!r}: must be one of {', '.join(get_args(Combine))}")
-    if combine == "evidence" and normalise not in {"zscore", "background"}:
+    if combine == "evidence" and normalize not in {"zscore", "background"}:
         raise ValueError(
-            f"combine='evidence' turns z-scores into probabilities and normalise={normalise!r} "
-            "gives none; pass normalise='background' or 'zscore', or combine='sum'"
+            f"combine='evidence' turns z-scores into probabilities and normalize={normalize!r} "
+            "gives none; pass normalize='background' or 'zscore', or combine='sum'"
         )
     if not (np.isfinite(k) and k >= 0):
         raise ValueError(f"k={k}: must be a number of at least 0")
@@ -204,8 +204,8 @@ def _has_background(leg: Leg) -> bool:
     return leg.background is not None and np.size(leg.background) >= SMALLEST_BACKGROUND
 
 
-def _normalised(
-    scores: FloatArray, method: Normalise, background: npt.ArrayLike | None, k: float
+def _normalized(
+    scores: FloatArray, method: Normalize, background: npt.ArrayLike | None, k: float
 ) -> FloatArray:
     """Scores of one leg, in descending order, on the scale of a method."""
     if not scores.size or method == "none":

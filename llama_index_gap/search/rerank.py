@@ -1,4 +1,4 @@
-"""MultiModalRerank: a cross-encoder over the texts and the pictures of documents."""
+"""MultiModalRerank: a cross-encoder over the texts and the images of documents."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from llama_index_gap.images.opening import (
     ImageError,
     ImageSource,
     describe,
-    has_picture,
+    has_image,
     open_image,
     read_image,
 )
 from llama_index_gap.model_settings import Folder, PathText, PickledAsSettings
-from llama_index_gap.models import Joint, ModelError, PairScorer, Picture, load_scorer
+from llama_index_gap.models import Joint, LazyImage, ModelError, PairScorer, load_scorer
 from llama_index_gap.models.base import Item
 from llama_index_gap.models.runtime import Dtype
 from llama_index_gap.search.retriever import GroupBy, ScoredNode, Side, by_document
@@ -68,11 +68,11 @@ class MultiModalRerank(PickledAsSettings, BaseNodePostprocessor):
     """Ranks documents anew, by a model that reads the query and each document together.
 
     A document's text side is its text nodes, as they were embedded (``MetadataMode.EMBED``), or
-    the captions of its pictures where it has none; its image side is its pictures. The best of each
-    side counts. Where the query is a text and a picture, a side's score is the mean of the two;
-    ``"joint"`` reads them, too, in one pass. A picture that cannot be read costs its side only.
+    the captions of its images where it has none; its image side is its images. The best of each
+    side counts. Where the query is a text and an image, a side's score is the mean of the two;
+    ``"joint"`` reads them, too, in one pass. An image that cannot be read costs its side only.
 
-    Returned are the nodes of the documents, each node once, a document's texts before its pictures,
+    Returned are the nodes of the documents, each node once, a document's texts before its images,
     as ``ScoredNode``: ``score`` is the document's new score; ``scores`` holds what it held before,
     the former score as ``retrieval``, and ``rerank_text``, ``rerank_image`` or ``rerank_joint``. A
     document that cannot be scored has the score None and comes after the others, in its former
@@ -85,7 +85,7 @@ class MultiModalRerank(PickledAsSettings, BaseNodePostprocessor):
         ModelError: the model cannot be found or loaded, or gives scores that are no numbers.
         ValueError: a setting does not fit the model or this machine; (when reranking) the query is
             missing, or of a modality that the model cannot read.
-        ImageError: (when reranking) the query's picture cannot be opened.
+        ImageError: (when reranking) the query's image cannot be opened.
     """
 
     model_config = ConfigDict(
@@ -106,7 +106,7 @@ class MultiModalRerank(PickledAsSettings, BaseNodePostprocessor):
         default="mean",
         description="What a document is judged by: the 'mean' or the 'max' of the sides it has; "
         "its 'text' or its 'image'; 'by_modality', the side that found it (for an image node of "
-        "another retriever the image, else the text); 'joint', its first text and first picture "
+        "another retriever the image, else the text); 'joint', its first text and first image "
         "read together, by models that can. Where it lacks the side, by the other one.",
     )
     group_by: GroupBy = Field(
@@ -129,7 +129,7 @@ class MultiModalRerank(PickledAsSettings, BaseNodePostprocessor):
     batch_size: int = Field(
         default=8,
         gt=0,
-        description="Most texts or pictures scored at a time; after each batch the clock is looked "
+        description="Most texts or images scored at a time; after each batch the clock is looked "
         "at.",
     )
     calibrator: RelevanceCalibrator | None = Field(
@@ -156,7 +156,7 @@ class MultiModalRerank(PickledAsSettings, BaseNodePostprocessor):
         frozen=True,
         default=None,
         gt=0,
-        description="Scale pictures down to so many pixels, for speed; by default what the model "
+        description="Scale images down to so many pixels, for speed; by default what the model "
         "says.",
     )
     revision: str | None = Field(
@@ -208,10 +208,10 @@ class MultiModalRerank(PickledAsSettings, BaseNodePostprocessor):
         mode, scorer = self.score_mode, self._scorer
         if mode == "joint" and not scorer.joint:
             raise ValueError(
-                f"score_mode='joint': {scorer.name} reads no text and picture together; choose "
+                f"score_mode='joint': {scorer.name} reads no text and image together; choose "
                 "another score_mode, such as 'mean', or a model that does"
             )
-        for side, name in (("text", "texts"), ("image", "pictures")):
+        for side, name in (("text", "texts"), ("image", "images")):
             if side in scorer.document_modalities:
                 continue
             if mode == side:
@@ -229,7 +229,7 @@ class MultiModalRerank(PickledAsSettings, BaseNodePostprocessor):
             return
         if self.score_mode == "joint":
             raise ValueError(
-                "score_mode='joint': a calibrator knows texts and pictures, not the two together; "
+                "score_mode='joint': a calibrator knows texts and images, not the two together; "
                 "leave it out, or choose another score_mode"
             )
         self.calibrator.check_source(self.model_name)
@@ -392,7 +392,7 @@ class MultiModalRerank(PickledAsSettings, BaseNodePostprocessor):
         rest = "come last" if self.similarity_cutoff is None else "are left out"
         if unreadable:
             logger.warning(
-                "pictures that cannot be read, and count for nothing: %d; the first: %s",
+                "images that cannot be read, and count for nothing: %d; the first: %s",
                 len(unreadable),
                 unreadable[0],
             )
@@ -417,12 +417,12 @@ class MultiModalRerank(PickledAsSettings, BaseNodePostprocessor):
     # --- what is read ----------------------------------------------------------------------------
 
     def _queries(self, bundle: QueryBundle) -> list[_Query]:
-        text, picture = bundle.query_str, None
+        text, image = bundle.query_str, None
         items: dict[str, Item] = {}
         if text.strip():
             items["text"] = text
         if bundle.image_path is not None:
-            items["image"] = picture = self._picture(bundle.image_path)
+            items["image"] = image = self._lazy_image(bundle.image_path)
         if not items:
             raise ValueError("the query is empty: pass a text, an image_path, or both")
         for modality in items:
@@ -431,21 +431,21 @@ class MultiModalRerank(PickledAsSettings, BaseNodePostprocessor):
                     f"the query has a side ({modality}) that {self.model_name} cannot read; "
                     "leave it out, or choose a model that reads it"
                 )
-        if self.score_mode == "joint" and picture is not None and "text" in items:
-            items = {"joint": Joint(text, picture)}
+        if self.score_mode == "joint" and image is not None and "text" in items:
+            items = {"joint": Joint(text, image)}
         return [_Query(modality, self._scorer.prepare(item)) for modality, item in items.items()]
 
     def _read(self, hits: _Hits) -> tuple[dict[_Key, Any], list[str]]:
-        """What is scored of a document, prepared; and why pictures of it cannot be read."""
+        """What is scored of a document, prepared; and why images of it cannot be read."""
         prepared: dict[_Key, Any] = {}
         unreadable: list[str] = []
-        texts, pictures = _texts(hits), [hit.node for hit in hits if has_picture(hit.node)]
+        texts, images = _texts(hits), [hit.node for hit in hits if has_image(hit.node)]
 
-        def add_picture(node: BaseNode, text: str | None = None) -> None:
+        def add_image(node: BaseNode, text: str | None = None) -> None:
             try:
-                picture = self._picture(node)
-                key = ("image", picture.key) if text is None else ("joint", text, picture.key)
-                item = picture if text is None else Joint(text, picture)
+                image = self._lazy_image(node)
+                key = ("image", image.key) if text is None else ("joint", text, image.key)
+                item = image if text is None else Joint(text, image)
                 prepared[key] = self._scorer.prepare(item)
             except ImageError as error:
                 unreadable.append(str(error))
@@ -453,16 +453,16 @@ class MultiModalRerank(PickledAsSettings, BaseNodePostprocessor):
                 unreadable.append(f"{describe(node)}: {error}")
 
         if self.score_mode == "joint" and texts:
-            for node in pictures:
-                add_picture(node, texts[0])
+            for node in images:
+                add_image(node, texts[0])
                 if prepared:
                     return prepared, unreadable
         for side in self._sides(hits):
             if side == "text":
                 prepared |= {("text", text): self._scorer.prepare(text) for text in texts}
             else:
-                for node in pictures:
-                    add_picture(node)
+                for node in images:
+                    add_image(node)
             if prepared and self.score_mode not in {"mean", "max"}:
                 break
         return prepared, unreadable
@@ -473,9 +473,9 @@ class MultiModalRerank(PickledAsSettings, BaseNodePostprocessor):
         sides: list[Side] = sorted(("text", "image"), key=lambda side: side != first)
         return [side for side in sides if side in self._scorer.document_modalities]
 
-    def _picture(self, source: ImageSource) -> Picture:
+    def _lazy_image(self, source: ImageSource) -> LazyImage:
         data = read_image(source, root=self.image_root, allow_urls=self.allow_urls)
-        return Picture(hashlib.sha256(data).hexdigest(), partial(_decode, data, describe(source)))
+        return LazyImage(hashlib.sha256(data).hexdigest(), partial(_decode, data, describe(source)))
 
 
 def _decode(data: bytes, name: str) -> Image:
@@ -488,7 +488,7 @@ def _decode(data: bytes, name: str) -> Image:
 def _texts(hits: _Hits) -> list[str]:
     """What a document's text nodes say, as it was embedded; its captions where it has none."""
     nodes = [hit.node for hit in hits if hit.node.get_content(MetadataMode.NONE).strip()]
-    nodes = [node for node in nodes if not has_picture(node)] or nodes
+    nodes = [node for node in nodes if not has_image(node)] or nodes
     return [node.get_content(MetadataMode.EMBED) for node in nodes]
 
 
@@ -501,7 +501,7 @@ def _found_by(hits: _Hits) -> Side:
                 if name.startswith(side) and name.endswith("_evidence"):
                     found.append(value)
     if not any(evidence.values()):
-        return "image" if has_picture(hits[0].node) else "text"
+        return "image" if has_image(hits[0].node) else "text"
     return max(evidence, key=lambda side: max(evidence[side], default=-math.inf))
 
 
@@ -515,7 +515,7 @@ def _returned(
     """A document's nodes with its new score, texts first."""
     new = {f"rerank_{side}": value for side, value in sides.items()}
     returned: list[NodeWithScore] = []
-    for hit in sorted(hits, key=lambda hit: has_picture(hit.node)):
+    for hit in sorted(hits, key=lambda hit: has_image(hit.node)):
         before = {} if hit.score is None else {"retrieval": hit.score}
         before |= {
             name: value

@@ -34,7 +34,7 @@ from llama_index_gap.search.fusion import (
     FusedDocument,
     Fusion,
     Leg,
-    Normalise,
+    Normalize,
     check_method,
     fuse,
 )
@@ -62,8 +62,8 @@ class ScoredNode(NodeWithScore):
     ``scores`` holds, for each leg that found the document, its best raw score there (``text``,
     ``image``), how many standard deviations that is above the mean where the fusion reckons so
     (``text_sigma``), what it added to the fused score (``text_evidence``), and with a calibrator
-    how probable it makes it (``text_probability``). Legs asked with a picture are named
-    ``text_by_image`` and ``image_by_image``, whichever model's vectors the pictures are compared
+    how probable it makes it (``text_probability``). Legs asked with an image are named
+    ``text_by_image`` and ``image_by_image``, whichever model's vectors the images are compared
     by. ``MultiModalRerank`` adds its own scores, and the former one as ``retrieval``.
     """
 
@@ -113,24 +113,24 @@ class LegHits:
 class DualIndexRetriever(BaseRetriever):
     """Searches texts and images side by side, and ranks the documents behind the hits together.
 
-    A query is a text, a picture (``QueryBundle("", image_path=…)``), or both. A picture asks the
-    text side only where both sides share a model that embeds images; a text and a picture are two
+    A query is a text, an image (``QueryBundle("", image_path=…)``), or both. An image asks the
+    text side only where both sides share a model that embeds images; a text and an image are two
     searches per side, whose evidence is added.
 
-    Where there is a side ``image_query``, a picture asks it *instead of* the image side. Both hold
-    the same pictures, so that to ask both would count what is one piece of evidence twice; and that
-    side's model is there because it compares pictures better.
+    Where there is a side ``image_query``, an image asks it *instead of* the image side. Both hold
+    the same images, so that to ask both would count what is one piece of evidence twice; and that
+    side's model is there because it compares images better.
 
     LlamaIndex' instrumentation shows a span for each step: ``embed_query``, one for each leg
     (``search_text``, ``search_image``, ``search_image_by_image``, …), ``fuse`` and ``complete``.
 
     Args:
-        index: what to search; or its sides: ``text``, ``image`` and, for pictures that are searched
-            by a picture, ``image_query``.
+        index: what to search; or its sides: ``text``, ``image`` and, for images that are searched
+            by an image, ``image_query``.
         similarity_top_k: text nodes to take from the search.
         image_similarity_top_k: image nodes to take from the search.
         top_k: documents to return; None for all that were found.
-        normalise: see ``fuse``.
+        normalize: see ``fuse``.
         combine: see ``fuse``.
         weights: by side (``text``, ``image``, which counts for ``image_query`` too); see ``fuse``.
         k: see ``fuse``.
@@ -161,7 +161,7 @@ class DualIndexRetriever(BaseRetriever):
         similarity_top_k: int = 16,
         image_similarity_top_k: int = 16,
         top_k: int | None = None,
-        normalise: Normalise = "background",
+        normalize: Normalize = "background",
         combine: Combine = "evidence",
         weights: Mapping[str, float] | None = None,
         k: float = RANK_CONSTANT,
@@ -175,7 +175,7 @@ class DualIndexRetriever(BaseRetriever):
         **kwargs: Any,
     ) -> None:
         sides = index if isinstance(index, Mapping) else index.sides()
-        check_method(normalise, combine, k=k)
+        check_method(normalize, combine, k=k)
         for name, value, least in (
             ("similarity_top_k", similarity_top_k, 0),
             ("image_similarity_top_k", image_similarity_top_k, 0),
@@ -204,7 +204,7 @@ class DualIndexRetriever(BaseRetriever):
             "image": image_similarity_top_k,
         }
         self._top_k = top_k
-        self._normalise, self._combine, self._k = normalise, combine, k
+        self._normalize, self._combine, self._k = normalize, combine, k
         self._weights: dict[str, float] = dict(weights or {})
         self._filters = filters
         self._calibrator = _calibrator_of(index, calibrator, min_probability)
@@ -243,7 +243,7 @@ class DualIndexRetriever(BaseRetriever):
             "text": SearchSide(text_store, embed_model, nodes=nodes),
             "image": SearchSide(image_store, image_embed_model or embed_model, nodes=nodes),
         }
-        return cls(sides, **{"normalise": "rank", "combine": "sum", **settings})
+        return cls(sides, **{"normalize": "rank", "combine": "sum", **settings})
 
     @classmethod
     def from_index(cls, index: MultiModalVectorStoreIndex, **settings: Any) -> DualIndexRetriever:
@@ -277,7 +277,7 @@ class DualIndexRetriever(BaseRetriever):
         other._filters = filters if self._filters is None else _both(self._filters, filters)
         return other
 
-    def get_picture(self, node_id: str) -> BaseNode | None:
+    def get_image(self, node_id: str) -> BaseNode | None:
         """The node of the image side with this id; None if there is none that fits the filters.
 
         Args:
@@ -335,7 +335,7 @@ class DualIndexRetriever(BaseRetriever):
         return {name: np.asarray(vector, dtype=np.float32) for name, vector in vectors.items()}
 
     def _check_pairs(self) -> None:
-        """Refuse a calibrator that serves no query: one by text asks other pairs than a picture."""
+        """Refuse a calibrator that serves no query: one by text asks other pairs than an image."""
         if self._calibrator is None:
             return
         asked = [side for side, top_k in self._top_ks.items() if top_k]
@@ -423,7 +423,7 @@ class DualIndexRetriever(BaseRetriever):
 
     def _leg(self, name: str, hits: LegHits) -> Leg:
         background = size = None
-        if self._normalise == "background" and hits.nodes:
+        if self._normalize == "background" and hits.nodes:
             side = self._sides[self._searched(name)]
             sample, size = side.sample(), side.count()
             background = None if sample is None else sample @ _unit(hits.query)
@@ -438,7 +438,7 @@ class DualIndexRetriever(BaseRetriever):
         legs = {name: self._leg(name, found) for name, found in hits.items()}
         fusion = fuse(
             legs,
-            normalise=self._normalise,
+            normalize=self._normalize,
             combine=self._combine,
             weights={name: self._weights.get(_side(name), 1.0) for name in hits},
             k=self._k,
@@ -469,7 +469,7 @@ class DualIndexRetriever(BaseRetriever):
         returned: list[NodeWithScore] = []
         for document in documents:
             of_document = best[document.key]
-            scores = _where_from(document, fusion.normalise) | probabilities[document.key]
+            scores = _where_from(document, fusion.normalize) | probabilities[document.key]
             scores |= exact.get(document.key, {})
             nodes = [of_document[side][1] for side in self._sides if side in of_document]
             returned += [
@@ -481,10 +481,10 @@ class DualIndexRetriever(BaseRetriever):
     def _of_nodes(self, fusion: Fusion, hits: LegHits, leg: Leg) -> dict[str, float]:
         """What each node of a leg is worth, on the documents' scale.
 
-        So a picture that a text found can be compared with one that a picture found.
+        So an image that a text found can be compared with one that an image found.
         """
         of_nodes = replace(leg, keys=[node.node_id for node in hits.nodes])
-        found = fuse({"": of_nodes}, normalise=fusion.normalise, combine=fusion.combine, k=self._k)
+        found = fuse({"": of_nodes}, normalize=fusion.normalize, combine=fusion.combine, k=self._k)
         return {node.key: node.score for node in found.documents}
 
     def _probabilities(self, documents: Sequence[FusedDocument]) -> dict[str, dict[str, float]]:
@@ -606,7 +606,7 @@ def _embed_text(model: BaseEmbedding, query: QueryBundle) -> list[float]:
 def _embed_image(model: BaseEmbedding, image: str) -> list[float]:
     if not isinstance(model, MultiModalEmbedding):
         raise ValueError(
-            f"the query is a picture, but {model.model_name} embeds no pictures; "
+            f"the query is an image, but {model.model_name} embeds no images; "
             "pass a MultiModalEmbedding for the image side"
         )
     return model.get_image_embedding(image)
@@ -617,8 +617,8 @@ def _unit(vector: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     return vector / np.float32(length) if length else vector
 
 
-def _where_from(document: FusedDocument, normalise: Normalise) -> dict[str, float]:
-    sigmas = document.normalised if normalise in {"zscore", "background"} else {}
+def _where_from(document: FusedDocument, normalize: Normalize) -> dict[str, float]:
+    sigmas = document.normalized if normalize in {"zscore", "background"} else {}
     return {
         **document.scores,
         **{f"{name}_sigma": value for name, value in sigmas.items()},

@@ -98,18 +98,18 @@ class StoreError(RuntimeError):
 
 
 class CaptionedImageNode(ImageNode):
-    """An image node whose content is its caption and its picture; it fetches no URL by itself."""
+    """An image node whose content is its caption and its image; it fetches no URL by itself."""
 
     def get_content_blocks(
         self, metadata_mode: MetadataMode = MetadataMode.NONE
     ) -> list[BaseContentBlock]:
-        """Give metadata, caption and picture as blocks for a chat model.
+        """Give metadata, caption and image as blocks for a chat model.
 
         Args:
             metadata_mode: which metadata goes first; none by default.
 
         Raises:
-            ImageError: the picture's file is not there, or is none.
+            ImageError: the image's file is not there, or is none.
         """
         blocks = self.get_metadata_content_blocks(metadata_mode)
         if self.text:
@@ -120,7 +120,7 @@ class CaptionedImageNode(ImageNode):
             path = Path(self.image_path)
             if not path.is_file():
                 raise ImageError(f"node {self.node_id} ({path})", "no such file")
-            # LlamaIndex guesses by the name, knows no .jpeg, and then takes the picture for a path.
+            # LlamaIndex guesses by the name, knows no .jpeg, and then takes the image for a path.
             kind = self.image_mimetype or mime_type(path)
             blocks.append(ImageBlock(path=path, image_mimetype=kind))
         elif self.image_url:
@@ -128,7 +128,7 @@ class CaptionedImageNode(ImageNode):
         return blocks
 
     def resolve_image(self) -> Any:
-        """Give the picture's path, or its bytes as a stream.
+        """Give the image's path, or its bytes as a stream.
 
         Raises:
             ImageError: the node knows only a URL.
@@ -1124,13 +1124,13 @@ def _refuse_pixels(node: BaseNode, name: str) -> None:
         )
 
 
-def _check_bytes(text: str, limit: int, name: str, remedy: str) -> None:
+def _check_bytes(text: str, limit: int, name: str, way_out: str) -> None:
     try:
         size = len(text.encode())
     except UnicodeEncodeError as error:
         raise ValueError(f"{name}: is no valid Unicode ({error.reason}); clean it") from error
     if size > limit:
-        raise ValueError(f"{name}: {size:,} bytes, more than Milvus' {limit:,}; {remedy}")
+        raise ValueError(f"{name}: {size:,} bytes, more than Milvus' {limit:,}; {way_out}")
 
 
 def _check_integers(value: Any, name: str) -> None:

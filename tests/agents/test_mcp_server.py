@@ -28,7 +28,7 @@ COLOURS = ("red", "green", "blue")
 
 @pytest.fixture(scope="module")
 def database(tiny_clip: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Three documents, each a text and a picture."""
+    """Three documents, each a text and an image."""
     folder = tmp_path_factory.mktemp("mcp")
     nodes: list[Any] = []
     for colour in COLOURS:
@@ -37,7 +37,7 @@ def database(tiny_clip: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
         nodes += [
             TextNode(id_=f"{colour}-text", text=f"all about {colour}", relationships=document),
             ImageNode(
-                id_=f"{colour}-picture",
+                id_=f"{colour}-image",
                 image_path=str(folder / f"{colour}.png"),
                 metadata={"colour": colour},
                 relationships=document,
@@ -76,7 +76,7 @@ def test_its_tools_only_read_and_say_what_they_hold(database: str) -> None:
 
     search, similar = talk(server, look)
 
-    assert (search.name, similar.name) == ("search", "similar_pictures")
+    assert (search.name, similar.name) == ("search", "similar_images")
     for tool in (search, similar):
         assert tool.description.startswith("Three plain colours. ")
         assert tool.annotations.read_only_hint
@@ -84,20 +84,20 @@ def test_its_tools_only_read_and_say_what_they_hold(database: str) -> None:
         assert "$ref" not in json.dumps(tool.input_schema)
     assert list(search.input_schema["properties"]) == ["query", "top_k", "filters"]
     assert search.input_schema["required"] == ["query"]
-    assert list(similar.input_schema["properties"]) == ["picture", "top_k"]
-    assert similar.input_schema["required"] == ["picture"]
+    assert list(similar.input_schema["properties"]) == ["image", "top_k"]
+    assert similar.input_schema["required"] == ["image"]
 
 
 @pytest.mark.parametrize("mode", ["auto", "legacy"])
-def test_search_and_similar_pictures(database: str, mode: str) -> None:
+def test_search_and_similar_images(database: str, mode: str) -> None:
     async def ask(client: Client) -> Any:
         found = await client.call_tool("search", {"query": "something", "top_k": 2})
         only = await client.call_tool(
             "search", {"query": "x", "filters": [{"key": "colour", "value": "blue"}]}
         )
-        by_id = await client.call_tool("similar_pictures", {"picture": "green-picture"})
+        by_id = await client.call_tool("similar_images", {"image": "green-image"})
         path = str(Path(database).with_name("blue.png"))
-        by_path = await client.call_tool("similar_pictures", {"picture": path, "top_k": 1})
+        by_path = await client.call_tool("similar_images", {"image": path, "top_k": 1})
         return found, only, by_id, by_path
 
     found, only, by_id, by_path = talk(server_of(database), ask, mode=mode)
@@ -117,13 +117,13 @@ def test_search_and_similar_pictures(database: str, mode: str) -> None:
     assert not any(result.is_error for result in (found, only, by_id, by_path))
 
 
-def test_pictures_of_a_folder_where_it_is_named(database: str, tmp_path: Path) -> None:
+def test_images_of_a_folder_where_it_is_named(database: str, tmp_path: Path) -> None:
     Image.new("RGB", (9, 9), "red").save(tmp_path / "mine.png")
 
     async def ask(client: Client) -> Any:
         return [
-            await client.call_tool("similar_pictures", {"picture": picture, "top_k": 1})
-            for picture in ("mine.png", "/etc/passwd")
+            await client.call_tool("similar_images", {"image": image, "top_k": 1})
+            for image in ("mine.png", "/etc/passwd")
         ]
 
     mine, secret = talk(server_of(database, image_root=tmp_path), ask)
@@ -136,11 +136,11 @@ def test_pictures_of_a_folder_where_it_is_named(database: str, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
-        ("find", {}, "find: no such tool; there are search, similar_pictures"),
+        ("find", {}, "find: no such tool; there are search, similar_images"),
         ("search", {}, "query: is missing; the arguments are query, top_k, filters"),
         ("search", {"query": "a", "image": "b"}, "image: no such argument; the arguments are"),
         ("search", {"query": "a", "top_k": 99}, "top_k: Input should be less than or equal to"),
-        ("similar_pictures", {"picture": "x"}, "x: no such picture here; pass the id or path of"),
+        ("similar_images", {"image": "x"}, "x: no such image here; pass the id or path of"),
     ],
 )
 def test_mistakes_come_back_as_errors(

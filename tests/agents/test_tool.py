@@ -47,9 +47,9 @@ def of(document: str, section: str) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Pictures of four colours; the red one is large."""
-    folder = tmp_path_factory.mktemp("pictures")
+def images(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Images of four colours; the red one is large."""
+    folder = tmp_path_factory.mktemp("images")
     sizes = {"red": (1000, 500), "green": (40, 40), "blue": (40, 40), "grey": (40, 40)}
     for colour, size in sizes.items():
         Image.new("RGB", size, colour).save(folder / f"{colour}.png")
@@ -58,9 +58,9 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def index(
-    tiny_clip: Path, pictures: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+    tiny_clip: Path, images: dict[str, str], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[DualIndex]:
-    """Four documents, each with a text and a picture, two to a section."""
+    """Four documents, each with a text and an image, two to a section."""
     model = DualEncoderEmbedding(model_name=str(tiny_clip))
     sections = {"red": "city", "green": "city", "blue": "sport", "grey": "sport"}
     nodes = [
@@ -69,9 +69,9 @@ def index(
         for node in (
             TextNode(id_=f"{colour}-text", text=f"all about {colour}", **of(colour, section)),
             ImageNode(
-                id_=f"{colour}-picture",
+                id_=f"{colour}-image",
                 text=f"a {colour} field",
-                image_path=pictures[colour],
+                image_path=images[colour],
                 **of(colour, section),
             ),
         )
@@ -109,8 +109,8 @@ class Found(BaseRetriever):
 # --- the answer ---------------------------------------------------------------------------------
 
 
-def test_texts_and_pictures_come_in_the_order_of_the_documents(
-    index: DualIndex, pictures: dict[str, str]
+def test_texts_and_images_come_in_the_order_of_the_documents(
+    index: DualIndex, images: dict[str, str]
 ) -> None:
     hits = index.as_retriever(complete=True).retrieve("something red")
 
@@ -127,13 +127,13 @@ def test_texts_and_pictures_come_in_the_order_of_the_documents(
         assert section == f"section: {of_document[0].node.metadata['section']}"
         said = {
             f"{document}-text": f"> all about {document}",
-            f"{document}-picture": f"picture {document}-picture | file {pictures[document]} | "
+            f"{document}-image": f"image {document}-image | file {images[document]} | "
             f"caption: a {document} field",
         }
         assert rest == [said[hit.node_id] for hit in of_document]
 
 
-def test_pictures_are_small_jpegs(index: DualIndex, pictures: dict[str, str]) -> None:
+def test_images_are_small_jpegs(index: DualIndex, images: dict[str, str]) -> None:
     output = make(index, max_image_side=100)("anything")
 
     sizes = {}
@@ -146,8 +146,8 @@ def test_pictures_are_small_jpegs(index: DualIndex, pictures: dict[str, str]) ->
     assert sizes == {"red": (100, 50), "green": (40, 40), "blue": (40, 40), "grey": (40, 40)}
 
 
-def test_pictures_that_are_not_shown_are_named_and_counted(pictures: dict[str, str]) -> None:
-    paths = [pictures["red"], "/no/such.png", pictures["green"], pictures["blue"]]
+def test_images_that_are_not_shown_are_named_and_counted(images: dict[str, str]) -> None:
+    paths = [images["red"], "/no/such.png", images["green"], images["blue"]]
     nodes = [ImageNode(id_=str(number), image_path=path) for number, path in enumerate(paths)]
     hits = [NodeWithScore(node=node, score=1.0) for node in nodes]
 
@@ -156,15 +156,15 @@ def test_pictures_that_are_not_shown_are_named_and_counted(pictures: dict[str, s
     assert [type(block).__name__[0] for block in blocks] == list("TTITTTT")
     lines = [block.text.splitlines()[-1] for block in blocks if isinstance(block, TextBlock)]
     assert lines[1:] == [
-        f"picture 0 | file {paths[0]}",
-        f"picture 1 | file {paths[1]} | not shown",
-        f"picture 2 | file {paths[2]} | not shown",
-        f"picture 3 | file {paths[3]} | not shown",
-        "3 pictures not shown: there is room for 1.",
+        f"image 0 | file {paths[0]}",
+        f"image 1 | file {paths[1]} | not shown",
+        f"image 2 | file {paths[2]} | not shown",
+        f"image 3 | file {paths[3]} | not shown",
+        "3 images not shown: there is room for 1.",
     ]
     output = MultiModalSearchTool(Found(*hits))("all")
-    assert "picture 1 | file /no/such.png | cannot be shown: no such file" in output.content
-    assert output.blocks[-1].text == "1 picture cannot be read."
+    assert "image 1 | file /no/such.png | cannot be shown: no such file" in output.content
+    assert output.blocks[-1].text == "1 image cannot be read."
 
 
 def test_a_document_cannot_pass_for_the_tool() -> None:
@@ -329,10 +329,10 @@ def test_an_agent_cannot_widen_what_its_owner_allows(index: DualIndex) -> None:
     for filters in (where("sport"), where("city", "!=")):
         assert documents(search("something", filters=filters)) == []
     assert documents(search("something", filters=[{"key": "title", "value": "Red"}])) == ["red"]
-    assert search(image="red-picture").is_error is False
-    hidden = search(image="blue-picture")
+    assert search(image="red-image").is_error is False
+    hidden = search(image="blue-image")
     assert hidden.is_error
-    assert "blue-picture: no such picture here" in hidden.content
+    assert "blue-image: no such image here" in hidden.content
 
 
 def test_what_filters_miss_is_explained(index: DualIndex) -> None:
@@ -444,21 +444,21 @@ def test_wrong_settings(index: DualIndex, settings: dict[str, Any], message: str
         make(index, **settings)
 
 
-# --- searching by a picture ---------------------------------------------------------------------
+# --- searching by an image ---------------------------------------------------------------------
 
 
-def test_a_picture_of_the_index_is_named_by_its_id_or_as_it_was_returned(
-    index: DualIndex, pictures: dict[str, str]
+def test_a_image_of_the_index_is_named_by_its_id_or_as_it_was_returned(
+    index: DualIndex, images: dict[str, str]
 ) -> None:
     search = make(index)
 
-    before = search(image=pictures["green"])
+    before = search(image=images["green"])
     assert before.is_error  # a path is known only once it was returned
-    by_id = search(image="green-picture", top_k=1)
+    by_id = search(image="green-image", top_k=1)
     assert documents(by_id) == ["green"]
-    assert by_id.raw_input == {"query": "", "image": "green-picture", "top_k": 1}
-    assert documents(search(image=pictures["green"], top_k=1)) == ["green"]
-    both = search("a field", image="green-picture", top_k=1)
+    assert by_id.raw_input == {"query": "", "image": "green-image", "top_k": 1}
+    assert documents(search(image=images["green"], top_k=1)) == ["green"]
+    both = search("a field", image="green-image", top_k=1)
     assert {"text", "image", "text_by_image", "image_by_image"} == {
         name for name in both.raw_output[0].scores if not name.endswith("_evidence")
     }
@@ -476,7 +476,7 @@ def test_no_other_file_is_read(index: DualIndex, tmp_path: Path, allowed: bool) 
     for secret in ("../secret.png", str(tmp_path / "secret.png"), "link.png", "/etc/passwd"):
         output = search(image=secret)
         assert output.is_error
-        assert ("lies outside" if allowed else "no such picture here") in output.content
+        assert ("lies outside" if allowed else "no such image here") in output.content
     for asked in ("asked.png", str(root / "asked.png")):
         output = search(image=asked, top_k=1)
         assert output.is_error is not allowed
@@ -487,7 +487,7 @@ def test_urls_are_fetched_only_where_allowed_and_never_from_here(
     index: DualIndex, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     local = "http://127.0.0.1/a.png"
-    assert "no such picture here" in make(index)(image=local).content
+    assert "no such image here" in make(index)(image=local).content
     open_to_all = make(index, allow_urls=True)
     assert "not a public address; refused" in open_to_all(image=local).content
     assert "file:// is not read" in open_to_all(image="file:///etc/passwd").content
@@ -499,13 +499,13 @@ def test_urls_are_fetched_only_where_allowed_and_never_from_here(
     assert documents(output) == ["blue"]
 
     far = ImageNode(id_="far", image_url="https://example.org/a.png")
-    monkeypatch.setattr(DualIndexRetriever, "get_picture", lambda *_: far)
+    monkeypatch.setattr(DualIndexRetriever, "get_image", lambda *_: far)
     assert documents(open_to_all(image="far", top_k=1)) == ["blue"]
     assert "URLs are not fetched" in make(index)(image="far").content
 
 
 def test_nothing_is_done_on_the_event_loop(
-    index: DualIndex, pictures: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    index: DualIndex, images: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     threads = []
 
@@ -518,10 +518,10 @@ def test_nothing_is_done_on_the_event_loop(
 
     monkeypatch.setattr(tool, "check_image", noting(tool.check_image))
     monkeypatch.setattr(tool, "scaled_jpeg", noting(tool.scaled_jpeg))
-    picture = Path(pictures["red"])
+    image = Path(images["red"])
 
-    search = make(index, image_root=picture.parent)
-    output = asyncio.run(search.acall(image=picture.name, top_k=1))
+    search = make(index, image_root=image.parent)
+    output = asyncio.run(search.acall(image=image.name, top_k=1))
 
     assert documents(output) == ["red"]
     assert len(threads) == 2
@@ -555,8 +555,8 @@ def saying(text: str) -> ChatMessage:
     return ChatMessage(role="assistant", content=text)
 
 
-def test_the_picture_reaches_a_function_agents_model(index: DualIndex) -> None:
-    model = Scripted(calling(image="red-picture", top_k=1), saying("It is red."), saying("Yes."))
+def test_the_image_reaches_a_function_agents_model(index: DualIndex) -> None:
+    model = Scripted(calling(image="red-image", top_k=1), saying("It is red."), saying("Yes."))
     agent = FunctionAgent(tools=[make(index)], llm=model.llm)
 
     async def talk() -> tuple[str, Any]:
@@ -574,7 +574,7 @@ def test_the_picture_reaches_a_function_agents_model(index: DualIndex) -> None:
         with Image.open(shown.resolve_image()) as image:
             assert image.size == (768, 384)
             assert image.getpixel((9, 9)) == (254, 0, 0)
-        assert "picture red-picture" in told.content
+        assert "image red-image" in told.content
     assert json.dumps(state)
 
 
@@ -589,7 +589,7 @@ def test_a_function_agents_model_can_mend_its_mistake(index: DualIndex) -> None:
 
 
 def test_a_react_agents_model_gets_captions_and_paths(
-    index: DualIndex, pictures: dict[str, str]
+    index: DualIndex, images: dict[str, str]
 ) -> None:
     action = json.dumps({"query": "red", "filters": where("city")})
     model = Scripted(
@@ -604,7 +604,7 @@ def test_a_react_agents_model_gets_captions_and_paths(
     observation = model.sent[1][-1].content
     assert observation.startswith("Observation: 2 documents, best first.")
     for colour in ("red", "green"):
-        assert f"file {pictures[colour]} | caption: a {colour} field" in observation
+        assert f"file {images[colour]} | caption: a {colour} field" in observation
 
 
 async def run(agent: Any) -> str:

@@ -56,14 +56,14 @@ def test_features_of_any_kind() -> None:
     background = np.tile([east, west], (25, 1))
     sides = {
         "text": Side(np.array([east, north]), np.array([0, 1]), background),
-        "picture": Side(np.array([west]), np.array([0]), background),
+        "image": Side(np.array([west]), np.array([0]), background),
     }
 
     found = evaluate(np.array([north + 0.1 * east, west]), sides, [{1}, {0, 1}])
 
     assert found.recall["evidence"].tolist() == [1, 1]
     assert found.ndcg["text leg"].tolist() == pytest.approx([1, 1])
-    assert found.recall["picture leg"].tolist() == [0, 0.5]
+    assert found.recall["image leg"].tolist() == [0, 0.5]
 
 
 def test_only_the_unsized_evidence_does_not_know_the_sizes() -> None:
@@ -114,9 +114,9 @@ def test_its_methods_are_those_of_the_study() -> None:
 
 def test_its_default_is_the_default() -> None:
     defaults = inspect.signature(fuse).parameters
-    chosen = defaults["normalise"].default, defaults["combine"].default
+    chosen = defaults["normalize"].default, defaults["combine"].default
 
     assert "the default, `{}` × `{}`".format(*chosen) in DOC
     assert STUDY["METHODS"][STUDY["DEFAULT"]].keywords == dict(
-        zip(("normalise", "combine"), chosen, strict=True)
+        zip(("normalize", "combine"), chosen, strict=True)
     )

@@ -12,7 +12,7 @@ SCRIPT = ROOT / "benchmarks" / "rerank.py"
 
 
 def test_short_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["--quick", "--rounds", "1", "--texts", "9", "--pictures", "3"]
+    arguments = ["--quick", "--rounds", "1", "--texts", "9", "--images", "3"]
     monkeypatch.setattr(sys, "argv", [str(SCRIPT), *arguments, "--dtype", "float32"])
     monkeypatch.setenv("COLUMNS", "80")
 
@@ -28,4 +28,4 @@ def test_short_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtur
     ]
     assert all("met" in row for row in rows[1:])
     assert max(float(row.split()[-1]) for row in rows) < 1e-5
-    assert "9 texts and 3 pictures, tiny, float32" in shown
+    assert "9 texts and 3 images, tiny, float32" in shown

@@ -80,8 +80,8 @@ def demo(tiny_clip: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_demo_corpus(folder / "corpus")
     shown = gap("index", folder / "corpus", "--db", folder / "gap.db", "--model", tiny_clip)
     assert shown.code == 0, shown.err
-    assert "Read 12 documents: 12 passages, 11 pictures (11 with a caption)" in shown.out
-    assert "23 texts and 11 pictures written, 0 unchanged, 0 skipped" in shown.out
+    assert "Read 12 documents: 12 passages, 11 images (11 with a caption)" in shown.out
+    assert "23 texts and 11 images written, 0 unchanged, 0 skipped" in shown.out
     assert "images/budget.png" in shown.out
     return folder
 
@@ -148,7 +148,7 @@ def test_read_reports_what_is_skipped(tmp_path: Path) -> None:
     shown = llama_gap("read", str(write_demo_corpus(tmp_path)))
 
     assert shown.returncode == 0
-    assert "12 documents: 12 passages, 11 pictures (11 with a caption); 1 skipped" in shown.stdout
+    assert "12 documents: 12 passages, 11 images (11 with a caption); 1 skipped" in shown.stdout
     assert "docs.jsonl:12" in shown.stdout
     assert "images/budget.png" in shown.stdout
 
@@ -214,7 +214,7 @@ def test_indexing_again_needs_no_model_and_writes_nothing(demo: Path) -> None:
     shown = gap("index", demo / "corpus", "--db", demo / "gap.db")
 
     assert shown.code == 0
-    assert "0 texts and 0 pictures written, 34 unchanged" in shown.out
+    assert "0 texts and 0 images written, 34 unchanged" in shown.out
 
 
 def test_indexing_a_changed_corpus_takes_away_what_is_gone(
@@ -239,7 +239,7 @@ def test_overwrite_starts_anew(own_db: Path, tmp_path: Path, tiny_clip: Path) ->
     assert rows(own_db) == {"text": 3, "image": 0}
 
 
-def test_another_model_for_pictures(tmp_path: Path, tiny_clip: Path, tiny_siglip: Path) -> None:
+def test_another_model_for_images(tmp_path: Path, tiny_clip: Path, tiny_siglip: Path) -> None:
     db = tmp_path / "gap.db"
     corpus = write_demo_corpus(tmp_path / "corpus")
     models = ("--model", tiny_siglip, "--image-model", tiny_clip)
@@ -252,25 +252,25 @@ def test_another_model_for_pictures(tmp_path: Path, tiny_clip: Path, tiny_siglip
     assert [side["dimension"] for side in stored["collections"].values()] == [32, 16]
 
 
-def test_a_model_for_picture_queries(
+def test_a_model_for_image_queries(
     own_db: Path, demo: Path, tiny_clip: Path, tiny_dinov2: Path
 ) -> None:
-    picture = demo / "corpus" / "images" / "ferry.png"
+    image = demo / "corpus" / "images" / "ferry.png"
     options = ("--db", own_db, "--image-query-model", tiny_dinov2)
 
     shown = gap("index", demo / "corpus", *options)  # an index that is there gains it
 
     assert (shown.code, shown.err) == (0, "")
-    assert "0 pictures written, 11 for image queries, 34 unchanged" in " ".join(shown.out.split())
+    assert "0 images written, 11 for image queries, 34 unchanged" in " ".join(shown.out.split())
     info = gap("info", "--db", own_db)
     words = " ".join(info.out.split())
     assert max(map(len, info.out.splitlines())) <= 80
-    assert "picture queries 11 rows of 32 numbers in gap_image_query" in words
-    assert "model of picture queries" in words
+    assert "image queries 11 rows of 32 numbers in gap_image_query" in words
+    assert "model of image queries" in words
     models = json.loads(gap("info", "--db", own_db, "--json").out)["models"]
     names = {side: model["name"] for side, model in models.items()}
     assert names == {"text": str(tiny_clip), "image_query": str(tiny_dinov2)}
-    search = ("search", "--image", picture, "--db", own_db, "--top-k", 12, "--json")
+    search = ("search", "--image", image, "--db", own_db, "--top-k", 12, "--json")
     found = json.loads(gap(*search).out)
     legs = {document["id"]: document["legs"] for document in found["documents"]}
     assert legs["ferry"]["image_by_image"]["cosine"] == pytest.approx(1, abs=1e-3)
@@ -300,7 +300,7 @@ def test_ctrl_c_leaves_what_the_next_run_completes(
     assert "run the same command again to complete it" in stopped.err
     assert len(stopped.err.splitlines()) == 1
     assert again.code == 0
-    assert f"{300 - calls[0]} texts and 0 pictures written, {calls[0]} unchanged" in again.out
+    assert f"{300 - calls[0]} texts and 0 images written, {calls[0]} unchanged" in again.out
     assert rows(tmp_path / "gap.db") == {"text": 300, "image": 0}
 
 
@@ -335,7 +335,7 @@ def test_a_search_is_a_table_of_80_columns(demo: Path, monkeypatch: pytest.Monke
 
     assert (shown.code, shown.err) == (0, "")
     assert max(map(len, shown.out.splitlines())) <= 80
-    assert shown.out.split()[:5] == ["#", "document", "score", "text", "picture"]
+    assert shown.out.split()[:5] == ["#", "document", "score", "text", "image"]
     for words in ("12 Council passes the budget", "A ferry for the old harbour"):
         assert words in " ".join(shown.out.split())
     assert "corpus/images/ferry.png" in [line.strip() for line in shown.out.splitlines()]
@@ -356,7 +356,7 @@ def test_json_holds_what_scripts_need(big: Path) -> None:
     first = found["documents"][0]
     assert first["score"] == pytest.approx(first["legs"]["text"]["evidence"])
     assert first["text"]["node_id"] == f"{first['id']}#text-0"
-    assert first["picture"] is None
+    assert first["image"] is None
     assert first["metadata"]["title"] == first["title"]
 
 
@@ -365,26 +365,26 @@ def test_what_one_side_did_not_find_is_shown_all_the_same(demo: Path) -> None:
     documents = json.loads(shown.out)["documents"]
 
     assert [len(document["legs"]) for document in documents].count(2) == 11
-    assert sum(document["picture"] is not None for document in documents) == 11
+    assert sum(document["image"] is not None for document in documents) == 11
     evidence = [document["legs"]["text"]["evidence"] for document in documents]
     assert None in evidence  # a text that was not among the best
 
 
-def test_a_picture_finds_itself(demo: Path) -> None:
-    picture = demo / "corpus" / "images" / "ferry.png"
+def test_a_image_finds_itself(demo: Path) -> None:
+    image = demo / "corpus" / "images" / "ferry.png"
 
-    shown = gap("search", "--image", picture, "--db", demo / "gap.db", "--top-k", 12, "--json")
+    shown = gap("search", "--image", image, "--db", demo / "gap.db", "--top-k", 12, "--json")
     documents = json.loads(shown.out)["documents"]
     (ferry,) = (document for document in documents if document["id"] == "ferry")
 
     assert ferry["legs"]["image_by_image"]["cosine"] == pytest.approx(1, abs=1e-4)
-    assert ferry["picture"]["path"] == str(picture)
+    assert ferry["image"]["path"] == str(image)
 
 
 def test_explain_shows_each_leg_and_the_reason(big: Path, demo: Path) -> None:
     by_evidence = gap("search", "text number 7", "--db", big, "--explain", "--top-k", 2)
-    picture = demo / "corpus" / "images" / "ferry.png"
-    by_rank = gap("search", "ship", "--image", picture, "--db", demo / "gap.db", "--explain")
+    image = demo / "corpus" / "images" / "ferry.png"
+    by_rank = gap("search", "ship", "--image", image, "--db", demo / "gap.db", "--explain")
 
     words = " ".join(by_evidence.out.split())
     assert "leg cosine above usual evidence text 0." in words
@@ -393,7 +393,7 @@ def test_explain_shows_each_leg_and_the_reason(big: Path, demo: Path) -> None:
     words = " ".join(by_rank.out.split())
     assert "Ranked by place" in words
     assert "no background of at least 50 scores" in words
-    assert all(leg in words for leg in ("picture by picture", "text by picture"))
+    assert all(leg in words for leg in ("image by image", "text by image"))
     assert "σ" not in words
     for shown in (by_evidence, by_rank):
         assert max(map(len, shown.out.splitlines())) <= 80
@@ -415,7 +415,7 @@ def test_a_reranker_has_the_last_word(
     assert first["fused"] > 0
     for shown in (plain, explained):
         assert max(map(len, shown.out.splitlines())) <= 80
-    assert f"score = mean of text and picture, as {reranker.name} rates" in plain.out
+    assert f"score = mean of text and image, as {reranker.name} rates" in plain.out
     assert f"score {first['score']:.3f}: text" in explained.out
     assert f"{reranker.name} has read what was found" in explained.out
     assert f"found with {first['fused']:.4f}" in explained.out
@@ -485,7 +485,7 @@ def test_a_measurement_fits_80_columns_and_says_what_to_do(demo: Path) -> None:
     assert shown.code == 0, shown.err
     assert max(map(len, shown.out.splitlines())) <= 80
     assert shown.out.startswith("gap in ")
-    assert "23 texts, 11 pictures" in " ".join(shown.out.split())
+    assert "23 texts, 11 images" in " ".join(shown.out.split())
     assert "one index, as stored" in shown.out
     assert "1. The data is thin" in shown.out
     assert "23 stored texts stood in for" in shown.out
@@ -500,7 +500,7 @@ def test_a_measurement_with_queries_as_json_and_as_a_page(demo: Path, tmp_path: 
     assert found["figures"]["gap"]["measured"] == {
         **{"texts": 23, "images": 11, "queries": 0, "pairs": 11}
     }
-    assert found["advice"][0]["title"] in page.read_text("utf-8")
+    assert found["recommendations"][0]["title"] in page.read_text("utf-8")
 
 
 def test_a_reranker_is_measured_too(demo: Path, reranker: Path) -> None:
@@ -560,7 +560,7 @@ def test_info_loads_no_model(demo: Path, tiny_clip: Path, monkeypatch: pytest.Mo
     assert [(side, model["name"]) for side, model in facts["models"].items()] == [
         ("text", str(tiny_clip))
     ]
-    assert facts["pictures"] == "their own files"
+    assert facts["images"] == "their own files"
 
 
 def test_licences_are_known_without_loading(tmp_path: Path) -> None:
@@ -654,7 +654,7 @@ def test_evaluate_gives_json_and_asks_so_many(edis: Path, tiny_clip: Path, tmp_p
 
 
 def test_evaluate_reranks(edis: Path, tiny_clip: Path, tmp_path: Path) -> None:
-    """With a random-weight jina-reranker-m0, which reads texts and pictures."""
+    """With a random-weight jina-reranker-m0, which reads texts and images."""
     reranker = PARITY / "jina_m0_tiny"
     command = ("evaluate", edis, "--db", tmp_path / "e.db", "--model", tiny_clip, "--limit", 1)
 
@@ -673,12 +673,12 @@ def test_the_demo_measures_and_shows(tmp_path: Path) -> None:
     assert (shown.code, again.code) == (0, 0), shown.err + again.err
     words = " ".join(shown.out.split())
     assert "trained on such newsrooms only" in words
-    assert "100 texts and 100 pictures written" in words
+    assert "100 texts and 100 images written" in words
     assert "newsroom: 100 documents, 12 queries" in words
     assert "✓ right" in words
     assert max(map(len, shown.out.splitlines()[:-1])) <= 80
     assert "data:image/jpeg;base64," in (tmp_path / "newsroom.html").read_text("utf-8")
-    assert "0 texts and 0 pictures written, 200 unchanged" in " ".join(again.out.split())
+    assert "0 texts and 0 images written, 200 unchanged" in " ".join(again.out.split())
     smaller = gap("demo", "--folder", tmp_path, "--articles", 101)
     assert "is not this newsroom's; choose another folder" in smaller.err
 
@@ -693,7 +693,7 @@ def test_the_demo_measures_and_shows(tmp_path: Path) -> None:
         (["info", "--db", "no.db"], 1, "error: no.db: no such database"),
         (["delete", "x", "--db", "no.db"], 1, "error: no.db: no such database"),
         (["search", "x", "--db", "no"], 2, "'no' is neither a file that ends in .db"),
-        (["search"], 2, "pass a text, or a picture with --image"),
+        (["search"], 2, "pass a text, or an image with --image"),
         (["search", "x", "--image", "no.png"], 1, "error: no.png: no such file"),
         (["search", "x", "--html", "no/a.html"], 1, "error: no/a.html: there is no folder no"),
         (["search", "x", "--db", "text.db"], 1, "error: text.db: cannot be opened"),
@@ -858,6 +858,6 @@ def test_the_blog_from_the_shell(gap_shared: Path, tiny_clip: Path, tmp_path: Pa
 
     assert indexed.returncode == 0, indexed.stderr
     assert "508 documents" in indexed.stdout
-    assert "390 pictures written" in indexed.stdout
+    assert "390 images written" in indexed.stdout
     assert len(json.loads(found.stdout)["documents"]) == 5
     assert (tmp_path / "out.html").read_text("utf-8").count("<article>") == 5

@@ -65,7 +65,7 @@ def test_what_it_does_not_read_is_counted(encoder: Encoder) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("side", "kinds"), [("headlines", ("text", "both")), ("pictures", ("image", "both"))]
+    ("side", "kinds"), [("headlines", ("text", "both")), ("images", ("image", "both"))]
 )
 def test_it_finds_what_its_card_says(encoder: Encoder, side: str, kinds: Sequence[str]) -> None:
     """Queries anew: their interval and the card's overlap."""
@@ -76,7 +76,7 @@ def test_it_finds_what_its_card_says(encoder: Encoder, side: str, kinds: Sequenc
         encode = partial(encoder.encode_text, kind="document")
         found = batched(encode, [article.headline for article in articles])
     else:
-        found = batched(encoder.encode_images, [article.picture() for article in articles])
+        found = batched(encoder.encode_images, [article.image() for article in articles])
     best = np.argsort(-asked @ found.T, axis=1)[:, :10]
     recall = []
     for query, places in zip(queries, best, strict=True):
@@ -93,7 +93,7 @@ def test_it_finds_what_its_card_says(encoder: Encoder, side: str, kinds: Sequenc
 
 def test_the_card_states_all_figures() -> None:
     for kind in QUERY_KINDS:
-        for side in ("headlines", "pictures", "both, fused", "mixed index"):
+        for side in ("headlines", "images", "both, fused", "mixed index"):
             low, high = stated(kind, side)
             assert 0 <= low <= high <= 1
     for figure in ("‖Δ‖", "separation", "relative modality gap", "best 10 of a mixed index"):

@@ -50,7 +50,7 @@ def queries(articles: list[Article]) -> list[Query]:
 # --- articles ------------------------------------------------------------------------------------
 
 
-def test_the_headline_and_the_picture_claim_different_things() -> None:
+def test_the_headline_and_the_image_claim_different_things() -> None:
     article = Article("1", FACTS, SCENE, "Nurses walk out in Arnbeck on Monday")
 
     assert article.claims == {
@@ -138,14 +138,14 @@ def test_near_misses_differ_in_one_attribute(
     assert near_misses > 0.1 * len(articles)
 
 
-# --- pictures ------------------------------------------------------------------------------------
+# --- images ------------------------------------------------------------------------------------
 
 
-def test_a_picture_is_small_and_of_few_colours() -> None:
-    picture = draw(SCENE, "seed")
+def test_a_image_is_small_and_of_few_colours() -> None:
+    image = draw(SCENE, "seed")
 
-    assert (picture.mode, picture.size) == ("RGB", (SIDE, SIDE))
-    assert len(picture.getcolors() or []) < 64
+    assert (image.mode, image.size) == ("RGB", (SIDE, SIDE))
+    assert len(image.getcolors() or []) < 64
 
 
 def test_the_seed_moves_things_but_does_not_change_them() -> None:
@@ -166,7 +166,7 @@ def test_the_seed_moves_things_but_does_not_change_them() -> None:
         {"sky": "rain"},
     ],
 )
-def test_pictures_differ_where_scenes_do(change: dict[str, object]) -> None:
+def test_images_differ_where_scenes_do(change: dict[str, object]) -> None:
     one, other = (np.asarray(draw(scene, "1")) for scene in (SCENE, replace(SCENE, **change)))
 
     assert np.mean(np.any(one != other, axis=-1)) > 0.02
@@ -289,7 +289,7 @@ def test_it_is_a_corpus_with_queries(tmp_path: Path) -> None:
     assert len(corpus.document_ids) == len(corpus.text_nodes) == len(corpus.image_nodes) == 120
     first = make_articles(120, "test", 0)[0]
     assert corpus.text_nodes[0].get_content(MetadataMode.EMBED) == first.headline
-    assert open_image(corpus.image_nodes[0]).tobytes() == first.picture().tobytes()
+    assert open_image(corpus.image_nodes[0]).tobytes() == first.image().tobytes()
     assert not any(node.text for node in corpus.image_nodes)
 
     queries = [json.loads(line) for line in (folder / "queries.jsonl").read_text().splitlines()]
@@ -307,8 +307,8 @@ def test_somebody_s_own_file_is_not_overwritten(tmp_path: Path) -> None:
     assert (tmp_path / "docs.jsonl").read_text() == "precious"
 
 
-def colours(picture: Image.Image) -> list[str]:
-    return ["#{:02x}{:02x}{:02x}".format(*colour) for _, colour in picture.getcolors() or []]
+def colours(image: Image.Image) -> list[str]:
+    return ["#{:02x}{:02x}{:02x}".format(*colour) for _, colour in image.getcolors() or []]
 
 
 def words(texts: Iterable[str]) -> set[str]:

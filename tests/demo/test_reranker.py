@@ -39,7 +39,7 @@ def test_it_tells_near_misses_apart_as_its_card_says(
         amiss = np.array([len(query.claims - article.claims) for article in articles])
         chosen = np.flatnonzero(amiss <= 1)
         documents = [
-            articles[at].headline if side == "text" else articles[at].picture() for at in chosen
+            articles[at].headline if side == "text" else articles[at].image() for at in chosen
         ]
         scores, amiss = scorer.score(query.text, documents), amiss[chosen]
         if amiss.any():

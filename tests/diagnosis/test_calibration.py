@@ -18,34 +18,34 @@ from llama_index_gap.index.dual_index import DualIndex
 def index(
     tiny_clip: Path, noise_files: list[str], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[DualIndex]:
-    """Thirty texts, and five pictures that have a caption."""
+    """Thirty texts, and five images that have a caption."""
     uri = str(tmp_path_factory.mktemp("calibration") / "gap.db")
     with DualIndex(uri, embed_model=DualEncoderEmbedding(model_name=tiny_clip)) as opened:
         texts = [TextNode(id_=f"text-{i}", text=f"text number {i}") for i in range(30)]
-        pictures = [
-            ImageNode(id_=f"picture-{i}", image_path=path, text=f"picture number {i}")
+        images = [
+            ImageNode(id_=f"image-{i}", image_path=path, text=f"image number {i}")
             for i, path in enumerate(noise_files)
         ]
-        opened.insert_nodes([*texts, *pictures])
+        opened.insert_nodes([*texts, *images])
         yield opened
 
 
 @pytest.fixture(scope="module")
 def queries(noise_files: list[str]) -> list[Any]:
-    """Texts that ask for themselves, and pictures that do."""
+    """Texts that ask for themselves, and images that do."""
     by_text = [(f"text number {i}", {f"text-{i}"}) for i in range(30)]
-    by_caption = [(f"picture number {i}", {f"picture-{i}"}) for i in range(5)]
-    by_picture = [
-        (QueryBundle("", image_path=path), {f"picture-{i}"}) for i, path in enumerate(noise_files)
+    by_caption = [(f"image number {i}", {f"image-{i}"}) for i in range(5)]
+    by_image = [
+        (QueryBundle("", image_path=path), {f"image-{i}"}) for i, path in enumerate(noise_files)
     ]
-    return [*by_text, *by_caption, *by_picture]
+    return [*by_text, *by_caption, *by_image]
 
 
 def test_all_hits_of_all_legs_with_their_labels(index: DualIndex, queries: list[Any]) -> None:
     scores = collect_scores(index, queries)
 
     assert set(scores) == {"text_to_text", "text_to_image", "image_to_text", "image_to_image"}
-    # Each query finds all there is: 35 texts, 5 pictures.
+    # Each query finds all there is: 35 texts, 5 images.
     assert {pair: len(of_pair) for pair, (of_pair, _) in scores.items()} == {
         "text_to_text": 35 * 35,
         "text_to_image": 35 * 5,

@@ -23,7 +23,7 @@ TWO_INDEXES = ["rank", "evidence"]
 
 
 def drawn(n: int = 120, **settings: Any) -> Drawn:
-    """A text and its picture in each document."""
+    """A text and its image in each document."""
     changes = {name: settings.pop(name) for name in list(settings) if name not in {"shared", "own"}}
     texts, images = two_clouds(n, **settings)
     documents = [f"d{i}" for i in range(n)]
@@ -36,7 +36,7 @@ def run(given: Drawn, **settings: Any) -> BeforeAfter:
 
 
 def biases(found: BeforeAfter, name: str) -> list[float]:
-    return [asked.bias.value for asked in found.remedies[name].asked.values()]
+    return [asked.bias.value for asked in found.mitigations[name].asked.values()]
 
 
 @pytest.fixture(scope="module")
@@ -55,41 +55,41 @@ def different() -> BeforeAfter:
 
 
 def test_every_way_is_measured_on_the_half_that_was_not_fitted_on(shifted: BeforeAfter) -> None:
-    assert list(shifted.remedies) == ONE_INDEX + TWO_INDEXES
+    assert list(shifted.mitigations) == ONE_INDEX + TWO_INDEXES
     assert shifted.fitted_on == shifted.corpus == {"texts": 60, "images": 60, "pairs": 60}
     assert shifted.corpus_share == {"text": 0.5, "image": 0.5}
     assert shifted.queries == {"text": 60, "image": 60}
     assert (shifted.labelled, shifted.left_out) == ((), 0)
     for name in ONE_INDEX:
-        gap = shifted.remedies[name].gap
+        gap = shifted.mitigations[name].gap
         assert gap is not None
         assert gap.measured == {"texts": 60, "images": 60, "queries": 0, "pairs": 60}
-        assert shifted.remedies[name].cloud is not None
-    assert all(shifted.remedies[name].gap is None for name in TWO_INDEXES)
+        assert shifted.mitigations[name].cloud is not None
+    assert all(shifted.mitigations[name].gap is None for name in TWO_INDEXES)
 
 
 def test_a_gap_of_means_is_closed_by_moving_them(shifted: BeforeAfter) -> None:
     assert biases(shifted, "stored") == [1.0, 1.0]
     for name in ONE_INDEX[1:]:
         assert biases(shifted, name) == pytest.approx([0.5, 0.5], abs=0.1)
-        assert shifted.remedies[name].bias_closed == pytest.approx(0.9, abs=0.1)
-        assert not shifted.remedies[name].only_means
+        assert shifted.mitigations[name].bias_closed == pytest.approx(0.9, abs=0.1)
+        assert not shifted.mitigations[name].only_means
 
 
 def test_a_fix_that_moves_only_the_means_is_called_that(different: BeforeAfter) -> None:
-    before = different.remedies["stored"].gap
+    before = different.mitigations["stored"].gap
     for name in ("offset", "centred"):
-        remedy = different.remedies[name]
-        assert remedy.gap.distance.value < before.distance.value / 2
+        mitigation = different.mitigations[name]
+        assert mitigation.gap.distance.value < before.distance.value / 2
         assert min(biases(different, name)) > 0.75
-        assert remedy.only_means
+        assert mitigation.only_means
     assert biases(different, "rank") == [0.5, 0.5]  # 16 places in turn
-    assert different.remedies["rank"].bias_closed == 1
-    assert not any(different.remedies[name].only_means for name in ("stored", *TWO_INDEXES))
+    assert different.mitigations["rank"].bias_closed == 1
+    assert not any(different.mitigations[name].only_means for name in ("stored", *TWO_INDEXES))
 
 
 def test_what_is_closed_counts_on_both_sides_of_the_corpus_share() -> None:
-    """Of 20 texts and 100 pictures, fusion by rank finds too many texts for either query."""
+    """Of 20 texts and 100 images, fusion by rank finds too many texts for either query."""
     given = drawn()
     texts = Rows(given.texts.vectors[:20], given.texts.documents[:20])
     found = run(replace(given, texts=texts, pairs=given.pairs[:20], aligned=True))
@@ -97,11 +97,11 @@ def test_what_is_closed_counts_on_both_sides_of_the_corpus_share() -> None:
     assert found.corpus_share["text"] == pytest.approx(20 / 140)
     off = abs(0.5 - 20 / 140) + abs(0.5 - 120 / 140)
     was = (1 - 20 / 140) + (1 - 120 / 140)
-    assert found.remedies["rank"].bias_closed == pytest.approx(1 - off / was)
+    assert found.mitigations["rank"].bias_closed == pytest.approx(1 - off / was)
 
 
 def test_intervals_are_over_the_queries(different: BeforeAfter) -> None:
-    bias = different.remedies["evidence"].asked["text"].bias
+    bias = different.mitigations["evidence"].asked["text"].bias
 
     assert bias.low < bias.value < bias.high
     assert bias.high - bias.low < 0.2
@@ -114,7 +114,7 @@ def test_a_linear_map_takes_pairs() -> None:
     given = drawn()
     few = replace(given, pairs=given.pairs[: FEWEST_PAIRS - 1])
 
-    assert list(run(few).remedies) == ["stored", "offset", "centred", *TWO_INDEXES]
+    assert list(run(few).mitigations) == ["stored", "offset", "centred", *TWO_INDEXES]
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_a_linear_map_takes_pairs() -> None:
 def test_without_aligners_all_is_searched(given: Drawn) -> None:
     found = run(given)
 
-    assert list(found.remedies) == ["stored", *TWO_INDEXES]
+    assert list(found.mitigations) == ["stored", *TWO_INDEXES]
     assert found.corpus == given.counts()
     assert set(found.fitted_on.values()) == {0}
 
@@ -131,9 +131,9 @@ def test_without_aligners_all_is_searched(given: Drawn) -> None:
 def test_small_sides_are_fused_by_rank_and_it_says_so() -> None:
     found = run(drawn(12))
 
-    assert found.remedies["evidence"].note is not None
-    assert "background" in found.remedies["evidence"].note
-    assert found.remedies["rank"].note is None
+    assert found.mitigations["evidence"].note is not None
+    assert "background" in found.mitigations["evidence"].note
+    assert found.mitigations["rank"].note is None
 
 
 def test_one_modality_has_no_gap() -> None:
@@ -149,10 +149,10 @@ def test_one_modality_has_no_gap() -> None:
         )
     )
 
-    assert list(found.remedies) == ["stored"]
-    assert found.remedies["stored"].gap is None
-    assert found.remedies["stored"].asked["text"].bias is None
-    assert found.remedies["stored"].asked["text"].recall.value == 1
+    assert list(found.mitigations) == ["stored"]
+    assert found.mitigations["stored"].gap is None
+    assert found.mitigations["stored"].asked["text"].bias is None
+    assert found.mitigations["stored"].asked["text"].recall.value == 1
     assert "image" not in found.queries
 
 
@@ -162,21 +162,21 @@ def test_two_spaces_have_no_mixed_index() -> None:
     text_queries = Queries(
         {"text": given.texts.vectors[:3], "image": wide[:3]}, [{f"d{i}": 1} for i in range(3)]
     )
-    picture_queries = Queries({"image": wide[:2]}, [{"d0": 1}, {"d1": 1}])
+    image_queries = Queries({"image": wide[:2]}, [{"d0": 1}, {"d1": 1}])
     found = run(
         replace(
             given,
             images=Rows(wide, given.images.documents),
             one_space=False,
-            queries={"text": text_queries, "image": picture_queries},
+            queries={"text": text_queries, "image": image_queries},
         )
     )
 
-    assert list(found.remedies) == TWO_INDEXES
-    asked = found.remedies["rank"].asked
+    assert list(found.mitigations) == TWO_INDEXES
+    asked = found.mitigations["rank"].asked
     assert asked["text"].bias is not None
     assert asked["text"].recall.value == 1
-    assert asked["image"].bias is None  # they ask pictures only
+    assert asked["image"].bias is None  # they ask images only
     assert asked["image"].ndcg.value == 1
     assert measure_drawn(replace(given, one_space=False), k=10, rounds=5, seed=0) is None
 
@@ -184,8 +184,8 @@ def test_two_spaces_have_no_mixed_index() -> None:
 # --- who asks ------------------------------------------------------------------------------------
 
 
-def test_labelled_queries_that_look_for_pictures() -> None:
-    """Each asks with a picture's own text, whose document has no other text."""
+def test_labelled_queries_that_look_for_images() -> None:
+    """Each asks with an image's own text, whose document has no other text."""
     given = drawn()
     others = Rows(given.texts.vectors, [f"other {i}" for i in range(120)])
     relevant = [{f"d{i}": 1} for i in range(120)]
@@ -195,13 +195,13 @@ def test_labelled_queries_that_look_for_pictures() -> None:
     assert found.labelled == ("text",)
     assert found.queries["text"] + found.left_out == 120
     assert found.queries["text"] == found.corpus["images"]
-    assert found.remedies["stored"].asked["text"].recall.value == 0
-    assert found.remedies["rank"].asked["text"].recall.value > 0.9
-    assert found.remedies["stored"].asked["image"].recall is None  # stored pictures asked
+    assert found.mitigations["stored"].asked["text"].recall.value == 0
+    assert found.mitigations["rank"].asked["text"].recall.value > 0.9
+    assert found.mitigations["stored"].asked["image"].recall is None  # stored images asked
 
 
 def test_a_stored_vector_does_not_find_itself() -> None:
-    """Where each picture is its text's very vector, it is what else there is."""
+    """Where each image is its text's very vector, it is what else there is."""
     given = drawn(aligned=True)
     same = Rows(given.texts.vectors, given.images.documents)
     found = run(replace(given, images=same), k=1)
@@ -229,25 +229,25 @@ def test_queries_have_a_mean_of_their_own_where_there_are_many() -> None:
     def gain(n: int) -> float:
         queries = Queries({"text": moved[:n], "image": moved[:n]}, relevant[:n])
         found = run(replace(given, queries={"text": queries}))
-        return found.remedies["centred"].asked["text"].ndcg.value
+        return found.mitigations["centred"].asked["text"].ndcg.value
 
     assert gain(120) > gain(49) + 0.1
 
 
-def test_picture_queries_ask_the_encoder_that_serves_them() -> None:
-    """It knows nothing of texts, and finds the pictures of one document alike."""
+def test_image_queries_ask_the_encoder_that_serves_them() -> None:
+    """It knows nothing of texts, and finds the images of one document alike."""
     given = drawn()
-    by_picture = unit(np.repeat(np.eye(60), 2, axis=0))  # two pictures of a kind
-    by_picture[7] = np.nan  # one that it has not
+    by_image = unit(np.repeat(np.eye(60), 2, axis=0))  # two images of a kind
+    by_image[7] = np.nan  # one that it has not
     queries = Queries(
-        {"text": given.images.vectors[:2], "image": by_picture[:2]}, [{"d1": 1}, {"d0": 1}]
+        {"text": given.images.vectors[:2], "image": by_image[:2]}, [{"d1": 1}, {"d0": 1}]
     )
-    with_encoder = replace(given, by_picture=by_picture, aligned=True, queries={"image": queries})
+    with_encoder = replace(given, by_image=by_image, aligned=True, queries={"image": queries})
     found = run(with_encoder)
     without = run(
         replace(
             with_encoder,
-            by_picture=None,
+            by_image=None,
             queries={
                 "image": replace(
                     queries,
@@ -257,16 +257,18 @@ def test_picture_queries_ask_the_encoder_that_serves_them() -> None:
         )
     )
 
-    assert found.remedies["rank"].asked["image"].recall.value == 1
-    assert without.remedies["rank"].asked["image"].recall.value < 1
-    assert found.remedies["stored"] == without.remedies["stored"]  # one index has one vector each
+    assert found.mitigations["rank"].asked["image"].recall.value == 1
+    assert without.mitigations["rank"].asked["image"].recall.value < 1
+    assert (
+        found.mitigations["stored"] == without.mitigations["stored"]
+    )  # one index has one vector each
 
 
 # --- the parts of a drawing ----------------------------------------------------------------------
 
 
 def test_what_is_drawn_of_some_documents_keeps_its_order_and_its_pairs() -> None:
-    given = replace(drawn(6), by_picture=unit(np.eye(6)))
+    given = replace(drawn(6), by_image=unit(np.eye(6)))
     shuffled = replace(given, pairs=np.array([[0, 0], [1, 1], [3, 3], [5, 5]]))
 
     some = shuffled.among(frozenset({"d1", "d3", "d4"}))
@@ -274,7 +276,7 @@ def test_what_is_drawn_of_some_documents_keeps_its_order_and_its_pairs() -> None
     assert some.texts.documents == some.images.documents == ["d1", "d3", "d4"]
     assert some.pairs.tolist() == [[0, 0], [1, 1]]
     np.testing.assert_array_equal(some.images.vectors, given.images.vectors[[1, 3, 4]])
-    np.testing.assert_array_equal(some.by_picture, np.eye(6)[[1, 3, 4]])
+    np.testing.assert_array_equal(some.by_image, np.eye(6)[[1, 3, 4]])
     assert len(shuffled.pairs) == 4
 
 
@@ -289,11 +291,11 @@ def test_figures_are_those_of_measure_gap() -> None:
 
 
 def test_the_cloud_shows_texts_to_the_left(shifted: BeforeAfter) -> None:
-    cloud = shifted.remedies["stored"].cloud
+    cloud = shifted.mitigations["stored"].cloud
 
     assert cloud.texts.shape == cloud.images.shape == (60, 2)
     assert cloud.texts[:, 0].max() < cloud.images[:, 0].min()
     assert 0.8 < cloud.shown < 1
-    gap = shifted.remedies["stored"].gap
+    gap = shifted.mitigations["stored"].gap
     apart = np.linalg.norm(cloud.texts.mean(axis=0) - cloud.images.mean(axis=0))
     assert apart == pytest.approx(gap.distance.value, rel=0.01)

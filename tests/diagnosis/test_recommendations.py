@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from llama_index_gap.diagnosis.mitigations import Asked, BeforeAfter, Remedy
-from llama_index_gap.diagnosis.recommendations import Advice, Figures, advise
+from llama_index_gap.diagnosis.mitigations import Asked, BeforeAfter, Mitigation
+from llama_index_gap.diagnosis.recommendations import Figures, Recommendation, recommend
 from llama_index_gap.gap.measure import (
     Estimate,
     GapReport,
@@ -19,7 +19,7 @@ from llama_index_gap.gap.measure import (
 )
 
 FUSED = {"rank": (0.5, 0.5), "evidence": (0.4, 0.45)}
-"""The share of the own modality, for text queries and for picture queries."""
+"""The share of the own modality, for text queries and for image queries."""
 
 
 def about(value: float, off: float = 0.02) -> Estimate:
@@ -27,7 +27,7 @@ def about(value: float, off: float = 0.02) -> Estimate:
 
 
 def gap(distance: float = 0.85, separation: float = 1.24, **changes: Any) -> GapReport:
-    """Unrelated texts score 0.5 or 0.6, unrelated pictures 0.2 or 0.3."""
+    """Unrelated texts score 0.5 or 0.6, unrelated images 0.2 or 0.3."""
     figure = ScoreFigures(about(0.5), about(0.1), 100)
     report = GapReport(
         given={},
@@ -53,16 +53,16 @@ def gap(distance: float = 0.85, separation: float = 1.24, **changes: Any) -> Gap
     return replace(report, **changes)
 
 
-def remedy(
+def mitigation(
     text: float, image: float, distance: float | None = None, gain: float | None = None, **rest: Any
-) -> Remedy:
+) -> Mitigation:
     found = None if gain is None else about(gain)
     asked = {"text": Asked(about(text), found, found), "image": Asked(about(image))}
-    return Remedy(asked, None if distance is None else gap(distance), **rest)
+    return Mitigation(asked, None if distance is None else gap(distance), **rest)
 
 
-def figures(remedies: dict[str, Remedy], **changes: Any) -> Figures:
-    """500 texts and 500 pictures, asked by what is stored."""
+def figures(mitigations: dict[str, Mitigation], **changes: Any) -> Figures:
+    """500 texts and 500 images, asked by what is stored."""
     labelled = tuple(changes.pop("labelled", ()))
     before_after = BeforeAfter(
         k=10,
@@ -72,27 +72,27 @@ def figures(remedies: dict[str, Remedy], **changes: Any) -> Figures:
         queries={"text": changes.pop("queries", 250), "image": 250},
         labelled=labelled,
         left_out=0,
-        remedies=remedies,
+        mitigations=mitigations,
     )
     return replace(Figures({"text": 500, "image": 500}, gap(), before_after), **changes)
 
 
 CLIP = {
-    "stored": remedy(1.0, 1.0, 0.85),
-    "offset": remedy(0.9, 0.84, 0.08, bias_closed=0.26, only_means=True),
-    "centred": remedy(0.89, 0.9, 0.12, bias_closed=0.21, only_means=True),
-    "linear": remedy(0.53, 0.69, 0.09, bias_closed=0.79),
-    **{name: remedy(*shares, bias_closed=0.9) for name, shares in FUSED.items()},
+    "stored": mitigation(1.0, 1.0, 0.85),
+    "offset": mitigation(0.9, 0.84, 0.08, bias_closed=0.26, only_means=True),
+    "centred": mitigation(0.89, 0.9, 0.12, bias_closed=0.21, only_means=True),
+    "linear": mitigation(0.53, 0.69, 0.09, bias_closed=0.79),
+    **{name: mitigation(*shares, bias_closed=0.9) for name, shares in FUSED.items()},
 }
 """As CLIP's features of COCO have it."""
 
 
 def titles(given: Figures) -> list[str]:
-    return [advice.title for advice in advise(given)]
+    return [recommendation.title for recommendation in recommend(given)]
 
 
-def advice(given: Figures, start: str) -> Advice:
-    (found,) = (each for each in advise(given) if each.title.startswith(start))
+def recommendation(given: Figures, start: str) -> Recommendation:
+    (found,) = (each for each in recommend(given) if each.title.startswith(start))
     return found
 
 
@@ -109,7 +109,9 @@ def test_a_gap_as_clips_gets_the_whole_guide() -> None:
 
 
 def test_nothing_is_advised_without_a_figure() -> None:
-    for each in advise(figures(CLIP, scorers={"embedder": scorer(0.02), "reranker": scorer(0.8)})):
+    for each in recommend(
+        figures(CLIP, scorers={"embedder": scorer(0.02), "reranker": scorer(0.8)})
+    ):
         assert any(character.isdigit() for character in each.because), each.title
         assert each.do
 
@@ -117,29 +119,29 @@ def test_nothing_is_advised_without_a_figure() -> None:
 @pytest.mark.parametrize(
     ("stored", "numbers"),
     [
-        ({"text": 0, "image": 480}, "480 pictures and no texts"),
-        ({"text": 480, "image": 0}, "480 texts and no pictures"),
+        ({"text": 0, "image": 480}, "480 images and no texts"),
+        ({"text": 480, "image": 0}, "480 texts and no images"),
     ],
 )
-def test_one_modality_needs_no_remedy(stored: Any, numbers: str) -> None:
-    (only,) = advise(figures({"stored": Remedy({})}, stored=stored, gap=None))
+def test_one_modality_needs_no_mitigation(stored: Any, numbers: str) -> None:
+    (only,) = recommend(figures({"stored": Mitigation({})}, stored=stored, gap=None))
 
-    assert only.title == "One modality only: no remedy needed"
+    assert only.title == "One modality only: no mitigation needed"
     assert numbers in only.because
 
 
 def test_thin_data_is_called_thin() -> None:
     given = figures(CLIP, stored={"text": 500, "image": 40}, labelled=["text"], queries=12)
-    first = advise(given)[0]
+    first = recommend(given)[0]
 
     assert first.title == "The data is thin"
-    assert "only 40 pictures and 12 labelled text queries" in first.because
+    assert "only 40 images and 12 labelled text queries" in first.because
     assert "500" not in first.because
 
 
 def test_two_models_keep_two_indexes() -> None:
-    remedies = {name: remedy(*shares, gain=0.6) for name, shares in FUSED.items()}
-    (only,) = advise(figures(remedies, one_space=False, gap=None, labelled=["text"]))
+    mitigations = {name: mitigation(*shares, gain=0.6) for name, shares in FUSED.items()}
+    (only,) = recommend(figures(mitigations, one_space=False, gap=None, labelled=["text"]))
 
     assert only.title == "Two models: keep two indexes"
     assert "two indexes, by evidence 0.60 (0.58 to 0.62)" in only.because
@@ -149,7 +151,7 @@ def test_two_models_keep_two_indexes() -> None:
 
 
 def test_two_indexes_where_one_is_biased() -> None:
-    found = advice(figures(CLIP), "One index for each modality")
+    found = recommendation(figures(CLIP), "One index for each modality")
 
     assert "100% (98% to 102%) of a text query's first 10 are texts, where 50%" in found.because
     assert "fused by rank it is 50% and 50%; fused by evidence it is 40% and 45%" in found.because
@@ -157,17 +159,23 @@ def test_two_indexes_where_one_is_biased() -> None:
 
 
 def test_labelled_queries_decide_between_evidence_and_rank() -> None:
-    remedies = CLIP | {"rank": remedy(0.5, 0.5, gain=0.9), "evidence": remedy(0.4, 0.4, gain=0.7)}
-    found = advice(figures(remedies, labelled=["text"]), "One index for each modality")
+    mitigations = CLIP | {
+        "rank": mitigation(0.5, 0.5, gain=0.9),
+        "evidence": mitigation(0.4, 0.4, gain=0.7),
+    }
+    found = recommendation(figures(mitigations, labelled=["text"]), "One index for each modality")
 
     assert found.title.endswith("fused by rank")
-    assert 'normalise="rank"' in found.do
+    assert 'normalize="rank"' in found.do
     assert "two indexes, by rank 0.90 (0.88 to 0.92)" in found.because
 
 
 def test_without_labels_evidence_must_close_half_of_the_bias() -> None:
-    swung = {"rank": remedy(0.5, 0.5, bias_closed=1.0), "evidence": remedy(0, 0.1, bias_closed=0.1)}
-    found = advice(figures(CLIP | swung), "One index for each modality")
+    swung = {
+        "rank": mitigation(0.5, 0.5, bias_closed=1.0),
+        "evidence": mitigation(0, 0.1, bias_closed=0.1),
+    }
+    found = recommendation(figures(CLIP | swung), "One index for each modality")
 
     assert found.title.endswith("fused by rank")
     assert "fused by evidence it is 0% and 10%" in found.because
@@ -175,8 +183,8 @@ def test_without_labels_evidence_must_close_half_of_the_bias() -> None:
 
 def test_where_evidence_fell_back_to_rank_it_says_so() -> None:
     note = "no background of at least 50 scores"
-    remedies = CLIP | {"evidence": remedy(0.5, 0.5, bias_closed=1.0, note=note)}
-    found = advice(figures(remedies), "One index for each modality")
+    mitigations = CLIP | {"evidence": mitigation(0.5, 0.5, bias_closed=1.0, note=note)}
+    found = recommendation(figures(mitigations), "One index for each modality")
 
     assert found.title.endswith("fused by rank")
     assert "no background of at least 50 scores" in found.because
@@ -185,30 +193,30 @@ def test_where_evidence_fell_back_to_rank_it_says_so() -> None:
 
 @pytest.mark.parametrize(("fused", "differs"), [(0.79, False), (0.9, True)])
 def test_where_labelled_queries_find_no_difference_it_says_so(fused: float, differs: bool) -> None:
-    remedies = CLIP | {
-        "stored": remedy(1, 1, 0.85, gain=0.77),
-        "rank": remedy(0.5, 0.5, gain=0.7),
-        "evidence": remedy(0.5, 0.5, gain=fused),
+    mitigations = CLIP | {
+        "stored": mitigation(1, 1, 0.85, gain=0.77),
+        "rank": mitigation(0.5, 0.5, gain=0.7),
+        "evidence": mitigation(0.5, 0.5, gain=fused),
     }
-    found = advice(figures(remedies, labelled=["text"]), "One index for each modality")
+    found = recommendation(figures(mitigations, labelled=["text"]), "One index for each modality")
 
     assert ("no difference is to be seen" in found.because) is not differs
 
 
 def test_one_index_where_labelled_queries_find_more_in_it() -> None:
-    remedies = CLIP | {
-        "stored": remedy(1, 1, 0.85, gain=0.9),
-        "rank": remedy(0.5, 0.5, gain=0.6),
-        "evidence": remedy(0.5, 0.5, gain=0.7),
+    mitigations = CLIP | {
+        "stored": mitigation(1, 1, 0.85, gain=0.9),
+        "rank": mitigation(0.5, 0.5, gain=0.6),
+        "evidence": mitigation(0.5, 0.5, gain=0.7),
     }
-    found = advice(figures(remedies, labelled=["text"]), "One index serves")
+    found = recommendation(figures(mitigations, labelled=["text"]), "One index serves")
 
     assert "one index, as stored 0.90 (0.88 to 0.92)" in found.because
 
 
 def test_without_bias_both_serve_and_no_aligner_is_needed() -> None:
-    remedies = CLIP | {"stored": remedy(0.51, 0.49, 0.2)}
-    given = figures(remedies, gap=gap(0.2, 0.3))
+    mitigations = CLIP | {"stored": mitigation(0.51, 0.49, 0.2)}
+    given = figures(mitigations, gap=gap(0.2, 0.3))
 
     assert titles(given)[0] == "One index or two: both serve"
     assert not [title for title in titles(given) if title.startswith("If")]
@@ -218,7 +226,7 @@ def test_without_bias_both_serve_and_no_aligner_is_needed() -> None:
 
 
 def test_aligners_are_told_with_what_they_moved() -> None:
-    found = advice(figures(CLIP), "If the model must stay")
+    found = recommendation(figures(CLIP), "If the model must stay")
 
     assert "Centring takes the distance of the means from 0.85 to 0.12" in found.because
     assert "from 100% to 89%" in found.because
@@ -228,13 +236,13 @@ def test_aligners_are_told_with_what_they_moved() -> None:
 
 def test_the_best_aligner_is_named_by_ndcg_where_queries_are_labelled() -> None:
     gains = {"stored": 0.1, "offset": 0.8, "centred": 0.5, "linear": 0.6, "evidence": 0.9}
-    remedies = {
+    mitigations = {
         name: replace(each, asked={"text": replace(each.asked["text"], ndcg=about(gains[name]))})
         for name, each in CLIP.items()
         if name in gains
     }
-    remedies["offset"] = replace(remedies["offset"], bias_closed=0.6, only_means=False)
-    found = advice(figures(remedies, labelled=["text"]), "If the model must stay")
+    mitigations["offset"] = replace(mitigations["offset"], bias_closed=0.6, only_means=False)
+    found = recommendation(figures(mitigations, labelled=["text"]), "If the model must stay")
 
     assert "the offset" in found.title
     assert "OffsetAligner" in found.do
@@ -242,11 +250,11 @@ def test_the_best_aligner_is_named_by_ndcg_where_queries_are_labelled() -> None:
 
 
 def test_where_no_aligner_closes_the_gap_it_says_so() -> None:
-    remedies = {name: each for name, each in CLIP.items() if name != "linear"}
-    found = advice(figures(remedies, pairs=12), "If it must be one index")
+    mitigations = {name: each for name, each in CLIP.items() if name != "linear"}
+    found = recommendation(figures(mitigations, pairs=12), "If it must be one index")
 
     assert "no aligner" in found.title
-    assert "takes 50 pairs of a text and its picture, and there were 12" in found.because
+    assert "takes 50 pairs of a text and its image, and there were 12" in found.because
 
 
 # --- further cases -------------------------------------------------------------------------------
@@ -256,19 +264,19 @@ def test_where_no_aligner_closes_the_gap_it_says_so() -> None:
     ("delta", "title"),
     [(-0.3, "by an encoder of images"), (0.3, "the model itself"), (0.01, "no difference")],
 )
-def test_pictures_that_look_for_pictures(delta: float, title: str) -> None:
+def test_images_that_look_for_images(delta: float, title: str) -> None:
     within = RecallComparison(10, about(0.5), about(0.5 - delta), about(delta), 90, 10)
-    found = advice(figures(CLIP, within=within), "Pictures that look for pictures")
+    found = recommendation(figures(CLIP, within=within), "Images that look for images")
 
     assert title in found.title
     assert f"{delta:.2f}" in found.because
-    assert "90 pictures" in found.because
+    assert "90 images" in found.because
 
 
 def test_a_threshold_of_one_pair_means_nothing_for_another() -> None:
-    found = advice(figures(CLIP), "Thresholds")
+    found = recommendation(figures(CLIP), "Thresholds")
 
-    assert "3.0% of unrelated pictures score 0.30 or more, and 100.0% of" in found.because
+    assert "3.0% of unrelated images score 0.30 or more, and 100.0% of" in found.because
 
 
 def test_thresholds_that_mean_the_same_need_no_advice() -> None:
@@ -293,14 +301,14 @@ def scorer(overlap: float) -> ScoreComparison:
 )
 def test_a_reranker_is_judged_by_its_own_gap(overlap: float, title: str) -> None:
     given = figures(CLIP, scorers={"embedder": scorer(0.02), "reranker": scorer(overlap)})
-    found = advice(given, title)
+    found = recommendation(given, title)
 
     assert f"{overlap:.0%}" in found.because
     assert "2%" in found.because
 
 
 def test_another_model_where_the_gap_is_wider_than_the_clouds() -> None:
-    found = advice(figures(CLIP), "If the model can change")
+    found = recommendation(figures(CLIP), "If the model can change")
 
     assert "1.24 (1.22 to 1.26) times as far apart" in found.because
     assert "still 89% and 90%" in found.because

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from clouds import Numbered, picture, text, two_clouds, unit
+from clouds import Numbered, image, text, two_clouds, unit
 from llama_index.core.bridge.pydantic import Field
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import BaseNode
@@ -19,11 +19,11 @@ from llama_index_gap.evaluation.datasets import LabelledQuery
 from llama_index_gap.gap.measure import measure_gap
 
 N = 60
-TEXTS, PICTURES = two_clouds(N, own=6)
+TEXTS, IMAGES = two_clouds(N, own=6)
 
 
 def build(folder: Path, nodes: Sequence[BaseNode], **models: Any) -> DualIndex:
-    models = {"embed_model": Numbered(TEXTS, PICTURES), **models}
+    models = {"embed_model": Numbered(TEXTS, IMAGES), **models}
     index = DualIndex(str(folder / "gap.db"), **models)
     index.insert_nodes(nodes)
     return index
@@ -42,14 +42,14 @@ def by_text(number: int) -> LabelledQuery:
     return LabelledQuery(str(number), f"query {number}")
 
 
-def by_picture(number: int) -> LabelledQuery:
-    return LabelledQuery(str(number), "", f"/pictures/{number}.png")
+def by_image(number: int) -> LabelledQuery:
+    return LabelledQuery(str(number), "", f"/images/{number}.png")
 
 
 @pytest.fixture(scope="module")
 def index(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DualIndex]:
-    """Documents of a picture with its caption."""
-    with build(tmp_path_factory.mktemp("index"), [picture(i) for i in range(N)]) as opened:
+    """Documents of an image with its caption."""
+    with build(tmp_path_factory.mktemp("index"), [image(i) for i in range(N)]) as opened:
         yield opened
 
 
@@ -70,13 +70,13 @@ def test_a_whole_index_is_measured(index: DualIndex, report: Report) -> None:
     assert figures.gap is not None
     assert figures.gap.measured == {"texts": N, "images": N, "queries": 0, "pairs": N}
     assert figures.before_after.corpus == {"texts": N // 2, "images": N // 2, "pairs": N // 2}
-    assert figures.before_after.remedies["stored"].asked["text"].bias.value == 1
-    assert report.advice[-1].title.startswith("If the model can change")
+    assert figures.before_after.mitigations["stored"].asked["text"].bias.value == 1
+    assert report.recommendations[-1].title.startswith("If the model can change")
 
 
 def test_its_figures_are_those_of_its_vectors(report: Report) -> None:
     pairs = np.column_stack([np.arange(N)] * 2)
-    expected = measure_gap(TEXTS, PICTURES, pairs=pairs, rounds=10)
+    expected = measure_gap(TEXTS, IMAGES, pairs=pairs, rounds=10)
     found = report.figures.gap
 
     for name in ("distance", "separation", "rmg", "spread_ratio"):
@@ -87,19 +87,19 @@ def test_it_says_who_asked_and_what_was_searched(report: Report) -> None:
     notes = " ".join(report.notes)
 
     assert "No labelled text queries asked: 30 stored texts stood in for them" in notes
-    assert "No labelled picture queries asked: 30 stored pictures stood in" in notes
-    assert "fitted on one half of the documents (30 texts, 30 pictures, 30 pairs)" in notes
+    assert "No labelled image queries asked: 30 stored images stood in" in notes
+    assert "fitted on one half of the documents (30 texts, 30 images, 30 pairs)" in notes
     assert "No linear map was fitted: it takes 50 pairs" in notes
 
 
 def test_it_is_json(report: Report) -> None:
     content = json.loads(json.dumps(report.to_dict()))
 
-    remedies = content["figures"]["before_after"]["remedies"]
-    assert list(remedies) == ["stored", "offset", "centred", "rank", "evidence"]
-    assert "cloud" not in remedies["stored"]
-    assert report.figures.before_after.remedies["stored"].cloud is not None
-    assert content["advice"][0].keys() == {"title", "because", "do"}
+    mitigations = content["figures"]["before_after"]["mitigations"]
+    assert list(mitigations) == ["stored", "offset", "centred", "rank", "evidence"]
+    assert "cloud" not in mitigations["stored"]
+    assert report.figures.before_after.mitigations["stored"].cloud is not None
+    assert content["recommendations"][0].keys() == {"title", "because", "do"}
 
 
 def test_the_same_seed_draws_the_same(index: DualIndex, report: Report) -> None:
@@ -132,7 +132,7 @@ def test_a_small_side_is_drawn_more_densely(
 ) -> None:
     monkeypatch.setattr(collect, "MOST", 12)
     monkeypatch.setattr(collect, "LEAST", 15)
-    nodes = [*(text(i) for i in range(N)), *(picture(i, caption=False) for i in range(15))]
+    nodes = [*(text(i) for i in range(N)), *(image(i, caption=False) for i in range(15))]
     with build(tmp_path, nodes) as index:
         found = run(index)
 
@@ -144,46 +144,46 @@ def test_a_small_side_is_drawn_more_densely(
 
 
 def test_without_captions_a_pair_is_of_one_document(tmp_path: Path) -> None:
-    nodes = [*(text(i) for i in range(20)), *(picture(i, caption=False) for i in range(15))]
+    nodes = [*(text(i) for i in range(20)), *(image(i, caption=False) for i in range(15))]
     with build(tmp_path, nodes) as index:
         found = run(index)
 
     assert found.drawn == {"texts": 20, "images": 15, "pairs": 15}
-    assert any("a pair is the first text and the first picture" in note for note in found.notes)
+    assert any("a pair is the first text and the first image" in note for note in found.notes)
     assert found.figures.gap.scores["matched"].mean.value == pytest.approx(
-        np.mean((TEXTS[:15] * PICTURES[:15]).sum(axis=1)), abs=1e-5
+        np.mean((TEXTS[:15] * IMAGES[:15]).sum(axis=1)), abs=1e-5
     )
 
 
-def test_texts_of_drawn_pictures_are_added_where_pairs_would_be_rare(
+def test_texts_of_drawn_images_are_added_where_pairs_would_be_rare(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(collect, "ENOUGH", 24)
     monkeypatch.setattr(collect, "LEAST", 10)
-    nodes = [*(text(i) for i in range(N)), *(picture(i, caption=False) for i in range(N))]
+    nodes = [*(text(i) for i in range(N)), *(image(i, caption=False) for i in range(N))]
     with build(tmp_path, nodes) as index:
         found = run(index)
 
     assert found.drawn["pairs"] == found.drawn["images"] < N
-    assert any("because a picture of their document was drawn" in note for note in found.notes)
+    assert any("because an image of their document was drawn" in note for note in found.notes)
 
 
 # --- labelled queries ----------------------------------------------------------------------------
 
 
-def test_labelled_queries_by_text_and_by_picture(index: DualIndex) -> None:
-    queries = [by_text(i) for i in range(0, N, 2)] + [by_picture(i) for i in range(1, N, 2)]
+def test_labelled_queries_by_text_and_by_image(index: DualIndex) -> None:
+    queries = [by_text(i) for i in range(0, N, 2)] + [by_image(i) for i in range(1, N, 2)]
     found = run(index, *asked(*queries)).figures.before_after
 
     assert found.labelled == ("text", "image")
     assert sum(found.queries.values()) + found.left_out == N
-    stored = found.remedies["stored"]
+    stored = found.mitigations["stored"]
     assert stored.asked["text"].ndcg.value == 1  # each finds its own caption
     assert stored.asked["image"].recall.value == 1
 
 
 def test_what_cannot_be_asked_is_counted(index: DualIndex) -> None:
-    both = LabelledQuery("2", "query 2", "/pictures/2.png")
+    both = LabelledQuery("2", "query 2", "/images/2.png")
     lost = LabelledQuery("none", "query 3")
     found = run(index, *asked(by_text(0), by_text(1), both, lost))
 
@@ -209,20 +209,22 @@ def test_not_too_many_queries_are_asked(index: DualIndex, monkeypatch: pytest.Mo
 # --- other indexes -------------------------------------------------------------------------------
 
 
-def test_pictures_alone_need_nothing(tmp_path: Path) -> None:
-    with build(tmp_path, [picture(i, caption=False) for i in range(12)]) as index:
+def test_images_alone_need_nothing(tmp_path: Path) -> None:
+    with build(tmp_path, [image(i, caption=False) for i in range(12)]) as index:
         found = run(index, *asked(*(by_text(i) for i in range(12))))
 
     assert found.figures.gap is None
-    assert "One modality only: no remedy needed" in [advice.title for advice in found.advice]
-    assert found.figures.before_after.remedies["stored"].asked["text"].recall.value > 0.5
+    assert "One modality only: no mitigation needed" in [
+        recommendation.title for recommendation in found.recommendations
+    ]
+    assert found.figures.before_after.mitigations["stored"].asked["text"].recall.value > 0.5
 
 
 @pytest.mark.parametrize(
     ("nodes", "message"),
     [
         ([], "gap is empty; put a corpus into it first"),
-        ([picture(i) for i in range(4)], "holds 4 texts and 4 pictures; it takes 10 of each"),
+        ([image(i) for i in range(4)], "holds 4 texts and 4 images; it takes 10 of each"),
     ],
     ids=["empty", "too few"],
 )
@@ -232,47 +234,49 @@ def test_too_little_is_an_error(tmp_path: Path, nodes: list[BaseNode], message: 
 
 
 def test_two_models_have_two_spaces(tmp_path: Path) -> None:
-    other = Numbered(unit(np.hstack([TEXTS, TEXTS])), unit(np.hstack([PICTURES, PICTURES])))
-    nodes = [picture(i) for i in range(N)]
+    other = Numbered(unit(np.hstack([TEXTS, TEXTS])), unit(np.hstack([IMAGES, IMAGES])))
+    nodes = [image(i) for i in range(N)]
     with build(tmp_path, nodes, image_embed_model=other) as index:
-        found = run(index, *asked(*(by_text(i) for i in range(10)), by_picture(11)))
+        found = run(index, *asked(*(by_text(i) for i in range(10)), by_image(11)))
 
     assert found.figures.gap is None
-    assert list(found.figures.before_after.remedies) == ["rank", "evidence"]
+    assert list(found.figures.before_after.mitigations) == ["rank", "evidence"]
     assert found.figures.before_after.queries == {"text": 10, "image": 1}
-    assert "Two models: keep two indexes" in [advice.title for advice in found.advice]
+    assert "Two models: keep two indexes" in [
+        recommendation.title for recommendation in found.recommendations
+    ]
 
 
 def test_vectors_that_are_aligned_already(tmp_path: Path) -> None:
     class Aligned(Numbered):
         aligner: dict[str, str] = Field(default={"path": "aligner.safetensors", "fingerprint": "0"})
 
-    with build(
-        tmp_path, [picture(i) for i in range(N)], embed_model=Aligned(TEXTS, PICTURES)
-    ) as index:
+    with build(tmp_path, [image(i) for i in range(N)], embed_model=Aligned(TEXTS, IMAGES)) as index:
         found = run(index)
 
-    assert list(found.figures.before_after.remedies) == ["stored", "rank", "evidence"]
+    assert list(found.figures.before_after.mitigations) == ["stored", "rank", "evidence"]
     assert any("by an aligner already" in note for note in found.notes)
 
 
-def test_an_encoder_for_picture_queries_is_held_against_the_model(tmp_path: Path) -> None:
-    """It sees the two pictures of a document as one; the model sees two."""
+def test_an_encoder_for_image_queries_is_held_against_the_model(tmp_path: Path) -> None:
+    """It sees the two images of a document as one; the model sees two."""
     alike = np.repeat(np.eye(N // 2), 2, axis=0)
-    nodes = [picture(i, document=f"document {i // 2}") for i in range(N)]
+    nodes = [image(i, document=f"document {i // 2}") for i in range(N)]
     with build(tmp_path, nodes, image_query_embed_model=Numbered(alike, alike)) as index:
-        found = run(index, *asked(by_picture(0), by_picture(3), relevant="document 0"))
+        found = run(index, *asked(by_image(0), by_image(3), relevant="document 0"))
 
     within = found.figures.within
     assert within is not None
     assert (within.queries, within.alone) == (N, 0)
     assert within.reference.value == 1
     assert within.delta.high < 0
-    assert "by an encoder of images" in " ".join(advice.title for advice in found.advice)
+    assert "by an encoder of images" in " ".join(
+        recommendation.title for recommendation in found.recommendations
+    )
 
 
-def test_documents_of_one_picture_say_nothing_of_pictures(tmp_path: Path) -> None:
-    nodes = [picture(i) for i in range(12)]
+def test_documents_of_one_image_say_nothing_of_images(tmp_path: Path) -> None:
+    nodes = [image(i) for i in range(12)]
     with build(tmp_path, nodes, image_query_embed_model=Numbered(TEXTS, TEXTS)) as index:
         found = run(index)
 
@@ -284,7 +288,7 @@ def test_documents_of_one_picture_say_nothing_of_pictures(tmp_path: Path) -> Non
 
 
 class Fair(BaseNodePostprocessor):
-    """Scores texts and pictures on one scale, by their number."""
+    """Scores texts and images on one scale, by their number."""
 
     sides: tuple[str, ...] = ("text", "image")
 
@@ -334,7 +338,7 @@ def test_a_reranker_of_one_side_is_not_measured(index: DualIndex) -> None:
 def test_real_features_of_clip(gap_shared: Path, tmp_path: Path) -> None:
     images, texts = np.load(gap_shared / "data" / "clip_features" / "features_clip.npy")
     model = Numbered(texts, images)
-    with build(tmp_path, [picture(i) for i in range(500)], embed_model=model) as index:
+    with build(tmp_path, [image(i) for i in range(500)], embed_model=model) as index:
         found = run(index)
     pairs = np.column_stack([np.arange(500)] * 2)
     expected = measure_gap(texts, images, pairs=pairs, rounds=10)
@@ -342,8 +346,8 @@ def test_real_features_of_clip(gap_shared: Path, tmp_path: Path) -> None:
     assert found.figures.gap.distance.value == pytest.approx(expected.distance.value, abs=0.02)
     assert found.figures.gap.separation.value == pytest.approx(expected.separation.value, abs=0.03)
     assert found.figures.gap.rmg.value == pytest.approx(expected.rmg.value, abs=0.01)
-    remedies = found.figures.before_after.remedies
-    assert remedies["stored"].asked["text"].bias.value == 1
-    assert 0.85 < remedies["centred"].asked["text"].bias.value < 0.95
-    assert remedies["centred"].only_means
-    assert not remedies["linear"].only_means
+    mitigations = found.figures.before_after.mitigations
+    assert mitigations["stored"].asked["text"].bias.value == 1
+    assert 0.85 < mitigations["centred"].asked["text"].bias.value < 0.95
+    assert mitigations["centred"].only_means
+    assert not mitigations["linear"].only_means

@@ -11,7 +11,7 @@ from PIL import Image
 from llama_index_gap.evaluation.datasets import DatasetError, read_dataset, read_queries
 
 
-def picture(path: Path, colour: str = "red") -> None:
+def image(path: Path, colour: str = "red") -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (8, 8), colour).save(path)
 
@@ -23,10 +23,10 @@ def write_lines(path: Path, *rows: dict[str, Any]) -> None:
 
 @pytest.fixture
 def edis(tmp_path: Path) -> Path:
-    """Three articles in EDIS's files; the picture of one is missing."""
+    """Three articles in EDIS's files; the image of one is missing."""
     folder = tmp_path / "edis"
-    picture(folder / "images" / "bbc" / "1.png")
-    picture(folder / "usa" / "2.png", "blue")
+    image(folder / "images" / "bbc" / "1.png")
+    image(folder / "usa" / "2.png", "blue")
     pool = [
         {"id": "d1", "image": "bbc/1.png", "headline": "Storm hits the coast"},
         {"id": "d2", "image": "usa/2.png", "headline": "Team wins the cup"},
@@ -70,8 +70,8 @@ def test_another_split_is_asked_for_by_name(edis: Path) -> None:
 
 
 def test_mixbench(tmp_path: Path) -> None:
-    picture(tmp_path / "images" / "1.png")
-    picture(tmp_path / "images" / "q.png")
+    image(tmp_path / "images" / "1.png")
+    image(tmp_path / "images" / "q.png")
     write_lines(
         tmp_path / "mixed_corpus.jsonl",
         {"corpus_id": 1, "text": "a ferry", "image": ""},
@@ -196,8 +196,8 @@ def test_no_data_set(tmp_path: Path) -> None:
         read_dataset(tmp_path / "nowhere")
 
 
-def test_a_picture_to_ask_with_may_lie_anywhere(tmp_path: Path) -> None:
-    picture(tmp_path / "elsewhere" / "ask.png")
+def test_a_image_to_ask_with_may_lie_anywhere(tmp_path: Path) -> None:
+    image(tmp_path / "elsewhere" / "ask.png")
     absolute = str(tmp_path / "elsewhere" / "ask.png")
     row = {"image": absolute, "relevant": ["a"]}
     write_lines(tmp_path / "set" / "queries.jsonl", row)

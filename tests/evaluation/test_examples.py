@@ -6,12 +6,12 @@ from llama_index_gap.evaluation.examples import pick_examples
 
 
 def test_examples_are_queries_on_which_methods_differ() -> None:
-    headline, picture = pick_examples(result(), dataset(), 2)
+    headline, image = pick_examples(result(), dataset(), 2)
 
     # All are right on 1, and all wrong on 3.
-    assert [(each.query.id, each.kind) for each in (headline, picture)] == [
+    assert [(each.query.id, each.kind) for each in (headline, image)] == [
         ("2", "headline"),
-        ("4", "picture"),
+        ("4", "image"),
     ]
     assert [(place.document, place.methods, place.right) for place in headline.first] == [
         ("b", ["16+16, default"], True),
@@ -23,18 +23,18 @@ def test_examples_are_queries_on_which_methods_differ() -> None:
         "The title of a",
         "words of c",
     ]
-    assert headline.first[0].picture.ref_doc_id == "b"
+    assert headline.first[0].image.ref_doc_id == "b"
 
 
 def test_a_method_that_found_nothing_is_wrong() -> None:
-    *_, picture = pick_examples(result(), dataset(), 2)
+    *_, image = pick_examples(result(), dataset(), 2)
 
-    assert [(place.document, place.methods, place.right) for place in picture.first] == [
+    assert [(place.document, place.methods, place.right) for place in image.first] == [
         ("d", ["16+16, RRF"], True),
         ("c", ["16+16, default"], True),
         ("", ["32 by text"], False),
     ]
-    assert picture.first[-1].picture is None
+    assert image.first[-1].image is None
 
 
 def test_the_number_is_shared_among_the_kinds() -> None:

@@ -20,10 +20,10 @@ from llama_index_gap.evaluation.experiment import (
     Experiment,
     ExperimentResult,
 )
-from llama_index_gap.evaluation.results_cache import JournalError
+from llama_index_gap.evaluation.results_cache import ResultsCacheError
 from llama_index_gap.evaluation.trec import read_qrels, read_run
 from llama_index_gap.index.dual_index import DualIndex
-from llama_index_gap.models import PairScorer, Picture
+from llama_index_gap.models import LazyImage, PairScorer
 from llama_index_gap.models.base import FloatArray, Item, Modality
 from llama_index_gap.readers.corpus import Corpus
 
@@ -32,7 +32,7 @@ DOCUMENTS = "abcdefghij"
 
 
 class ByHand(MultiModalEmbedding):
-    """Vectors by hand: ``alpha=0.7`` in a text or a picture's name is its cosine with that query.
+    """Vectors by hand: ``alpha=0.7`` in a text or an image's name is its cosine with that query.
 
     What is left of the length points into a direction that no query has, another for each.
     """
@@ -63,18 +63,18 @@ class ByHand(MultiModalEmbedding):
     def _get_image_embedding(self, img_file_path: Any) -> list[float]:
         name = Path(img_file_path).name
         if name == "broken":
-            raise ValueError("no picture at all")
+            raise ValueError("no image at all")
         return self._get_query_embedding(name) if name in AXES else self._vector(name)
 
     async def _aget_image_embedding(self, img_file_path: Any) -> list[float]:
         return self._get_image_embedding(img_file_path)
 
 
-def nodes_of(document: str, text: str, picture: str) -> list[TextNode]:
+def nodes_of(document: str, text: str, image: str) -> list[TextNode]:
     source = {NodeRelationship.SOURCE: RelatedNodeInfo(node_id=document)}
     return [
         TextNode(id_=f"{document}-text", text=text, relationships=source),
-        ImageNode(id_=f"{document}-image", image_path=picture, relationships=source),
+        ImageNode(id_=f"{document}-image", image_path=image, relationships=source),
     ]
 
 
@@ -83,10 +83,10 @@ def in_order(order: str, **others: float) -> dict[str, float]:
     return {d: round(0.60 - 0.01 * i, 2) for i, d in enumerate(order)} | others
 
 
-# Pictures lie 0.30 lower than texts: that is the gap. The relevant document of alpha is c, which
-# has the third text and by far the best picture; of beta b, the best text and the last picture.
+# Images lie 0.30 lower than texts: that is the gap. The relevant document of alpha is c, which
+# has the third text and by far the best image; of beta b, the best text and the last image.
 TEXTS = {"alpha": in_order("abcdefghij"), "beta": in_order("bacdefghij", b=0.70)}
-PICTURES = {
+IMAGES = {
     "alpha": in_order("cajbdefghi", c=0.80),
     "beta": in_order("acdefghijb"),
 }
@@ -96,8 +96,8 @@ def corpus() -> Corpus:
     nodes = []
     for document in DOCUMENTS:
         text = " ".join(f"{query}={TEXTS[query][document]}" for query in AXES)
-        picture = " ".join(f"{query}={PICTURES[query][document] - 0.3:.2f}" for query in AXES)
-        nodes += nodes_of(document, text, f"/p/{picture}")
+        image = " ".join(f"{query}={IMAGES[query][document] - 0.3:.2f}" for query in AXES)
+        nodes += nodes_of(document, text, f"/p/{image}")
     return Corpus(nodes, [])
 
 
@@ -107,7 +107,7 @@ def dataset(**changes: Any) -> Dataset:
         "format": "folder",
         "corpus": corpus(),
         "queries": [
-            LabelledQuery("1", "alpha", kind="picture"),
+            LabelledQuery("1", "alpha", kind="image"),
             LabelledQuery("2", "beta", kind="headline"),
         ],
         "qrels": {"1": {"c": 1}, "2": {"b": 1}},
@@ -146,7 +146,7 @@ def test_every_row_as_worked_out_by_hand(index: DualIndex, file: Path) -> None:
     ranks = {
         "32 by text": (3, 1),
         "32 by image": (1, 10),
-        "16+16, raw scores": (3, 1),  # every text is above every picture
+        "16+16, raw scores": (3, 1),  # every text is above every image
         "16+16, RRF": (2, 5),  # a has ranks 1 and 2, c 3 and 1; a, c, d, e are before b's 1 and 10
         "16+16, min–max": (1, 4),  # c: 7/9 + 1; b: 1 + 0, after a, c, d
         DEFAULT: (2, 5),  # twenty vectors are too few for a background
@@ -157,11 +157,11 @@ def test_every_row_as_worked_out_by_hand(index: DualIndex, file: Path) -> None:
         name: (int(first <= 5) + int(second <= 5)) / 2 for name, (first, second) in ranks.items()
     }
     by_kind = {
-        method.name: [method.by_kind[kind]["mrr@10"].mean for kind in ("picture", "headline")]
+        method.name: [method.by_kind[kind]["mrr@10"].mean for kind in ("image", "headline")]
         for method in result.methods
     }
     assert by_kind == {name: pytest.approx([1 / r for r in each]) for name, each in ranks.items()}
-    assert (result.queries, result.kinds) == (2, {"picture": ["1"], "headline": ["2"]})
+    assert (result.queries, result.kinds) == (2, {"image": ["1"], "headline": ["2"]})
     assert result.notes == (
         "16+16, default: fell back to RRF, with fewer than 50 vectors of text and image to sample",
     )
@@ -187,19 +187,19 @@ def test_every_row_is_what_the_retriever_finds(model: ByHand, file: Path, tmp_pa
     assert len(result.runs["32 by text"]["1"]) == 32
 
 
-def test_a_picture_asks_all_legs_too(index: DualIndex, file: Path) -> None:
+def test_a_image_asks_all_legs_too(index: DualIndex, file: Path) -> None:
     queries = [LabelledQuery("1", "alpha"), LabelledQuery("2", "", image_path="/p/beta")]
 
     result = Experiment(dataset(queries=queries), index).run(file)
 
-    assert result.kinds == {"text": ["1"], "picture": ["2"]}
+    assert result.kinds == {"text": ["1"], "image": ["2"]}
     assert {pair: recall.mean for pair, recall in result.legs.items()} == {
         "text_to_text": 1,
         "text_to_image": 1,
         "image_to_text": 1,
         "image_to_image": 1,
     }
-    # The ten texts come before the ten pictures, whatever is asked with.
+    # The ten texts come before the ten images, whatever is asked with.
     assert [(own.modality, own.share.mean, own.queries) for own in result.own_modality] == [
         ("text", 1, 1),
         ("image", 0, 1),
@@ -207,7 +207,7 @@ def test_a_picture_asks_all_legs_too(index: DualIndex, file: Path) -> None:
     assert [own.corpus_share for own in result.own_modality] == [0.5, 0.5]
 
 
-def test_a_text_and_a_picture_have_no_modality_of_their_own(index: DualIndex, file: Path) -> None:
+def test_a_text_and_a_image_have_no_modality_of_their_own(index: DualIndex, file: Path) -> None:
     queries = [LabelledQuery("1", "alpha", image_path="/p/alpha")]
 
     result = Experiment(dataset(queries=queries), index).run(file)
@@ -226,7 +226,7 @@ def test_legs_of_two_models_are_no_mixed_index(model: ByHand, file: Path, tmp_pa
     assert any("for queries by text these are of different models" in n for n in result.notes)
 
 
-def test_a_model_for_picture_queries_leaves_texts_in_one_space(
+def test_a_model_for_image_queries_leaves_texts_in_one_space(
     model: ByHand, file: Path, tmp_path: Path
 ) -> None:
     queries = [LabelledQuery("1", "alpha"), LabelledQuery("2", "", image_path="/p/beta")]
@@ -236,7 +236,7 @@ def test_a_model_for_picture_queries_leaves_texts_in_one_space(
         result = Experiment(dataset(queries=queries), index).run(file)
 
     assert [own.modality for own in result.own_modality] == ["text"]
-    assert any("for queries by picture these are of different" in n for n in result.notes)
+    assert any("for queries by image these are of different" in n for n in result.notes)
     assert third.asked == ["beta"]
 
 
@@ -282,7 +282,7 @@ def test_another_index_needs_another_file(index: DualIndex, file: Path) -> None:
     Experiment(dataset(), index).run(file)
     index.delete_ref_doc("j")
 
-    with pytest.raises(JournalError, match=r"another rows\); name another file, or delete"):
+    with pytest.raises(ResultsCacheError, match=r"another rows\); name another file, or delete"):
         Experiment(dataset(), index).run(file)
     result = Experiment(dataset(), index).run(file.with_suffix(".other"))
 
@@ -297,13 +297,11 @@ def test_a_failing_query_is_counted_and_asked_again(index: DualIndex, file: Path
 
     result = Experiment(data, index).run(file)
 
-    assert result.failed == {"3": "no picture at all"}
+    assert result.failed == {"3": "no image at all"}
     assert result.queries == 2
-    assert (
-        result.notes[0] == "counted nowhere: 1 query that failed (the first, 3: no picture at all)"
-    )
+    assert result.notes[0] == "counted nowhere: 1 query that failed (the first, 3: no image at all)"
     assert Experiment(data, index).run(file).failed == result.failed
-    with pytest.raises(ValueError, match="no query could be answered: no picture at all"):
+    with pytest.raises(ValueError, match="no query could be answered: no image at all"):
         Experiment(dataset(queries=[broken], qrels=data.qrels), index).run(file)
 
 
@@ -327,7 +325,7 @@ def test_figures_as_json_and_rankings_as_trec_files(
 
     assert figures["methods"][0]["metrics"]["mrr@10"]["mean"] == pytest.approx(2 / 3)
     assert set(figures["methods"][0]["metrics"]) == set(METRICS)
-    assert figures["kinds"] == {"picture": 1, "headline": 1}
+    assert figures["kinds"] == {"image": 1, "headline": 1}
     assert "runs" not in figures
     result.write_runs(tmp_path / "runs")
     assert read_qrels(tmp_path / "runs" / "qrels.txt") == {"1": {"c": 1}, "2": {"b": 1}}
@@ -345,7 +343,7 @@ def test_figures_as_json_and_rankings_as_trec_files(
 
 
 class ByColour(PairScorer):
-    """The score of a text stands in it; of a picture it is how red it is."""
+    """The score of a text stands in it; of an image it is how red it is."""
 
     name = "by colour"
     licence = None
@@ -355,7 +353,7 @@ class ByColour(PairScorer):
         self.scored: list[Any] = []
 
     def prepare(self, item: Item) -> float | None:
-        if isinstance(item, Picture):
+        if isinstance(item, LazyImage):
             return item.open().getpixel((0, 0))[0] / 255
         return float(item.partition("score=")[2] or 0)
 
@@ -366,14 +364,14 @@ class ByColour(PairScorer):
 
 @pytest.fixture
 def three(tmp_path: Path) -> Dataset:
-    """Documents a, b, c: texts in the order a, c, b, pictures in the order b, c, a."""
+    """Documents a, b, c: texts in the order a, c, b, images in the order b, c, a."""
     nodes = []
-    for document, text, score, picture, red in (
+    for document, text, score, image, red in (
         ("a", 0.60, 0.9, 0.40, 26),
         ("b", 0.50, 0.5, 0.45, 153),
         ("c", 0.55, 0.1, 0.42, 204),
     ):
-        path = tmp_path / f"alpha={picture} .png"
+        path = tmp_path / f"alpha={image} .png"
         Image.new("RGB", (8, 8), (red, 0, 0)).save(path)
         nodes += nodes_of(document, f"alpha={text} score={score}", str(path))
     return dataset(
@@ -395,7 +393,7 @@ def test_candidates_are_reranked_by_each_side_and_by_both(three: Dataset, tmp_pa
     assert {name: run["1"] for name, run in result.runs.items() if name in RERANKED} == {
         "32 by text, reranked": ["a", "b", "c"],  # 0.9, 0.5, 0.1
         "32 by image, reranked": ["c", "b", "a"],  # 0.8, 0.6, 0.1
-        # a was found by its text, b by its picture; c by both as much, of which the text counts
+        # a was found by its text, b by its image; c by both as much, of which the text counts
         "16+16, by modality": ["a", "b", "c"],  # 0.9, 0.6, 0.1
         "16+16, mean of both": ["b", "a", "c"],  # 0.55, 0.5, 0.45
     }
@@ -408,7 +406,7 @@ def test_candidates_are_reranked_by_each_side_and_by_both(three: Dataset, tmp_pa
     assert methods["16+16, mean of both"].against_default == {}
 
 
-def test_a_reranker_of_texts_leaves_out_what_needs_pictures(three: Dataset, tmp_path: Path) -> None:
+def test_a_reranker_of_texts_leaves_out_what_needs_images(three: Dataset, tmp_path: Path) -> None:
     result = reranked(three, ByColour("text"), tmp_path)
 
     assert [name for name in result.runs if name in RERANKED] == ["32 by text, reranked"]

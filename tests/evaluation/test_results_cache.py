@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from llama_index_gap.evaluation.results_cache import Journal, JournalError
+from llama_index_gap.evaluation.results_cache import ResultsCache, ResultsCacheError
 
 HEADER = {"model": "clip", "depth": 32}
 
@@ -15,23 +15,23 @@ def file(tmp_path: Path) -> Path:
 
 
 def write(file: Path, **records: object) -> None:
-    with Journal(file, HEADER) as journal:
+    with ResultsCache(file, HEADER) as cache:
         for key, value in records.items():
-            journal.add(key, value)
+            cache.add(key, value)
 
 
 def test_records_stay(file: Path) -> None:
     write(file, a=[1, 2], b={"ä": "\ud800 ü\n"})
     write(file, b="another", c=None)
 
-    with Journal(file, HEADER) as journal:
-        assert [journal.get(key) for key in "abcd"] == [[1, 2], "another", None, None]
+    with ResultsCache(file, HEADER) as cache:
+        assert [cache.get(key) for key in "abcd"] == [[1, 2], "another", None, None]
     assert len(file.read_text().splitlines()) == 5
 
 
 def test_a_record_is_in_the_file_at_once(file: Path) -> None:
-    with Journal(file, HEADER) as journal:
-        journal.add("a", 1)
+    with ResultsCache(file, HEADER) as cache:
+        cache.add("a", 1)
         assert len(file.read_text().splitlines()) == 2
 
 
@@ -44,8 +44,8 @@ def test_an_unfinished_line_is_taken_away(file: Path, cut: int) -> None:
 
     write(file, **{key: value for key, value in {"a": 1, "b": 2}.items() if key})
 
-    with Journal(file, HEADER) as journal:
-        assert [journal.get(key) for key in "ab"] == [1, 2]
+    with ResultsCache(file, HEADER) as cache:
+        assert [cache.get(key) for key in "ab"] == [1, 2]
     assert b"}{" not in file.read_bytes()
 
 
@@ -53,10 +53,12 @@ def test_a_file_of_something_else_is_refused_as_it_is(file: Path) -> None:
     for content in (b"my notes", b"my notes\n", b"[1]\n", b'{"experiment"', b'{"a": 1}\n{"b'):
         file.write_bytes(content)
         if content == b'{"experiment"':  # what a kill may leave of the header
-            Journal(file, HEADER).close()
+            ResultsCache(file, HEADER).close()
             continue
-        with pytest.raises(JournalError, match="holds no results of an experiment; name another"):
-            Journal(file, HEADER)
+        with pytest.raises(
+            ResultsCacheError, match="holds no results of an experiment; name another"
+        ):
+            ResultsCache(file, HEADER)
         assert file.read_bytes() == content
 
 
@@ -64,8 +66,10 @@ def test_results_of_another_experiment_are_refused_as_they_are(file: Path) -> No
     write(file, a=1)
     before = file.read_bytes()
 
-    with pytest.raises(JournalError, match=r"of another experiment \(another model, seed\); name"):
-        Journal(file, {"model": "siglip", "depth": 32, "seed": 0})
+    with pytest.raises(
+        ResultsCacheError, match=r"of another experiment \(another model, seed\); name"
+    ):
+        ResultsCache(file, {"model": "siglip", "depth": 32, "seed": 0})
     assert file.read_bytes() == before
 
 
@@ -74,5 +78,5 @@ def test_a_damaged_line_is_named(file: Path) -> None:
     lines = file.read_text().splitlines()
     file.write_text("\n".join([lines[0], "nonsense", lines[2], ""]))
 
-    with pytest.raises(JournalError, match=r"results\.jsonl:2: is damaged; delete the file"):
-        Journal(file, HEADER)
+    with pytest.raises(ResultsCacheError, match=r"results\.jsonl:2: is damaged; delete the file"):
+        ResultsCache(file, HEADER)

@@ -19,7 +19,7 @@ def printed(notebook: NotebookNode) -> str:
 
 
 def drawn(notebook: NotebookNode) -> list[int]:
-    """How many pictures each cell draws."""
+    """How many images each cell draws."""
     return [
         sum("image/png" in output.get("data", {}) for output in cell.get("outputs", []))
         for cell in notebook.cells

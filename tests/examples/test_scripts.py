@@ -15,14 +15,14 @@ from paths import ROOT
 EXAMPLES = ROOT / "examples"
 # Of what each prints: mostly the article that its query was made after.
 SAID = {
-    "agent.py": r"(?s)nurses sign open letter in Fennick.*I see 2 pictures",
-    "answers.py": r"Growers take evening classes in Ottermouth next year\n<a picture",
+    "agent.py": r"(?s)nurses sign open letter in Fennick.*I see 2 images",
+    "answers.py": r"Growers take evening classes in Ottermouth next year\n<an image",
     "existing_index.py": r"ours\n.*Growers take evening classes in Ottermouth next year",
     "gap_report.py": "One index for each modality, fused by evidence",
     "milvus_server.py": "Yarrowby: school staff hold a jumble sale today",
     "one_mixed_index.py": r"as they are +[12]\d%\naligned +[45]\d%",
-    "own_folder.py": "60 texts and 60 pictures written",
-    "picture_query.py": "A year from now, farmers take the grand prize in Quarndon",
+    "own_folder.py": "60 texts and 60 images written",
+    "image_query.py": "A year from now, farmers take the grand prize in Quarndon",
     "quickstart.py": "Ottermouth: students take evening classes a year from now",
     "rerank.py": r"headline\n.* Ambleforth: firefighters checkmate the champion at Easter",
     "two_models.py": "At Easter, firefighters fall ill in dozens in Wrenfield",
@@ -63,7 +63,7 @@ def test_own_folder_takes_a_folder_and_only_what_is_new(
     for file in noise_files[:3]:
         shutil.copy(file, folder)
 
-    assert "0 texts and 3 pictures written" in run("own_folder.py", "mine")
+    assert "0 texts and 3 images written" in run("own_folder.py", "mine")
     assert "3 unchanged" in run("own_folder.py", "mine", "--query", "noise")
     assert not Path("gap-demo").exists()
 
@@ -72,5 +72,5 @@ def test_own_folder_takes_a_folder_and_only_what_is_new(
 def test_milvus_server(run: Callable[..., str], milvus_url: str) -> None:
     said = run("milvus_server.py", milvus_url)
 
-    assert "200 texts and 200 pictures written" in said
+    assert "200 texts and 200 images written" in said
     assert SAID["milvus_server.py"] in said

@@ -41,11 +41,11 @@ def clip(tiny_clip: Path) -> DualEncoderEmbedding:
 @pytest.fixture(scope="module")
 def nodes(noise_files: list[str]) -> list[TextNode]:
     texts = [TextNode(id_=text, text=text) for text in TEXTS]
-    pictures = [
-        ImageNode(id_=f"picture {i}", text=text, image_path=path)
+    images = [
+        ImageNode(id_=f"image {i}", text=text, image_path=path)
         for i, (text, path) in enumerate(zip(TEXTS, noise_files, strict=True))
     ]
-    return [*texts, *pictures]
+    return [*texts, *images]
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +155,7 @@ def test_nodes_that_cannot_be_fitted(
     clip: DualEncoderEmbedding, aligned: DualEncoderEmbedding, nodes: list[TextNode]
 ) -> None:
     with pytest.raises(ValueError, match="0 texts: at least 2 are needed"):
-        aligner_from_nodes(nodes[:5], clip)  # no pictures, so no pairs
+        aligner_from_nodes(nodes[:5], clip)  # no images, so no pairs
     with pytest.raises(ValueError, match="0 images: at least 2"):
         aligner_from_nodes(nodes[:5], clip, CenterAligner)
     with pytest.raises(ValueError, match="aligns already"):
@@ -216,7 +216,7 @@ def test_pickle_carries_the_aligner(from_file: bool, tiny_clip: Path, aligner_fi
 
 
 class Memory(Encoder):
-    """An encoder that knows its vectors: text ``"7"`` and the picture of width 8 are row 7."""
+    """An encoder that knows its vectors: text ``"7"`` and the image of width 8 are row 7."""
 
     def __init__(self, texts: FloatArray, images: FloatArray) -> None:
         self.name, self.licence, self.max_text_tokens = "memory", None, None
@@ -254,7 +254,7 @@ def in_memory(nodes: Sequence[TextNode], embedding: DualEncoderEmbedding, _: Pat
 
 
 def in_milvus(nodes: Sequence[TextNode], embedding: DualEncoderEmbedding, folder: Path) -> Any:
-    """By way of a pipeline: an index made of nodes asks such a store for its pictures only."""
+    """By way of a pipeline: an index made of nodes asks such a store for its images only."""
     store = MilvusVectorStore(
         str(folder / "one.db"), dim=14, similarity_metric="COSINE", use_async_client=False
     )
@@ -266,32 +266,32 @@ def in_milvus(nodes: Sequence[TextNode], embedding: DualEncoderEmbedding, folder
 def test_one_ordinary_index_finds_across_modalities(
     index_of: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Fitted on 60 pairs; the other 40 are indexed, and each text asks for its picture."""
+    """Fitted on 60 pairs; the other 40 are indexed, and each text asks for its image."""
     encoder = Memory(*with_a_gap(100))
     monkeypatch.setattr("llama_index_gap.embedding.load_encoder", lambda *_, **__: encoder)
     for width in range(1, 101):
         Image.new("RGB", (width, 1)).save(tmp_path / f"{width - 1}.png")
 
-    def picture(i: int) -> ImageNode:
-        return ImageNode(id_=f"picture {i}", text=str(i), image_path=str(tmp_path / f"{i}.png"))
+    def image(i: int) -> ImageNode:
+        return ImageNode(id_=f"image {i}", text=str(i), image_path=str(tmp_path / f"{i}.png"))
 
     plain = DualEncoderEmbedding(model_name="memory")
-    aligner = aligner_from_nodes([picture(i) for i in range(60)], plain)
+    aligner = aligner_from_nodes([image(i) for i in range(60)], plain)
     nodes = [TextNode(id_=f"text {i}", text=str(i)) for i in range(60, 100)]
-    nodes += [picture(i) for i in range(60, 100)]
+    nodes += [image(i) for i in range(60, 100)]
 
     def outcome(embedding: DualEncoderEmbedding, folder: str) -> tuple[float, float]:
-        """How often the ten best for a text have its picture, and those for a picture its text."""
+        """How often the ten best for a text have its image, and those for an image its text."""
         (tmp_path / folder).mkdir()
         index = index_of(nodes, embedding, tmp_path / folder)
         retriever = index.as_retriever(similarity_top_k=10)
-        found = {"text": 0, "picture": 0}
+        found = {"text": 0, "image": 0}
         for i in range(60, 100):
             vector = embedding.get_image_embedding(str(tmp_path / f"{i}.png"))
-            found["text"] += f"picture {i}" in [hit.node_id for hit in retriever.retrieve(str(i))]
+            found["text"] += f"image {i}" in [hit.node_id for hit in retriever.retrieve(str(i))]
             hits = retriever.retrieve(QueryBundle("", embedding=vector))
-            found["picture"] += f"text {i}" in [hit.node_id for hit in hits]
-        return found["text"] / 40, found["picture"] / 40
+            found["image"] += f"text {i}" in [hit.node_id for hit in hits]
+        return found["text"] / 40, found["image"] / 40
 
     assert outcome(plain, "plain") == (0, 0)
     assert outcome(DualEncoderEmbedding(model_name="memory", aligner=aligner), "aligned") == (1, 1)

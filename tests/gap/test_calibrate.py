@@ -288,7 +288,7 @@ def test_what_is_refused(call: Callable[[], Any], message: str) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_real_clip_features(method: str, gap_shared: Path) -> None:
-    """COCO captions ask for pictures, and pictures for captions: the first 16 of 500.
+    """COCO captions ask for images, and images for captions: the first 16 of 500.
 
     Half of the queries are for fitting. A cosine taken for a probability is 0.23 off on the other
     half; a probability 0.010 (0.005 to 0.017 by half, over 20 halvings).

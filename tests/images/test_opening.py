@@ -29,7 +29,7 @@ from llama_index_gap.images.opening import (
     ImageError,
     check_image,
     describe,
-    has_picture,
+    has_image,
     open_image,
     read_image,
     scaled_jpeg,
@@ -65,7 +65,7 @@ def flag_file(tmp_path: Path) -> Path:
 
 
 def sources(path: Path) -> dict[str, object]:
-    """One picture, in every form that open_image takes."""
+    """One image, in every form that open_image takes."""
     return {
         "path": path,
         "path as text": str(path),
@@ -213,7 +213,7 @@ def test_opens_common_formats(format_: str) -> None:
 
 
 def png_header(width: int, height: int) -> bytes:
-    """A PNG that promises a picture and holds none."""
+    """A PNG that promises an image and holds none."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return (
@@ -262,8 +262,8 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "loop of links": (a_loop, "cannot be read"),
     "name too long": (lambda _: "x" * 300 + ".png", "cannot be read"),
     "NUL in the name": (lambda _: Path("a\0.png"), "not a path"),
-    "empty text": (lambda _: "", "an empty text is not a picture"),
-    "blank text": (lambda _: "  \n", "an empty text is not a picture"),
+    "empty text": (lambda _: "", "an empty text is not an image"),
+    "blank text": (lambda _: "  \n", "an empty text is not an image"),
     "empty bytes": (lambda _: b"", "an empty file"),
     "empty file": (a_file("empty.png", b""), "an empty file"),
     "text file": (a_file("a.png", b"hello, world"), "not an image in a format that is read"),
@@ -295,7 +295,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "floating-point pixels": (lambda _: Image.new("F", (2, 2)), "no agreed range"),
     "32-bit integer pixels": (lambda _: Image.new("I", (2, 2)), "no agreed range"),
     "HEIC": (lambda _: b"\0\0\0\x18ftypheic\0\0\0\0", "HEIC, which is not read; convert it"),
-    "closed BytesIO": (closed, "<closed BytesIO>: is not a picture"),
+    "closed BytesIO": (closed, "<closed BytesIO>: is not an image"),
     "http URL": (lambda _: "http://example.com/a.png", "unless allow_urls=True"),
     "https URL": (lambda _: "https://example.com/a.png", "unless allow_urls=True"),
     "URL of a node": (
@@ -308,26 +308,26 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "data URI without a comma": (lambda _: "data:image/png;base64", "only data:…;base64"),
     "data URI with broken base64": (lambda _: "data:image/png;base64,@@@", "nor base64"),
     "data URI of text": (lambda _: "data:text/plain;base64,aGVsbG8=", "not an image"),
-    "long text": (lambda _: "no picture, " * 1000, "nor base64"),
+    "long text": (lambda _: "no image, " * 1000, "nor base64"),
     "long base64 of text": (lambda _: base64.b64encode(b"text" * 2000).decode(), "not an image"),
     "base64 of a truncated image": (
         lambda _: base64.b64encode(JPEG[: len(JPEG) // 2]).decode(),
         "truncated or damaged",
     ),
-    "text node": (lambda _: TextNode(text="hello"), "this TextNode holds no picture"),
-    "empty image node": (lambda _: ImageNode(text="caption"), "this ImageNode holds no picture"),
+    "text node": (lambda _: TextNode(text="hello"), "this TextNode holds no image"),
+    "empty image node": (lambda _: ImageNode(text="caption"), "this ImageNode holds no image"),
     "node of text": (
         lambda _: Node(text_resource=MediaResource(text="x")),
-        "this Node holds no picture",
+        "this Node holds no image",
     ),
     "node with a missing file": (
         lambda _: ImageNode(image_path="/no.png"),
         r"\(/no.png\): no such",
     ),
     "node with broken base64": (lambda _: ImageNode(image="@@@"), "nor base64"),
-    "None": (lambda _: None, "<NoneType>: is not a picture"),
-    "number": (lambda _: 7, "<int>: is not a picture"),
-    "array": (lambda _: np.zeros((2, 2, 3), dtype=np.uint8), "<ndarray>: is not a picture"),
+    "None": (lambda _: None, "<NoneType>: is not an image"),
+    "number": (lambda _: 7, "<int>: is not an image"),
+    "array": (lambda _: np.zeros((2, 2, 3), dtype=np.uint8), "<ndarray>: is not an image"),
 }
 
 
@@ -339,10 +339,10 @@ def test_refuses_with_a_clear_error(case: str, tmp_path: Path) -> None:
     with pytest.raises(ImageError, match=message) as caught:
         open_image(source)
     assert "\n" not in str(caught.value)
-    assert len(str(caught.value)) < 500  # names the picture, does not quote it
+    assert len(str(caught.value)) < 500  # names the image, does not quote it
 
 
-def test_a_missing_picture_is_never_taken_for_a_text() -> None:
+def test_a_missing_image_is_never_taken_for_a_text() -> None:
     with pytest.raises(ImageError, match="holiday photo of a cat: no such file"):
         open_image("holiday photo of a cat")
 
@@ -411,16 +411,16 @@ def test_what_is_read_is_checked_but_not_decoded(
     for source, options, message in (
         (url, {}, "node n1: URLs are not fetched unless allow_urls=True"),
         (PNG, {"max_pixels": 1}, "2×1 is 2 pixels, more than max_pixels=1"),
-        (b"not a picture", {}, "not an image in a format that is read here"),
+        (b"not an image", {}, "not an image in a format that is read here"),
         (Path("/etc/passwd"), {"root": tmp_path}, "lies outside root"),
         (FLAG, {}, "has no file to read; save it"),
-        (TextNode(id_="n2"), {}, "node n2: this TextNode holds no picture"),
+        (TextNode(id_="n2"), {}, "node n2: this TextNode holds no image"),
     ):
         with pytest.raises(ImageError, match=message):
             read_image(source, **options)
 
 
-def test_which_nodes_have_a_picture(flag_file: Path) -> None:
+def test_which_nodes_have_a_image(flag_file: Path) -> None:
     with_one = [
         ImageNode(image_path=str(flag_file)),
         ImageNode(image=PNG_BASE64),
@@ -435,11 +435,11 @@ def test_which_nodes_have_a_picture(flag_file: Path) -> None:
         Node(image_resource=MediaResource()),
     ]
 
-    assert all(has_picture(node) for node in with_one)
-    assert not any(has_picture(node) for node in without)
+    assert all(has_image(node) for node in with_one)
+    assert not any(has_image(node) for node in without)
 
 
-def test_messages_name_the_picture_but_hold_neither_content_nor_passwords() -> None:
+def test_messages_name_the_image_but_hold_neither_content_nor_passwords() -> None:
     assert describe(PNG) == f"<{len(PNG)} bytes>"
     assert describe(BytesIO(PNG)) == f"<BytesIO of {len(PNG)} bytes>"
     assert describe(FLAG) == "<RGB image, 2×1>"
@@ -503,11 +503,11 @@ def test_any_text_gives_an_image_or_an_image_error(text: str) -> None:
 
 
 def test_scaled_jpeg() -> None:
-    picture = Image.new("RGBA", (300, 150), (0, 0, 0, 0))
+    image = Image.new("RGBA", (300, 150), (0, 0, 0, 0))
     exif = Image.Exif()
     exif[0x010E] = "where it was taken"
     file = BytesIO()
-    picture.save(file, "PNG", exif=exif)
+    image.save(file, "PNG", exif=exif)
 
     data, size = scaled_jpeg(file, 100)
 
@@ -516,4 +516,4 @@ def test_scaled_jpeg() -> None:
         assert (small.format, small.size, small.getpixel((9, 9))) == ("JPEG", size, (255,) * 3)
         assert not small.getexif()
     assert scaled_jpeg(file, 1000)[1] == (300, 150)
-    assert picture.size == (300, 150)
+    assert image.size == (300, 150)

@@ -55,7 +55,7 @@ def of_document(document: str) -> dict[NodeRelationship, RelatedNodeInfo]:
 
 @pytest.fixture
 def nodes(noise_files: list[str]) -> list[TextNode]:
-    """A document with a text and a captioned picture, and one with a bare picture."""
+    """A document with a text and a captioned image, and one with a bare image."""
     return [
         TextNode(id_="a1", text="a red bicycle", relationships=of_document("a")),
         ImageNode(
@@ -215,14 +215,14 @@ def test_async_forms_in_two_event_loops(index: DualIndex, nodes: list[TextNode])
 def test_documents_and_nodes_of_every_class(
     clip: DualEncoderEmbedding, tmp_path: Path, noise_files: list[str]
 ) -> None:
-    picture = Path(noise_files[0])
+    image = Path(noise_files[0])
     documents = [
         Document(text="word " * 1000, id_="long"),
-        ImageDocument(image_path=str(picture), id_="picture"),
+        ImageDocument(image_path=str(image), id_="image"),
         Node(
             id_="new",
             text_resource=MediaResource(text="a caption"),
-            image_resource=MediaResource(path=picture),
+            image_resource=MediaResource(path=image),
         ),
         Node(id_="plain", text_resource=MediaResource(text="a text")),
         TextNode(id_="text", text="a text"),
@@ -230,23 +230,23 @@ def test_documents_and_nodes_of_every_class(
     with DualIndex.from_documents(
         documents, uri=str(tmp_path / "gap.db"), embed_model=clip
     ) as index:
-        ids = [*(f"long#text-{i}" for i in range(3)), "picture#image", "new", "plain", "text"]
+        ids = [*(f"long#text-{i}" for i in range(3)), "image#image", "new", "plain", "text"]
         found = index.get_nodes(ids)
 
         assert [node.node_id for node in found] == ids
         assert index.count() == {"text": 6, "image": 2}
-        assert [node.ref_doc_id for node in found[:4]] == ["long", "long", "long", "picture"]
+        assert [node.ref_doc_id for node in found[:4]] == ["long", "long", "long", "image"]
         assert index.insert_nodes(found).unchanged == 8
 
 
-def test_a_corpus_with_a_broken_picture(clip: DualEncoderEmbedding, tmp_path: Path) -> None:
+def test_a_corpus_with_a_broken_image(clip: DualEncoderEmbedding, tmp_path: Path) -> None:
     corpus = read_corpus(write_demo_corpus(tmp_path / "corpus"))
 
     with DualIndex.from_documents(corpus, uri=str(tmp_path / "gap.db"), embed_model=clip) as index:
         assert index.count() == {"text": 12 + 11, "image": 11}
         assert (index.report.text_rows, index.report.image_rows) == (23, 11)
         assert [skip.source for skip in index.report.skipped] == [
-            "docs.jsonl:12, picture images/budget.png"
+            "docs.jsonl:12, image images/budget.png"
         ]
 
 
@@ -270,9 +270,9 @@ def test_what_cannot_go_in_is_skipped_and_the_rest_goes_on(
     assert "no such file" in reasons["gone"]
     assert "truncated or damaged" in reasons["broken"]
     assert "65,535" in reasons["long"]
-    assert reasons["empty"] == reasons["bare"] == "has neither a text nor a picture"
+    assert reasons["empty"] == reasons["bare"] == "has neither a text nor an image"
     assert "unless allow_urls=True" in reasons["url"]
-    assert index.count() == {"text": 3, "image": 2}  # the broken picture's caption is found
+    assert index.count() == {"text": 3, "image": 2}  # the broken image's caption is found
     assert "7 skipped" in report.summary()
 
 
@@ -281,13 +281,13 @@ def test_strict_stops_at_the_first(index: DualIndex, nodes: list[TextNode]) -> N
         index.insert_nodes([*nodes, ImageNode(id_="x", image_path="/no.png")], strict=True)
 
 
-# --- pictures as base64 -------------------------------------------------------------------------
+# --- images as base64 -------------------------------------------------------------------------
 
 
-def test_base64_pictures_are_kept_once_and_go_with_their_last_node(
+def test_base64_images_are_kept_once_and_go_with_their_last_node(
     clip: DualEncoderEmbedding, tmp_path: Path, noise_files: list[str]
 ) -> None:
-    storage = tmp_path / "pictures"
+    storage = tmp_path / "images"
     data = as_base64(noise_files[0])
     with DualIndex(str(tmp_path / "gap.db"), embed_model=clip, storage_dir=storage) as index:
         index.insert_nodes([ImageNode(id_=name, image=data) for name in ("a", "b")])
@@ -303,7 +303,7 @@ def test_base64_pictures_are_kept_once_and_go_with_their_last_node(
 
         index.delete_nodes(["a"])
         assert path.exists()
-        index.upsert_nodes([ImageNode(id_="b", image=as_base64(noise_files[1]))])  # another picture
+        index.upsert_nodes([ImageNode(id_="b", image=as_base64(noise_files[1]))])  # another image
         assert not path.exists()
         (other,) = index.get_nodes(["b"])
         assert Path(other.image_path).exists()
@@ -312,7 +312,7 @@ def test_base64_pictures_are_kept_once_and_go_with_their_last_node(
         assert Path(noise_files[2]).exists()
 
 
-def test_pictures_lie_beside_a_lite_file(
+def test_images_lie_beside_a_lite_file(
     index: DualIndex, tmp_path: Path, noise_files: list[str]
 ) -> None:
     index.insert_nodes(
@@ -360,7 +360,7 @@ def test_two_models_are_stored(
 
     with DualIndex(uri) as again:
         assert (again.embed_model.dimension, again.image_embed_model.dimension) == (32, 16)
-        # The text side's model does not share the space of the pictures: only they are asked.
+        # The text side's model does not share the space of the images: only they are asked.
         hits = again.as_retriever().retrieve(QueryBundle("", image_path=nodes[1].image_path))
         assert [hit.node_id for hit in hits] == ["a2", "b1"]
 
@@ -510,7 +510,7 @@ def test_a_killed_build_run_again_is_complete(tiny_clip: Path, tmp_path: Path) -
         assert index.count() == {"text": 400, "image": 0}
         texts = index.get_nodes([str(i) for i in range(400)])
         assert [node.get_content() for node in texts] == [f"text number {i}" for i in range(400)]
-        hits = index.as_retriever(similarity_top_k=3, normalise="none", combine="max").retrieve(
+        hits = index.as_retriever(similarity_top_k=3, normalize="none", combine="max").retrieve(
             "text number 7"
         )
         assert hits[0].node_id == "7"
@@ -546,11 +546,11 @@ def test_the_whole_blog_is_indexed_once(blog: Corpus, blog_index: DualIndex) -> 
 
 def test_the_blog_is_searched_in_every_way(blog: Corpus, blog_index: DualIndex) -> None:
     retriever = blog_index.as_retriever(top_k=5)
-    picture = str(blog.image_nodes[0].image_path)
+    image = str(blog.image_nodes[0].image_path)
     for query in (
         QueryBundle("open source government"),
-        QueryBundle("", image_path=picture),
-        QueryBundle("open source government", image_path=picture),
+        QueryBundle("", image_path=image),
+        QueryBundle("open source government", image_path=image),
     ):
         sync = [(hit.node_id, hit.score) for hit in retriever.retrieve(query)]
         assert len({hit.node.ref_doc_id for hit in retriever.retrieve(query)}) == 5
@@ -559,9 +559,9 @@ def test_the_blog_is_searched_in_every_way(blog: Corpus, blog_index: DualIndex) 
             assert [(hit.node_id, hit.score) for hit in hits] == sync
 
 
-def test_each_picture_of_the_blog_finds_itself(blog: Corpus, blog_index: DualIndex) -> None:
+def test_each_image_of_the_blog_finds_itself(blog: Corpus, blog_index: DualIndex) -> None:
     retriever = blog_index.as_retriever(
-        similarity_top_k=0, image_similarity_top_k=1, normalise="none", combine="max"
+        similarity_top_k=0, image_similarity_top_k=1, normalize="none", combine="max"
     )
     contents = {str(n.image_path): Path(str(n.image_path)).read_bytes() for n in blog.image_nodes}
     for path in dict.fromkeys(contents):

@@ -36,7 +36,7 @@ def model(tiny_clip: Path) -> CountingEmbedding:
 
 @pytest.fixture(scope="module")
 def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("pictures")
+    return tmp_path_factory.mktemp("images")
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def shared(milvus_url: str, model: CountingEmbedding, storage: Path) -> Iterator
 
 @pytest.fixture
 def nodes(noise_files: list[str]) -> list[TextNode]:
-    """Five documents, each a text and a picture; the first picture has a caption."""
+    """Five documents, each a text and an image; the first image has a caption."""
     made: list[TextNode] = []
     for number, (topic, path) in enumerate(zip(TOPICS, noise_files, strict=True)):
         common: dict[str, Any] = {
@@ -115,7 +115,7 @@ def test_an_upsert_that_takes_a_side_away_deletes_its_row(
     index.upsert_nodes([nodes[1].model_copy(update={"text": ""})])
     assert index.count() == {"text": 5, "image": 5}
 
-    index.upsert_nodes([TextNode(id_="bridge-image", text="no picture any more")])
+    index.upsert_nodes([TextNode(id_="bridge-image", text="no image any more")])
     assert index.count() == {"text": 6, "image": 4}
 
 
@@ -128,7 +128,7 @@ def test_deleting(index: DualIndex) -> None:
     assert index.get_nodes(["concert-text", "concert-image"]) == []
 
 
-def test_pictures_that_do_not_fit_into_a_row(index: DualIndex, storage: Path) -> None:
+def test_images_that_do_not_fit_into_a_row(index: DualIndex, storage: Path) -> None:
     """A server refuses rows with more than 65,536 bytes of metadata."""
     pixels = np.random.default_rng(0).integers(0, 256, (200, 200, 3), dtype=np.uint8)
     data = as_base64(Image.fromarray(pixels))
@@ -169,13 +169,13 @@ def test_a_text_finds_itself(index: DualIndex) -> None:
         assert best(index, f"news of the {topic}", image_similarity_top_k=0) == topic
 
 
-def test_a_picture_finds_itself(index: DualIndex, noise_files: list[str]) -> None:
+def test_a_image_finds_itself(index: DualIndex, noise_files: list[str]) -> None:
     for topic, path in zip(TOPICS, noise_files, strict=True):
         query = QueryBundle("", image_path=path)
         assert best(index, query, similarity_top_k=0) == topic
 
 
-def test_text_and_picture_together(index: DualIndex, noise_files: list[str]) -> None:
+def test_text_and_image_together(index: DualIndex, noise_files: list[str]) -> None:
     query = QueryBundle("news of the election", image_path=noise_files[2])
     hits = index.as_retriever(top_k=1).retrieve(query)
 
@@ -250,13 +250,13 @@ def test_another_model_is_refused(index: DualIndex, milvus_url: str, tiny_clip: 
 def test_a_collection_for_image_queries_joins(
     milvus_url: str, model: CountingEmbedding, tiny_dinov2: Path, noise_files: list[str]
 ) -> None:
-    pictures = [ImageNode(id_=path, image_path=path) for path in noise_files]
+    images = [ImageNode(id_=path, image_path=path) for path in noise_files]
     with DualIndex(milvus_url, "photos", model) as index:
-        index.insert_nodes(pictures)
+        index.insert_nodes(images)
 
     dinov2 = DualEncoderEmbedding(model_name=tiny_dinov2, dtype="float32")
     with DualIndex(milvus_url, "photos", image_query_embed_model=dinov2) as index:
-        report = index.insert_nodes(pictures)
+        report = index.insert_nodes(images)
         assert report == IndexReport(image_query_rows=5, unchanged=5)
         (hit,) = index.as_retriever(top_k=1).retrieve(QueryBundle("", image_path=noise_files[3]))
         assert (hit.node_id, hit.scores["image_by_image"]) == (noise_files[3], pytest.approx(1))

@@ -18,7 +18,7 @@ from PIL import Image
 from llama_index_gap.readers.corpus import Corpus, CorpusError, Skipped, read_corpus
 
 
-def picture(path: Path) -> Path:
+def write_image(path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (4, 3), "red").save(path)
     return path
@@ -38,7 +38,7 @@ GOOD = {"id": "good", "text": "A good document."}
 
 
 def test_jsonl(tmp_path: Path) -> None:
-    picture(tmp_path / "img" / "ship.png")
+    write_image(tmp_path / "img" / "ship.png")
     path = jsonl(
         tmp_path,
         {
@@ -92,8 +92,8 @@ def test_a_folder_with_docs_jsonl_is_read_as_that_file(tmp_path: Path) -> None:
         {" IMAGES ": [{"path": "a.png", "alt": "red"}]},
     ],
 )
-def test_ways_to_name_a_picture(images: dict[str, Any], tmp_path: Path) -> None:
-    picture(tmp_path / "a.png")
+def test_ways_to_name_a_image(images: dict[str, Any], tmp_path: Path) -> None:
+    write_image(tmp_path / "a.png")
 
     (node,) = read_corpus(jsonl(tmp_path, images)).image_nodes
 
@@ -101,8 +101,8 @@ def test_ways_to_name_a_picture(images: dict[str, Any], tmp_path: Path) -> None:
     assert node.metadata == {}
 
 
-def test_a_picture_without_a_caption_has_no_text(tmp_path: Path) -> None:
-    picture(tmp_path / "a.png")
+def test_a_image_without_a_caption_has_no_text(tmp_path: Path) -> None:
+    write_image(tmp_path / "a.png")
 
     (node,) = read_corpus(jsonl(tmp_path, {"images": ["a.png"]})).image_nodes
 
@@ -143,8 +143,8 @@ def test_another_splitter_can_be_given(tmp_path: Path) -> None:
     assert nodes[0].get_content() == "one two three"
 
 
-def test_one_picture_used_by_two_documents_gives_two_nodes(tmp_path: Path) -> None:
-    picture(tmp_path / "a.png")
+def test_one_image_used_by_two_documents_gives_two_nodes(tmp_path: Path) -> None:
+    write_image(tmp_path / "a.png")
     path = jsonl(
         tmp_path, {"id": "x", "images": ["a.png"]}, {"id": "y", "images": ["a.png", "a.png"]}
     )
@@ -156,7 +156,7 @@ def test_one_picture_used_by_two_documents_gives_two_nodes(tmp_path: Path) -> No
 
 def test_ids_do_not_depend_on_where_the_folder_lies(tmp_path: Path) -> None:
     for name in ("one", "two"):
-        picture(tmp_path / name / "img" / "a.png")
+        write_image(tmp_path / name / "img" / "a.png")
         jsonl(tmp_path / name, {"id": "x", "text": "t", "images": ["img/a.png"]})
 
     first, second = (read_corpus(tmp_path / name) for name in ("one", "two"))
@@ -175,7 +175,7 @@ def test_the_source_s_hash_changes_with_the_document(tmp_path: Path) -> None:
 
 def test_csv(tmp_path: Path) -> None:
     for name in ("a.png", "b.png"):
-        picture(tmp_path / name)
+        write_image(tmp_path / name)
     path = tmp_path / "catalogue.csv"
     path.write_text(
         "id,title,text,images,captions,price\n"
@@ -193,7 +193,7 @@ def test_csv(tmp_path: Path) -> None:
 
 
 def test_csv_with_one_image_column(tmp_path: Path) -> None:
-    picture(tmp_path / "a.png")
+    write_image(tmp_path / "a.png")
     (tmp_path / "docs.csv").write_text("image,caption\na.png,red\n")
 
     assert [node.text for node in read_corpus(tmp_path).image_nodes] == ["red"]
@@ -230,9 +230,9 @@ def test_csv_with_long_cells(tmp_path: Path) -> None:
 
 
 def test_markdown_folder(tmp_path: Path) -> None:
-    picture(tmp_path / "posts" / "ship.png")
-    picture(tmp_path / "img" / "map.png")
-    picture(tmp_path / "img" / "unused.png")
+    write_image(tmp_path / "posts" / "ship.png")
+    write_image(tmp_path / "img" / "map.png")
+    write_image(tmp_path / "img" / "unused.png")
     (tmp_path / "posts" / "a.md").write_text(
         "---\ntitle: Out at sea\nauthor: Ann\n---\nA day.\n\n"
         "![a ship](ship.png)\n![map](/img/map.png)\n"
@@ -253,12 +253,12 @@ def test_markdown_folder(tmp_path: Path) -> None:
     assert by_id["b.md#text-0"].metadata == {"title": "Heading"}
     assert [node.text for node in corpus.image_nodes] == ["a ship", "map"]
     assert [skip.source for skip in corpus.skipped] == ["img/unused.png"]
-    assert corpus.skipped[0].reason.startswith("no page shows this picture")
+    assert corpus.skipped[0].reason.startswith("no page shows this image")
 
 
-def test_pictures_of_front_matter(tmp_path: Path) -> None:
+def test_images_of_front_matter(tmp_path: Path) -> None:
     for name in ("img/top.png", "posts/side.png"):
-        picture(tmp_path / name)
+        write_image(tmp_path / name)
     (tmp_path / "posts" / "a.md").write_text(
         "---\ntitle: 2024\nimages: [/img/top.png, {path: side.png, alt: a side}]\n---\nText.\n"
     )
@@ -281,16 +281,16 @@ def test_what_a_page_leaves_out_is_reported(tmp_path: Path) -> None:
 
     assert reasons == [
         "is a URL; readers fetch nothing, download it first",
-        "looks like a picture, but is no Markdown; ![x](my pic.png)",
+        "looks like an image, but is no Markdown; ![x](my pic.png)",
         "its front matter says text; the page's own is taken",
-        "is neither a page nor a picture by its suffix",
+        "is neither a page nor an image by its suffix",
     ]
 
 
 def test_links_are_followed_and_broken_ones_reported(tmp_path: Path) -> None:
-    picture(tmp_path / "elsewhere" / "a.png")
+    write_image(tmp_path / "elsewhere" / "a.png")
     corpus_folder = tmp_path / "corpus"
-    picture(corpus_folder / "b.png")
+    write_image(corpus_folder / "b.png")
     (corpus_folder / "linked").symlink_to(tmp_path / "elsewhere")
     (corpus_folder / "gone.png").symlink_to(tmp_path / "nothing.png")
     (corpus_folder / "round").symlink_to(corpus_folder)
@@ -321,12 +321,12 @@ def test_a_splitter_s_own_metadata_is_kept(tmp_path: Path) -> None:
     assert node.get_content(MetadataMode.EMBED) == "title: T\n\nOne."
 
 
-def test_picture_folder(tmp_path: Path) -> None:
+def test_image_folder(tmp_path: Path) -> None:
     for name in ("a.png", "sub/b.JPG", "c.png", "d.png"):
-        picture(tmp_path / name)
+        write_image(tmp_path / name)
     (tmp_path / "a.txt").write_text("a red square\n")
     (tmp_path / "c.png.txt").write_text("another")
-    (tmp_path / "lonely.txt").write_text("no picture")
+    (tmp_path / "lonely.txt").write_text("no image")
     (tmp_path / "IMG_1.HEIC").write_bytes(b"x")
     (tmp_path / "notes.docx").write_bytes(b"x")
     (tmp_path / ".hidden.png").write_bytes(b"x")
@@ -341,13 +341,13 @@ def test_picture_folder(tmp_path: Path) -> None:
     ]
     assert corpus.skipped == [
         Skipped("IMG_1.HEIC", "is HEIC, which is not read; convert it to JPEG or PNG"),
-        Skipped("notes.docx", "is not a picture by its suffix"),
-        Skipped("lonely.txt", "no picture has this name"),
+        Skipped("notes.docx", "is not an image by its suffix"),
+        Skipped("lonely.txt", "no image has this name"),
     ]
 
 
-def test_pictures_elsewhere_are_read_when_the_root_allows_it(tmp_path: Path) -> None:
-    picture(tmp_path / "shared" / "a.png")
+def test_images_elsewhere_are_read_when_the_root_allows_it(tmp_path: Path) -> None:
+    write_image(tmp_path / "shared" / "a.png")
     (tmp_path / "docs").mkdir()
     path = jsonl(tmp_path / "docs", {"id": "x", "text": "t", "images": ["../shared/a.png"]})
 
@@ -357,7 +357,7 @@ def test_pictures_elsewhere_are_read_when_the_root_allows_it(tmp_path: Path) -> 
 
 
 def test_a_relative_path_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    picture(tmp_path / "c" / "a.png")
+    write_image(tmp_path / "c" / "a.png")
     jsonl(tmp_path / "c", {"id": "x", "images": ["a.png"]})
     monkeypatch.chdir(tmp_path)
 
@@ -367,11 +367,11 @@ def test_a_relative_path_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_summary_counts_everything(tmp_path: Path) -> None:
-    picture(tmp_path / "a.png")
+    write_image(tmp_path / "a.png")
     path = jsonl(tmp_path, {"id": "x", "text": "t", "images": ["a.png", "no.png"]}, "nonsense")
 
     assert read_corpus(path).summary() == (
-        "1 documents: 1 passages, 1 pictures (0 with a caption); 2 skipped\n"
+        "1 documents: 1 passages, 1 images (0 with a caption); 2 skipped\n"
         "  1 × no such file\n"
         "  1 × is not JSON"
     )
@@ -388,8 +388,8 @@ SKIPPED: dict[str, tuple[Any, str]] = {
     "NaN": ('{"text": "a", "score": NaN}', "holds NaN, which is not a number"),
     "Infinity": ('{"text": "a", "score": -Infinity}', "holds -Infinity"),
     "deep nesting": ('{"text": ' + "[" * 100_000, "nested too deeply"),
-    "nothing in it": ({"id": "x"}, "has neither a text nor a picture"),
-    "empty text": ({"id": "x", "text": "  \n"}, "has neither a text nor a picture"),
+    "nothing in it": ({"id": "x"}, "has neither a text nor an image"),
+    "empty text": ({"id": "x", "text": "  \n"}, "has neither a text nor an image"),
     "the same id again": ({"id": "good", "text": "t"}, "the id 'good' is taken"),
     "an id that is a node's": ({"id": "good#text-0", "text": "t"}, "the id 'good#text-0' is taken"),
     "an empty id": ({"id": " ", "text": "t"}, "its id is ' ', not a text or a number"),
@@ -414,14 +414,14 @@ SKIPPED: dict[str, tuple[Any, str]] = {
     "half a character": ('{"text": "\\ud83d"}', "holds half a character"),
     "half a character in metadata": ('{"text": "a", "m": "\\ud83d"}', "holds half a character"),
     "NUL": ('{"text": "a\\u0000b"}', "holds a NUL character"),
-    "picture missing": ({"text": "t", "images": ["no.png"]}, "no such file"),
-    "picture is a URL": ({"images": ["https://e.com/a.png"]}, "is a URL; readers fetch nothing"),
-    "picture is a data URI": ({"images": ["data:image/png;base64,x"]}, "is a URL"),
-    "picture outside": ({"images": ["../../etc/passwd"]}, "lies outside"),
-    "picture at an absolute path": ({"images": ["/etc/passwd"]}, "lies outside"),
-    "picture is a text file": ({"images": ["docs.jsonl"]}, "not an image"),
-    "picture is a folder": ({"images": ["."]}, "is a folder"),
-    "picture with a NUL": ({"images": ["a\0b"]}, "not a path"),
+    "image missing": ({"text": "t", "images": ["no.png"]}, "no such file"),
+    "image is a URL": ({"images": ["https://e.com/a.png"]}, "is a URL; readers fetch nothing"),
+    "image is a data URI": ({"images": ["data:image/png;base64,x"]}, "is a URL"),
+    "image outside": ({"images": ["../../etc/passwd"]}, "lies outside"),
+    "image at an absolute path": ({"images": ["/etc/passwd"]}, "lies outside"),
+    "image is a text file": ({"images": ["docs.jsonl"]}, "not an image"),
+    "image is a folder": ({"images": ["."]}, "is a folder"),
+    "image with a NUL": ({"images": ["a\0b"]}, "not a path"),
 }
 
 
@@ -441,18 +441,18 @@ def test_skips_with_its_reason_and_goes_on(case: str, tmp_path: Path) -> None:
         read_corpus(path, strict=True)
 
 
-def test_a_document_stays_when_one_of_its_pictures_goes(tmp_path: Path) -> None:
-    picture(tmp_path / "a.png")
+def test_a_document_stays_when_one_of_its_images_goes(tmp_path: Path) -> None:
+    write_image(tmp_path / "a.png")
     path = jsonl(tmp_path, {"id": "x", "text": "t", "images": ["no.png", "a.png"]})
 
     corpus = read_corpus(path)
 
     assert [node.node_id for node in corpus.nodes] == ["x#text-0", "x#image-a.png"]
-    assert corpus.skipped == [Skipped("docs.jsonl:1, picture no.png", "no such file")]
+    assert corpus.skipped == [Skipped("docs.jsonl:1, image no.png", "no such file")]
 
 
 def test_two_documents_whose_nodes_would_have_one_id(tmp_path: Path) -> None:
-    picture(tmp_path / "b.png").rename(tmp_path / "b#text-0")
+    write_image(tmp_path / "b.png").rename(tmp_path / "b#text-0")
     path = jsonl(
         tmp_path, {"id": "a", "images": ["b#text-0"]}, {"id": "a#image-b", "text": "the same id"}
     )
@@ -463,8 +463,8 @@ def test_two_documents_whose_nodes_would_have_one_id(tmp_path: Path) -> None:
     assert "'a#image-b#text-0' is taken" in corpus.skipped[0].reason
 
 
-def test_pictures_over_the_pixel_limit_are_skipped(tmp_path: Path) -> None:
-    picture(tmp_path / "a.png")
+def test_images_over_the_pixel_limit_are_skipped(tmp_path: Path) -> None:
+    write_image(tmp_path / "a.png")
 
     corpus = read_corpus(jsonl(tmp_path, GOOD, {"images": ["a.png"]}), max_pixels=11)
 
@@ -513,8 +513,8 @@ def test_bad_markdown_pages_are_skipped(tmp_path: Path) -> None:
     assert [skip.source for skip in corpus.skipped] == ["a.md", "b.md", "d.md"]
 
 
-def test_a_sidecar_that_is_not_utf8_leaves_the_picture_without_a_caption(tmp_path: Path) -> None:
-    picture(tmp_path / "a.png")
+def test_a_sidecar_that_is_not_utf8_leaves_the_image_without_a_caption(tmp_path: Path) -> None:
+    write_image(tmp_path / "a.png")
     (tmp_path / "a.txt").write_bytes(b"caf\xe9")
 
     corpus = read_corpus(tmp_path)
@@ -542,8 +542,8 @@ REFUSED: dict[str, tuple[Callable[[Path], Path], str]] = {
     "missing": (lambda folder: folder / "no", "no such file or folder"),
     "unknown suffix": (a_file("a.pdf"), r"\.pdf is not read"),
     "no suffix": (a_file("corpus"), "a file without a suffix is not read"),
-    "one picture": (a_file("a.png"), r"\.png is not read"),
-    "empty folder": (a_folder, "no Markdown files and no pictures"),
+    "one image": (a_file("a.png"), r"\.png is not read"),
+    "empty folder": (a_folder, "no Markdown files and no images"),
     "empty JSONL": (a_file("a.jsonl"), "no document could be read .it holds none"),
     "JSONL of blank lines": (a_file("a.jsonl", b"\n \n"), "no document could be read"),
     "JSONL of nonsense": (a_file("a.jsonl", b"x\ny\n"), r"\(a\.jsonl:1: is not JSON"),
@@ -606,7 +606,7 @@ FIELDS = st.dictionaries(
 def test_whatever_stands_in_the_fields_is_read_or_reported(
     tmp_path: Path, documents: list[dict[str, Any]]
 ) -> None:
-    picture(tmp_path / "a.png")
+    write_image(tmp_path / "a.png")
     corpus = read_corpus(jsonl(tmp_path, GOOD, *documents))
 
     ids = [node.node_id for node in corpus.nodes]
@@ -650,7 +650,7 @@ def test_the_whole_blog_is_read_twice_with_the_same_ids(blog: Corpus, gap_shared
     assert len({node.node_id for node in blog.nodes}) == len(blog.nodes)
 
 
-def test_the_blog_s_pictures_have_their_captions(blog: Corpus) -> None:
+def test_the_blog_s_images_have_their_captions(blog: Corpus) -> None:
     assert len(blog.image_nodes) == 390
     assert len({node.image_path for node in blog.image_nodes}) == 367
     assert sum(not node.text for node in blog.image_nodes) == 11

@@ -28,11 +28,11 @@ def test_the_readme_s_two_articles() -> None:
     text = Leg(["A", "B"], [0.72, 0.23], background=0.70 + 0.03 * np.array(UNIT))
     image = Leg(["A", "B"], [0.31, 0.54], background=0.30 + 0.06 * np.array(UNIT))
 
-    assert ranked(fuse({"text": text, "image": image}, normalise="none", combine="max")) == [
+    assert ranked(fuse({"text": text, "image": image}, normalize="none", combine="max")) == [
         "A",
         "B",
     ]
-    assert ranked(fuse({"text": text, "image": image}, normalise="none", combine="sum")) == [
+    assert ranked(fuse({"text": text, "image": image}, normalize="none", combine="sum")) == [
         "A",
         "B",
     ]
@@ -42,17 +42,17 @@ def test_the_readme_s_two_articles() -> None:
 def test_rank() -> None:
     legs = {"text": Leg(["a", "b"], [9, 8]), "image": Leg(["b", "c"], [0.2, 0.1])}
 
-    assert scores(fuse(legs, normalise="rank", combine="sum")) == pytest.approx(
+    assert scores(fuse(legs, normalize="rank", combine="sum")) == pytest.approx(
         {"b": 1 / 62 + 1 / 61, "a": 1 / 61, "c": 1 / 62}
     )
-    assert scores(fuse(legs, normalise="rank", combine="sum", k=0)) == pytest.approx(
+    assert scores(fuse(legs, normalize="rank", combine="sum", k=0)) == pytest.approx(
         {"b": 1 / 2 + 1, "a": 1, "c": 1 / 2}
     )
-    assert scores(fuse(legs, normalise="rank", combine="max", k=0)) == {"a": 1, "b": 1, "c": 0.5}
+    assert scores(fuse(legs, normalize="rank", combine="max", k=0)) == {"a": 1, "b": 1, "c": 0.5}
 
 
 def test_equal_scores_share_their_rank() -> None:
-    fusion = fuse({"text": Leg(["a", "b", "c"], [5, 5, 4])}, normalise="rank", combine="sum", k=0)
+    fusion = fuse({"text": Leg(["a", "b", "c"], [5, 5, 4])}, normalize="rank", combine="sum", k=0)
 
     assert scores(fusion) == pytest.approx({"a": 1, "b": 1, "c": 1 / 3})
 
@@ -60,14 +60,14 @@ def test_equal_scores_share_their_rank() -> None:
 def test_minmax() -> None:
     legs = {"text": Leg(["a", "b", "c"], [10, 7, 6]), "image": Leg(["c"], [0.3])}
 
-    assert scores(fuse(legs, normalise="minmax", combine="sum")) == {"a": 1, "c": 1, "b": 0.25}
+    assert scores(fuse(legs, normalize="minmax", combine="sum")) == {"a": 1, "c": 1, "b": 0.25}
 
 
 def test_zscore() -> None:
     legs = {"text": Leg(["a", "b"], [3, 1]), "image": Leg(["c"], [0.3])}  # mean 2, deviation 1
 
-    assert scores(fuse(legs, normalise="zscore", combine="sum")) == {"a": 1, "c": 0, "b": -1}
-    assert scores(fuse(legs, normalise="zscore", combine="max")) == {"a": 1, "c": 0, "b": -1}
+    assert scores(fuse(legs, normalize="zscore", combine="sum")) == {"a": 1, "c": 0, "b": -1}
+    assert scores(fuse(legs, normalize="zscore", combine="max")) == {"a": 1, "c": 0, "b": -1}
 
 
 def test_background() -> None:
@@ -143,7 +143,7 @@ def test_weights_multiply_what_a_leg_adds() -> None:
 def test_the_best_hit_of_a_document_counts() -> None:
     leg = Leg(["a", "b", "a"], [1, 2, 3])
 
-    fusion = fuse({"text": leg}, normalise="none", combine="sum")
+    fusion = fuse({"text": leg}, normalize="none", combine="sum")
 
     assert scores(fusion) == {"a": 3, "b": 2}
 
@@ -171,33 +171,33 @@ def test_without_a_background_all_legs_go_by_rank_and_say_so() -> None:
     }
     fusion = fuse(legs)
 
-    assert (fusion.normalise, fusion.combine) == ("rank", "sum")
+    assert (fusion.normalize, fusion.combine) == ("rank", "sum")
     assert fusion.note is not None
     assert "no background of at least 50 scores for: image; so" in fusion.note
-    assert scores(fusion) == scores(fuse(legs, normalise="rank", combine="sum"))
-    assert fuse({**legs, "image": Leg(["b"], [2])}).normalise == "rank"
+    assert scores(fusion) == scores(fuse(legs, normalize="rank", combine="sum"))
+    assert fuse({**legs, "image": Leg(["b"], [2])}).normalize == "rank"
 
 
 def test_a_leg_without_hits_needs_no_background() -> None:
     legs = {"text": Leg(["a"], [3], background=UNIT), "image": Leg([], [])}
     fusion = fuse(legs)
 
-    assert (fusion.normalise, fusion.note) == ("background", None)
+    assert (fusion.normalize, fusion.note) == ("background", None)
     assert ranked(fusion) == ["a"]
 
 
 METHODS = [
-    (normalise, combine)
-    for normalise in ("rank", "minmax", "zscore", "background", "none")
+    (normalize, combine)
+    for normalize in ("rank", "minmax", "zscore", "background", "none")
     for combine in ("sum", "max", "evidence")
-    if combine != "evidence" or normalise in {"zscore", "background"}
+    if combine != "evidence" or normalize in {"zscore", "background"}
 ]
 
 
-@pytest.mark.parametrize(("normalise", "combine"), METHODS)
-def test_edge_cases(normalise: str, combine: str) -> None:
+@pytest.mark.parametrize(("normalize", "combine"), METHODS)
+def test_edge_cases(normalize: str, combine: str) -> None:
     def run(**legs: Leg) -> Fusion:
-        return fuse(legs, normalise=normalise, combine=combine)
+        return fuse(legs, normalize=normalize, combine=combine)
 
     flat = Leg(["a", "b"], [0.5, 0.5], background=[0.1] * 60)
 
@@ -211,10 +211,10 @@ def test_edge_cases(normalise: str, combine: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"normalise": "softmax"}, "normalise='softmax': must be one of rank, minmax"),
+        ({"normalize": "softmax"}, "normalize='softmax': must be one of rank, minmax"),
         ({"combine": "mean"}, "combine='mean': must be one of sum, max, evidence"),
-        ({"normalise": "rank"}, "combine='evidence' turns z-scores into probabilities"),
-        ({"normalise": "none"}, "normalise='none' gives none"),
+        ({"normalize": "rank"}, "combine='evidence' turns z-scores into probabilities"),
+        ({"normalize": "none"}, "normalize='none' gives none"),
         ({"weights": {"image": 1}}, "weights name 'image'; the legs are text"),
         ({"weights": {"text": -1}}, "the weight of text is -1: must be a number of at least 0"),
         ({"weights": {"text": math.nan}}, "the weight of text is nan"),
@@ -251,7 +251,7 @@ LEGS = st.lists(st.tuples(st.sampled_from("abcdef"), NUMBERS), max_size=8).map(
 
 @given(LEGS, LEGS, st.sampled_from(METHODS))
 def test_every_document_once_best_first(text: Leg, image: Leg, method: tuple[str, str]) -> None:
-    fusion = fuse({"text": text, "image": image}, normalise=method[0], combine=method[1])
+    fusion = fuse({"text": text, "image": image}, normalize=method[0], combine=method[1])
     values = [document.score for document in fusion.documents]
 
     assert sorted(ranked(fusion)) == sorted({*text.keys, *image.keys})
@@ -260,8 +260,8 @@ def test_every_document_once_best_first(text: Leg, image: Leg, method: tuple[str
 
 @given(LEGS, st.sampled_from(METHODS))
 def test_one_leg_keeps_its_order(leg: Leg, method: tuple[str, str]) -> None:
-    order = fuse({"text": leg}, normalise="none", combine="sum").documents
-    fused = fuse({"text": leg}, normalise=method[0], combine=method[1])
+    order = fuse({"text": leg}, normalize="none", combine="sum").documents
+    fused = fuse({"text": leg}, normalize=method[0], combine=method[1])
 
     assert ranked(fused) == [document.key for document in order]
 
@@ -322,10 +322,10 @@ def test_real_clip_features(gap_shared: Path) -> None:
                     images[fit] @ texts[query],
                 ),
             }
-            for normalise, hits in found.items():
-                top = ranked(fuse(legs, normalise=normalise, combine="sum"))[:10]
+            for normalize, hits in found.items():
+                top = ranked(fuse(legs, normalize=normalize, combine="sum"))[:10]
                 hits.append(f"image {query}" in top)
-                shares[normalise].append(sum(key.startswith("text") for key in top) / 10)
+                shares[normalize].append(sum(key.startswith("text") for key in top) / 10)
     recall = {name: np.mean(hits) for name, hits in found.items()}
     share = {name: np.mean(parts) for name, parts in shares.items()}
 

@@ -8,10 +8,10 @@ relevant document. Both legs have one size, so that sizes change nothing, but in
 **What comes out.** nDCG@10; mean over the seeds, in the last column ± 2 standard errors:
 
 ================  =======  ========  ====  =============
-method            picture  headline  both  mean
+method            image  headline  both  mean
 ================  =======  ========  ====  =============
 text leg alone       .000     1.000  .665  .555 ± .010
-picture leg alone    .876      .001  .258  .378 ± .010
+image leg alone    .876      .001  .258  .378 ± .010
 raw, max             .000     1.000  .665  .555 ± .010
 raw, sum             .003      .980  .770  .584 ± .011
 RRF, k = 60          .554      .980  .765  .766 ± .012
@@ -54,7 +54,7 @@ def run(simulation: Simulation) -> dict[str, list[float]]:
 
 @pytest.fixture(scope="module")
 def results() -> dict[str, FloatArray]:
-    """By method: seeds × (picture, headline, both, mean of the three)."""
+    """By method: seeds × (image, headline, both, mean of the three)."""
     of_seeds = [run(Simulation(seed)) for seed in range(SEEDS)]
     table = {name: np.array([seed[name] for seed in of_seeds]) for name in of_seeds[0]}
     return {name: np.column_stack([rows, rows.mean(axis=1)]) for name, rows in table.items()}
@@ -73,9 +73,9 @@ def lead(results: dict[str, FloatArray], method: str, other: str, kind: str) -> 
 def test_the_features_are_as_measured_on_clip() -> None:
     simulation = Simulation(0)
     about = np.arange(500)
-    query = simulation.queries("picture", about)
-    means = simulation.texts.mean(axis=0), simulation.pictures.mean(axis=0)
-    text, picture = unit(simulation.texts[about] - means[0]), simulation.pictures[about] - means[1]
+    query = simulation.queries("image", about)
+    means = simulation.texts.mean(axis=0), simulation.images.mean(axis=0)
+    text, image = unit(simulation.texts[about] - means[0]), simulation.images[about] - means[1]
     unrelated = ~np.eye(len(about), dtype=bool)
 
     def spread(a: FloatArray, b: FloatArray) -> float:
@@ -83,13 +83,13 @@ def test_the_features_are_as_measured_on_clip() -> None:
 
     assert np.linalg.norm(means[0] - means[1]) == pytest.approx(0.851, abs=0.005)
     assert spread(text, text) == pytest.approx(0.154, abs=0.003)
-    assert spread(picture, picture) == pytest.approx(0.153, abs=0.003)
-    assert spread(text, picture) == pytest.approx(0.092, abs=0.003)
-    matched = (unit(query - means[0]) * unit(picture)).sum(axis=1).mean()
+    assert spread(image, image) == pytest.approx(0.153, abs=0.003)
+    assert spread(text, image) == pytest.approx(0.092, abs=0.003)
+    matched = (unit(query - means[0]) * unit(image)).sum(axis=1).mean()
     assert matched == pytest.approx(0.315, abs=0.005)
 
 
-@pytest.mark.parametrize("other", ["text leg", "picture leg", *METHODS])
+@pytest.mark.parametrize("other", ["text leg", "image leg", *METHODS])
 def test_evidence_is_best_on_the_mean(results: dict[str, FloatArray], other: str) -> None:
     assert other == "evidence" or lead(results, "evidence", other, "mean") > 0
 
@@ -106,7 +106,7 @@ def test_sum_serves_queries_that_need_both_sides(results: dict[str, FloatArray])
     assert lead(results, "z sum", "z max", "both") > 0.05
 
 
-@pytest.mark.parametrize("kind", ["picture", "headline"])
+@pytest.mark.parametrize("kind", ["image", "headline"])
 def test_max_serves_queries_that_need_one(results: dict[str, FloatArray], kind: str) -> None:
     assert lead(results, "z max", "z sum", kind) > 0
 
@@ -115,28 +115,28 @@ def test_calibration_beats_ranks_and_lists_where_the_other_leg_is_noise(
     results: dict[str, FloatArray],
 ) -> None:
     for other in ("RRF", "min-max sum"):
-        assert lead(results, "evidence", other, "picture") > 0.1
+        assert lead(results, "evidence", other, "image") > 0.1
 
 
 @pytest.mark.parametrize("cosine_of_means", [0.31, 0.84])
-def test_raw_scores_lose_the_pictures(cosine_of_means: float) -> None:
+def test_raw_scores_lose_the_images(cosine_of_means: float) -> None:
     """Even with the means of the cones at 0.41, as long as the spreads differ."""
     result = run(Simulation(0, World(cosine_of_means=cosine_of_means)))
 
     assert result["raw max"][0] < 0.01
     assert result["raw sum"][0] < 0.02
-    assert result["picture leg"][0] > 0.8
+    assert result["image leg"][0] > 0.8
     assert result["evidence"][0] > 0.6
 
 
 def test_sizes_serve_queries_for_the_smaller_side() -> None:
-    """A picture in every fifth document: the best of the texts lies higher by chance alone."""
+    """An image in every fifth document: the best of the texts lies higher by chance alone."""
     methods = {"evidence": METHODS["evidence"], "unsized": unsized}
     simulation = Simulation(0, World(pictured=0.2))
 
     found = {kind: ask(simulation, kind, QUERIES, methods).ndcg for kind in KINDS}
 
     gains = {kind: (of["evidence"] - of["unsized"]).mean() for kind, of in found.items()}
-    assert gains["picture"] > 0.1
+    assert gains["image"] > 0.1
     assert gains["headline"] > -0.02
     assert gains["both"] > -0.05

@@ -1,4 +1,4 @@
-"""A collection of its own for image queries: a third leg, over a model that compares pictures."""
+"""A collection of its own for image queries: a third leg, over a model that compares images."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from llama_index_gap.search.fusion import Leg, fuse
 
 
 class Table(MultiModalEmbedding):
-    """Vectors by hand: each text, and each picture's name, has one."""
+    """Vectors by hand: each text, and each image's name, has one."""
 
     table: dict[str, list[float]]
     dimension: int = 2
@@ -73,7 +73,7 @@ ALONE = {
     "trawler.png": [0.1, 0.995],
     "from-the-bridge.png": [1.0, 0.0],
 }
-PHOTO = QueryBundle("", image_path="/pictures/from-the-bridge.png")
+PHOTO = QueryBundle("", image_path="/images/from-the-bridge.png")
 
 
 def of(document: str) -> dict[NodeRelationship, RelatedNodeInfo]:
@@ -82,9 +82,9 @@ def of(document: str) -> dict[NodeRelationship, RelatedNodeInfo]:
 
 BOATS = [
     TextNode(id_="f1", text="on ferries", relationships=of("ferry")),
-    ImageNode(id_="f2", image_path="/pictures/ferry.png", relationships=of("ferry")),
+    ImageNode(id_="f2", image_path="/images/ferry.png", relationships=of("ferry")),
     TextNode(id_="t1", text="on fishing", relationships=of("trawler")),
-    ImageNode(id_="t2", image_path="/pictures/trawler.png", relationships=of("trawler")),
+    ImageNode(id_="t2", image_path="/images/trawler.png", relationships=of("trawler")),
 ]
 
 
@@ -105,7 +105,7 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DualIndex]:
 
 
 def search(index: DualIndex, query: QueryBundle | str, **settings: Any) -> list[Any]:
-    settings = {"normalise": "none", "combine": "sum", **settings}
+    settings = {"normalize": "none", "combine": "sum", **settings}
     return index.as_retriever(**settings).retrieve(query)
 
 
@@ -116,7 +116,7 @@ def ids(hits: list[Any]) -> list[str]:
 # --- searching ----------------------------------------------------------------------------------
 
 
-def test_a_picture_asks_the_model_that_compares_pictures(index: DualIndex, tmp_path: Path) -> None:
+def test_a_image_asks_the_model_that_compares_images(index: DualIndex, tmp_path: Path) -> None:
     with DualIndex(str(tmp_path / "gap.db"), embed_model=dual()) as two:
         two.insert_nodes(BOATS)
         assert ids(search(two, PHOTO)) == ["t1", "t2", "f1", "f2"]
@@ -142,12 +142,12 @@ def test_a_text_asks_the_dual_encoder(index: DualIndex) -> None:
     hits = search(index, "a boat")
 
     assert hits[0].scores.keys() == {"text", "image", "text_evidence", "image_evidence"}
-    # 0.6 × 0.3 + 0.8 × 0.954 for either text, 0.6 × 0.8 + 0.8 × 0.6 and 0.6 for the pictures
+    # 0.6 × 0.3 + 0.8 × 0.954 for either text, 0.6 × 0.8 + 0.8 × 0.6 and 0.6 for the images
     assert [hit.score for hit in hits] == pytest.approx([1.903, 1.903, 1.543, 1.543], abs=1e-3)
     assert index.image_query_embed_model.asked == []
 
 
-def test_a_text_and_a_picture_ask_four_times(index: DualIndex) -> None:
+def test_a_text_and_a_image_ask_four_times(index: DualIndex) -> None:
     both = QueryBundle("a boat", image_path=PHOTO.image_path)
     models = [index.embed_model, index.image_query_embed_model]
     for model in models:
@@ -178,7 +178,7 @@ def test_the_weight_of_images_counts(index: DualIndex) -> None:
         index.as_retriever(weights={"image_query": 2})
 
 
-def test_complete_fetches_the_picture_that_only_the_text_found(index: DualIndex) -> None:
+def test_complete_fetches_the_image_that_only_the_text_found(index: DualIndex) -> None:
     hits = search(index, PHOTO, image_similarity_top_k=1, complete=True)
 
     assert ids(hits) == ["f1", "f2", "t1", "t2"]
@@ -219,7 +219,7 @@ def test_its_background_is_its_own(tmp_path: Path) -> None:
     with DualIndex(
         str(tmp_path / "gap.db"), embed_model=models[0], image_query_embed_model=models[1]
     ) as index:
-        nodes = [ImageNode(id_=name, image_path=f"/pictures/{name}") for name in names]
+        nodes = [ImageNode(id_=name, image_path=f"/images/{name}") for name in names]
         index.insert_nodes([*nodes, BOATS[1]])
         hits = index.as_retriever(similarity_top_k=0).retrieve(PHOTO)
 
@@ -263,7 +263,7 @@ def dinov2(tiny_dinov2: Path) -> CountingEmbedding:
 
 @pytest.fixture
 def nodes(noise_files: list[str]) -> list[TextNode]:
-    """A document with a text and a captioned picture, and one with a bare picture."""
+    """A document with a text and a captioned image, and one with a bare image."""
     return [
         TextNode(id_="a1", text="a red bicycle", relationships=of("a")),
         ImageNode(id_="a2", text="a caption", image_path=noise_files[0], relationships=of("a")),
@@ -271,7 +271,7 @@ def nodes(noise_files: list[str]) -> list[TextNode]:
     ]
 
 
-def test_every_picture_has_a_row_there_as_long_as_it_is_one(
+def test_every_image_has_a_row_there_as_long_as_it_is_one(
     clip: CountingEmbedding,
     dinov2: CountingEmbedding,
     nodes: list[TextNode],
@@ -284,7 +284,7 @@ def test_every_picture_has_a_row_there_as_long_as_it_is_one(
         report = index.insert_nodes(nodes)
         assert report == IndexReport(text_rows=2, image_rows=2, image_query_rows=2)
         assert report.summary() == (
-            "2 texts and 2 pictures written, 2 for image queries, 0 unchanged, 0 skipped"
+            "2 texts and 2 images written, 2 for image queries, 0 unchanged, 0 skipped"
         )
         assert index.count() == {"text": 2, "image": 2, "image_query": 2}
         assert dinov2.embedded == noise_files[:2]
@@ -311,7 +311,7 @@ def test_every_picture_has_a_row_there_as_long_as_it_is_one(
         assert index.insert_nodes(nodes).image_query_rows == 2
 
 
-def test_a_picture_that_came_as_base64_goes_with_its_rows(
+def test_a_image_that_came_as_base64_goes_with_its_rows(
     clip: CountingEmbedding, dinov2: CountingEmbedding, noise_files: list[str], tmp_path: Path
 ) -> None:
     node = ImageNode(id_="a", image=base64.b64encode(Path(noise_files[0]).read_bytes()).decode())
@@ -327,7 +327,7 @@ def test_a_picture_that_came_as_base64_goes_with_its_rows(
         assert not Path(stored.image_path).exists()
 
 
-def test_a_picture_that_cannot_be_opened_is_reported_once(
+def test_a_image_that_cannot_be_opened_is_reported_once(
     clip: CountingEmbedding, dinov2: CountingEmbedding, nodes: list[TextNode], tmp_path: Path
 ) -> None:
     gone = ImageNode(id_="gone", image_path="/no/such.png")
@@ -367,7 +367,7 @@ def test_an_interrupted_build_goes_on_where_it_stopped(
 
     with DualIndex(uri, embed_model=clip, image_query_embed_model=dinov2) as index:
         index.as_retriever()
-        assert "image queries find 8 of 12 pictures only; insert them again" in caplog.text
+        assert "image queries find 8 of 12 images only; insert them again" in caplog.text
         report = index.insert_nodes(many)
         assert report == IndexReport(image_query_rows=4, unchanged=20)
         assert len(dinov2.embedded) == 12
@@ -392,7 +392,7 @@ def test_an_index_gains_it_and_fills_it_with_the_next_insert(
         assert index.count() == {"text": 2, "image": 2, "image_query": 0}
         photo = QueryBundle("", image_path=nodes[2].image_path)
         assert "image_by_image" not in search(index, photo)[0].scores
-        assert "image queries find 0 of 2 pictures only; insert them again" in caplog.text
+        assert "image queries find 0 of 2 images only; insert them again" in caplog.text
 
         caplog.clear()
         assert index.insert_nodes(nodes) == IndexReport(image_query_rows=2, unchanged=4)

@@ -42,7 +42,7 @@ from scipy.special import logit
 
 from llama_index_gap import DualEncoderEmbedding, DualIndex, ImageError, images
 from llama_index_gap.gap.calibrate import PAIRS, Curve, RelevanceCalibrator
-from llama_index_gap.models import Joint, ModelError, PairScorer, Picture
+from llama_index_gap.models import Joint, LazyImage, ModelError, PairScorer
 from llama_index_gap.models.base import FloatArray, Item
 from llama_index_gap.search.rerank import MultiModalRerank
 from llama_index_gap.search.retriever import ScoredNode
@@ -51,8 +51,8 @@ from llama_index_gap.search.retriever import ScoredNode
 class WordsAndColours(PairScorer):
     """Scores the share of the query's words or colours that a document has.
 
-    A text has its words. A picture is as red, green and blue, from 0 to 1, as its pixels are on
-    average. A text with a picture has the words of both.
+    A text has its words. An image is as red, green and blue, from 0 to 1, as its pixels are on
+    average. A text with an image has the words of both.
     """
 
     name = "words-and-colours"
@@ -72,7 +72,7 @@ class WordsAndColours(PairScorer):
             case Joint():
                 text, image = self.prepare(item.text), self.prepare(item.image)
                 return {word: max(text.get(word, 0), image.get(word, 0)) for word in text | image}
-            case Picture():
+            case LazyImage():
                 if item.key not in self.known:
                     self.known[item.key] = self.prepare(item.open())
                 return self.known[item.key]
@@ -98,7 +98,7 @@ class WordsAndColours(PairScorer):
 
 
 def paint(folder: Path, *, red: float = 0, green: float = 0) -> str:
-    """A picture of so much red and green."""
+    """An image of so much red and green."""
     path = folder / f"red {red} green {green}.png"
     Image.new("RGB", (4, 4), (round(255 * red), round(255 * green), 0)).save(path)
     return str(path)
@@ -212,11 +212,11 @@ def test_only_the_sides_that_a_mode_needs_are_scored(
 
 
 def test_by_modality_is_the_side_with_the_stronger_evidence(found: list[NodeWithScore]) -> None:
-    """A's picture and B's text found them; a leg asked with a picture counts for its side."""
+    """A's image and B's text found them; a leg asked with an image counts for its side."""
     evidence = {
         "A": {"text": 0.9, "image": 0.3, "text_evidence": 1.0, "image_evidence": 2.0},
         "B": {"text_by_image_evidence": 2.0, "image_evidence": 1.0, "image_by_image_evidence": 1.5},
-        "C": {"text_evidence": 1.0},  # by a caption that is not there: judged by its picture
+        "C": {"text_evidence": 1.0},  # by a caption that is not there: judged by its image
         "D": {},
     }
     found = [
@@ -233,17 +233,17 @@ def test_by_modality_is_the_side_with_the_stronger_evidence(found: list[NodeWith
     )
 
 
-def test_a_captioned_picture_found_by_its_caption_is_judged_by_it(tmp_path: Path) -> None:
+def test_a_captioned_image_found_by_its_caption_is_judged_by_it(tmp_path: Path) -> None:
     node = image("A", paint(tmp_path, red=1), caption="a bicycle and a red car")
     by_caption = ScoredNode(node=node, score=1, scores={"text_evidence": 1})
-    by_picture = ScoredNode(node=node, score=1, scores={"image_evidence": 1})
+    by_image = ScoredNode(node=node, score=1, scores={"image_evidence": 1})
 
-    for hit, score in ((by_caption, 1), (by_picture, 0.5)):
+    for hit, score in ((by_caption, 1), (by_image, 0.5)):
         (ranked,) = rerank([hit], QUERY, score_mode="by_modality")
         assert ranked.score == score
 
 
-def test_the_best_text_and_the_best_picture_count(tmp_path: Path) -> None:
+def test_the_best_text_and_the_best_image_count(tmp_path: Path) -> None:
     nodes = hits(
         text("A", "a car", id_="a1"),
         image("A", paint(tmp_path, red=0.2), id_="a2"),
@@ -265,10 +265,10 @@ def test_the_best_text_and_the_best_picture_count(tmp_path: Path) -> None:
 
 
 def test_captions_are_the_text_of_what_has_no_other(tmp_path: Path) -> None:
-    picture = paint(tmp_path)
+    path = paint(tmp_path)
     only_captions = hits(
-        image("A", picture, caption="a red car", id_="a1"),
-        image("A", picture, caption="a red bicycle", id_="a2"),
+        image("A", path, caption="a red car", id_="a1"),
+        image("A", path, caption="a red bicycle", id_="a2"),
     )
     with_a_text = [*only_captions, *hits(text("A", "rain"))]
 
@@ -292,7 +292,7 @@ def test_metadata_alone_is_no_caption(tmp_path: Path) -> None:
 # --- what is read -------------------------------------------------------------------------------
 
 
-def test_pictures_of_every_form(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_of_every_form(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = paint(tmp_path, red=0.4)
     data = Path(path).read_bytes()
     monkeypatch.setattr(images, "fetch", {"https://e.com/a.png": data}.__getitem__)
@@ -314,7 +314,7 @@ def test_pictures_of_every_form(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
     assert scores(ranked)[:2] == [("text", 1), ("both", 0.6)]
     assert scores(ranked)[2:] == [(form, 0.2) for form in ("path", "base64", "url", "resource")]
-    assert sum(scorer.passes) == 2  # equal texts and equal pictures are scored once
+    assert sum(scorer.passes) == 2  # equal texts and equal images are scored once
     rerank(nodes, "green", model=scorer, allow_urls=True)
     decoded = scorer.decoded
     rerank(nodes, "blue", model=scorer, allow_urls=True)
@@ -336,7 +336,7 @@ def test_a_node_that_comes_twice_is_returned_once(tmp_path: Path) -> None:
 def test_no_pass_is_larger_than_the_batch_size_and_nothing_is_scored_twice(
     batch_size: int, passes: list[int], tmp_path: Path
 ) -> None:
-    """One document of three texts and a picture, another with one of these texts."""
+    """One document of three texts and an image, another with one of these texts."""
     scorer = WordsAndColours()
     nodes = hits(
         text("A", "red", id_="a1"),
@@ -352,7 +352,7 @@ def test_no_pass_is_larger_than_the_batch_size_and_nothing_is_scored_twice(
 
 
 def test_queries_of_every_form(tmp_path: Path) -> None:
-    """A red text and a green picture: red words find the one, a green picture the other."""
+    """A red text and a green image: red words find the one, a green image the other."""
     nodes = hits(text("A", "red"), image("B", paint(tmp_path, green=1)))
     green = paint(tmp_path, green=0.6)
 
@@ -386,7 +386,7 @@ def test_no_nodes() -> None:
     assert rerank([], "") == []
 
 
-def test_pictures_are_opened_only_where_they_may_be(
+def test_images_are_opened_only_where_they_may_be(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fetch(url: str) -> bytes:
@@ -414,7 +414,7 @@ def test_pictures_are_opened_only_where_they_may_be(
 
 @pytest.fixture
 def damaged(tmp_path: Path) -> str:
-    """A picture with a good header that breaks off."""
+    """An image with a good header that breaks off."""
     path = tmp_path / "damaged.jpg"
     noise = Image.effect_noise((200, 100), 50)
     noise.save(path)
@@ -423,7 +423,7 @@ def damaged(tmp_path: Path) -> str:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_bad_picture_costs_that_side_only(
+def test_a_bad_image_costs_that_side_only(
     mode: str, damaged: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     nodes = hits(
@@ -441,13 +441,13 @@ def test_a_bad_picture_costs_that_side_only(
     assert scores(ranked) == [("A", 1), ("D", 0.4), ("C", 0), ("B", None)]
     assert ids(ranked) == ["A-text", "A-image", "d1", "d2", "C-text", "B-image"]
     assert ranked[-1].scores == {"retrieval": pytest.approx(1 / 3)}
-    pictures, documents = (record.getMessage() for record in caplog.records)
-    if mode == "text":  # A's picture is not asked for
-        assert pictures.startswith("pictures that cannot be read, and count for nothing: 2; ")
-        assert pictures.endswith("nowhere.png): no such file")
+    images, documents = (record.getMessage() for record in caplog.records)
+    if mode == "text":  # A's image is not asked for
+        assert images.startswith("images that cannot be read, and count for nothing: 2; ")
+        assert images.endswith("nowhere.png): no such file")
     else:
-        assert pictures.startswith(
-            "pictures that cannot be read, and count for nothing: 3; the first: node A-image: "
+        assert images.startswith(
+            "images that cannot be read, and count for nothing: 3; the first: node A-image: "
             "truncated or damaged image"
         )
     assert documents == (
@@ -455,7 +455,7 @@ def test_a_bad_picture_costs_that_side_only(
     )
 
 
-def test_read_together_are_the_first_text_and_the_first_good_picture(
+def test_read_together_are_the_first_text_and_the_first_good_image(
     damaged: str, tmp_path: Path
 ) -> None:
     nodes = hits(
@@ -470,12 +470,12 @@ def test_read_together_are_the_first_text_and_the_first_good_picture(
     assert ranked.scores == pytest.approx({"retrieval": 1, "rerank_joint": 0.8})
 
 
-def test_a_picture_that_the_model_refuses_costs_that_side_only(
+def test_a_image_that_the_model_refuses_costs_that_side_only(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Picky(WordsAndColours):
         def prepare(self, item: Item) -> dict[str, float]:
-            if isinstance(item, Picture) and item.open().width > 4:
+            if isinstance(item, LazyImage) and item.open().width > 4:
                 raise ValueError("too wide for its patches")
             return super().prepare(item)
 
@@ -528,7 +528,7 @@ class RawLogits(Logits):
 def test_sides_are_combined_as_probabilities_where_the_model_has_them(
     found: list[NodeWithScore],
 ) -> None:
-    """A's text has the logit 2, its picture -1.6."""
+    """A's text has the logit 2, its image -1.6."""
     document = found[:2]
     sigmoid = [1 / (1 + np.exp(-2)), 1 / (1 + np.exp(1.6))]
 
@@ -893,12 +893,12 @@ class ColoursOnly(WordsAndColours):
             {"device": "cpu", "max_pixels": 100},
             "device, max_pixels: words-and-colours is loaded already; set this where it is loaded",
         ),
-        ({"model": WordsOnly(), "score_mode": "image"}, "reads no pictures of documents; choose"),
+        ({"model": WordsOnly(), "score_mode": "image"}, "reads no images of documents; choose"),
         (
             {"model": ColoursOnly(), "score_mode": "text"},
             "reads no texts of documents; choose another",
         ),
-        ({"model": WordsOnly(), "score_mode": "joint"}, "reads no text and picture together"),
+        ({"model": WordsOnly(), "score_mode": "joint"}, "reads no text and image together"),
         ({"calibrator": calibrator(), "score_mode": "joint"}, "a calibrator knows texts and pict"),
         ({"calibrator": calibrator(source="m0")}, "was fitted for m0, and these scores are of wor"),
         (
@@ -932,7 +932,7 @@ def test_a_model_of_texts_alone_says_so(
 
     assert scores(ranked) == [("A", 1), ("B", 0), ("D", 0), ("C", None)]
     assert [record.getMessage() for record in caplog.records] == [
-        "words-and-colours reads no pictures of documents: they are ranked without",
+        "words-and-colours reads no images of documents: they are ranked without",
         "1 of 4 documents have nothing that words-and-colours can read; they come last",
     ]
     caplog.clear()
@@ -959,16 +959,16 @@ M0 = PARITY / "jina_m0_tiny"
 
 def test_jina_reranker_m0_gives_its_own_scores(monkeypatch: pytest.MonkeyPatch) -> None:
     cases = json.loads((M0 / "parity.json").read_text(encoding="utf-8"))["cases"]
-    texts, pictures = cases["text_text"], cases["text_image"]
+    texts, image_cases = cases["text_text"], cases["text_image"]
     query = texts["pairs"][0][0]
     nodes = hits(
         *(text(name, pair[1]) for name, pair in zip("ABC", texts["pairs"], strict=True)),
         *(
             image(name, str(PARITY / "images" / f"{pair[1]}.png"))
-            for name, pair in zip("ABC", pictures["pairs"], strict=True)
+            for name, pair in zip("ABC", image_cases["pairs"], strict=True)
         ),
     )
-    sides = dict(zip("ABC", zip(texts["scores"], pictures["scores"], strict=True), strict=True))
+    sides = dict(zip("ABC", zip(texts["scores"], image_cases["scores"], strict=True), strict=True))
     decoded: list[bytes] = []
 
     def decode(data: bytes) -> Image.Image:
@@ -983,16 +983,16 @@ def test_jina_reranker_m0_gives_its_own_scores(monkeypatch: pytest.MonkeyPatch) 
     assert ranked == pickle.loads(pickle.dumps(reranker)).postprocess_nodes(nodes, query_str=query)
     assert [hit.score for hit in ranked] == sorted((hit.score for hit in ranked), reverse=True)
     for hit in ranked:
-        of_text, of_picture = sides[hit.node.ref_doc_id]
+        of_text, of_image = sides[hit.node.ref_doc_id]
         assert hit.scores["rerank_text"] == pytest.approx(of_text, abs=1e-5)
-        assert hit.scores["rerank_image"] == pytest.approx(of_picture, abs=1e-5)
-        assert hit.score == pytest.approx((of_text + of_picture) / 2, abs=1e-5)
+        assert hit.scores["rerank_image"] == pytest.approx(of_image, abs=1e-5)
+        assert hit.score == pytest.approx((of_text + of_image) / 2, abs=1e-5)
     assert len(decoded) == 6
     reranker.postprocess_nodes(nodes, query_str="another question")
-    assert len(decoded) == 6  # what the pictures became is kept
+    assert len(decoded) == 6  # what the image_cases became is kept
 
 
-def test_jina_reranker_m0_refuses_a_picture_of_its_own_accord(
+def test_jina_reranker_m0_refuses_a_image_of_its_own_accord(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     Image.new("RGB", (2000, 4)).save(tmp_path / "line.png")
@@ -1008,14 +1008,14 @@ def test_jina_reranker_m0_refuses_a_picture_of_its_own_accord(
 
 
 class Onlooker(MockLLMWithChatMemoryOfLastCall):
-    """A chat model that reads pictures, and remembers what it was shown."""
+    """A chat model that reads images, and remembers what it was shown."""
 
     @property
     def metadata(self) -> LLMMetadata:
         return LLMMetadata(context_window=100_000, num_output=256, is_chat_model=True)
 
     def seen(self) -> list[str | bytes]:
-        """Texts, and the files of pictures, in their order."""
+        """Texts, and the files of images, in their order."""
         return [
             block.text if isinstance(block, TextBlock) else block.resolve_image().read()
             for message in self.last_chat_messages
@@ -1023,19 +1023,19 @@ class Onlooker(MockLLMWithChatMemoryOfLastCall):
         ]
 
 
-def test_a_query_engine_shows_texts_and_pictures_in_the_new_order(
+def test_a_query_engine_shows_texts_and_images_in_the_new_order(
     tiny_clip: Path, tmp_path: Path
 ) -> None:
-    """Three answer the question: B by its picture, A by its text, C a little; D does not."""
-    pictures = {
+    """Three answer the question: B by its image, A by its text, C a little; D does not."""
+    images = {
         name: paint(tmp_path, red=red) for name, red in {"A": 0.2, "B": 1, "C": 0.4, "D": 0}.items()
     }
     nodes = [
         text("A", "a red car"),
-        image("A", pictures["A"]),
-        image("B", pictures["B"], caption="the red bicycle"),
-        image("C", pictures["C"]),
-        image("D", pictures["D"], caption="at night"),
+        image("A", images["A"]),
+        image("B", images["B"], caption="the red bicycle"),
+        image("C", images["C"]),
+        image("D", images["D"], caption="at night"),
     ]
     llm = Onlooker()
     embedding = DualEncoderEmbedding(model_name=tiny_clip)
@@ -1055,7 +1055,7 @@ def test_a_query_engine_shows_texts_and_pictures_in_the_new_order(
                     answers.append(ask(QUERY))
                     seen.append(llm.seen())
 
-    of_b, of_a, of_c = (Path(pictures[name]).read_bytes() for name in "BAC")
+    of_b, of_a, of_c = (Path(images[name]).read_bytes() for name in "BAC")
     for _, begun, *context, _ in seen:
         assert begun.endswith("\nthe red bicycle")
         assert context == [of_b, "a red car", of_a, of_c]

@@ -29,9 +29,9 @@ D = 8
 
 
 class Angles(MultiModalEmbedding):
-    """Vectors by hand: a word says how near its text or picture lies to the query.
+    """Vectors by hand: a word says how near its text or image lies to the query.
 
-    The query is the first axis. ``near=0.6`` in a text, or in a picture's name, gives a vector with
+    The query is the first axis. ``near=0.6`` in a text, or in an image's name, gives a vector with
     a cosine of 0.6 to it. What is left points to a random direction, another for each.
     """
 
@@ -79,13 +79,13 @@ def image(identifier: str, near: float, document: str | None = None, **metadata:
     relationships = {NodeRelationship.SOURCE: RelatedNodeInfo(node_id=document or identifier)}
     return ImageNode(
         id_=f"{identifier}-image",
-        image_path=f"/pictures/{identifier} near={near}",
+        image_path=f"/images/{identifier} near={near}",
         relationships=relationships,
         metadata=metadata,
     )
 
 
-# What any query gets: texts 0.70 ± 0.03, pictures 0.30 ± 0.06; as wide apart as CLIP has them.
+# What any query gets: texts 0.70 ± 0.03, images 0.30 ± 0.06; as wide apart as CLIP has them.
 CROWD = [
     *(text(f"t{i}", round(0.70 + 0.03 * (-1) ** i, 3)) for i in range(60)),
     *(image(f"i{i}", round(0.30 + 0.06 * (-1) ** i, 3)) for i in range(60)),
@@ -126,14 +126,14 @@ def ids(hits: list[Any]) -> list[str]:
 def test_the_readme_s_question(index: DualIndex) -> None:
     """B's photo is far above what photos get; A's text is an everyday one."""
     by_evidence = index.as_retriever(top_k=1).retrieve("query")
-    by_score = index.as_retriever(top_k=1, normalise="none", combine="max").retrieve("query")
+    by_score = index.as_retriever(top_k=1, normalize="none", combine="max").retrieve("query")
 
     assert ids(by_evidence) == ["B-image"]
     assert by_score[0].node.ref_doc_id != "B"
 
 
-def test_a_document_s_best_text_and_picture_come_together(small: DualIndex) -> None:
-    hits = small.as_retriever(normalise="none", combine="sum").retrieve("query")
+def test_a_document_s_best_text_and_image_come_together(small: DualIndex) -> None:
+    hits = small.as_retriever(normalize="none", combine="sum").retrieve("query")
 
     assert ids(hits) == ["A-text", "A-image", "B-text", "B-image"]
     assert [hit.score for hit in hits] == pytest.approx([1.03, 1.03, 0.77, 0.77], abs=1e-5)
@@ -144,13 +144,13 @@ def test_a_document_s_best_text_and_picture_come_together(small: DualIndex) -> N
     assert hits[0].node.metadata == {"kind": "report"}  # nothing was put there
 
 
-def test_a_captioned_picture_found_on_both_sides_comes_once(
+def test_a_captioned_image_found_on_both_sides_comes_once(
     tmp_path: Path, noise_files: list[str]
 ) -> None:
     node = image("C", 0.5).model_copy(update={"text": "near=0.9"})
     with DualIndex(str(tmp_path / "gap.db"), embed_model=Angles()) as index:
         index.insert_nodes([node])
-        (hit,) = index.as_retriever(normalise="none", combine="sum").retrieve("query")
+        (hit,) = index.as_retriever(normalize="none", combine="sum").retrieve("query")
 
     here = hit.node.model_copy(update={"image_path": noise_files[0]})
     assert hit.score == pytest.approx(1.4, abs=1e-5)
@@ -170,7 +170,7 @@ def test_counts(index: DualIndex) -> None:
 
 
 def test_group_by_node(small: DualIndex) -> None:
-    hits = small.as_retriever(group_by="node", normalise="none", combine="max").retrieve("query")
+    hits = small.as_retriever(group_by="node", normalize="none", combine="max").retrieve("query")
 
     assert ids(hits) == ["A-text", "B-image", "A-image", "B-text"]
     assert [hit.score for hit in hits] == pytest.approx([0.72, 0.54, 0.31, 0.23], abs=1e-5)
@@ -178,7 +178,7 @@ def test_group_by_node(small: DualIndex) -> None:
 
 def test_weights_really_work(small: DualIndex) -> None:
     def first(**weights: float) -> str:
-        retriever = small.as_retriever(normalise="none", combine="sum", weights=weights, top_k=1)
+        retriever = small.as_retriever(normalize="none", combine="sum", weights=weights, top_k=1)
         return retriever.retrieve("query")[0].node.ref_doc_id
 
     assert first() == "A"
@@ -217,7 +217,7 @@ def test_complete_fetches_the_other_side_with_its_exact_score(index: DualIndex) 
 
 
 class TwoAxes(Angles):
-    """``near=0.3,0.7`` lies at these cosines to a text query and to a picture query."""
+    """``near=0.3,0.7`` lies at these cosines to a text query and to an image query."""
 
     def _vector(self, text: str) -> list[float]:
         vector = np.zeros(D)
@@ -234,25 +234,25 @@ def test_complete_judges_what_two_queries_say_on_the_fusion_s_scale(tmp_path: Pa
     """0.72 is nothing to a photo, which all photos are like; 0.54 is much to a text."""
     crowd = [image(f"i{i}", 0).model_copy() for i in range(60)]
     for i, node in enumerate(crowd):
-        node.image_path = f"/pictures/{i} near={0.30 + 0.06 * (-1) ** i},{0.70 + 0.03 * (-1) ** i}"
-    pictures = {"looks like others": "0.30,0.72", "meant": "0.54,0.66"}
+        node.image_path = f"/images/{i} near={0.30 + 0.06 * (-1) ** i},{0.70 + 0.03 * (-1) ** i}"
+    images = {"looks like others": "0.30,0.72", "meant": "0.54,0.66"}
     document = [
         text("A", 0, "A").model_copy(update={"text": "A near=0.9,0.1"}),
         *(
-            image(name, 0, "A").model_copy(update={"image_path": f"/pictures/{name} near={near}"})
-            for name, near in pictures.items()
+            image(name, 0, "A").model_copy(update={"image_path": f"/images/{name} near={near}"})
+            for name, near in images.items()
         ),
     ]
     found_instead = [
-        image(name, 0).model_copy(update={"image_path": f"/pictures/{name} near={near}"})
+        image(name, 0).model_copy(update={"image_path": f"/images/{name} near={near}"})
         for name, near in (("Y", "0.60,0.50"), ("Z", "0.10,0.90"))
     ]
     with DualIndex(str(tmp_path / "gap.db"), embed_model=TwoAxes()) as index:
         index.insert_nodes([*crowd, *document, *found_instead])
         retriever = index.as_retriever(
-            similarity_top_k=1, image_similarity_top_k=1, complete=True, normalise="background"
+            similarity_top_k=1, image_similarity_top_k=1, complete=True, normalize="background"
         )
-        hits = retriever.retrieve(QueryBundle("query", image_path="/pictures/photo"))
+        hits = retriever.retrieve(QueryBundle("query", image_path="/images/photo"))
 
     of_a = [hit for hit in hits if hit.node.ref_doc_id == "A"]
     assert ids(of_a) == ["A-text", "meant-image"]
@@ -272,7 +272,7 @@ def calibrator(small: DualIndex) -> RelevanceCalibrator:
     return RelevanceCalibrator.fit(LABELLED, source=small.models)
 
 
-def test_one_threshold_for_texts_and_pictures(
+def test_one_threshold_for_texts_and_images(
     small: DualIndex, calibrator: RelevanceCalibrator, caplog: pytest.LogCaptureFixture
 ) -> None:
     """By raw scores 0.5 keeps the everyday text of A too."""
@@ -326,7 +326,7 @@ def test_a_pair_that_was_not_fitted_is_an_error(
 ) -> None:
     retriever = small.as_retriever(calibrator=calibrator)
     with pytest.raises(ValueError, match="not fitted for image_to_image, only for text_to_text"):
-        retriever.retrieve(QueryBundle("", image_path="/pictures/query"))
+        retriever.retrieve(QueryBundle("", image_path="/images/query"))
 
     texts = RelevanceCalibrator.fit({"text_to_text": labelled(0, 1)}, source=small.models)
     with pytest.raises(
@@ -365,8 +365,8 @@ def test_what_each_leg_finds(small: DualIndex, calibrator: RelevanceCalibrator) 
         "image": ["B-image", "A-image"],
     }
     assert legs["image"].scores == pytest.approx([0.54, 0.31], abs=1e-5)
-    by_picture = retriever.search_legs(QueryBundle("", image_path="/pictures/query"))
-    assert [pair_of(leg) for leg in by_picture] == ["image_to_image", "image_to_text"]
+    by_image = retriever.search_legs(QueryBundle("", image_path="/images/query"))
+    assert [pair_of(leg) for leg in by_image] == ["image_to_image", "image_to_text"]
 
 
 def test_one_search_can_be_ranked_in_several_ways(small: DualIndex) -> None:
@@ -375,7 +375,7 @@ def test_one_search_can_be_ranked_in_several_ways(small: DualIndex) -> None:
 
     for settings in (
         {},
-        {"normalise": "none", "combine": "max"},
+        {"normalize": "none", "combine": "max"},
         {"similarity_top_k": 1},
         {"image_similarity_top_k": 0},
     ):
@@ -386,11 +386,11 @@ def test_one_search_can_be_ranked_in_several_ways(small: DualIndex) -> None:
 
 # --- the query ----------------------------------------------------------------------------------
 
-PICTURE = QueryBundle("", image_path="/pictures/query")
+IMAGE = QueryBundle("", image_path="/images/query")
 
 
-def test_a_picture_asks_both_sides_of_a_shared_space(small: DualIndex) -> None:
-    hits = small.as_retriever(normalise="none", combine="sum").retrieve(PICTURE)
+def test_a_image_asks_both_sides_of_a_shared_space(small: DualIndex) -> None:
+    hits = small.as_retriever(normalize="none", combine="sum").retrieve(IMAGE)
 
     assert ids(hits)[0] == "A-text"
     assert hits[0].scores == pytest.approx(
@@ -404,10 +404,10 @@ def test_a_picture_asks_both_sides_of_a_shared_space(small: DualIndex) -> None:
     )
 
 
-def test_text_and_picture_are_two_searches_whose_evidence_is_added(small: DualIndex) -> None:
-    both = QueryBundle("query", image_path="/pictures/query")
+def test_text_and_image_are_two_searches_whose_evidence_is_added(small: DualIndex) -> None:
+    both = QueryBundle("query", image_path="/images/query")
 
-    hits = small.as_retriever(normalise="none", combine="sum").retrieve(both)
+    hits = small.as_retriever(normalize="none", combine="sum").retrieve(both)
 
     assert hits[0].score == pytest.approx(2 * (0.72 + 0.31), abs=1e-5)
 
@@ -425,7 +425,7 @@ def test_a_query_is_embedded_once_per_model(small: DualIndex) -> None:
 
 
 def test_the_bundle_is_never_changed(small: DualIndex) -> None:
-    for bundle in (QueryBundle("query"), QueryBundle("query", image_path="/pictures/query")):
+    for bundle in (QueryBundle("query"), QueryBundle("query", image_path="/images/query")):
         before = bundle.to_dict()
         first = small.as_retriever().retrieve(bundle)
         second = small.as_retriever().retrieve(bundle)
@@ -457,7 +457,7 @@ def test_an_empty_query_is_an_error(small: DualIndex) -> None:
         ({"similarity_top_k": -1}, "similarity_top_k=-1: must be at least 0"),
         ({"top_k": 0}, "top_k=0: must be at least 1"),
         ({"similarity_top_k": 0, "image_similarity_top_k": 0}, "are both 0"),
-        ({"normalise": "rank"}, "combine='evidence' turns z-scores"),
+        ({"normalize": "rank"}, "combine='evidence' turns z-scores"),
         ({"group_by": "chapter"}, "group_by='chapter': must be one of document, node"),
         ({"on_leg_error": "ignore"}, "must be one of raise, degrade"),
         ({"weights": {"sound": 1}}, "weights name 'sound'; the sides are text, image"),
@@ -502,7 +502,7 @@ def test_over_an_existing_multi_modal_index() -> None:
 
     hits = DualIndexRetriever.from_index(index).retrieve("query")
 
-    # Ranks of A: 1 by text, 3 by picture; B: 2 and 2; C: 3 and 1.
+    # Ranks of A: 1 by text, 3 by image; B: 2 and 2; C: 3 and 1.
     assert [hit.score for hit in hits[:2]] == pytest.approx([1 / 61 + 1 / 63] * 2)
     assert {hit.node.ref_doc_id for hit in hits} == {"A", "B", "C"}
     vectors_only = (index.vector_store, index.image_vector_store, model)
@@ -517,16 +517,16 @@ def test_over_foreign_stores_by_rank(index: DualIndex) -> None:
     hits = retriever.retrieve("query")
 
     assert hits[0].score == pytest.approx(1 / 61)
-    with pytest.raises(ValueError, match="the query is a picture, but unknown embeds no pictures"):
+    with pytest.raises(ValueError, match="the query is an image, but unknown embeds no images"):
         DualIndexRetriever.from_stores(
             stores["text"], stores["image"], MockEmbedding(embed_dim=D)
-        ).retrieve(PICTURE)
+        ).retrieve(IMAGE)
 
 
 # --- the traps of LlamaIndex's own parts, which do not happen here -----------------------------
 
 
-def test_a_first_insert_without_pictures_does_not_hide_later_ones(tmp_path: Path) -> None:
+def test_a_first_insert_without_images_does_not_hide_later_ones(tmp_path: Path) -> None:
     """MultiModalVectorStoreIndex then skips the image leg for good."""
     with DualIndex(str(tmp_path / "gap.db"), embed_model=Angles()) as index:
         index.insert_nodes([text("A", 0.7)])
@@ -535,9 +535,9 @@ def test_a_first_insert_without_pictures_does_not_hide_later_ones(tmp_path: Path
         assert set(ids(index.as_retriever().retrieve("query"))) == {"A-text", "B-image"}
 
 
-def test_pictures_without_text_and_metadata_are_found(small: DualIndex) -> None:
+def test_images_without_text_and_metadata_are_found(small: DualIndex) -> None:
     """MultiModalVectorStoreIndex drops them with a print."""
-    bare = ImageNode(id_="bare", image_path="/pictures/bare near=0.99")
+    bare = ImageNode(id_="bare", image_path="/images/bare near=0.99")
     small.insert_nodes([bare])
     try:
         assert "bare" in ids(small.as_retriever().retrieve("query"))
@@ -545,7 +545,7 @@ def test_pictures_without_text_and_metadata_are_found(small: DualIndex) -> None:
         small.delete_nodes(["bare"])
 
 
-def test_image_nodes_come_back_with_caption_and_picture(
+def test_image_nodes_come_back_with_caption_and_image(
     tmp_path: Path, noise_files: list[str]
 ) -> None:
     """ImageNode.get_content_blocks leaves out the node's own text."""
@@ -554,14 +554,14 @@ def test_image_nodes_come_back_with_caption_and_picture(
         index.insert_nodes([node])
         (hit,) = index.as_retriever().retrieve("query")
 
-    caption, picture = hit.node.get_content_blocks()
+    caption, image = hit.node.get_content_blocks()
     assert caption.text == "a caption"
-    assert str(picture.path) == noise_files[0]
+    assert str(image.path) == noise_files[0]
 
 
 def test_nodes_found_are_not_changed_by_ranking(small: DualIndex) -> None:
     """QueryFusionRetriever writes its scores into the inputs."""
-    first = small.as_retriever(normalise="none", combine="sum").retrieve("query")
+    first = small.as_retriever(normalize="none", combine="sum").retrieve("query")
     scores = [hit.score for hit in first]
 
     small.as_retriever().retrieve("query")
@@ -605,9 +605,9 @@ def test_filters_stay_flat_for_stores_that_know_no_nesting(index: DualIndex) -> 
     assert [each.key for each in retriever._filters.filters] == ["kind", "year"]
 
 
-def test_a_picture_is_found_by_its_id_where_the_filters_allow(index: DualIndex) -> None:
+def test_a_image_is_found_by_its_id_where_the_filters_allow(index: DualIndex) -> None:
     retriever = index.as_retriever()
 
-    assert retriever.get_picture("A-image").image_path == "/pictures/A near=0.31"
-    assert retriever.get_picture("A-text") is None
-    assert retriever.filtered(only(kind="other")).get_picture("A-image") is None
+    assert retriever.get_image("A-image").image_path == "/images/A near=0.31"
+    assert retriever.get_image("A-text") is None
+    assert retriever.filtered(only(kind="other")).get_image("A-image") is None

@@ -40,7 +40,7 @@ def spans() -> Iterator[SimpleSpanHandler]:
 
 @pytest.fixture(scope="module")
 def nodes(tmp_path_factory: pytest.TempPathFactory) -> list[TextNode]:
-    return articles(tmp_path_factory.mktemp("pictures"))[0]
+    return articles(tmp_path_factory.mktemp("images"))[0]
 
 
 @pytest.fixture(scope="module")
@@ -89,12 +89,12 @@ def test_a_search_shows_its_legs_and_the_fusion(index: DualIndex, spans: SimpleS
     check_times(spans)
 
 
-def test_legs_asked_with_a_picture_are_named_so(
+def test_legs_asked_with_a_image_are_named_so(
     index: DualIndex, nodes: list[TextNode], spans: SimpleSpanHandler
 ) -> None:
-    picture = nodes[1]
-    assert isinstance(picture, ImageNode)
-    index.as_retriever().retrieve(QueryBundle("a fire", image_path=picture.image_path))
+    image = nodes[1]
+    assert isinstance(image, ImageNode)
+    index.as_retriever().retrieve(QueryBundle("a fire", image_path=image.image_path))
 
     by_image = ["search_image_by_image", "search_text_by_image"]
     expected = ["embed_query", *LEGS, *by_image, "fuse"]

@@ -1,4 +1,4 @@
-"""Vectors of texts and of pictures that tell the same, with a gap between them."""
+"""Vectors of texts and of images that tell the same, with a gap between them."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ VectorArray = npt.NDArray[np.float32]
 
 
 def two_clouds(n: int, *, shared: int = 6, own: int = 0) -> tuple[VectorArray, VectorArray]:
-    """Row i of each is a text and its picture, of length 1; their means lie far apart.
+    """Row i of each is a text and its image, of length 1; their means lie far apart.
 
     Args:
         n: how many of each.
         shared: dimensions of what both tell, with some noise.
-        own: dimensions of what only texts can tell, and of what only pictures can.
+        own: dimensions of what only texts can tell, and of what only images can.
     """
     rng = np.random.default_rng(0)
     told = rng.normal(size=(n, shared))
@@ -42,7 +42,7 @@ def unit(rows: npt.ArrayLike) -> VectorArray:
 
 
 class Numbered(MultiModalEmbedding):
-    """Embeds a text, and a picture's file name, by looking up the row that its number names."""
+    """Embeds a text, and an image's file name, by looking up the row that its number names."""
 
     model_name: str = "numbered"
     _texts: VectorArray = PrivateAttr()
@@ -85,12 +85,12 @@ def text(number: int, document: str | None = None) -> TextNode:
     )
 
 
-def picture(number: int, document: str | None = None, caption: bool = True) -> ImageNode:
-    """A picture that embeds to the row of its number, as its caption does."""
+def image(number: int, document: str | None = None, caption: bool = True) -> ImageNode:
+    """An image that embeds to the row of its number, as its caption does."""
     return ImageNode(
-        id_=f"picture {number}",
+        id_=f"image {number}",
         text=f"caption {number}" if caption else "",
-        image_path=f"/pictures/{number}.png",
+        image_path=f"/images/{number}.png",
         relationships=_of(document or f"document {number}"),
     )
 

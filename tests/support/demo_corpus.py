@@ -1,4 +1,4 @@
-"""A dozen made-up articles with drawn pictures, free of rights."""
+"""A dozen made-up articles with drawn images, free of rights."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _SIZE = 96
 
 
 def write_demo_corpus(folder: str | Path) -> Path:
-    """Write twelve short articles and eleven pictures; one further picture is damaged on purpose.
+    """Write twelve short articles and eleven images; one further image is damaged on purpose.
 
     Args:
         folder: where to write ``docs.jsonl`` and ``images/``; made if missing.
@@ -62,7 +62,7 @@ def write_demo_corpus(folder: str | Path) -> Path:
         path = images / f"{identifier}.png"
         if shape:
             _draw(background, shape, colour).save(path)
-        else:  # so that the demo shows what becomes of a picture that cannot be read
+        else:  # so that the demo shows what becomes of an image that cannot be read
             path.write_text("<html>404 Not Found</html>", encoding="utf-8")
     documents.write_text(content, encoding="utf-8")
     return folder
@@ -70,8 +70,8 @@ def write_demo_corpus(folder: str | Path) -> Path:
 
 def _document(article: tuple[str, ...]) -> dict[str, object]:
     identifier, title, text, alt, *_ = article
-    picture = {"path": f"images/{identifier}.png", "alt": alt}
-    return {"id": identifier, "title": title, "text": text, "images": [picture]}
+    image = {"path": f"images/{identifier}.png", "alt": alt}
+    return {"id": identifier, "title": title, "text": text, "images": [image]}
 
 
 def _draw(background: str, shape: str, colour: str) -> Image.Image:

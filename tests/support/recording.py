@@ -1,4 +1,4 @@
-"""Articles with pictures, and a chat model that keeps what it was shown of them."""
+"""Articles with images, and a chat model that keeps what it was shown of them."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from pydantic import Field
 
 
 def articles(folder: Path) -> tuple[list[TextNode], dict[str, str]]:
-    """Articles A to D, each a text and a captioned picture; and the pictures' files by name."""
+    """Articles A to D, each a text and a captioned image; and the images' files by name."""
     nodes: list[TextNode] = []
-    pictures = {}
+    images = {}
     for index, name in enumerate("ABCD"):
-        pictures[f"picture of {name}"] = str(folder / f"{name}.png")
+        images[f"image of {name}"] = str(folder / f"{name}.png")
         colour = (60 * index, 255 - 60 * index, 40)
         Image.new("RGB", (32, 32), colour).save(folder / f"{name}.png")
         common: dict[str, Any] = {
@@ -47,11 +47,11 @@ def articles(folder: Path) -> tuple[list[TextNode], dict[str, str]]:
             ImageNode(
                 id_=f"{name}-image",
                 text=f"caption of {name}",
-                image_path=pictures[f"picture of {name}"],
+                image_path=images[f"image of {name}"],
                 **common,
             ),
         ]
-    return nodes, pictures
+    return nodes, images
 
 
 def shown(hits: Sequence[NodeWithScore]) -> list[str]:
@@ -59,7 +59,7 @@ def shown(hits: Sequence[NodeWithScore]) -> list[str]:
     parts: list[str] = []
     for hit in hits:
         name, kind = hit.node_id.split("-")
-        of_node = ["text"] if kind == "text" else ["caption", "picture"]
+        of_node = ["text"] if kind == "text" else ["caption", "image"]
         parts += [f"{part} of {name}" for part in of_node]
     return parts
 
@@ -69,7 +69,7 @@ class RecordingLLM(CustomLLM):
 
     Attributes:
         script: what it answers.
-        context_window: in tokens; LlamaIndex reckons 2,125 for a picture.
+        context_window: in tokens; LlamaIndex reckons 2,125 for an image.
         calls: the messages of each call.
     """
 
@@ -103,13 +103,13 @@ class RecordingLLM(CustomLLM):
     def stream_complete(self, prompt: str, **_: Any) -> CompletionResponseGen:
         yield self.complete(prompt)
 
-    def seen(self, pictures: dict[str, str]) -> list[list[str]]:
-        """Of each call, what it was shown of the articles: texts, captions and pictures' names.
+    def seen(self, images: dict[str, str]) -> list[list[str]]:
+        """Of each call, what it was shown of the articles: texts, captions and images' names.
 
         Args:
-            pictures: the name of each picture, and its file.
+            images: the name of each image, and its file.
         """
-        names = {Path(path).read_bytes(): name for name, path in pictures.items()}
+        names = {Path(path).read_bytes(): name for name, path in images.items()}
         found = []
         for messages in self.calls:
             lines: list[str] = []

@@ -22,7 +22,7 @@ def method(name: str, recall: float, comparison: Comparison | None = None) -> Me
         name=name,
         reranked=name.endswith("reranked"),
         metrics=metrics,
-        by_kind={"headline": metrics, "picture": metrics},
+        by_kind={"headline": metrics, "image": metrics},
         against_default={} if comparison is None else {"recall@10": comparison},
     )
 
@@ -35,7 +35,7 @@ def result(**changes: Any) -> ExperimentResult:
         "documents": 1234,
         "rows": {"text": 1234, "image": 1000},
         "queries": 4,
-        "kinds": {"headline": ["1", "2"], "picture": ["3", "4"]},
+        "kinds": {"headline": ["1", "2"], "image": ["3", "4"]},
         "methods": [
             method("32 by text", 0.25, Comparison(Estimate(-0.25, -0.3, -0.2), 0.002)),
             method("16+16, RRF", 0.45, Comparison(Estimate(-0.05, -0.1, 0.05), 0.2)),
@@ -57,15 +57,15 @@ def result(**changes: Any) -> ExperimentResult:
     return ExperimentResult(**settings | changes)
 
 
-def dataset(words: str = "words of {}", picture: str | None = None) -> Dataset:
+def dataset(words: str = "words of {}", image: str | None = None) -> Dataset:
     nodes = []
     for document in "abcd":
         source = {NodeRelationship.SOURCE: RelatedNodeInfo(node_id=document)}
         nodes.append(TextNode(text=words.format(document), relationships=source))
-        nodes.append(ImageNode(image_path=picture, relationships=source))
+        nodes.append(ImageNode(image_path=image, relationships=source))
     nodes[0].metadata["title"] = "The title of a"
     queries = [
         LabelledQuery(number, words.format(f"query {number}"), kind=kind)
-        for number, kind in zip("1234", ["headline"] * 2 + ["picture"] * 2, strict=True)
+        for number, kind in zip("1234", ["headline"] * 2 + ["image"] * 2, strict=True)
     ]
     return Dataset("ten", "folder", Corpus(nodes, []), queries, result().qrels, 3)

@@ -73,7 +73,7 @@ def make_tiny_bert_reranker(folder: Path, *, labels: int = 1, **config: Any) -> 
 def make_tiny_qwen_reranker(
     folder: Path, *, template: str = TEMPLATE, no: str | None = "n"
 ) -> Path:
-    """As Qwen/Qwen3-VL-Reranker-2B: the difference of two words' logits, for texts and pictures.
+    """As Qwen/Qwen3-VL-Reranker-2B: the difference of two words' logits, for texts and images.
 
     Args:
         folder: where to write.

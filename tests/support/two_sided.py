@@ -1,20 +1,20 @@
-"""Documents with a text and a picture, made up, and how well ways of fusing find them.
+"""Documents with a text and an image, made up, and how well ways of fusing find them.
 
-**The simulation.** Texts and pictures lie in two cones; around the cone's mean, a vector is in part
+**The simulation.** Texts and images lie in two cones; around the cone's mean, a vector is in part
 what both modalities tell of its subject (22 dimensions), in part what only its own can tell (22 for
-texts, 22 for pictures), each a random unit vector. Nothing was tuned to an outcome: the numbers of
+texts, 22 for images), each a random unit vector. Nothing was tuned to an outcome: the numbers of
 a plain ``World`` follow from what was measured on CLIP ViT-B/16's features of 500 COCO pairs, all
 but the means after centring:
 
-- norms of the cones' means 0.72 (texts) and 0.73 (pictures), cosine 0.31: 0.85 apart;
-- cosines of unrelated texts and of unrelated pictures: standard deviation 0.154;
-- cosines of unrelated texts and pictures: 0.092, hence the 22 dimensions, and a share of 0.427 of
+- norms of the cones' means 0.72 (texts) and 0.73 (images), cosine 0.31: 0.85 apart;
+- cosines of unrelated texts and of unrelated images: standard deviation 0.154;
+- cosines of unrelated texts and images: 0.092, hence the 22 dimensions, and a share of 0.427 of
   the squared length for what both tell;
-- cosine of a text and its picture: 0.315, hence the correlation 0.738 between two tellings of one
+- cosine of a text and its image: 0.315, hence the correlation 0.738 between two tellings of one
   subject. Two texts on one subject were not measured; they are taken to agree just as well, and
   in what only texts tell too.
 
-A document is a headline and a picture on different subjects. Queries are texts about the picture,
+A document is a headline and an image on different subjects. Queries are texts about the image,
 the headline, or both (the mean of the two tellings). A query has one relevant document.
 """
 
@@ -38,15 +38,15 @@ Fuse: TypeAlias = Callable[[Mapping[str, Leg]], Fusion]
 SHARED = OWN = 22  # dimensions
 CANDIDATES, BACKGROUND, TOP = 16, 300, 10
 
-KINDS = ("picture", "headline", "both")
+KINDS = ("image", "headline", "both")
 METHODS: dict[str, Fuse] = {
-    "raw max": partial(fuse, normalise="none", combine="max"),
-    "raw sum": partial(fuse, normalise="none", combine="sum"),
-    "RRF": partial(fuse, normalise="rank", combine="sum"),
-    "min-max sum": partial(fuse, normalise="minmax", combine="sum"),
-    "z max": partial(fuse, normalise="background", combine="max"),
-    "z sum": partial(fuse, normalise="background", combine="sum"),
-    "evidence": partial(fuse, normalise="background", combine="evidence"),
+    "raw max": partial(fuse, normalize="none", combine="max"),
+    "raw sum": partial(fuse, normalize="none", combine="sum"),
+    "RRF": partial(fuse, normalize="rank", combine="sum"),
+    "min-max sum": partial(fuse, normalize="minmax", combine="sum"),
+    "z max": partial(fuse, normalize="background", combine="max"),
+    "z sum": partial(fuse, normalize="background", combine="sum"),
+    "evidence": partial(fuse, normalize="background", combine="evidence"),
 }
 
 
@@ -64,14 +64,14 @@ class World:
 
     Attributes:
         documents: how many there are.
-        pictured: the share of them that have a picture.
-        norms: of the means of the cones of texts and of pictures.
+        pictured: the share of them that have an image.
+        norms: of the means of the cones of texts and of images.
         cosine_of_means: of the cones; 0.31 puts them 0.85 apart, 0.84 puts them 0.41 apart.
         shared: the share of a vector's squared length, around its cone's mean, for what both
             modalities can tell.
         of_headlines: correlation of a query with the headline that it is about.
-        of_pictures: correlation of a query with what both tell of the picture that it is about.
-        alike: how many documents share the subjects of their headline and picture; each tells of
+        of_images: correlation of a query with what both tell of the image that it is about.
+        alike: how many documents share the subjects of their headline and image; each tells of
             them in its own way, and a query asks for all of them.
     """
 
@@ -81,7 +81,7 @@ class World:
     cosine_of_means: float = 0.31
     shared: float = 0.427
     of_headlines: float = 0.738
-    of_pictures: float = 0.738
+    of_images: float = 0.738
     alike: int = 1
 
 
@@ -92,20 +92,20 @@ class Simulation:
         self.rng, self.world = np.random.default_rng(seed), world
         n = world.documents
         subjects = n // world.alike
-        self.headline, self.picture = (
+        self.headline, self.image = (
             {"shared": self.unit(subjects, SHARED), "own": self.unit(subjects, OWN)}
             for _ in range(2)
         )
         self.pictured = round(n * world.pictured)
         headlines = self.told(self.headline, world.of_headlines)
-        pictures = self.told(self.picture, world.of_pictures)
+        images = self.told(self.image, world.of_images)
         self.texts = self.as_text(headlines["shared"], headlines["own"])
-        self.pictures = self.as_picture(pictures["shared"], pictures["own"])[: self.pictured]
+        self.images = self.as_image(images["shared"], images["own"])[: self.pictured]
         sample = self.rng.choice(n, min(n, BACKGROUND), replace=False)
-        self.samples = {"text": sample, "picture": sample}
+        self.samples = {"text": sample, "image": sample}
         if self.pictured < n:
             some = self.rng.choice(self.pictured, min(self.pictured, BACKGROUND), replace=False)
-            self.samples["picture"] = some
+            self.samples["image"] = some
 
     def told(self, subjects: dict[str, FloatArray], agreement: float) -> dict[str, FloatArray]:
         """What each document tells of its subject; one that has it for itself tells all."""
@@ -124,7 +124,7 @@ class Simulation:
         return agreement * subject + np.sqrt(1 - agreement**2) * noise
 
     def subjects(self, kind: str, queries: int) -> IntArray:
-        """What is asked for; subjects without a picture only by their headline."""
+        """What is asked for; subjects without an image only by their headline."""
         among = self.world.documents if kind == "headline" else self.pictured
         return self.rng.choice(among // self.world.alike, queries, replace=False)
 
@@ -134,26 +134,26 @@ class Simulation:
         return set(range(subject * alike, (subject + 1) * alike))
 
     def queries(self, kind: str, subjects: IntArray) -> FloatArray:
-        agreements = np.array([self.world.of_headlines, self.world.of_pictures])
+        agreements = np.array([self.world.of_headlines, self.world.of_images])
         # With both told anew, the query's and a document's correlation is the product.
-        of_headlines, of_pictures = agreements if self.world.alike == 1 else np.sqrt(agreements)
-        of_picture = self.told_again(self.picture["shared"][subjects], of_pictures)
+        of_headlines, of_images = agreements if self.world.alike == 1 else np.sqrt(agreements)
+        of_image = self.told_again(self.image["shared"][subjects], of_images)
         of_headline = self.told_again(self.headline["shared"][subjects], of_headlines)
         headline_own = self.told_again(self.headline["own"][subjects], of_headlines)
-        own = self.unit(len(subjects), OWN)  # what a text about a picture adds of itself
+        own = self.unit(len(subjects), OWN)  # what a text about an image adds of itself
         match kind:
-            case "picture":
-                return self.as_text(of_picture, own)
+            case "image":
+                return self.as_text(of_image, own)
             case "headline":
                 return self.as_text(of_headline, headline_own)
             case _:
-                return self.as_text(of_picture + of_headline, own + headline_own)
+                return self.as_text(of_image + of_headline, own + headline_own)
 
     def as_text(self, shared: FloatArray, own: FloatArray) -> FloatArray:
         mean = self.world.norms[0] * np.array([1.0, 0.0])
         return self.in_cone(mean, shared, own, np.zeros_like(own))
 
-    def as_picture(self, shared: FloatArray, own: FloatArray) -> FloatArray:
+    def as_image(self, shared: FloatArray, own: FloatArray) -> FloatArray:
         cosine = self.world.cosine_of_means
         mean = self.world.norms[1] * np.array([cosine, np.sqrt(1 - cosine**2)])
         return self.in_cone(mean, shared, np.zeros_like(own), own)
@@ -248,7 +248,7 @@ def ask(
     methods: Mapping[str, Fuse] = METHODS,
 ) -> Outcome:
     """Queries of one kind, put to simulated documents."""
-    vectors = {"text": simulation.texts, "picture": simulation.pictures}
+    vectors = {"text": simulation.texts, "image": simulation.images}
     sides = {
         name: Side(rows, np.arange(len(rows)), rows[simulation.samples[name]])
         for name, rows in vectors.items()

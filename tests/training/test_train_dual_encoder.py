@@ -28,7 +28,7 @@ def test_a_few_steps_make_a_checkpoint_that_loads(
     assert encoder.modalities == {"text", "image"}
     article = make_articles(1, "test", 0)[0]
     text = encoder.encode_text([article.headline], "document")
-    image = encoder.encode_images([article.picture()])
+    image = encoder.encode_images([article.image()])
     assert text.shape == image.shape == (1, encoder.dimension)
 
 

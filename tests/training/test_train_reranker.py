@@ -60,7 +60,7 @@ def test_what_was_trained_scores_as_what_is_loaded(trained: Path, articles: list
 
     model = loaded(trained)
     for side in ("text", "image"):
-        documents = [a.headline if side == "text" else a.picture() for a in articles]
+        documents = [a.headline if side == "text" else a.image() for a in articles]
         with torch.no_grad():
             last = model.read(side, articles, queries, torch.tensor(3 * [[0, 1]])).last
             trained = torch.sigmoid(model.score(last)[..., 0] - 2.65).T.numpy()
@@ -92,7 +92,7 @@ def test_every_stage_says_how_it_does(trained: Path) -> None:
     curves = [json.loads(line) for line in (trained / "curves.jsonl").read_text().splitlines()]
 
     stages = [line["stage"] for line in curves]
-    assert stages == ["see", "words", "headlines", "looks", "pictures"]
+    assert stages == ["see", "words", "headlines", "looks", "images"]
     for line in curves:
         assert all(0 <= share <= 1 for share in line["held out"].values())
 

@@ -20,7 +20,7 @@ def render_experiment(result: ExperimentResult, examples: Sequence[Example]) -> 
 
     Args:
         result: the figures.
-        examples: shown with their pictures; one that cannot be opened leaves its reason.
+        examples: shown with their images; one that cannot be opened leaves its reason.
     """
     return render(
         "experiment",
@@ -34,7 +34,7 @@ def render_experiment(result: ExperimentResult, examples: Sequence[Example]) -> 
                 example,
                 thumbnail(example.query.image_path) if example.query.image_path else None,
                 [
-                    (place, thumbnail(place.picture) if place.picture else None)
+                    (place, thumbnail(place.image) if place.image else None)
                     for place in example.first
                 ],
             )

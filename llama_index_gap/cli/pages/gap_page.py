@@ -9,20 +9,20 @@ from typing import TypeAlias
 import numpy as np
 
 from llama_index_gap.cli.pages.search_page import render
-from llama_index_gap.diagnosis.mitigations import Cloud, Remedy
+from llama_index_gap.diagnosis.mitigations import Cloud, Mitigation
 from llama_index_gap.diagnosis.recommendations import NAMES
 from llama_index_gap.diagnosis.report import Report
 from llama_index_gap.gap.measure import Estimate, FloatArray, GapReport, Histograms
 
 PAIRS = {
     "text_to_text": "two texts",
-    "text_to_image": "a text and a picture",
-    "image_to_image": "two pictures",
+    "text_to_image": "a text and an image",
+    "image_to_image": "two images",
     "query_to_text": "a query and a text",
-    "query_to_image": "a query and a picture",
-    "matched": "a text and its own picture",
+    "query_to_image": "a query and an image",
+    "matched": "a text and its own image",
     "text": "texts",
-    "image": "pictures",
+    "image": "images",
 }
 """What a score is of."""
 _ACROSS = {"text_to_image", "query_to_image", "matched"}
@@ -39,8 +39,8 @@ def render_report(report: Report) -> str:
     Args:
         report: what to show.
     """
-    remedies = report.figures.before_after.remedies
-    gaps = {NAMES[name]: each.gap for name, each in remedies.items() if each.gap is not None}
+    mitigations = report.figures.before_after.mitigations
+    gaps = {NAMES[name]: each.gap for name, each in mitigations.items() if each.gap is not None}
     fitted, gap = any(report.figures.before_after.fitted_on.values()), report.figures.gap
     whole = {"all that was drawn, as stored": gap} if gap is not None and fitted else {}
     scorers = {name: scored.histograms for name, scored in report.figures.scorers.items()}
@@ -50,7 +50,7 @@ def render_report(report: Report) -> str:
         found=report.figures.before_after,
         names=NAMES,
         pairs=PAIRS,
-        clouds=[*_clouds(remedies)],
+        clouds=[*_clouds(mitigations)],
         ridges=[*_ridges({name: gap.histograms for name, gap in gaps.items()}, same_axis=True)],
         gaps=gaps,
         scorers=[*_ridges(scorers, same_axis=False)],
@@ -80,7 +80,7 @@ class _CloudDrawing:
     """SVG paths of points, and where their means are."""
 
     name: str
-    remedy: Remedy
+    mitigation: Mitigation
     cloud: Cloud
     texts: str
     images: str
@@ -88,9 +88,9 @@ class _CloudDrawing:
     image_mean: tuple[float, float]
 
 
-def _clouds(remedies: Mapping[str, Remedy]) -> Iterator[_CloudDrawing]:
+def _clouds(mitigations: Mapping[str, Mitigation]) -> Iterator[_CloudDrawing]:
     """All to one scale, so that distances can be compared."""
-    shown = {name: each.cloud for name, each in remedies.items() if each.cloud is not None}
+    shown = {name: each.cloud for name, each in mitigations.items() if each.cloud is not None}
     if not shown:
         return
     reach = np.max([np.abs(np.vstack([c.texts, c.images])).max(axis=0) for c in shown.values()], 0)
@@ -100,7 +100,7 @@ def _clouds(remedies: Mapping[str, Remedy]) -> Iterator[_CloudDrawing]:
         texts, images = (half + scale * rows * [1, -1] for rows in (cloud.texts, cloud.images))
         yield _CloudDrawing(
             NAMES[name],
-            remedies[name],
+            mitigations[name],
             cloud,
             _path("M{:.1f} {:.1f}h0", texts),
             _path("M{:.1f} {:.1f}m0-3.2l2.9 5h-5.8z", images),
@@ -192,7 +192,7 @@ def _table(reports: Sequence[GapReport]) -> Iterator[_Row]:
 
     yield figure("Distance of the means ‖Δ‖", lambda gap: gap.distance)
     yield figure("Spread of the texts", lambda gap: gap.text_spread)
-    yield figure("Spread of the pictures", lambda gap: gap.image_spread)
+    yield figure("Spread of the images", lambda gap: gap.image_spread)
     yield figure(
         "Separation, distance over spread: above 1 the gap rules raw scores",
         lambda gap: gap.separation,
@@ -207,9 +207,9 @@ def _table(reports: Sequence[GapReport]) -> Iterator[_Row]:
         "Spread of cosines within modalities, over that across: above 1 centring is not enough",
         lambda gap: gap.spread_ratio,
     )
-    for asked, name in (("text", "text queries"), ("image", "picture queries")):
+    for asked, name in (("text", "text queries"), ("image", "image queries")):
         yield row(
-            f"Overlap of what {name} get of texts and of pictures: 1 is one scale",
+            f"Overlap of what {name} get of texts and of images: 1 is one scale",
             [each.overlap[asked] for each in reports],
         )
         yield row(
@@ -223,7 +223,7 @@ def _table(reports: Sequence[GapReport]) -> Iterator[_Row]:
         yield row("… standard deviation", [each.std if each else None for each in scores])
         yield row("… how many", [each.count if each else None for each in scores], "{:,}")
     for what in ("texts", "images", "queries", "pairs"):
-        name = "pictures" if what == "images" else what
+        name = "images" if what == "images" else what
         yield row(
             f"{name.capitalize()} measured", [each.measured[what] for each in reports], "{:,}"
         )

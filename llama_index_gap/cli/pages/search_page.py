@@ -18,13 +18,13 @@ _THUMBNAIL = 320
 _LONGEST_TEXT = 450
 _LEGS = {
     "text": "text",
-    "image": "picture",
-    "text_by_image": "text by picture",
-    "image_by_image": "picture by picture",
+    "image": "image",
+    "text_by_image": "text by image",
+    "image_by_image": "image by image",
 }
 
 
-_SIDES = {"text": "text", "image": "picture"}
+_SIDES = {"text": "text", "image": "image"}
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class FoundDocument:
         score: what the ranking goes by; None where a reranker could not read it.
         legs: where the score comes from, or, reranked, what it was found by.
         text: its best passage, or the caption that was found; None if it has none.
-        picture: its best picture; None if it has none.
+        image: its best image; None if it has none.
         reranked: what a reranker gave each side (``text``, ``image``); empty where none did.
         fused: the score that it was found with, before a reranker gave its own.
     """
@@ -70,14 +70,14 @@ class FoundDocument:
     score: float | None
     legs: list[LegScore]
     text: BaseNode | None
-    picture: ImageNode | None
+    image: ImageNode | None
     reranked: dict[str, float] = field(default_factory=dict)
     fused: float | None = None
 
     @property
     def title(self) -> str:
         """Its title, or else its id."""
-        node = self.text or self.picture
+        node = self.text or self.image
         return str(node.metadata.get("title") or self.id) if node else self.id
 
     @property
@@ -87,8 +87,8 @@ class FoundDocument:
 
     @property
     def caption(self) -> str:
-        """The caption of its best picture."""
-        return self.picture.text if self.picture else ""
+        """The caption of its best image."""
+        return self.image.text if self.image else ""
 
     @property
     def ratings(self) -> list[tuple[str, float]]:
@@ -113,7 +113,7 @@ class Answer:
 
     Attributes:
         text: what was asked; may be empty.
-        image: the picture that was asked with, if any.
+        image: the image that was asked with, if any.
         database: file or address.
         documents: best first.
         note: why the documents were ranked by another method than evidence; None if they were not.
@@ -154,8 +154,8 @@ def found_documents(hits: Sequence[NodeWithScore]) -> list[FoundDocument]:
 
 def _document(rank: int, key: str, hits: list[NodeWithScore]) -> FoundDocument:
     nodes = [hit.node for hit in hits]
-    # The image leg's node comes last; the text leg's may be another picture's caption.
-    picture = next((node for node in reversed(nodes) if isinstance(node, ImageNode)), None)
+    # The image leg's node comes last; the text leg's may be another image's caption.
+    image = next((node for node in reversed(nodes) if isinstance(node, ImageNode)), None)
     scores: dict[str, float] = getattr(hits[0], "scores", {})
     return FoundDocument(
         rank=rank,
@@ -166,8 +166,8 @@ def _document(rank: int, key: str, hits: list[NodeWithScore]) -> FoundDocument:
             for leg in _LEGS
             if leg in scores
         ],
-        text=next((node for node in nodes if node is not picture), None),
-        picture=picture,
+        text=next((node for node in nodes if node is not image), None),
+        image=image,
         reranked={side: scores[f"rerank_{side}"] for side in _SIDES if f"rerank_{side}" in scores},
         fused=scores.get("retrieval", hits[0].score),
     )
@@ -195,7 +195,7 @@ def render_page(answer: Answer) -> str:
     """Write an answer as an HTML page.
 
     Args:
-        answer: what to show. A picture that cannot be opened leaves its reason in its place.
+        answer: what to show. An image that cannot be opened leaves its reason in its place.
     """
     evidence = [leg.evidence or 0.0 for document in answer.documents for leg in document.legs]
     return render(
@@ -204,7 +204,7 @@ def render_page(answer: Answer) -> str:
         most=max(evidence, default=0.0) or 1.0,
         asked_with=thumbnail(answer.image) if answer.image else None,
         shown=[
-            (document, thumbnail(document.picture) if document.picture else None)
+            (document, thumbnail(document.image) if document.image else None)
             for document in answer.documents
         ],
         excerpt=lambda text: excerpt(text, _LONGEST_TEXT),
@@ -213,7 +213,7 @@ def render_page(answer: Answer) -> str:
 
 
 def render(template: str, **content: Any) -> str:
-    """Write a page that holds its pictures and its style.
+    """Write a page that holds its images and its style.
 
     It runs no script and fetches nothing: its content security policy forbids it.
 
@@ -238,7 +238,7 @@ def render(template: str, **content: Any) -> str:
 
 @dataclass(frozen=True)
 class Thumbnail:
-    """A small picture as a data URI, or why there is none."""
+    """A small image as a data URI, or why there is none."""
 
     uri: str = ""
     width: int = 0
@@ -247,7 +247,7 @@ class Thumbnail:
 
 
 def thumbnail(source: ImageSource) -> Thumbnail:
-    """A picture for a page; one that cannot be opened leaves its reason."""
+    """An image for a page; one that cannot be opened leaves its reason."""
     try:
         data, size = scaled_jpeg(source, _THUMBNAIL)
     except ImageError as error:
@@ -256,5 +256,5 @@ def thumbnail(source: ImageSource) -> Thumbnail:
 
 
 def _file_name(node: ImageNode) -> str:
-    """What a picture is called; not its folder, which is nobody's business who gets the page."""
+    """What an image is called; not its folder, which is nobody's business who gets the page."""
     return Path(node.image_path).name if node.image_path else ""

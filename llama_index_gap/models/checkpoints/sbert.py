@@ -89,7 +89,7 @@ def load_model(
 def plain_text(model: BaseModel) -> Callable[[str], str]:
     """What takes from a text the power of the model's control tokens, by a space within each.
 
-    ``<|image_pad|>`` in a document would stand for a picture that is not there, and ``<|im_end|>``
+    ``<|image_pad|>`` in a document would stand for an image that is not there, and ``<|im_end|>``
     for the document's end. Models of texts without a chat template read texts as they are.
     """
     if not {"message", "image"} & set(model.modalities):

@@ -1,4 +1,4 @@
-"""Encoders of images alone, for comparing pictures with pictures: DINOv2 and its kin."""
+"""Encoders of images alone, for comparing images with images: DINOv2 and its kin."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class ImageEncoder(Encoder):
         raise self._no_texts()
 
     def prepare_image(self, image: Image) -> Any:
-        """Resize and normalise one RGB image, as the checkpoint says."""
+        """Resize and normalize one RGB image, as the checkpoint says."""
         return self._processor(images=image, return_tensors="pt")
 
     def encode_prepared(self, prepared: Sequence[Any]) -> FloatArray:

@@ -111,7 +111,7 @@ class SentenceTransformerEncoder(Encoder):
             return sum(length > self.max_text_tokens for length in lengths)
 
     def prepare_image(self, image: Image) -> Any:
-        """Resize and normalise one RGB image (models with a chat template do it in the batch)."""
+        """Resize and normalize one RGB image (models with a chat template do it in the batch)."""
         self._require("image")
         if not self._one_by_one:
             return image

@@ -1,4 +1,4 @@
-"""Any cross-encoder that sentence-transformers loads, for texts or for texts and pictures."""
+"""Any cross-encoder that sentence-transformers loads, for texts or for texts and images."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from llama_index_gap.models.base import (
 )
 from llama_index_gap.models.checkpoints.checkpoint import Checkpoint
 from llama_index_gap.models.checkpoints.sbert import load_model, plain_text, saved_as
-from llama_index_gap.models.rerankers.items import open_picture
+from llama_index_gap.models.rerankers.items import decode_image
 
 if TYPE_CHECKING:
     import torch
@@ -41,7 +41,7 @@ class CrossEncoderScorer(PairScorer):
     """A checkpoint run by sentence-transformers' ``CrossEncoder``.
 
     A score is what the model's own activation makes of its logit. What it can read is found by
-    asking its chat template; without one it reads texts. Texts never stand for the picture whose
+    asking its chat template; without one it reads texts. Texts never stand for the image whose
     path or address they are, nor for the template's control tokens.
 
     Args:
@@ -49,7 +49,7 @@ class CrossEncoderScorer(PairScorer):
         device: a torch device.
         dtype: number format of the weights.
         batch_size: pairs scored at a time; the longest come first.
-        max_pixels: scale larger pictures down to this; None to leave that to the model.
+        max_pixels: scale larger images down to this; None to leave that to the model.
         trust_remote_code: run Python code that comes with the checkpoint.
         allow_pickle: read weights in pickle format where there are no safetensors.
 
@@ -100,15 +100,15 @@ class CrossEncoderScorer(PairScorer):
         self._ask_template()
 
     def prepare(self, item: Item) -> Any:
-        """Open a picture, and wrap what a model with a chat template reads."""
+        """Open an image, and wrap what a model with a chat template reads."""
         self._refuse_unreadable(item)
         if isinstance(item, str):
             return self._text(item)
         if isinstance(item, Joint):
-            # The picture first, as Qwen3-VL-Reranker's own code has it.
-            picture = open_picture(item.image, self._max_pixels)
-            return {"image": picture, **self._text(item.text)}
-        return {"image": open_picture(item, self._max_pixels)}
+            # The image first, as Qwen3-VL-Reranker's own code has it.
+            image = decode_image(item.image, self._max_pixels)
+            return {"image": image, **self._text(item.text)}
+        return {"image": decode_image(item, self._max_pixels)}
 
     def score_prepared(self, query: Any, documents: Sequence[Any]) -> FloatArray:
         """Score n prepared documents; returns shape (n,)."""
@@ -143,7 +143,7 @@ class CrossEncoderScorer(PairScorer):
         return not isinstance(head, LogitScore) or head.false_token_id is not None
 
     def _ask_template(self) -> None:
-        """Find out what reaches the prompt: texts, pictures, or both in one document."""
+        """Find out what reaches the prompt: texts, images, or both in one document."""
         reads = self._model.modalities
         self._wraps = False
         self.modalities, self.joint = frozenset({"text"}), False
@@ -155,14 +155,14 @@ class CrossEncoderScorer(PairScorer):
             return
         from PIL import Image
 
-        picture = Image.new("RGB", (64, 64))
+        blank = Image.new("RGB", (64, 64))
         nothing, text, image, both = (
             self._render(document)
             for document in (
                 {"text": ""},
                 {"text": "text"},
-                {"image": picture},
-                {"image": picture, "text": "text"},
+                {"image": blank},
+                {"image": blank, "text": "text"},
             )
         )
         if image not in {None, nothing}:
@@ -178,5 +178,5 @@ class CrossEncoderScorer(PairScorer):
             return None
 
     def _text(self, text: str) -> Any:
-        # A bare "https://…/cat.jpg" would be taken for a picture, and fetched.
+        # A bare "https://…/cat.jpg" would be taken for an image, and fetched.
         return {"text": self._plain(text)} if self._wraps else self._plain(text)

@@ -6,20 +6,20 @@ import hashlib
 import math
 from typing import TYPE_CHECKING
 
-from llama_index_gap.models.base import Item, Joint, Picture
+from llama_index_gap.models.base import Item, Joint, LazyImage
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 
-def open_picture(picture: Image | Picture, max_pixels: int | None = None) -> Image:
-    """Decode a picture, and scale it down, in its own shape, to at most so many pixels.
+def decode_image(source: Image | LazyImage, max_pixels: int | None = None) -> Image:
+    """Decode an image, and scale it down, in its own shape, to at most so many pixels.
 
     Args:
-        picture: an RGB image, which is left as it is, or what opens one.
+        source: an RGB image, which is left as it is, or what opens one.
         max_pixels: width × height; None for any size.
     """
-    image = picture.open() if isinstance(picture, Picture) else picture
+    image = source.open() if isinstance(source, LazyImage) else source
     if max_pixels is None or image.width * image.height <= max_pixels:
         return image
     scale = math.sqrt(max_pixels / (image.width * image.height))
@@ -30,8 +30,8 @@ def content_key(item: Item) -> str:
     """Stands for an item's content, where work on it is kept: equal keys, equal content."""
     if isinstance(item, str):
         return f"text {hashlib.sha256(item.encode('utf-8', 'surrogatepass')).hexdigest()}"
-    if isinstance(item, Picture):
-        return f"picture {item.key}"
+    if isinstance(item, LazyImage):
+        return f"image {item.key}"
     if isinstance(item, Joint):
         return f"{content_key(item.image)} and {content_key(item.text)}"
     pixels = hashlib.sha256(repr(item.size).encode())

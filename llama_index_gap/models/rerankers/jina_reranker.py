@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from llama_index_gap.models.base import (
     FloatArray,
     Item,
+    LazyImage,
     Modality,
     ModelError,
     PairScorer,
-    Picture,
     check_at_least_one,
 )
 from llama_index_gap.models.checkpoints.checkpoint import Checkpoint
@@ -35,7 +35,7 @@ from llama_index_gap.models.checkpoints.weights import (
 )
 from llama_index_gap.models.layers import to_numpy
 from llama_index_gap.models.rerankers.caches import ByteCache
-from llama_index_gap.models.rerankers.items import content_key, open_picture
+from llama_index_gap.models.rerankers.items import content_key, decode_image
 from llama_index_gap.models.rerankers.packing import (
     Piece,
     Prefix,
@@ -43,7 +43,7 @@ from llama_index_gap.models.rerankers.packing import (
     run_packed,
     use_packing,
 )
-from llama_index_gap.models.rerankers.qwen_vision import PreparedPicture, QwenVision, Scene
+from llama_index_gap.models.rerankers.qwen_vision import PreparedImage, QwenVision, Scene
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -77,8 +77,8 @@ class _Part:
     """One side of the prompt.
 
     Attributes:
-        ids: its tokens; a picture's are placeholders.
-        scenes: the picture that goes there; none for a text.
+        ids: its tokens; an image's are placeholders.
+        scenes: the image that goes there; none for a text.
     """
 
     ids: list[int]
@@ -92,20 +92,20 @@ class _Candidate:
     Attributes:
         place: in the caller's list.
         key: stands for its content.
-        is_picture: what it is.
+        is_image: what it is.
         past: what is kept of it; None if nothing is.
         part: its side of the prompt; empty if it is kept.
     """
 
     place: int
     key: str
-    is_picture: bool
+    is_image: bool
     past: Prefix | None
     part: _Part
 
 
 class JinaRerankerScorer(PairScorer):
-    """jina-reranker-m0: texts in many languages and pictures, on either side.
+    """jina-reranker-m0: texts in many languages and images, on either side.
 
     Scores are the model card's: sigmoid(logit − 2.65), from 0 to 1. Special tokens that are spelled
     out in a text are text.
@@ -114,14 +114,14 @@ class JinaRerankerScorer(PairScorer):
         checkpoint: a folder in the layout of jinaai/jina-reranker-m0.
         device: a torch device.
         dtype: number format of the weights.
-        max_pixels: scale larger pictures down to this, to save time; the least and the most are the
+        max_pixels: scale larger images down to this, to save time; the least and the most are the
             checkpoint's.
         max_length: longest prompt, in tokens. A document that leaves less than 512 of them is cut,
             then what remains of the query.
         batch_size: most documents in one pass.
         prefix_bytes: keys and values of documents that are kept, on the device; 0 for none. A token
             takes 28 kB in the real model (bfloat16), a photo of 640×480 11 MB.
-        vision_bytes: pictures as the vision tower saw them that are kept, on the device; 0 for
+        vision_bytes: images as the vision tower saw them that are kept, on the device; 0 for
             none. A photo of 640×480 takes 1.2 MB.
         vision_folder: where to keep these on disk as well, for good; None for nowhere.
 
@@ -167,11 +167,11 @@ class JinaRerankerScorer(PairScorer):
         self.name, self.licence = checkpoint.name, checkpoint.licence
         self.modalities: frozenset[Modality] = frozenset({"text", "image"})
 
-    def prepare(self, item: Item) -> PreparedText | PreparedPicture:
-        """Turn a text or a picture into what ``score_prepared`` takes.
+    def prepare(self, item: Item) -> PreparedText | PreparedImage:
+        """Turn a text or an image into what ``score_prepared`` takes.
 
         Raises:
-            ModelError: the item is both, or a picture more than 200 times as long as it is wide.
+            ModelError: the item is both, or an image more than 200 times as long as it is wide.
         """
         self._refuse_unreadable(item)
         key = content_key(item)
@@ -179,15 +179,15 @@ class JinaRerankerScorer(PairScorer):
             return PreparedText(key, item)
 
         def decode() -> Image:
-            return open_picture(cast("Image | Picture", item))
+            return decode_image(cast("Image | LazyImage", item))
 
         kept = key in self._prefixes or key in self._vision
-        return PreparedPicture(key, decode, None if kept else self._vision.cut_up(decode()))
+        return PreparedImage(key, decode, None if kept else self._vision.cut_up(decode()))
 
     def score_prepared(
         self,
-        query: PreparedText | PreparedPicture,
-        documents: Sequence[PreparedText | PreparedPicture],
+        query: PreparedText | PreparedImage,
+        documents: Sequence[PreparedText | PreparedImage],
     ) -> FloatArray:
         """Score n prepared documents against a query; returns shape (n,), from 0 to 1."""
         scores = np.empty(len(documents), np.float32)
@@ -209,8 +209,8 @@ class JinaRerankerScorer(PairScorer):
         """The scores as they are."""
         return scores
 
-    def _candidates(self, documents: Sequence[PreparedText | PreparedPicture]) -> list[_Candidate]:
-        """The documents: those that are kept, then texts, then pictures, by length.
+    def _candidates(self, documents: Sequence[PreparedText | PreparedImage]) -> list[_Candidate]:
+        """The documents: those that are kept, then texts, then images, by length.
 
         An order of their own, so that how a batch rounds does not depend on the caller's.
         """
@@ -221,7 +221,7 @@ class JinaRerankerScorer(PairScorer):
             _Candidate(
                 place,
                 document.key,
-                isinstance(document, PreparedPicture),
+                isinstance(document, PreparedImage),
                 past,
                 next(parts) if past is None else _Part([], []),
             )
@@ -229,15 +229,15 @@ class JinaRerankerScorer(PairScorer):
         ]
         return sorted(
             candidates,
-            key=lambda each: (each.past is None, each.is_picture, len(each.part.ids), each.key),
+            key=lambda each: (each.past is None, each.is_image, len(each.part.ids), each.key),
         )
 
     def _parts(
-        self, before: str, items: Sequence[PreparedText | PreparedPicture], after: str
+        self, before: str, items: Sequence[PreparedText | PreparedImage], after: str
     ) -> list[_Part]:
         """Items with the prompt's words around them."""
-        pictures = [item for item in items if isinstance(item, PreparedPicture)]
-        scenes = iter(self._vision.see(pictures))
+        images = [item for item in items if isinstance(item, PreparedImage)]
+        scenes = iter(self._vision.see(images))
         parts = []
         for item in items:
             if isinstance(item, PreparedText):
@@ -246,8 +246,8 @@ class JinaRerankerScorer(PairScorer):
             else:
                 scene = next(scenes)
                 placeholders = [self._image_id] * len(scene.vectors)
-                picture = [self._image_start, *placeholders, self._image_end]
-                ids = [*self._encode(before), *picture, *self._encode(after)]
+                image = [self._image_start, *placeholders, self._image_end]
+                ids = [*self._encode(before), *image, *self._encode(after)]
                 parts.append(_Part(ids, [scene]))
         return parts
 
@@ -278,14 +278,14 @@ class JinaRerankerScorer(PairScorer):
         past, ids = candidate.past, candidate.part.ids
         length = len(ids) if past is None else past.length
         most = self._max_length - 1  # the score token comes last, always
-        # Of texts the end is cut, as the reference does; where that is a picture, which cannot be
+        # Of texts the end is cut, as the reference does; where that is an image, which cannot be
         # cut, a text before it makes room.
         room = most - len(asked.ids) if asked.scenes else most
         keep = len(ids) if self._prefixes.max_bytes and length <= room else 0
         if length > room:
-            if candidate.is_picture:
+            if candidate.is_image:
                 raise ModelError(
-                    f"{self.name}: the pictures of query and document take "
+                    f"{self.name}: the images of query and document take "
                     f"{length + len(asked.ids)} tokens, and max_length={self._max_length} leaves "
                     f"{most}; pass a larger max_length or a smaller max_pixels"
                 )

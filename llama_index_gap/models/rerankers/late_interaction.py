@@ -23,7 +23,7 @@ from llama_index_gap.models.base import (
 from llama_index_gap.models.checkpoints.checkpoint import Checkpoint
 from llama_index_gap.models.checkpoints.sbert import load_model, plain_text, saved_as
 from llama_index_gap.models.rerankers.caches import ByteCache
-from llama_index_gap.models.rerankers.items import content_key, open_picture
+from llama_index_gap.models.rerankers.items import content_key, decode_image
 
 
 def fits(checkpoint: Checkpoint) -> bool:
@@ -61,7 +61,7 @@ class LateInteractionScorer(PairScorer):
 
     A score is MaxSim (arXiv 2004.12832): the best match of each query vector among the document's,
     summed (or, where the checkpoint says so, averaged). It grows with the query's length and is no
-    probability. transformers' own ColPali, ColQwen2 and ColModernVBert read documents as pictures
+    probability. transformers' own ColPali, ColQwen2 and ColModernVBert read documents as images
     only; they render every text as a query.
 
     Args:
@@ -69,7 +69,7 @@ class LateInteractionScorer(PairScorer):
         device: a torch device.
         dtype: number format of the weights.
         batch_size: documents embedded at a time; the longest come first.
-        max_pixels: scale larger pictures down to this; None to leave that to the model.
+        max_pixels: scale larger images down to this; None to leave that to the model.
         vision_bytes: vectors of documents that are kept, in main memory; 0 for none. A page of
             ColQwen2 takes up to 0.2 MB (bfloat16).
         trust_remote_code: run Python code that comes with the checkpoint.
@@ -134,7 +134,7 @@ class LateInteractionScorer(PairScorer):
         return self.modalities - {"text"} if self._renders_text_as_query else self.modalities
 
     def prepare(self, item: Item) -> Any:
-        """Open a picture whose vectors are not kept; the model resizes it in the batch."""
+        """Open an image whose vectors are not kept; the model resizes it in the batch."""
         self._refuse_unreadable(item)
         key = content_key(item)
         if (kept := self._kept.get(key)) is not None:
@@ -150,8 +150,8 @@ class LateInteractionScorer(PairScorer):
         """
         if self._renders_text_as_query and any(each.is_text for each in documents):
             raise ModelError(
-                f"{self.name} reads documents as pictures only: it renders every text as a query; "
-                "pass the documents' pictures, or another reranker"
+                f"{self.name} reads documents as images only: it renders every text as a query; "
+                "pass the documents' images, or another reranker"
             )
         with self._lock:
             (of_query,) = self._vectors([query], "query")
@@ -163,9 +163,9 @@ class LateInteractionScorer(PairScorer):
         if isinstance(item, str):
             return {"text": self._plain(item)}
         if isinstance(item, Joint):
-            picture = open_picture(item.image, self._max_pixels)
-            return {"image": picture, "text": self._plain(item.text)}
-        return {"image": open_picture(item, self._max_pixels)}
+            image = decode_image(item.image, self._max_pixels)
+            return {"image": image, "text": self._plain(item.text)}
+        return {"image": decode_image(item, self._max_pixels)}
 
     def _vectors(self, items: Sequence[_Prepared], side: Kind) -> list[torch.Tensor]:
         new = [item for item in items if side not in item.vectors]

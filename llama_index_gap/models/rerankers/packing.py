@@ -30,7 +30,7 @@ class Prefix:
     Attributes:
         layers: keys and values of each layer, both of shape (1, key heads, length, head_dim);
             never written to.
-        next_position: where the next token stands. (After a picture, whose tokens share positions,
+        next_position: where the next token stands. (After an image, whose tokens share positions,
             this is less than the length.)
     """
 

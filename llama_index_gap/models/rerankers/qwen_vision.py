@@ -1,4 +1,4 @@
-"""Pictures as Qwen2-VL's language model reads them, each computed once while it is kept."""
+"""Images as Qwen2-VL's language model reads them, each computed once while it is kept."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _PREPROCESSOR = "preprocessor_config.json"
-# Of a pass: more than the largest picture has. Far larger ones are slower on a processor, by 17 %.
+# Of a pass: more than the largest image has. Far larger ones are slower on a processor, by 17 %.
 _MOST_PATCHES = 4096
 
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture in the language model's own space.
+    """An image in the language model's own space.
 
     Attributes:
         vectors: what it reads in place of tokens, shape (rows * columns, width).
@@ -43,7 +43,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class Patches:
-    """A picture cut up for the vision tower.
+    """An image cut up for the vision tower.
 
     Attributes:
         pixels: shape (rows * columns, numbers of a patch).
@@ -55,8 +55,8 @@ class Patches:
 
 
 @dataclass(frozen=True)
-class PreparedPicture:
-    """A picture that is ready for the vision tower, or that work of before is kept of.
+class PreparedImage:
+    """An image that is ready for the vision tower, or that work of before is kept of.
 
     Attributes:
         key: stands for its content.
@@ -78,7 +78,7 @@ class QwenVision:
         checkpoint: where the settings lie.
         tower: the loaded vision tower.
         lock: held while the tower works.
-        max_pixels: larger pictures are scaled down to this; None for the checkpoint's own limit.
+        max_pixels: larger images are scaled down to this; None for the checkpoint's own limit.
         max_bytes: how much of what it saw is kept in memory.
         folder: where it is kept on disk, apart from what others saw; None for nowhere.
 
@@ -107,32 +107,32 @@ class QwenVision:
             self._folder = TensorFolder(folder / self._identity(checkpoint))
 
     def cut_up(self, image: Image) -> Patches:
-        """Scale a picture and cut it into patches.
+        """Scale an image and cut it into patches.
 
         Raises:
             ModelError: it is more than 200 times as long as it is wide.
         """
         try:
-            # As the reference does it; the processor lays transparent pictures on white.
+            # As the reference does it; the processor lays transparent images on white.
             found = self._processor([image.convert("RGB")], return_tensors="pt")
         except ValueError as error:
             raise ModelError(
-                f"{self._name} cannot read a picture of {image.width}×{image.height}: {error}"
+                f"{self._name} cannot read an image of {image.width}×{image.height}: {error}"
             ) from error
         _, rows, columns = found["image_grid_thw"][0].tolist()
         return Patches(found["pixel_values"].to(self._dtype), (rows, columns))
 
-    def see(self, pictures: Sequence[PreparedPicture]) -> list[Scene]:
-        """Look at n pictures, at each once; what is kept is not looked at again."""
+    def see(self, images: Sequence[PreparedImage]) -> list[Scene]:
+        """Look at n images, at each once; what is kept is not looked at again."""
         scenes: dict[str, Scene] = {}
         unseen: dict[str, Patches] = {}
-        for picture in pictures:
-            if picture.key in scenes or picture.key in unseen:
+        for image in images:
+            if image.key in scenes or image.key in unseen:
                 continue
-            if scene := self._recall(picture.key):
-                scenes[picture.key] = scene
+            if scene := self._recall(image.key):
+                scenes[image.key] = scene
             else:
-                unseen[picture.key] = picture.patches or self.cut_up(picture.open())
+                unseen[image.key] = image.patches or self.cut_up(image.open())
         for batch in in_batches(
             unseen.items(), lambda item: len(item[1].pixels), most_weight=_MOST_PATCHES
         ):
@@ -140,7 +140,7 @@ class QwenVision:
             for key, scene in zip(keys, self._look(patches), strict=True):
                 scenes[key] = scene
                 self._keep(key, scene)
-        return [scenes[picture.key] for picture in pictures]
+        return [scenes[image.key] for image in images]
 
     def __contains__(self, key: str) -> bool:
         return key in self._memory or (self._folder is not None and key in self._folder)
@@ -208,7 +208,7 @@ def _load_processor(checkpoint: Checkpoint, tower: PreTrainedModel, max_pixels: 
     if max_pixels is not None:
         if not smallest <= max_pixels <= largest:
             raise ValueError(
-                f"max_pixels={max_pixels}: {checkpoint.name} sees pictures of {smallest} to "
+                f"max_pixels={max_pixels}: {checkpoint.name} sees images of {smallest} to "
                 f"{largest} pixels; pass a number in this range, or leave it out for the largest"
             )
         processor.size = {"shortest_edge": smallest, "longest_edge": max_pixels}

@@ -25,13 +25,13 @@ from llama_index_gap.models.base import (
     FloatArray,
     Item,
     Joint,
+    LazyImage,
     Modality,
     ModelError,
     PairScorer,
-    Picture,
     check_at_least_one,
 )
-from llama_index_gap.models.rerankers.items import open_picture
+from llama_index_gap.models.rerankers.items import decode_image
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -49,22 +49,22 @@ _PROBABILITIES = {"jina-reranker-m0"}
 class RerankService(PairScorer):
     """A reranking service, asked over HTTP.
 
-    Pictures travel within the question, as JPEG data URIs; nothing that is asked about is fetched
+    Images travel within the question, as JPEG data URIs; nothing that is asked about is fetched
     by the service. Answers with HTTP 429 or 5xx and lost connections are tried again, with growing
     pauses or after as long as the service says; redirects are not followed.
 
     Args:
         url: the whole address, such as ``"https://api.jina.ai/v1/rerank"``.
         model: the name that the service knows the model by.
-        dialect: how the service takes pictures: ``"jina"`` for ``{"image": …}``; ``"vllm"`` for
-            lists of content parts, which may hold a text and a picture. Services that read texts
+        dialect: how the service takes images: ``"jina"`` for ``{"image": …}``; ``"vllm"`` for
+            lists of content parts, which may hold a text and an image. Services that read texts
             only take them as ``"vllm"`` sends them, as plain strings.
         api_key: the key; not pickled.
         api_key_env: the environment variable that holds the key. Without either no key is sent.
         allow_http: send the key over http to another machine, where it can be read on the way.
         modalities: what the model reads.
         batch_size: most documents in one question.
-        max_pixels: scale larger pictures down to this; by default to what jina-reranker-m0 sees.
+        max_pixels: scale larger images down to this; by default to what jina-reranker-m0 sees.
         timeout_s: seconds to connect, and to wait for the answer.
         retries: how often to ask again.
 
@@ -119,7 +119,7 @@ class RerankService(PairScorer):
             )
 
     def prepare(self, item: Item) -> Any:
-        """Turn a query or document into what is sent; a picture is scaled down and encoded."""
+        """Turn a query or document into what is sent; an image is scaled down and encoded."""
         self._refuse_unreadable(item)
         form = _DIALECTS[self._dialect]
         if isinstance(item, str):
@@ -301,22 +301,22 @@ def _checked(url: str) -> tuple[httpx2.URL, bool]:
     return parsed, is_local
 
 
-def _data_uri(picture: Image | Picture, max_pixels: int | None) -> str:
+def _data_uri(image: Image | LazyImage, max_pixels: int | None) -> str:
     buffer = BytesIO()
     # Close to lossless: colours are kept at full resolution, for coloured letters.
-    open_picture(picture, max_pixels).save(buffer, "JPEG", quality=95, subsampling=0)
+    decode_image(image, max_pixels).save(buffer, "JPEG", quality=95, subsampling=0)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def _as_jina(text: str | None, picture: str | None) -> Any:
-    return {"text": text} if picture is None else {"image": picture}
+def _as_jina(text: str | None, image: str | None) -> Any:
+    return {"text": text} if image is None else {"image": image}
 
 
-def _as_vllm(text: str | None, picture: str | None) -> Any:
-    if picture is None:
+def _as_vllm(text: str | None, image: str | None) -> Any:
+    if image is None:
         return text
     parts: list[dict[str, Any]] = [] if text is None else [{"type": "text", "text": text}]
-    return {"content": [*parts, {"type": "image_url", "image_url": {"url": picture}}]}
+    return {"content": [*parts, {"type": "image_url", "image_url": {"url": image}}]}
 
 
 # Jina: https://api.jina.ai/openapi.json, model jina-reranker-m0.

@@ -22,11 +22,11 @@ def test_all_figures_are_there() -> None:
 
     for part in (
         "What each method finds: ten 4 queries, 1,234 documents",
-        "1,234 texts and 1,000 pictures Embedded by",
+        "1,234 texts and 1,000 images Embedded by",
         "something to know",
         "32 by text 0.250 (0.150–0.350) 0.200 0.300 −0.250 lower",
-        "headline (2) picture (2) 32 by text 0.250 (0.150–0.350) 0.250 (0.150–0.350)",
-        "asked with a text 0.250 (0.200–0.300) – asked with a picture – –",
+        "headline (2) image (2) 32 by text 0.250 (0.150–0.350) 0.250 (0.150–0.350)",
+        "asked with a text 0.250 (0.200–0.300) – asked with an image – –",
         "97% are texts, where 50% of all rows are.",
     ):
         assert part in shown
@@ -53,8 +53,8 @@ def test_the_row_that_others_are_compared_with_is_marked() -> None:
     assert "reranked by jina-m0" in plain(page)
 
 
-def test_examples_have_pictures_and_a_sign(noise_files: list[str]) -> None:
-    found, data = result(), dataset(picture=noise_files[0])
+def test_examples_have_images_and_a_sign(noise_files: list[str]) -> None:
+    found, data = result(), dataset(image=noise_files[0])
 
     page = render_experiment(found, pick_examples(found, data))
 
@@ -63,12 +63,12 @@ def test_examples_have_pictures_and_a_sign(noise_files: list[str]) -> None:
     assert page.count('src="data:image/jpeg;base64,') == 5
 
 
-def test_a_picture_that_is_missing_leaves_its_reason() -> None:
+def test_a_image_that_is_missing_leaves_its_reason() -> None:
     found = result()
 
-    page = render_experiment(found, pick_examples(found, dataset(picture="/no/such.png")))
+    page = render_experiment(found, pick_examples(found, dataset(image="/no/such.png")))
 
-    assert "No picture no such file" in plain(page)
+    assert "No image no such file" in plain(page)
 
 
 def test_texts_of_others_stay_texts() -> None:
@@ -85,7 +85,7 @@ def test_texts_of_others_stay_texts() -> None:
 
 def test_the_page_needs_nothing_else(noise_files: list[str]) -> None:
     found = result()
-    page = render_experiment(found, pick_examples(found, dataset(picture=noise_files[0])))
+    page = render_experiment(found, pick_examples(found, dataset(image=noise_files[0])))
 
     assert "default-src 'none'; img-src data:; style-src 'sha256-" in page
     assert not re.search(r"https?:|//|@import|url\(", re.sub(r"base64,[\w+/=]+", "", page))

@@ -21,7 +21,7 @@ from llama_index_gap.diagnosis.mitigations import (
     before_and_after,
     measure_drawn,
 )
-from llama_index_gap.diagnosis.recommendations import NAMES, Advice, Figures, advise
+from llama_index_gap.diagnosis.recommendations import NAMES, Figures, Recommendation, recommend
 from llama_index_gap.diagnosis.report import Report
 from llama_index_gap.gap.measure import compare_recall, compare_scores
 
@@ -54,7 +54,7 @@ def report() -> Report:
         drawn=drawn.counts(),
         figures=figures,
         notes=("a note",),
-        advice=tuple(advise(figures)),
+        recommendations=tuple(recommend(figures)),
     )
 
 
@@ -99,8 +99,8 @@ def test_each_way_and_each_pair_of_modalities_is_named(page: str) -> None:
 
 
 def test_what_moves_only_the_means_is_marked(report: Report, page: str) -> None:
-    remedies = report.figures.before_after.remedies.values()
-    marked = sum(remedy.only_means for remedy in remedies)
+    mitigations = report.figures.before_after.mitigations.values()
+    marked = sum(mitigation.only_means for mitigation in mitigations)
 
     assert marked >= 2
     assert page.count('class="flag">moves only the means') == 2 * marked  # for either modality
@@ -108,8 +108,8 @@ def test_what_moves_only_the_means_is_marked(report: Report, page: str) -> None:
 
 
 def test_advice_and_notes_are_there(report: Report, page: str) -> None:
-    for advice in report.advice:
-        assert advice.title in words(page).replace("&#39;", "'")
+    for recommendation in report.recommendations:
+        assert recommendation.title in words(page).replace("&#39;", "'")
     assert "a note" in words(page)
 
 
@@ -120,7 +120,7 @@ def test_texts_of_others_stay_texts(report: Report, page: str) -> None:
         name=EVIL,
         models=EVIL,
         notes=(EVIL,),
-        advice=tuple(Advice(EVIL, EVIL, EVIL) for _ in report.advice),
+        recommendations=tuple(Recommendation(EVIL, EVIL, EVIL) for _ in report.recommendations),
     )
     parsed, plain = Parsed(render_report(evil)), Parsed(page)
 
@@ -143,7 +143,7 @@ def test_the_page_needs_nothing_else(page: str) -> None:
 
 
 def test_nothing_is_told_by_colour_alone(page: str) -> None:
-    """Texts are dots and pictures triangles; every drawing is described or beside its number."""
+    """Texts are dots and images triangles; every drawing is described or beside its number."""
     drawings = [attributes for tag, attributes in Parsed(page).elements if tag == "svg"]
 
     assert all("aria-label" in each or each.get("aria-hidden") == "true" for each in drawings)
@@ -175,9 +175,11 @@ def test_a_page_of_next_to_nothing(report: Report) -> None:
         )
     )
     figures = Figures(stored={"text": 12, "image": 0}, gap=None, before_after=bare)
-    found = words(render_report(replace(report, figures=figures, advice=tuple(advise(figures)))))
+    found = words(
+        render_report(replace(report, figures=figures, recommendations=tuple(recommend(figures))))
+    )
 
-    assert "no remedy needed" in found
+    assert "no mitigation needed" in found
     assert "All figures" not in found
     assert "The two clouds" not in found
 
@@ -190,16 +192,16 @@ def test_the_terminal_shows_the_main_figures_in_80_columns(report: Report) -> No
     found = " ".join(" ".join(lines).split())
 
     assert max(map(len, lines)) <= 80
-    assert lines[0] == "gap in gap.db: 1,234 texts, 120 pictures"
+    assert lines[0] == "gap in gap.db: 1,234 texts, 120 images"
     assert lines[1] == r"\x1b[31mred [bold]"
     for name in NAMES.values():
         assert name in found
     gap = report.figures.gap
     assert f"separation {gap.separation.value:.3f}" in found
-    bias = report.figures.before_after.remedies["centred"].asked["text"].bias
+    bias = report.figures.before_after.mitigations["centred"].asked["text"].bias
     assert f"one index, centred * {bias.value:.0%} ({bias.low:.0%} to {bias.high:.0%})" in found
     assert "* moves only the means" in found
-    for advice in report.advice:
-        assert advice.title in found
+    for recommendation in report.recommendations:
+        assert recommendation.title in found
     assert "– a note" in found
     assert "reranker" in found

@@ -46,7 +46,7 @@ def document(**changes: Any) -> FoundDocument:
         "score": 4.0,
         "legs": [LegScore("text", 0.7, 3.0), LegScore("image", 0.3, 1.0)],
         "text": text("a passage", title="A title"),
-        "picture": None,
+        "image": None,
     }
     return FoundDocument(**{**settings, **changes})
 
@@ -61,7 +61,7 @@ def answer(*documents: FoundDocument, **changes: Any) -> Answer:
 
 def test_nodes_of_a_document_come_together() -> None:
     scores = {"text": 0.7, "text_evidence": 3.0, "image": 0.3}
-    passage, picture, alone = (
+    passage, photo, alone = (
         text("words", title="T"),
         image("/a.png", "caption"),
         TextNode(id_="b"),
@@ -69,32 +69,32 @@ def test_nodes_of_a_document_come_together() -> None:
     hits = [
         ScoredNode(node=passage, score=3.0, scores=scores),
         ScoredNode(node=alone, score=1.0, scores={"text": 0.1, "text_evidence": 1.0}),
-        ScoredNode(node=picture, score=3.0, scores=scores),
+        ScoredNode(node=photo, score=3.0, scores=scores),
     ]
     first, second = found_documents(hits)
 
     assert (first.rank, first.id, first.title, first.score) == (1, "doc", "T", 3.0)
-    assert (first.passage, first.caption, first.picture) == ("words", "caption", picture)
+    assert (first.passage, first.caption, first.photo) == ("words", "caption", photo)
     assert first.legs == [LegScore("text", 0.7, 3.0), LegScore("image", 0.3, None)]
     assert (first.side("text"), first.side("image")) == (3.0, None)
-    assert (second.rank, second.id, second.title, second.picture) == (2, "b", "b", None)
+    assert (second.rank, second.id, second.title, second.photo) == (2, "b", "b", None)
 
 
-def test_one_node_that_is_both_is_shown_as_the_picture() -> None:
+def test_one_node_that_is_both_is_shown_as_the_image() -> None:
     (found,) = found_documents([ScoredNode(node=image("/a.png", "caption"), score=1.0)])
 
     assert (found.passage, found.caption) == ("", "caption")
 
 
-def test_another_pictures_caption_is_the_passage() -> None:
+def test_another_images_caption_is_the_passage() -> None:
     by_caption, by_look = image("/a.png", "found by this"), image("/b.png", "its own caption")
     (found,) = found_documents([ScoredNode(node=node, score=1.0) for node in (by_caption, by_look)])
 
     assert (found.passage, found.caption) == ("found by this", "its own caption")
-    assert found.picture is by_look
+    assert found.image is by_look
 
 
-def test_searches_by_text_and_by_picture_add_up_on_each_side() -> None:
+def test_searches_by_text_and_by_image_add_up_on_each_side() -> None:
     legs = [LegScore("text", 0.7, 3.0), LegScore("text_by_image", 0.1, 2.0)]
 
     assert document(legs=legs).side("text") == 5.0
@@ -124,7 +124,7 @@ def test_what_a_reranker_gave_stands_for_the_sides() -> None:
     assert (read.side("text"), read.side("image")) == (0.2, 0.9)
     assert (unread.score, unread.fused, unread.reranked) == (None, 9.0, {})
     words = " ".join(re.sub("<[^>]*>", "", page).split())
-    assert "0.200 text, 0.900 picture by a &lt;b&gt;judge&lt;/b&gt;" in words
+    assert "0.200 text, 0.900 image by a &lt;b&gt;judge&lt;/b&gt;" in words
     assert "could not be read by" in words
     assert "What found it" in words
 
@@ -152,10 +152,10 @@ def test_texts_of_others_stay_texts(noise_files: list[str], tmp_path: Path) -> N
     evil = document(
         id=f"id {EVIL}",
         text=text(EVIL, title=EVIL),
-        picture=image(evil_file, EVIL),
+        image=image(evil_file, EVIL),
         legs=[LegScore(EVIL, 0.5, 1.0)],
     )
-    good = document(picture=image(noise_files[0], "caption"), legs=[LegScore("text", 0.5, 1.0)])
+    good = document(image=image(noise_files[0], "caption"), legs=[LegScore("text", 0.5, 1.0)])
 
     parsed = Parsed(render_page(answer(evil, text=EVIL, database=EVIL, note=EVIL)))
     plain = Parsed(render_page(answer(good)))
@@ -172,7 +172,7 @@ def test_texts_of_others_stay_texts(noise_files: list[str], tmp_path: Path) -> N
 
 def test_the_page_needs_nothing_else(noise_files: list[str]) -> None:
     page = render_page(
-        answer(document(picture=image(noise_files[0], "caption")), image=noise_files[1])
+        answer(document(image=image(noise_files[0], "caption")), image=noise_files[1])
     )
     parsed = Parsed(page)
 
@@ -203,7 +203,7 @@ def test_the_policy_allows_its_own_style_and_nothing_else() -> None:
 def test_thumbnails_are_small_and_keep_their_shape(tmp_path: Path) -> None:
     Image.new("RGBA", (1600, 800), (255, 0, 0, 128)).save(tmp_path / "big.png")
 
-    page = render_page(answer(document(picture=image(tmp_path / "big.png"))))
+    page = render_page(answer(document(image=image(tmp_path / "big.png"))))
     (source,) = Parsed(page).attributes("src")
     thumbnail = Image.open(BytesIO(base64.b64decode(str(source).partition(",")[2])))
 
@@ -218,21 +218,21 @@ def test_thumbnails_are_small_and_keep_their_shape(tmp_path: Path) -> None:
         (image(None, "its caption", image_url="https://example.com/a.png"), "not fetched"),
     ],
 )
-def test_a_picture_that_cannot_be_opened_leaves_its_reason(node: ImageNode, reason: str) -> None:
-    parsed = Parsed(render_page(answer(document(picture=node))))
+def test_a_image_that_cannot_be_opened_leaves_its_reason(node: ImageNode, reason: str) -> None:
+    parsed = Parsed(render_page(answer(document(image=node))))
 
     assert parsed.attributes("src") == []
     assert reason in parsed.texts["span"]
     assert "its caption" in parsed.texts["span"]
 
 
-def test_a_damaged_query_picture_leaves_its_reason(tmp_path: Path) -> None:
+def test_a_damaged_query_image_leaves_its_reason(tmp_path: Path) -> None:
     (tmp_path / "q.png").write_bytes(b"<html>")
 
     page = render_page(answer(text="", image=str(tmp_path / "q.png")))
 
     assert "text (HTML or JSON?), not an image" in page
-    assert "By picture" in page
+    assert "By image" in page
     assert "Nothing was found." in page
 
 

@@ -139,9 +139,9 @@ def test_bfloat16_is_near(tiny_dinov2: Path, noise: list[Image.Image]) -> None:
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P"])
-def test_pictures_of_every_kind(tiny_dinov2: Path, tmp_path: Path, mode: str) -> None:
+def test_images_of_every_kind(tiny_dinov2: Path, tmp_path: Path, mode: str) -> None:
     ramp = np.linspace(0, 255, 60 * 50 * 4).reshape(50, 60, 4).astype(np.uint8)
-    path = tmp_path / "picture.png"
+    path = tmp_path / "image.png"
     Image.fromarray(ramp).convert(mode).save(path)
     embedding = DualEncoderEmbedding(model_name=tiny_dinov2, dtype="float32")
 

@@ -251,7 +251,7 @@ def test_refuses_another_limit_for_siglip(tiny_siglip: Path) -> None:
 @pytest.mark.parametrize(
     "text", ["https://example.com/cat.jpg", "data:image/png;base64,xxxx", "cat.mp4"]
 )
-def test_a_text_that_looks_like_a_picture_is_a_text(tiny_clip: Path, text: str) -> None:
+def test_a_text_that_looks_like_a_image_is_a_text(tiny_clip: Path, text: str) -> None:
     """sentence-transformers by itself would fetch the first and embed it as an image."""
     np.testing.assert_allclose(
         load(tiny_clip).encode_text([text], "query"),
@@ -260,9 +260,7 @@ def test_a_text_that_looks_like_a_picture_is_a_text(tiny_clip: Path, text: str) 
     )
 
 
-def test_a_text_that_names_a_picture_file_is_a_text(
-    tiny_clip: Path, noise_files: list[str]
-) -> None:
+def test_a_text_that_names_a_image_file_is_a_text(tiny_clip: Path, noise_files: list[str]) -> None:
     np.testing.assert_allclose(
         load(tiny_clip).encode_text(noise_files[:1], "query"),
         native_clip_texts(tiny_clip, noise_files[:1]),

@@ -20,7 +20,7 @@ from transformers import (
     Qwen3VLForConditionalGeneration,
 )
 
-from llama_index_gap.models import Joint, ModelError, Picture
+from llama_index_gap.models import Joint, LazyImage, ModelError
 from llama_index_gap.models.base import FloatArray, Item
 from llama_index_gap.models.checkpoints.checkpoint import Checkpoint, quiet_transformers
 from llama_index_gap.models.rerankers.cross_encoder import CrossEncoderScorer, fits
@@ -102,7 +102,7 @@ def test_texts_score_as_the_native_model_s(bert: Path) -> None:
 
 
 @pytest.mark.parametrize("kind_of_query", ["text", "image", "joint"])
-def test_texts_and_pictures_score_as_the_native_model_s(
+def test_texts_and_images_score_as_the_native_model_s(
     qwen: Path, mixed: list[Item], noise: list[Image.Image], kind_of_query: str
 ) -> None:
     query = {"text": QUERY, "image": noise[2], "joint": Joint(QUERY, noise[2])}[kind_of_query]
@@ -130,10 +130,10 @@ def test_what_it_says_of_itself(bert: Path, qwen: Path) -> None:
     assert (both.modalities, both.joint, both.licence) == ({"text", "image"}, True, None)
 
 
-def test_a_reranker_of_texts_refuses_pictures(bert: Path, noise: list[Image.Image]) -> None:
+def test_a_reranker_of_texts_refuses_images(bert: Path, noise: list[Image.Image]) -> None:
     scorer = load(bert)
 
-    for item in (noise[0], Picture("key", lambda: noise[0]), Joint("a", noise[0])):
+    for item in (noise[0], LazyImage("key", lambda: noise[0]), Joint("a", noise[0])):
         with pytest.raises(ModelError, match="reads texts only; leave the rest out, or"):
             scorer.prepare(item)
 
@@ -141,7 +141,7 @@ def test_a_reranker_of_texts_refuses_pictures(bert: Path, noise: list[Image.Imag
 @pytest.mark.parametrize(
     ("template", "modalities"),
     [
-        # Writes no pictures: a chat model's own template, say.
+        # Writes no images: a chat model's own template, say.
         (TEMPLATE.replace("<|vision_start|><|image_pad|><|vision_end|>", ""), {"text"}),
         # Writes the first part only.
         (TEMPLATE.replace("in message.content", "in message.content[:1]"), {"text", "image"}),
@@ -157,12 +157,12 @@ def test_what_the_template_leaves_out_is_refused(
         scorer.prepare(Joint("a caption", noise[0]))
 
 
-def test_pictures_are_opened_when_prepared(qwen: Path, noise: list[Image.Image]) -> None:
+def test_images_are_opened_when_prepared(qwen: Path, noise: list[Image.Image]) -> None:
     opened = []
     scorer = load(qwen)
-    picture = Picture("key", lambda: opened.append(1) or noise[0])
+    image = LazyImage("key", lambda: opened.append(1) or noise[0])
 
-    prepared = scorer.prepare(picture)
+    prepared = scorer.prepare(image)
 
     assert opened == [1]
     np.testing.assert_array_equal(
@@ -170,7 +170,7 @@ def test_pictures_are_opened_when_prepared(qwen: Path, noise: list[Image.Image])
     )
 
 
-def test_large_pictures_are_scaled_down_when_asked(qwen: Path) -> None:
+def test_large_images_are_scaled_down_when_asked(qwen: Path) -> None:
     image = Image.effect_noise((400, 100), 90).convert("RGB")
     before = image.tobytes()
 
@@ -193,7 +193,7 @@ def test_refuses_limits_that_nothing_meets(bert: Path, option: str) -> None:
 @pytest.mark.parametrize(
     "text", ["https://example.com/cat.jpg", "data:image/png;base64,xxxx", "https://youtu.be/x"]
 )
-def test_a_text_that_looks_like_a_picture_is_a_text(bert: Path, qwen: Path, text: str) -> None:
+def test_a_text_that_looks_like_a_image_is_a_text(bert: Path, qwen: Path, text: str) -> None:
     """sentence-transformers by itself would fetch it."""
     np.testing.assert_allclose(
         load(bert).score(QUERY, [text]), native_bert(bert, QUERY, [text]), atol=1e-6
@@ -203,7 +203,7 @@ def test_a_text_that_looks_like_a_picture_is_a_text(bert: Path, qwen: Path, text
     )
 
 
-def test_a_text_that_names_a_picture_file_is_a_text(qwen: Path, noise_files: list[str]) -> None:
+def test_a_text_that_names_a_image_file_is_a_text(qwen: Path, noise_files: list[str]) -> None:
     np.testing.assert_allclose(
         load(qwen).score(QUERY, noise_files[:1]),
         native_qwen(qwen, QUERY, noise_files[:1]),
@@ -215,7 +215,7 @@ def test_a_text_that_names_a_picture_file_is_a_text(qwen: Path, noise_files: lis
 def test_control_tokens_in_a_text_control_nothing(
     qwen: Path, noise: list[Image.Image], token: str
 ) -> None:
-    """The first would be expected to come with a picture, and the whole batch would fail."""
+    """The first would be expected to come with an image, and the whole batch would fail."""
     scorer = load(qwen)
 
     scores = scorer.score(QUERY, [f"a {token} b", noise[0]])

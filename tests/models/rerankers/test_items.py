@@ -2,19 +2,19 @@
 
 from PIL import Image
 
-from llama_index_gap.models.base import Joint, Picture
+from llama_index_gap.models.base import Joint, LazyImage
 from llama_index_gap.models.rerankers.items import content_key
 
 IMAGE = Image.linear_gradient("L").resize((8, 6)).convert("RGB")
 
 
-def picture(key):
-    return Picture(key, lambda: IMAGE)
+def image(key):
+    return LazyImage(key, lambda: IMAGE)
 
 
 def test_equal_content_has_an_equal_key():
     assert content_key("cat") == content_key("ca" + "t")
-    assert content_key(picture("a")) == content_key(Picture("a", IMAGE.copy))
+    assert content_key(image("a")) == content_key(LazyImage("a", IMAGE.copy))
     assert content_key(IMAGE) == content_key(IMAGE.copy())
     assert content_key(Joint("cat", IMAGE)) == content_key(Joint("cat", IMAGE.copy()))
 
@@ -29,12 +29,12 @@ def test_other_content_has_another():
         "cat",
         "",
         "\ud800",
-        picture("cat"),
-        picture("dog"),
+        image("cat"),
+        image("dog"),
         *(IMAGE, changed, IMAGE.transpose(Image.Transpose.ROTATE_90)),
         *(Image.new("RGB", (80, 60)), Image.new("RGB", (60, 80))),
         *(one_palette, another),
         *(Joint("cat", IMAGE), Joint("dog", IMAGE), Joint("cat", changed)),
-        Joint("cat", picture("cat")),
+        Joint("cat", image("cat")),
     ]
     assert len(set(map(content_key, items))) == len(items)

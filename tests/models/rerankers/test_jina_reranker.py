@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.numpy import load_file as load_arrays
 from safetensors.torch import load_file, save_file
 
-from llama_index_gap.models.base import Joint, ModelError, Picture
+from llama_index_gap.models.base import Joint, LazyImage, ModelError
 from llama_index_gap.models.checkpoints.checkpoint import Checkpoint
 from llama_index_gap.models.checkpoints.tokens import load_plain_tokenizer
 from llama_index_gap.models.rerankers import jina_reranker
@@ -54,17 +54,17 @@ def copy(tmp_path):
 
 @pytest.fixture
 def decoded():
-    """Makes pictures that note each time they are decoded."""
+    """Makes images that note each time they are decoded."""
 
-    def picture(name):
+    def image(name):
         def decode():
-            picture.times.append(name)
+            image.times.append(name)
             return IMAGES[name]
 
-        return Picture(name, decode)
+        return LazyImage(name, decode)
 
-    picture.times = []
-    return picture
+    image.times = []
+    return image
 
 
 def change_weights(folder, change):
@@ -146,7 +146,7 @@ DOCUMENTS = [
     "lorem ipsum " * 20,
     "数据提取么？为什么不用正则啊",
     *IMAGES.values(),
-    Picture("gray_80x60", lambda: IMAGES["gray_80x60"]),
+    LazyImage("gray_80x60", lambda: IMAGES["gray_80x60"]),
 ]
 
 
@@ -232,8 +232,8 @@ def test_special_tokens_in_a_text_are_text(scorer, text):
     assert max(ids) < 256  # the special ones of this checkpoint are above
     assert bytes_of(ids) == text
     (by_itself,) = plain().score("slm markdown", [text])
-    beside_pictures = plain().score("slm markdown", [*IMAGES.values(), text])
-    assert beside_pictures[-1] == pytest.approx(by_itself, abs=1e-5)
+    beside_images = plain().score("slm markdown", [*IMAGES.values(), text])
+    assert beside_images[-1] == pytest.approx(by_itself, abs=1e-5)
     assert np.isfinite(scorer.score(text, [text, *IMAGES.values()])).all()
 
 
@@ -259,18 +259,18 @@ def test_a_kept_document_is_not_decoded_again(decoded):
     assert len(decoded.times) == 2
 
 
-def test_a_picture_that_was_seen_is_not_decoded_again(decoded):
+def test_a_image_that_was_seen_is_not_decoded_again(decoded):
     scorer = load(prefix_bytes=0)
     for query in ("one", "another", decoded("gray_80x60")):
         scorer.score(query, [decoded("gray_80x60"), decoded("gray_80x60")])
     assert decoded.times == ["gray_80x60", "gray_80x60"]  # both prepared before either was seen
 
 
-def test_a_picture_is_decoded_late_if_what_was_kept_is_gone(decoded, alone):
+def test_a_image_is_decoded_late_if_what_was_kept_is_gone(decoded, alone):
     scorer = load(prefix_bytes=100 * LAYER_BYTES, vision_bytes=0)
-    picture = decoded("gray_80x60")
-    scorer.score("slm markdown", [picture])
-    prepared = scorer.prepare(picture)
+    image = decoded("gray_80x60")
+    scorer.score("slm markdown", [image])
+    prepared = scorer.prepare(image)
     assert (prepared.patches, len(decoded.times)) == (None, 1)
     scorer.score("slm markdown", ["lorem ipsum " * 6])  # drives it out
 
@@ -300,10 +300,10 @@ def test_a_token_takes_what_its_keys_and_values_take():
 
 
 @pytest.mark.parametrize("make", [plain, load], ids=["plain", "kept"])
-def test_a_long_document_makes_room_for_a_picture(make):
+def test_a_long_document_makes_room_for_a_image(make):
     scorer = make(max_length=1024)
     large = Image.new("RGB", (28 * 28, 25 * 28), "red")
-    # The score token, the picture with its frame, the words before it and before the document.
+    # The score token, the image with its frame, the words before it and before the document.
     room = 1024 - 1 - (28 * 25 + 2) - len("**Query**:\n") - len("**Document**:\n")
     start, other_start = "lorem " * 100, "Lorem " * 100
     documents = [start[:room] + end for end in ("", "x" * 10, "y" * 2000)] + [other_start]
@@ -316,7 +316,7 @@ def test_a_long_document_makes_room_for_a_picture(make):
     assert same == pytest.approx(one, abs=0.1)  # not quite the same: it ends in a newline
 
 
-def test_two_pictures_that_are_too_long_together():
+def test_two_images_that_are_too_long_together():
     scorer = load(max_length=1024)
     large = Image.new("RGB", (28 * 28, 25 * 28))
     with pytest.raises(
@@ -328,7 +328,7 @@ def test_two_pictures_that_are_too_long_together():
 
 
 def test_what_it_cannot_read(scorer):
-    with pytest.raises(ModelError, match=r"tiny reads a text or a picture, not both as one"):
+    with pytest.raises(ModelError, match=r"tiny reads a text or an image, not both as one"):
         scorer.prepare(Joint("cat", IMAGES["gray_80x60"]))
 
 
@@ -340,7 +340,7 @@ def test_what_it_cannot_read(scorer):
         ({"batch_size": 0}, r"batch_size=0: must be at least 1"),
         ({"prefix_bytes": -1}, r"prefix_bytes=-1: pass at least 0"),
         ({"vision_bytes": -1}, r"vision_bytes=-1: pass at least 0"),
-        ({"max_pixels": 3135}, r"max_pixels=3135: tiny sees pictures of 3136 to 602112 pixels"),
+        ({"max_pixels": 3135}, r"max_pixels=3135: tiny sees images of 3136 to 602112 pixels"),
         ({"max_pixels": 602113}, r"max_pixels=602113: .* leave it out for the largest"),
     ],
 )

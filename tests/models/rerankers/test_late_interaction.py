@@ -18,7 +18,7 @@ from sentence_transformers.multi_vector_encoder.modules import MultiVectorMask
 from tiny_rerankers import make_tiny_bert_reranker, make_tiny_qwen_reranker
 from transformers import AutoImageProcessor, AutoTokenizer, ColQwen2ForRetrieval
 
-from llama_index_gap.models import Joint, ModelError, Picture
+from llama_index_gap.models import Joint, LazyImage, ModelError
 from llama_index_gap.models.checkpoints.checkpoint import Checkpoint, quiet_transformers
 from llama_index_gap.models.rerankers.late_interaction import LateInteractionScorer, fits
 
@@ -43,11 +43,11 @@ def expected() -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def inputs() -> dict[str, torch.Tensor]:
-    """What the outputs were made from: the prompts and pictures of another model's parity files."""
+    """What the outputs were made from: the prompts and images of another model's parity files."""
     return load_file(COLQWEN.parent / "jina_m0_tiny" / "parity.safetensors")
 
 
-def of_pictures(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def of_images(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     grids = inputs["text_image.image_grid_thw"]
     patches = inputs["text_image.pixel_values"].split(grids.prod(1).tolist())
     return {
@@ -58,7 +58,7 @@ def of_pictures(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     }
 
 
-def test_vectors_of_pictures_equal_the_reference(
+def test_vectors_of_images_equal_the_reference(
     scorer: LateInteractionScorer,
     inputs: dict[str, torch.Tensor],
     expected: dict[str, torch.Tensor],
@@ -66,7 +66,7 @@ def test_vectors_of_pictures_equal_the_reference(
     backbone = scorer._model[0]
 
     with torch.inference_mode():
-        found = backbone({**of_pictures(inputs), "modality": "image"})["token_embeddings"]
+        found = backbone({**of_images(inputs), "modality": "image"})["token_embeddings"]
 
     np.testing.assert_allclose(found, expected["doc"], atol=1e-5)
 
@@ -79,7 +79,7 @@ def test_bare_transformers_is_off(
         model = ColQwen2ForRetrieval.from_pretrained(COLQWEN)
 
     with torch.inference_mode():
-        found = model(**of_pictures(inputs)).embeddings
+        found = model(**of_images(inputs)).embeddings
 
     assert (found - expected["doc"]).abs().max() > 0.1
 
@@ -103,7 +103,7 @@ def test_vectors_of_texts_equal_the_reference(
 
 
 def native_vectors(folder: Path, item: str | Image.Image) -> torch.Tensor:
-    """One text or picture, its prompt put together by hand, its positions given."""
+    """One text or image, its prompt put together by hand, its positions given."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     with quiet_transformers():
         model = ColQwen2ForRetrieval.from_pretrained(folder)
@@ -166,7 +166,7 @@ def test_texts_are_no_documents_of_colqwen(
     scorer: LateInteractionScorer, noise: list[Image.Image]
 ) -> None:
     """sentence-transformers would render them as queries; only their scores would look right."""
-    with pytest.raises(ModelError, match="reads documents as pictures only"):
+    with pytest.raises(ModelError, match="reads documents as images only"):
         scorer.score(QUERY, [noise[0], "a text"])
     with pytest.raises(ModelError, match="not both as one"):
         scorer.prepare(Joint("a text", noise[0]))
@@ -176,7 +176,7 @@ def test_texts_are_no_documents_of_colqwen(
 def test_texts_stay_texts(
     scorer: LateInteractionScorer, noise: list[Image.Image], text: str
 ) -> None:
-    """By itself, the first would be fetched; the second stand for a picture that is not there."""
+    """By itself, the first would be fetched; the second stand for an image that is not there."""
     of_query, of_document = native_vectors(COLQWEN, text), native_vectors(COLQWEN, noise[0])
 
     scores = scorer.score(text.replace("< |", "<|"), noise[:1])
@@ -201,22 +201,22 @@ def test_what_is_prepared_is_embedded_once(scorer: LateInteractionScorer) -> Non
 
 def test_a_document_that_is_kept_is_not_opened_again(noise: list[Image.Image]) -> None:
     opened = []
-    picture = Picture("key", lambda: opened.append(1) or noise[0])
+    image = LazyImage("key", lambda: opened.append(1) or noise[0])
     keeping, forgetful = load(COLQWEN), load(COLQWEN, vision_bytes=0)
 
-    first = keeping.score(QUERY, [picture])
-    second = keeping.score(QUERY, [picture])
+    first = keeping.score(QUERY, [image])
+    second = keeping.score(QUERY, [image])
 
     assert opened == [1]
     np.testing.assert_array_equal(first, second)
-    forgetful.score(QUERY, [picture])
-    forgetful.score(QUERY, [picture])
+    forgetful.score(QUERY, [image])
+    forgetful.score(QUERY, [image])
     assert opened == [1, 1, 1]
-    keeping.score(picture, [noise[1]])  # on the other side it is read anew
+    keeping.score(image, [noise[1]])  # on the other side it is read anew
     assert opened == [1, 1, 1, 1]
 
 
-def test_large_pictures_are_scaled_down_when_asked(scorer: LateInteractionScorer) -> None:
+def test_large_images_are_scaled_down_when_asked(scorer: LateInteractionScorer) -> None:
     image = Image.effect_noise((400, 100), 90).convert("RGB")
 
     assert load(COLQWEN, max_pixels=10_000).prepare(image).read()["image"].size == (200, 50)
@@ -290,7 +290,7 @@ def multi_vector_qwen(folder: Path) -> Path:
     return folder
 
 
-def test_a_model_with_a_chat_template_reads_a_text_and_a_picture_as_one(
+def test_a_model_with_a_chat_template_reads_a_text_and_a_image_as_one(
     tmp_path: Path, noise: list[Image.Image]
 ) -> None:
     scorer = load(multi_vector_qwen(tmp_path))

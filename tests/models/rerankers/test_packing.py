@@ -113,7 +113,7 @@ def test_a_kept_text_can_be_cut(plain, packed):
 
 
 def test_positions_are_those_of_the_piece(plain, packed):
-    # A picture of two rows and three columns after one token.
+    # An image of two rows and three columns after one token.
     where = torch.tensor([[0, 1, 1, 1, 1, 1, 1, 4], [0, 1, 1, 1, 2, 2, 2, 4], [0, 1, 2, 3] * 2])
     where[2] = torch.tensor([0, 1, 2, 3, 1, 2, 3, 4])
     whole = Piece(vectors(8, 0), where, keep=7)

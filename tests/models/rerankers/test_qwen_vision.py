@@ -1,4 +1,4 @@
-"""Pictures through Qwen2-VL's vision tower, and what is kept of them."""
+"""Images through Qwen2-VL's vision tower, and what is kept of them."""
 
 import json
 import logging
@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.numpy import load_file as load_arrays
 from safetensors.torch import load_file, save_file
 
-from llama_index_gap.models.base import ModelError, Picture
+from llama_index_gap.models.base import LazyImage, ModelError
 from llama_index_gap.models.checkpoints.checkpoint import Checkpoint
 from llama_index_gap.models.rerankers.jina_reranker import JinaRerankerScorer
 
@@ -37,7 +37,7 @@ def copy(tmp_path):
 
 
 def prepared(scorer, name="wide_100x70"):
-    return scorer.prepare(Picture(name, lambda: IMAGES[name]))
+    return scorer.prepare(LazyImage(name, lambda: IMAGES[name]))
 
 
 def must_not_be_opened():
@@ -45,8 +45,8 @@ def must_not_be_opened():
 
 
 def known(scorer, name="wide_100x70"):
-    """Whether a picture is not decoded."""
-    return scorer.prepare(Picture(name, lambda: IMAGES[name])).patches is None
+    """Whether an image is not decoded."""
+    return scorer.prepare(LazyImage(name, lambda: IMAGES[name])).patches is None
 
 
 def test_patches_of_the_reference(vision):
@@ -58,7 +58,7 @@ def test_patches_of_the_reference(vision):
     np.testing.assert_allclose(pixels, expected["text_image.pixel_values"], rtol=0, atol=1e-6)
 
 
-def test_threads_cut_up_pictures_at_once(vision):
+def test_threads_cut_up_images_at_once(vision):
     alone = {name: vision.cut_up(image).pixels for name, image in IMAGES.items()}
     names = list(IMAGES) * 20
     with ThreadPoolExecutor(8) as pool:
@@ -66,17 +66,17 @@ def test_threads_cut_up_pictures_at_once(vision):
     assert all(torch.equal(pixels, alone[name]) for name, pixels in zip(names, found, strict=True))
 
 
-def test_each_picture_is_seen_once_and_as_if_alone(monkeypatch):
+def test_each_image_is_seen_once_and_as_if_alone(monkeypatch):
     scorer = load(vision_bytes=0)
-    pictures = [prepared(scorer, name) for name in IMAGES]
-    alone = [scorer._vision.see([picture])[0] for picture in pictures]
+    images = [prepared(scorer, name) for name in IMAGES]
+    alone = [scorer._vision.see([image])[0] for image in images]
     seen = []
     look = scorer._vision._look
     monkeypatch.setattr(
         scorer._vision, "_look", lambda patches: (seen.append(len(patches)), look(patches))[1]
     )
 
-    found = scorer._vision.see(pictures * 2)
+    found = scorer._vision.see(images * 2)
 
     assert seen == [len(IMAGES)]
     for scene, by_itself in zip(found, alone * 2, strict=True):
@@ -94,37 +94,37 @@ def test_max_pixels(max_pixels):
 
 
 def test_a_strip_is_refused(vision):
-    with pytest.raises(ModelError, match=r"tiny cannot read a picture of 3×900: .* aspect ratio"):
+    with pytest.raises(ModelError, match=r"tiny cannot read an image of 3×900: .* aspect ratio"):
         vision.cut_up(Image.new("RGB", (3, 900)))
 
 
 def test_kept_on_disk(tmp_path):
     first = load(vision_folder=tmp_path / "seen")
     assert not known(first)
-    scores = first.score("slm markdown", list(map(picture_of, IMAGES)))
+    scores = first.score("slm markdown", list(map(image_of, IMAGES)))
 
     # Another process would have nothing in memory, and not the prefixes either.
     second = load(vision_folder=str(tmp_path / "seen"))
 
     assert all(known(second, name) for name in IMAGES)
-    closed = [Picture(name, must_not_be_opened) for name in IMAGES]
+    closed = [LazyImage(name, must_not_be_opened) for name in IMAGES]
     np.testing.assert_allclose(second.score("slm markdown", closed), scores, rtol=0, atol=1e-6)
 
 
-def picture_of(name):
-    return Picture(name, lambda: IMAGES[name])
+def image_of(name):
+    return LazyImage(name, lambda: IMAGES[name])
 
 
 def test_memory_of_disk(tmp_path):
     scorer = load(vision_folder=tmp_path / "seen", vision_bytes=0, prefix_bytes=0)
-    scorer.score("slm markdown", [picture_of("wide_100x70")])
+    scorer.score("slm markdown", [image_of("wide_100x70")])
     assert len(scorer._vision._memory) == 0
     assert known(scorer)
 
 
 def test_what_others_saw_is_not_taken(tmp_path, copy):
     seen = tmp_path / "seen"
-    load(copy, vision_folder=seen).score("slm markdown", [picture_of("wide_100x70")])
+    load(copy, vision_folder=seen).score("slm markdown", [image_of("wide_100x70")])
     assert known(load(copy, vision_folder=seen))
     assert known(load(shutil.copytree(copy, tmp_path / "moved"), vision_folder=seen))
     assert not known(load(copy, vision_folder=seen, max_pixels=50_000))
@@ -139,14 +139,14 @@ def test_what_others_saw_is_not_taken(tmp_path, copy):
 def test_a_damaged_file_is_made_again(tmp_path, caplog):
     caplog.set_level(logging.WARNING, "llama_index_gap")
     seen = tmp_path / "seen"
-    scores = load(vision_folder=seen).score("slm markdown", [picture_of("wide_100x70")])
+    scores = load(vision_folder=seen).score("slm markdown", [image_of("wide_100x70")])
     (file,) = seen.rglob("*.safetensors")
     whole = file.read_bytes()
     file.write_bytes(whole[:-1])
 
     again = load(vision_folder=seen)
 
-    found = again.score("slm markdown", [picture_of("wide_100x70")])
+    found = again.score("slm markdown", [image_of("wide_100x70")])
     np.testing.assert_allclose(found, scores, rtol=0, atol=1e-6)
     assert "made again" in caplog.text
     assert file.read_bytes() == whole

@@ -23,7 +23,7 @@ from PIL import Image
 from rerank_server import HANGS_S, KEY
 from tiny_rerankers import make_tiny_qwen_reranker
 
-from llama_index_gap.models import Joint, ModelError, Picture, load_scorer
+from llama_index_gap.models import Joint, LazyImage, ModelError, load_scorer
 from llama_index_gap.models.checkpoints.checkpoint import find_checkpoint
 from llama_index_gap.models.rerankers.cross_encoder import CrossEncoderScorer
 from llama_index_gap.models.rerankers.rerank_service import RerankService
@@ -88,12 +88,12 @@ def test_texts_score_as_the_model_itself(
 
 
 @pytest.mark.parametrize("dialect", ["jina", "vllm"])
-def test_pictures_arrive(
+def test_images_arrive(
     address: str, local: CrossEncoderScorer, dialect: str, noise: list[Image.Image]
 ) -> None:
     scorer = service(address, dialect=dialect)
 
-    scores = scorer.score(noise[0], [noise[1], "a text", Picture("key", lambda: noise[2])])
+    scores = scorer.score(noise[0], [noise[1], "a text", LazyImage("key", lambda: noise[2])])
 
     arrived = [decoded(item) for item in (noise[0], noise[1], noise[2])]
     wanted = local.score(arrived[0], [arrived[1], "a text", arrived[2]])
@@ -112,14 +112,14 @@ def test_jina_reranker_behind_a_service(noise: list[Image.Image]) -> None:
 
 
 def decoded(image: Image.Image) -> Image.Image:
-    """A picture as it arrives."""
+    """An image as it arrives."""
     uri = RerankService("http://localhost/v1/rerank", "tiny").prepare(image)["image"]
     head, _, data = uri.partition(",")
     assert head == "data:image/jpeg;base64"
     return Image.open(io.BytesIO(base64.b64decode(data)))
 
 
-def test_pictures_arrive_as_they_were() -> None:
+def test_images_arrive_as_they_were() -> None:
     photo = Image.merge("RGB", [Image.linear_gradient("L"), *[Image.radial_gradient("L")] * 2])
 
     arrived = decoded(photo)
@@ -128,14 +128,14 @@ def test_pictures_arrive_as_they_were() -> None:
     assert np.abs(np.asarray(arrived, float) - np.asarray(photo, float)).mean() < 1
 
 
-def test_large_pictures_are_scaled_down(noise: list[Image.Image]) -> None:
+def test_large_images_are_scaled_down(noise: list[Image.Image]) -> None:
     image = Image.new("RGB", (2000, 1000))
 
     assert decoded(image).size == (1097, 548)  # at most 768 × 28 × 28 pixels
     assert image.size == (2000, 1000)
 
 
-def test_a_text_and_a_picture_as_one(
+def test_a_text_and_a_image_as_one(
     address: str, local: CrossEncoderScorer, noise: list[Image.Image]
 ) -> None:
     document = Joint("a caption", noise[0])
@@ -165,7 +165,7 @@ def test_what_it_says_of_itself(address: str) -> None:
     assert service(address, dialect="vllm").joint
 
 
-def test_a_service_of_texts_refuses_pictures(address: str, noise: list[Image.Image]) -> None:
+def test_a_service_of_texts_refuses_images(address: str, noise: list[Image.Image]) -> None:
     scorer = service(address, modalities=["text"])
 
     for item in (noise[0], Joint("a", noise[0])):

@@ -1,4 +1,4 @@
-"""The benchmark of remedies measures again what was measured before, on the same split."""
+"""The benchmark of mitigations measures again what was measured before, on the same split."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from paths import ROOT
 
-SCRIPT = ROOT / "benchmarks" / "gap_remedies.py"
+SCRIPT = ROOT / "benchmarks" / "gap_mitigations.py"
 
 # The share of captions among the ten best, and recall@10.
 BEFORE = {

@@ -1,4 +1,4 @@
-"""Search by a picture, by a picture and words together, and by another model of pictures."""
+"""Search by an image, by an image and words together, and by another model of images."""
 
 import tempfile
 
@@ -11,7 +11,7 @@ from llama_index_gap.demo.tiny import make_tiny_dinov2
 
 
 def search(index: DualIndex, text: str, **settings: int) -> None:
-    print(f"\nthe picture{' and: ' if text else ' alone'}{text}")
+    print(f"\nthe image{' and: ' if text else ' alone'}{text}")
     query = QueryBundle(text, image_path=f"{folder}/asked.png")
     hits = index.as_retriever(top_k=3, **settings).retrieve(query)
     for article, hit in {hit.node.ref_doc_id: hit for hit in hits}.items():
@@ -27,10 +27,10 @@ with tempfile.TemporaryDirectory() as folder:
     model = DualEncoderEmbedding(model_name=CHECKPOINT)  # trained on such newsrooms only
     with DualIndex(f"{folder}/gap.db", embed_model=model) as index:
         index.insert_nodes(corpus.nodes)
-        search(index, "", similarity_top_k=0)  # no headline says what a picture shows
-        search(index, "farmers next year")  # a headline says so, beside a picture like it
+        search(index, "", similarity_top_k=0)  # no headline says what an image shows
+        search(index, "farmers next year")  # a headline says so, beside an image like it
 
-    # Yours: "dinov2", which was made to compare pictures. This one has random weights.
+    # Yours: "dinov2", which was made to compare images. This one has random weights.
     dinov2 = DualEncoderEmbedding(model_name=make_tiny_dinov2(f"{folder}/dinov2"))
     with DualIndex(f"{folder}/gap.db", image_query_embed_model=dinov2) as index:
         print(f"\n{index.insert_nodes(corpus.nodes).summary()}")

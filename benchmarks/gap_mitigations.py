@@ -1,6 +1,6 @@
-"""The modality gap of real CLIP features, and what each remedy brings.
+"""The modality gap of real CLIP features, and what each mitigation brings.
 
-    python benchmarks/gap_remedies.py [FEATURES] [--quick]
+    python benchmarks/gap_mitigations.py [FEATURES] [--quick]
 
 FEATURES are CLIP ViT-B/16 features of 500 image–caption pairs of COCO (Liang et al. 2022, *Mind the
 Gap*), shape (2, 500, 512), images first; by default data/clip_features/features_clip.npy in the
@@ -9,7 +9,7 @@ folder that the environment variable GAP_SHARED names.
 Beside every figure stands the one that this package was planned with (*before*), which other code
 had measured. Three parts:
 
-1. The gap before any remedy and after, with 95 % bootstrap intervals over pairs.
+1. The gap before any mitigation and after, with 95 % bootstrap intervals over pairs.
 2. A caption asks for its image among all images and all *other* captions. 250 pairs to fit or to
    draw a background from, 250 to test: the split of NumPy's ``RandomState(0)``, whose figures can
    be held against *before*, and the mean over 8 such splits (seeds 0 to 7).
@@ -40,11 +40,11 @@ from rich.table import Table
 from llama_index_gap.evaluation.metrics import ndcg
 from llama_index_gap.gap.align import Aligner, CenterAligner, LinearAligner, OffsetAligner
 from llama_index_gap.gap.measure import Estimate, GapReport, bootstrap, measure_gap
-from llama_index_gap.search.fusion import Combine, Leg, Normalise, fuse
+from llama_index_gap.search.fusion import Combine, Leg, Normalize, fuse
 
 FloatArray: TypeAlias = npt.NDArray[np.float64]
 IntArray: TypeAlias = npt.NDArray[np.int64]
-Method: TypeAlias = tuple[Normalise, Combine]
+Method: TypeAlias = tuple[Normalize, Combine]
 
 FILE = "data/clip_features/features_clip.npy"
 PAIRS, TOP = 500, 10
@@ -218,7 +218,7 @@ def ask_one_index(texts: FloatArray, images: FloatArray) -> Answers:
 
 
 def ask_two_indexes(features: Features, fit: IntArray, test: IntArray, method: Method) -> Answers:
-    normalise, combine = method
+    normalize, combine = method
     own_share, found = [], []
     for pair in test:
         query = features.texts[pair]
@@ -226,7 +226,7 @@ def ask_two_indexes(features: Features, fit: IntArray, test: IntArray, method: M
             "text": leg("text", query, features.texts, test[test != pair], fit),
             "image": leg("image", query, features.images, test, fit),
         }
-        top = [hit.key for hit in fuse(legs, normalise=normalise, combine=combine).documents[:TOP]]
+        top = [hit.key for hit in fuse(legs, normalize=normalize, combine=combine).documents[:TOP]]
         own_share.append(np.mean([key.startswith("text") for key in top]))
         found.append(float(f"image {pair}" in top))
     return Answers(np.array(own_share), np.array(found))
@@ -348,8 +348,8 @@ def pooled_scores(queries: FloatArray, items: FloatArray) -> FloatArray:
 
 def gain(legs: Mapping[str, Leg], right: str, method: Method) -> float:
     """The nDCG@10 of one right answer."""
-    normalise, combine = method
-    fused = fuse(legs, normalise=normalise, combine=combine).documents[:TOP]
+    normalize, combine = method
+    fused = fuse(legs, normalize=normalize, combine=combine).documents[:TOP]
     return ndcg([document.key for document in fused], {right: 1}, TOP)
 
 
