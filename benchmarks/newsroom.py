@@ -38,9 +38,9 @@ from llama_index_gap.demo.newsroom import (
 )
 from llama_index_gap.evaluation.datasets import Dataset, read_dataset
 from llama_index_gap.evaluation.metrics import Run, estimate, judge
+from llama_index_gap.gap.arrays import FloatArray
 from llama_index_gap.gap.measure import measure_gap, own_modality_share
 from llama_index_gap.models import load_scorer
-from llama_index_gap.models.base import FloatArray
 
 K = 10
 CROWD = 400  # articles among which near misses are sought

@@ -8,12 +8,7 @@ if TYPE_CHECKING:
     from llama_index_gap.agents.tool import MultiModalSearchTool
     from llama_index_gap.diagnosis.calibration import collect_scores
     from llama_index_gap.embedding import DualEncoderEmbedding, aligner_from_nodes
-    from llama_index_gap.gap.align import (
-        CenterAligner,
-        LinearAligner,
-        OffsetAligner,
-        load_aligner,
-    )
+    from llama_index_gap.gap.align import CenterAligner, LinearAligner, OffsetAligner, load_aligner
     from llama_index_gap.gap.calibrate import RelevanceCalibrator
     from llama_index_gap.images.opening import ImageError, open_image
     from llama_index_gap.index.dual_index import DualIndex, IndexReport

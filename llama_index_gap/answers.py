@@ -29,6 +29,7 @@ from llama_index.core.response_synthesizers import get_response_synthesizer
 from llama_index.core.schema import ImageNode, NodeWithScore, QueryBundle
 from llama_index.core.tools import BaseTool
 
+from llama_index_gap.errors import InvalidValueError
 from llama_index_gap.images.opening import ImageError, has_image, open_image, read_image
 from llama_index_gap.store.milvus import CaptionedImageNode
 
@@ -207,7 +208,7 @@ def query_engine(
     llm = llm or Settings.llm
     callback_manager = callback_manager or Settings.callback_manager
     if multimodal and not llm.metadata.is_chat_model:
-        raise ValueError(
+        raise InvalidValueError(
             f"{llm.class_name()} is no chat model, so that it cannot be shown images; pass "
             "another llm, or multimodal=False for texts and captions only"
         )

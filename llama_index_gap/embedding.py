@@ -27,6 +27,7 @@ from llama_index.core.embeddings import MultiModalEmbedding
 from llama_index.core.schema import BaseNode, ImageNode, ImageType, MetadataMode
 from tqdm import tqdm
 
+from llama_index_gap.errors import InvalidValueError
 from llama_index_gap.gap.align import (
     Aligner,
     CenterAligner,
@@ -34,10 +35,11 @@ from llama_index_gap.gap.align import (
     OffsetAligner,
     load_aligner,
 )
+from llama_index_gap.gap.arrays import VectorArray, unit_rows
 from llama_index_gap.images.opening import MAX_PIXELS, describe, open_image
+from llama_index_gap.modality import Kind, Modality
 from llama_index_gap.model_settings import Folder, PathText, PickledAsSettings
-from llama_index_gap.models import Encoder, Kind, ModelError, load_encoder
-from llama_index_gap.models.base import FloatArray, Modality, unit_rows
+from llama_index_gap.models import Encoder, ModelError, load_encoder
 from llama_index_gap.models.runtime import Dtype
 from llama_index_gap.threads import DECODING_THREADS, in_thread, read_ahead, stop_if_given_up
 
@@ -152,7 +154,9 @@ class DualEncoderEmbedding(PickledAsSettings, MultiModalEmbedding):
             return _stored_aligner(value)
         if isinstance(value, str | Path):
             return load_aligner(value)
-        raise ValueError(f"aligner={value!r}: must be an aligner, or the path of a saved one")
+        raise InvalidValueError(
+            f"aligner={value!r}: must be an aligner, or the path of a saved one"
+        )
 
     @field_serializer("aligner")
     def _aligner_by_name(self, aligner: Aligner | None) -> dict[str, str | None] | None:
@@ -167,7 +171,7 @@ class DualEncoderEmbedding(PickledAsSettings, MultiModalEmbedding):
         # LlamaIndex keys it by the text alone: queries would get the vectors of documents, and
         # other settings those of these.
         if value is not None:
-            raise ValueError(
+            raise InvalidValueError(
                 "embeddings_cache cannot tell queries from documents, nor one model from another; "
                 "cache with an IngestionPipeline instead"
             )
@@ -198,17 +202,17 @@ class DualEncoderEmbedding(PickledAsSettings, MultiModalEmbedding):
         if self.image_model_name is not None:
             self._image_encoder = image = load_encoder(self.image_model_name, **shared)
         if image is not text and not image.shares_text_space:
-            raise ValueError(
+            raise InvalidValueError(
                 f"{image.name} was trained on images alone, so that texts cannot be compared with "
                 "its vectors; give it to a DualIndex as image_query_embed_model"
             )
         if text.dimension != image.dimension:
-            raise ValueError(
+            raise InvalidValueError(
                 f"{text.name} gives {text.dimension} dimensions, {image.name} {image.dimension}; "
                 "texts and images must share one space: pass two models that were trained together"
             )
         if self.dimensions is not None and self.dimensions > text.dimension:
-            raise ValueError(
+            raise InvalidValueError(
                 f"dimensions={self.dimensions}: {text.name} has {text.dimension}; "
                 "pass at most that, or leave it out"
             )
@@ -217,7 +221,7 @@ class DualEncoderEmbedding(PickledAsSettings, MultiModalEmbedding):
 
     def _check_aligner(self, aligner: Aligner) -> None:
         if aligner.dimension != self.dimension:
-            raise ValueError(
+            raise InvalidValueError(
                 f"the aligner moves vectors of {aligner.dimension} dimensions, the model gives "
                 f"{self.dimension}; fit one on vectors of this model, with the same dimensions"
             )
@@ -411,7 +415,7 @@ class DualEncoderEmbedding(PickledAsSettings, MultiModalEmbedding):
     def _finish(
         self,
         encoder: Encoder,
-        vectors: FloatArray,
+        vectors: VectorArray,
         inputs: Sequence[object],
         modality: Modality,
         kind: Kind,
@@ -461,7 +465,7 @@ def aligner_from_nodes(
         ValueError: too few nodes of a sort, or a model that aligns already.
     """
     if embed_model.aligner is not None:
-        raise ValueError(
+        raise InvalidValueError(
             f"{embed_model.model_name} aligns already; fit on vectors of a model without an aligner"
         )
     if issubclass(aligner, LinearAligner):
@@ -488,13 +492,13 @@ def _stored_aligner(stored: Mapping[str, Any]) -> Aligner:
     """The aligner that an embedding's ``to_dict`` names."""
     path, fingerprint = stored.get("path"), stored.get("fingerprint")
     if path is None:
-        raise ValueError(
+        raise InvalidValueError(
             f"the aligner {fingerprint} was never in a file: keep it with aligner.save(path), and "
             "pass that path as aligner"
         )
     aligner = load_aligner(path)
     if aligner.fingerprint != fingerprint:
-        raise ValueError(
+        raise InvalidValueError(
             f"{path} now holds the aligner {aligner.fingerprint}, not {fingerprint}; put the old "
             "file back, or embed everything anew with this one"
         )

@@ -7,6 +7,8 @@ from typing import Annotated, Any, TypeAlias
 
 from llama_index.core.bridge.pydantic import BaseModel, BeforeValidator, ValidationInfo
 
+from llama_index_gap.errors import InvalidValueError
+
 
 def _as_text(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
@@ -14,7 +16,7 @@ def _as_text(value: Any) -> Any:
 
 def _existing(value: Any, info: ValidationInfo) -> Any:
     if isinstance(value, str | Path) and not Path(value).is_dir():
-        raise ValueError(f"{info.field_name}={value}: no such folder")
+        raise InvalidValueError(f"{info.field_name}={value}: no such folder")
     return _as_text(value)
 
 

@@ -339,7 +339,7 @@ def test_urls_are_fetched_only_when_asked(
     assert block.inline_url().startswith("data:image/png;base64,")
 
 
-def test_an_answer_where_a_image_is_gone(tiny_clip: Path, tmp_path: Path) -> None:
+def test_an_answer_where_an_image_is_gone(tiny_clip: Path, tmp_path: Path) -> None:
     nodes, names = articles(tmp_path)
     llm = RecordingLLM()
     embedding = DualEncoderEmbedding(model_name=tiny_clip)

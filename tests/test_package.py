@@ -31,6 +31,7 @@ ROOMS = [
     "images",
     "gap",
     "model_settings",
+    "modality",
     "threads",
     "text",
     "errors",

@@ -31,7 +31,7 @@ from llama_index_gap.agents.tool_arguments import (
     images_to_name,
     search_arguments,
 )
-from llama_index_gap.cli.pages.search_page import excerpt
+from llama_index_gap.errors import InvalidValueError
 from llama_index_gap.images.opening import (
     ImageError,
     check_image,
@@ -45,6 +45,7 @@ from llama_index_gap.models import ModelError
 from llama_index_gap.search.retriever import DualIndexRetriever, by_document, document_key
 from llama_index_gap.store.filters import COLUMNS
 from llama_index_gap.store.milvus import StoreError
+from llama_index_gap.text import excerpt
 from llama_index_gap.threads import in_thread
 
 logger = logging.getLogger(__name__)
@@ -120,14 +121,16 @@ class MultiModalSearchTool(AsyncBaseTool):
             ("max_characters", max_characters, 1),
         ):
             if value < least:
-                raise ValueError(f"{setting}={value}: must be at least {least}")
+                raise InvalidValueError(f"{setting}={value}: must be at least {least}")
         if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", name):
-            raise ValueError(f"name={name!r}: chat models take up to 64 letters, digits, _ and -")
+            raise InvalidValueError(
+                f"name={name!r}: chat models take up to 64 letters, digits, _ and -"
+            )
         if image_root is not None and not Path(image_root).is_dir():
-            raise ValueError(f"image_root={image_root}: no such folder")
+            raise InvalidValueError(f"image_root={image_root}: no such folder")
         ours = isinstance(retriever, DualIndexRetriever)
         if not ours and (image_root is not None or filter_fields):
-            raise ValueError(
+            raise InvalidValueError(
                 f"image_root and filter_fields are for a DualIndexRetriever; {type(retriever)} "
                 "may know neither images nor filters"
             )
@@ -215,7 +218,7 @@ class MultiModalSearchTool(AsyncBaseTool):
         image = getattr(asked, "image", "")
         if not asked.query.strip() and not image:
             also = ", an image, or both" if self._images else ""
-            raise ValueError(f"the query is empty: pass a query{also}")
+            raise InvalidValueError(f"the query is empty: pass a query{also}")
         retriever, filters = self.retriever, filters_of(asked)
         if filters is not None:
             assert isinstance(retriever, DualIndexRetriever)
@@ -279,7 +282,7 @@ class MultiModalSearchTool(AsyncBaseTool):
         if not hits:
             return "Nothing was found, nor is there without the filters."
         if absent := _absent_fields(search.filters, [hits]):
-            raise ValueError(f"filters: {' '.join(absent)}")
+            raise InvalidValueError(f"filters: {' '.join(absent)}")
         keys = {each.key for each in _flat(search.filters)}
         values = {key: value for key, value in _fields(hits).items() if key in keys}
         return " ".join(

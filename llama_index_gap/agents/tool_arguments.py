@@ -18,7 +18,8 @@ from llama_index.core.bridge.pydantic import (
 )
 from llama_index.core.vector_stores.types import FilterOperator, MetadataFilter, MetadataFilters
 
-from llama_index_gap.cli.pages.search_page import excerpt
+from llama_index_gap.errors import InvalidValueError
+from llama_index_gap.text import excerpt
 
 Operator: TypeAlias = Literal[
     "==", "!=", ">", ">=", "<", "<=", "in", "nin", "contains", "text_match"
@@ -114,7 +115,7 @@ def check_arguments(schema: type[BaseModel], given: Mapping[str, Any]) -> Any:
             else:
                 said = each["msg"].removeprefix("Value error, ")
                 wrong.append(f"{where}: {said} (not {excerpt(repr(each['input']), 80)})")
-        raise ValueError("; ".join(wrong)) from error
+        raise InvalidValueError("; ".join(wrong)) from error
 
 
 def filters_of(asked: Any) -> MetadataFilters | None:
@@ -141,7 +142,7 @@ def _condition(fields: Sequence[str] | None) -> type[BaseModel]:
 
     def known(key: Any) -> Any:
         if fields is not None and key not in fields:
-            raise ValueError(f"must be one of {', '.join(fields)}")
+            raise InvalidValueError(f"must be one of {', '.join(fields)}")
         return key
 
     named: dict[str, Any] = {"enum": list(fields)} if fields is not None else {}
@@ -167,7 +168,7 @@ def _plain_value(value: Any) -> Any:
         return [_plain_value(each) for each in value]
     if isinstance(value, str | int | float):
         return value
-    raise ValueError("must be text, a number, true or false, or a list of these")
+    raise InvalidValueError("must be text, a number, true or false, or a list of these")
 
 
 def _from_json(value: Any) -> Any:
@@ -175,4 +176,4 @@ def _from_json(value: Any) -> Any:
     try:
         return json.loads(value) if isinstance(value, str) else value
     except json.JSONDecodeError as error:
-        raise ValueError("must be a list of filters") from error
+        raise InvalidValueError("must be a list of filters") from error

@@ -495,7 +495,7 @@ def _columns(title: str, *numbers: str, style: str = "") -> Table:
 
 def _content(document: FoundDocument) -> list[Text]:
     """What of a document is shown below its title: its text, and the image's path."""
-    from llama_index_gap.cli.pages.search_page import excerpt
+    from llama_index_gap.text import excerpt
 
     lines = []
     if words := excerpt(document.passage or document.caption, _EXCERPT):

@@ -8,13 +8,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from llama_index_gap.diagnosis.mitigations import BeforeAfter, Side
+from llama_index_gap.diagnosis.mitigations import BeforeAfter
 from llama_index_gap.diagnosis.recommendations import NAMES, Recommendation
 from llama_index_gap.diagnosis.report import Report
 from llama_index_gap.gap.measure import Estimate, GapReport
+from llama_index_gap.modality import Modality
 from llama_index_gap.text import visible
 
-_BY: dict[Side, str] = {"text": "text", "image": "image"}
+_BY: dict[Modality, str] = {"text": "text", "image": "image"}
 
 
 def print_report(report: Report, console: Console) -> None:
@@ -99,7 +100,7 @@ def _shares(found: BeforeAfter) -> Table:
     return table
 
 
-def _quality(found: BeforeAfter, side: Side) -> Table:
+def _quality(found: BeforeAfter, side: Modality) -> Table:
     table = _table("", f"recall@{found.k}", f"nDCG@{found.k}")
     for name, mitigation in found.mitigations.items():
         asked = mitigation.asked[side]

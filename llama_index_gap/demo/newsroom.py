@@ -24,6 +24,7 @@ from typing import Literal, TypeAlias, TypeVar
 from PIL import Image
 
 from llama_index_gap.demo.drawing import RELATIONS, Scene, draw
+from llama_index_gap.errors import InvalidValueError
 
 Fold: TypeAlias = Literal["train", "development", "test"]
 QueryKind: TypeAlias = Literal["text", "image", "both"]
@@ -258,7 +259,7 @@ def make_queries(articles: Sequence[Article], per_kind: int, seed: int) -> list[
         ValueError: there are too few articles for near misses.
     """
     if len(articles) < _FEWEST:
-        raise ValueError(
+        raise InvalidValueError(
             f"{len(articles)} articles have too few near misses to ask for; make {_FEWEST} or more"
         )
     random = Random(f"queries {seed}")  # noqa: S311 - no secret

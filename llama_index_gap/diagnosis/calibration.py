@@ -11,7 +11,8 @@ import numpy as np
 from llama_index.core.schema import QueryBundle
 from tqdm import tqdm
 
-from llama_index_gap.gap.calibrate import BoolArray, FloatArray
+from llama_index_gap.errors import InvalidValueError
+from llama_index_gap.gap.arrays import BoolArray, FloatArray
 from llama_index_gap.index.dual_index import DualIndex
 from llama_index_gap.search.retriever import DualIndexRetriever, pair_of
 
@@ -60,7 +61,9 @@ def collect_scores(
     named = missed = 0
     for query, relevant in tqdm(queries, desc="Asking", disable=not show_progress):
         if isinstance(relevant, str):
-            raise ValueError(f"the relevant keys of {query!r} are one text: pass {{{relevant!r}}}")
+            raise InvalidValueError(
+                f"the relevant keys of {query!r} are one text: pass {{{relevant!r}}}"
+            )
         wanted, found = set(relevant), set()
         for leg, hits in retriever.search_legs(query).items():
             for node, score in zip(hits.nodes, hits.scores, strict=True):

@@ -10,23 +10,17 @@ import numpy.typing as npt
 from llama_index.core.schema import MetadataMode, QueryBundle
 from tqdm import tqdm
 
-from llama_index_gap.diagnosis.mitigations import (
-    FEWEST_PAIRS,
-    SIDES,
-    Drawn,
-    Queries,
-    Rows,
-    Side,
-    VectorArray,
-)
+from llama_index_gap.diagnosis.mitigations import FEWEST_PAIRS, Drawn, Queries, Rows
+from llama_index_gap.errors import InvalidValueError
+from llama_index_gap.gap.arrays import IntArray, VectorArray
 from llama_index_gap.gap.measure import (
     FEWEST,
-    IntArray,
     RecallComparison,
     ScoreComparison,
     compare_recall,
     compare_scores,
 )
+from llama_index_gap.modality import MODALITIES, Modality
 from llama_index_gap.search.retriever import document_key
 
 if TYPE_CHECKING:
@@ -54,7 +48,7 @@ RERANKED = 16
 """Queries whose hits a reranker scores."""
 _NAMES = {"text": "texts", "image": "images"}
 
-_Documents = dict[Side, dict[str, str]]
+_Documents = dict[Modality, dict[str, str]]
 """For each side the document of each node."""
 
 
@@ -69,12 +63,14 @@ class Collector:
         self.image_model: MultiModalEmbedding = index.image_embed_model
         self.image_query_model = index.image_query_embed_model or index.image_embed_model
         self.one_space = self.text_model is self.image_model
-        self.stored: dict[Side, int] = {side: self.stores[side].count() for side in SIDES}
+        self.stored: dict[Modality, int] = {side: self.stores[side].count() for side in MODALITIES}
         self.notes: list[str] = []
         if not any(self.stored.values()):
-            raise ValueError(f"{index.uri}: {index.name} is empty; put a corpus into it first")
+            raise InvalidValueError(
+                f"{index.uri}: {index.name} is empty; put a corpus into it first"
+            )
         if 0 < min(self.stored.values()) < FEWEST:
-            raise ValueError(
+            raise InvalidValueError(
                 f"{index.uri}: {index.name} holds {self.stored['text']:,} texts and "
                 f"{self.stored['image']:,} images; it takes {FEWEST} of each to measure the gap "
                 "between them: put more into it"
@@ -84,7 +80,9 @@ class Collector:
         """Draw nodes of both collections, and all that are relevant to a query."""
         unjudged = [query.id for query in queries if query.id not in qrels]
         if unjudged:
-            raise ValueError(f"no judgement for query {unjudged[0]!r}; qrels must have every query")
+            raise InvalidValueError(
+                f"no judgement for query {unjudged[0]!r}; qrels must have every query"
+            )
         asking = self._asking(queries)
         documents = self._sample()
         drawn = _all(documents)
@@ -159,7 +157,7 @@ class Collector:
 
     def _add_relevant(self, documents: _Documents, relevant: list[str]) -> None:
         """All nodes of documents that answer queries, where not all of a side was drawn."""
-        for side in SIDES:
+        for side in MODALITIES:
             if relevant and len(documents[side]) < self.stored[side]:
                 store = self.stores[side]
                 ids = [node.node_id for node in store.get_nodes(ref_doc_ids=relevant)]
@@ -173,7 +171,7 @@ class Collector:
         rows = np.array([found.get(each, nothing) for each in ids], dtype=np.float32)
         return _unit(rows.reshape(-1, store.dim or 0))
 
-    def _pairs(self, nodes: Mapping[Side, Sequence[tuple[str, str]]]) -> IntArray:
+    def _pairs(self, nodes: Mapping[Modality, Sequence[tuple[str, str]]]) -> IntArray:
         """Rows of images and their captions; or else of the first of each in a document."""
         by_node, by_document = (
             {side: _first_rows(each[at] for each in of_side) for side, of_side in nodes.items()}
@@ -207,11 +205,11 @@ class Collector:
             )
         return asking
 
-    def _embedded(self, asking: Sequence[LabelledQuery], qrels: Qrels) -> dict[Side, Queries]:
-        vectors: dict[Side, list[dict[Side, list[float]]]] = {"text": [], "image": []}
-        relevant: dict[Side, list[Mapping[str, int]]] = {"text": [], "image": []}
+    def _embedded(self, asking: Sequence[LabelledQuery], qrels: Qrels) -> dict[Modality, Queries]:
+        vectors: dict[Modality, list[dict[Modality, list[float]]]] = {"text": [], "image": []}
+        relevant: dict[Modality, list[Mapping[str, int]]] = {"text": [], "image": []}
         for query in tqdm(asking, desc="Asking", disable=not (self.show_progress and asking)):
-            modality: Side = "text" if query.text.strip() else "image"
+            modality: Modality = "text" if query.text.strip() else "image"
             vectors[modality].append(self._embed(query))
             relevant[modality].append(qrels[query.id])
         return {
@@ -223,7 +221,7 @@ class Collector:
             if of_modality
         }
 
-    def _embed(self, query: LabelledQuery) -> dict[Side, list[float]]:
+    def _embed(self, query: LabelledQuery) -> dict[Modality, list[float]]:
         """What asks each side."""
         if query.image_path and not query.text.strip():
             image = self.image_query_model.get_image_embedding(query.image_path)
@@ -290,7 +288,7 @@ class Collector:
                     for i, scores in found
                     if {side, f"rerank_{side}"} <= scores.keys()
                 ]
-                for side in SIDES
+                for side in MODALITIES
             }
             if min(map(len, rows.values())) < FEWEST:
                 self.notes.append(
@@ -298,7 +296,9 @@ class Collector:
                     f"{len(rows['image'])} images got a score, and it takes {FEWEST} of each."
                 )
                 return {}
-            (of_text, texts), (of_image, images) = (zip(*rows[side], strict=True) for side in SIDES)
+            (of_text, texts), (of_image, images) = (
+                zip(*rows[side], strict=True) for side in MODALITIES
+            )
             compared[scorer] = compare_scores(
                 texts,
                 images,
@@ -333,7 +333,7 @@ def _first_rows(keys: Iterable[str]) -> dict[str, int]:
     return rows
 
 
-def _matched(rows: Mapping[Side, Mapping[str, int]]) -> IntArray:
+def _matched(rows: Mapping[Modality, Mapping[str, int]]) -> IntArray:
     """The rows of a text and an image with the same key, shape (n, 2)."""
     pairs = [(row, rows["image"][key]) for key, row in rows["text"].items() if key in rows["image"]]
     return np.array(pairs, dtype=np.int64).reshape(-1, 2)

@@ -5,35 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from llama_index_gap.evaluation.metrics import judge
-from llama_index_gap.gap.align import (
-    Aligner,
-    CenterAligner,
-    Kind,
-    LinearAligner,
-    OffsetAligner,
-)
-from llama_index_gap.gap.measure import (
-    FEWEST,
-    ROUNDS,
-    Estimate,
-    FloatArray,
-    GapReport,
-    IntArray,
-    bootstrap,
-    measure_gap,
-)
+from llama_index_gap.gap.align import Aligner, CenterAligner, LinearAligner, OffsetAligner
+from llama_index_gap.gap.arrays import FloatArray, IntArray, VectorArray
+from llama_index_gap.gap.measure import FEWEST, ROUNDS, Estimate, GapReport, bootstrap, measure_gap
+from llama_index_gap.modality import MODALITIES, Kind, Modality
 from llama_index_gap.search.fusion import Combine, Leg, Normalize, fuse
 
-VectorArray: TypeAlias = npt.NDArray[np.float32]
-Side: TypeAlias = Literal["text", "image"]
-
-SIDES: tuple[Side, Side] = ("text", "image")
 MEASURED = 300
 """Vectors of each side that the gap is measured on, and stored vectors that ask, at most."""
 FEWEST_PAIRS = 50
@@ -80,7 +62,7 @@ class Queries:
         relevant: for each query its relevant documents, with their grades.
     """
 
-    vectors: Mapping[Side, VectorArray]
+    vectors: Mapping[Modality, VectorArray]
     relevant: Sequence[Mapping[str, int]]
 
 
@@ -105,11 +87,11 @@ class Drawn:
     pairs: IntArray
     one_space: bool = True
     aligned: bool = False
-    queries: Mapping[Side, Queries] = field(default_factory=dict)
+    queries: Mapping[Modality, Queries] = field(default_factory=dict)
     added: frozenset[str] = frozenset()
     by_image: VectorArray | None = None
 
-    def side(self, side: Side) -> Rows:
+    def side(self, side: Modality) -> Rows:
         """One side by its name."""
         return self.texts if side == "text" else self.images
 
@@ -121,14 +103,16 @@ class Drawn:
         """What belongs to some of the documents, in the same order; queries stay."""
         kept = {
             side: np.flatnonzero([each in documents for each in self.side(side).documents])
-            for side in SIDES
+            for side in MODALITIES
         }
         texts, images = (
             Rows(self.side(side).vectors[at], [self.side(side).documents[i] for i in at.tolist()])
             for side, at in kept.items()
         )
         both = np.isin(self.pairs[:, 0], kept["text"]) & np.isin(self.pairs[:, 1], kept["image"])
-        pairs = [np.searchsorted(kept[side], self.pairs[both, i]) for i, side in enumerate(SIDES)]
+        pairs = [
+            np.searchsorted(kept[side], self.pairs[both, i]) for i, side in enumerate(MODALITIES)
+        ]
         by_image = None if self.by_image is None else self.by_image[kept["image"]]
         return replace(
             self,
@@ -189,7 +173,7 @@ class Mitigation:
         cloud: the vectors of ``gap``, to be drawn.
     """
 
-    asked: Mapping[Side, Asked]
+    asked: Mapping[Modality, Asked]
     gap: GapReport | None = None
     bias_closed: float | None = None
     only_means: bool = False
@@ -218,9 +202,9 @@ class BeforeAfter:
     k: int
     fitted_on: Mapping[str, int]
     corpus: Mapping[str, int]
-    corpus_share: Mapping[Side, float]
-    queries: Mapping[Side, int]
-    labelled: tuple[Side, ...]
+    corpus_share: Mapping[Modality, float]
+    queries: Mapping[Modality, int]
+    labelled: tuple[Modality, ...]
     left_out: int
     mitigations: Mapping[str, Mitigation]
 
@@ -255,7 +239,9 @@ def before_and_after(
     aligners = _aligners(fit, rest)
     corpus = rest if aligners else drawn
     counts = corpus.counts()
-    share = {side: len(corpus.side(side)) / (counts["texts"] + counts["images"]) for side in SIDES}
+    share = {
+        side: len(corpus.side(side)) / (counts["texts"] + counts["images"]) for side in MODALITIES
+    }
     askings = _askings(corpus)
     mitigations: dict[str, Mitigation] = {}
 
@@ -323,7 +309,7 @@ def measure_drawn(
 
 def _seen(drawn: Drawn) -> Cloud:
     """By principal components, texts to the left."""
-    sides = [drawn.side(side).vectors[:MEASURED].astype(np.float64) for side in SIDES]
+    sides = [drawn.side(side).vectors[:MEASURED].astype(np.float64) for side in MODALITIES]
     rows = np.vstack(sides)
     rows -= rows.mean(axis=0)
     _, spread, axes = np.linalg.svd(rows, full_matrices=False)
@@ -343,15 +329,15 @@ class _Asking:
     ``itself`` is the row of its own side that each stored vector is, and does not find.
     """
 
-    modality: Side
-    vectors: Mapping[Side, VectorArray]
+    modality: Modality
+    vectors: Mapping[Modality, VectorArray]
     relevant: Sequence[Mapping[str, int]] | None = None
     itself: IntArray | None = None
 
     def __len__(self) -> int:
         return len(next(iter(self.vectors.values())))
 
-    def scores(self, side: Side, rows: VectorArray) -> FloatArray:
+    def scores(self, side: Modality, rows: VectorArray) -> FloatArray:
         """Cosines with a side's vectors, shape (q, n); −∞ for what cannot be found."""
         cosines = self.vectors[side].astype(np.float64) @ rows.astype(np.float64).T
         if self.itself is not None and side == self.modality:
@@ -369,7 +355,7 @@ def _halves(drawn: Drawn, seed: int) -> tuple[Drawn, Drawn]:
 
 def _aligners(fit: Drawn, corpus: Drawn) -> dict[str, Aligner]:
     """Those that can be fitted, if enough is left to measure them."""
-    least = min(len(half.side(side)) for half in (fit, corpus) for side in SIDES)
+    least = min(len(half.side(side)) for half in (fit, corpus) for side in MODALITIES)
     if least < FEWEST or not fit.one_space or fit.aligned:
         return {}
     texts, images = fit.texts.vectors, fit.images.vectors
@@ -389,7 +375,7 @@ def _askings(corpus: Drawn) -> list[_Asking]:
     """For each modality its queries that can be answered; or else stored vectors."""
     there = {*corpus.texts.documents, *corpus.images.documents}
     askings = []
-    for modality in SIDES:
+    for modality in MODALITIES:
         if (given := corpus.queries.get(modality)) is not None:
             relevant = [
                 {document: grade for document, grade in grades.items() if document in there}
@@ -420,11 +406,12 @@ def _in_one_space(
 ) -> tuple[Drawn, list[_Asking]]:
     """The corpus and who asks it, moved; of each query the one vector that can ask both sides."""
 
-    def moved(vectors: VectorArray, modality: Side, kind: Kind = "document") -> VectorArray:
+    def moved(vectors: VectorArray, modality: Modality, kind: Kind = "document") -> VectorArray:
         return vectors if aligner is None else aligner.apply(vectors, modality, kind)
 
     texts, images = (
-        Rows(moved(corpus.side(side).vectors, side), corpus.side(side).documents) for side in SIDES
+        Rows(moved(corpus.side(side).vectors, side), corpus.side(side).documents)
+        for side in MODALITIES
     )
     asking = []
     for one in askings:
@@ -452,7 +439,7 @@ class _Found:
 
 def _one_index(corpus: Drawn, asking: _Asking, k: int) -> _Found:
     """One ranking of all vectors by their scores."""
-    scores = np.hstack([asking.scores(side, corpus.side(side).vectors) for side in SIDES])
+    scores = np.hstack([asking.scores(side, corpus.side(side).vectors) for side in MODALITIES])
     order = np.argsort(-scores, axis=1, kind="stable")
     is_text = order[:, :k] < len(corpus.texts)
     documents = [*corpus.texts.documents, *corpus.images.documents]
@@ -470,8 +457,8 @@ def _two_indexes(
 ) -> _Found:
     """Each side searched by itself; its background is of all that was drawn."""
     normalize, combine = method
-    scores: dict[Side, FloatArray] = {}
-    backgrounds: dict[Side, VectorArray] = {}
+    scores: dict[Modality, FloatArray] = {}
+    backgrounds: dict[Modality, VectorArray] = {}
     for side, queries in asking.vectors.items():
         scores[side] = asking.scores(side, _answering(corpus, asking.modality, side))
         behind = _answering(drawn, asking.modality, side)
@@ -499,10 +486,10 @@ def _two_indexes(
             }
             by_document = fuse(named, normalize=normalize, combine=combine)
             found.append([document.key for document in by_document.documents[:k]])
-    return _Found(np.array(own) if len(scores) == len(SIDES) else None, found, note)
+    return _Found(np.array(own) if len(scores) == len(MODALITIES) else None, found, note)
 
 
-def _answering(drawn: Drawn, modality: Side, side: Side) -> VectorArray:
+def _answering(drawn: Drawn, modality: Modality, side: Modality) -> VectorArray:
     """The vectors of a side that queries of a modality are held against."""
     if modality == side == "image" and drawn.by_image is not None:
         return drawn.by_image
@@ -542,7 +529,7 @@ def _asked(
 
 
 def _compared(
-    mitigations: Mapping[str, Mitigation], share: Mapping[Side, float]
+    mitigations: Mapping[str, Mitigation], share: Mapping[Modality, float]
 ) -> dict[str, Mitigation]:
     """With what each has closed of what there is before."""
     before = mitigations.get(STORED)
@@ -564,7 +551,7 @@ def _compared(
     return compared
 
 
-def _off(mitigation: Mitigation, share: Mapping[Side, float]) -> float:
+def _off(mitigation: Mitigation, share: Mapping[Modality, float]) -> float:
     """How far the shares of the own modality lie from the corpus', over all that ask."""
     biases = {side: asked.bias.value for side, asked in mitigation.asked.items() if asked.bias}
     return sum(abs(bias - share[side]) for side, bias in biases.items())

@@ -8,19 +8,13 @@ from dataclasses import dataclass, field
 from llama_index_gap.diagnosis.mitigations import (
     FEWEST_PAIRS,
     FUSIONS,
-    SIDES,
     STORED,
     Asked,
     BeforeAfter,
     Mitigation,
-    Side,
 )
-from llama_index_gap.gap.measure import (
-    Estimate,
-    GapReport,
-    RecallComparison,
-    ScoreComparison,
-)
+from llama_index_gap.gap.measure import Estimate, GapReport, RecallComparison, ScoreComparison
+from llama_index_gap.modality import MODALITIES, Modality
 
 THIN = 100
 """With fewer vectors of a side, read the intervals rather than the figures."""
@@ -55,7 +49,7 @@ class Figures:
             ``reranker``; empty where no reranker was measured.
     """
 
-    stored: Mapping[Side, int]
+    stored: Mapping[Modality, int]
     gap: GapReport | None
     before_after: BeforeAfter
     one_space: bool = True
@@ -111,7 +105,7 @@ def _thin(figures: Figures) -> Iterator[Recommendation]:
     before_after = figures.before_after
     few = [
         f"{figures.stored[side]:,} {_PLURAL[side]}"
-        for side in SIDES
+        for side in MODALITIES
         if 0 < figures.stored[side] < THIN
     ]
     few += [
@@ -128,7 +122,7 @@ def _thin(figures: Figures) -> Iterator[Recommendation]:
 
 
 def _one_modality(figures: Figures) -> Iterator[Recommendation]:
-    for side, there in (SIDES, SIDES[::-1]):
+    for side, there in (MODALITIES, MODALITIES[::-1]):
         if figures.stored[side]:
             continue
         yield Recommendation(

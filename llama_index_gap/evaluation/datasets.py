@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from llama_index_gap.errors import GapError, InvalidValueError
 from llama_index_gap.evaluation.metrics import Qrels
 from llama_index_gap.readers.corpus import Corpus, corpus_from_records, read_corpus
 
@@ -17,7 +18,7 @@ _EDIS_RELEVANT = 3
 _ID_KEYS = ("_id", "id", "corpus_id", "query_id")
 
 
-class DatasetError(ValueError):
+class DatasetError(GapError, ValueError):
     """A data set that cannot be read; part of one is never judged as if it were the whole."""
 
 
@@ -65,7 +66,7 @@ class Dataset:
         if queries is None or queries >= len(self.queries):
             return self
         if queries < 1:
-            raise ValueError(f"limit={queries}: must be at least 1")
+            raise InvalidValueError(f"limit={queries}: must be at least 1")
         step = len(self.queries) / queries  # over all of the file, which may be in some order
         kept = [self.queries[int(index * step)] for index in range(queries)]
         note = f"{queries:,} of {len(self.queries):,} queries, spread evenly"

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 from llama_index.core.schema import BaseNode, ImageNode, MetadataMode
 
-from llama_index_gap.cli.pages.search_page import excerpt
 from llama_index_gap.evaluation.datasets import Dataset, LabelledQuery
 from llama_index_gap.evaluation.experiment import ExperimentResult
 from llama_index_gap.search.retriever import document_key
+from llama_index_gap.text import excerpt
 
 _LONGEST_TITLE = 150
 

@@ -17,12 +17,12 @@ from llama_index.core.schema import BaseNode, ImageNode, QueryBundle
 from tqdm import tqdm
 
 import llama_index_gap
+from llama_index_gap.errors import InvalidValueError
 from llama_index_gap.evaluation.datasets import Dataset, LabelledQuery
 from llama_index_gap.evaluation.metrics import (
     DEFAULT_METRICS,
     Comparison,
     Estimate,
-    FloatArray,
     Qrels,
     compare,
     estimate,
@@ -31,9 +31,9 @@ from llama_index_gap.evaluation.metrics import (
 )
 from llama_index_gap.evaluation.results_cache import ResultsCache
 from llama_index_gap.evaluation.trec import write_qrels, write_run
+from llama_index_gap.gap.arrays import FloatArray, VectorArray
 from llama_index_gap.gap.calibrate import PAIRS
 from llama_index_gap.images.opening import ImageError
-from llama_index_gap.models.base import FloatArray as Scores
 from llama_index_gap.models.base import Item, LazyImage, ModelError, PairScorer
 from llama_index_gap.search.fusion import SMALLEST_BACKGROUND
 from llama_index_gap.search.rerank import MultiModalRerank, ScoreMode
@@ -270,7 +270,7 @@ class Experiment:
     ) -> ExperimentResult:
         dataset = self._dataset
         if not answers:
-            raise ValueError(f"no query could be answered: {next(iter(failed.values()))}")
+            raise InvalidValueError(f"no query could be answered: {next(iter(failed.values()))}")
         judged = judged_queries({q: dataset.qrels[q] for q in answers}, dataset.relevant_from)
         qrels = {query: dataset.qrels[query] for query in judged}
         runs = {
@@ -386,7 +386,7 @@ class _Remembering(PairScorer):
             self._prepared[key] = self._scorer.prepare(item)
         return key
 
-    def score_prepared(self, query: Any, documents: Sequence[Any]) -> Scores:
+    def score_prepared(self, query: Any, documents: Sequence[Any]) -> VectorArray:
         new = [key for key in dict.fromkeys(documents) if (query, key) not in self._scores]
         if new:
             scores = self._scorer.score_prepared(
@@ -395,7 +395,7 @@ class _Remembering(PairScorer):
             self._scores |= {(query, key): score for key, score in zip(new, scores, strict=True)}
         return np.array([self._scores[query, key] for key in documents], dtype=np.float32)
 
-    def to_probability(self, scores: Scores) -> Scores | None:
+    def to_probability(self, scores: VectorArray) -> VectorArray | None:
         return self._scorer.to_probability(scores)
 
     def forget(self) -> None:

@@ -11,7 +11,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import bootstrap, permutation_test
 
-FloatArray: TypeAlias = npt.NDArray[np.float64]
+from llama_index_gap.errors import InvalidValueError
+from llama_index_gap.gap.arrays import FloatArray
+
 Run: TypeAlias = Mapping[str, Sequence[str]]
 """For each query, the documents found, best first."""
 Qrels: TypeAlias = Mapping[str, Mapping[str, int]]
@@ -73,11 +75,13 @@ def judge(
     """
     queries = judged_queries(qrels, relevant_from)
     if not queries:
-        raise ValueError(f"no query has a document of grade {relevant_from} or more to be found")
+        raise InvalidValueError(
+            f"no query has a document of grade {relevant_from} or more to be found"
+        )
     for query in queries:
         ranking = run.get(query, ())
         if len(set(ranking)) < len(ranking):
-            raise ValueError(f"the ranking of query {query!r} names a document twice")
+            raise InvalidValueError(f"the ranking of query {query!r} names a document twice")
     values = {}
     for metric in metrics:
         name, k = _parsed(metric)
@@ -171,7 +175,7 @@ def compare(first: npt.ArrayLike, second: npt.ArrayLike, *, seed: int = 0) -> Co
     """
     one, other = (np.asarray(values, dtype=np.float64) for values in (first, second))
     if one.shape != other.shape or one.ndim != 1:
-        raise ValueError(
+        raise InvalidValueError(
             f"the runs have values of shape {one.shape} and {other.shape}; judge the same queries"
         )
     differences = other - one
@@ -190,7 +194,7 @@ def compare(first: npt.ArrayLike, second: npt.ArrayLike, *, seed: int = 0) -> Co
 def _parsed(metric: str) -> tuple[str, int]:
     found = _METRIC.fullmatch(metric)
     if found is None:
-        raise ValueError(f"{metric!r}: must be recall@k, ndcg@k or mrr@k, such as recall@10")
+        raise InvalidValueError(f"{metric!r}: must be recall@k, ndcg@k or mrr@k, such as recall@10")
     return found[1], int(found[2])
 
 

@@ -7,10 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from llama_index_gap.errors import GapError
+
 _HEADER = "experiment"
 
 
-class ResultsCacheError(ValueError):
+class ResultsCacheError(GapError, ValueError):
     """A file that is no cache, the cache of something else, or damaged."""
 
 

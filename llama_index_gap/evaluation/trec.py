@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from llama_index_gap.errors import InvalidValueError
 from llama_index_gap.evaluation.metrics import Qrels, Run
 
 
@@ -35,7 +36,7 @@ def read_run(path: str | Path) -> dict[str, list[str]]:
     scored: dict[str, dict[str, float]] = defaultdict(dict)
     for where, (query, _, document, _, score, _) in _rows(path, 6):
         if document in scored[query]:
-            raise ValueError(f"{where}: {document} is in the ranking of {query} already")
+            raise InvalidValueError(f"{where}: {document} is in the ranking of {query} already")
         scored[query][document] = _number(score, where)
     return {
         query: sorted(documents, key=lambda d: (documents[d], d), reverse=True)
@@ -67,10 +68,10 @@ def read_qrels(path: str | Path) -> dict[str, dict[str, int]]:
     qrels: dict[str, dict[str, int]] = defaultdict(dict)
     for where, (query, _, document, grade) in _rows(path, 4):
         if document in qrels[query]:
-            raise ValueError(f"{where}: {document} is judged twice for {query}")
+            raise InvalidValueError(f"{where}: {document} is judged twice for {query}")
         value = _number(grade, where)
         if value != int(value):
-            raise ValueError(f"{where}: the grade {grade} is no whole number")
+            raise InvalidValueError(f"{where}: the grade {grade} is no whole number")
         qrels[query][document] = int(value)
     return dict(qrels)
 
@@ -79,7 +80,7 @@ def _line(columns: Iterable[str], path: str | Path) -> str:
     columns = list(columns)
     for column in columns:
         if len(column.split()) != 1 or column != column.strip():
-            raise ValueError(
+            raise InvalidValueError(
                 f"{path}: {column!r} cannot stand in a TREC file, whose columns are separated by "
                 "white space; rename it"
             )
@@ -94,7 +95,7 @@ def _rows(path: str | Path, width: int) -> Iterator[tuple[str, list[str]]]:
                 continue
             where = f"{path}:{number}"
             if len(columns) != width:
-                raise ValueError(f"{where}: has {len(columns)} columns, not {width}")
+                raise InvalidValueError(f"{where}: has {len(columns)} columns, not {width}")
             yield where, columns
 
 
@@ -104,5 +105,5 @@ def _number(text: str, where: str) -> float:
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise ValueError(f"{where}: {text!r} is no number")
+        raise InvalidValueError(f"{where}: {text!r} is no number")
     return value

@@ -43,12 +43,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 from scipy.linalg import orthogonal_procrustes
 
+from llama_index_gap.errors import InvalidValueError
+from llama_index_gap.gap.arrays import VectorArray
+from llama_index_gap.modality import Kind, Modality
+
 if TYPE_CHECKING:
     from typing import Self
 
-FloatArray: TypeAlias = npt.NDArray[np.float32]
-Modality: TypeAlias = Literal["text", "image"]
-Kind: TypeAlias = Literal["query", "document"]
 Towards: TypeAlias = Literal["identity", "zero"]
 
 RIDGES = np.logspace(-4, 4, 17)
@@ -77,7 +78,7 @@ class Aligner(ABC):
             own = np.array(array, dtype=np.float32, order="C")
             wanted = width * (2 if name == "matrix" else 1)
             if own.shape != wanted or not np.isfinite(own).all():
-                raise ValueError(
+                raise InvalidValueError(
                     f"{name} has shape {own.shape}: must be {wanted}, without NaN or infinity"
                 )
             own.flags.writeable = False
@@ -104,7 +105,7 @@ class Aligner(ABC):
 
     def apply(
         self, vectors: npt.ArrayLike, modality: Modality, kind: Kind = "document"
-    ) -> FloatArray:
+    ) -> VectorArray:
         """Move vectors to where they can be compared with those of the other modality.
 
         Args:
@@ -121,16 +122,16 @@ class Aligner(ABC):
         """
         for name, value, known in (("modality", modality, Modality), ("kind", kind, Kind)):
             if value not in get_args(known):
-                raise ValueError(f"{name}={value!r}: must be {' or '.join(get_args(known))}")
+                raise InvalidValueError(f"{name}={value!r}: must be {' or '.join(get_args(known))}")
         moved = self._move(_unit_vectors("vectors", vectors, self.dimension), modality, kind)
         lengths = np.linalg.norm(moved, axis=1, keepdims=True)
         lost = np.flatnonzero(lengths < _NO_DIRECTION)
         if lost.size:
-            raise ValueError(
+            raise InvalidValueError(
                 f"{lost.size} of {len(moved)} vectors are the very mean that is subtracted, the "
                 f"first in row {lost[0]}; nothing is left of them: fit on more vectors"
             )
-        scaled: FloatArray = moved / lengths
+        scaled: VectorArray = moved / lengths
         return scaled
 
     def save(self, path: str | Path) -> Path:
@@ -147,7 +148,9 @@ class Aligner(ABC):
         """
         path = Path(path).expanduser()
         if path.is_dir():
-            raise ValueError(f"{path} is a folder; pass a file, such as {path}/aligner.safetensors")
+            raise InvalidValueError(
+                f"{path} is a folder; pass a file, such as {path}/aligner.safetensors"
+            )
         content = {
             "version": _VERSION,
             "kind": type(self).__name__,
@@ -163,10 +166,10 @@ class Aligner(ABC):
         return path
 
     @abstractmethod
-    def _move(self, vectors: FloatArray, modality: Modality, kind: Kind) -> FloatArray:
+    def _move(self, vectors: VectorArray, modality: Modality, kind: Kind) -> VectorArray:
         """Move (n, d) unit vectors, without scaling them."""
 
-    def _arrays(self) -> dict[str, FloatArray]:
+    def _arrays(self) -> dict[str, VectorArray]:
         return {own.name: getattr(self, own.name) for own in fields(self) if _is_array(own)}
 
     def _settings(self) -> dict[str, Any]:
@@ -185,7 +188,7 @@ class OffsetAligner(Aligner):
         offset: Δ, shape (d,).
     """
 
-    offset: FloatArray
+    offset: VectorArray
 
     @classmethod
     def fit(
@@ -206,7 +209,7 @@ class OffsetAligner(Aligner):
         offset = _mean(samples["images"]) - _mean(samples["texts"])
         return cls(offset, fitted_on=_counts(samples, model_name))
 
-    def _move(self, vectors: FloatArray, modality: Modality, kind: Kind) -> FloatArray:
+    def _move(self, vectors: VectorArray, modality: Modality, kind: Kind) -> VectorArray:
         return vectors - self.offset if modality == "image" else vectors
 
 
@@ -223,9 +226,9 @@ class CenterAligner(Aligner):
         image_mean: of images, shape (d,).
     """
 
-    query_mean: FloatArray
-    text_mean: FloatArray
-    image_mean: FloatArray
+    query_mean: VectorArray
+    text_mean: VectorArray
+    image_mean: VectorArray
 
     @classmethod
     def fit(
@@ -251,7 +254,7 @@ class CenterAligner(Aligner):
         samples = _samples(texts=texts, images=images, queries=queries)
         return cls(**_means(samples), fitted_on=_counts(samples, model_name))
 
-    def _move(self, vectors: FloatArray, modality: Modality, kind: Kind) -> FloatArray:
+    def _move(self, vectors: VectorArray, modality: Modality, kind: Kind) -> VectorArray:
         if modality == "image":
             return vectors - self.image_mean
         return vectors - (self.query_mean if kind == "query" else self.text_mean)
@@ -278,7 +281,7 @@ class LinearAligner(CenterAligner):
         towards: what W is drawn to; None for a rotation.
     """
 
-    matrix: FloatArray
+    matrix: VectorArray
     ridge: float | None = None
     towards: Towards | None = None
 
@@ -313,15 +316,17 @@ class LinearAligner(CenterAligner):
                 ``OffsetAligner.fit``.
         """
         if rotation and (ridge is not None or towards != "identity"):
-            raise ValueError("rotation=True takes neither ridge nor towards; leave them out")
+            raise InvalidValueError("rotation=True takes neither ridge nor towards; leave them out")
         if ridge is not None and not (np.isfinite(ridge) and ridge > 0):
-            raise ValueError(f"ridge={ridge}: must be a number above 0")
+            raise InvalidValueError(f"ridge={ridge}: must be a number above 0")
         if towards not in get_args(Towards):
-            raise ValueError(f"towards={towards!r}: must be {' or '.join(get_args(Towards))}")
+            raise InvalidValueError(
+                f"towards={towards!r}: must be {' or '.join(get_args(Towards))}"
+            )
         samples = _samples(texts=texts, images=images, queries=queries)
         pairs, others = len(samples["texts"]), len(samples["images"])
         if pairs != others:
-            raise ValueError(
+            raise InvalidValueError(
                 f"{pairs} texts and {others} images: row i of each must make a pair; for vectors "
                 "that do not belong together take OffsetAligner or CenterAligner"
             )
@@ -343,7 +348,7 @@ class LinearAligner(CenterAligner):
             fitted_on=_counts(samples, model_name),
         )
 
-    def _move(self, vectors: FloatArray, modality: Modality, kind: Kind) -> FloatArray:
+    def _move(self, vectors: VectorArray, modality: Modality, kind: Kind) -> VectorArray:
         moved = super()._move(vectors, modality, kind)
         return np.matmul(moved, self.matrix) if modality == "image" else moved
 
@@ -356,27 +361,29 @@ def load_aligner(path: str | Path) -> Aligner:
     """
     path = Path(path).expanduser().resolve()
     if not path.is_file():
-        raise ValueError(f"{path}: no such file; aligner.save(path) writes an aligner")
+        raise InvalidValueError(f"{path}: no such file; aligner.save(path) writes an aligner")
     try:
         with safe_open(path, framework="numpy") as file:
             header = (file.metadata() or {}).get(_FORMAT)
             names = file.keys() if header else []
             arrays = {name: file.get_tensor(name) for name in names}
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is no saved aligner, or a damaged one ({error})") from error
+        raise InvalidValueError(
+            f"{path} is no saved aligner, or a damaged one ({error})"
+        ) from error
     if header is None:
-        raise ValueError(f"{path} holds other arrays; pass a file that aligner.save wrote")
+        raise InvalidValueError(f"{path} holds other arrays; pass a file that aligner.save wrote")
     try:
         return _from_content(json.loads(header), arrays, path)
     except (KeyError, TypeError, AttributeError, StopIteration, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is damaged ({error!r}); fit the aligner again") from error
+        raise InvalidValueError(f"{path} is damaged ({error!r}); fit the aligner again") from error
 
 
 def _from_content(content: Any, arrays: dict[str, Any], path: Path) -> Aligner:
     version, kind = content["version"], content["kind"]
     kinds = {each.__name__: each for each in (OffsetAligner, CenterAligner, LinearAligner)}
     if version != _VERSION or kind not in kinds:
-        raise ValueError(
+        raise InvalidValueError(
             f"{path} holds a {kind} in version {version} of the format; this package reads "
             f"{', '.join(kinds)} in version {_VERSION}: install the one that wrote it"
         )
@@ -384,12 +391,14 @@ def _from_content(content: Any, arrays: dict[str, Any], path: Path) -> Aligner:
         **arrays, **content["settings"], fitted_on=content["fitted_on"], path=path
     )
     if aligner.fingerprint != content["fingerprint"]:
-        raise ValueError(f"{path} is damaged (its arrays have changed); fit the aligner again")
+        raise InvalidValueError(
+            f"{path} is damaged (its arrays have changed); fit the aligner again"
+        )
     return aligner
 
 
 def _is_array(own: Field[Any]) -> bool:
-    return own.type == "FloatArray"
+    return own.type == "VectorArray"
 
 
 # --- the mathematics -----------------------------------------------------------------------------
@@ -424,7 +433,7 @@ def _ridge(
 # --- samples -------------------------------------------------------------------------------------
 
 
-def _samples(**samples: npt.ArrayLike | None) -> dict[str, FloatArray]:
+def _samples(**samples: npt.ArrayLike | None) -> dict[str, VectorArray]:
     """The samples that are there, checked."""
     checked = {
         name: _unit_vectors(name, vectors)
@@ -433,40 +442,40 @@ def _samples(**samples: npt.ArrayLike | None) -> dict[str, FloatArray]:
     }
     for name, vectors in checked.items():
         if len(vectors) < 2:
-            raise ValueError(
+            raise InvalidValueError(
                 f"{len(vectors)} {name}: at least 2 are needed, and a few hundred are good"
             )
     if len({vectors.shape[1] for vectors in checked.values()}) > 1:
         told = ", ".join(f"{name} {vectors.shape[1]}" for name, vectors in checked.items())
-        raise ValueError(f"dimensions differ ({told}); all must come from one model")
+        raise InvalidValueError(f"dimensions differ ({told}); all must come from one model")
     return checked
 
 
-def _unit_vectors(name: str, vectors: npt.ArrayLike, dimension: int | None = None) -> FloatArray:
-    rows: FloatArray = np.asarray(vectors, dtype=np.float32)
+def _unit_vectors(name: str, vectors: npt.ArrayLike, dimension: int | None = None) -> VectorArray:
+    rows: VectorArray = np.asarray(vectors, dtype=np.float32)
     if rows.ndim != 2:
-        raise ValueError(f"{name} have shape {rows.shape}: must be (n, d)")
+        raise InvalidValueError(f"{name} have shape {rows.shape}: must be (n, d)")
     if dimension not in {None, rows.shape[1]}:
-        raise ValueError(
+        raise InvalidValueError(
             f"{name} have {rows.shape[1]} dimensions, the aligner {dimension}; it moves vectors of "
             "the model and the dimensions that it was fitted on"
         )
     lengths = np.linalg.norm(rows, axis=1)
     wrong = np.flatnonzero(~(np.abs(lengths - 1) <= _LENGTH_TOLERANCE))  # NaN too
     if wrong.size:
-        raise ValueError(
+        raise InvalidValueError(
             f"{wrong.size} of {len(rows)} {name} are not of length 1, the first in row {wrong[0]} "
             f"(length {lengths[wrong[0]]:.3g}); scale them first, as DualEncoderEmbedding does"
         )
     return rows
 
 
-def _mean(vectors: FloatArray) -> FloatArray:
-    mean: FloatArray = vectors.mean(axis=0, dtype=np.float64).astype(np.float32)
+def _mean(vectors: VectorArray) -> VectorArray:
+    mean: VectorArray = vectors.mean(axis=0, dtype=np.float64).astype(np.float32)
     return mean
 
 
-def _means(samples: Mapping[str, FloatArray]) -> dict[str, Any]:
+def _means(samples: Mapping[str, VectorArray]) -> dict[str, Any]:
     return {
         "query_mean": _mean(samples.get("queries", samples["texts"])),
         "text_mean": _mean(samples["texts"]),
@@ -474,6 +483,6 @@ def _means(samples: Mapping[str, FloatArray]) -> dict[str, Any]:
     }
 
 
-def _counts(samples: Mapping[str, FloatArray], model_name: str | None) -> dict[str, int | str]:
+def _counts(samples: Mapping[str, VectorArray], model_name: str | None) -> dict[str, int | str]:
     counts: dict[str, int | str] = {name: len(vectors) for name, vectors in samples.items()}
     return counts | ({"model_name": model_name} if model_name else {})

@@ -13,8 +13,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import expit, logit
 
-FloatArray: TypeAlias = npt.NDArray[np.float64]
-BoolArray: TypeAlias = npt.NDArray[np.bool_]
+from llama_index_gap.errors import InvalidValueError
+from llama_index_gap.gap.arrays import BoolArray, FloatArray
+
 Method: TypeAlias = Literal["isotonic", "logistic"]
 Labelled: TypeAlias = tuple[npt.ArrayLike, npt.ArrayLike]
 
@@ -46,11 +47,13 @@ class Curve:
     def __post_init__(self) -> None:
         columns = self.scores, self.log_odds, self.precision
         if not self.scores or len({len(column) for column in columns}) != 1:
-            raise ValueError("a curve has as many scores as log-odds and precisions, at least one")
+            raise InvalidValueError(
+                "a curve has as many scores as log-odds and precisions, at least one"
+            )
         if not np.isfinite(columns).all():
-            raise ValueError("a curve holds NaN or infinity")
+            raise InvalidValueError("a curve holds NaN or infinity")
         if (np.diff(self.scores) <= 0).any() or (np.diff(self.log_odds) < 0).any():
-            raise ValueError("a curve's scores must rise, and its log-odds never fall")
+            raise InvalidValueError("a curve's scores must rise, and its log-odds never fall")
 
     def probability(self, scores: FloatArray) -> FloatArray:
         """Of each score."""
@@ -110,7 +113,9 @@ class RelevanceCalibrator:
         """
         fit = _isotonic if _method(method) == "isotonic" else _logistic
         if not labelled:
-            raise ValueError(f"there are no labelled scores; give them for any of {_listed(PAIRS)}")
+            raise InvalidValueError(
+                f"there are no labelled scores; give them for any of {_listed(PAIRS)}"
+            )
         curves = {pair: _curve(pair, *data, fit) for pair, data in labelled.items()}
         return cls(curves, method, source)
 
@@ -149,7 +154,7 @@ class RelevanceCalibrator:
             ValueError: the pair was not fitted, or ``precision`` is out of range.
         """
         if not 0 < precision < 1:
-            raise ValueError(f"precision={precision}: must lie between 0 and 1")
+            raise InvalidValueError(f"precision={precision}: must lie between 0 and 1")
         curve = self._curve(pair)
         reached = zip(curve.scores, curve.precision, strict=True)
         return next((score for score, share in reached if share >= precision), math.inf)
@@ -162,7 +167,7 @@ class RelevanceCalibrator:
         """
         if self.source != source:
             fitted = f"for {self.source}" if self.source else "without saying for what"
-            raise ValueError(
+            raise InvalidValueError(
                 f"the calibrator was fitted {fitted}, and these scores are of {source}; fit one on "
                 "them, and name that as its source"
             )
@@ -202,7 +207,9 @@ class RelevanceCalibrator:
             }
             return cls(curves, _method(content["method"]), content["source"])
         except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise ValueError(f"this is no calibrator as to_dict gives it: {error!r}") from error
+            raise InvalidValueError(
+                f"this is no calibrator as to_dict gives it: {error!r}"
+            ) from error
 
     def save(self, path: str | Path) -> None:
         """Write it to a JSON file."""
@@ -221,7 +228,7 @@ class RelevanceCalibrator:
     def _curve(self, pair: str) -> Curve:
         if pair not in self.curves:
             _known(pair)
-            raise ValueError(
+            raise InvalidValueError(
                 f"the calibrator was not fitted for {pair}, only for {_listed(self.curves)}; fit "
                 "it with labelled hits of that pair too"
             )
@@ -251,7 +258,7 @@ def expected_calibration_error(
     """
     values, relevant = _probabilities_and_labels(probabilities, labels)
     if bins < 1:
-        raise ValueError(f"bins={bins}: must be at least 1")
+        raise InvalidValueError(f"bins={bins}: must be at least 1")
     # The distance of the means times the bin's share of the hits is that of the sums over all hits.
     bin_of = np.minimum((values * bins).astype(np.int64), bins - 1)
     surplus = np.bincount(bin_of, weights=values - relevant)
@@ -278,7 +285,7 @@ def _probabilities_and_labels(
     values = _finite("probabilities", probabilities)
     relevant = _labels("probabilities", labels, values)
     if not values.size or values.min() < 0 or values.max() > 1:
-        raise ValueError("probabilities must lie between 0 and 1, and there must be one")
+        raise InvalidValueError("probabilities must lie between 0 and 1, and there must be one")
     return values, relevant
 
 
@@ -295,7 +302,7 @@ def _curve(
     relevant = _labels(pair, labels, values)
     counts = int(relevant.sum()), int((~relevant).sum())
     if min(counts) < FEWEST_LABELS:
-        raise ValueError(
+        raise InvalidValueError(
             f"{pair}: {counts[0]} relevant and {counts[1]} irrelevant hits; probabilities need at "
             f"least {FEWEST_LABELS} of each kind: label more queries, or take more hits of each"
         )
@@ -355,33 +362,39 @@ def _logistic(scores: FloatArray, labels: BoolArray) -> tuple[FloatArray, FloatA
 
 def _method(method: str) -> Method:
     if method not in get_args(Method):
-        raise ValueError(f"method={method!r}: must be one of {', '.join(get_args(Method))}")
+        raise InvalidValueError(f"method={method!r}: must be one of {', '.join(get_args(Method))}")
     return cast(Method, method)
 
 
 def _known(pair: str) -> str:
     if pair not in PAIRS:
-        raise ValueError(f"pair {pair!r}: must be one of {_listed(PAIRS)}")
+        raise InvalidValueError(f"pair {pair!r}: must be one of {_listed(PAIRS)}")
     return pair
 
 
 def _finite(name: str, values: npt.ArrayLike) -> FloatArray:
     numbers = np.asarray(values, dtype=np.float64)
     if numbers.ndim != 1:
-        raise ValueError(f"{name}: one number for each hit, not an array of shape {numbers.shape}")
+        raise InvalidValueError(
+            f"{name}: one number for each hit, not an array of shape {numbers.shape}"
+        )
     if not np.isfinite(numbers).all():
-        raise ValueError(f"{name}: NaN or infinity at {int(np.argmin(np.isfinite(numbers)))}")
+        raise InvalidValueError(
+            f"{name}: NaN or infinity at {int(np.argmin(np.isfinite(numbers)))}"
+        )
     return numbers
 
 
 def _labels(name: str, labels: npt.ArrayLike, values: FloatArray) -> BoolArray:
     numbers = _finite(f"{name}, labels", labels)
     if numbers.shape != values.shape:
-        raise ValueError(
+        raise InvalidValueError(
             f"{name}: {len(values)} hits have {len(numbers)} labels; give one for each"
         )
     if not np.isin(numbers, (0, 1)).all():
-        raise ValueError(f"{name}: a label is 1 (relevant) or 0, or True or False; no degrees")
+        raise InvalidValueError(
+            f"{name}: a label is 1 (relevant) or 0, or True or False; no degrees"
+        )
     return numbers.astype(np.bool_)
 
 

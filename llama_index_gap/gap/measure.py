@@ -10,16 +10,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-FloatArray: TypeAlias = npt.NDArray[np.float64]
-IntArray: TypeAlias = npt.NDArray[np.int64]
-BoolArray: TypeAlias = npt.NDArray[np.bool_]
+from llama_index_gap.errors import InvalidValueError
+from llama_index_gap.gap.arrays import BoolArray, FloatArray, IntArray
+
 _Name = TypeVar("_Name")
 
 SAMPLE = 500
@@ -79,9 +79,13 @@ def bootstrap(
     """
     groups_of = np.asarray(strata)
     if groups_of.ndim != 1 or not groups_of.size:
-        raise ValueError(f"strata of shape {groups_of.shape}: must be (n,), with n at least 1")
+        raise InvalidValueError(
+            f"strata of shape {groups_of.shape}: must be (n,), with n at least 1"
+        )
     if rounds < 1 or not 0 < level < 1:
-        raise ValueError(f"rounds={rounds}, level={level}: must be at least 1, and between 0 and 1")
+        raise InvalidValueError(
+            f"rounds={rounds}, level={level}: must be at least 1, and between 0 and 1"
+        )
     groups = [np.flatnonzero(groups_of == group) for group in np.unique(groups_of)]
     rng = np.random.default_rng(seed)
     values = dict(figures(np.ones(len(groups_of))))
@@ -97,7 +101,7 @@ def bootstrap(
     estimates: dict[_Name, Estimate] = {}
     for (name, value), *ends in zip(values.items(), low, high, strict=True):
         if not np.isfinite([value, *ends]).all():
-            raise ValueError(
+            raise InvalidValueError(
                 f"{name} is not a number in some draws: what is measured is too little or too equal"
             )
         inside = sorted([float(value), *map(float, ends)])
@@ -163,7 +167,7 @@ def relative_modality_gap(texts: npt.ArrayLike, images: npt.ArrayLike) -> float:
     text, image = _unit_rows(texts=texts, images=images)
     n = len(text)
     if n != len(image) or n < 2:
-        raise ValueError(
+        raise InvalidValueError(
             f"{n} texts and {len(image)} images: row i of each makes a pair, and it takes two pairs"
         )
     of_images, of_texts = (
@@ -191,7 +195,7 @@ def gap_share(texts: npt.ArrayLike, images: npt.ArrayLike, largest: int) -> floa
     """
     text, image = _unit_rows(texts=texts, images=images)
     if not 1 <= largest <= text.shape[1]:
-        raise ValueError(f"largest={largest}: must lie between 1 and {text.shape[1]}")
+        raise InvalidValueError(f"largest={largest}: must lie between 1 and {text.shape[1]}")
     return _share_of_largest(image.mean(axis=0) - text.mean(axis=0), largest)
 
 
@@ -320,14 +324,14 @@ def compare_recall(
     """
     groups = _groups("labels", labels, len(np.asarray(vectors)))
     if len(np.asarray(reference)) != len(groups):
-        raise ValueError(
+        raise InvalidValueError(
             f"{len(groups)} vectors and {len(np.asarray(reference))} of the reference: row i of "
             "each must be the same item"
         )
     ours, theirs = (recall_of_neighbours(rows, groups, k) for rows in (vectors, reference))
     asked = np.isfinite(ours)
     if not asked.any():
-        raise ValueError("no two items share a label, so that there is nothing to be found")
+        raise InvalidValueError("no two items share a label, so that there is nothing to be found")
     ours, theirs, units = (
         ours[asked],
         theirs[asked],
@@ -410,7 +414,7 @@ def standardised_distance(first: npt.ArrayLike, second: npt.ArrayLike) -> float:
     """
     one, two = _finite("first", first), _finite("second", second)
     if np.ptp(one) == np.ptp(two) == 0:
-        raise ValueError("the scores have no spread on either side to measure a distance by")
+        raise InvalidValueError("the scores have no spread on either side to measure a distance by")
     return _distance(one, two, np.ones(one.shape), np.ones(two.shape))
 
 
@@ -478,11 +482,11 @@ def compare_scores(
     texts = _finite("text_scores", text_scores).ravel()
     images = _finite("image_scores", image_scores).ravel()
     if min(len(texts), len(images)) < FEWEST:
-        raise ValueError(
+        raise InvalidValueError(
             f"{len(texts)} scores of texts and {len(images)} of images: it takes {FEWEST} of each"
         )
     if (text_queries is None) != (image_queries is None):
-        raise ValueError("give text_queries and image_queries, or neither")
+        raise InvalidValueError("give text_queries and image_queries, or neither")
     if text_queries is None:
         units = np.arange(len(texts) + len(images))
         strata = np.repeat([0, 1], [len(texts), len(images)])
@@ -627,7 +631,7 @@ def measure_gap(
     """
     given = _Vectors.checked(texts, images, pairs, queries)
     if sample < FEWEST:
-        raise ValueError(f"sample={sample}: must be at least {FEWEST}")
+        raise InvalidValueError(f"sample={sample}: must be at least {FEWEST}")
     vectors = given.drawn(sample, np.random.default_rng(seed))
     _check_k(k, len(vectors.texts) + len(vectors.images) - 1)
     gap = _Gap(vectors, k, bins)
@@ -692,10 +696,14 @@ class _Vectors:
         rows = dict(zip(named, _unit_rows(**named), strict=True))
         for name, of_sort in rows.items():
             if len(of_sort) < FEWEST:
-                raise ValueError(f"{len(of_sort)} {name}: it takes at least {FEWEST} to measure")
+                raise InvalidValueError(
+                    f"{len(of_sort)} {name}: it takes at least {FEWEST} to measure"
+                )
         checked = np.empty((0, 2), dtype=np.int64) if pairs is None else np.asarray(pairs)
         if checked.ndim != 2 or checked.shape[1] != 2:
-            raise ValueError(f"pairs of shape {checked.shape}: must be (n, 2), text and image")
+            raise InvalidValueError(
+                f"pairs of shape {checked.shape}: must be (n, 2), text and image"
+            )
         columns = [
             _checked_rows(f"pairs, {name}", checked[:, side], len(checked), len(rows[name]))
             for side, name in enumerate(("texts", "images"))
@@ -865,7 +873,9 @@ def _separation(
         spreads.append(float(np.average(np.sqrt(squares.clip(0)), weights=weights)))
         means.append(mean)
     if not max(spreads) > _NO_SPREAD:
-        raise ValueError("all texts are the same vector, and so are all images: nothing to measure")
+        raise InvalidValueError(
+            "all texts are the same vector, and so are all images: nothing to measure"
+        )
     return Separation(float(np.linalg.norm(means[1] - means[0])), *spreads)
 
 
@@ -874,7 +884,7 @@ def _rmg(matched: float, image_image: float, text_text: float) -> float:
     m, a, b = (max(0.0, (1 - cosine) / 2) for cosine in (matched, image_image, text_text))
     total = m + (a + b) / 2
     if not total > _NO_SPREAD**2:
-        raise ValueError("all texts and images are the same vector: nothing to measure")
+        raise InvalidValueError("all texts and images are the same vector: nothing to measure")
     return m / total
 
 
@@ -903,7 +913,7 @@ def _edges(scores: Iterable[FloatArray], bins: int | npt.ArrayLike) -> FloatArra
     every = np.concatenate([of_sort.ravel() for of_sort in scores])
     edges = np.asarray(np.histogram_bin_edges(every, bins), dtype=np.float64)
     if len(edges) < 2:
-        raise ValueError("bins: a single bin has two edges")
+        raise InvalidValueError("bins: a single bin has two edges")
     return edges
 
 
@@ -944,24 +954,28 @@ def _unit_rows(**named: npt.ArrayLike) -> list[FloatArray]:
     for name, values in named.items():
         of_sort = _finite(name, values)
         if of_sort.ndim != 2 or not of_sort.size:
-            raise ValueError(f"{name} of shape {of_sort.shape}: must be (n, d), n and d at least 1")
+            raise InvalidValueError(
+                f"{name} of shape {of_sort.shape}: must be (n, d), n and d at least 1"
+            )
         lengths = np.linalg.norm(of_sort, axis=1, keepdims=True)
         if not lengths.all():
-            raise ValueError(f"{name}: row {int(np.argmin(lengths))} is a zero vector")
+            raise InvalidValueError(f"{name}: row {int(np.argmin(lengths))} is a zero vector")
         rows.append(of_sort / lengths)
     dimensions = {name: of_sort.shape[1] for name, of_sort in zip(named, rows, strict=True)}
     if len(set(dimensions.values())) > 1:
         said = ", ".join(f"{name} {dimension}" for name, dimension in dimensions.items())
-        raise ValueError(f"vectors of different dimensions: {said}; all must come from one model")
+        raise InvalidValueError(
+            f"vectors of different dimensions: {said}; all must come from one model"
+        )
     return rows
 
 
 def _finite(name: str, values: npt.ArrayLike) -> FloatArray:
     numbers = np.asarray(values, dtype=np.float64)
     if not numbers.size:
-        raise ValueError(f"{name}: there are none")
+        raise InvalidValueError(f"{name}: there are none")
     if not np.isfinite(numbers).all():
-        raise ValueError(f"{name}: hold NaN or infinity")
+        raise InvalidValueError(f"{name}: hold NaN or infinity")
     return numbers
 
 
@@ -969,19 +983,25 @@ def _groups(name: str, labels: npt.ArrayLike, n: int) -> IntArray:
     """Labels as numbers from 0."""
     given = np.asarray(labels)
     if given.shape != (n,):
-        raise ValueError(f"{name} of shape {given.shape}: must be ({n},), one for each")
+        raise InvalidValueError(f"{name} of shape {given.shape}: must be ({n},), one for each")
     return np.unique(given, return_inverse=True)[1].astype(np.int64)
 
 
 def _checked_rows(name: str, rows: npt.ArrayLike, n: int, below: int) -> IntArray:
     given = np.asarray(rows)
     if given.shape != (n,) or (n and not np.issubdtype(given.dtype, np.integer)):
-        raise ValueError(f"{name} of shape {given.shape}, {given.dtype}: must be {n} row numbers")
+        raise InvalidValueError(
+            f"{name} of shape {given.shape}, {given.dtype}: must be {n} row numbers"
+        )
     if n and not 0 <= given.min() <= given.max() < below:
-        raise ValueError(f"{name}: rows {given.min()} to {given.max()}, but there are {below}")
+        raise InvalidValueError(
+            f"{name}: rows {given.min()} to {given.max()}, but there are {below}"
+        )
     return given.astype(np.int64)
 
 
 def _check_k(k: int, most: int) -> None:
     if not 1 <= k <= most:
-        raise ValueError(f"k={k}: must lie between 1 and the {most} vectors that can be found")
+        raise InvalidValueError(
+            f"k={k}: must lie between 1 and the {most} vectors that can be found"
+        )

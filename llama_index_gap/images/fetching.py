@@ -10,6 +10,8 @@ import threading
 import time
 from urllib.parse import SplitResult, urljoin, urlsplit
 
+from llama_index_gap.errors import GapError
+
 MAX_BYTES = 50_000_000
 TIMEOUT_S = 20.0
 MAX_REDIRECTS = 5
@@ -22,7 +24,7 @@ _GLOBAL_V6 = ipaddress.ip_network("2000::/3")
 _DOCUMENTATION_V6 = ipaddress.ip_network("3fff::/20")
 
 
-class FetchError(ValueError):
+class FetchError(GapError, ValueError):
     """A URL that cannot, or must not, be fetched."""
 
 

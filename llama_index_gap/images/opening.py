@@ -16,6 +16,7 @@ import numpy as np
 from llama_index.core.schema import BaseNode, ImageNode, Node, NodeWithScore
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from llama_index_gap.errors import GapError, InvalidValueError
 from llama_index_gap.images.fetching import FetchError, fetch
 
 logger = logging.getLogger(__name__)
@@ -48,7 +49,7 @@ _JPEG_QUALITY = 80
 _SVG_START = re.compile(rb"\s*(<\?xml|<!--|<!DOCTYPE svg|<svg)", re.IGNORECASE)
 
 
-class ImageError(ValueError):
+class ImageError(GapError, ValueError):
     """An image that cannot, or must not, be opened.
 
     Attributes:
@@ -377,7 +378,7 @@ def _from_url(url: str, name: str, allow_urls: bool) -> bytes:
 
 def _check_pixels(image: Image.Image, name: str, max_pixels: int) -> None:
     if max_pixels < 1:
-        raise ValueError(f"max_pixels={max_pixels}: must be at least 1")
+        raise InvalidValueError(f"max_pixels={max_pixels}: must be at least 1")
     width, height = image.size
     if width < 1 or height < 1:
         raise ImageError(name, f"{width}×{height} pixels; an image needs at least one")

@@ -48,10 +48,11 @@ from tqdm import tqdm
 
 from llama_index_gap.answers import DOCUMENTS, engine_settings, query_engine
 from llama_index_gap.embedding import DualEncoderEmbedding, warn_once_of_cuts
+from llama_index_gap.errors import InvalidValueError
 from llama_index_gap.gap.calibrate import RelevanceCalibrator
 from llama_index_gap.images.opening import ImageError, check_image
+from llama_index_gap.modality import Modality
 from llama_index_gap.models import ModelError
-from llama_index_gap.models.base import Modality
 from llama_index_gap.readers.corpus import Corpus, Skipped
 from llama_index_gap.search.retriever import DualIndexRetriever, SearchSide, Side
 from llama_index_gap.store.milvus import MilvusStore, StoreError, _lite_path, _to_plain
@@ -158,11 +159,11 @@ class DualIndex:
         overwrite: bool = False,
     ) -> None:
         if not re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII):
-            raise ValueError(
+            raise InvalidValueError(
                 f"name={name!r}: Milvus takes letters, digits and _, and no digit first"
             )
         if embed_model is None and image_embed_model is not None:
-            raise ValueError("image_embed_model without embed_model: pass both, or neither")
+            raise InvalidValueError("image_embed_model without embed_model: pass both, or neither")
 
         def collection(side: Side, dim: int | None, overwrite: bool = False) -> MilvusStore:
             return MilvusStore(
@@ -178,14 +179,14 @@ class DualIndex:
         if embed_model is None:
             path = _lite_path(uri)
             if path is not None and not Path(path).exists():  # Milvus Lite would make it
-                raise ValueError(f"{uri}: no such database; pass embed_model to make one")
+                raise InvalidValueError(f"{uri}: no such database; pass embed_model to make one")
             text_store = collection("text", None)
             with text_store:
                 properties = text_store.properties
             embed_model, image_embed_model = _stored_models(properties, uri, name)
         self.name, self.uri = name, uri
         if image_embed_model is not None and not _embeds(image_embed_model, "text"):
-            raise ValueError(
+            raise InvalidValueError(
                 f"{image_embed_model.model_name} embeds no texts, so that a text query could not "
                 "search the images; pass it as image_query_embed_model"
             )
@@ -269,7 +270,7 @@ class DualIndex:
 
         def skip(node: BaseNode, reason: str | Exception) -> None:
             if strict:
-                raise ValueError(f"node {node.node_id}: {reason} (strict=True)")
+                raise InvalidValueError(f"node {node.node_id}: {reason} (strict=True)")
             report.skipped.append(Skipped(f"node {node.node_id}", str(reason)))
 
         told: set[tuple[str, str]] = set()
@@ -390,7 +391,7 @@ class DualIndex:
         of_engine = engine_settings(settings.get("citations", False))
         of_retriever = set(inspect.signature(DualIndexRetriever).parameters) - {"index", "kwargs"}
         if unknown := settings.keys() - of_engine - of_retriever:
-            raise ValueError(
+            raise InvalidValueError(
                 f"no such setting: {', '.join(sorted(unknown))}; the retriever's are "
                 f"{', '.join(sorted(of_retriever))}; the engine's {', '.join(sorted(of_engine))}"
             )
@@ -697,7 +698,7 @@ class DualIndex:
         joins = "image_query" not in stored or "image_query" not in identities
         either = {"image_query": None} if joins else {}
         if _without_paths(stored | either) != _without_paths(identities | either):
-            raise ValueError(
+            raise InvalidValueError(
                 f"{self.uri} holds {self.name} made with {_named(stored)}, not with "
                 f"{_named(identities)}; open it without models to take the stored ones, or pass "
                 "another name, or overwrite=True to start anew"
@@ -718,7 +719,7 @@ def _embeds(model: BaseEmbedding, modality: Modality) -> bool:
 
 def _for_images(model: BaseEmbedding, argument: str) -> MultiModalEmbedding:
     if not (isinstance(model, MultiModalEmbedding) and _embeds(model, "image")):
-        raise ValueError(
+        raise InvalidValueError(
             f"{model.model_name} embeds no images; pass a MultiModalEmbedding "
             f"(such as DualEncoderEmbedding) as {argument}"
         )
@@ -740,7 +741,7 @@ def _identity(model: BaseEmbedding) -> dict[str, Any]:
         if key in known and Path(str(known[key])).is_dir():
             known[key] = str(Path(known[key]).resolve())
     if "aligner" in known and known["aligner"]["path"] is None:
-        raise ValueError(
+        raise InvalidValueError(
             f"the aligner of {known['model_name']} is in memory only, and without it nothing finds "
             "what it moved: keep it with aligner.save(path), and pass that path as aligner"
         )
@@ -799,9 +800,9 @@ def _known_settings(stored: Any) -> dict[str, Any]:
                 continue
             case _, str() if key not in {"dimensions", "max_text_tokens", "aligner"}:
                 continue
-        raise ValueError(f"{key} is {str(value)[:60]!r}")
+        raise InvalidValueError(f"{key} is {str(value)[:60]!r}")
     if not {"class_name", "model_name"} <= known.keys():
-        raise ValueError("a model has a class_name and a model_name")
+        raise InvalidValueError("a model has a class_name and a model_name")
     return known
 
 
@@ -815,7 +816,9 @@ def _stored_models(
     of = f"{uri}: {name}"
     identities = stored_identities(properties, of)
     if not identities:
-        raise ValueError(f"{uri} does not say which model {name} was made with; pass embed_model")
+        raise InvalidValueError(
+            f"{uri} does not say which model {name} was made with; pass embed_model"
+        )
     image = identities["image"]
     return (
         _build(identities["text"], of, "embed_model"),
@@ -825,7 +828,7 @@ def _stored_models(
 
 def _build(identity: dict[str, Any], of: str, argument: str) -> BaseEmbedding:
     if identity["class_name"] != DualEncoderEmbedding.class_name():
-        raise ValueError(
+        raise InvalidValueError(
             f"{of} was made with {_named({'text': identity})}, which cannot be built from its name "
             f"alone; pass it as {argument}"
         )

@@ -5,22 +5,19 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-import numpy as np
-import numpy.typing as npt
+from llama_index_gap.errors import GapError, InvalidValueError
+from llama_index_gap.gap.arrays import VectorArray
+from llama_index_gap.modality import Kind, Modality
 
 if TYPE_CHECKING:
     from typing import Self
 
     from PIL.Image import Image
 
-Kind: TypeAlias = Literal["query", "document"]
-Modality: TypeAlias = Literal["text", "image"]
-FloatArray: TypeAlias = npt.NDArray[np.float32]
 
-
-class ModelError(RuntimeError):
+class ModelError(GapError, RuntimeError):
     """A checkpoint that cannot be found, trusted, loaded or used."""
 
 
@@ -49,7 +46,7 @@ class Encoder(ABC):
     shares_text_space: bool = True
 
     @abstractmethod
-    def encode_text(self, texts: Sequence[str], kind: Kind) -> FloatArray:
+    def encode_text(self, texts: Sequence[str], kind: Kind) -> VectorArray:
         """Encode a batch of texts; what exceeds ``max_text_tokens`` is cut off.
 
         Args:
@@ -72,7 +69,7 @@ class Encoder(ABC):
         """
 
     @abstractmethod
-    def encode_prepared(self, prepared: Sequence[Any]) -> FloatArray:
+    def encode_prepared(self, prepared: Sequence[Any]) -> VectorArray:
         """Encode a batch of prepared images.
 
         Args:
@@ -82,7 +79,7 @@ class Encoder(ABC):
             Array of shape (n, dimension), rows of length 1.
         """
 
-    def encode_images(self, images: Sequence[Image]) -> FloatArray:
+    def encode_images(self, images: Sequence[Image]) -> VectorArray:
         """Encode a batch of n RGB images; returns shape (n, dimension), rows of length 1."""
         return self.encode_prepared([self.prepare_image(image) for image in images])
 
@@ -147,7 +144,7 @@ class PairScorer(ABC):
         """
 
     @abstractmethod
-    def score_prepared(self, query: Any, documents: Sequence[Any]) -> FloatArray:
+    def score_prepared(self, query: Any, documents: Sequence[Any]) -> VectorArray:
         """Score documents against a query, both prepared.
 
         Returns:
@@ -155,11 +152,11 @@ class PairScorer(ABC):
             does not depend on the others.
         """
 
-    def score(self, query: Item, documents: Sequence[Item]) -> FloatArray:
+    def score(self, query: Item, documents: Sequence[Item]) -> VectorArray:
         """Score n documents against a query; returns shape (n,), higher is better."""
         return self.score_prepared(self.prepare(query), [self.prepare(item) for item in documents])
 
-    def to_probability(self, scores: FloatArray) -> FloatArray | None:
+    def to_probability(self, scores: VectorArray) -> VectorArray | None:
         """The scores on a scale from 0 to 1; None where the model knows no such scale."""
         return None
 
@@ -185,12 +182,4 @@ def check_at_least_one(**limits: int | None) -> None:
     """Raise ValueError for a limit under 1, by its name; None is no limit."""
     for name, limit in limits.items():
         if limit is not None and limit < 1:
-            raise ValueError(f"{name}={limit}: must be at least 1")
-
-
-def unit_rows(vectors: npt.ArrayLike) -> FloatArray:
-    """Scale each row of an (n, d) array to length 1, as float32; a row of zeros becomes NaN."""
-    rows: FloatArray = np.asarray(vectors, dtype=np.float32)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        scaled: FloatArray = rows / np.linalg.norm(rows, axis=1, keepdims=True)
-    return scaled
+            raise InvalidValueError(f"{name}={limit}: must be at least 1")

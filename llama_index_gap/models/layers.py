@@ -9,13 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from llama_index_gap.models.base import FloatArray, ModelError
+from llama_index_gap.gap.arrays import VectorArray
+from llama_index_gap.models.base import ModelError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 
-def pixel_values(image: Image, mean: Sequence[float], std: Sequence[float]) -> FloatArray:
+def pixel_values(image: Image, mean: Sequence[float], std: Sequence[float]) -> VectorArray:
     """An RGB image of size (w, h) as normalized numbers of shape (3, h, w)."""
     scaled = np.asarray(image, dtype=np.float32) / np.float32(255)
     normalized = (scaled - np.asarray(mean, np.float32)) / np.asarray(std, np.float32)
@@ -52,9 +53,9 @@ def masked_mean(hidden: Tensor, mask: Tensor) -> Tensor:
     return (hidden.float() * weights).sum(1) / weights.sum(1)
 
 
-def to_numpy(features: Tensor) -> FloatArray:
+def to_numpy(features: Tensor) -> VectorArray:
     """A tensor on any device as a float32 array."""
-    array: FloatArray = features.float().cpu().numpy()
+    array: VectorArray = features.float().cpu().numpy()
     return array
 
 

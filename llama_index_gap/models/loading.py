@@ -10,6 +10,7 @@ from inspect import signature
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from llama_index_gap.errors import InvalidValueError
 from llama_index_gap.models.base import Encoder, ModelError, PairScorer
 from llama_index_gap.models.checkpoints.checkpoint import Checkpoint, find_checkpoint
 from llama_index_gap.models.presets import PRESETS, SCORER_PRESETS
@@ -63,7 +64,7 @@ def load_encoder(
     preset = PRESETS.get(name)
     names = (name,) if preset is None else preset.checkpoints
     if revision is not None and len(names) > 1:
-        raise ValueError(
+        raise InvalidValueError(
             f"revision={revision!r}: {name} is made of {' and '.join(names)}, and a revision "
             "belongs to one of them; leave it out, or load the two by their own names"
         )
@@ -142,7 +143,7 @@ def load_scorer(
         ValueError: an argument does not fit this machine or the checkpoint.
     """
     if name in PRESETS:
-        raise ValueError(
+        raise InvalidValueError(
             f"{name} is a preset of encoders; for a reranker pass a folder, a hub name or one of "
             f"{', '.join(SCORER_PRESETS)}"
         )
@@ -167,7 +168,7 @@ def load_scorer(
     known = signature(family).parameters
     for key, value in given.items():
         if key not in known:
-            raise ValueError(f"{key}={value}: {checkpoint.name} has no such setting")
+            raise InvalidValueError(f"{key}={value}: {checkpoint.name} has no such setting")
     # Families that are implemented here run no remote code and read no pickles, asked or not.
     permissions = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle}
     given |= {key: value for key, value in permissions.items() if key in known}

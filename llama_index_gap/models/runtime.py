@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
+from llama_index_gap.errors import InvalidValueError
+
 if TYPE_CHECKING:
     import torch
 
@@ -29,7 +31,7 @@ def resolve_device(device: str | None) -> str:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(
+        raise InvalidValueError(
             f"device={device!r} cannot be used here ({reason}); "
             "leave it out to take a GPU if there is one, or pass 'cpu'"
         ) from error

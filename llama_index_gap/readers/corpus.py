@@ -25,6 +25,7 @@ from llama_index.core.schema import (
 )
 from llama_index.core.utils import get_tqdm_iterable
 
+from llama_index_gap.errors import GapError, InvalidValueError
 from llama_index_gap.images.opening import MAX_PIXELS, ImageError, check_image, describe
 from llama_index_gap.readers.markdown import parse_markdown
 
@@ -46,7 +47,7 @@ _FIELDS = frozenset(["id", "title", "text", "image", "images", *_CAPTION_KEYS, "
 _LONGEST_SHOWN = 80
 
 
-class CorpusError(ValueError):
+class CorpusError(GapError, ValueError):
     """A corpus that cannot be read, or, with ``strict=True``, not in full."""
 
 
@@ -327,9 +328,11 @@ class _NodeMaker:
             written.encode("utf-8")
         except UnicodeEncodeError as error:
             broken = written[error.start]
-            raise ValueError(f"holds half a character ({broken!r}), which is not text") from error
+            raise InvalidValueError(
+                f"holds half a character ({broken!r}), which is not text"
+            ) from error
         if any("\x00" in text for text in texts):
-            raise ValueError("holds a NUL character, which is not text")
+            raise InvalidValueError("holds a NUL character, which is not text")
 
     def _text_nodes(self, record: _Record) -> list[BaseNode]:
         text = record.text if record.text.strip() else record.title
@@ -407,7 +410,7 @@ def _read_jsonl(path: Path) -> _Read:
                 object_pairs_hook=_without_doubles,
             )
             if not isinstance(fields, dict):
-                raise ValueError(f"is a JSON {type(fields).__name__}, not an object")
+                raise InvalidValueError(f"is a JSON {type(fields).__name__}, not an object")
             yield _record(fields, source)
         except RecursionError:
             yield Skipped(source, "is nested too deeply")
@@ -430,7 +433,7 @@ def _lines(path: Path) -> Iterator[str | UnicodeDecodeError]:
 def _finite(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):
-        raise ValueError(f"holds {text}, which is not a number that JSON can say")
+        raise InvalidValueError(f"holds {text}, which is not a number that JSON can say")
     return value
 
 
@@ -438,7 +441,7 @@ def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     fields = dict(pairs)
     if len(fields) < len(pairs):
         doubled = next(name for name, count in Counter(n for n, _ in pairs).items() if count > 1)
-        raise ValueError(f"says {doubled} twice")
+        raise InvalidValueError(f"says {doubled} twice")
     return fields
 
 
@@ -448,7 +451,7 @@ def _record(fields: Mapping[str, Any], source: str) -> _Record:
     for name, value in fields.items():
         known = _known(name)
         if known in rest:
-            raise ValueError(f"says {known} twice, once as {name}")
+            raise InvalidValueError(f"says {known} twice, once as {name}")
         rest[known] = value
     identifier = rest.pop("id", None)
     if identifier is None:
@@ -456,7 +459,7 @@ def _record(fields: Mapping[str, Any], source: str) -> _Record:
     if isinstance(identifier, int) and not isinstance(identifier, bool):
         identifier = str(identifier)
     if not isinstance(identifier, str) or not identifier.strip():
-        raise ValueError(f"its id is {_shown(identifier)}, not a text or a number")
+        raise InvalidValueError(f"its id is {_shown(identifier)}, not a text or a number")
     title, text = (_text_field(rest, name) for name in ("title", "text"))
     images, problems = _image_references(rest)
     return _Record(identifier, source, title.strip(), text, images, rest, problems)
@@ -473,14 +476,14 @@ def _text_field(fields: dict[str, Any], name: str) -> str:
     if value is None:
         return ""
     if not isinstance(value, str):
-        raise ValueError(f"its {name} is {_shown(value)}, not a text")
+        raise InvalidValueError(f"its {name} is {_shown(value)}, not a text")
     return value
 
 
 def _image_references(fields: dict[str, Any]) -> tuple[list[_ImageReference], list[str]]:
     """Take the images out of a document's fields, and say what is wrong with the others."""
     if fields.get("image") and fields.get("images"):
-        raise ValueError("has both image and images; keep one of them")
+        raise InvalidValueError("has both image and images; keep one of them")
     image = fields.pop("image", None)
     images = fields.pop("images", None)
     if image:
@@ -506,13 +509,15 @@ def _image_reference(image: Any) -> _ImageReference:
     if isinstance(image, str):
         image = {"path": image}
     if not isinstance(image, dict):
-        raise ValueError(f"an image of it is {_shown(image)}, not a path or an object with one")
+        raise InvalidValueError(
+            f"an image of it is {_shown(image)}, not a path or an object with one"
+        )
     path = image.get("path")
     if not isinstance(path, str) or not path.strip():
-        raise ValueError(f"an image of it has the path {_shown(path)}, not a text")
+        raise InvalidValueError(f"an image of it has the path {_shown(path)}, not a text")
     caption = next((image[key] for key in _CAPTION_KEYS if image.get(key)), "")
     if not isinstance(caption, str):
-        raise ValueError(f"the caption of {path!r} is {_shown(caption)}, not a text")
+        raise InvalidValueError(f"the caption of {path!r} is {_shown(caption)}, not a text")
     return _ImageReference(path, caption.strip())
 
 
@@ -561,13 +566,13 @@ def _check_header(path: Path, header: Iterable[str] | None, delimiter: str) -> N
 def _cells(row: dict[str | None, Any]) -> dict[str, Any]:
     """One row as the fields of a JSONL line would be; an empty cell is a field left out."""
     if None in row:
-        raise ValueError(f"has {len(row[None])} cells more than the first line has columns")
+        raise InvalidValueError(f"has {len(row[None])} cells more than the first line has columns")
     if None in row.values():
         missing = sum(value is None for value in row.values())
-        raise ValueError(f"has {missing} cells fewer than the first line has columns")
+        raise InvalidValueError(f"has {missing} cells fewer than the first line has columns")
     fields: dict[str, Any] = {_known(str(name)): value for name, value in row.items() if value}
     if "" in fields:
-        raise ValueError(f"has {_shown(fields[''])} in a column without a name")
+        raise InvalidValueError(f"has {_shown(fields[''])} in a column without a name")
     if "images" in fields:
         paths = [path for path in _split(fields["images"]) if path]
         captions: list[str] = []
@@ -575,7 +580,7 @@ def _cells(row: dict[str | None, Any]) -> dict[str, Any]:
             for name in (f"{key}s", key):
                 captions = captions or _split(fields.pop(name, ""))
         if captions and len(captions) != len(paths):
-            raise ValueError(f"has {len(paths)} images but {len(captions)} captions")
+            raise InvalidValueError(f"has {len(paths)} images but {len(captions)} captions")
         captions = captions or [""] * len(paths)
         fields["images"] = [
             {"path": path, "caption": caption}
@@ -656,9 +661,9 @@ def _text_of(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(_not_utf8(error)) from error
+        raise InvalidValueError(_not_utf8(error)) from error
     except OSError as error:
-        raise ValueError(f"cannot be read ({error.strerror})") from error
+        raise InvalidValueError(f"cannot be read ({error.strerror})") from error
 
 
 # --- images ----------------------------------------------------------------------------------

@@ -16,6 +16,8 @@ import yaml
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
+from llama_index_gap.errors import GapError
+
 _FRONT_MATTER = re.compile(
     r"\A(?P<fence>---|\+\+\+)[ \t]*\r?\n(?P<body>.*?)^(?P=fence)[ \t]*(\r?\n|\Z)",
     re.DOTALL | re.MULTILINE,
@@ -32,7 +34,7 @@ _SEPARATING_TAGS = frozenset(
 )
 
 
-class MarkdownError(ValueError):
+class MarkdownError(GapError, ValueError):
     """A page whose front matter cannot be read."""
 
 

@@ -10,7 +10,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import log_ndtr
 
-FloatArray: TypeAlias = npt.NDArray[np.float64]
+from llama_index_gap.errors import InvalidValueError
+from llama_index_gap.gap.arrays import FloatArray
+
 Normalize: TypeAlias = Literal["rank", "minmax", "zscore", "background", "none"]
 Combine: TypeAlias = Literal["sum", "max", "evidence"]
 
@@ -157,18 +159,20 @@ def check_method(normalize: str, combine: str, *, k: float = RANK_CONSTANT) -> N
         ValueError: they do not; says what would.
     """
     if normalize not in get_args(Normalize):
-        raise ValueError(
+        raise InvalidValueError(
             f"normalize={normalize!r}: must be one of {', '.join(get_args(Normalize))}"
         )
     if combine not in get_args(Combine):
-        raise ValueError(f"combine={combine!r}: must be one of {', '.join(get_args(Combine))}")
+        raise InvalidValueError(
+            f"combine={combine!r}: must be one of {', '.join(get_args(Combine))}"
+        )
     if combine == "evidence" and normalize not in {"zscore", "background"}:
-        raise ValueError(
+        raise InvalidValueError(
             f"combine='evidence' turns z-scores into probabilities and normalize={normalize!r} "
             "gives none; pass normalize='background' or 'zscore', or combine='sum'"
         )
     if not (np.isfinite(k) and k >= 0):
-        raise ValueError(f"k={k}: must be a number of at least 0")
+        raise InvalidValueError(f"k={k}: must be a number of at least 0")
 
 
 def _checked_weights(
@@ -177,10 +181,12 @@ def _checked_weights(
     weights = weights or {}
     unknown = [name for name in weights if name not in legs]
     if unknown:
-        raise ValueError(f"weights name {unknown[0]!r}; the legs are {', '.join(legs)}")
+        raise InvalidValueError(f"weights name {unknown[0]!r}; the legs are {', '.join(legs)}")
     for name, weight in weights.items():
         if not (np.isfinite(weight) and weight >= 0):
-            raise ValueError(f"the weight of {name} is {weight}: must be a number of at least 0")
+            raise InvalidValueError(
+                f"the weight of {name} is {weight}: must be a number of at least 0"
+            )
     return {name: float(weights.get(name, 1.0)) for name in legs}
 
 
@@ -188,12 +194,12 @@ def _best_scores(name: str, leg: Leg) -> dict[str, float]:
     """Each document's best score, best document first."""
     scores = np.asarray(leg.scores, dtype=np.float64)
     if scores.shape != (len(leg.keys),):
-        raise ValueError(
+        raise InvalidValueError(
             f"the {name} leg has {len(leg.keys)} keys but scores of shape {scores.shape}"
         )
     for what, values in (("scores", scores), ("background", leg.background)):
         if values is not None and not np.isfinite(np.asarray(values, dtype=np.float64)).all():
-            raise ValueError(f"the {name} leg's {what} hold NaN or infinity")
+            raise InvalidValueError(f"the {name} leg's {what} hold NaN or infinity")
     best: dict[str, float] = {}
     for index in np.argsort(-scores, kind="stable"):
         best.setdefault(leg.keys[index], float(scores[index]))
@@ -228,7 +234,7 @@ def _size_ratios(legs: Mapping[str, Leg]) -> dict[str, float]:
     sizes = {name: leg.size for name, leg in legs.items() if leg.size is not None}
     for name, size in sizes.items():
         if size < 1:
-            raise ValueError(f"the {name} leg has hits, but its size is {size}")
+            raise InvalidValueError(f"the {name} leg has hits, but its size is {size}")
     if len(sizes) < len(legs):
         return dict.fromkeys(legs, 1.0)
     return {name: size / min(sizes.values()) for name, size in sizes.items()}

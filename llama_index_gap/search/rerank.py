@@ -24,6 +24,7 @@ from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore, QueryBundle
 from tqdm import tqdm
 
+from llama_index_gap.errors import InvalidValueError
 from llama_index_gap.gap.calibrate import RelevanceCalibrator
 from llama_index_gap.images.opening import (
     ImageError,
@@ -194,7 +195,7 @@ class MultiModalRerank(PickledAsSettings, BaseNodePostprocessor):
             fields = type(self).model_fields
             given = [name for name in _LOADING if settings[name] != fields[name].default]
             if given:
-                raise ValueError(
+                raise InvalidValueError(
                     f"{', '.join(given)}: {self.model.name} is loaded already; set this where it "
                     "is loaded, or pass the model's name instead"
                 )
@@ -207,7 +208,7 @@ class MultiModalRerank(PickledAsSettings, BaseNodePostprocessor):
     def _check_mode(self) -> None:
         mode, scorer = self.score_mode, self._scorer
         if mode == "joint" and not scorer.joint:
-            raise ValueError(
+            raise InvalidValueError(
                 f"score_mode='joint': {scorer.name} reads no text and image together; choose "
                 "another score_mode, such as 'mean', or a model that does"
             )
@@ -215,7 +216,7 @@ class MultiModalRerank(PickledAsSettings, BaseNodePostprocessor):
             if side in scorer.document_modalities:
                 continue
             if mode == side:
-                raise ValueError(
+                raise InvalidValueError(
                     f"score_mode={mode!r}: {scorer.name} reads no {name} of documents; choose "
                     "another score_mode, or a model that reads them"
                 )
@@ -228,7 +229,7 @@ class MultiModalRerank(PickledAsSettings, BaseNodePostprocessor):
         if self.calibrator is None:
             return
         if self.score_mode == "joint":
-            raise ValueError(
+            raise InvalidValueError(
                 "score_mode='joint': a calibrator knows texts and images, not the two together; "
                 "leave it out, or choose another score_mode"
             )
@@ -238,7 +239,7 @@ class MultiModalRerank(PickledAsSettings, BaseNodePostprocessor):
             for query in sorted(self._scorer.modalities)
         ]
         if not any(self.calibrator.curves.keys() >= pairs for pairs in needed):
-            raise ValueError(
+            raise InvalidValueError(
                 f"the calibrator was fitted for {', '.join(self.calibrator.curves)}, but a query "
                 "needs " + " or ".join(" and ".join(sorted(pairs)) for pairs in needed)
             )
@@ -267,7 +268,7 @@ class MultiModalRerank(PickledAsSettings, BaseNodePostprocessor):
         self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
     ) -> list[NodeWithScore]:
         if query_bundle is None:
-            raise ValueError("the query is missing: pass query_bundle or query_str")
+            raise InvalidValueError("the query is missing: pass query_bundle or query_str")
         if not nodes:
             return []
         documents = by_document(nodes, self.group_by)
@@ -424,10 +425,10 @@ class MultiModalRerank(PickledAsSettings, BaseNodePostprocessor):
         if bundle.image_path is not None:
             items["image"] = image = self._lazy_image(bundle.image_path)
         if not items:
-            raise ValueError("the query is empty: pass a text, an image_path, or both")
+            raise InvalidValueError("the query is empty: pass a text, an image_path, or both")
         for modality in items:
             if modality not in self._scorer.modalities:
-                raise ValueError(
+                raise InvalidValueError(
                     f"the query has a side ({modality}) that {self.model_name} cannot read; "
                     "leave it out, or choose a model that reads it"
                 )

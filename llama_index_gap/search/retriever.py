@@ -27,6 +27,7 @@ from llama_index.core.vector_stores.types import (
     VectorStoreQuery,
 )
 
+from llama_index_gap.errors import InvalidValueError
 from llama_index_gap.gap.calibrate import RelevanceCalibrator
 from llama_index_gap.search.fusion import (
     RANK_CONSTANT,
@@ -182,22 +183,24 @@ class DualIndexRetriever(BaseRetriever):
             ("top_k", top_k, 1),
         ):
             if value is not None and value < least:
-                raise ValueError(f"{name}={value}: must be at least {least}")
+                raise InvalidValueError(f"{name}={value}: must be at least {least}")
         if similarity_top_k == image_similarity_top_k == 0:
-            raise ValueError("similarity_top_k and image_similarity_top_k are both 0")
+            raise InvalidValueError("similarity_top_k and image_similarity_top_k are both 0")
         for what, chosen, known in (
             ("group_by", group_by, ("document", "node")),
             ("on_leg_error", on_leg_error, ("raise", "degrade")),
         ):
             if chosen not in known:
-                raise ValueError(f"{what}={chosen!r}: must be one of {', '.join(known)}")
+                raise InvalidValueError(f"{what}={chosen!r}: must be one of {', '.join(known)}")
         if complete and not all(hasattr(side.store, "get_vectors") for side in sides.values()):
-            raise ValueError("complete=True needs stores that give their vectors: a DualIndex")
+            raise InvalidValueError(
+                "complete=True needs stores that give their vectors: a DualIndex"
+            )
         for name, weight in (weights or {}).items():
             if name not in ("text", "image"):
-                raise ValueError(f"weights name {name!r}; the sides are text, image")
+                raise InvalidValueError(f"weights name {name!r}; the sides are text, image")
             if not (np.isfinite(weight) and weight >= 0):
-                raise ValueError(f"the weight of {name} is {weight}: must be at least 0")
+                raise InvalidValueError(f"the weight of {name} is {weight}: must be at least 0")
         self._sides = dict(sides)
         self._top_ks: dict[Side, int] = {
             "text": similarity_top_k,
@@ -331,7 +334,7 @@ class DualIndexRetriever(BaseRetriever):
                 given = vectors.get("image_by_image") if by_image is image else None
                 vectors["text_by_image"] = given or _embed_image(image, query.image_path)
         if not vectors:
-            raise ValueError("the query is empty: pass a text, an image_path, or both")
+            raise InvalidValueError("the query is empty: pass a text, an image_path, or both")
         return {name: np.asarray(vector, dtype=np.float32) for name, vector in vectors.items()}
 
     def _check_pairs(self) -> None:
@@ -344,7 +347,7 @@ class DualIndexRetriever(BaseRetriever):
         by_image = [f"image_to_{side}" for side in asked if side == "image" or shared]
         fitted = self._calibrator.curves.keys()
         if not any(pairs and fitted >= set(pairs) for pairs in (by_text, by_image)):
-            raise ValueError(
+            raise InvalidValueError(
                 f"the calibrator was fitted for {', '.join(fitted)}, but a query needs "
                 + " or ".join(" and ".join(pairs) for pairs in (by_text, by_image) if pairs)
             )
@@ -399,7 +402,7 @@ class DualIndexRetriever(BaseRetriever):
         if ids and not nodes and side.nodes is not None:
             nodes = side.nodes(ids)
         if len(nodes) != len(scores):
-            raise ValueError(
+            raise InvalidValueError(
                 f"the {_side(name)} store returned {len(nodes)} nodes and {len(scores)} scores for "
                 f"{len(ids)} ids; pass the docstore that holds its nodes"
             )
@@ -544,11 +547,11 @@ def _calibrator_of(
     dual = None if isinstance(index, Mapping) else index
     if min_probability is not None:
         if not 0 <= min_probability <= 1:
-            raise ValueError(f"min_probability={min_probability}: must lie between 0 and 1")
+            raise InvalidValueError(f"min_probability={min_probability}: must lie between 0 and 1")
         if calibrator is None and dual is not None:
             calibrator = dual.calibrator
         if calibrator is None:
-            raise ValueError(
+            raise InvalidValueError(
                 f"min_probability={min_probability} needs a calibrator: fit one on labelled "
                 "queries, RelevanceCalibrator.fit(collect_scores(index, queries), "
                 "source=index.models), and pass it, or save it with index.save_calibrator"
@@ -596,7 +599,7 @@ def _side(leg: str) -> Side:
 def _embed_text(model: BaseEmbedding, query: QueryBundle) -> list[float]:
     texts = query.embedding_strs
     if not texts:
-        raise ValueError(
+        raise InvalidValueError(
             f"the query has an embedding but no text, and {model.model_name} needs one: the given "
             "embedding is of the text side's model"
         )
@@ -605,7 +608,7 @@ def _embed_text(model: BaseEmbedding, query: QueryBundle) -> list[float]:
 
 def _embed_image(model: BaseEmbedding, image: str) -> list[float]:
     if not isinstance(model, MultiModalEmbedding):
-        raise ValueError(
+        raise InvalidValueError(
             f"the query is an image, but {model.model_name} embeds no images; "
             "pass a MultiModalEmbedding for the image side"
         )

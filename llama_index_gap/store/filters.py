@@ -14,6 +14,8 @@ from llama_index.core.vector_stores.types import (
     MetadataFilters,
 )
 
+from llama_index_gap.errors import InvalidValueError, UnsupportedError
+
 Scalar: TypeAlias = str | int | float
 
 ID_FIELD = "id"
@@ -99,18 +101,22 @@ def literal(value: Scalar) -> str:
         case int() if -_INT64 < value < _INT64:
             return str(value)
         case int():
-            raise ValueError(f"{value}: Milvus compares integers of 64 bits; use a smaller one")
+            raise InvalidValueError(
+                f"{value}: Milvus compares integers of 64 bits; use a smaller one"
+            )
         case float() if math.isfinite(value):
             return repr(value)
         case float():
-            raise ValueError(f"{value}: a filter compares finite numbers only")
+            raise InvalidValueError(f"{value}: a filter compares finite numbers only")
         case str():
             try:
                 value.encode()
             except UnicodeEncodeError as error:
-                raise ValueError(f"{value!r}: is no valid Unicode ({error.reason})") from error
+                raise InvalidValueError(
+                    f"{value!r}: is no valid Unicode ({error.reason})"
+                ) from error
             return f'"{value.translate(_ESCAPES)}"'
-    raise ValueError(f"{value!r}: a filter compares strings and numbers")
+    raise InvalidValueError(f"{value!r}: a filter compares strings and numbers")
 
 
 def literal_list(values: Sequence[Scalar]) -> str:
@@ -141,9 +147,9 @@ def _all_of(filters: MetadataFilters, *, negated: bool = False) -> str:
 def _one(condition: MetadataFilter, *, negated: bool = False) -> str:
     key, operator, value = condition.key, condition.operator, condition.value
     if key == "embedding":
-        raise ValueError("filter on 'embedding': vectors are searched, not filtered")
+        raise InvalidValueError("filter on 'embedding': vectors are searched, not filtered")
     if re.search(r"[\x00-\x1f]", key):
-        raise ValueError(
+        raise InvalidValueError(
             f"filter on {key!r}: Milvus finds no key with control characters; rename it"
         )
     if operator in _NEGATIONS:
@@ -164,7 +170,7 @@ def _one(condition: MetadataFilter, *, negated: bool = False) -> str:
         case FilterOperator.TEXT_MATCH:
             expression = f"{_access(key)} like {literal(_pattern(condition))}"
         case _:
-            raise NotImplementedError(
+            raise UnsupportedError(
                 f"filter operator {operator.value!r} on {key!r} with {value!r}: Milvus has none "
                 "such; use 'text_match', which minds case"
             )
@@ -216,7 +222,7 @@ def _contains(condition: MetadataFilter, values: list[Scalar]) -> str:
     """Whether the row's list holds the value, any of them, or all of them."""
     key = condition.key
     if not _is_plain(key):
-        raise ValueError(
+        raise InvalidValueError(
             f"filter {condition.operator.value!r} on {key!r}: lists can be searched only under a "
             "plain key (letters, digits, _; no word of the filter language); rename it"
         )
@@ -238,9 +244,11 @@ def _is_empty(key: str) -> str:
 def _pattern(condition: MetadataFilter) -> str:
     value = _scalar(condition)
     if not isinstance(value, str):
-        raise ValueError(f"filter 'text_match' on {condition.key!r}: {value!r} is not a string")
+        raise InvalidValueError(
+            f"filter 'text_match' on {condition.key!r}: {value!r} is not a string"
+        )
     if re.search(r"[%_\\]", value):
-        raise NotImplementedError(
+        raise UnsupportedError(
             f"filter 'text_match' on {condition.key!r} with {value!r}: '%', '_' and '\\' are "
             "wildcards that Milvus Lite cannot escape; leave them out"
         )
@@ -250,7 +258,7 @@ def _pattern(condition: MetadataFilter) -> str:
 def _scalar(condition: MetadataFilter) -> Scalar:
     value = condition.value
     if value is None or isinstance(value, list):
-        raise ValueError(
+        raise InvalidValueError(
             f"filter {condition.operator.value!r} on {condition.key!r} takes one value, not "
             f"{value!r}; use 'in' for lists and 'is_empty' for missing values"
         )
@@ -264,7 +272,7 @@ def _as_list(condition: MetadataFilter) -> list[Scalar]:
     if condition.operator in (FilterOperator.EQ, FilterOperator.CONTAINS):
         return [_scalar(condition)]
     if not isinstance(value, list):
-        raise ValueError(
+        raise InvalidValueError(
             f"filter {condition.operator.value!r} on {condition.key!r} takes a list, not {value!r}"
         )
     return list(value)
@@ -272,4 +280,4 @@ def _as_list(condition: MetadataFilter) -> list[Scalar]:
 
 def _check_column_values(condition: MetadataFilter, values: list[Scalar]) -> None:
     if condition.key in COLUMNS and not all(isinstance(value, str) for value in values):
-        raise ValueError(f"filter on {condition.key!r}: {condition.value!r} must be text")
+        raise InvalidValueError(f"filter on {condition.key!r}: {condition.value!r} must be text")

@@ -19,7 +19,6 @@ from typing import Any, TypeVar
 
 import grpc
 import numpy as np
-import numpy.typing as npt
 from llama_index.core.base.llms.types import BaseContentBlock, ImageBlock, TextBlock
 from llama_index.core.bridge.pydantic import PrivateAttr
 from llama_index.core.schema import BaseNode, ImageNode, MetadataMode, Node, TextNode
@@ -34,6 +33,8 @@ from llama_index.core.vector_stores.utils import metadata_dict_to_node
 from llama_index.vector_stores.milvus import MilvusVectorStore
 from pymilvus import DataType, MilvusClient, MilvusException
 
+from llama_index_gap.errors import GapError, InvalidValueError, UnsupportedError
+from llama_index_gap.gap.arrays import VectorArray
 from llama_index_gap.images.opening import ImageError, mime_type
 from llama_index_gap.store.filters import (
     DOC_ID_FIELD,
@@ -46,7 +47,6 @@ from llama_index_gap.store.filters import (
 
 logger = logging.getLogger(__name__)
 
-FloatArray = npt.NDArray[np.float32]
 _Item = TypeVar("_Item")
 
 METRICS = ("COSINE", "IP", "L2")
@@ -93,7 +93,7 @@ _URI = re.compile(r"(https?|tcp)://|unix:")
 _COLLECTION_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,254}")
 
 
-class StoreError(RuntimeError):
+class StoreError(GapError, RuntimeError):
     """A database that cannot be opened, does not answer, or refuses a request."""
 
 
@@ -284,7 +284,7 @@ class MilvusStore(MilvusVectorStore):
     def _open(self, asked_index: str | None) -> None:
         known = _LITE_INDEXES if self._lite else _SERVER_INDEXES
         if asked_index is not None and asked_index.upper() not in known:
-            raise ValueError(
+            raise InvalidValueError(
                 f"index_type {asked_index!r}: is none of {', '.join(known)}; choose one of them"
             )
         exists = self._call("has_collection")
@@ -304,7 +304,7 @@ class MilvusStore(MilvusVectorStore):
 
     def _create(self, properties: dict[str, str]) -> None:
         if self.dim is None:
-            raise ValueError(
+            raise InvalidValueError(
                 f"{self._name}: there is no such collection; check the name, or pass dim (to a "
                 "DualIndex: embed_model) to create it"
             )
@@ -329,13 +329,13 @@ class MilvusStore(MilvusVectorStore):
         expected = {ID_FIELD: text, DOC_ID_FIELD: text, TEXT_FIELD: text}
         expected[_VECTOR_FIELD] = DataType.FLOAT_VECTOR
         if types != expected or not description.get("enable_dynamic_field"):
-            raise ValueError(
+            raise InvalidValueError(
                 f"{self._name} has the columns {', '.join(types)}; a collection of nodes has "
                 f"{', '.join(expected)} and dynamic fields: choose another name, or overwrite=True"
             )
         stored = int(fields[_VECTOR_FIELD]["params"]["dim"])
         if self.dim not in (None, stored):
-            raise ValueError(
+            raise InvalidValueError(
                 f"{self._name} holds vectors of {stored} dimensions, and dim={self.dim} was asked "
                 "for; use the model it was built with, another name, or overwrite=True"
             )
@@ -349,13 +349,13 @@ class MilvusStore(MilvusVectorStore):
     def _check_index(self, index: Mapping[str, Any], asked_index: str | None) -> None:
         metric = str(index.get("metric_type", self.similarity_metric))
         if metric != self.similarity_metric:
-            raise ValueError(
+            raise InvalidValueError(
                 f"{self._name} was built with similarity_metric={metric!r}, and "
                 f"{self.similarity_metric!r} was asked for; pass {metric!r}, or overwrite=True"
             )
         kind = str(index.get("index_type", "FLAT"))
         if asked_index is not None and kind != asked_index.upper() != "AUTOINDEX":
-            raise ValueError(
+            raise InvalidValueError(
                 f"{self._name} has an index of type {kind}, and {asked_index} was asked for; leave "
                 "index_config out to use it as it is, or overwrite=True"
             )
@@ -449,7 +449,7 @@ class MilvusStore(MilvusVectorStore):
             TEXT_FIELD: _text_of(node),
         }
         if not node.node_id:
-            raise ValueError(f"{name}: has an empty id; give each node one of its own")
+            raise InvalidValueError(f"{name}: has an empty id; give each node one of its own")
         for column, value in columns.items():
             _check_bytes(value, self._max_lengths[column], f"{name}: its {column}", "shorten it")
         return {
@@ -458,20 +458,22 @@ class MilvusStore(MilvusVectorStore):
             **_dynamic_fields(node, name),
         }
 
-    def _to_vector(self, embedding: Sequence[float] | None, name: str) -> FloatArray:
+    def _to_vector(self, embedding: Sequence[float] | None, name: str) -> VectorArray:
         if embedding is None:
-            raise ValueError(f"{name}: has no embedding; embed it first")
+            raise InvalidValueError(f"{name}: has no embedding; embed it first")
         with np.errstate(over="ignore"):
             vector = np.asarray(embedding, dtype=np.float32)
         if vector.shape != (self.dim,):
-            raise ValueError(
+            raise InvalidValueError(
                 f"{name}: its embedding has the shape {vector.shape}, and {self._name} holds "
                 f"vectors of {self.dim} dimensions; embed it with the collection's model"
             )
         if not np.isfinite(vector).all():
-            raise ValueError(f"{name}: its embedding holds NaN or infinity; embed it again")
+            raise InvalidValueError(f"{name}: its embedding holds NaN or infinity; embed it again")
         if self.similarity_metric == "COSINE" and not vector.any():
-            raise ValueError(f"{name}: its embedding is zero and has no direction; leave it out")
+            raise InvalidValueError(
+                f"{name}: its embedding is zero and has no direction; leave it out"
+            )
         return vector
 
     def delete(self, ref_doc_id: str, **delete_kwargs: Any) -> None:
@@ -510,7 +512,9 @@ class MilvusStore(MilvusVectorStore):
         _refuse_arguments("delete_nodes", delete_kwargs)
         expression = filter_expression(filters, node_ids=node_ids)
         if not expression:
-            raise ValueError("delete_nodes without ids or filters; to delete all, call clear()")
+            raise InvalidValueError(
+                "delete_nodes without ids or filters; to delete all, call clear()"
+            )
         self._delete_ids(self._find_ids(expression))
 
     async def adelete_nodes(
@@ -611,12 +615,14 @@ class MilvusStore(MilvusVectorStore):
         """
         _refuse_arguments("query", kwargs)
         if query.mode is not VectorStoreQueryMode.DEFAULT:
-            raise NotImplementedError(
+            raise UnsupportedError(
                 f"query mode {query.mode.value!r}: this store searches by vector; use the default"
             )
         k = query.similarity_top_k
         if not 0 <= k <= _MOST_RESULTS:
-            raise ValueError(f"similarity_top_k={k}: must be between 0 and {_MOST_RESULTS:,}")
+            raise InvalidValueError(
+                f"similarity_top_k={k}: must be between 0 and {_MOST_RESULTS:,}"
+            )
         vector = self._to_vector(query.query_embedding, "the query")
         expression = filter_expression(
             query.filters, node_ids=query.node_ids or None, doc_ids=query.doc_ids or None
@@ -633,7 +639,7 @@ class MilvusStore(MilvusVectorStore):
         """Asynchronous ``query``."""
         return await asyncio.to_thread(self.query, query, **kwargs)
 
-    def _search(self, vector: FloatArray, k: int, expression: str) -> list[dict[str, Any]]:
+    def _search(self, vector: VectorArray, k: int, expression: str) -> list[dict[str, Any]]:
         settings = dict(self.search_config or {})
         if "ef" in settings:  # HNSW cannot find more than it looks at
             settings["ef"] = max(int(settings["ef"]), k)
@@ -694,7 +700,7 @@ class MilvusStore(MilvusVectorStore):
         rows = {row[ID_FIELD]: row for row in self._read(ids, fields, _NODES_PER_READ)}
         return [_to_node(rows[node_id]) for node_id in dict.fromkeys(ids) if node_id in rows]
 
-    def get_vectors(self, ids: Sequence[str]) -> dict[str, FloatArray]:
+    def get_vectors(self, ids: Sequence[str]) -> dict[str, VectorArray]:
         """Read vectors as they are stored.
 
         Args:
@@ -707,7 +713,7 @@ class MilvusStore(MilvusVectorStore):
         rows = self._read(ids, [_VECTOR_FIELD], min(at_once, _IDS_PER_MESSAGE))
         return {row[ID_FIELD]: np.asarray(row[_VECTOR_FIELD], dtype=np.float32) for row in rows}
 
-    async def aget_vectors(self, ids: Sequence[str]) -> dict[str, FloatArray]:
+    async def aget_vectors(self, ids: Sequence[str]) -> dict[str, VectorArray]:
         """Asynchronous ``get_vectors``."""
         return await asyncio.to_thread(self.get_vectors, ids)
 
@@ -745,7 +751,7 @@ class MilvusStore(MilvusVectorStore):
         """Asynchronous ``count``."""
         return await asyncio.to_thread(self.count)
 
-    def sample(self, n: int, seed: int = 0) -> FloatArray:
+    def sample(self, n: int, seed: int = 0) -> VectorArray:
         """Draw vectors at random, whatever they are and in whatever order they were stored.
 
         Each row carries one of 1,024 buckets, by the hash of its id; a sample is the rows of as
@@ -759,7 +765,7 @@ class MilvusStore(MilvusVectorStore):
             float32 (m, dim) with m near n; of length 1 each where the metric is COSINE.
         """
         if n < 1:
-            raise ValueError(f"n={n}: a sample has at least 1 vector")
+            raise InvalidValueError(f"n={n}: a sample has at least 1 vector")
         ids = self.sample_ids(n / max(self.count(), 1), seed)
         vectors = list(self.get_vectors(ids).values())
         rows = np.array(vectors, dtype=np.float32).reshape(-1, self.dim or 0)
@@ -767,7 +773,7 @@ class MilvusStore(MilvusVectorStore):
             rows /= np.linalg.norm(rows, axis=1, keepdims=True)
         return rows
 
-    async def asample(self, n: int, seed: int = 0) -> FloatArray:
+    async def asample(self, n: int, seed: int = 0) -> VectorArray:
         """Asynchronous ``sample``."""
         return await asyncio.to_thread(self.sample, n, seed)
 
@@ -779,7 +785,7 @@ class MilvusStore(MilvusVectorStore):
             seed: another seed draws other parts.
         """
         if not share > 0:
-            raise ValueError(f"share={share}: must be above 0")
+            raise InvalidValueError(f"share={share}: must be above 0")
         buckets = math.ceil(_BUCKETS * share)
         ids = self._find_ids(_in_buckets(buckets, seed))
         if not ids and buckets >= _BUCKETS // 4 and self.count():
@@ -845,7 +851,9 @@ class MilvusStore(MilvusVectorStore):
         """
         for key, value in properties.items():
             if not (isinstance(key, str) and key and isinstance(value, str)):
-                raise ValueError(f"property {key!r}={value!r}: names and values must be text")
+                raise InvalidValueError(
+                    f"property {key!r}={value!r}: names and values must be text"
+                )
             _check_bytes(value, _MOST_PROPERTY_BYTES, f"property {key!r}", "keep it in a file")
         if properties:
             prefixed = {_PROPERTY_PREFIX + key: value for key, value in properties.items()}
@@ -890,7 +898,7 @@ class MilvusStore(MilvusVectorStore):
     def _explain(self, method: str, error: MilvusException | grpc.RpcError) -> Exception:
         reason = _one_line(error)
         if "unsupported pattern" in reason:
-            return NotImplementedError(
+            return UnsupportedError(
                 "filter 'text_match': this server searches text by its beginning only (Milvus 2.4 "
                 "and later search all of it)"
             )
@@ -910,22 +918,26 @@ def _check_settings(
     batch_size: int,
 ) -> None:
     if not _URI.match(uri) and not uri.endswith(".db"):
-        raise ValueError(f"uri={uri!r}: must be a Milvus Lite file that ends in .db, or http(s)://")
+        raise InvalidValueError(
+            f"uri={uri!r}: must be a Milvus Lite file that ends in .db, or http(s)://"
+        )
     if uri != (shown := re.sub(r"//[^/?#]*@", "//***@", uri)):
-        raise ValueError(f"uri={shown!r}: a password in it would be logged; pass it as the token")
+        raise InvalidValueError(
+            f"uri={shown!r}: a password in it would be logged; pass it as the token"
+        )
     if not _COLLECTION_NAME.fullmatch(collection_name):
-        raise ValueError(
+        raise InvalidValueError(
             f"collection_name={collection_name!r}: must be up to 255 letters, digits and "
             "underscores, with no digit first"
         )
     if dim is not None and not 1 <= dim <= _MOST_DIMENSIONS:
-        raise ValueError(f"dim={dim}: must be between 1 and {_MOST_DIMENSIONS:,}")
+        raise InvalidValueError(f"dim={dim}: must be between 1 and {_MOST_DIMENSIONS:,}")
     if metric not in METRICS:
-        raise ValueError(f"similarity_metric={metric!r}: is none of {', '.join(METRICS)}")
+        raise InvalidValueError(f"similarity_metric={metric!r}: is none of {', '.join(METRICS)}")
     if index_config is not None and "index_type" not in index_config:
-        raise ValueError(f"index_config={dict(index_config)}: names no index_type")
+        raise InvalidValueError(f"index_config={dict(index_config)}: names no index_type")
     if batch_size < 1:
-        raise ValueError(f"batch_size={batch_size}: must be at least 1")
+        raise InvalidValueError(f"batch_size={batch_size}: must be at least 1")
 
 
 def _lite_path(uri: str) -> str | None:
@@ -1031,7 +1043,7 @@ def _dynamic_fields(node: BaseNode, name: str) -> dict[str, Any]:
     clash = sorted(_RESERVED_KEYS & metadata.keys())
     clash += [key for key in _DOC_ID_KEYS if key in metadata and metadata[key] != source]
     if clash:
-        raise ValueError(
+        raise InvalidValueError(
             f"{name}: metadata key {clash[0]!r} is a field of the collection's own; rename it"
         )
     dynamic = {
@@ -1060,7 +1072,7 @@ def _to_json(node: BaseNode, name: str) -> dict[str, Any]:
     try:
         content: dict[str, Any] = bare.model_dump(mode="json", fallback=_to_plain)
     except ValueError as error:
-        raise ValueError(
+        raise InvalidValueError(
             f"{name}: its metadata is not JSON ({_one_line(error)}); use texts, numbers and lists"
         ) from error
     if isinstance(content.get("text_resource"), dict):
@@ -1077,7 +1089,7 @@ def _to_plain(value: Any) -> Any:
             return str(value)
         case np.ndarray() | np.generic():
             return value.tolist()
-    raise ValueError(f"{type(value).__name__} {str(value)[:60]!r}")
+    raise InvalidValueError(f"{type(value).__name__} {str(value)[:60]!r}")
 
 
 def _to_node(row: Mapping[str, Any]) -> BaseNode:
@@ -1118,7 +1130,7 @@ def _refuse_pixels(node: BaseNode, name: str) -> None:
     if isinstance(node, Node) and node.image_resource is not None:
         pixels = node.image_resource.data
     if pixels:
-        raise ValueError(
+        raise InvalidValueError(
             f"{name}: pixels are never stored in Milvus: write the {len(pixels):,} bytes of base64 "
             "to a file and set the node's image_path"
         )
@@ -1128,9 +1140,11 @@ def _check_bytes(text: str, limit: int, name: str, way_out: str) -> None:
     try:
         size = len(text.encode())
     except UnicodeEncodeError as error:
-        raise ValueError(f"{name}: is no valid Unicode ({error.reason}); clean it") from error
+        raise InvalidValueError(
+            f"{name}: is no valid Unicode ({error.reason}); clean it"
+        ) from error
     if size > limit:
-        raise ValueError(f"{name}: {size:,} bytes, more than Milvus' {limit:,}; {way_out}")
+        raise InvalidValueError(f"{name}: {size:,} bytes, more than Milvus' {limit:,}; {way_out}")
 
 
 def _check_integers(value: Any, name: str) -> None:
@@ -1142,12 +1156,14 @@ def _check_integers(value: Any, name: str) -> None:
             for inner in value:
                 _check_integers(inner, name)
         case int() if not -_INT64 <= value < _INT64:
-            raise ValueError(f"{name}: metadata holds {value}, more than 64 bits; store it as text")
+            raise InvalidValueError(
+                f"{name}: metadata holds {value}, more than 64 bits; store it as text"
+            )
 
 
 def _row_bytes(row: Mapping[str, Any]) -> int:
     """An upper bound, roughly, of what a row takes in a message."""
-    vector: FloatArray = row[_VECTOR_FIELD]
+    vector: VectorArray = row[_VECTOR_FIELD]
     return vector.nbytes + 4 * (len(row[TEXT_FIELD]) + len(row[ID_FIELD])) + _MOST_DYNAMIC_BYTES
 
 
@@ -1191,4 +1207,6 @@ def _is_ours(property_name: str) -> bool:
 
 def _refuse_arguments(method: str, arguments: Mapping[str, Any]) -> None:
     if arguments:
-        raise ValueError(f"{method}: unknown arguments {', '.join(arguments)}; leave them out")
+        raise InvalidValueError(
+            f"{method}: unknown arguments {', '.join(arguments)}; leave them out"
+        )

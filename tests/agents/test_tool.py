@@ -447,7 +447,7 @@ def test_wrong_settings(index: DualIndex, settings: dict[str, Any], message: str
 # --- searching by an image ---------------------------------------------------------------------
 
 
-def test_a_image_of_the_index_is_named_by_its_id_or_as_it_was_returned(
+def test_an_image_of_the_index_is_named_by_its_id_or_as_it_was_returned(
     index: DualIndex, images: dict[str, str]
 ) -> None:
     search = make(index)

@@ -23,7 +23,8 @@ from rich.console import Console
 from tiny_rerankers import make_tiny_qwen_reranker
 
 import llama_index_gap
-from llama_index_gap import DualEncoderEmbedding, cli
+from llama_index_gap import DualEncoderEmbedding
+from llama_index_gap.cli import app as cli
 from llama_index_gap.demo.tiny import make_tiny_clip
 from llama_index_gap.gap.calibrate import Curve, RelevanceCalibrator
 from llama_index_gap.index.dual_index import DualIndex
@@ -370,7 +371,7 @@ def test_what_one_side_did_not_find_is_shown_all_the_same(demo: Path) -> None:
     assert None in evidence  # a text that was not among the best
 
 
-def test_a_image_finds_itself(demo: Path) -> None:
+def test_an_image_finds_itself(demo: Path) -> None:
     image = demo / "corpus" / "images" / "ferry.png"
 
     shown = gap("search", "--image", image, "--db", demo / "gap.db", "--top-k", 12, "--json")

@@ -141,7 +141,7 @@ def test_near_misses_differ_in_one_attribute(
 # --- images ------------------------------------------------------------------------------------
 
 
-def test_a_image_is_small_and_of_few_colours() -> None:
+def test_an_image_is_small_and_of_few_colours() -> None:
     image = draw(SCENE, "seed")
 
     assert (image.mode, image.size) == ("RGB", (SIDE, SIDE))

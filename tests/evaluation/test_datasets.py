@@ -196,7 +196,7 @@ def test_no_data_set(tmp_path: Path) -> None:
         read_dataset(tmp_path / "nowhere")
 
 
-def test_a_image_to_ask_with_may_lie_anywhere(tmp_path: Path) -> None:
+def test_an_image_to_ask_with_may_lie_anywhere(tmp_path: Path) -> None:
     image(tmp_path / "elsewhere" / "ask.png")
     absolute = str(tmp_path / "elsewhere" / "ask.png")
     row = {"image": absolute, "relevant": ["a"]}

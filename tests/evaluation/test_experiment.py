@@ -22,9 +22,11 @@ from llama_index_gap.evaluation.experiment import (
 )
 from llama_index_gap.evaluation.results_cache import ResultsCacheError
 from llama_index_gap.evaluation.trec import read_qrels, read_run
+from llama_index_gap.gap.arrays import FloatArray
 from llama_index_gap.index.dual_index import DualIndex
+from llama_index_gap.modality import Modality
 from llama_index_gap.models import LazyImage, PairScorer
-from llama_index_gap.models.base import FloatArray, Item, Modality
+from llama_index_gap.models.base import Item
 from llama_index_gap.readers.corpus import Corpus
 
 AXES = {"alpha": 0, "beta": 1}
@@ -187,7 +189,7 @@ def test_every_row_is_what_the_retriever_finds(model: ByHand, file: Path, tmp_pa
     assert len(result.runs["32 by text"]["1"]) == 32
 
 
-def test_a_image_asks_all_legs_too(index: DualIndex, file: Path) -> None:
+def test_an_image_asks_all_legs_too(index: DualIndex, file: Path) -> None:
     queries = [LabelledQuery("1", "alpha"), LabelledQuery("2", "", image_path="/p/beta")]
 
     result = Experiment(dataset(queries=queries), index).run(file)
@@ -207,7 +209,7 @@ def test_a_image_asks_all_legs_too(index: DualIndex, file: Path) -> None:
     assert [own.corpus_share for own in result.own_modality] == [0.5, 0.5]
 
 
-def test_a_text_and_a_image_have_no_modality_of_their_own(index: DualIndex, file: Path) -> None:
+def test_a_text_and_an_image_have_no_modality_of_their_own(index: DualIndex, file: Path) -> None:
     queries = [LabelledQuery("1", "alpha", image_path="/p/alpha")]
 
     result = Experiment(dataset(queries=queries), index).run(file)

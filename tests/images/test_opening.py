@@ -420,7 +420,7 @@ def test_what_is_read_is_checked_but_not_decoded(
             read_image(source, **options)
 
 
-def test_which_nodes_have_a_image(flag_file: Path) -> None:
+def test_which_nodes_have_an_image(flag_file: Path) -> None:
     with_one = [
         ImageNode(image_path=str(flag_file)),
         ImageNode(image=PNG_BASE64),

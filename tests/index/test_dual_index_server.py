@@ -169,7 +169,7 @@ def test_a_text_finds_itself(index: DualIndex) -> None:
         assert best(index, f"news of the {topic}", image_similarity_top_k=0) == topic
 
 
-def test_a_image_finds_itself(index: DualIndex, noise_files: list[str]) -> None:
+def test_an_image_finds_itself(index: DualIndex, noise_files: list[str]) -> None:
     for topic, path in zip(TOPICS, noise_files, strict=True):
         query = QueryBundle("", image_path=path)
         assert best(index, query, similarity_top_k=0) == topic

@@ -92,7 +92,7 @@ def test_a_folder_with_docs_jsonl_is_read_as_that_file(tmp_path: Path) -> None:
         {" IMAGES ": [{"path": "a.png", "alt": "red"}]},
     ],
 )
-def test_ways_to_name_a_image(images: dict[str, Any], tmp_path: Path) -> None:
+def test_ways_to_name_an_image(images: dict[str, Any], tmp_path: Path) -> None:
     write_image(tmp_path / "a.png")
 
     (node,) = read_corpus(jsonl(tmp_path, images)).image_nodes
@@ -101,7 +101,7 @@ def test_ways_to_name_a_image(images: dict[str, Any], tmp_path: Path) -> None:
     assert node.metadata == {}
 
 
-def test_a_image_without_a_caption_has_no_text(tmp_path: Path) -> None:
+def test_an_image_without_a_caption_has_no_text(tmp_path: Path) -> None:
     write_image(tmp_path / "a.png")
 
     (node,) = read_corpus(jsonl(tmp_path, {"images": ["a.png"]})).image_nodes

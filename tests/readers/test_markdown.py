@@ -49,7 +49,7 @@ def test_finds_images(source: str, image: PageImage) -> None:
 
 
 @pytest.mark.parametrize("source", ["`![x](a.png)`", "```\n![x](a.png)\n```", "<img alt='x'>"])
-def test_what_only_looks_like_a_image(source: str) -> None:
+def test_what_only_looks_like_an_image(source: str) -> None:
     assert parse_markdown(source).images == []
 
 
@@ -72,7 +72,7 @@ def test_html_parts_words_where_a_page_does(source: str, text: str) -> None:
     assert parse_markdown(source).text == text
 
 
-def test_what_was_meant_as_a_image_is_told() -> None:
+def test_what_was_meant_as_an_image_is_told() -> None:
     page = parse_markdown("![x](my pic.png) and ![y]({{ base }}/a.png)\n\n`![x](my pic.png)`")
 
     assert page.unread[:2] == ["![x](my pic.png)", "![y]({{ base }}/a.png)"]

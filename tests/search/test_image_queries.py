@@ -116,7 +116,7 @@ def ids(hits: list[Any]) -> list[str]:
 # --- searching ----------------------------------------------------------------------------------
 
 
-def test_a_image_asks_the_model_that_compares_images(index: DualIndex, tmp_path: Path) -> None:
+def test_an_image_asks_the_model_that_compares_images(index: DualIndex, tmp_path: Path) -> None:
     with DualIndex(str(tmp_path / "gap.db"), embed_model=dual()) as two:
         two.insert_nodes(BOATS)
         assert ids(search(two, PHOTO)) == ["t1", "t2", "f1", "f2"]
@@ -147,7 +147,7 @@ def test_a_text_asks_the_dual_encoder(index: DualIndex) -> None:
     assert index.image_query_embed_model.asked == []
 
 
-def test_a_text_and_a_image_ask_four_times(index: DualIndex) -> None:
+def test_a_text_and_an_image_ask_four_times(index: DualIndex) -> None:
     both = QueryBundle("a boat", image_path=PHOTO.image_path)
     models = [index.embed_model, index.image_query_embed_model]
     for model in models:
@@ -311,7 +311,7 @@ def test_every_image_has_a_row_there_as_long_as_it_is_one(
         assert index.insert_nodes(nodes).image_query_rows == 2
 
 
-def test_a_image_that_came_as_base64_goes_with_its_rows(
+def test_an_image_that_came_as_base64_goes_with_its_rows(
     clip: CountingEmbedding, dinov2: CountingEmbedding, noise_files: list[str], tmp_path: Path
 ) -> None:
     node = ImageNode(id_="a", image=base64.b64encode(Path(noise_files[0]).read_bytes()).decode())
@@ -327,7 +327,7 @@ def test_a_image_that_came_as_base64_goes_with_its_rows(
         assert not Path(stored.image_path).exists()
 
 
-def test_a_image_that_cannot_be_opened_is_reported_once(
+def test_an_image_that_cannot_be_opened_is_reported_once(
     clip: CountingEmbedding, dinov2: CountingEmbedding, nodes: list[TextNode], tmp_path: Path
 ) -> None:
     gone = ImageNode(id_="gone", image_path="/no/such.png")

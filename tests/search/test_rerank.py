@@ -40,10 +40,11 @@ from paths import PARITY
 from PIL import Image
 from scipy.special import logit
 
-from llama_index_gap import DualEncoderEmbedding, DualIndex, ImageError, images
+from llama_index_gap import DualEncoderEmbedding, DualIndex, ImageError, open_image
+from llama_index_gap.gap.arrays import FloatArray
 from llama_index_gap.gap.calibrate import PAIRS, Curve, RelevanceCalibrator
 from llama_index_gap.models import Joint, LazyImage, ModelError, PairScorer
-from llama_index_gap.models.base import FloatArray, Item
+from llama_index_gap.models.base import Item
 from llama_index_gap.search.rerank import MultiModalRerank
 from llama_index_gap.search.retriever import ScoredNode
 
@@ -295,7 +296,9 @@ def test_metadata_alone_is_no_caption(tmp_path: Path) -> None:
 def test_images_of_every_form(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = paint(tmp_path, red=0.4)
     data = Path(path).read_bytes()
-    monkeypatch.setattr(images, "fetch", {"https://e.com/a.png": data}.__getitem__)
+    monkeypatch.setattr(
+        "llama_index_gap.images.opening.fetch", {"https://e.com/a.png": data}.__getitem__
+    )
     scorer = WordsAndColours()
     nodes = hits(
         ImageNode(id_="path", image_path=path),
@@ -392,7 +395,7 @@ def test_images_are_opened_only_where_they_may_be(
     def fetch(url: str) -> bytes:
         return Path(paint(tmp_path, red=1)).read_bytes()
 
-    monkeypatch.setattr(images, "fetch", fetch)
+    monkeypatch.setattr("llama_index_gap.images.opening.fetch", fetch)
     inside, outside = tmp_path / "inside", tmp_path / "outside"
     inside.mkdir()
     outside.mkdir()
@@ -470,7 +473,7 @@ def test_read_together_are_the_first_text_and_the_first_good_image(
     assert ranked.scores == pytest.approx({"retrieval": 1, "rerank_joint": 0.8})
 
 
-def test_a_image_that_the_model_refuses_costs_that_side_only(
+def test_an_image_that_the_model_refuses_costs_that_side_only(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Picky(WordsAndColours):
@@ -899,7 +902,10 @@ class ColoursOnly(WordsAndColours):
             "reads no texts of documents; choose another",
         ),
         ({"model": WordsOnly(), "score_mode": "joint"}, "reads no text and image together"),
-        ({"calibrator": calibrator(), "score_mode": "joint"}, "a calibrator knows texts and pict"),
+        (
+            {"calibrator": calibrator(), "score_mode": "joint"},
+            "a calibrator knows texts and images",
+        ),
         ({"calibrator": calibrator(source="m0")}, "was fitted for m0, and these scores are of wor"),
         (
             {"calibrator": calibrator("text_to_text", "image_to_image")},
@@ -973,7 +979,7 @@ def test_jina_reranker_m0_gives_its_own_scores(monkeypatch: pytest.MonkeyPatch) 
 
     def decode(data: bytes) -> Image.Image:
         decoded.append(data)
-        return images.open_image(data)
+        return open_image(data)
 
     monkeypatch.setattr("llama_index_gap.search.rerank.open_image", decode)
     reranker = MultiModalRerank(model=M0, dtype="float32", device="cpu")
@@ -992,7 +998,7 @@ def test_jina_reranker_m0_gives_its_own_scores(monkeypatch: pytest.MonkeyPatch) 
     assert len(decoded) == 6  # what the image_cases became is kept
 
 
-def test_jina_reranker_m0_refuses_a_image_of_its_own_accord(
+def test_jina_reranker_m0_refuses_an_image_of_its_own_accord(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     Image.new("RGB", (2000, 4)).save(tmp_path / "line.png")

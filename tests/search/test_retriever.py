@@ -389,7 +389,7 @@ def test_one_search_can_be_ranked_in_several_ways(small: DualIndex) -> None:
 IMAGE = QueryBundle("", image_path="/images/query")
 
 
-def test_a_image_asks_both_sides_of_a_shared_space(small: DualIndex) -> None:
+def test_an_image_asks_both_sides_of_a_shared_space(small: DualIndex) -> None:
     hits = small.as_retriever(normalize="none", combine="sum").retrieve(IMAGE)
 
     assert ids(hits)[0] == "A-text"
@@ -605,7 +605,7 @@ def test_filters_stay_flat_for_stores_that_know_no_nesting(index: DualIndex) -> 
     assert [each.key for each in retriever._filters.filters] == ["kind", "year"]
 
 
-def test_a_image_is_found_by_its_id_where_the_filters_allow(index: DualIndex) -> None:
+def test_an_image_is_found_by_its_id_where_the_filters_allow(index: DualIndex) -> None:
     retriever = index.as_retriever()
 
     assert retriever.get_image("A-image").image_path == "/images/A near=0.31"

@@ -89,7 +89,7 @@ def test_a_search_shows_its_legs_and_the_fusion(index: DualIndex, spans: SimpleS
     check_times(spans)
 
 
-def test_legs_asked_with_a_image_are_named_so(
+def test_legs_asked_with_an_image_are_named_so(
     index: DualIndex, nodes: list[TextNode], spans: SimpleSpanHandler
 ) -> None:
     image = nodes[1]

@@ -12,7 +12,8 @@ from llama_index_gap.cli.pages.search_page import render
 from llama_index_gap.diagnosis.mitigations import Cloud, Mitigation
 from llama_index_gap.diagnosis.recommendations import NAMES
 from llama_index_gap.diagnosis.report import Report
-from llama_index_gap.gap.measure import Estimate, FloatArray, GapReport, Histograms
+from llama_index_gap.gap.arrays import FloatArray
+from llama_index_gap.gap.measure import Estimate, GapReport, Histograms
 
 PAIRS = {
     "text_to_text": "two texts",

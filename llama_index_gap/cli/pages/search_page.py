@@ -13,6 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from llama_index.core.schema import BaseNode, ImageNode, MetadataMode, NodeWithScore
 
 from llama_index_gap.images.opening import ImageError, ImageSource, scaled_jpeg
+from llama_index_gap.text import excerpt
 
 _THUMBNAIL = 320
 _LONGEST_TEXT = 450
@@ -171,21 +172,6 @@ def _document(rank: int, key: str, hits: list[NodeWithScore]) -> FoundDocument:
         reranked={side: scores[f"rerank_{side}"] for side in _SIDES if f"rerank_{side}" in scores},
         fused=scores.get("retrieval", hits[0].score),
     )
-
-
-def excerpt(text: str, longest: int) -> str:
-    """The beginning of a text on one line, cut between words where there is a space to cut at.
-
-    Args:
-        text: any text.
-        longest: most characters.
-    """
-    line = " ".join(text.split())
-    if len(line) <= longest:
-        return line
-    cut = line[: longest - 1]
-    words = cut.rpartition(" ")[0]
-    return (words if len(words) > longest // 2 else cut).rstrip(" ,.;:–-") + "…"
 
 
 # --- the page ------------------------------------------------------------------------------------

@@ -6,7 +6,9 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from llama_index_gap.models.base import Kind, ModelError
+from llama_index_gap.errors import InvalidValueError
+from llama_index_gap.modality import Kind
+from llama_index_gap.models.base import ModelError
 from llama_index_gap.models.checkpoints.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
@@ -77,7 +79,7 @@ class PromptedTokenizer:
             raise ModelError(f"{checkpoint.name}: its tokenizer does not load ({error})") from error
         longest = min(longest, self._tokenizer.model_max_length)
         if max_text_tokens is not None and max_text_tokens > longest:
-            raise ValueError(
+            raise InvalidValueError(
                 f"max_text_tokens={max_text_tokens} is more than {checkpoint.name} can read; "
                 f"pass at most {longest}, or leave it out"
             )
@@ -89,7 +91,7 @@ class PromptedTokenizer:
         for kind in prompts:
             (taken,) = self._lengths([""], kind)
             if self.max_text_tokens <= taken:
-                raise ValueError(
+                raise InvalidValueError(
                     f"max_text_tokens={self.max_text_tokens} leaves no room for a text: {kind} "
                     f"prompt and special tokens take {taken}; pass more, or a shorter prompt"
                 )

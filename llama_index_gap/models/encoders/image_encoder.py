@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 import torch
 
-from llama_index_gap.models.base import Encoder, FloatArray, Kind, ModelError, unit_rows
+from llama_index_gap.errors import InvalidValueError
+from llama_index_gap.gap.arrays import VectorArray, unit_rows
+from llama_index_gap.modality import Kind
+from llama_index_gap.models.base import Encoder, ModelError
 from llama_index_gap.models.checkpoints.checkpoint import Checkpoint, first_line, load_report
 from llama_index_gap.models.checkpoints.weights import refuse_broken_numbers
 from llama_index_gap.models.layers import concatenate, to_numpy
@@ -54,7 +57,7 @@ class ImageEncoder(Encoder):
         document_prompt: str | None = None,
     ) -> None:
         if any(option is not None for option in (max_text_tokens, query_prompt, document_prompt)):
-            raise ValueError(
+            raise InvalidValueError(
                 "max_text_tokens, query_prompt and document_prompt are for texts, and "
                 f"{checkpoint.name} encodes images only; leave them out"
             )
@@ -86,7 +89,7 @@ class ImageEncoder(Encoder):
         """Resize and normalize one RGB image, as the checkpoint says."""
         return self._processor(images=image, return_tensors="pt")
 
-    def encode_prepared(self, prepared: Sequence[Any]) -> FloatArray:
+    def encode_prepared(self, prepared: Sequence[Any]) -> VectorArray:
         """Encode n prepared images; returns shape (n, dimension), rows of length 1."""
         if not prepared:
             return np.empty((0, self.dimension), np.float32)

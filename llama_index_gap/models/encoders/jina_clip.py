@@ -11,7 +11,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (its usual name)
 from torch import Tensor, nn
 
-from llama_index_gap.models.base import Encoder, FloatArray, Kind, Modality, ModelError, unit_rows
+from llama_index_gap.gap.arrays import VectorArray, unit_rows
+from llama_index_gap.modality import Kind, Modality
+from llama_index_gap.models.base import Encoder, ModelError
 from llama_index_gap.models.checkpoints.checkpoint import Checkpoint, list_some
 from llama_index_gap.models.checkpoints.tokens import PromptedTokenizer
 from llama_index_gap.models.checkpoints.weights import (
@@ -154,7 +156,7 @@ class JinaClipEncoder(Encoder):
         self.modalities: frozenset[Modality] = frozenset({"text", "image"})
         self.max_text_tokens = self._tokenizer.max_text_tokens
 
-    def encode_text(self, texts: Sequence[str], kind: Kind) -> FloatArray:
+    def encode_text(self, texts: Sequence[str], kind: Kind) -> VectorArray:
         """Encode n texts; returns shape (n, dimension), rows of length 1."""
         return unit_rows(self._text_features(texts, kind))
 
@@ -162,15 +164,15 @@ class JinaClipEncoder(Encoder):
         """How many of these texts ``encode_text`` would cut."""
         return self._tokenizer.count_truncated(texts, kind)
 
-    def prepare_image(self, image: Image) -> FloatArray:
+    def prepare_image(self, image: Image) -> VectorArray:
         """Scale and crop an image to the model's square; returns shape (3, size, size)."""
         return pixel_values(_centre_square(image, self._image_size), self._mean, self._std)
 
-    def encode_prepared(self, prepared: Sequence[FloatArray]) -> FloatArray:
+    def encode_prepared(self, prepared: Sequence[VectorArray]) -> VectorArray:
         """Encode n results of ``prepare_image``; returns shape (n, dimension), rows of length 1."""
         return unit_rows(self._image_features(prepared))
 
-    def _text_features(self, texts: Sequence[str], kind: Kind) -> FloatArray:
+    def _text_features(self, texts: Sequence[str], kind: Kind) -> VectorArray:
         if not texts:
             return np.empty((0, self.dimension), np.float32)
         ids = self._tokenizer(texts, kind)["input_ids"].to(self._device)
@@ -180,7 +182,7 @@ class JinaClipEncoder(Encoder):
             hidden = self._text(input_ids=ids, attention_mask=mask.long()).last_hidden_state
             return to_numpy(masked_mean(hidden, mask))
 
-    def _image_features(self, prepared: Sequence[FloatArray]) -> FloatArray:
+    def _image_features(self, prepared: Sequence[VectorArray]) -> VectorArray:
         if not len(prepared):
             return np.empty((0, self.dimension), np.float32)
         pixels = torch.from_numpy(np.stack(prepared)).to(self._device, self._dtype)

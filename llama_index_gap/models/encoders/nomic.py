@@ -12,7 +12,10 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (its usual name)
 from torch import Tensor, nn
 
-from llama_index_gap.models.base import Encoder, FloatArray, Kind, Modality, ModelError, unit_rows
+from llama_index_gap.errors import InvalidValueError
+from llama_index_gap.gap.arrays import VectorArray, unit_rows
+from llama_index_gap.modality import Kind, Modality
+from llama_index_gap.models.base import Encoder, ModelError
 from llama_index_gap.models.checkpoints.checkpoint import Checkpoint
 from llama_index_gap.models.checkpoints.tokens import PromptedTokenizer
 from llama_index_gap.models.checkpoints.weights import (
@@ -124,10 +127,12 @@ class NomicEncoder(Encoder):
         document_prompt: str | None = None,
     ) -> None:
         if text is None and vision is None:
-            raise ValueError("NomicEncoder needs a text checkpoint, a vision checkpoint, or both")
+            raise InvalidValueError(
+                "NomicEncoder needs a text checkpoint, a vision checkpoint, or both"
+            )
         options = (max_text_tokens, query_prompt, document_prompt)
         if text is None and any(option is not None for option in options):
-            raise ValueError(
+            raise InvalidValueError(
                 "max_text_tokens, query_prompt and document_prompt are for texts; pass a text "
                 "checkpoint too, or leave them out"
             )
@@ -164,7 +169,7 @@ class NomicEncoder(Encoder):
             modalities.add("image")
         self.modalities = frozenset(modalities)
 
-    def encode_text(self, texts: Sequence[str], kind: Kind) -> FloatArray:
+    def encode_text(self, texts: Sequence[str], kind: Kind) -> VectorArray:
         """Encode n texts; returns shape (n, dimension), rows of length 1.
 
         Raises:
@@ -184,7 +189,7 @@ class NomicEncoder(Encoder):
         """
         return self._text_side().tokenizer.count_truncated(texts, kind)
 
-    def prepare_image(self, image: Image) -> FloatArray:
+    def prepare_image(self, image: Image) -> VectorArray:
         """Squash an image to the model's square; returns shape (3, size, size).
 
         Raises:
@@ -192,7 +197,7 @@ class NomicEncoder(Encoder):
         """
         return self._vision_side().prepare(image)
 
-    def encode_prepared(self, prepared: Sequence[FloatArray]) -> FloatArray:
+    def encode_prepared(self, prepared: Sequence[VectorArray]) -> VectorArray:
         """Encode n results of ``prepare_image``; returns shape (n, dimension), rows of length 1.
 
         Raises:
@@ -248,7 +253,7 @@ class _TextSide:
         self._device = device
         self._forward = threading.Lock()
 
-    def features(self, ids: Tensor, mask: Tensor) -> FloatArray:
+    def features(self, ids: Tensor, mask: Tensor) -> VectorArray:
         with self._forward, torch.inference_mode():
             return to_numpy(
                 _text_features(self._model, ids.to(self._device), mask.to(self._device))
@@ -278,13 +283,13 @@ class _VisionSide:
         self._device, self._dtype = device, dtype
         self._forward = threading.Lock()
 
-    def prepare(self, image: Image) -> FloatArray:
+    def prepare(self, image: Image) -> VectorArray:
         from PIL.Image import Resampling
 
         square = image.convert("RGB").resize((self._size, self._size), Resampling.BICUBIC)
         return pixel_values(square, self._mean, self._std)
 
-    def features(self, pixels: FloatArray) -> FloatArray:
+    def features(self, pixels: VectorArray) -> VectorArray:
         on_device = torch.from_numpy(pixels).to(self._device, self._dtype)
         with self._forward, torch.inference_mode():
             return to_numpy(self._tower(on_device)[:, 0])

@@ -6,7 +6,10 @@ import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from llama_index_gap.models.base import Encoder, FloatArray, Kind, ModelError, unit_rows
+from llama_index_gap.errors import InvalidValueError
+from llama_index_gap.gap.arrays import VectorArray, unit_rows
+from llama_index_gap.modality import Kind
+from llama_index_gap.models.base import Encoder, ModelError
 from llama_index_gap.models.checkpoints.checkpoint import Checkpoint
 from llama_index_gap.models.checkpoints.sbert import load_model
 from llama_index_gap.models.layers import concatenate
@@ -81,7 +84,7 @@ class SentenceTransformerEncoder(Encoder):
         # Models that take images through a chat template build one sequence for the whole batch.
         self._one_by_one = self._wraps_texts and "message" not in self._model[0].modality_config
 
-    def encode_text(self, texts: Sequence[str], kind: Kind) -> FloatArray:
+    def encode_text(self, texts: Sequence[str], kind: Kind) -> VectorArray:
         """Encode n texts; returns shape (n, dimension), rows of length 1."""
         self._require("text")
         inputs: list[Any] = self._as_trained(texts)
@@ -117,7 +120,7 @@ class SentenceTransformerEncoder(Encoder):
             return image
         return self._model.preprocess([image], processing_kwargs=self._image_options())
 
-    def encode_prepared(self, prepared: Sequence[Any]) -> FloatArray:
+    def encode_prepared(self, prepared: Sequence[Any]) -> VectorArray:
         """Encode n prepared images; returns shape (n, dimension), rows of length 1."""
         self._require("image")
         with self._lock:
@@ -129,7 +132,7 @@ class SentenceTransformerEncoder(Encoder):
                 )
             return self._forward(features)
 
-    def _forward(self, features: dict[str, Any]) -> FloatArray:
+    def _forward(self, features: dict[str, Any]) -> VectorArray:
         import torch
 
         device = self._model.device
@@ -192,12 +195,12 @@ class SentenceTransformerEncoder(Encoder):
         own = min(limits, default=None)
         if wanted is not None:
             if wanted < 1 or (own is not None and wanted > own):
-                raise ValueError(
+                raise InvalidValueError(
                     f"max_text_tokens={wanted}: {self.name} reads 1 to {own} tokens; "
                     "pass a number in this range, or leave it out"
                 )
             if self._is_siglip and wanted != own:
-                raise ValueError(
+                raise InvalidValueError(
                     f"max_text_tokens={wanted}: {self.name} needs every text padded to {own} "
                     "tokens, as it was trained; leave it out"
                 )

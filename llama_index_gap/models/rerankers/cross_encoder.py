@@ -9,14 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy.special import expit
 
-from llama_index_gap.models.base import (
-    FloatArray,
-    Item,
-    Joint,
-    ModelError,
-    PairScorer,
-    check_at_least_one,
-)
+from llama_index_gap.gap.arrays import VectorArray
+from llama_index_gap.models.base import Item, Joint, ModelError, PairScorer, check_at_least_one
 from llama_index_gap.models.checkpoints.checkpoint import Checkpoint
 from llama_index_gap.models.checkpoints.sbert import load_model, plain_text, saved_as
 from llama_index_gap.models.rerankers.items import decode_image
@@ -110,7 +104,7 @@ class CrossEncoderScorer(PairScorer):
             return {"image": image, **self._text(item.text)}
         return {"image": decode_image(item, self._max_pixels)}
 
-    def score_prepared(self, query: Any, documents: Sequence[Any]) -> FloatArray:
+    def score_prepared(self, query: Any, documents: Sequence[Any]) -> VectorArray:
         """Score n prepared documents; returns shape (n,)."""
         if not documents:
             return np.zeros(0, dtype=np.float32)
@@ -121,7 +115,7 @@ class CrossEncoderScorer(PairScorer):
             )
         return np.asarray(scores, dtype=np.float32)
 
-    def to_probability(self, scores: FloatArray) -> FloatArray | None:
+    def to_probability(self, scores: VectorArray) -> VectorArray | None:
         """The scores from 0 to 1, as the model's own activation says.
 
         A sigmoid's output is one already. A bare logit is taken for log-odds, as classifiers with
@@ -132,7 +126,7 @@ class CrossEncoderScorer(PairScorer):
         if isinstance(self._model.activation_fn, nn.Sigmoid):
             return scores
         if isinstance(self._model.activation_fn, nn.Identity) and self._gives_log_odds():
-            probabilities: FloatArray = expit(scores)
+            probabilities: VectorArray = expit(scores)
             return probabilities
         return None
 

@@ -16,15 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from llama_index_gap.models.base import (
-    FloatArray,
-    Item,
-    LazyImage,
-    Modality,
-    ModelError,
-    PairScorer,
-    check_at_least_one,
-)
+from llama_index_gap.errors import InvalidValueError
+from llama_index_gap.gap.arrays import VectorArray
+from llama_index_gap.modality import Modality
+from llama_index_gap.models.base import Item, LazyImage, ModelError, PairScorer, check_at_least_one
 from llama_index_gap.models.checkpoints.checkpoint import Checkpoint
 from llama_index_gap.models.checkpoints.tokens import load_plain_tokenizer
 from llama_index_gap.models.checkpoints.weights import (
@@ -188,7 +183,7 @@ class JinaRerankerScorer(PairScorer):
         self,
         query: PreparedText | PreparedImage,
         documents: Sequence[PreparedText | PreparedImage],
-    ) -> FloatArray:
+    ) -> VectorArray:
         """Score n prepared documents against a query; returns shape (n,), from 0 to 1."""
         scores = np.empty(len(documents), np.float32)
         with torch.inference_mode():
@@ -205,7 +200,7 @@ class JinaRerankerScorer(PairScorer):
                 )
         return scores
 
-    def to_probability(self, scores: FloatArray) -> FloatArray:
+    def to_probability(self, scores: VectorArray) -> VectorArray:
         """The scores as they are."""
         return scores
 
@@ -351,4 +346,4 @@ def _make_head(width: int) -> nn.ModuleDict:
 def _check_range(name: str, value: int, least: int, most: int | None = None) -> None:
     if value < least or (most is not None and value > most):
         limits = f"at least {least}" if most is None else f"{least} to {most}"
-        raise ValueError(f"{name}={value}: pass {limits}")
+        raise InvalidValueError(f"{name}={value}: pass {limits}")

@@ -10,16 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from llama_index_gap.models.base import (
-    FloatArray,
-    Item,
-    Joint,
-    Kind,
-    Modality,
-    ModelError,
-    PairScorer,
-    check_at_least_one,
-)
+from llama_index_gap.gap.arrays import VectorArray
+from llama_index_gap.modality import Kind, Modality
+from llama_index_gap.models.base import Item, Joint, ModelError, PairScorer, check_at_least_one
 from llama_index_gap.models.checkpoints.checkpoint import Checkpoint
 from llama_index_gap.models.checkpoints.sbert import load_model, plain_text, saved_as
 from llama_index_gap.models.rerankers.caches import ByteCache
@@ -142,7 +135,7 @@ class LateInteractionScorer(PairScorer):
         content = self._read(item)
         return _Prepared(key, lambda: content, {})
 
-    def score_prepared(self, query: Any, documents: Sequence[Any]) -> FloatArray:
+    def score_prepared(self, query: Any, documents: Sequence[Any]) -> VectorArray:
         """Score n prepared documents; returns shape (n,).
 
         Raises:

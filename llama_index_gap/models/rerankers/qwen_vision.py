@@ -14,6 +14,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
+from llama_index_gap.errors import InvalidValueError
 from llama_index_gap.models.base import ModelError
 from llama_index_gap.models.checkpoints.checkpoint import Checkpoint, quiet_transformers
 from llama_index_gap.models.checkpoints.weights import check_settings, setting
@@ -207,7 +208,7 @@ def _load_processor(checkpoint: Checkpoint, tower: PreTrainedModel, max_pixels: 
         ) from error
     if max_pixels is not None:
         if not smallest <= max_pixels <= largest:
-            raise ValueError(
+            raise InvalidValueError(
                 f"max_pixels={max_pixels}: {checkpoint.name} sees images of {smallest} to "
                 f"{largest} pixels; pass a number in this range, or leave it out for the largest"
             )

@@ -21,12 +21,13 @@ from tenacity import (
     wait_exponential_jitter,
 )
 
+from llama_index_gap.errors import InvalidValueError
+from llama_index_gap.gap.arrays import VectorArray
+from llama_index_gap.modality import Modality
 from llama_index_gap.models.base import (
-    FloatArray,
     Item,
     Joint,
     LazyImage,
-    Modality,
     ModelError,
     PairScorer,
     check_at_least_one,
@@ -92,14 +93,14 @@ class RerankService(PairScorer):
         retries: int = 3,
     ) -> None:
         if dialect not in _DIALECTS:
-            raise ValueError(f"dialect={dialect!r}: must be one of {', '.join(_DIALECTS)}")
+            raise InvalidValueError(f"dialect={dialect!r}: must be one of {', '.join(_DIALECTS)}")
         check_at_least_one(batch_size=batch_size, max_pixels=max_pixels)
         if not timeout_s > 0:
-            raise ValueError(f"timeout_s={timeout_s}: must be more than 0")
+            raise InvalidValueError(f"timeout_s={timeout_s}: must be more than 0")
         if retries < 0:
-            raise ValueError(f"retries={retries}: must be at least 0")
+            raise InvalidValueError(f"retries={retries}: must be at least 0")
         if not modalities or not set(modalities) <= {"text", "image"}:
-            raise ValueError(f"modalities={modalities!r}: must name 'text', 'image' or both")
+            raise InvalidValueError(f"modalities={modalities!r}: must name 'text', 'image' or both")
         self._url, self._is_local = _checked(url)
         self._model = model
         self._dialect = dialect
@@ -113,7 +114,7 @@ class RerankService(PairScorer):
         self.modalities = frozenset(modalities)
         self.joint = dialect == "vllm" and "image" in self.modalities
         if self._key() and self._url.scheme == "http" and not (self._is_local or allow_http):
-            raise ValueError(
+            raise InvalidValueError(
                 f"url={url}: the key could be read on its way to {self._url.host}; use https, or "
                 "pass allow_http=True where you trust the network"
             )
@@ -128,7 +129,7 @@ class RerankService(PairScorer):
             return form(item.text, _data_uri(item.image, self._max_pixels))
         return form(None, _data_uri(item, self._max_pixels))
 
-    def score_prepared(self, query: Any, documents: Sequence[Any]) -> FloatArray:
+    def score_prepared(self, query: Any, documents: Sequence[Any]) -> VectorArray:
         """Score n prepared documents; returns shape (n,)."""
         scores = np.zeros(len(documents), dtype=np.float32)
         # Whatever proxy the environment names is no way to this machine itself.
@@ -140,7 +141,7 @@ class RerankService(PairScorer):
                 scores[start : start + len(batch)] = self._scores(answer, len(batch))
         return scores
 
-    def to_probability(self, scores: FloatArray) -> FloatArray | None:
+    def to_probability(self, scores: VectorArray) -> VectorArray | None:
         """The scores, where the model's are known to be probabilities."""
         return scores if self._model.rpartition("/")[2] in _PROBABILITIES else None
 
@@ -289,11 +290,13 @@ def _checked(url: str) -> tuple[httpx2.URL, bool]:
     try:
         parsed = httpx2.URL(url)
     except httpx2.InvalidURL as error:
-        raise ValueError(f"url={url!r}: no URL ({error})") from error
+        raise InvalidValueError(f"url={url!r}: no URL ({error})") from error
     if parsed.userinfo:
-        raise ValueError("url: holds a user name or password; pass api_key or api_key_env instead")
+        raise InvalidValueError(
+            "url: holds a user name or password; pass api_key or api_key_env instead"
+        )
     if parsed.scheme not in {"http", "https"} or not parsed.host:
-        raise ValueError(f"url={url!r}: must be http(s)://host/path, up to and with /rerank")
+        raise InvalidValueError(f"url={url!r}: must be http(s)://host/path, up to and with /rerank")
     try:
         is_local = ipaddress.ip_address(parsed.host).is_loopback
     except ValueError:

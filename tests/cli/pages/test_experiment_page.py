@@ -63,7 +63,7 @@ def test_examples_have_images_and_a_sign(noise_files: list[str]) -> None:
     assert page.count('src="data:image/jpeg;base64,') == 5
 
 
-def test_a_image_that_is_missing_leaves_its_reason() -> None:
+def test_an_image_that_is_missing_leaves_its_reason() -> None:
     found = result()
 
     page = render_experiment(found, pick_examples(found, dataset(image="/no/such.png")))

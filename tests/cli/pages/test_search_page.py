@@ -17,11 +17,11 @@ from llama_index_gap.cli.pages.search_page import (
     Answer,
     FoundDocument,
     LegScore,
-    excerpt,
     found_documents,
     render_page,
 )
 from llama_index_gap.search.retriever import ScoredNode
+from llama_index_gap.text import excerpt
 
 
 def image(path: str | Path | None, caption: str = "", **fields: Any) -> ImageNode:
@@ -74,10 +74,10 @@ def test_nodes_of_a_document_come_together() -> None:
     first, second = found_documents(hits)
 
     assert (first.rank, first.id, first.title, first.score) == (1, "doc", "T", 3.0)
-    assert (first.passage, first.caption, first.photo) == ("words", "caption", photo)
+    assert (first.passage, first.caption, first.image) == ("words", "caption", photo)
     assert first.legs == [LegScore("text", 0.7, 3.0), LegScore("image", 0.3, None)]
     assert (first.side("text"), first.side("image")) == (3.0, None)
-    assert (second.rank, second.id, second.title, second.photo) == (2, "b", "b", None)
+    assert (second.rank, second.id, second.title, second.image) == (2, "b", "b", None)
 
 
 def test_one_node_that_is_both_is_shown_as_the_image() -> None:
@@ -218,7 +218,7 @@ def test_thumbnails_are_small_and_keep_their_shape(tmp_path: Path) -> None:
         (image(None, "its caption", image_url="https://example.com/a.png"), "not fetched"),
     ],
 )
-def test_a_image_that_cannot_be_opened_leaves_its_reason(node: ImageNode, reason: str) -> None:
+def test_an_image_that_cannot_be_opened_leaves_its_reason(node: ImageNode, reason: str) -> None:
     parsed = Parsed(render_page(answer(document(image=node))))
 
     assert parsed.attributes("src") == []

@@ -26,8 +26,8 @@ from transformers import (
 )
 
 from llama_index_gap import DualEncoderEmbedding, open_image
+from llama_index_gap.gap.arrays import FloatArray
 from llama_index_gap.models import Encoder, ModelError, load_encoder
-from llama_index_gap.models.base import FloatArray
 from llama_index_gap.models.checkpoints.checkpoint import quiet_transformers
 from llama_index_gap.models.encoders.image_encoder import ImageEncoder
 

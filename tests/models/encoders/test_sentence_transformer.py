@@ -26,8 +26,8 @@ from transformers import (
     Siglip2Processor,
 )
 
+from llama_index_gap.gap.arrays import FloatArray
 from llama_index_gap.models import Encoder, ModelError, load_encoder
-from llama_index_gap.models.base import FloatArray
 from llama_index_gap.models.checkpoints.checkpoint import quiet_transformers
 
 TEXTS = [
@@ -251,7 +251,7 @@ def test_refuses_another_limit_for_siglip(tiny_siglip: Path) -> None:
 @pytest.mark.parametrize(
     "text", ["https://example.com/cat.jpg", "data:image/png;base64,xxxx", "cat.mp4"]
 )
-def test_a_text_that_looks_like_a_image_is_a_text(tiny_clip: Path, text: str) -> None:
+def test_a_text_that_looks_like_an_image_is_a_text(tiny_clip: Path, text: str) -> None:
     """sentence-transformers by itself would fetch the first and embed it as an image."""
     np.testing.assert_allclose(
         load(tiny_clip).encode_text([text], "query"),
@@ -260,7 +260,7 @@ def test_a_text_that_looks_like_a_image_is_a_text(tiny_clip: Path, text: str) ->
     )
 
 
-def test_a_text_that_names_a_image_file_is_a_text(tiny_clip: Path, noise_files: list[str]) -> None:
+def test_a_text_that_names_an_image_file_is_a_text(tiny_clip: Path, noise_files: list[str]) -> None:
     np.testing.assert_allclose(
         load(tiny_clip).encode_text(noise_files[:1], "query"),
         native_clip_texts(tiny_clip, noise_files[:1]),

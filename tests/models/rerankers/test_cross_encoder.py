@@ -20,8 +20,9 @@ from transformers import (
     Qwen3VLForConditionalGeneration,
 )
 
+from llama_index_gap.gap.arrays import FloatArray
 from llama_index_gap.models import Joint, LazyImage, ModelError
-from llama_index_gap.models.base import FloatArray, Item
+from llama_index_gap.models.base import Item
 from llama_index_gap.models.checkpoints.checkpoint import Checkpoint, quiet_transformers
 from llama_index_gap.models.rerankers.cross_encoder import CrossEncoderScorer, fits
 
@@ -193,7 +194,7 @@ def test_refuses_limits_that_nothing_meets(bert: Path, option: str) -> None:
 @pytest.mark.parametrize(
     "text", ["https://example.com/cat.jpg", "data:image/png;base64,xxxx", "https://youtu.be/x"]
 )
-def test_a_text_that_looks_like_a_image_is_a_text(bert: Path, qwen: Path, text: str) -> None:
+def test_a_text_that_looks_like_an_image_is_a_text(bert: Path, qwen: Path, text: str) -> None:
     """sentence-transformers by itself would fetch it."""
     np.testing.assert_allclose(
         load(bert).score(QUERY, [text]), native_bert(bert, QUERY, [text]), atol=1e-6
@@ -203,7 +204,7 @@ def test_a_text_that_looks_like_a_image_is_a_text(bert: Path, qwen: Path, text: 
     )
 
 
-def test_a_text_that_names_a_image_file_is_a_text(qwen: Path, noise_files: list[str]) -> None:
+def test_a_text_that_names_an_image_file_is_a_text(qwen: Path, noise_files: list[str]) -> None:
     np.testing.assert_allclose(
         load(qwen).score(QUERY, noise_files[:1]),
         native_qwen(qwen, QUERY, noise_files[:1]),

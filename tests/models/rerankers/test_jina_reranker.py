@@ -259,14 +259,14 @@ def test_a_kept_document_is_not_decoded_again(decoded):
     assert len(decoded.times) == 2
 
 
-def test_a_image_that_was_seen_is_not_decoded_again(decoded):
+def test_an_image_that_was_seen_is_not_decoded_again(decoded):
     scorer = load(prefix_bytes=0)
     for query in ("one", "another", decoded("gray_80x60")):
         scorer.score(query, [decoded("gray_80x60"), decoded("gray_80x60")])
     assert decoded.times == ["gray_80x60", "gray_80x60"]  # both prepared before either was seen
 
 
-def test_a_image_is_decoded_late_if_what_was_kept_is_gone(decoded, alone):
+def test_an_image_is_decoded_late_if_what_was_kept_is_gone(decoded, alone):
     scorer = load(prefix_bytes=100 * LAYER_BYTES, vision_bytes=0)
     image = decoded("gray_80x60")
     scorer.score("slm markdown", [image])
@@ -300,7 +300,7 @@ def test_a_token_takes_what_its_keys_and_values_take():
 
 
 @pytest.mark.parametrize("make", [plain, load], ids=["plain", "kept"])
-def test_a_long_document_makes_room_for_a_image(make):
+def test_a_long_document_makes_room_for_an_image(make):
     scorer = make(max_length=1024)
     large = Image.new("RGB", (28 * 28, 25 * 28), "red")
     # The score token, the image with its frame, the words before it and before the document.

@@ -290,7 +290,7 @@ def multi_vector_qwen(folder: Path) -> Path:
     return folder
 
 
-def test_a_model_with_a_chat_template_reads_a_text_and_a_image_as_one(
+def test_a_model_with_a_chat_template_reads_a_text_and_an_image_as_one(
     tmp_path: Path, noise: list[Image.Image]
 ) -> None:
     scorer = load(multi_vector_qwen(tmp_path))

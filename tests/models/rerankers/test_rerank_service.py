@@ -135,7 +135,7 @@ def test_large_images_are_scaled_down(noise: list[Image.Image]) -> None:
     assert image.size == (2000, 1000)
 
 
-def test_a_text_and_a_image_as_one(
+def test_a_text_and_an_image_as_one(
     address: str, local: CrossEncoderScorer, noise: list[Image.Image]
 ) -> None:
     document = Joint("a caption", noise[0])
