@@ -13,9 +13,10 @@ if TYPE_CHECKING:
     from llama_index_gap.images.opening import ImageError, open_image
     from llama_index_gap.index.dual_index import DualIndex, IndexReport
     from llama_index_gap.models import ModelError, PairScorer
+    from llama_index_gap.nodes import ScoredNode
     from llama_index_gap.readers.corpus import Corpus, CorpusError, Skipped, read_corpus
     from llama_index_gap.search.rerank import MultiModalRerank
-    from llama_index_gap.search.retriever import DualIndexRetriever, ScoredNode
+    from llama_index_gap.search.retriever import DualIndexRetriever
     from llama_index_gap.store.milvus import MilvusStore, StoreError
 
 __version__ = version("llama-index-gap")
@@ -58,7 +59,8 @@ _HOMES = {
     "models": ("ModelError", "PairScorer"),
     "readers.corpus": ("Corpus", "CorpusError", "Skipped", "read_corpus"),
     "search.rerank": ("MultiModalRerank",),
-    "search.retriever": ("DualIndexRetriever", "ScoredNode"),
+    "nodes": ("ScoredNode",),
+    "search.retriever": ("DualIndexRetriever",),
     "store.milvus": ("MilvusStore", "StoreError"),
 }
 

@@ -31,7 +31,7 @@ from llama_index.core.tools import BaseTool
 
 from llama_index_gap.errors import InvalidValueError
 from llama_index_gap.images.opening import ImageError, has_image, open_image, read_image
-from llama_index_gap.store.milvus import CaptionedImageNode
+from llama_index_gap.nodes import CaptionedImageNode
 
 logger = logging.getLogger(__name__)
 

@@ -31,7 +31,7 @@ from recording import RecordingLLM, articles, shown
 
 from llama_index_gap import DualEncoderEmbedding, DualIndex, DualIndexRetriever
 from llama_index_gap.answers import ImagesWithTheirTexts, ReadableImages, query_engine
-from llama_index_gap.store.milvus import CaptionedImageNode
+from llama_index_gap.nodes import CaptionedImageNode
 
 QUESTION = "what happened?"
 

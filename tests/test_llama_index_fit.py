@@ -30,7 +30,7 @@ from paths import PARITY
 from recording import RecordingLLM, articles, shown
 
 from llama_index_gap import DualEncoderEmbedding, DualIndex, MilvusStore, MultiModalRerank
-from llama_index_gap.search.retriever import ScoredNode
+from llama_index_gap.nodes import ScoredNode
 
 QUESTION = "what happened?"
 RERANKER = PARITY / "jina_m0_tiny"

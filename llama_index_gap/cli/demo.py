@@ -19,8 +19,9 @@ from llama_index_gap.evaluation.examples import pick_examples
 from llama_index_gap.evaluation.experiment import DEFAULT, DEFAULT_RERANKED, Experiment
 from llama_index_gap.index.dual_index import DualIndex
 from llama_index_gap.models import load_scorer
+from llama_index_gap.nodes import by_document
 from llama_index_gap.search.rerank import MultiModalRerank
-from llama_index_gap.search.retriever import DualIndexRetriever, by_document
+from llama_index_gap.search.retriever import DualIndexRetriever
 
 
 def run_demo(folder: str | Path, console: Console, *, articles: int, queries_per_kind: int) -> None:

@@ -21,7 +21,7 @@ from llama_index_gap.gap.measure import (
     compare_scores,
 )
 from llama_index_gap.modality import MODALITIES, Modality
-from llama_index_gap.search.retriever import document_key
+from llama_index_gap.nodes import document_key
 
 if TYPE_CHECKING:
     from llama_index.core.base.embeddings.base import BaseEmbedding
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from llama_index_gap.evaluation.datasets import LabelledQuery
     from llama_index_gap.evaluation.metrics import Qrels
     from llama_index_gap.index.dual_index import DualIndex
-    from llama_index_gap.search.retriever import ScoredNode
+    from llama_index_gap.nodes import ScoredNode
     from llama_index_gap.store.milvus import MilvusStore
 
 ENOUGH = 1_000

@@ -10,7 +10,7 @@ from llama_index.core.schema import BaseNode, ImageNode, MetadataMode
 
 from llama_index_gap.evaluation.datasets import Dataset, LabelledQuery
 from llama_index_gap.evaluation.experiment import ExperimentResult
-from llama_index_gap.search.retriever import document_key
+from llama_index_gap.nodes import document_key
 from llama_index_gap.text import excerpt
 
 _LONGEST_TITLE = 150

@@ -35,9 +35,10 @@ from llama_index_gap.gap.arrays import FloatArray, VectorArray
 from llama_index_gap.gap.calibrate import PAIRS
 from llama_index_gap.images.opening import ImageError
 from llama_index_gap.models.base import Item, LazyImage, ModelError, PairScorer
+from llama_index_gap.nodes import document_key
 from llama_index_gap.search.fusion import SMALLEST_BACKGROUND
 from llama_index_gap.search.rerank import MultiModalRerank, ScoreMode
-from llama_index_gap.search.retriever import LegHits, document_key, pair_of
+from llama_index_gap.search.retriever import LegHits, pair_of
 
 if TYPE_CHECKING:
     from llama_index_gap.index.dual_index import DualIndex

@@ -30,7 +30,7 @@ from llama_index.core.chat_engine import CondenseQuestionChatEngine
 from llama_index.core.embeddings import MultiModalEmbedding
 from llama_index.core.llms import LLM
 from llama_index.core.memory import BaseMemory
-from llama_index.core.node_parser import NodeParser, SentenceSplitter
+from llama_index.core.node_parser import NodeParser
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import (
     BaseNode,
@@ -54,6 +54,7 @@ from llama_index_gap.images.opening import ImageError, check_image
 from llama_index_gap.modality import Modality
 from llama_index_gap.models import ModelError
 from llama_index_gap.readers.corpus import Corpus, Skipped
+from llama_index_gap.readers.splitting import default_splitter
 from llama_index_gap.search.retriever import DualIndexRetriever, SearchSide, Side
 from llama_index_gap.store.milvus import MilvusStore, StoreError, _lite_path, _to_plain
 
@@ -851,7 +852,7 @@ def _named(identities: dict[str, Any]) -> str:
 
 def _as_nodes(documents: Sequence[BaseNode], splitter: NodeParser | None) -> list[BaseNode]:
     """LlamaIndex documents as nodes: texts cut, images as they are; nodes stay nodes."""
-    splitter = splitter or SentenceSplitter(chunk_size=512, chunk_overlap=64)
+    splitter = splitter or default_splitter()
     nodes: list[BaseNode] = []
     for document in documents:
         if not isinstance(document, Document):

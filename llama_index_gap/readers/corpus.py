@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from llama_index.core.node_parser import NodeParser, SentenceSplitter
+from llama_index.core.node_parser import NodeParser
 from llama_index.core.schema import (
     BaseNode,
     Document,
@@ -28,6 +28,7 @@ from llama_index.core.utils import get_tqdm_iterable
 from llama_index_gap.errors import GapError, InvalidValueError
 from llama_index_gap.images.opening import MAX_PIXELS, ImageError, check_image, describe
 from llama_index_gap.readers.markdown import parse_markdown
+from llama_index_gap.readers.splitting import default_splitter
 
 logger = logging.getLogger(__name__)
 
@@ -173,7 +174,7 @@ def read_corpus(
     reader = _NodeMaker(
         root=Path(root) if root is not None else folder,
         folder=folder,
-        splitter=splitter or _default_splitter(),
+        splitter=splitter or default_splitter(),
         max_pixels=max_pixels,
     )
     return _corpus(records, reader, str(path), strict=strict, show_progress=show_progress)
@@ -201,7 +202,7 @@ def corpus_from_records(
     """
     folder = Path(folder)
     reader = _NodeMaker(
-        root=folder, folder=folder, splitter=_default_splitter(), max_pixels=max_pixels
+        root=folder, folder=folder, splitter=default_splitter(), max_pixels=max_pixels
     )
     checked = _checked(records)
     return _corpus(checked, reader, str(folder), strict=strict, show_progress=show_progress)
@@ -214,10 +215,6 @@ def _checked(records: Iterable[Mapping[str, Any]]) -> _Read:
             yield _record(fields, source)
         except ValueError as error:
             yield Skipped(source, str(error))
-
-
-def _default_splitter() -> NodeParser:
-    return SentenceSplitter(chunk_size=512, chunk_overlap=64)
 
 
 def _corpus(

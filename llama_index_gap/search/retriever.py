@@ -16,7 +16,6 @@ import numpy as np
 import numpy.typing as npt
 from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.base.embeddings.base import BaseEmbedding
-from llama_index.core.bridge.pydantic import Field
 from llama_index.core.callbacks import CallbackManager
 from llama_index.core.embeddings import MultiModalEmbedding
 from llama_index.core.schema import BaseNode, NodeWithScore, QueryBundle
@@ -29,6 +28,7 @@ from llama_index.core.vector_stores.types import (
 
 from llama_index_gap.errors import InvalidValueError
 from llama_index_gap.gap.calibrate import RelevanceCalibrator
+from llama_index_gap.nodes import GroupBy, ScoredNode, document_key
 from llama_index_gap.search.fusion import (
     RANK_CONSTANT,
     Combine,
@@ -51,29 +51,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-GroupBy: TypeAlias = Literal["document", "node"]
 OnLegError: TypeAlias = Literal["raise", "degrade"]
 Side: TypeAlias = Literal["text", "image", "image_query"]
 Sampler: TypeAlias = Callable[[], npt.NDArray[np.float32] | None]
-
-
-class ScoredNode(NodeWithScore):
-    """A node with its document's fused score, and where that score comes from.
-
-    ``scores`` holds, for each leg that found the document, its best raw score there (``text``,
-    ``image``), how many standard deviations that is above the mean where the fusion reckons so
-    (``text_sigma``), what it added to the fused score (``text_evidence``), and with a calibrator
-    how probable it makes it (``text_probability``). Legs asked with an image are named
-    ``text_by_image`` and ``image_by_image``, whichever model's vectors the images are compared
-    by. ``MultiModalRerank`` adds its own scores, and the former one as ``retrieval``.
-    """
-
-    scores: dict[str, float] = Field(default_factory=dict)
-
-    @classmethod
-    def class_name(cls) -> str:
-        """The name that LlamaIndex stores with the node."""
-        return "ScoredNode"
 
 
 @dataclass(frozen=True)
@@ -564,21 +544,6 @@ def _calibrator_of(
 def pair_of(leg: str) -> str:
     """The pair of modalities that a leg searches, as calibrators name it."""
     return f"{'image' if leg.endswith('_by_image') else 'text'}_to_{_side(leg)}"
-
-
-def by_document(hits: Sequence[NodeWithScore], group_by: GroupBy) -> list[list[NodeWithScore]]:
-    """The hits of each document, each node once, all in the order they came in."""
-    documents: defaultdict[str, dict[str, NodeWithScore]] = defaultdict(dict)
-    for hit in hits:
-        documents[document_key(hit.node, group_by)].setdefault(hit.node_id, hit)
-    return [list(of_document.values()) for of_document in documents.values()]
-
-
-def document_key(node: BaseNode, group_by: GroupBy) -> str:
-    """The document that a node belongs to; with ``"node"``, each node is one."""
-    if group_by == "node":
-        return node.node_id
-    return node.ref_doc_id or node.node_id
 
 
 def _both(first: MetadataFilters, second: MetadataFilters) -> MetadataFilters:

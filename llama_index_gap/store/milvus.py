@@ -19,7 +19,6 @@ from typing import Any, TypeVar
 
 import grpc
 import numpy as np
-from llama_index.core.base.llms.types import BaseContentBlock, ImageBlock, TextBlock
 from llama_index.core.bridge.pydantic import PrivateAttr
 from llama_index.core.schema import BaseNode, ImageNode, MetadataMode, Node, TextNode
 from llama_index.core.vector_stores.types import (
@@ -35,7 +34,7 @@ from pymilvus import DataType, MilvusClient, MilvusException
 
 from llama_index_gap.errors import GapError, InvalidValueError, UnsupportedError
 from llama_index_gap.gap.arrays import VectorArray
-from llama_index_gap.images.opening import ImageError, mime_type
+from llama_index_gap.nodes import CaptionedImageNode
 from llama_index_gap.store.filters import (
     DOC_ID_FIELD,
     ID_FIELD,
@@ -95,51 +94,6 @@ _COLLECTION_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,254}")
 
 class StoreError(GapError, RuntimeError):
     """A database that cannot be opened, does not answer, or refuses a request."""
-
-
-class CaptionedImageNode(ImageNode):
-    """An image node whose content is its caption and its image; it fetches no URL by itself."""
-
-    def get_content_blocks(
-        self, metadata_mode: MetadataMode = MetadataMode.NONE
-    ) -> list[BaseContentBlock]:
-        """Give metadata, caption and image as blocks for a chat model.
-
-        Args:
-            metadata_mode: which metadata goes first; none by default.
-
-        Raises:
-            ImageError: the image's file is not there, or is none.
-        """
-        blocks = self.get_metadata_content_blocks(metadata_mode)
-        if self.text:
-            blocks.append(TextBlock(text=self.text))
-        if self.image:
-            blocks.append(ImageBlock(image=self.image.encode(), image_mimetype=self.image_mimetype))
-        elif self.image_path:
-            path = Path(self.image_path)
-            if not path.is_file():
-                raise ImageError(f"node {self.node_id} ({path})", "no such file")
-            # LlamaIndex guesses by the name, knows no .jpeg, and then takes the image for a path.
-            kind = self.image_mimetype or mime_type(path)
-            blocks.append(ImageBlock(path=path, image_mimetype=kind))
-        elif self.image_url:
-            blocks.append(ImageBlock(url=self.image_url, image_mimetype=self.image_mimetype))
-        return blocks
-
-    def resolve_image(self) -> Any:
-        """Give the image's path, or its bytes as a stream.
-
-        Raises:
-            ImageError: the node knows only a URL.
-        """
-        if self.image is None and self.image_path is None and self.image_url is not None:
-            raise ImageError(
-                f"node {self.node_id}",
-                "its URL is not fetched here; use "
-                "llama_index_gap.images.open_image(node, allow_urls=True)",
-            )
-        return super().resolve_image()
 
 
 @dataclass

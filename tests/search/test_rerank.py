@@ -45,8 +45,8 @@ from llama_index_gap.gap.arrays import FloatArray
 from llama_index_gap.gap.calibrate import PAIRS, Curve, RelevanceCalibrator
 from llama_index_gap.models import Joint, LazyImage, ModelError, PairScorer
 from llama_index_gap.models.base import Item
+from llama_index_gap.nodes import ScoredNode
 from llama_index_gap.search.rerank import MultiModalRerank
-from llama_index_gap.search.retriever import ScoredNode
 
 
 class WordsAndColours(PairScorer):

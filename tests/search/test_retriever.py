@@ -22,7 +22,8 @@ from llama_index.core.vector_stores import FilterCondition, MetadataFilter, Meta
 
 from llama_index_gap.gap.calibrate import RelevanceCalibrator
 from llama_index_gap.index.dual_index import DualIndex
-from llama_index_gap.search.retriever import DualIndexRetriever, ScoredNode, pair_of
+from llama_index_gap.nodes import ScoredNode
+from llama_index_gap.search.retriever import DualIndexRetriever, pair_of
 from llama_index_gap.store.milvus import MilvusStore
 
 D = 8

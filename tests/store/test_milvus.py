@@ -50,7 +50,8 @@ from PIL import Image
 from pymilvus import MilvusClient
 
 from llama_index_gap.images.opening import ImageError
-from llama_index_gap.store.milvus import CaptionedImageNode, MilvusStore, StoreError
+from llama_index_gap.nodes import CaptionedImageNode
+from llama_index_gap.store.milvus import MilvusStore, StoreError
 
 DIM = 4
 

@@ -22,7 +22,8 @@ from llama_index.core.vector_stores.types import (
 )
 from llama_index.vector_stores.milvus import MilvusVectorStore
 
-from llama_index_gap.store.milvus import CaptionedImageNode, MilvusStore, StoreError
+from llama_index_gap.nodes import CaptionedImageNode
+from llama_index_gap.store.milvus import MilvusStore, StoreError
 
 pytestmark = pytest.mark.server
 DIM = 4

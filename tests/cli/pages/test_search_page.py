@@ -20,7 +20,7 @@ from llama_index_gap.cli.pages.search_page import (
     found_documents,
     render_page,
 )
-from llama_index_gap.search.retriever import ScoredNode
+from llama_index_gap.nodes import ScoredNode
 from llama_index_gap.text import excerpt
 
 

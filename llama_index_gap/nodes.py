@@ -1,0 +1,97 @@
+"""Nodes as this package returns them, and the documents that they belong to."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from llama_index.core.base.llms.types import BaseContentBlock, ImageBlock, TextBlock
+from llama_index.core.bridge.pydantic import Field
+from llama_index.core.schema import BaseNode, ImageNode, MetadataMode, NodeWithScore
+
+from llama_index_gap.images.opening import ImageError, mime_type
+
+GroupBy: TypeAlias = Literal["document", "node"]
+
+
+class ScoredNode(NodeWithScore):
+    """A node with its document's fused score, and where that score comes from.
+
+    ``scores`` holds, for each leg that found the document, its best raw score there (``text``,
+    ``image``), how many standard deviations that is above the mean where the fusion reckons so
+    (``text_sigma``), what it added to the fused score (``text_evidence``), and with a calibrator
+    how probable it makes it (``text_probability``). Legs asked with an image are named
+    ``text_by_image`` and ``image_by_image``, whichever model's vectors the images are compared
+    by. ``MultiModalRerank`` adds its own scores, and the former one as ``retrieval``.
+    ``partial`` says that a reranker ran out of time before it had read all documents.
+    """
+
+    scores: dict[str, float] = Field(default_factory=dict)
+    partial: bool = False
+
+    @classmethod
+    def class_name(cls) -> str:
+        """The name that LlamaIndex stores with the node."""
+        return "ScoredNode"
+
+
+class CaptionedImageNode(ImageNode):
+    """An image node whose content is its caption and its image; it fetches no URL by itself."""
+
+    def get_content_blocks(
+        self, metadata_mode: MetadataMode = MetadataMode.NONE
+    ) -> list[BaseContentBlock]:
+        """Give metadata, caption and image as blocks for a chat model.
+
+        Args:
+            metadata_mode: which metadata goes first; none by default.
+
+        Raises:
+            ImageError: the image's file is not there, or is none.
+        """
+        blocks = self.get_metadata_content_blocks(metadata_mode)
+        if self.text:
+            blocks.append(TextBlock(text=self.text))
+        if self.image:
+            blocks.append(ImageBlock(image=self.image.encode(), image_mimetype=self.image_mimetype))
+        elif self.image_path:
+            path = Path(self.image_path)
+            if not path.is_file():
+                raise ImageError(f"node {self.node_id} ({path})", "no such file")
+            # LlamaIndex guesses by the name, knows no .jpeg, and then takes the image for a path.
+            kind = self.image_mimetype or mime_type(path)
+            blocks.append(ImageBlock(path=path, image_mimetype=kind))
+        elif self.image_url:
+            blocks.append(ImageBlock(url=self.image_url, image_mimetype=self.image_mimetype))
+        return blocks
+
+    def resolve_image(self) -> Any:
+        """Give the image's path, or its bytes as a stream.
+
+        Raises:
+            ImageError: the node knows only a URL.
+        """
+        if self.image is None and self.image_path is None and self.image_url is not None:
+            raise ImageError(
+                f"node {self.node_id}",
+                "its URL is not fetched here; use "
+                "llama_index_gap.images.open_image(node, allow_urls=True)",
+            )
+        return super().resolve_image()
+
+
+def by_document(hits: Sequence[NodeWithScore], group_by: GroupBy) -> list[list[NodeWithScore]]:
+    """The hits of each document, each node once, all in the order they came in."""
+    documents: defaultdict[str, dict[str, NodeWithScore]] = defaultdict(dict)
+    for hit in hits:
+        documents[document_key(hit.node, group_by)].setdefault(hit.node_id, hit)
+    return [list(of_document.values()) for of_document in documents.values()]
+
+
+def document_key(node: BaseNode, group_by: GroupBy) -> str:
+    """The document that a node belongs to; with ``"node"``, each node is one."""
+    if group_by == "node":
+        return node.node_id
+    return node.ref_doc_id or node.node_id
