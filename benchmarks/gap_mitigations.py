@@ -40,7 +40,7 @@ from rich.table import Table
 from llama_index_gap.evaluation.metrics import ndcg
 from llama_index_gap.gap.align import Aligner, CenterAligner, LinearAligner, OffsetAligner
 from llama_index_gap.gap.measure import Estimate, GapReport, bootstrap, measure_gap
-from llama_index_gap.search.fusion import Combine, Leg, Normalize, fuse
+from llama_index_gap.search.fusion import Combine, ScoredLeg, Normalize, fuse
 
 FloatArray: TypeAlias = npt.NDArray[np.float64]
 IntArray: TypeAlias = npt.NDArray[np.int64]
@@ -232,8 +232,8 @@ def ask_two_indexes(features: Features, fit: IntArray, test: IntArray, method: M
     return Answers(np.array(own_share), np.array(found))
 
 
-def leg(name: str, query: FloatArray, rows: FloatArray, among: IntArray, fit: IntArray) -> Leg:
-    return Leg([f"{name} {row}" for row in among], rows[among] @ query, rows[fit] @ query)
+def leg(name: str, query: FloatArray, rows: FloatArray, among: IntArray, fit: IntArray) -> ScoredLeg:
+    return ScoredLeg([f"{name} {row}" for row in among], rows[among] @ query, rows[fit] @ query)
 
 
 def answers(features: Features, seed: int) -> dict[str, Answers]:
@@ -323,7 +323,7 @@ def gains_by_share(
                 if method == ("minmax", "sum"):
                     gains["the same, ties to it"].append(orders[1])
             fixed = {
-                side: Leg(of_side.keys, of_side.scores, pooled[side])
+                side: ScoredLeg(of_side.keys, of_side.scores, pooled[side])
                 for side, of_side in legs.items()
             }
             gains["background z, per pair"].append(gain(fixed, right, ("background", "sum")))
@@ -335,7 +335,7 @@ def gains_by_share(
     }
 
 
-def both_ways(legs: Mapping[str, Leg]) -> list[list[tuple[str, Leg]]]:
+def both_ways(legs: Mapping[str, ScoredLeg]) -> list[list[tuple[str, ScoredLeg]]]:
     items = list(legs.items())
     return [items, items[::-1]]
 
@@ -346,7 +346,7 @@ def pooled_scores(queries: FloatArray, items: FloatArray) -> FloatArray:
     return np.tile([scores.mean() - scores.std(), scores.mean() + scores.std()], 25)
 
 
-def gain(legs: Mapping[str, Leg], right: str, method: Method) -> float:
+def gain(legs: Mapping[str, ScoredLeg], right: str, method: Method) -> float:
     """The nDCG@10 of one right answer."""
     normalize, combine = method
     fused = fuse(legs, normalize=normalize, combine=combine).documents[:TOP]

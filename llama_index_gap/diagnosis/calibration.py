@@ -14,7 +14,7 @@ from tqdm import tqdm
 from llama_index_gap.errors import InvalidValueError
 from llama_index_gap.gap.arrays import BoolArray, FloatArray
 from llama_index_gap.index.dual_index import DualIndex
-from llama_index_gap.search.retriever import DualIndexRetriever, pair_of
+from llama_index_gap.search.retriever import DualIndexRetriever
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ def collect_scores(
         ValueError: relevant keys that are one text, not a collection.
     """
     retriever = (
-        searched.as_retriever(similarity_top_k=HITS, image_similarity_top_k=HITS)
+        searched.as_retriever(similarity_top_k=HITS, image_queries="also_texts")
         if isinstance(searched, DualIndex)
         else searched
     )
@@ -68,8 +68,8 @@ def collect_scores(
         for leg, hits in retriever.search_legs(query).items():
             for node, score in zip(hits.nodes, hits.scores, strict=True):
                 keys = wanted & {node.ref_doc_id, node.node_id}
-                scores[pair_of(leg)].append(score)
-                labels[pair_of(leg)].append(bool(keys))
+                scores[leg.pair].append(score)
+                labels[leg.pair].append(bool(keys))
                 found |= keys
         named, missed = named + len(wanted), missed + len(wanted - found)
     if missed:

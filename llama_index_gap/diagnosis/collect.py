@@ -56,7 +56,7 @@ class Collector:
     """Reads from an index what is to be measured; its notes say how that was chosen."""
 
     def __init__(self, index: DualIndex, seed: int, show_progress: bool) -> None:
-        sides = index.sides()
+        sides = index.collections()
         self.index, self.seed, self.show_progress = index, seed, show_progress
         self.stores = {side: cast("MilvusStore", each.store) for side, each in sides.items()}
         self.text_model: BaseEmbedding = index.embed_model

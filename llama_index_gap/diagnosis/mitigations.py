@@ -14,7 +14,7 @@ from llama_index_gap.gap.align import Aligner, CenterAligner, LinearAligner, Off
 from llama_index_gap.gap.arrays import FloatArray, IntArray, VectorArray
 from llama_index_gap.gap.measure import FEWEST, ROUNDS, Estimate, GapReport, bootstrap, measure_gap
 from llama_index_gap.modality import MODALITIES, Kind, Modality
-from llama_index_gap.search.fusion import Combine, Leg, Normalize, fuse
+from llama_index_gap.search.fusion import Combine, Normalize, ScoredLeg, fuse
 
 MEASURED = 300
 """Vectors of each side that the gap is measured on, and stored vectors that ask, at most."""
@@ -466,8 +466,8 @@ def _two_indexes(
     own, found, note = [], [], None
     for i in range(len(asking)):
         hits = {side: _best(of_side[i]) for side, of_side in scores.items()}
-        legs: dict[str, Leg] = {
-            side: Leg(
+        legs: dict[str, ScoredLeg] = {
+            side: ScoredLeg(
                 [f"{side} {row}" for row in rows],
                 scores[side][i, rows],
                 backgrounds[side][i],
@@ -480,7 +480,7 @@ def _two_indexes(
         own.append(np.mean([key.startswith(f"{asking.modality} ") for key in first]))
         note = note or by_vector.note
         if asking.relevant is not None:
-            named: dict[str, Leg] = {
+            named: dict[str, ScoredLeg] = {
                 side: replace(legs[side], keys=[corpus.side(side).documents[row] for row in rows])
                 for side, rows in hits.items()
             }

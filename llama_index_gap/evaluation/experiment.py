@@ -34,11 +34,12 @@ from llama_index_gap.evaluation.trec import write_qrels, write_run
 from llama_index_gap.gap.arrays import FloatArray, VectorArray
 from llama_index_gap.gap.calibrate import PAIRS
 from llama_index_gap.images.opening import ImageError
+from llama_index_gap.modality import Leg
 from llama_index_gap.models.base import Item, LazyImage, ModelError, PairScorer
 from llama_index_gap.nodes import document_key
 from llama_index_gap.search.fusion import SMALLEST_BACKGROUND
+from llama_index_gap.search.legs import LegHits
 from llama_index_gap.search.rerank import MultiModalRerank, ScoreMode
-from llama_index_gap.search.retriever import LegHits, pair_of
 
 if TYPE_CHECKING:
     from llama_index_gap.index.dual_index import DualIndex
@@ -185,7 +186,7 @@ class Experiment:
         self._index = index
         self._rows = {str(side): count for side, count in index.count().items()}
         self._mixed = _modalities_of_one_space(index)
-        self._deep = index.as_retriever(similarity_top_k=DEPTH, image_similarity_top_k=DEPTH)
+        self._deep = index.as_retriever(similarity_top_k=DEPTH, image_queries="also_texts")
         self._retrievers = {name: index.as_retriever(**each) for name, each in FIRST_STAGE.items()}
         self._rerankers: dict[str, MultiModalRerank] = {}
         self._scorer = None if scorer is None else _Remembering(scorer)
@@ -202,7 +203,7 @@ class Experiment:
         return {
             "version": llama_index_gap.__version__,
             "corpus": _digest(self._dataset.corpus.nodes),
-            "models": self._index.models,
+            "models": self._index.models(),
             "rows": self._rows,
             "depth": DEPTH,
             "reranker": None if self._scorer is None else self._scorer.name,
@@ -254,13 +255,13 @@ class Experiment:
             self._scorer.forget()
         runs = {}
         for name, retriever in self._retrievers.items():
-            hits = retriever.rank_legs(legs)
+            hits = retriever.rank_legs(legs).nodes
             if name in self._rerankers:
                 hits = self._rerankers[name].postprocess_nodes(hits, query_bundle=bundle)
             runs[name] = _documents(hit.node for hit in hits)
         return {
             "runs": runs,
-            "legs": {pair_of(leg): _documents(hits.nodes) for leg, hits in legs.items()},
+            "legs": {leg.pair: _documents(hits.nodes) for leg, hits in legs.items()},
             "own": _own_share(legs, self._mixed),
         }
 
@@ -286,7 +287,7 @@ class Experiment:
         kinds = _by_kind([query for query in dataset.queries if query.id in qrels])
         return ExperimentResult(
             dataset=dataset.name,
-            models=_without_folders(self._index.models),
+            models=_without_folders(self._index.models()),
             reranker=None if self._scorer is None else _without_folders(self._scorer.name),
             documents=len(dataset.corpus.document_ids),
             rows=self._rows,
@@ -346,7 +347,7 @@ class Experiment:
             if self._rows[side] != due[side]
         ]
         thin = []
-        for name, side in self._index.sides().items():
+        for name, side in self._index.collections().items():
             sample = side.sample()
             if self._rows[name] and (sample is None or len(sample) < SMALLEST_BACKGROUND):
                 thin.append(name)
@@ -415,27 +416,22 @@ def _documents(nodes: Iterable[BaseNode]) -> list[str]:
 
 def _modalities_of_one_space(index: DualIndex) -> set[str]:
     """The modalities of queries that one model embeds for both legs."""
-    sides = index.sides()
+    sides = index.collections()
     if sides["text"].embed_model is not sides["image"].embed_model:
         return set()
     return {"text"} if "image_query" in sides else {"text", "image"}
 
 
-def _own_share(legs: Mapping[str, LegHits], mixed: Collection[str]) -> dict[str, float]:
+def _own_share(legs: Mapping[Leg, LegHits], mixed: Collection[str]) -> dict[str, float]:
     """Of the first hits of one mixed index, how many have the query's own modality.
 
     Nothing for a query of two modalities, which has none of its own, or where the legs share no
     space.
     """
-    pairs = {leg: pair_of(leg).split("_to_") for leg in legs}
-    asked = {query for query, _ in pairs.values()}
+    asked = {leg.query for leg in legs}
     if len(asked) != 1 or not asked <= set(mixed):
         return {}
-    hits = [
-        (score, query == found)
-        for leg, (query, found) in pairs.items()
-        for score in legs[leg].scores
-    ]
+    hits = [(score, leg.query == leg.target) for leg in legs for score in legs[leg].scores]
     first = sorted(hits, key=lambda hit: -hit[0])[:_TOP]
     return {asked.pop(): float(np.mean([own for _, own in first]))} if first else {}
 

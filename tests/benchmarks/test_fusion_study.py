@@ -14,7 +14,7 @@ import pytest
 from paths import ROOT
 from two_sided import Side, evaluate
 
-from llama_index_gap.search.fusion import Leg, fuse
+from llama_index_gap.search.fusion import ScoredLeg, fuse
 
 SCRIPT = ROOT / "benchmarks" / "fusion_study.py"
 DOC = (ROOT / "docs" / "fusion.md").read_text(encoding="utf-8")
@@ -67,7 +67,7 @@ def test_features_of_any_kind() -> None:
 
 
 def test_only_the_unsized_evidence_does_not_know_the_sizes() -> None:
-    legs = {"text": Leg(["t"], [2.0], UNIT, 50), "image": Leg(["i"], [2.1], UNIT, 100)}
+    legs = {"text": ScoredLeg(["t"], [2.0], UNIT, 50), "image": ScoredLeg(["i"], [2.1], UNIT, 100)}
 
     def first(method: str) -> str:
         return STUDY["METHODS"][method](legs).documents[0].key

@@ -29,11 +29,11 @@ import numpy as np
 import numpy.typing as npt
 
 from llama_index_gap.evaluation.metrics import ndcg, recall
-from llama_index_gap.search.fusion import Fusion, Leg, fuse
+from llama_index_gap.search.fusion import Fusion, ScoredLeg, fuse
 
 FloatArray: TypeAlias = npt.NDArray[np.float64]
 IntArray: TypeAlias = npt.NDArray[np.int64]
-Fuse: TypeAlias = Callable[[Mapping[str, Leg]], Fusion]
+Fuse: TypeAlias = Callable[[Mapping[str, ScoredLeg]], Fusion]
 
 SHARED = OWN = 22  # dimensions
 CANDIDATES, BACKGROUND, TOP = 16, 300, 10
@@ -50,7 +50,7 @@ METHODS: dict[str, Fuse] = {
 }
 
 
-def unsized(legs: Mapping[str, Leg]) -> Fusion:
+def unsized(legs: Mapping[str, ScoredLeg]) -> Fusion:
     """The default, without knowing how many vectors each leg has."""
     return fuse({name: replace(leg, size=None) for name, leg in legs.items()})
 
@@ -231,7 +231,7 @@ def evaluate(
             top = np.argpartition(-of_leg, min(CANDIDATES, len(of_leg)) - 1)[:CANDIDATES]
             top = top[np.argsort(-of_leg[top], kind="stable")]
             keys, background = side.documents[top].tolist(), backgrounds[name][number]
-            legs[name] = Leg(keys, of_leg[top], background, len(of_leg))
+            legs[name] = ScoredLeg(keys, of_leg[top], background, len(of_leg))
         rankings = {f"{name} leg": list(dict.fromkeys(leg.keys)) for name, leg in legs.items()}
         for name, method in methods.items():
             rankings[name] = [document.key for document in method(legs).documents]
