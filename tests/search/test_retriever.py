@@ -218,6 +218,71 @@ def test_complete_fetches_the_other_side_with_its_exact_score(index: DualIndex) 
     assert "text_evidence" not in complete[0].scores
 
 
+# --- passages -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Iterator[DualIndex]:
+    """A document of four passages and two captioned images; another one of a single passage."""
+    passages = [
+        text(f"{part}", near, "compote")
+        for part, near in (("one", 0.5), ("two", 0.9), ("three", 0.7), ("four", 0.6))
+    ]
+    pictured = [
+        image(part, near, "compote").model_copy(update={"text": f"caption near={caption}"})
+        for part, near, caption in (("p", 0.2, 0.95), ("q", 0.4, 0.1))
+    ]
+    with DualIndex(str(tmp_path / "gap.db"), embed_model=Angles()) as opened:
+        opened.insert_nodes([*passages, *pictured, text("other", 0.8, "other")])
+        yield opened
+
+
+def of_compote(index: DualIndex, **settings: Any) -> list[str]:
+    hits = index.as_retriever(normalize="none", combine="max", **settings).retrieve("query")
+    return [hit.node_id for hit in hits if hit.node.ref_doc_id == "compote"]
+
+
+def test_the_best_passages_come_first_and_then_the_best_image(recipe: DualIndex) -> None:
+    assert of_compote(recipe) == ["two-text", "three-text", "four-text", "p-image"]
+    assert of_compote(recipe, passages_per_document=4, images_per_document=2) == [
+        *("two-text", "three-text", "four-text", "one-text", "p-image", "q-image")
+    ]
+    assert of_compote(recipe, passages_per_document=1, images_per_document=0) == ["two-text"]
+
+
+def test_a_caption_counts_but_takes_no_passage_s_place(recipe: DualIndex) -> None:
+    """The caption of p is the best text of all; with one hit a leg, no passage is found."""
+    few = {"similarity_top_k": 1, "image_similarity_top_k": 1, "images_per_document": 2}
+
+    assert of_compote(recipe, **few) == ["p-image", "q-image"]
+    assert of_compote(recipe, **few, complete=True) == ["two-text", "p-image", "q-image"]
+    (hit, *_) = recipe.as_retriever(**few, complete=True, top_k=1).retrieve("query")
+    assert hit.scores["text"] == pytest.approx(0.95, abs=1e-5)  # the caption's, which was found
+
+
+def test_a_document_is_never_without_nodes(recipe: DualIndex) -> None:
+    assert of_compote(recipe, similarity_top_k=1, images_per_document=0) == ["p-image"]
+
+
+def test_completing_asks_each_collection_once(
+    recipe: DualIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    call = MilvusStore._call
+
+    def counting(store: MilvusStore, method: str, **arguments: Any) -> Any:
+        calls.append(f"{method} {store.collection_name}")
+        return call(store, method, **arguments)
+
+    retriever = recipe.as_retriever(
+        similarity_top_k=1, image_similarity_top_k=1, complete=True, normalize="none", combine="max"
+    )
+    monkeypatch.setattr(MilvusStore, "_call", counting)
+    retriever.retrieve("query")
+
+    assert sorted(calls) == ["query gap_text", "search gap_image", "search gap_text"]
+
+
 # --- probabilities ------------------------------------------------------------------------------
 
 
