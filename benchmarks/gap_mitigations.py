@@ -40,7 +40,7 @@ from rich.table import Table
 from llama_index_gap.evaluation.metrics import ndcg
 from llama_index_gap.gap.align import Aligner, CenterAligner, LinearAligner, OffsetAligner
 from llama_index_gap.gap.measure import Estimate, GapReport, bootstrap, measure_gap
-from llama_index_gap.search.fusion import Combine, ScoredLeg, Normalize, fuse
+from llama_index_gap.search.fusion import Combine, Normalize, ScoredLeg, fuse
 
 FloatArray: TypeAlias = npt.NDArray[np.float64]
 IntArray: TypeAlias = npt.NDArray[np.int64]
@@ -232,7 +232,9 @@ def ask_two_indexes(features: Features, fit: IntArray, test: IntArray, method: M
     return Answers(np.array(own_share), np.array(found))
 
 
-def leg(name: str, query: FloatArray, rows: FloatArray, among: IntArray, fit: IntArray) -> ScoredLeg:
+def leg(
+    name: str, query: FloatArray, rows: FloatArray, among: IntArray, fit: IntArray
+) -> ScoredLeg:
     return ScoredLeg([f"{name} {row}" for row in among], rows[among] @ query, rows[fit] @ query)
 
 
