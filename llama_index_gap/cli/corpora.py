@@ -27,7 +27,7 @@ Root = Annotated[
 MaxPixels = Annotated[
     int | None, typer.Option(min=1, help="Skip larger images.", show_default="89 megapixels")
 ]
-AllSkipped = Annotated[bool, typer.Option("--all", help="List everything that is skipped.")]
+AllSkipped = Annotated[bool, typer.Option("--all", help="List all that is skipped.")]
 
 
 def read(
@@ -36,7 +36,7 @@ def read(
     max_pixels: MaxPixels = None,
     all_skipped: AllSkipped = False,
 ) -> None:
-    """Check what of a corpus can be read, and why the rest is skipped."""
+    """Check a corpus: show how much can be read, and what is skipped and why."""
     from llama_index_gap.images.opening import MAX_PIXELS
 
     corpus = llama_index_gap.read_corpus(
@@ -59,13 +59,15 @@ def index(
     name: options.Name = "gap",
     root: Root = None,
     max_pixels: MaxPixels = None,
-    device: Annotated[str | None, typer.Option(help="Where models run; a GPU if any.")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="Where models run.", show_default="a GPU if there is one")
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Drop the index first.")] = False,
     all_skipped: AllSkipped = False,
 ) -> None:
-    """Put a corpus into an index, which is made where it is missing.
+    """Put a corpus into an index; make the index if it is missing.
 
-    Run again, the command embeds only what is new, has changed, or was not reached before.
+    Run again, it embeds only new and changed documents, and completes an interrupted run.
     """
     from llama_index_gap.images.opening import MAX_PIXELS
 
@@ -89,7 +91,7 @@ def index(
     terminal.stdout.print(f"Indexed in {took}: {report.summary()}", markup=False)
     _print_skipped([*corpus.skipped, *report.skipped], all_skipped)
     if not report.text_rows + report.image_rows + report.unchanged:
-        terminal.fail(f"{path}: nothing of it could be indexed")
+        terminal.fail(f"{path}: nothing in it could be indexed")
 
 
 def _print_skipped(skipped: Sequence[Skipped], all_skipped: bool) -> None:

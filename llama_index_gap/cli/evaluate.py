@@ -25,16 +25,16 @@ def evaluate(
     image_query_model: options.ImageQueryModel = None,
     reranker: options.Reranker = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Ask only so many queries.")] = None,
-    split: Annotated[str, typer.Option(help="The data set's part that has the queries.")] = "test",
+    split: Annotated[str, typer.Option(help="The split whose queries are asked.")] = "test",
     db: Annotated[str | None, options.database_option("DATA's name with .db, here")] = None,
     html: options.Page = None,
     as_json: options.AsJson = False,
     runs: Annotated[Path | None, typer.Option(help="Write rankings here, as TREC files.")] = None,
 ) -> None:
-    """Measure on judged queries what each way to search, fuse and rerank finds.
+    """Compare ways to search, fuse and rerank on judged queries.
 
     Documents that the index lacks are indexed first.
-    After Ctrl-C, the same command goes on where it stopped.
+    After Ctrl-C, the same command continues where it stopped.
     """
     from llama_index_gap.cli.experiment_tables import result_tables
     from llama_index_gap.cli.pages.experiment_page import render_experiment
@@ -82,7 +82,7 @@ def demo(
     articles: Annotated[int, typer.Option(min=100, help="Articles in the newsroom.")] = 3000,
     queries: Annotated[int, typer.Option(min=1, help="Queries of each kind.")] = 100,
 ) -> None:
-    """See what the modality gap costs and what closes it, offline.
+    """See, offline, what the modality gap costs and what closes it.
 
     Draws a made-up newsroom, indexes it with a tiny dual encoder, reranks
     with a tiny cross-encoder, and measures what each method finds.

@@ -18,7 +18,7 @@ from llama_index_gap.text import visible
 def info(
     db: options.Database = "gap.db", name: options.Name = "gap", as_json: options.AsJson = False
 ) -> None:
-    """Say what an index holds and which models it was made with; loads none."""
+    """Show what an index holds, and which models made it. Loads no model."""
     facts = _facts(db, name)
     if as_json:
         terminal.print_json(facts)
@@ -82,14 +82,14 @@ def licence(model: str) -> str | None:
 def delete(
     documents: Annotated[
         list[str] | None,
-        typer.Argument(metavar="ID", help="Ids of documents, as 'search --explain' has them."),
+        typer.Argument(metavar="ID", help="Ids of documents, as 'search --explain' shows them."),
     ] = None,
     db: options.Database = "gap.db",
     name: options.Name = "gap",
     everything: Annotated[bool, typer.Option("--all", help="Delete all documents.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask whether --all is meant.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Delete all without asking.")] = False,
 ) -> None:
-    """Delete documents from an index; their own files stay."""
+    """Delete documents from an index. Their own files stay."""
     if everything == bool(documents):
         raise typer.BadParameter("pass ids of documents, or --all", param_hint="ID")
     with options.open_index(db, name) as index:

@@ -18,8 +18,8 @@ def measure(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help='Labelled queries, an object a line: {"query": …, "relevant": [ID, …]}.',
-            show_default="stored texts and images ask",
+            help='Labelled queries, a line each: {"query": …, "relevant": [ID, …]}.',
+            show_default="stored texts and images",
         ),
     ] = None,
     reranker: Annotated[

@@ -77,9 +77,7 @@ Reranker = Annotated[
     str | None, typer.Option(metavar="MODEL", help=f"Rerank by this model: {_BY_NAME}")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
-Page = Annotated[
-    Path | None, typer.Option(callback=_page, help="Write a page too, which needs no network.")
-]
+Page = Annotated[Path | None, typer.Option(callback=_page, help="Write the result as a page, too.")]
 
 
 def check_is_there(database: str) -> None:

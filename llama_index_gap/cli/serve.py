@@ -27,8 +27,8 @@ def mcp(
 ) -> None:
     """Offer an index to chat programs, as an MCP server over stdin and stdout.
 
-    They can search, and find similar images; nothing is changed.
-    The program starts it: see the README for what to put into its settings.
+    The programs can search and find similar images, but change nothing.
+    Each program starts the server itself: the README shows its settings.
     """
     try:
         from llama_index_gap.agents.mcp_server import make_server, serve

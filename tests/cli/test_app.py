@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from command_line import gap, llama_gap
 
+from llama_index_gap.cli.app import app
 from llama_index_gap.store.milvus import MilvusStore
 
 
@@ -26,7 +29,7 @@ def test_expected_errors_are_one_line(arguments: list[str], message: str, tmp_pa
 
 @pytest.mark.parametrize(
     "command",
-    [[], *([name] for name in ("read", "index", "search", "info", "delete", "evaluate", "demo"))],
+    [[], *([each.callback.__name__] for each in app.registered_commands if each.callback)],
 )
 def test_help_fits_80_columns(command: list[str]) -> None:
     shown = gap(*command, "--help")
@@ -34,6 +37,13 @@ def test_help_fits_80_columns(command: list[str]) -> None:
     assert shown.code == 0
     assert "Usage" in shown.out
     assert max(map(len, shown.out.splitlines())) <= 80
+
+
+def test_help_waits_for_no_library() -> None:
+    code = "import llama_index_gap.cli.app, sys; print({'llama_index', 'PIL'} & set(sys.modules))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert found.stdout.strip() == "set()"
 
 
 def test_version() -> None:

@@ -70,9 +70,9 @@ def test_another_model_for_images(tmp_path: Path, tiny_clip: Path, tiny_siglip: 
     assert gap("index", corpus, "--db", db, *models).code == 0
     stored = json.loads(gap("info", "--db", db, "--json").out)
 
-    names = {side: model["name"] for side, model in stored["models"].items()}
+    names = {role: model["name"] for role, model in stored["models"].items()}
     assert names == {"text": str(tiny_siglip), "image": str(tiny_clip)}
-    assert [side["dimension"] for side in stored["collections"].values()] == [32, 16]
+    assert [held["dimension"] for held in stored["collections"].values()] == [32, 16]
 
 
 def test_a_model_for_image_queries(
@@ -91,7 +91,7 @@ def test_a_model_for_image_queries(
     assert "image queries 11 rows of 32 numbers in gap_image_query" in words
     assert "model of image queries" in words
     models = json.loads(gap("info", "--db", own_db, "--json").out)["models"]
-    names = {side: model["name"] for side, model in models.items()}
+    names = {role: model["name"] for role, model in models.items()}
     assert names == {"text": str(tiny_clip), "image_query": str(tiny_dinov2)}
     search = ("search", "--image", image, "--db", own_db, "--top-k", 12, "--json")
     found = json.loads(gap(*search).out)
@@ -136,4 +136,4 @@ def test_nothing_that_could_be_indexed_is_an_error(tmp_path: Path, tiny_clip: Pa
 
     assert shown.code == 1
     assert "more than Milvus' 10" in " ".join(shown.out.split())
-    assert f"error: {tmp_path}: nothing of it could be indexed\n" in shown.err
+    assert f"error: {tmp_path}: nothing in it could be indexed\n" in shown.err

@@ -15,7 +15,7 @@ from llama_index_gap.search.retriever import DualIndexRetriever
 
 @pytest.fixture(scope="module")
 def edis(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Sixty headlines, each with a picture of one colour, and two queries, in EDIS's files."""
+    """Sixty headlines, each with an image of one colour, and two queries, in EDIS's files."""
     folder = tmp_path_factory.mktemp("evaluate") / "edis"
     folder.mkdir()
     pool = []

@@ -20,7 +20,7 @@ def test_info_loads_no_model(demo: Path, tiny_clip: Path, monkeypatch: pytest.Mo
     assert "11 rows of 16 numbers in gap_image" in shown.out
     assert facts["database"] == str(demo / "gap.db")
     assert facts["collections"]["image"] == {"name": "gap_image", "rows": 11, "dimension": 16}
-    assert [(side, model["name"]) for side, model in facts["models"].items()] == [
+    assert [(role, model["name"]) for role, model in facts["models"].items()] == [
         ("text", str(tiny_clip))
     ]
     assert facts["images"] == "their own files"

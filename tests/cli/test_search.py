@@ -43,7 +43,7 @@ def test_json_holds_what_scripts_need(big: Path) -> None:
     assert first["metadata"]["title"] == first["title"]
 
 
-def test_what_one_side_did_not_find_is_shown_all_the_same(demo: Path) -> None:
+def test_what_one_leg_did_not_find_is_shown_all_the_same(demo: Path) -> None:
     shown = gap("search", "ship", "--db", demo / "gap.db", "--top-k", 12, "--json")
     documents = json.loads(shown.out)["documents"]
 
