@@ -306,7 +306,7 @@ class Thumbnail:
     problem: str = ""
 
 
-def thumbnail(source: ImageSource, longest: int) -> Thumbnail:
+def thumbnail(source: ImageSource, longest: int = 320) -> Thumbnail:
     """An image for a page; one that cannot be opened leaves its reason.
 
     Args:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from llama_index_gap.results import SearchResult
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from llama_index_gap.results import SearchResult
 
 
 def format_fused(result: SearchResult, score: float | None) -> str:

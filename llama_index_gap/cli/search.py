@@ -1,13 +1,10 @@
-"""llama-gap search: an index searched by a text, an image, or both."""
+"""llama-gap search: what it finds, and why in this order."""
 
 from __future__ import annotations
 
-import logging
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Group
@@ -15,20 +12,18 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
-import llama_index_gap
 from llama_index_gap.cli import options
+from llama_index_gap.cli.scores import by_place, format_fused, format_score
 from llama_index_gap.cli.terminal import print_json, stdout, write_page
+from llama_index_gap.modality import MODALITIES
 from llama_index_gap.text import excerpt, visible
 
 if TYPE_CHECKING:
-    from llama_index.core.schema import ImageNode
+    from llama_index.core.schema import BaseNode
 
-    from llama_index_gap.cli.pages.search_page import Answer, FoundDocument
-    from llama_index_gap.index.dual_index import DualIndex
-    from llama_index_gap.models import PairScorer
+    from llama_index_gap.results import FoundDocument, SearchResult
 
-_HITS = 16
-_EXCERPT = 150
+_EXCERPT = 150  # characters of a passage on a terminal
 
 
 def search(
@@ -61,108 +56,50 @@ def search(
     options.check_is_there(db)
     scorer = options.load_scorer(reranker)
     with options.open_index(db, name) as index:
-        answer = _answer(
-            index,
-            text.strip(),
-            image,
-            top_k=top_k,
-            scorer=scorer,
-            min_probability=min_probability,
+        result = index.search(
+            text, image, top_k=top_k, reranker=scorer, min_probability=min_probability
         )
     if as_json:
-        print_json(_as_dict(answer))
-    elif not answer.documents:
+        print_json(result.to_dict())
+    elif not result:
         stdout.print(
             "Nothing was found: the index is empty."
             if min_probability is None
             else f"Nothing was found with a probability of {min_probability} or more."
         )
     elif explain:
-        _print_explanation(answer)
+        _print_explanation(result)
     else:
-        _print_answer(answer)
+        _print_documents(result)
     if html is not None:
         from llama_index_gap.cli.pages.search_page import render_page
 
-        write_page(html, render_page(answer))
+        write_page(html, render_page(result))
 
 
-def _answer(
-    index: DualIndex,
-    text: str,
-    image: Path | None,
-    *,
-    top_k: int,
-    scorer: PairScorer | None,
-    min_probability: float | None,
-) -> Answer:
-    from llama_index.core.schema import QueryBundle
-
-    from llama_index_gap.cli.pages.search_page import Answer, found_documents
-
-    # complete: whoever reads wants to see the text of a document that its image found.
-    retriever = index.as_retriever(
-        top_k=top_k if scorer is None else None,
-        similarity_top_k=max(_HITS, top_k),
-        image_similarity_top_k=max(_HITS, top_k),
-        complete=True,
-        min_probability=min_probability,
-    )
-    query = QueryBundle(text, image_path=str(image) if image else None)
-    with _retriever_notes() as notes:
-        hits = retriever.retrieve(query)
-    if scorer is not None:
-        rerank = llama_index_gap.MultiModalRerank(model=scorer, top_n=top_k)
-        hits = rerank.postprocess_nodes(hits, query)
-    return Answer(
-        text=text,
-        image=str(image) if image else None,
-        database=index.uri,
-        documents=found_documents(hits),
-        note=notes[0] if notes else None,
-        reranker=None if scorer is None else scorer.name,
-    )
-
-
-@contextmanager
-def _retriever_notes() -> Iterator[list[str]]:
-    """What the retriever logs meanwhile: that it ranked by another method than it was to."""
-    notes: list[str] = []
-
-    class Notes(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            if record.levelno == logging.INFO:
-                notes.append(record.getMessage())
-
-    logger, handler = logging.getLogger("llama_index_gap.search.retriever"), Notes()
-    level = logger.level
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    try:
-        yield notes
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(level)
-
-
-def _print_answer(answer: Answer) -> None:
+def _print_documents(result: SearchResult) -> None:
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, expand=True)
     table.add_column("#", justify="right", vertical="top")
-    table.add_column(_columns("document", "score", "text", "image", style="bold"), ratio=1)
-    for document in answer.documents:
-        sides = [document.side(side) for side in ("text", "image")]
-        first = _columns(
-            visible(document.title),
-            *(answer.format_rank(score) for score in (document.score, *sides)),
+    table.add_column(_columns("document", "score", *MODALITIES, style="bold"), ratio=1)
+    for document in result:
+        parts = [document.score, *(document.part(modality) for modality in MODALITIES)]
+        first = _columns(visible(document.title), *(format_score(result, part) for part in parts))
+        words = excerpt(document.text, _EXCERPT)
+        table.add_row(
+            str(document.rank),
+            Group(
+                first,
+                *([Text(visible(words))] if words else []),
+                *map(_where, document.images),
+                Text(),
+            ),
         )
-        table.add_row(str(document.rank), Group(first, *_content(document), Text()))
     stdout.print(table)
-    score = (
-        "score = text + image, what each adds"
-        if answer.reranker is None
-        else f"score = mean of text and image, as {visible(answer.reranker)} rates them"
-    )
-    stdout.print(f"{score}; --explain says why, --html shows the images", style="dim")
+    if result.reranker is None:
+        meaning = "score = text + image, what each adds"
+    else:
+        meaning = f"score = mean of text and image, as {visible(result.reranker)} rates them"
+    stdout.print(f"{meaning}; --explain says why, --html shows the images", style="dim")
 
 
 def _columns(title: str, *numbers: str, style: str = "") -> Table:
@@ -174,21 +111,13 @@ def _columns(title: str, *numbers: str, style: str = "") -> Table:
     return grid
 
 
-def _content(document: FoundDocument) -> list[Text]:
-    """What of a document is shown below its title: its text, and the image's path."""
-    lines = []
-    if words := excerpt(document.passage or document.caption, _EXCERPT):
-        lines.append(Text(visible(words)))
-    if document.image is not None:
-        lines.append(_where(document.image))
-    return lines
-
-
-def _where(image: ImageNode) -> Text:
+def _where(node: BaseNode) -> Text:
     """An image's path from here, where that is shorter; terminals that know links get one."""
-    if not image.image_path:
-        return Text(visible(image.image_url or ""), style="cyan", overflow="fold")
-    path = Path(image.image_path)
+    image_path = getattr(node, "image_path", None)
+    if not image_path:
+        url = getattr(node, "image_url", None) or ""
+        return Text(visible(url), style="cyan", overflow="fold")
+    path = Path(image_path)
     try:
         shown = min(os.path.relpath(path), str(path), key=len)
     except ValueError:  # on another drive
@@ -197,102 +126,83 @@ def _where(image: ImageNode) -> Text:
     return Text(visible(shown), style=style, overflow="fold")
 
 
-def _print_explanation(answer: Answer) -> None:
-    evidence = answer.note is None
-    by_raw = sorted(answer.documents, key=lambda d: -max((leg.raw for leg in d.legs), default=0))
-    for document in answer.documents:
+# --- why -----------------------------------------------------------------------------------------
+
+
+def _print_explanation(result: SearchResult) -> None:
+    by_raw = sorted(result, key=lambda each: -max((leg.raw for leg in each.legs), default=0))
+    for document in result:
         heading = Table.grid(padding=(0, 2, 0, 0))
         heading.add_row(str(document.rank), Text(visible(document.title), "bold", overflow="fold"))
-        if document.title != document.id:
-            heading.add_row("", Text(visible(document.id), "dim", overflow="fold"))
+        if document.title != document.key:
+            heading.add_row("", Text(visible(document.key), "dim", overflow="fold"))
         stdout.print(heading)
-        table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
-        table.add_column("  ")
-        table.add_column("leg")
-        table.add_column("cosine", justify="right")
-        if evidence:
-            table.add_column("above usual", justify="right")
-        table.add_column("evidence" if evidence else "for its place", justify="right")
-        for leg in document.legs:
-            sigma = [] if not evidence else ["" if leg.sigma is None else f"{leg.sigma:+.2f} σ"]
-            added = "not found" if leg.evidence is None else answer.format(leg.evidence)
-            table.add_row("", leg.name, f"{leg.raw:.4f}", *sigma, added)
-        stdout.print(table)
+        stdout.print(_legs(result, document))
+        if result.reranker is not None:
+            read = [
+                f"{name} {format_score(result, value)}" for name, value in document.reranked.items()
+            ]
+            of = ", ".join(read) or "neither text nor image could be read"
+            stdout.print(f"   score {format_score(result, document.score)}: {of}", markup=False)
+        fused = "score" if result.reranker is None else "found with"
+        stdout.print(f"   {fused} {format_fused(result, document.fused)}{_shares(document)}")
         place = by_raw.index(document) + 1
-        if answer.reranker is not None:
-            stdout.print(_rating(answer, document), markup=False)
-        fused = "score" if answer.reranker is None else "found with"
-        stdout.print(f"   {fused} {answer.format(document.fused)}{_reason(document)}")
         if place != document.rank:
             stdout.print(f"   by its highest cosine it would be number {place} of these")
         stdout.print()
-    if answer.reranker is not None:
-        stdout.print(
-            f"{visible(answer.reranker)} has read what was found: text and image are rated on "
-            "one scale, and the score is their mean. How it was found:",
-            style="dim",
-            markup=False,
-        )
-    stdout.print(_method(answer), style="dim", markup=False)
+    for line in _method(result):
+        stdout.print(visible(line), style="dim", markup=False)
 
 
-def _rating(answer: Answer, document: FoundDocument) -> str:
-    sides = [f"{side} {answer.format_rank(score)}" for side, score in document.ratings]
-    of = ", ".join(sides) or "neither text nor image could be read"
-    return f"   score {answer.format_rank(document.score)}: {of}"
+def _legs(result: SearchResult, document: FoundDocument) -> Table:
+    ranks = by_place(result)
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    table.add_column("  ")
+    table.add_column("leg")
+    table.add_column("cosine", justify="right")
+    if not ranks:
+        table.add_column("above usual", justify="right")
+    table.add_column("for its place" if ranks else "evidence", justify="right")
+    for each in document.legs:
+        sigma = "" if each.sigma is None else f"{each.sigma:+.2f} σ"
+        added = "not found" if each.evidence is None else format_fused(result, each.evidence)
+        table.add_row("", each.leg.title, f"{each.raw:.4f}", *([] if ranks else [sigma]), added)
+    return table
 
 
-def _reason(document: FoundDocument) -> str:
-    found = [leg for leg in document.legs if leg.evidence is not None]
-    total = sum(leg.evidence or 0 for leg in found)
+def _shares(document: FoundDocument) -> str:
+    """Which leg contributes most of the fused score."""
+    found = [each for each in document.legs if each.evidence is not None]
+    total = sum(each.evidence or 0 for each in found)
     if len(found) < 2 or not total:
-        return f": all of it from {found[0].name}" if found else ""
-    best = max(found, key=lambda leg: leg.evidence or 0)
-    return f": {(best.evidence or 0) / total:.0%} of it from {best.name}"
+        return f": all of it from {found[0].leg.title}" if found else ""
+    best = max(found, key=lambda each: each.evidence or 0)
+    return f": {(best.evidence or 0) / total:.0%} of it from {best.leg.title}"
 
 
-def _method(answer: Answer) -> str:
-    if answer.note is not None:
-        return (
-            f"Ranked by place: {answer.note}. Each leg adds 1 / (60 + the document's place in it)."
+def _method(result: SearchResult) -> list[str]:
+    """How the documents were ranked."""
+    lines = []
+    if result.reranker is not None:
+        lines.append(
+            f"{result.reranker} has read what was found: text and image are rated on one scale, "
+            "and the score is their mean. How it was found:"
         )
-    return (
-        "Cosines of texts and of images cannot be compared: between them lies the modality gap. "
-        "So each counts by how many standard deviations (σ) it lies above what this query gets "
-        "from a sample of the same collection. Evidence is −log of the probability of lying as "
-        "high by chance, which is likelier in a larger collection; the evidence of the legs is "
-        "added. A leg marked 'not found' had the document not among its best, and adds nothing."
-    )
-
-
-def _as_dict(answer: Answer) -> dict[str, Any]:
-    return {
-        "query": {"text": answer.text, "image": answer.image},
-        "database": answer.database,
-        "note": answer.note,
-        "reranker": answer.reranker,
-        "documents": [_document_as_dict(document) for document in answer.documents],
-    }
-
-
-def _document_as_dict(document: FoundDocument) -> dict[str, Any]:
-    text, image = document.text, document.image
-    node = text or image
-    return {
-        "rank": document.rank,
-        "id": document.id,
-        "title": document.title,
-        "score": document.score,
-        "reranked": document.reranked,
-        "fused": document.fused,
-        "legs": {leg.leg: {"cosine": leg.raw, "evidence": leg.evidence} for leg in document.legs},
-        "text": text and {"node_id": text.node_id, "text": document.passage},
-        "image": image
-        and {
-            "node_id": image.node_id,
-            "path": image.image_path,
-            "url": image.image_url,
-            "caption": document.caption,
-        },
-        "metadata": node.metadata if node else {},
-    }
+    if by_place(result):
+        why = f" {result.note}." if result.note else ""
+        lines.append(f"Ranked by place:{why} Each leg adds 1 / (60 + the document's place in it).")
+    else:
+        lines.append(
+            "Cosines of texts and of images cannot be compared: between them lies the modality "
+            "gap. So each counts by how many standard deviations (σ) it lies above what this "
+            "query gets from a sample of the same collection. Evidence is −log of the probability "
+            "of lying as high by chance, which is likelier in a larger collection; the evidence "
+            "of the legs is added. A leg marked 'not found' does not have the document among its "
+            "top hits, so it adds nothing."
+        )
+    lines += [
+        f"The {leg.title} leg left out {summary.improbable} hits as too improbable."
+        for leg, summary in result.legs.items()
+        if summary.improbable
+    ]
+    return lines

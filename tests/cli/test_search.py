@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from command_line import gap, llama_gap
 
 from llama_index_gap.gap.calibrate import Curve, RelevanceCalibrator
 from llama_index_gap.index.dual_index import DualIndex
+from llama_index_gap.modality import Leg
 
 
 def test_a_search_is_a_table_of_80_columns(demo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -38,8 +40,8 @@ def test_json_holds_what_scripts_need(big: Path) -> None:
     assert found["note"] is None
     first = found["documents"][0]
     assert first["score"] == pytest.approx(first["legs"]["text"]["evidence"])
-    assert first["text"]["node_id"] == f"{first['id']}#text-0"
-    assert first["image"] is None
+    assert first["passages"][0]["node_id"] == f"{first['id']}#text-0"
+    assert first["images"] == []
     assert first["metadata"]["title"] == first["title"]
 
 
@@ -48,7 +50,7 @@ def test_what_one_leg_did_not_find_is_shown_all_the_same(demo: Path) -> None:
     documents = json.loads(shown.out)["documents"]
 
     assert [len(document["legs"]) for document in documents].count(2) == 11
-    assert sum(document["image"] is not None for document in documents) == 11
+    assert sum(len(document["images"]) for document in documents) == 11
     evidence = [document["legs"]["text"]["evidence"] for document in documents]
     assert None in evidence  # a text that was not among the best
 
@@ -61,7 +63,8 @@ def test_an_image_finds_itself(demo: Path) -> None:
     (ferry,) = (document for document in documents if document["id"] == "ferry")
 
     assert ferry["legs"]["image_by_image"]["cosine"] == pytest.approx(1, abs=1e-4)
-    assert ferry["image"]["path"] == str(image)
+    assert ferry["images"][0]["path"] == str(image)
+    assert documents[0]["id"] == "ferry"
 
 
 def test_explain_shows_each_leg_and_the_reason(big: Path, demo: Path) -> None:
@@ -109,7 +112,7 @@ def test_what_is_too_improbable_is_left_out(own_db: Path) -> None:
     even = Curve(scores=(0.0,), log_odds=(0.0,), precision=(0.5,), relevant=1, irrelevant=1)
     curves = {"text_to_text": even, "text_to_image": even}
     with DualIndex(str(own_db)) as index:
-        index.save_calibrator(RelevanceCalibrator(curves, "isotonic", index.models))
+        index.save_calibrator(RelevanceCalibrator(curves, "isotonic", index.models()))
 
     some = gap("search", "ship", "--db", own_db, "--min-probability", 0.5, "--json")
     none = gap("search", "ship", "--db", own_db, "--min-probability", 1)
@@ -117,6 +120,24 @@ def test_what_is_too_improbable_is_left_out(own_db: Path) -> None:
     assert "needs a calibrator" in without
     assert json.loads(some.out)["documents"]
     assert none.out == "Nothing was found with a probability of 1.0 or more.\n"
+
+
+def test_explain_tells_what_was_left_out_from_how_it_was_ranked(big: Path, tmp_path: Path) -> None:
+    """That hits were left out as improbable was once taken for a ranking by place."""
+    db = tmp_path / "gap.db"
+    shutil.copytree(big, db)
+    with DualIndex(str(db)) as index:
+        cosines = index.as_retriever().search_legs("text number 7")[Leg("text", "text")].scores
+        steps = {"scores": (cosines[8], cosines[7]), "log_odds": (-9.0, 9.0), "precision": (0, 1)}
+        curve = Curve(**steps, relevant=1, irrelevant=1)
+        curves = {"text_to_text": curve, "text_to_image": curve}
+        index.save_calibrator(RelevanceCalibrator(curves, "isotonic", index.models()))
+
+    shown = gap("search", "text number 7", "--db", db, "--min-probability", 0.5, "--explain")
+
+    assert "The text leg left out 8 hits as too improbable." in shown.out
+    assert "Ranked by place" not in shown.out
+    assert "standard deviations (σ)" in " ".join(shown.out.split())
 
 
 def test_explain_says_where_raw_scores_would_put_a_document(demo: Path) -> None:

@@ -10,9 +10,10 @@ from llama_index_gap.cli.experiment_tables import (
     leg_rows,
     own_modality_in_words,
 )
-from llama_index_gap.cli.pages.search_page import render, thumbnail
+from llama_index_gap.cli.pages.rendering import render
 from llama_index_gap.evaluation.examples import Example
 from llama_index_gap.evaluation.experiment import ExperimentResult
+from llama_index_gap.results import thumbnail
 
 
 def render_experiment(result: ExperimentResult, examples: Sequence[Example]) -> str:

@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from llama_index_gap.cli.pages.search_page import render
+from llama_index_gap.cli.pages.rendering import render
 from llama_index_gap.diagnosis.mitigations import Cloud, Mitigation
 from llama_index_gap.diagnosis.recommendations import NAMES
 from llama_index_gap.diagnosis.report import Report

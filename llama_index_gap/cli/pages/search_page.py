@@ -11,7 +11,6 @@ from llama_index_gap.cli.scores import format_fused, format_score
 from llama_index_gap.results import SearchResult, thumbnail
 from llama_index_gap.text import excerpt
 
-_THUMBNAIL = 320
 _LONGEST_TEXT = 450
 
 
@@ -30,15 +29,12 @@ def render_page(result: SearchResult) -> str:
         "page",
         result=result,
         most=max(evidence, default=0.0) or 1.0,
-        asked_with=thumbnail(result.image, _THUMBNAIL) if result.image else None,
+        asked_with=thumbnail(result.image) if result.image else None,
         shown=[
             (
                 document,
                 [content(node) for node in document.passages],
-                [
-                    (thumbnail(node, _THUMBNAIL), content(node), _file_name(node))
-                    for node in document.images
-                ],
+                [(thumbnail(node), content(node), _file_name(node)) for node in document.images],
             )
             for document in result
         ],
