@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from llama_index_gap.cli.pages.search_page import Answer, FoundDocument
     from llama_index_gap.index.dual_index import DualIndex
     from llama_index_gap.models import PairScorer
-    from llama_index_gap.readers.corpus import Skipped
+    from llama_index_gap.readers.records import Skipped
 
 app = typer.Typer(
     name="llama-gap",

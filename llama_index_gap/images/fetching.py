@@ -17,6 +17,7 @@ TIMEOUT_S = 20.0
 MAX_REDIRECTS = 5
 _CHUNK = 65_536
 _REDIRECTS = {301, 302, 303, 307, 308}
+_HEADERS = {"Accept": "image/*", "Accept-Encoding": "identity", "User-Agent": "llama-index-gap"}
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")  # RFC 6052: carries an IPv4 address
 # What has been given out of IPv6 to the open internet, less documentation (RFC 9637); Python's
 # own is_global takes most of the rest for global too.
@@ -51,7 +52,9 @@ def fetch(url: str, *, timeout_s: float = TIMEOUT_S, max_bytes: int = MAX_BYTES)
         watchdog = threading.Timer(_left(deadline, timeout_s), _hang_up, [connection.sock])
         watchdog.start()
         try:
-            response = _ask(connection, parts)
+            path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+            connection.request("GET", path, headers=_HEADERS)
+            response = connection.getresponse()
             if response.status in _REDIRECTS:
                 target = response.getheader("Location")
                 if not target:
@@ -60,8 +63,18 @@ def fetch(url: str, *, timeout_s: float = TIMEOUT_S, max_bytes: int = MAX_BYTES)
                 continue
             if response.status != http.client.OK:
                 raise FetchError(f"HTTP {response.status} {response.reason}")
-            content = _read(response, max_bytes)
+            content = bytearray()
+            while chunk := response.read1(_CHUNK):
+                content += chunk
+                if len(content) > max_bytes:
+                    raise FetchError(
+                        f"more than {max_bytes:,} bytes; download it yourself if you trust it"
+                    )
             _left(deadline, timeout_s)  # the watchdog's hanging up looks like the end of the data
+        except UnicodeError as error:
+            raise FetchError(
+                f"the URL holds characters that must be percent-encoded ({error})"
+            ) from error
         except (OSError, http.client.HTTPException) as error:
             _left(deadline, timeout_s)
             raise FetchError(f"cannot be fetched ({str(error) or type(error).__name__})") from error
@@ -70,7 +83,7 @@ def fetch(url: str, *, timeout_s: float = TIMEOUT_S, max_bytes: int = MAX_BYTES)
             connection.close()
         if response.length:
             raise FetchError(f"broke off, {response.length:,} bytes short")
-        return content
+        return bytes(content)
     raise FetchError(f"more than {MAX_REDIRECTS} redirects")
 
 
@@ -137,29 +150,8 @@ def _refuse_private(host: str, address: str) -> None:
         raise FetchError(f"{host} is at {address}, which is not a public address; refused")
 
 
-def _ask(connection: http.client.HTTPConnection, parts: SplitResult) -> http.client.HTTPResponse:
-    target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-    headers = {"Accept": "image/*", "Accept-Encoding": "identity", "User-Agent": "llama-index-gap"}
-    try:
-        connection.request("GET", target, headers=headers)
-    except UnicodeError as error:
-        raise FetchError(
-            f"the URL holds characters that must be percent-encoded ({error})"
-        ) from error
-    return connection.getresponse()
-
-
-def _read(response: http.client.HTTPResponse, max_bytes: int) -> bytes:
-    content = bytearray()
-    while chunk := response.read1(_CHUNK):
-        content += chunk
-        if len(content) > max_bytes:
-            raise FetchError(f"more than {max_bytes:,} bytes; download it yourself if you trust it")
-    return bytes(content)
-
-
 def _hang_up(connected: socket.socket) -> None:
-    with contextlib.suppress(OSError):  # already closed by the other side
+    with contextlib.suppress(OSError):  # the server has hung up already
         connected.shutdown(socket.SHUT_RDWR)
 
 

@@ -53,7 +53,8 @@ from llama_index_gap.gap.calibrate import RelevanceCalibrator
 from llama_index_gap.images.opening import ImageError, check_image
 from llama_index_gap.modality import Modality
 from llama_index_gap.models import ModelError
-from llama_index_gap.readers.corpus import Corpus, Skipped
+from llama_index_gap.readers.corpus import Corpus
+from llama_index_gap.readers.records import Skipped
 from llama_index_gap.readers.splitting import default_splitter
 from llama_index_gap.search.retriever import DualIndexRetriever, SearchSide, Side
 from llama_index_gap.store.milvus import MilvusStore, StoreError, _lite_path, _to_plain

@@ -15,7 +15,8 @@ from llama_index.core.node_parser import SentenceWindowNodeParser, TokenTextSpli
 from llama_index.core.schema import MetadataMode, NodeRelationship
 from PIL import Image
 
-from llama_index_gap.readers.corpus import Corpus, CorpusError, Skipped, read_corpus
+from llama_index_gap.readers.corpus import Corpus, read_corpus
+from llama_index_gap.readers.records import CorpusError, Skipped
 
 
 def write_image(path: Path) -> Path:
@@ -575,14 +576,14 @@ def test_refuses_what_cannot_be_read(case: str, tmp_path: Path) -> None:
 def test_an_unreadable_page_is_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.md").write_text("x")
     (tmp_path / "b.md").write_text("y")
-    read_text = Path.read_text
+    opened = Path.open
 
-    def forbidden(path: Path, **options: Any) -> str:
+    def forbidden(path: Path, *mode: str) -> Any:
         if path.name == "a.md":
             raise PermissionError(13, "Permission denied")
-        return read_text(path, **options)
+        return opened(path, *mode)
 
-    monkeypatch.setattr(Path, "read_text", forbidden)
+    monkeypatch.setattr(Path, "open", forbidden)
 
     assert read_corpus(tmp_path).skipped == [Skipped("a.md", "cannot be read (Permission denied)")]
 
