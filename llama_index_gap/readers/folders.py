@@ -73,11 +73,11 @@ def _read_pages(folder: Path, files: list[Path], root: Path) -> Records:
         except ValueError as error:
             yield Skipped(name, str(error))
         else:
-            used.update((p.folder / p.path).resolve() for p in record.images if p.folder)
+            used.update(_resolved(p.folder / p.path) for p in record.images if p.folder)
             yield record
     for file in files:
         suffix = file.suffix.lower()
-        if suffix in _MARKDOWN_SUFFIXES or file.resolve() in used:
+        if suffix in _MARKDOWN_SUFFIXES or _resolved(file) in used:
             continue
         reason = (
             "no page shows this image; a folder with Markdown files is read as pages, so keep "
@@ -86,6 +86,17 @@ def _read_pages(folder: Path, files: list[Path], root: Path) -> Records:
             else _NO_IMAGE.get(suffix, "is neither a page nor an image by its suffix")
         )
         yield Skipped(file.relative_to(folder).as_posix(), reason)
+
+
+def _resolved(path: Path) -> Path:
+    try:
+        return path.resolve()
+    except (
+        OSError,
+        RuntimeError,
+        ValueError,
+    ):  # a loop of links, a NUL: reported later
+        return path
 
 
 def _page(source: str, name: str, site: Path, folder: Path) -> Record:

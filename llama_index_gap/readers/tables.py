@@ -24,7 +24,6 @@ from llama_index_gap.readers.records import (
 )
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
-_LIST_SEPARATOR = "|"
 
 
 def read_table(path: Path, root: Path | None = None) -> Records:
@@ -158,4 +157,4 @@ def _cells(row: dict[str | None, Any]) -> dict[str, Any]:
 
 
 def _split(cell: str) -> list[str]:
-    return [part.strip() for part in cell.split(_LIST_SEPARATOR)] if cell else []
+    return [part.strip() for part in cell.split("|")] if cell else []
