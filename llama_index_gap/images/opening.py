@@ -114,18 +114,14 @@ def check_image(
 
 
 def read_image(
-    source: ImageSource,
-    *,
-    root: str | Path | None = None,
-    allow_urls: bool = False,
-    max_pixels: int = MAX_PIXELS,
+    source: ImageSource, *, root: str | Path | None = None, allow_urls: bool = False
 ) -> bytes:
     """Read an image's file, checked as by ``check_image``, for ``open_image`` to decode later."""
     name = describe(source)
     if isinstance(source, Image.Image):
         raise ImageError(name, "has no file to read; save it, and pass the path or the bytes")
     with _stream(source, name, root, allow_urls) as stream:
-        _identify(stream, name, max_pixels)
+        _identify(stream, name)
         stream.seek(0)
         return stream.read()
 
@@ -133,7 +129,7 @@ def read_image(
 def mime_type(path: Path) -> str:
     """Say what kind of file an image is, such as ``image/jpeg``, by its content."""
     with _from_file(path, str(path), None) as stream:
-        return Image.MIME[str(_identify(stream, str(path), MAX_PIXELS).format)]
+        return Image.MIME[str(_identify(stream, str(path)).format)]
 
 
 def scaled_jpeg(
@@ -198,7 +194,7 @@ def describe(source: object) -> str:
             return f"<{type(source).__name__}>"
 
 
-def _identify(stream: IO[bytes], name: str, max_pixels: int) -> Image.Image:
+def _identify(stream: IO[bytes], name: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Read an image's header: what it is and how large, without decoding it."""
     try:
         image = Image.open(stream, formats=_formats())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import re
 import tomllib
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import date, time
 from html.parser import HTMLParser
@@ -138,13 +137,9 @@ def _block_text(token: Token, images: list[ImageReference]) -> str:
         case "fence" | "code_block":
             return token.content.strip()
         case "html_block":
-            block = _Block(images)
-            block.feed(token.content)
-            return " ".join(block.text().split())
+            return " ".join(_Block(images).text(token).split())
         case "inline":
-            block = _Block(images)
-            block.add(token.children or [])
-            return re.sub(r"[ \t]+", " ", block.text()).strip()
+            return re.sub(r"[ \t]+", " ", _Block(images).text(token)).strip()
     return ""
 
 
@@ -157,12 +152,8 @@ class _Block(HTMLParser):
         self._images = images
         self._hidden = 0
 
-    def text(self) -> str:
-        self.close()
-        return "".join(self._parts)
-
-    def add(self, children: Iterable[Token]) -> None:
-        for child in children:
+    def text(self, token: Token) -> str:
+        for child in [token] if token.type == "html_block" else token.children or []:
             match child.type:
                 case "text":
                     self.handle_data(_WIKI_IMAGE.sub(self._take_wiki_image, child.content))
@@ -170,12 +161,13 @@ class _Block(HTMLParser):
                     self.handle_data(child.content)
                 case "softbreak" | "hardbreak":
                     self.handle_data("\n")
-                case "html_inline":
+                case "html_inline" | "html_block":
                     self.feed(child.content)
                 case "image":
-                    alt = _Block(self._images)
-                    alt.add(child.children or [])
-                    self._add(str(child.attrs.get("src", "")), alt.text())
+                    alt = _Block(self._images).text(child)
+                    self._add(str(child.attrs.get("src", "")), alt)
+        self.close()
+        return "".join(self._parts)
 
     def _take_wiki_image(self, found: re.Match[str]) -> str:
         alt = found["alt"] or ""
