@@ -184,7 +184,7 @@ def describe(source: object) -> str:
         case str() if source[:5].lower() == "data:":
             return f"<data URI of {len(source):,} characters>"
         case str() if _URL.match(source):
-            # Neither passwords nor signatures belong into messages.
+            # Neither passwords nor signatures belong in messages.
             return re.sub(r"//[^/?#]*@", "//***@", source).split("?")[0]
         case str() if len(source) > 200:
             return f"<text of {len(source):,} characters, {source[:20]!r}…>"
@@ -314,28 +314,22 @@ def _decode(image: Image.Image, name: str) -> Image.Image:
         except Exception as error:  # Pillow's readers of EXIF blocks raise types of all kinds
             logger.warning("%s: EXIF block unreadable (%s); taken as stored", name, reason(error))
             image = image.copy()
-        return _to_rgb(image, name)
+        if image.mode.startswith("I;16"):  # PIL's own conversion clips all above 255 to white
+            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        if image.mode in {"I", "F"}:
+            raise ImageError(
+                name, "32-bit numbers have no agreed range of brightness; save it with 8 or 16 bits"
+            )
+        if image.mode in {"La", "RGBa"}:  # colours already multiplied by their opacity
+            image = image.convert({"La": "LA", "RGBa": "RGBA"}[image.mode])
+        if image.has_transparency_data:
+            rgba = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+        return image if image.mode == "RGB" else image.convert("RGB")
     except ImageError:
         raise
     except Exception as error:  # and so do its decoders
         raise ImageError(name, f"truncated or damaged image ({reason(error)})") from error
-
-
-def _to_rgb(image: Image.Image, name: str) -> Image.Image:
-    if image.mode.startswith("I;16"):  # PIL's own conversion clips all above 255 to white
-        grey = np.asarray(image) >> 8
-        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
-    if image.mode in {"I", "F"}:
-        raise ImageError(
-            name, "32-bit numbers have no agreed range of brightness; save it with 8 or 16 bits"
-        )
-    if image.mode in {"La", "RGBa"}:  # colours already multiplied by their opacity
-        image = image.convert({"La": "LA", "RGBa": "RGBA"}[image.mode])
-    if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, "white")
-        return Image.alpha_composite(white, rgba).convert("RGB")
-    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 @cache

@@ -95,7 +95,8 @@ def read_corpus(
 
     Args:
         path: a file or a folder.
-        root: folder that images must lie in; by default the folder of the corpus.
+        root: folder that images must lie in, and that links to texts may lead to; by default the
+            folder of the corpus.
         splitter: cuts long texts; by default LlamaIndex's ``SentenceSplitter`` with chunks of 512
             tokens that overlap by 64.
         max_pixels: skip images with more pixels than this.

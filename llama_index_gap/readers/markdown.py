@@ -42,7 +42,7 @@ class Page:
         text: the page as plain text, blocks separated by blank lines, without its images.
         heading: the first heading of level 1; empty if there is none.
         images: the images that it shows, in order; a target is decoded, but for a URL.
-        metadata: the front matter: texts, numbers, truths, and lists and mappings of these.
+        metadata: the front matter: texts, numbers, booleans, and lists and mappings of these.
         unread: what looks like an image but is none by Markdown's rules, as it stands there.
     """
 

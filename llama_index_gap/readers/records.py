@@ -21,7 +21,7 @@ from llama_index.core.schema import (
 )
 
 from llama_index_gap.errors import GapError, InvalidValueError
-from llama_index_gap.images.opening import ImageError, check_image, describe
+from llama_index_gap.images.opening import ImageError, check_image
 
 _CAPTION_KEYS = ("caption", "alt")
 _FIELDS = frozenset(["id", "title", "text", "image", "images", *_CAPTION_KEYS, "captions", "alts"])
@@ -138,12 +138,12 @@ def _image_references(fields: dict[str, Any]) -> tuple[list[ImageReference], lis
     for item in images:
         image = {"path": item} if isinstance(item, str) else item
         if not isinstance(image, dict):
-            problems.append(f"an image of it is {shown(item)}, not a path or an object with one")
+            problems.append(f"one of its images is {shown(item)}, not a path or an object with one")
             continue
         path = image.get("path")
         caption = next((image[key] for key in _CAPTION_KEYS if image.get(key)), "")
         if not isinstance(path, str) or not path.strip():
-            problems.append(f"an image of it has the path {shown(path)}, not a text")
+            problems.append(f"one of its images has the path {shown(path)}, not a text")
         elif not isinstance(caption, str):
             problems.append(f"the caption of {path!r} is {shown(caption)}, not a text")
         else:
@@ -220,9 +220,7 @@ class NodeMaker:
             file = (image.folder or self._folder) / path
             try:
                 if "://" in path or path.startswith("//") or path.lower().startswith("data:"):
-                    raise ImageError(
-                        describe(path), "is a URL; readers fetch nothing, download it first"
-                    )
+                    raise ImageError(path, "is a URL; readers fetch nothing, download it first")
                 check_image(file, root=self._root, max_pixels=self._max_pixels)
             except ImageError as error:
                 source = record.source
@@ -236,11 +234,6 @@ class NodeMaker:
             name = (file.relative_to(below) if below else file).as_posix()
             seen[name] += 1
             again = f"~{seen[name]}" if seen[name] > 1 else ""
-            nodes.append(
-                ImageNode(
-                    id_=f"{record.id}#image-{name}{again}",
-                    text=image.caption,
-                    image_path=str(file),
-                )
-            )
+            node_id = f"{record.id}#image-{name}{again}"
+            nodes.append(ImageNode(id_=node_id, text=image.caption, image_path=str(file)))
         return nodes, skipped

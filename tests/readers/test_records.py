@@ -138,7 +138,10 @@ SKIPPED: dict[str, tuple[Any, str]] = {
     "a number as text": ({"text": 5}, "its text is 5, not a text"),
     "a list as title": ({"title": ["a"], "text": "t"}, r"its title is \['a'\], not a text"),
     "a text as images": ({"images": "a.png"}, "its images are 'a.png', not a list"),
-    "a number as image": ({"images": [3]}, "an image of it is 3"),
+    "a number as image": (
+        {"images": [3]},
+        "one of its images is 3, not a path or an object with one",
+    ),
     "an image without a path": ({"images": [{"alt": "x"}]}, "has the path None, not a text"),
     "an empty path": ({"images": [""]}, "has the path '', not a text"),
     "a number as caption": ({"images": [{"path": "a", "alt": 3}]}, "the caption of 'a' is 3"),
