@@ -16,7 +16,7 @@ from llama_index_gap.cli import options, terminal
 from llama_index_gap.text import visible
 
 if TYPE_CHECKING:
-    from llama_index_gap.readers.corpus import Skipped
+    from llama_index_gap.readers.records import Skipped
 
 CorpusPath = Annotated[
     Path, typer.Argument(help="A .jsonl, .csv or .tsv file, or a folder.", metavar="PATH")

@@ -59,7 +59,8 @@ from llama_index_gap.images.opening import ImageError, ImageSource, check_image,
 from llama_index_gap.modality import CollectionName, Modality
 from llama_index_gap.models import ModelError, PairScorer
 from llama_index_gap.nodes import GroupBy
-from llama_index_gap.readers.corpus import Corpus, Skipped
+from llama_index_gap.readers.corpus import Corpus
+from llama_index_gap.readers.records import Skipped
 from llama_index_gap.readers.splitting import default_splitter
 from llama_index_gap.results import SearchResult
 from llama_index_gap.search.fusion import RANK_CONSTANT, Combine, Normalize
