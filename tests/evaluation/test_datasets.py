@@ -164,7 +164,8 @@ def test_a_limit_takes_queries_from_all_over(tmp_path: Path) -> None:
     ("line", "message"),
     [
         ("{", r"queries\.jsonl:1: is not JSON"),
-        ("[]", "holds list where an object is due"),
+        ("[]", "is not a JSON object"),
+        ("[" * 100_000, "is not JSON"),
         ('{"query": "boat"}', "relevant is None; give the relevant documents' ids"),
         ('{"query": "boat", "relevant": []}', r"relevant is \[\]"),
         ('{"query": " ", "relevant": ["a"]}', "neither a text nor an image"),

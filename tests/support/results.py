@@ -7,7 +7,11 @@ from typing import Any
 from llama_index.core.schema import ImageNode, NodeRelationship, RelatedNodeInfo, TextNode
 
 from llama_index_gap.evaluation.datasets import Dataset, LabelledQuery
-from llama_index_gap.evaluation.experiment import ExperimentResult, MethodResult, OwnModality
+from llama_index_gap.evaluation.experiment_result import (
+    ExperimentResult,
+    MethodResult,
+    OwnModality,
+)
 from llama_index_gap.evaluation.metrics import Comparison, Estimate
 from llama_index_gap.readers.corpus import Corpus
 
