@@ -17,6 +17,7 @@ from transformers import CLIPTokenizer
 from llama_index_gap.demo.drawing import Scene
 from llama_index_gap.demo.newsroom import Article, Facts, make_articles
 from llama_index_gap.models import load_scorer
+from training import cross_encoder
 from training import train_reranker as training
 from training.train_dual_encoder import make_tokenizer
 
@@ -39,7 +40,7 @@ def in_small(tokenizer: CLIPTokenizer) -> Iterator[None]:
         patch.setattr(training, "SEE", replace(training.SEE, steps=1, articles=4))
         patch.setattr(training, "STAGES", small)
         patch.setattr(training, "_HELD_OUT", 1)
-        patch.setattr(training, "make_tokenizer", lambda _: deepcopy(tokenizer))
+        patch.setattr(cross_encoder, "make_tokenizer", lambda _: deepcopy(tokenizer))
         yield
 
 
@@ -59,10 +60,10 @@ def test_what_was_trained_scores_as_what_is_loaded(trained: Path, articles: list
     scorer = load_scorer(str(trained), dtype="float32")
 
     model = loaded(trained)
-    for side in ("text", "image"):
-        documents = [a.headline if side == "text" else a.image() for a in articles]
+    for modality in ("text", "image"):
+        documents = [a.headline if modality == "text" else a.image() for a in articles]
         with torch.no_grad():
-            last = model.read(side, articles, queries, torch.tensor(3 * [[0, 1]])).last
+            last = model.read(modality, articles, queries, torch.tensor(3 * [[0, 1]])).last
             trained = torch.sigmoid(model.score(last)[..., 0] - 2.65).T.numpy()
         found = [scorer.score(query, documents) for query in queries]
         np.testing.assert_allclose(trained, found, atol=2e-6)
@@ -125,19 +126,28 @@ def test_training_lowers_the_loss(tmp_path: Path) -> None:
 # --- what is right -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("side", ["text", "image"])
-def test_a_pair_is_right_where_the_side_holds_all_that_is_asked_of_it(side: str) -> None:
-    pairs = training._draw(STAGE, side, "train", Random(0))
+@pytest.mark.parametrize("modality", ["text", "image"])
+def test_a_pair_is_right_where_all_that_is_asked_is_held(modality: str) -> None:
+    pairs = training._draw(STAGE, modality, "train", Random(0))
     right = pairs.right.bool().numpy()
     verdicts = pairs.verdicts.numpy()
 
     assert right[:, : pairs.own].all()
     assert 0.3 < right.mean() < 0.7
     assert ((verdicts == 1).any(-1) & ~(verdicts == 2).any(-1) == right).all()
-    other = "image" if side == "text" else "text"
-    of_other_side = np.array(pairs.kinds).reshape(right.shape) == other
-    assert of_other_side.any()
-    assert not right[of_other_side].any()
+    other = "image" if modality == "text" else "text"
+    of_other = np.array(pairs.kinds).reshape(right.shape) == other
+    assert of_other.any()
+    assert not right[of_other].any()
+
+
+def test_short_queries_ask_for_one_claim_each() -> None:
+    queries = training._short_queries(ARTICLE, Random(0))
+
+    (claims,) = zip(*(query.claims for query in queries), strict=True)
+    assert set(claims) == ARTICLE.claims - {("relation", "right")}
+    assert [query.kind for query in queries] == 4 * ["text"] + 4 * ["image"]
+    assert all(query.is_answered_by(ARTICLE) and query.text for query in queries)
 
 
 def test_queries_of_one_claim_are_right_by_halves() -> None:
@@ -154,7 +164,7 @@ def test_verdicts_say_which_claim_fails() -> None:
         {("place", "Arnbeck"), ("thing", "red boat"), ("thing", "red tree"), ("sky", "day")}
     )
 
-    named = dict(zip(training._CLAIMS, training._verdicts(asked, ARTICLE), strict=True))
+    named = dict(zip(training.CLAIMS, training._verdicts(asked, ARTICLE), strict=True))
     assert {name: verdict for name, verdict in named.items() if verdict} == {
         "place": 1,
         "thing": 1,
