@@ -18,10 +18,9 @@ from llama_index_gap.evaluation.datasets import read_dataset
 from llama_index_gap.evaluation.examples import pick_examples
 from llama_index_gap.evaluation.experiment import DEFAULT, DEFAULT_RERANKED, Experiment
 from llama_index_gap.index.dual_index import DualIndex
-from llama_index_gap.models import load_scorer
+from llama_index_gap.models import PairScorer, load_scorer
 from llama_index_gap.nodes import by_document
 from llama_index_gap.search.rerank import MultiModalRerank
-from llama_index_gap.search.retriever import DualIndexRetriever
 
 
 def run_demo(folder: str | Path, console: Console, *, articles: int, queries_per_kind: int) -> None:
@@ -51,8 +50,8 @@ def run_demo(folder: str | Path, console: Console, *, articles: int, queries_per
     dataset = read_dataset(corpus, show_progress=shown)
 
     console.print(
-        "\n[bold]2. Index[/bold] it with a tiny CLIP that was [bold]trained only on such "
-        "newsrooms[/bold], with other events, places and scenes, and knows nothing else"
+        "\n[bold]2. Index[/bold] it with a tiny CLIP that was [bold]trained on such newsrooms "
+        "only[/bold], with other events, places and scenes, and knows nothing else"
     )
     model = DualEncoderEmbedding(model_name=str(CHECKPOINT), dtype="float32")  # alike anywhere
     with DualIndex(str(folder / "newsroom.db"), embed_model=model) as index:
@@ -68,9 +67,7 @@ def run_demo(folder: str | Path, console: Console, *, articles: int, queries_per
             "on such newsrooms"
         )
         scorer = load_scorer(str(RERANKER), dtype="float32")
-        reranker = MultiModalRerank(model=scorer, top_n=None)
-        retriever = index.as_retriever(complete=True)
-        timed = _time_reranking(reranker, retriever, [query.text for query in dataset.queries])
+        timed = _time_reranking(index, scorer, [query.text for query in dataset.queries])
         experiment = Experiment(dataset, index, scorer)
         result = experiment.run(folder / experiment.file_name, show_progress=shown)
     result = replace(result, notes=(*result.notes, timed))
@@ -90,10 +87,10 @@ def run_demo(folder: str | Path, console: Console, *, articles: int, queries_per
     )
 
 
-def _time_reranking(
-    reranker: MultiModalRerank, retriever: DualIndexRetriever, queries: Sequence[str]
-) -> str:
+def _time_reranking(index: DualIndex, scorer: PairScorer, queries: Sequence[str]) -> str:
     """Time a query whose documents are new, and a second one over the same documents."""
+    retriever = index.as_retriever(complete=True)
+    reranker = MultiModalRerank(model=scorer, top_n=None)
     other = retriever.retrieve(queries[-1])[:2]
     reranker.postprocess_nodes(other, query_str=queries[-1])  # the very first is slower
     hits = retriever.retrieve(queries[0])

@@ -18,6 +18,10 @@ from llama_index_gap.readers.corpus import Corpus, corpus_from_records, read_cor
 
 _EDIS_RELEVANT = 3
 _ID_KEYS = ("_id", "id", "corpus_id", "query_id", "candidate_id")
+_NO_POOL = (
+    "there is no EDIS_candidates_*.json, so only the queries' own candidates are searched, which is "
+    "far easier than the published task"
+)
 _JsonT = TypeVar("_JsonT", dict[str, Any], list[Any])
 
 
@@ -53,7 +57,6 @@ class Dataset:
 
     Attributes:
         name: the folder's name.
-        format: ``"edis"``, ``"mixbench"``, ``"beir"`` or ``"folder"``.
         corpus: the documents' nodes; a document's id is their ``ref_doc_id``.
         queries: the queries, all judged.
         qrels: for each query the judged documents with their grades.
@@ -62,7 +65,6 @@ class Dataset:
     """
 
     name: str
-    format: str
     corpus: Corpus
     queries: list[LabelledQuery]
     qrels: Qrels
@@ -121,7 +123,7 @@ def read_dataset(path: str | Path, *, split: str = "test", show_progress: bool =
             return _read_beir(folder, split, show_progress)
         corpus = read_corpus(folder, show_progress=show_progress)
         queries, qrels = read_queries(folder / "queries.jsonl")
-        return _judgeable(Dataset(folder.name, "folder", corpus, queries, qrels))
+        return _judgeable(Dataset(folder.name, corpus, queries, qrels))
     raise DatasetError(
         f"{path}: holds neither EDIS_{split}.json nor queries.jsonl; read_dataset lists the formats"
     )
@@ -180,25 +182,10 @@ def _read_edis(folder: Path, split: str, show_progress: bool) -> Dataset:
     if len(pools) > 1:
         names = " and ".join(pool.name for pool in pools)
         raise DatasetError(f"{folder}: holds {names}; keep only the pool to search")
-    documents: Iterable[tuple[str, dict[str, Any]]] = judged.items()
-    notes: tuple[str, ...] = ()
-    if pools:
-        documents = _json_list(pools[0])
-    else:
-        notes = (
-            "there is no EDIS_candidates_*.json, so only the queries' own candidates are searched, "
-            "which is far easier than the published task",
-        )
-    records = (
-        {
-            "id": _id(fields, where),
-            "text": fields.get("headline"),
-            "image": _find_image(folder, fields.get("image")),
-        }
-        for where, fields in documents
-    )
-    corpus = corpus_from_records(records, folder, show_progress=show_progress)
-    return _judgeable(Dataset(folder.name, "edis", corpus, queries, qrels, _EDIS_RELEVANT, notes))
+    notes = () if pools else (_NO_POOL,)
+    documents = _json_list(pools[0]) if pools else judged.items()
+    corpus = _read_documents(folder, documents, "headline", show_progress)
+    return _judgeable(Dataset(folder.name, corpus, queries, qrels, _EDIS_RELEVANT, notes))
 
 
 def _read_beir(folder: Path, split: str, show_progress: bool) -> Dataset:
@@ -217,18 +204,23 @@ def _read_beir(folder: Path, split: str, show_progress: bool) -> Dataset:
         for where, fields in _json_lines(folder / "queries.jsonl")
         if (query := _query(fields, folder, where)).id in qrels
     ]
+    corpus = _read_documents(folder, _json_lines(corpus_file), "text", show_progress)
+    return _judgeable(Dataset(folder.name, corpus, queries, qrels))
+
+
+def _read_documents(
+    folder: Path, documents: Iterable[tuple[str, Mapping[str, Any]]], text: str, show_progress: bool
+) -> Corpus:
     records = (
         {
             "id": _id(fields, where),
             "title": fields.get("title"),
-            "text": fields.get("text"),
+            "text": fields.get(text),
             "image": _find_image(folder, fields.get("image")),
         }
-        for where, fields in _json_lines(corpus_file)
+        for where, fields in documents
     )
-    corpus = corpus_from_records(records, folder, show_progress=show_progress)
-    form = "mixbench" if qrels_file.name == "qrels.tsv" else "beir"
-    return _judgeable(Dataset(folder.name, form, corpus, queries, qrels))
+    return corpus_from_records(records, folder, show_progress=show_progress)
 
 
 def _read_tsv(path: Path) -> dict[str, dict[str, int]]:

@@ -17,11 +17,7 @@ from tqdm import tqdm
 import llama_index_gap
 from llama_index_gap.errors import InvalidValueError
 from llama_index_gap.evaluation.datasets import Dataset, LabelledQuery
-from llama_index_gap.evaluation.experiment_result import (
-    ExperimentResult,
-    MethodResult,
-    OwnModality,
-)
+from llama_index_gap.evaluation.experiment_result import ExperimentResult, MethodResult, OwnModality
 from llama_index_gap.evaluation.metrics import (
     DEFAULT_METRICS,
     Qrels,
@@ -294,12 +290,12 @@ class Experiment:
         if failed:
             query, reason = next(iter(failed.items()))
             notes.append(
-                f"not counted: {_count(len(failed))} that failed (the first, {query}: {reason})"
+                f"queries that failed, not counted: {len(failed):,} (the first, {query}: {reason})"
             )
         if unjudged:
             notes.append(
-                f"not counted: {_count(unjudged)} with no document of grade "
-                f"{self._dataset.relevant_from} or more to be found"
+                f"queries without a document of grade {self._dataset.relevant_from} or more, not "
+                f"counted: {unjudged:,}"
             )
         nodes = self._dataset.corpus.nodes
         expected = {
@@ -379,7 +375,3 @@ def _without_folders(names: str) -> str:
     """Leave out the folders that local models lie in: they are private to this machine."""
     parts = names.split("'")
     return "'".join(Path(part).name if Path(part).is_dir() else part for part in parts)
-
-
-def _count(queries: int) -> str:
-    return "1 query" if queries == 1 else f"{queries:,} queries"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -47,11 +47,7 @@ def mrr(ranking: Sequence[str], relevant: Mapping[str, int], k: int) -> float:
     return 1.0 / next(ranks, np.inf)
 
 
-_METRICS: dict[str, Callable[[Sequence[str], Mapping[str, int], int], float]] = {
-    "recall": recall,
-    "ndcg": ndcg,
-    "mrr": mrr,
-}
+_METRICS = {"recall": recall, "ndcg": ndcg, "mrr": mrr}
 
 
 def judge(
@@ -74,9 +70,7 @@ def judge(
     """
     queries = judged_queries(qrels, relevant_from)
     if not queries:
-        raise InvalidValueError(
-            f"no query has a document of grade {relevant_from} or more to be found"
-        )
+        raise InvalidValueError(f"no query has a document of grade {relevant_from} or more")
     for query in queries:
         ranking = run.get(query, ())
         if len(set(ranking)) < len(ranking):

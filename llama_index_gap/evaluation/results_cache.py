@@ -75,15 +75,11 @@ class ResultsCache:
         self._write(_line({"key": key, "value": value}))
         self._records[key] = value
 
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
-
     def __enter__(self) -> ResultsCache:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
+        self._file.close()
 
     def _write(self, line: bytes) -> None:
         self._file.write(line)

@@ -106,7 +106,6 @@ def corpus() -> Corpus:
 def dataset(**changes: Any) -> Dataset:
     settings: dict[str, Any] = {
         "name": "ten",
-        "format": "folder",
         "corpus": corpus(),
         "queries": [
             LabelledQuery("1", "alpha", kind="image"),
@@ -301,7 +300,7 @@ def test_a_failing_query_is_counted_and_asked_again(index: DualIndex, file: Path
 
     assert result.failed == {"3": "no image at all"}
     assert result.queries == 2
-    assert result.notes[0] == "not counted: 1 query that failed (the first, 3: no image at all)"
+    assert result.notes[0] == "queries that failed, not counted: 1 (the first, 3: no image at all)"
     assert Experiment(data, index).run(file).failed == result.failed
     with pytest.raises(ValueError, match="no query could be answered: no image at all"):
         Experiment(dataset(queries=[broken], qrels=data.qrels), index).run(file)
@@ -315,7 +314,7 @@ def test_queries_with_nothing_to_find_are_counted(index: DualIndex, file: Path) 
     assert result.queries == 1
     assert result.notes[:2] == (
         "seen before",
-        "not counted: 1 query with no document of grade 3 or more to be found",
+        "queries without a document of grade 3 or more, not counted: 1",
     )
 
 

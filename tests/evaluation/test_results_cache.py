@@ -56,7 +56,7 @@ def test_a_file_of_something_else_is_refused_as_it_is(file: Path) -> None:
     ):
         file.write_bytes(content)
         if content == b'{"experiment"':  # what a kill may leave of the header
-            ResultsCache(file, HEADER).close()
+            write(file)
             continue
         with pytest.raises(ResultsCacheError, match="is no results cache; name another file"):
             ResultsCache(file, HEADER)

@@ -72,4 +72,4 @@ def dataset(words: str = "words of {}", image: str | None = None) -> Dataset:
         LabelledQuery(number, words.format(f"query {number}"), kind=kind)
         for number, kind in zip("1234", ["headline"] * 2 + ["image"] * 2, strict=True)
     ]
-    return Dataset("ten", "folder", Corpus(nodes, []), queries, result().qrels, 3)
+    return Dataset("ten", Corpus(nodes, []), queries, result().qrels, 3)
