@@ -273,8 +273,8 @@ def two_modalities(features: Features, scale: Scale) -> Iterator[Experiment]:
 
 
 def simulated(scale: Scale) -> Iterator[Experiment]:
-    for number, (alike, gap, signal, pictured) in enumerate(product(ALIKE, GAPS, SIGNALS, IMAGED)):
-        world = World(scale.documents, pictured, alike=alike, **GAPS[gap], **SIGNALS[signal])
+    for number, (alike, gap, signal, imaged) in enumerate(product(ALIKE, GAPS, SIGNALS, IMAGED)):
+        world = World(scale.documents, imaged, alike=alike, **GAPS[gap], **SIGNALS[signal])
         outcomes, kinds = [], []
         for seed in range(scale.seeds):
             simulation = Simulation([number, seed], world)
@@ -282,7 +282,7 @@ def simulated(scale: Scale) -> Iterator[Experiment]:
                 outcomes.append(ask(simulation, kind, scale.queries, METHODS))
                 kinds += [kind] * scale.queries
         yield Experiment(
-            f"{gap}, {signal}, {pictured:.0%} pictured, {counted(alike)}",
+            f"{gap}, {signal}, {imaged:.0%} with an image, {counted(alike)}",
             "two modalities, simulated",
             f"two modalities, simulated: {gap}, {counted(alike)}",
             alike,

@@ -187,14 +187,14 @@ class Article:
 
     @cached_property
     def claims(self) -> frozenset[Claim]:
-        """All that is said and shown; a query is answered where this holds what it asks for."""
+        """All that is said and shown; an article answers a query whose claims are among these."""
         said = {(name, getattr(self.facts, name)) for name in _FACTS}
         things = {("thing", " ".join(thing)) for thing in (self.scene.first, self.scene.second)}
         seen = {(name, getattr(self.scene, name)) for name in ("relation", "setting", "sky")}
         return frozenset(said | things | seen)
 
     def image(self) -> Image.Image:
-        """Draw the scene; where it leaves room, the article's id decides."""
+        """Draw the scene; the article's id decides what the scene leaves open."""
         return draw(self.scene, self.id)
 
 
@@ -203,9 +203,9 @@ class Query:
     """A question to the newsroom.
 
     Attributes:
-        text: in words.
-        kind: what it needs: the headline, the image, or both.
-        claims: what it asks for.
+        text: the question in words.
+        kind: whether it needs the headline, the image, or both.
+        claims: all that it asks for.
     """
 
     text: str
@@ -214,16 +214,16 @@ class Query:
 
     @property
     def said(self) -> frozenset[Claim]:
-        """What it asks of the headline."""
+        """The claims that the headline must hold."""
         return frozenset(claim for claim in self.claims if claim[0] in _FACTS)
 
     @property
     def shown(self) -> frozenset[Claim]:
-        """What it asks of the image."""
+        """The claims that the image must hold."""
         return self.claims - self.said
 
     def is_answered_by(self, article: Article) -> bool:
-        """Whether the article says and shows all that is asked for."""
+        """Whether the article says and shows all that the query asks for."""
         return self.claims <= article.claims
 
 
@@ -251,7 +251,7 @@ def make_queries(articles: Sequence[Article], per_kind: int, seed: int) -> list[
     In a query for both, each half is answered by other articles too.
 
     Args:
-        articles: what is asked about.
+        articles: those to ask about.
         per_kind: queries of each kind.
         seed: the same seed gives the same queries on every machine.
 
@@ -280,9 +280,9 @@ def make_query(article: Article, kind: QueryKind, random: Random) -> Query:
     names two facts and one thing with its setting or sky. Every fourth query is mistyped.
 
     Args:
-        article: what is asked for.
-        kind: what the query needs.
-        random: decides what is named, and in which words.
+        article: answers the query.
+        kind: whether the query needs the headline, the image, or both.
+        random: decides what the query names, and in which words.
     """
     said: set[str] = set()
     shown: set[str] = set()

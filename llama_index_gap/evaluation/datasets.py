@@ -19,8 +19,8 @@ from llama_index_gap.readers.corpus import Corpus, corpus_from_records, read_cor
 _EDIS_RELEVANT = 3
 _ID_KEYS = ("_id", "id", "corpus_id", "query_id", "candidate_id")
 _NO_POOL = (
-    "there is no EDIS_candidates_*.json, so only the queries' own candidates are searched, which is "
-    "far easier than the published task"
+    "there is no EDIS_candidates_*.json, so only the queries' own candidates are searched, which "
+    "is far easier than the published task"
 )
 _JsonT = TypeVar("_JsonT", dict[str, Any], list[Any])
 
@@ -149,7 +149,7 @@ def read_queries(path: str | Path) -> tuple[list[LabelledQuery], Qrels]:
         query = _query(fields, path.parent, where, default_id=f"q{len(queries) + 1}")
         relevant = fields.get("relevant")
         if isinstance(relevant, list):
-            relevant = dict.fromkeys(relevant, 1)
+            relevant = {str(document): 1 for document in relevant}
         if not isinstance(relevant, dict) or not relevant:
             raise DatasetError(
                 f"{where}: relevant is {fields.get('relevant')!r}; give the relevant documents' "

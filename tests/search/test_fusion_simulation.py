@@ -132,7 +132,7 @@ def test_raw_scores_lose_the_images(cosine_of_means: float) -> None:
 def test_sizes_serve_queries_for_the_smaller_side() -> None:
     """An image in every fifth document: the best of the texts lies higher by chance alone."""
     methods = {"evidence": METHODS["evidence"], "unsized": unsized}
-    simulation = Simulation(0, World(pictured=0.2))
+    simulation = Simulation(0, World(imaged=0.2))
 
     found = {kind: ask(simulation, kind, QUERIES, methods).ndcg for kind in KINDS}
 

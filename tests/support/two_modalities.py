@@ -62,7 +62,7 @@ class World:
 
     Attributes:
         documents: how many there are.
-        pictured: the share of them that have an image.
+        imaged: the share of them that have an image.
         norms: of the means of the cones of texts and of images.
         cosine_of_means: of the cones; 0.31 puts them 0.85 apart, 0.84 puts them 0.41 apart.
         shared: the share of a vector's squared length, around its cone's mean, for what both
@@ -74,7 +74,7 @@ class World:
     """
 
     documents: int = 4_000
-    pictured: float = 1.0
+    imaged: float = 1.0
     norms: tuple[float, float] = (0.72, 0.73)
     cosine_of_means: float = 0.31
     shared: float = 0.427
@@ -94,15 +94,15 @@ class Simulation:
             {"shared": self.unit(subjects, SHARED), "own": self.unit(subjects, OWN)}
             for _ in range(2)
         )
-        self.pictured = round(n * world.pictured)
+        self.imaged = round(n * world.imaged)
         headlines = self.told(self.headline, world.of_headlines)
         images = self.told(self.image, world.of_images)
         self.texts = self.as_text(headlines["shared"], headlines["own"])
-        self.images = self.as_image(images["shared"], images["own"])[: self.pictured]
+        self.images = self.as_image(images["shared"], images["own"])[: self.imaged]
         sample = self.rng.choice(n, min(n, BACKGROUND), replace=False)
         self.samples = {"text": sample, "image": sample}
-        if self.pictured < n:
-            some = self.rng.choice(self.pictured, min(self.pictured, BACKGROUND), replace=False)
+        if self.imaged < n:
+            some = self.rng.choice(self.imaged, min(self.imaged, BACKGROUND), replace=False)
             self.samples["image"] = some
 
     def told(self, subjects: dict[str, FloatArray], agreement: float) -> dict[str, FloatArray]:
@@ -123,7 +123,7 @@ class Simulation:
 
     def subjects(self, kind: str, queries: int) -> IntArray:
         """What is asked for; subjects without an image only by their headline."""
-        among = self.world.documents if kind == "headline" else self.pictured
+        among = self.world.documents if kind == "headline" else self.imaged
         return self.rng.choice(among // self.world.alike, queries, replace=False)
 
     def relevant(self, subject: int) -> set[int]:
