@@ -1,13 +1,11 @@
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import pytrec_eval
 from llama_index.core.embeddings import MultiModalEmbedding
 from llama_index.core.schema import ImageNode, NodeRelationship, RelatedNodeInfo, TextNode
 from PIL import Image
@@ -16,7 +14,6 @@ from llama_index_gap.evaluation.datasets import Dataset, LabelledQuery
 from llama_index_gap.evaluation.experiment import (
     DEFAULT,
     FIRST_STAGE,
-    METRICS,
     RERANKED,
     Experiment,
 )
@@ -316,28 +313,6 @@ def test_queries_with_nothing_to_find_are_counted(index: DualIndex, file: Path) 
         "seen before",
         "queries without a document of grade 3 or more, not counted: 1",
     )
-
-
-def test_figures_as_json_and_rankings_as_trec_files(
-    index: DualIndex, file: Path, tmp_path: Path
-) -> None:
-    result = Experiment(dataset(), index).run(file)
-    figures = json.loads(json.dumps(result.to_dict()))
-
-    assert figures["methods"][0]["metrics"]["mrr@10"]["mean"] == pytest.approx(2 / 3)
-    assert set(figures["methods"][0]["metrics"]) == set(METRICS)
-    assert figures["kinds"] == {"image": 1, "headline": 1}
-    assert "runs" not in figures
-    result.write_runs(tmp_path / "runs")
-    with (tmp_path / "runs" / "qrels.txt").open() as written:
-        assert pytrec_eval.parse_qrel(written) == {"1": {"c": 1}, "2": {"b": 1}}
-    with (tmp_path / "runs" / "32-by-text.run").open() as written:
-        scores = pytrec_eval.parse_run(written)["1"]
-    assert sorted(scores, key=scores.get, reverse=True) == result.runs["32 by text"]["1"]
-    assert {path.name for path in (tmp_path / "runs").glob("*.run")} == {
-        *("32-by-text.run", "32-by-image.run", "16-16-raw-scores.run", "16-16-rrf.run"),
-        *("16-16-min-max.run", "16-16-default.run"),
-    }
 
 
 # --- reranking ----------------------------------------------------------------------------------
