@@ -27,7 +27,7 @@ def test_all_figures_are_there() -> None:
         "32 by text 0.250 (0.150–0.350) 0.200 0.300 −0.250 lower",
         "headline (2) image (2) 32 by text 0.250 (0.150–0.350) 0.250 (0.150–0.350)",
         "asked with a text 0.250 (0.200–0.300) – asked with an image – –",
-        "97% are texts, where 50% of all rows are.",
+        "97% are texts; of all rows, 50% are.",
     ):
         assert part in shown
     assert "Examples" not in shown
