@@ -39,7 +39,8 @@ from rich.table import Table
 
 from llama_index_gap.evaluation.metrics import ndcg
 from llama_index_gap.gap.align import Aligner, CenterAligner, LinearAligner, OffsetAligner
-from llama_index_gap.gap.measure import Estimate, GapReport, bootstrap, measure_gap
+from llama_index_gap.gap.estimates import Estimate, bootstrap
+from llama_index_gap.gap.measure import GapReport, measure_gap
 from llama_index_gap.search.fusion import Combine, Leg, Normalize, fuse
 
 FloatArray: TypeAlias = npt.NDArray[np.float64]

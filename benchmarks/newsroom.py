@@ -170,7 +170,7 @@ def _gap(embedded: Embedded) -> Table:
     for kind in QUERY_KINDS:
         share = estimate(shares[embedded.of_kind(kind)])
         name = f"headlines in the best {K} of a mixed index, query for {kind}"
-        add(name, share.mean, share.low, share.high)
+        add(name, share.value, share.low, share.high)
     return table
 
 

@@ -10,7 +10,8 @@ from rich.text import Text
 
 from llama_index_gap.evaluation.examples import Example
 from llama_index_gap.evaluation.experiment import DEFAULT, DEFAULT_RERANKED, ExperimentResult
-from llama_index_gap.evaluation.metrics import SIGNIFICANT, Comparison, Estimate
+from llama_index_gap.evaluation.metrics import SIGNIFICANT, Comparison
+from llama_index_gap.gap.estimates import Estimate
 from llama_index_gap.text import visible
 
 _KINDS_ABREAST = 4
@@ -63,7 +64,7 @@ def own_modality_in_words(result: ExperimentResult) -> list[str]:
     """What one mixed index prefers, a sentence for each modality of queries."""
     return [
         f"One mixed index: of the first 10 hits of a query by {_ASKED[own.modality]}, "
-        f"{own.share.mean:.0%} are {_SIDES[own.modality]}, where {own.corpus_share:.0%} of all "
+        f"{own.share.value:.0%} are {_SIDES[own.modality]}, where {own.corpus_share:.0%} of all "
         "rows are."
         for own in result.own_modality
     ]
@@ -73,7 +74,7 @@ def difference(comparison: Comparison | None) -> str:
     """A difference with its verdict; nothing for what others are compared with."""
     if comparison is None:
         return ""
-    return f"{comparison.difference.mean:+.3f} {comparison.verdict}".replace("-", "−")
+    return f"{comparison.difference.value:+.3f} {comparison.verdict}".replace("-", "−")
 
 
 def leg_rows(result: ExperimentResult) -> Iterator[tuple[str, list[str]]]:
@@ -124,4 +125,4 @@ def _table(first: str, *columns: str) -> Table:
 
 
 def _mean(estimate: Estimate) -> str:
-    return f"{estimate.mean:.3f}"
+    return f"{estimate.value:.3f}"

@@ -11,7 +11,8 @@ from rich.text import Text
 from llama_index_gap.diagnosis.mitigations import BeforeAfter
 from llama_index_gap.diagnosis.recommendations import NAMES, Recommendation
 from llama_index_gap.diagnosis.report import Report
-from llama_index_gap.gap.measure import Estimate, GapReport
+from llama_index_gap.gap.estimates import Estimate
+from llama_index_gap.gap.measure import GapReport
 from llama_index_gap.modality import Modality
 from llama_index_gap.text import visible
 

@@ -13,7 +13,8 @@ from llama_index_gap.diagnosis.mitigations import (
     BeforeAfter,
     Mitigation,
 )
-from llama_index_gap.gap.measure import Estimate, GapReport, RecallComparison, ScoreComparison
+from llama_index_gap.gap.estimates import Estimate
+from llama_index_gap.gap.measure import GapReport, RecallComparison, ScoreComparison
 from llama_index_gap.modality import MODALITIES, Modality
 
 THIN = 100

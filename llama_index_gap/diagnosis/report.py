@@ -18,7 +18,8 @@ from llama_index_gap.diagnosis.mitigations import (
     measure_drawn,
 )
 from llama_index_gap.diagnosis.recommendations import Figures, Recommendation, recommend
-from llama_index_gap.gap.measure import FEWEST, ROUNDS
+from llama_index_gap.gap.estimates import ROUNDS
+from llama_index_gap.gap.measure import FEWEST
 
 if TYPE_CHECKING:
     from llama_index.core.postprocessor.types import BaseNodePostprocessor

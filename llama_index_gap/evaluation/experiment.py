@@ -22,7 +22,6 @@ from llama_index_gap.evaluation.datasets import Dataset, LabelledQuery
 from llama_index_gap.evaluation.metrics import (
     DEFAULT_METRICS,
     Comparison,
-    Estimate,
     Qrels,
     compare,
     estimate,
@@ -33,6 +32,7 @@ from llama_index_gap.evaluation.results_cache import ResultsCache
 from llama_index_gap.evaluation.trec import write_qrels, write_run
 from llama_index_gap.gap.arrays import FloatArray, VectorArray
 from llama_index_gap.gap.calibrate import PAIRS
+from llama_index_gap.gap.estimates import Estimate
 from llama_index_gap.images.opening import ImageError
 from llama_index_gap.models.base import Item, LazyImage, ModelError, PairScorer
 from llama_index_gap.nodes import document_key

@@ -8,9 +8,9 @@ then cosines, or whatever another scorer (a reranker) gives. A pair of modalitie
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,94 +19,15 @@ from scipy.sparse.csgraph import connected_components
 
 from llama_index_gap.errors import InvalidValueError
 from llama_index_gap.gap.arrays import BoolArray, FloatArray, IntArray
-
-_Name = TypeVar("_Name")
+from llama_index_gap.gap.estimates import ROUNDS, Estimate, bootstrap
 
 SAMPLE = 500
 """Vectors of each modality that are measured, at most."""
 FEWEST = 10
 """With fewer vectors or scores than this, an interval says nothing."""
-ROUNDS = 500
-"""How often a bootstrap draws."""
 LARGEST_DIMENSIONS = (1, 2, 4, 8)
 _SCORES_AT_ONCE = 2**22  # 32 MB
 _NO_SPREAD = 1e-6  # what rounding leaves of unit vectors that are equal
-
-
-# --- intervals -----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A figure, and the interval that says how far it depends on what happened to be measured."""
-
-    value: float
-    low: float
-    high: float
-
-
-def bootstrap(
-    figures: Callable[[FloatArray], Mapping[_Name, float]],
-    strata: npt.ArrayLike,
-    *,
-    rounds: int = ROUNDS,
-    level: float = 0.95,
-    seed: int = 0,
-) -> dict[_Name, Estimate]:
-    """Percentile bootstrap intervals (Efron 1979) of any figures.
-
-    What is drawn, with replacement, are *units*: a query; a vector; or what belongs together, such
-    as an image with its captions, so that no pair is torn apart. A figure over any two vectors
-    weighs them by the product of their counts, and leaves out a vector and its own copies.
-
-    Noise can only add to a distance near 0, so that no draw may reach the figure itself; the
-    interval is then widened to hold it.
-
-    Args:
-        figures: gives figures by name, from how often each unit counts, shape (n,).
-        strata: the group of each unit, shape (n,); each group is drawn by itself and keeps its
-            size, as texts and images do. All zeros for one group.
-        rounds: how often to draw.
-        level: of the interval.
-        seed: of the draws.
-
-    Returns:
-        For each figure its value where every unit counts once, and its interval.
-
-    Raises:
-        ValueError: no units, ``rounds`` or ``level`` out of range, or a figure that is not a number
-            in some draw.
-    """
-    groups_of = np.asarray(strata)
-    if groups_of.ndim != 1 or not groups_of.size:
-        raise InvalidValueError(
-            f"strata of shape {groups_of.shape}: must be (n,), with n at least 1"
-        )
-    if rounds < 1 or not 0 < level < 1:
-        raise InvalidValueError(
-            f"rounds={rounds}, level={level}: must be at least 1, and between 0 and 1"
-        )
-    groups = [np.flatnonzero(groups_of == group) for group in np.unique(groups_of)]
-    rng = np.random.default_rng(seed)
-    values = dict(figures(np.ones(len(groups_of))))
-    # SciPy's own wants two or more of everything, and would draw again for each figure.
-    drawn = np.empty((rounds, len(values)))
-    counts = np.zeros(len(groups_of))
-    for row in drawn:
-        for group in groups:
-            counts[group] = rng.multinomial(len(group), np.full(len(group), 1 / len(group)))
-        row[:] = list(figures(counts).values())
-    tail = 50 * (1 - level)
-    low, high = np.percentile(drawn, [tail, 100 - tail], axis=0)
-    estimates: dict[_Name, Estimate] = {}
-    for (name, value), *ends in zip(values.items(), low, high, strict=True):
-        if not np.isfinite([value, *ends]).all():
-            raise InvalidValueError(
-                f"{name} is not a number in some draws: what is measured is too little or too equal"
-            )
-        inside = sorted([float(value), *map(float, ends)])
-        estimates[name] = Estimate(float(value), inside[0], inside[-1])
-    return estimates
 
 
 # --- figures of vectors --------------------------------------------------------------------------

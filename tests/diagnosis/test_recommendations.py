@@ -9,8 +9,8 @@ import pytest
 
 from llama_index_gap.diagnosis.mitigations import Asked, BeforeAfter, Mitigation
 from llama_index_gap.diagnosis.recommendations import Figures, Recommendation, recommend
+from llama_index_gap.gap.estimates import Estimate
 from llama_index_gap.gap.measure import (
-    Estimate,
     GapReport,
     Histograms,
     RecallComparison,

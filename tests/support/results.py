@@ -8,7 +8,8 @@ from llama_index.core.schema import ImageNode, NodeRelationship, RelatedNodeInfo
 
 from llama_index_gap.evaluation.datasets import Dataset, LabelledQuery
 from llama_index_gap.evaluation.experiment import ExperimentResult, MethodResult, OwnModality
-from llama_index_gap.evaluation.metrics import Comparison, Estimate
+from llama_index_gap.evaluation.metrics import Comparison
+from llama_index_gap.gap.estimates import Estimate
 from llama_index_gap.readers.corpus import Corpus
 
 

@@ -13,7 +13,8 @@ from llama_index_gap.diagnosis.mitigations import Cloud, Mitigation
 from llama_index_gap.diagnosis.recommendations import NAMES
 from llama_index_gap.diagnosis.report import Report
 from llama_index_gap.gap.arrays import FloatArray
-from llama_index_gap.gap.measure import Estimate, GapReport, Histograms
+from llama_index_gap.gap.estimates import Estimate
+from llama_index_gap.gap.measure import GapReport, Histograms
 
 PAIRS = {
     "text_to_text": "two texts",
