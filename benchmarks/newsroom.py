@@ -39,7 +39,8 @@ from llama_index_gap.demo.newsroom import (
 from llama_index_gap.evaluation.datasets import Dataset, read_dataset
 from llama_index_gap.evaluation.metrics import Run, estimate, judge
 from llama_index_gap.gap.arrays import FloatArray
-from llama_index_gap.gap.measure import measure_gap, own_modality_share
+from llama_index_gap.gap.measure import measure_gap
+from llama_index_gap.gap.neighbours import own_modality_share
 from llama_index_gap.models import load_scorer
 
 K = 10

@@ -11,7 +11,7 @@ from rich.text import Text
 from llama_index_gap.diagnosis.mitigations import BeforeAfter
 from llama_index_gap.diagnosis.recommendations import NAMES, Recommendation
 from llama_index_gap.diagnosis.report import Report
-from llama_index_gap.gap.estimates import Estimate
+from llama_index_gap.gap.estimates import LEVEL, Estimate
 from llama_index_gap.gap.measure import GapReport
 from llama_index_gap.modality import Modality
 from llama_index_gap.text import visible
@@ -71,7 +71,7 @@ def _table(*columns: str) -> Table:
 
 
 def _gap(gap: GapReport) -> Table:
-    table = _table("", "figure", f"{gap.level:.0%} interval", "")
+    table = _table("", "figure", f"{LEVEL:.0%} interval", "")
     table.columns[-1].justify = "left"
     rows: Iterable[tuple[str, Estimate | None, str]] = (
         ("distance of the means", gap.distance, ""),

@@ -13,13 +13,9 @@ from tqdm import tqdm
 from llama_index_gap.diagnosis.mitigations import FEWEST_PAIRS, Drawn, Queries, Rows
 from llama_index_gap.errors import InvalidValueError
 from llama_index_gap.gap.arrays import IntArray, VectorArray
-from llama_index_gap.gap.measure import (
-    FEWEST,
-    RecallComparison,
-    ScoreComparison,
-    compare_recall,
-    compare_scores,
-)
+from llama_index_gap.gap.estimates import FEWEST
+from llama_index_gap.gap.neighbours import RecallComparison, compare_recall
+from llama_index_gap.gap.scores import ScoreComparison, compare_scores
 from llama_index_gap.modality import MODALITIES, Modality
 from llama_index_gap.nodes import document_key
 

@@ -12,8 +12,8 @@ import numpy as np
 from llama_index_gap.evaluation.metrics import judge
 from llama_index_gap.gap.align import Aligner, CenterAligner, LinearAligner, OffsetAligner
 from llama_index_gap.gap.arrays import FloatArray, IntArray, VectorArray
-from llama_index_gap.gap.estimates import ROUNDS, Estimate, bootstrap
-from llama_index_gap.gap.measure import FEWEST, GapReport, measure_gap
+from llama_index_gap.gap.estimates import FEWEST, ROUNDS, Estimate, bootstrap
+from llama_index_gap.gap.measure import GapReport, measure_gap
 from llama_index_gap.modality import MODALITIES, Kind, Modality
 from llama_index_gap.search.fusion import Combine, Leg, Normalize, fuse
 

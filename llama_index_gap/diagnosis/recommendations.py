@@ -14,7 +14,9 @@ from llama_index_gap.diagnosis.mitigations import (
     Mitigation,
 )
 from llama_index_gap.gap.estimates import Estimate
-from llama_index_gap.gap.measure import GapReport, RecallComparison, ScoreComparison
+from llama_index_gap.gap.measure import GapReport
+from llama_index_gap.gap.neighbours import RecallComparison
+from llama_index_gap.gap.scores import ScoreComparison
 from llama_index_gap.modality import MODALITIES, Modality
 
 THIN = 100

@@ -18,8 +18,7 @@ from llama_index_gap.diagnosis.mitigations import (
     measure_drawn,
 )
 from llama_index_gap.diagnosis.recommendations import Figures, Recommendation, recommend
-from llama_index_gap.gap.estimates import ROUNDS
-from llama_index_gap.gap.measure import FEWEST
+from llama_index_gap.gap.estimates import FEWEST, ROUNDS
 
 if TYPE_CHECKING:
     from llama_index.core.postprocessor.types import BaseNodePostprocessor

@@ -14,8 +14,12 @@ from llama_index_gap.gap.arrays import FloatArray
 
 _Name = TypeVar("_Name")
 
+FEWEST = 10
+"""With fewer vectors or scores than this, an interval says nothing."""
 ROUNDS = 500
 """How often a bootstrap draws."""
+LEVEL = 0.95
+"""The share of such intervals that hold the true figure."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,6 @@ def bootstrap(
     strata: npt.ArrayLike,
     *,
     rounds: int = ROUNDS,
-    level: float = 0.95,
     seed: int = 0,
 ) -> dict[_Name, Estimate]:
     """Percentile bootstrap intervals (Efron 1979) of any figures.
@@ -52,14 +55,13 @@ def bootstrap(
         strata: the group of each unit, shape (n,). Each group, such as the texts, is drawn by
             itself and keeps its size. All zeros for one group.
         rounds: how often to draw.
-        level: of the interval.
         seed: of the draws.
 
     Returns:
         Each figure's value where every unit counts once, and its interval.
 
     Raises:
-        ValueError: no units, ``rounds`` or ``level`` out of range, or a figure that is not a number
+        ValueError: no units, ``rounds`` out of range, or a figure that is not a number
             in some draw.
     """
     groups_of = np.asarray(strata)
@@ -67,10 +69,8 @@ def bootstrap(
         raise InvalidValueError(
             f"strata of shape {groups_of.shape}: must be (n,), with n at least 1"
         )
-    if rounds < 1 or not 0 < level < 1:
-        raise InvalidValueError(
-            f"rounds={rounds}, level={level}: must be at least 1, and between 0 and 1"
-        )
+    if rounds < 1:
+        raise InvalidValueError(f"rounds={rounds}: must be at least 1")
     groups = [np.flatnonzero(groups_of == group) for group in np.unique(groups_of)]
     rng = np.random.default_rng(seed)
     values = dict(figures(np.ones(len(groups_of))))
@@ -81,7 +81,7 @@ def bootstrap(
         for group in groups:
             counts[group] = rng.multinomial(len(group), np.full(len(group), 1 / len(group)))
         row[:] = list(figures(counts).values())
-    tail = 50 * (1 - level)
+    tail = 50 * (1 - LEVEL)
     low, high = np.percentile(drawn, [tail, 100 - tail], axis=0)
     estimates: dict[_Name, Estimate] = {}
     for (name, value), *ends in zip(values.items(), low, high, strict=True):

@@ -10,13 +10,9 @@ import pytest
 from llama_index_gap.diagnosis.mitigations import Asked, BeforeAfter, Mitigation
 from llama_index_gap.diagnosis.recommendations import Figures, Recommendation, recommend
 from llama_index_gap.gap.estimates import Estimate
-from llama_index_gap.gap.measure import (
-    GapReport,
-    Histograms,
-    RecallComparison,
-    ScoreComparison,
-    ScoreFigures,
-)
+from llama_index_gap.gap.measure import GapReport, ScoreFigures
+from llama_index_gap.gap.neighbours import RecallComparison
+from llama_index_gap.gap.scores import Histograms, ScoreComparison
 
 FUSED = {"rank": (0.5, 0.5), "evidence": (0.4, 0.45)}
 """The share of the own modality, for text queries and for image queries."""
@@ -30,7 +26,6 @@ def gap(distance: float = 0.85, separation: float = 1.24, **changes: Any) -> Gap
     """Unrelated texts score 0.5 or 0.6, unrelated images 0.2 or 0.3."""
     figure = ScoreFigures(about(0.5), about(0.1), 100)
     report = GapReport(
-        given={},
         measured={},
         k=10,
         distance=about(distance),
@@ -48,7 +43,6 @@ def gap(distance: float = 0.85, separation: float = 1.24, **changes: Any) -> Gap
             (0.2, 0.3, 0.4, 0.5, 0.6, 0.7),
             {"text_to_text": (0, 0, 0, 0.5, 0.5), "text_to_image": (0.97, 0.03, 0, 0, 0)},
         ),
-        level=0.95,
     )
     return replace(report, **changes)
 

@@ -14,7 +14,8 @@ from llama_index_gap.diagnosis.recommendations import NAMES
 from llama_index_gap.diagnosis.report import Report
 from llama_index_gap.gap.arrays import FloatArray
 from llama_index_gap.gap.estimates import Estimate
-from llama_index_gap.gap.measure import GapReport, Histograms
+from llama_index_gap.gap.measure import GapReport
+from llama_index_gap.gap.scores import Histograms
 
 PAIRS = {
     "text_to_text": "two texts",

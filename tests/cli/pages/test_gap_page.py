@@ -23,7 +23,8 @@ from llama_index_gap.diagnosis.mitigations import (
 )
 from llama_index_gap.diagnosis.recommendations import NAMES, Figures, Recommendation, recommend
 from llama_index_gap.diagnosis.report import Report
-from llama_index_gap.gap.measure import compare_recall, compare_scores
+from llama_index_gap.gap.neighbours import compare_recall
+from llama_index_gap.gap.scores import compare_scores
 
 N = 120
 
