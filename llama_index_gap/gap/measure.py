@@ -283,13 +283,14 @@ class _Gap:
         distance = float(np.linalg.norm(delta))
         scores = self.binned.distributions(counts)
         within = (scores["text_to_text"].std + scores["image_to_image"].std) / 2
+        across = scores["text_to_image"].std
         asking = self.asking
         figures = {
             "distance": distance,
             "text_spread": spreads[0],
             "image_spread": spreads[1],
             "separation": distance / (sum(spreads) / 2),
-            "spread_ratio": within / scores["text_to_image"].std,
+            "spread_ratio": within / across if across else math.nan,
             "bias text": float(np.average(self.own_share["text"], weights=weights[asking])),
             "bias image": float(np.average(self.own_share["image"], weights=weights["image"])),
             "overlap text": histogram_overlap(

@@ -272,6 +272,10 @@ TEXTS, IMAGES = two_clouds()
         ({"texts": TEXTS * np.nan}, "texts: hold NaN or infinity"),
         ({"texts": TEXTS * (np.arange(40) != 3)[:, None]}, "texts: row 3 is a zero vector"),
         ({"texts": np.ones((20, 8)), "images": np.ones((20, 8))}, "all texts are the same vector"),
+        (
+            {"texts": [[1, 0, 0, 0, 0, 0, 0, 0]] * 10, "images": np.eye(8)[[1, 2] * 5]},
+            "not a number",
+        ),
         ({"pairs": [0, 1]}, r"pairs of shape \(2,\): must be \(n, 2\)"),
         ({"pairs": [[0, 40]]}, "pairs, images: rows 40 to 40, but there are 40"),
         ({"pairs": [[-1, 0]]}, "pairs, texts: rows -1 to -1, but there are 40"),
