@@ -23,7 +23,7 @@ Labelled: TypeAlias = tuple[npt.ArrayLike, npt.ArrayLike]
 PAIRS = tuple(leg.pair for leg in LEGS)
 """The pairs of modalities, the query's first."""
 FEWEST_LABELS = 10
-"""Of each kind: with fewer than nine relevant hits, no probability could reach 0.9 (see ``fit``)."""
+"""Of each kind: with fewer than nine relevant hits no probability could reach 0.9 (see ``fit``)."""
 _KNOTS = 101
 
 

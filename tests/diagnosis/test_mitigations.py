@@ -7,12 +7,10 @@ import numpy as np
 import pytest
 from clouds import two_clouds, unit
 
+from llama_index_gap.diagnosis.drawn import Drawn, Queries, Rows
 from llama_index_gap.diagnosis.mitigations import (
     FEWEST_PAIRS,
     BeforeAfter,
-    Drawn,
-    Queries,
-    Rows,
     before_and_after,
     measure_drawn,
 )

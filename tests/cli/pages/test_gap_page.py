@@ -14,10 +14,8 @@ from rich.console import Console
 
 from llama_index_gap.cli.gap_tables import print_report
 from llama_index_gap.cli.pages.gap_page import PAIRS, render_report
+from llama_index_gap.diagnosis.drawn import Drawn, Queries, Rows
 from llama_index_gap.diagnosis.mitigations import (
-    Drawn,
-    Queries,
-    Rows,
     before_and_after,
     measure_drawn,
 )
