@@ -102,7 +102,7 @@ def test_a_gap_as_clips_gets_the_whole_guide() -> None:
     ]
 
 
-def test_nothing_is_advised_without_a_figure() -> None:
+def test_nothing_is_recommended_without_a_figure() -> None:
     for each in recommend(
         figures(CLIP, scorers={"embedder": scorer(0.02), "reranker": scorer(0.8)})
     ):
@@ -219,7 +219,7 @@ def test_without_bias_both_serve_and_no_aligner_is_needed() -> None:
 # --- aligners ------------------------------------------------------------------------------------
 
 
-def test_aligners_are_told_with_what_they_moved() -> None:
+def test_aligners_come_with_what_they_moved() -> None:
     found = recommendation(figures(CLIP), "If the model must stay")
 
     assert "Centring takes the distance of the means from 0.85 to 0.12" in found.because
@@ -277,7 +277,7 @@ def test_a_threshold_of_one_pair_means_nothing_for_another() -> None:
     assert "3.0% of unrelated images score 0.30 or more, and 100.0% of" in found.because
 
 
-def test_thresholds_that_mean_the_same_need_no_advice() -> None:
+def test_thresholds_that_mean_the_same_need_no_recommendation() -> None:
     shares = {"text_to_text": (0.96, 0.04, 0, 0, 0), "text_to_image": (0.97, 0.03, 0, 0, 0)}
     same = gap(histograms=replace(gap().histograms, shares=shares))
 

@@ -107,7 +107,7 @@ def test_the_same_seed_draws_the_same(index: DualIndex, report: Report) -> None:
     assert run(index, seed=1) != report
 
 
-def test_of_a_large_index_the_same_part_of_both_sides_is_drawn(
+def test_of_a_large_index_the_same_part_of_both_modalities_is_drawn(
     index: DualIndex, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(collect, "ENOUGH", 24)
@@ -119,7 +119,7 @@ def test_of_a_large_index_the_same_part_of_both_sides_is_drawn(
     assert found.drawn["texts"] == found.drawn["images"] == found.drawn["pairs"]
     assert any("texts were drawn" in note for note in found.notes)
 
-    # What answers a query is there in any case, and is never fitted on.
+    # Relevant documents are always drawn, and never fitted on.
     every = run(index, *asked(*(by_text(i) for i in range(N))))
 
     assert every.drawn["pairs"] == N
@@ -127,7 +127,7 @@ def test_of_a_large_index_the_same_part_of_both_sides_is_drawn(
     assert every.figures.before_after.queries["text"] == N - found.drawn["texts"] // 2
 
 
-def test_a_small_side_is_drawn_more_densely(
+def test_a_small_collection_is_drawn_more_densely(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(collect, "MOST", 12)
@@ -290,7 +290,7 @@ def test_documents_of_one_image_say_nothing_of_images(tmp_path: Path) -> None:
 class Fair(BaseNodePostprocessor):
     """Scores texts and images on one scale, by their number."""
 
-    sides: tuple[str, ...] = ("text", "image")
+    modalities: tuple[str, ...] = ("text", "image")
 
     def _postprocess_nodes(self, nodes: Any, query_bundle: Any = None) -> Any:
         return [
@@ -298,7 +298,10 @@ class Fair(BaseNodePostprocessor):
                 node=hit.node,
                 score=1.0,
                 scores=hit.scores
-                | {f"rerank_{side}": float(hit.node_id.split()[-1]) for side in self.sides},
+                | {
+                    f"rerank_{modality}": float(hit.node_id.split()[-1])
+                    for modality in self.modalities
+                },
             )
             for hit in nodes
         ]
@@ -323,8 +326,8 @@ def test_stored_texts_ask_a_reranker_and_do_not_find_themselves(
     assert max(found.figures.scorers["embedder"].histograms.edges) < 0.999
 
 
-def test_a_reranker_of_one_side_is_not_measured(index: DualIndex) -> None:
-    found = run(index, *asked(by_text(0)), reranker=Fair(sides=("text",)))
+def test_a_reranker_of_one_modality_is_not_measured(index: DualIndex) -> None:
+    found = run(index, *asked(by_text(0)), reranker=Fair(modalities=("text",)))
 
     assert found.figures.scorers == {}
     assert any("The reranker was not measured" in note for note in found.notes)

@@ -50,7 +50,7 @@ def test_scores_of_both_modalities() -> None:
 
 @given(st.floats(0.1, 10), st.floats(-5, 5))
 def test_another_scale_of_all_scores_changes_neither_figure(factor: float, shift: float) -> None:
-    """So that scorers with different scales can stand side by side."""
+    """So that scorers with different scales can be compared."""
     rng = np.random.default_rng(0)
     texts, images = rng.normal(1, 1, size=100), rng.normal(0, 2, size=100)
 

@@ -106,7 +106,7 @@ def test_what_moves_only_the_means_is_marked(report: Report, page: str) -> None:
     assert page.count("<strong>Moves only the means</strong>") == marked
 
 
-def test_advice_and_notes_are_there(report: Report, page: str) -> None:
+def test_recommendations_and_notes_are_there(report: Report, page: str) -> None:
     for recommendation in report.recommendations:
         assert recommendation.title in words(page).replace("&#39;", "'")
     assert "a note" in words(page)
@@ -141,7 +141,7 @@ def test_the_page_needs_nothing_else(page: str) -> None:
     assert parsed.attributes("href") == parsed.attributes("style") == []
 
 
-def test_nothing_is_told_by_colour_alone(page: str) -> None:
+def test_nothing_depends_on_colour_alone(page: str) -> None:
     """Texts are dots and images triangles; every drawing is described or beside its number."""
     drawings = [attributes for tag, attributes in Parsed(page).elements if tag == "svg"]
 
