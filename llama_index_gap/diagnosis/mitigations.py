@@ -179,13 +179,11 @@ def before_and_after(
             add(name, found, gap=gap, cloud=None if gap is None else _cloud(moved))
     if all(share.values()):
         for name, method in FUSIONS.items():
-            add(
-                name,
-                {
-                    modality: _two_indexes(drawn, corpus, modality, each, method=method, k=k)
-                    for modality, each in queries.items()
-                },
-            )
+            fused = {
+                modality: _two_indexes(drawn, corpus, modality, each, method=method, k=k)
+                for modality, each in queries.items()
+            }
+            add(name, fused)
     answered = {each: len(queries[each]) for each in queries if queries[each].relevant is not None}
     return BeforeAfter(
         k=k,
@@ -204,18 +202,8 @@ def measure_drawn(
 ) -> GapReport | None:
     """All figures of the gap between texts and images, of the first 300 of each.
 
-    Args:
-        drawn: texts and images, at least 10 of each; or of one modality only.
-        queries: of text queries, shape (q, d); by default, or where they are too few, the texts.
-        k: places of a ranking.
-        rounds: of the bootstrap.
-        seed: of the bootstrap.
-
-    Returns:
-        The figures; None where there is only one modality, or no space that both share.
-
-    Raises:
-        ValueError: as for ``measure_gap``.
+    See ``measure_gap``; too few ``queries`` are left out. None where there is only one modality, or
+    no space that both share.
     """
     if not (drawn.one_space and len(drawn.texts) and len(drawn.images)):
         return None

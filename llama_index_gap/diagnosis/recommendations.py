@@ -154,9 +154,7 @@ def _two_spaces(figures: Figures) -> Recommendation | None:
 def _two_indexes(figures: Figures) -> Recommendation | None:
     before_after = figures.before_after
     before = before_after.mitigations.get(STORED)
-    fused = {
-        name: before_after.mitigations[name] for name in FUSIONS if name in before_after.mitigations
-    }
+    fused = {name: each for name, each in before_after.mitigations.items() if name in FUSIONS}
     if before is None or not fused:
         return None
     best = _best(fused)
@@ -226,11 +224,7 @@ def _cross_encoder(figures: Figures) -> Recommendation | None:
 
 def _align(figures: Figures) -> Recommendation | None:
     before_after = figures.before_after
-    aligned = {
-        name: mitigation
-        for name, mitigation in before_after.mitigations.items()
-        if name in _ALIGNERS
-    }
+    aligned = {name: each for name, each in before_after.mitigations.items() if name in _ALIGNERS}
     if not aligned or not _is_biased(before_after):
         return None
     before = before_after.mitigations[STORED]
@@ -280,21 +274,14 @@ def _images_by_image(figures: Figures) -> Recommendation | None:
         f"model has a recall@{within.k} of {_figure(within.model)}, the encoder for image "
         f"queries {_figure(within.reference)}; the difference is {_figure(within.delta)}."
     )
+    title = "no significant difference"
+    do = "The collection for image queries has not shown here that it is worth its space."
     if within.delta.high < 0:
-        title, do = (
-            "by an encoder of images",
-            "Keep image_query_embed_model: image queries use it by themselves.",
-        )
+        title = "by an encoder of images"
+        do = "Keep image_query_embed_model: image queries use it by themselves."
     elif within.delta.low > 0:
-        title, do = (
-            "the model itself is better",
-            "Index again without image_query_embed_model.",
-        )
-    else:
-        title, do = (
-            "no significant difference",
-            "The collection for image queries has not shown here that it is worth its space.",
-        )
+        title = "the model itself is better"
+        do = "Index again without image_query_embed_model."
     return Recommendation(f"Images that look for images: {title}", numbers, do)
 
 

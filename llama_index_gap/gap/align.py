@@ -191,7 +191,8 @@ class OffsetAligner(Aligner):
                 are not of length 1.
         """
         samples = _samples(texts=texts, images=images)
-        offset = _mean(samples["images"]) - _mean(samples["texts"])
+        means = _means(samples)
+        offset = means["image_mean"] - means["text_mean"]
         return cls(offset, fitted_on=_counts(samples, model_name))
 
     def _move(self, vectors: VectorArray, modality: Modality, kind: Kind) -> VectorArray:
@@ -445,17 +446,13 @@ def _checked(name: str, vectors: npt.ArrayLike, dimension: int | None = None) ->
     return rows
 
 
-def _mean(vectors: VectorArray) -> VectorArray:
-    mean: VectorArray = vectors.mean(axis=0, dtype=np.float64).astype(np.float32)
-    return mean
-
-
 def _means(samples: Mapping[str, VectorArray]) -> dict[str, Any]:
-    return {
-        "query_mean": _mean(samples.get("queries", samples["texts"])),
-        "text_mean": _mean(samples["texts"]),
-        "image_mean": _mean(samples["images"]),
+    mean = {
+        name: vectors.mean(axis=0, dtype=np.float64).astype(np.float32)
+        for name, vectors in samples.items()
     }
+    queries = mean.get("queries", mean["texts"])
+    return {"query_mean": queries, "text_mean": mean["texts"], "image_mean": mean["images"]}
 
 
 def _counts(samples: Mapping[str, VectorArray], model_name: str | None) -> dict[str, int | str]:

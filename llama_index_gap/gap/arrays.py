@@ -69,12 +69,7 @@ def checked_unit_rows(**named: npt.ArrayLike) -> list[FloatArray]:
 
 
 def finite(name: str, values: npt.ArrayLike) -> FloatArray:
-    """Check that there are numbers, and neither NaN nor infinity among them.
-
-    Args:
-        name: what errors call them.
-        values: of any shape.
-    """
+    """Check that there are numbers, and neither NaN nor infinity; errors call them by the name."""
     numbers = np.asarray(values, dtype=np.float64)
     if not numbers.size:
         raise InvalidValueError(f"{name}: there are none")
@@ -84,13 +79,7 @@ def finite(name: str, values: npt.ArrayLike) -> FloatArray:
 
 
 def group_numbers(name: str, labels: npt.ArrayLike, n: int) -> IntArray:
-    """Number labels from 0.
-
-    Args:
-        name: what errors call them.
-        labels: numbers or words.
-        n: how many there must be.
-    """
+    """Number n labels from 0; errors call them by the name."""
     given = np.asarray(labels)
     if given.shape != (n,):
         raise InvalidValueError(f"{name} of shape {given.shape}: must be ({n},), one for each")

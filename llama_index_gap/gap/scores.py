@@ -91,15 +91,7 @@ class BinnedScores:
 
 
 def histogram_overlap(first: npt.ArrayLike, second: npt.ArrayLike) -> float:
-    """What two histograms have in common: Σ min(pᵢ, qᵢ) (Inman and Bradley 1989).
-
-    Args:
-        first: the share in each bin, shape (bins,), adding up to 1.
-        second: the same for the same bins.
-
-    Returns:
-        0 for histograms that share no bin, 1 for equal ones.
-    """
+    """What two histograms have in common: Σ min(pᵢ, qᵢ), 0 to 1 (Inman and Bradley 1989)."""
     return float(np.minimum(first, second).sum())
 
 
