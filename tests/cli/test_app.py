@@ -650,7 +650,7 @@ def test_evaluate_gives_json_and_asks_so_many(edis: Path, tiny_clip: Path, tmp_p
     assert found["queries"] == 1
     assert "1 of 2 queries, spread evenly" in found["notes"]
     assert [method["name"] for method in found["methods"]][-1] == "16+16, default"
-    assert 0 <= found["methods"][-1]["metrics"]["ndcg@10"]["mean"] <= 1
+    assert 0 <= found["methods"][-1]["metrics"]["ndcg@10"]["value"] <= 1
     assert [path.suffix for path in sorted(tmp_path.iterdir())] == [".db", ".jsonl"]
 
 
