@@ -6,16 +6,15 @@ FEATURES are CLIP ViT-B/16 features of 500 image–caption pairs of COCO (Liang 
 Gap*), shape (2, 500, 512), images first; by default data/clip_features/features_clip.npy in the
 folder that the environment variable GAP_SHARED names.
 
-Beside every figure stands the one that this package was planned with (*before*), which other code
-had measured. Three parts:
+Next to every figure stands an earlier one, measured by other code (*before*). Three parts:
 
 1. The gap before any mitigation and after, with 95 % bootstrap intervals over pairs.
 2. A caption asks for its image among all images and all *other* captions. 250 pairs to fit or to
    draw a background from, 250 to test: the split of NumPy's ``RandomState(0)``, whose figures can
-   be held against *before*, and the mean over 8 such splits (seeds 0 to 7).
+   be compared with *before*, and the mean over 8 such splits (seeds 0 to 7).
 3. nDCG@10 where 50, 10 or 90 % of the corpus are images. The corpus has one half of each of 250
-   test pairs, and the query is the other half: each right answer has the other modality. How that
-   corpus was made before is not known, nor what became of equal scores.
+   test pairs, and the query is the other half: each right answer has the other modality. How the
+   earlier corpus was made is not known, nor how it ranked equal scores.
 
 One index goes through the aligners of ``llama_index_gap.gap.align``, two through
 ``llama_index_gap.search.fusion.fuse``, over full lists.

@@ -186,7 +186,7 @@ class Collector:
     # --- the queries -----------------------------------------------------------------------------
 
     def _asking(self, queries: Sequence[LabelledQuery]) -> list[LabelledQuery]:
-        """The labelled queries that can be measured, not too many."""
+        """The labelled queries that can be measured, at most ``MOST_QUERIES``."""
         one = [query for query in queries if not (query.text.strip() and query.image_path)]
         if len(one) < len(queries):
             self.notes.append(
@@ -222,9 +222,9 @@ class Collector:
             image = self.image_query_model.get_image_embedding(query.image_path)
             if not self.one_space:
                 return {"image": image}
-            if self.image_query_model is self.image_model:
-                return {"text": image, "image": image}
-            return {"text": self.image_model.get_image_embedding(query.image_path), "image": image}
+            same = self.image_query_model is self.image_model
+            text = image if same else self.image_model.get_image_embedding(query.image_path)
+            return {"text": text, "image": image}
         text = self.text_model.get_query_embedding(query.text)
         other = text if self.one_space else self.image_model.get_query_embedding(query.text)
         return {"text": text, "image": other}
