@@ -57,7 +57,7 @@ from rich.table import Table
 from scipy.stats import rankdata
 
 from llama_index_gap.gap.arrays import FloatArray, IntArray
-from llama_index_gap.gap.measure import Estimate, bootstrap
+from llama_index_gap.gap.estimates import Estimate, bootstrap
 from llama_index_gap.search.fusion import fuse
 
 ROOT = Path(__file__).parents[1]

@@ -39,7 +39,8 @@ from llama_index_gap.demo.newsroom import (
 from llama_index_gap.evaluation.datasets import Dataset, read_dataset
 from llama_index_gap.evaluation.metrics import Run, estimate, judge
 from llama_index_gap.gap.arrays import FloatArray
-from llama_index_gap.gap.measure import measure_gap, own_modality_share
+from llama_index_gap.gap.measure import measure_gap
+from llama_index_gap.gap.neighbours import own_modality_share
 from llama_index_gap.models import load_scorer
 
 K = 10
@@ -170,7 +171,7 @@ def _gap(embedded: Embedded) -> Table:
     for kind in QUERY_KINDS:
         share = estimate(shares[embedded.of_kind(kind)])
         name = f"headlines in the best {K} of a mixed index, query for {kind}"
-        add(name, share.mean, share.low, share.high)
+        add(name, share.value, share.low, share.high)
     return table
 
 

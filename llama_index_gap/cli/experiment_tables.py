@@ -34,7 +34,7 @@ def result_tables(result: ExperimentResult) -> Iterator[RenderableType]:
         methods.add_row(
             method.name,
             str(method.metrics["recall@10"]),
-            *(f"{method.metrics[metric].mean:.3f}" for metric in ("ndcg@10", "mrr@10")),
+            *(f"{method.metrics[metric].value:.3f}" for metric in ("ndcg@10", "mrr@10")),
             difference(method.against_default.get("recall@10")),
         )
     yield methods
@@ -46,7 +46,7 @@ def result_tables(result: ExperimentResult) -> Iterator[RenderableType]:
         by_kind = _table("recall@10 by kind", *titles)
         for method in result.methods:
             recall = (method.by_kind[kind]["recall@10"] for kind in shown)
-            by_kind.add_row(method.name, *(f"{each.mean:.3f}" for each in recall))
+            by_kind.add_row(method.name, *(f"{each.value:.3f}" for each in recall))
         yield by_kind
     legs = _table("recall@10 of each leg alone", *(PLURAL[target] for target in MODALITIES))
     for name, cells in leg_rows(result):
@@ -82,7 +82,7 @@ def how_to_read(result: ExperimentResult) -> str:
 def own_modality_in_words(result: ExperimentResult) -> list[str]:
     """What one mixed index prefers: a sentence for each modality of queries."""
     return [
-        f"One mixed index: of the first 10 hits for {_ASKED[own.modality]}, {own.share.mean:.0%} "
+        f"One mixed index: of the first 10 hits for {_ASKED[own.modality]}, {own.share.value:.0%} "
         f"are {PLURAL[own.modality]}; of all rows, {own.corpus_share:.0%} are."
         for own in result.own_modality
     ]
@@ -92,7 +92,7 @@ def difference(comparison: Comparison | None) -> str:
     """A difference with its verdict; empty for the methods that others are compared with."""
     if comparison is None:
         return ""
-    return f"{comparison.difference.mean:+.3f} {comparison.verdict}".replace("-", "−")
+    return f"{comparison.difference.value:+.3f} {comparison.verdict}".replace("-", "−")
 
 
 def leg_rows(result: ExperimentResult) -> Iterator[tuple[str, list[str]]]:

@@ -7,8 +7,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from llama_index_gap.evaluation.metrics import Comparison, Estimate, Qrels
+from llama_index_gap.evaluation.metrics import Comparison, Qrels
 from llama_index_gap.evaluation.trec import write_qrels, write_run
+from llama_index_gap.gap.estimates import Estimate
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from scipy.stats import bootstrap, permutation_test
 
 from llama_index_gap.errors import InvalidValueError
 from llama_index_gap.gap.arrays import FloatArray
+from llama_index_gap.gap.estimates import Estimate
 
 Run: TypeAlias = Mapping[str, Sequence[str]]
 """For each query, the documents found, best first."""
@@ -106,18 +107,6 @@ def judged_queries(qrels: Qrels, relevant_from: int = 1) -> list[str]:
     ]
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """A mean with its interval."""
-
-    mean: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.mean:.3f} ({self.low:.3f}–{self.high:.3f})"
-
-
 def estimate(values: npt.ArrayLike, *, confidence: float = 0.95, seed: int = 0) -> Estimate:
     """The mean over queries, with a percentile bootstrap interval.
 
@@ -158,7 +147,7 @@ class Comparison:
         """``"higher"``, ``"lower"``, or ``"unclear"`` if the difference is not significant."""
         if self.p_value >= SIGNIFICANT:
             return "unclear"
-        return "higher" if self.difference.mean > 0 else "lower"
+        return "higher" if self.difference.value > 0 else "lower"
 
 
 def compare(first: npt.ArrayLike, second: npt.ArrayLike, *, seed: int = 0) -> Comparison:

@@ -8,7 +8,8 @@ from rich.console import Console, RenderableType
 from llama_index_gap.cli.experiment_tables import example_in_words, result_tables
 from llama_index_gap.evaluation.examples import pick_examples
 from llama_index_gap.evaluation.experiment_result import ExperimentResult
-from llama_index_gap.evaluation.metrics import Comparison, Estimate
+from llama_index_gap.evaluation.metrics import Comparison
+from llama_index_gap.gap.estimates import Estimate
 
 
 def printed(*parts: RenderableType) -> str:

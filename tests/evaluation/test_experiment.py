@@ -132,7 +132,7 @@ def file(tmp_path: Path) -> Path:
 
 
 def means(result: ExperimentResult, metric: str) -> dict[str, float]:
-    return {method.name: method.metrics[metric].mean for method in result.methods}
+    return {method.name: method.metrics[metric].value for method in result.methods}
 
 
 def test_every_row_as_worked_out_by_hand(index: DualIndex, file: Path) -> None:
@@ -155,7 +155,7 @@ def test_every_row_as_worked_out_by_hand(index: DualIndex, file: Path) -> None:
         name: (int(first <= 5) + int(second <= 5)) / 2 for name, (first, second) in ranks.items()
     }
     by_kind = {
-        method.name: [method.by_kind[kind]["mrr@10"].mean for kind in ("image", "headline")]
+        method.name: [method.by_kind[kind]["mrr@10"].value for kind in ("image", "headline")]
         for method in result.methods
     }
     assert by_kind == {name: pytest.approx([1 / r for r in each]) for name, each in ranks.items()}
@@ -191,14 +191,14 @@ def test_an_image_asks_all_legs_too(index: DualIndex, file: Path) -> None:
     result = Experiment(dataset(queries=queries), index).run(file)
 
     assert result.kinds == {"text": ["1"], "image": ["2"]}
-    assert {pair: recall.mean for pair, recall in result.legs.items()} == {
+    assert {pair: recall.value for pair, recall in result.legs.items()} == {
         "text_to_text": 1,
         "text_to_image": 1,
         "image_to_text": 1,
         "image_to_image": 1,
     }
     # The ten texts come before the ten images, whatever is asked with.
-    assert [(own.modality, own.share.mean, own.queries) for own in result.own_modality] == [
+    assert [(own.modality, own.share.value, own.queries) for own in result.own_modality] == [
         ("text", 1, 1),
         ("image", 0, 1),
     ]
@@ -244,7 +244,7 @@ def test_differences_are_tested_against_the_default(index: DualIndex, file: Path
 
     assert methods[DEFAULT].against_default == {}
     comparison = methods["16+16, min–max"].against_default["mrr@10"]
-    assert comparison.difference.mean == pytest.approx((1 / 1 - 1 / 2 + 1 / 4 - 1 / 5) / 2)
+    assert comparison.difference.value == pytest.approx((1 / 1 - 1 / 2 + 1 / 4 - 1 / 5) / 2)
     assert methods["16+16, RRF"].against_default["mrr@10"].p_value == 1
 
 
@@ -380,7 +380,7 @@ def test_candidates_are_reranked_by_each_modality_and_by_both(
     methods = {method.name: method for method in result.methods}
     by_text = methods["32 by text, reranked"]
     assert by_text.reranked
-    assert by_text.against_default["mrr@10"].difference.mean == pytest.approx(1 / 2 - 1)
+    assert by_text.against_default["mrr@10"].difference.value == pytest.approx(1 / 2 - 1)
     assert methods["16+16, mean of both"].against_default == {}
 
 

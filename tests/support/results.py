@@ -12,7 +12,8 @@ from llama_index_gap.evaluation.experiment_result import (
     MethodResult,
     OwnModality,
 )
-from llama_index_gap.evaluation.metrics import Comparison, Estimate
+from llama_index_gap.evaluation.metrics import Comparison
+from llama_index_gap.gap.estimates import Estimate
 from llama_index_gap.readers.corpus import Corpus
 
 

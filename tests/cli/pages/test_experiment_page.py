@@ -6,7 +6,8 @@ from results import dataset, method, result
 
 from llama_index_gap.cli.pages.experiment_page import render_experiment
 from llama_index_gap.evaluation.examples import pick_examples
-from llama_index_gap.evaluation.metrics import Comparison, Estimate
+from llama_index_gap.evaluation.metrics import Comparison
+from llama_index_gap.gap.estimates import Estimate
 
 EVIL = "<script>alert('x')</script>\"' & {{{{ 7 * 7 }}}} </style>"
 
