@@ -54,7 +54,7 @@ def test_evaluate_prints_the_table_and_goes_on_where_it_stopped(
     assert max(map(len, shown.out.splitlines())) <= 80
     words = " ".join(shown.out.split())
     assert words.startswith("edis: 60 documents, 2 queries DualEncoderEmbedding('")
-    assert "100% are texts, where 50% of all rows are." in words
+    assert "are texts; of all rows, 50% are." in words
     assert "<h1>What each method finds: <bdi>edis</bdi></h1>" in files["--html"].read_text("utf-8")
     assert len(list(files["--runs"].iterdir())) == 1 + 6
     (results,) = here.glob("edis-*.jsonl")
@@ -69,7 +69,7 @@ def test_evaluate_gives_json_and_asks_so_many(edis: Path, tiny_clip: Path, tmp_p
     assert found["queries"] == 1
     assert "1 of 2 queries, spread evenly" in found["notes"]
     assert [method["name"] for method in found["methods"]][-1] == "16+16, default"
-    assert 0 <= found["methods"][-1]["metrics"]["ndcg@10"]["mean"] <= 1
+    assert 0 <= found["methods"][-1]["metrics"]["ndcg@10"]["value"] <= 1
     assert [path.suffix for path in sorted(tmp_path.iterdir())] == [".db", ".jsonl"]
 
 

@@ -104,8 +104,8 @@ def test_from_labels_to_a_threshold(
 ) -> None:
     queries, qrels = judged
     scores = collect_scores(index, queries[:30], qrels)["text_to_text"]
-    calibrator = RelevanceCalibrator.fit({"text_to_text": scores}, source=index.models)
-    assert index.calibrator is None
+    calibrator = RelevanceCalibrator.fit({"text_to_text": scores}, source=index.models())
+    assert index.calibrator() is None
 
     index.save_calibrator(calibrator)
     retriever = index.as_retriever(min_probability=0.5, image_similarity_top_k=0)

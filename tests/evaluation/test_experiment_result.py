@@ -11,7 +11,7 @@ from results import result
 def test_figures_as_json() -> None:
     figures = json.loads(json.dumps(result().to_dict()))
 
-    assert figures["methods"][0]["metrics"]["mrr@10"]["mean"] == pytest.approx(0.3)
+    assert figures["methods"][0]["metrics"]["mrr@10"]["value"] == pytest.approx(0.3)
     assert figures["kinds"] == {"headline": 2, "image": 2}
     assert not {"runs", "qrels"} & set(figures)
 
