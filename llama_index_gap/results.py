@@ -163,7 +163,7 @@ class LegSummary:
     error: str | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SearchResult(Sequence[FoundDocument]):
     """Documents, best first, and how they were found. A notebook shows it with its images.
 
@@ -240,6 +240,16 @@ class SearchResult(Sequence[FoundDocument]):
             "partial": self.partial,
             "documents": [_document_as_dict(document) for document in self.documents],
         }
+
+    def __repr__(self) -> str:
+        """What a prompt shows: a line for each document."""
+        lines = [f"<SearchResult: {len(self)} documents>"]
+        for document in self:
+            score = "–" if document.score is None else f"{document.score:.4g}"
+            lines.append(
+                f"{document.rank}. {document.title} ({score}): {excerpt(document.text, 60)}"
+            )
+        return "\n".join(lines)
 
     def _repr_html_(self) -> str:
         """What a notebook shows: titles, scores, passages and small images, all escaped."""

@@ -109,6 +109,16 @@ def test_it_is_a_sequence_of_documents() -> None:
     assert not SearchResult(())
 
 
+def test_a_prompt_shows_a_line_for_each_document() -> None:
+    found = result(scored(passage("words " * 20, title="T")), scored(photo("/a.png", "cap", "b")))
+
+    first, second, third = repr(found).splitlines()
+    assert first == "<SearchResult: 2 documents>"
+    assert second.startswith("1. T (3): words words")
+    assert len(second) < 80
+    assert third == "2. b (3): cap"
+
+
 def test_what_was_not_reached_in_time_is_said() -> None:
     assert not result(scored(passage("a"))).partial
     hit = ScoredNode(node=passage("a"), score=1.0, partial=True)

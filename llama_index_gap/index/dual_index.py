@@ -689,7 +689,7 @@ class DualIndex:
         ``as_retriever(min_probability=…)`` then uses it.
 
         Args:
-            calibrator: fitted with ``source=index.models``.
+            calibrator: fitted with ``source=index.models()``.
 
         Raises:
             ValueError: it was fitted for other models, or is larger than Milvus keeps.
