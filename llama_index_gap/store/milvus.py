@@ -34,7 +34,7 @@ from pymilvus import DataType, MilvusClient, MilvusException
 
 from llama_index_gap.errors import GapError, InvalidValueError, UnsupportedError
 from llama_index_gap.gap.arrays import VectorArray
-from llama_index_gap.nodes import CaptionedImageNode
+from llama_index_gap.nodes import CaptionedImageNode, document_key
 from llama_index_gap.store.filters import (
     DOC_ID_FIELD,
     ID_FIELD,
@@ -670,6 +670,35 @@ class MilvusStore(MilvusVectorStore):
     async def aget_vectors(self, ids: Sequence[str]) -> dict[str, VectorArray]:
         """Asynchronous ``get_vectors``."""
         return await asyncio.to_thread(self.get_vectors, ids)
+
+    def nodes_of_documents(
+        self, keys: Iterable[str], filters: MetadataFilters | None = None
+    ) -> list[tuple[BaseNode, VectorArray]]:
+        """Read all nodes of some documents with their vectors, in one query unless they are many.
+
+        Args:
+            keys: keys of documents, as ``document_key`` gives them: the ``ref_doc_id`` of a node,
+                or the id of a node that belongs to no document; unknown ones are passed over.
+            filters: conditions on the metadata.
+
+        Returns:
+            Each node with its vector of ``dim`` numbers, as it is stored; in no particular order.
+        """
+        wanted = dict.fromkeys(keys)
+        fields = [TEXT_FIELD, "_node_content", "_node_type", _VECTOR_FIELD]
+        # A text and the dynamic fields may each be as long as the other.
+        at_once = 3 * _MESSAGE_BYTES // (2 * _MOST_DYNAMIC_BYTES + 4 * (self.dim or 1))
+        rows: list[dict[str, Any]] = []
+        for batch in _batches(wanted, _IDS_PER_MESSAGE, len):
+            expression = filter_expression(filters, document_keys=batch)
+            found = self._call(
+                "query", filter=expression, output_fields=fields, limit=at_once, **_STRONG
+            )
+            if len(found) == at_once:  # and there may be more
+                found = self._read(self._find_ids(expression), fields, at_once)
+            rows += found
+        read = [(_to_node(row), np.asarray(row[_VECTOR_FIELD], dtype=np.float32)) for row in rows]
+        return [(node, vector) for node, vector in read if document_key(node, "document") in wanted]
 
     def documents_of(self, ids: Iterable[str]) -> dict[str, str]:
         """Say which document each node belongs to: its ``ref_doc_id``, or else its own id.

@@ -794,6 +794,51 @@ def test_a_node_is_drawn_from_all_collections_or_none(uri: str, store: MilvusSto
         store.sample_ids(0)
 
 
+def test_the_nodes_of_documents(store: MilvusStore) -> None:
+    store.add(
+        [
+            node("a", 1, source="d", n=1),
+            node("b", 2, source="d", n=2),
+            node("alone", 3),
+            node("other", 4, source="e"),
+            node("e", 5, source="f"),  # its id is a key, but it belongs to another document
+        ]
+    )
+
+    def found(*keys: str, filters: MetadataFilters | None = None) -> dict[str, list[float]]:
+        pairs = store.nodes_of_documents(keys, filters)
+        assert all(vector.dtype == np.float32 for _, vector in pairs)
+        return {read.node_id: vector.tolist() for read, vector in pairs}
+
+    assert found("d", "alone", "d", "unknown") == {
+        name: np.float32(vector(seed)).tolist() for name, seed in (("a", 1), ("b", 2), ("alone", 3))
+    }
+    assert set(found("e")) == {"other"}
+    assert set(found("d", "alone", filters=equal("n", 2))) == {"b"}
+    assert found() == {}
+
+
+def test_a_document_with_more_nodes_than_one_message_may_hold(
+    store: MilvusStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    call = MilvusStore._call
+    monkeypatch.setattr(
+        MilvusStore,
+        "_call",
+        lambda store, method, **given: calls.append(method) or call(store, method, **given),
+    )
+    store.add([node(str(i), i, source="d") for i in range(1000)])
+
+    calls.clear()
+    assert len(store.nodes_of_documents(["d"])) == 1000
+    assert len(calls) > 3
+    store.delete_nodes([str(i) for i in range(300, 1000)])
+    calls.clear()
+    assert len(store.nodes_of_documents(["d"])) == 300
+    assert calls == ["query"]
+
+
 def test_the_documents_of_nodes(store: MilvusStore) -> None:
     store.add([node("a", source="d"), node("b")])
 
