@@ -11,13 +11,15 @@ if TYPE_CHECKING:
     from llama_index_gap.gap.align import CenterAligner, LinearAligner, OffsetAligner, load_aligner
     from llama_index_gap.gap.calibrate import RelevanceCalibrator
     from llama_index_gap.images.opening import ImageError, open_image
-    from llama_index_gap.index.dual_index import DualIndex, IndexReport
+    from llama_index_gap.index.dual_index import DualIndex
+    from llama_index_gap.index.writing import IndexReport
     from llama_index_gap.models import ModelError, PairScorer
     from llama_index_gap.nodes import ScoredNode
     from llama_index_gap.readers.corpus import Corpus, CorpusError, Skipped, read_corpus
     from llama_index_gap.search.rerank import MultiModalRerank
     from llama_index_gap.search.retriever import DualIndexRetriever
-    from llama_index_gap.store.milvus import MilvusStore, StoreError
+    from llama_index_gap.store.connection import StoreError
+    from llama_index_gap.store.milvus import MilvusStore
 
 __version__ = version("llama-index-gap")
 __all__ = [
@@ -55,13 +57,15 @@ _HOMES = {
     "gap.align": ("CenterAligner", "LinearAligner", "OffsetAligner", "load_aligner"),
     "gap.calibrate": ("RelevanceCalibrator",),
     "images.opening": ("ImageError", "open_image"),
-    "index.dual_index": ("DualIndex", "IndexReport"),
+    "index.dual_index": ("DualIndex",),
+    "index.writing": ("IndexReport",),
     "models": ("ModelError", "PairScorer"),
     "readers.corpus": ("Corpus", "CorpusError", "Skipped", "read_corpus"),
     "search.rerank": ("MultiModalRerank",),
     "nodes": ("ScoredNode",),
     "search.retriever": ("DualIndexRetriever",),
-    "store.milvus": ("MilvusStore", "StoreError"),
+    "store.connection": ("StoreError",),
+    "store.milvus": ("MilvusStore",),
 }
 
 

@@ -44,8 +44,8 @@ from llama_index_gap.images.opening import (
 from llama_index_gap.models import ModelError
 from llama_index_gap.nodes import by_document, document_key
 from llama_index_gap.search.retriever import DualIndexRetriever
+from llama_index_gap.store.connection import StoreError
 from llama_index_gap.store.filters import COLUMNS
-from llama_index_gap.store.milvus import StoreError
 from llama_index_gap.text import excerpt
 from llama_index_gap.threads import in_thread
 

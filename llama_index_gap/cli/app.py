@@ -179,9 +179,11 @@ def _print_skipped(skipped: Sequence[Skipped], all_skipped: bool) -> None:
 
 def _database(uri: str | None) -> str | None:
     """Where an index lies: a server's address, or a file as the shell may complete its name."""
+    from llama_index_gap.store.connection import is_server
+
     if uri is None:
         return None
-    if re.match(r"(https?|tcp)://|unix:", uri):
+    if is_server(uri):
         if re.search(r"//[^/?#]*@", uri):
             raise typer.BadParameter(f"holds a password; leave it out and set {_TOKEN}=user:…")
         return uri
@@ -314,7 +316,9 @@ def _duration(seconds: float) -> str:
 
 def _is_there(db: str) -> bool:
     """Whether there is such a database; of a server, one sees when asking it."""
-    return "://" in db or db.startswith("unix:") or Path(db).exists()
+    from llama_index_gap.store.connection import is_server
+
+    return is_server(db) or Path(db).exists()
 
 
 def _check_is_there(db: str) -> None:
@@ -706,7 +710,8 @@ def info(db: Database = "gap.db", name: Name = "gap", as_json: AsJson = False) -
 
 
 def _facts(db: str, name: str) -> dict[str, Any]:
-    from llama_index_gap.index.dual_index import default_storage, stored_identities
+    from llama_index_gap.index.image_folder import default_storage
+    from llama_index_gap.index.models import stored_identities
 
     _check_is_there(db)
     token = os.environ.get(_TOKEN)
@@ -718,7 +723,7 @@ def _facts(db: str, name: str) -> dict[str, Any]:
         with llama_index_gap.MilvusStore(
             uri=db, collection_name=f"{name}_{side}", token=token
         ) as store:
-            stored = stored_identities(store.properties, f"{db}: {name}")
+            stored = stored_identities(store.properties(), f"{db}: {name}")
             collections[side] = {
                 "name": store.collection_name,
                 "rows": store.count(),
@@ -890,7 +895,9 @@ def _load_scorer(name: str) -> PairScorer:
 
 def _beside(db: str, name: str) -> Path:
     """Beside a database that is a file; else here."""
-    return Path(name) if "://" in db or db.startswith("unix:") else Path(db).with_name(name)
+    from llama_index_gap.store.connection import is_server
+
+    return Path(name) if is_server(db) else Path(db).with_name(name)
 
 
 @app.command()

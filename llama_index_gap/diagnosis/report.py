@@ -112,7 +112,7 @@ def report_gap(
     return Report(
         database=index.uri,
         name=index.name,
-        models=index.models,
+        models=index.models(),
         drawn=drawn.counts(),
         figures=figures,
         notes=(*collector.notes, *_notes(drawn, before_after)),

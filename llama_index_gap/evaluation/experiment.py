@@ -202,7 +202,7 @@ class Experiment:
         return {
             "version": llama_index_gap.__version__,
             "corpus": _digest(self._dataset.corpus.nodes),
-            "models": self._index.models,
+            "models": self._index.models(),
             "rows": self._rows,
             "depth": DEPTH,
             "reranker": None if self._scorer is None else self._scorer.name,
@@ -286,7 +286,7 @@ class Experiment:
         kinds = _by_kind([query for query in dataset.queries if query.id in qrels])
         return ExperimentResult(
             dataset=dataset.name,
-            models=_without_folders(self._index.models),
+            models=_without_folders(self._index.models()),
             reranker=None if self._scorer is None else _without_folders(self._scorer.name),
             documents=len(dataset.corpus.document_ids),
             rows=self._rows,

@@ -104,7 +104,7 @@ class RelevanceCalibrator:
                 found) the scores of hits, shape (n,), higher is better; and whether each is
                 relevant, shape (n,).
             method: as above.
-            source: what gave the scores, such as ``index.models`` or a reranker's name; whoever
+            source: what gave the scores, such as ``index.models()`` or a reranker's name; whoever
                 is given the calibrator can refuse it by that.
 
         Raises:

@@ -529,15 +529,15 @@ def _calibrator_of(
         if not 0 <= min_probability <= 1:
             raise InvalidValueError(f"min_probability={min_probability}: must lie between 0 and 1")
         if calibrator is None and dual is not None:
-            calibrator = dual.calibrator
+            calibrator = dual.calibrator()
         if calibrator is None:
             raise InvalidValueError(
                 f"min_probability={min_probability} needs a calibrator: fit one on labelled "
                 "queries, RelevanceCalibrator.fit(collect_scores(index, queries), "
-                "source=index.models), and pass it, or save it with index.save_calibrator"
+                "source=index.models()), and pass it, or save it with index.save_calibrator"
             )
     if calibrator is not None and dual is not None:
-        calibrator.check_source(dual.models)
+        calibrator.check_source(dual.models())
     return calibrator
 
 

@@ -309,7 +309,7 @@ def test_nothing_that_could_be_indexed_is_an_error(tmp_path: Path, tiny_clip: Pa
     documents = [{"id": "long", "text": "ä"}]
     (tmp_path / "docs.jsonl").write_text("\n".join(map(json.dumps, documents)))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("llama_index_gap.store.milvus._MOST_DYNAMIC_BYTES", 10)
+        patch.setattr("llama_index_gap.store.rows._MOST_DYNAMIC_BYTES", 10)
         shown = gap("index", tmp_path, "--db", tmp_path / "gap.db", "--model", tiny_clip)
 
     assert shown.code == 1
@@ -427,7 +427,7 @@ def test_what_is_too_improbable_is_left_out(own_db: Path) -> None:
     even = Curve(scores=(0.0,), log_odds=(0.0,), precision=(0.5,), relevant=1, irrelevant=1)
     curves = {"text_to_text": even, "text_to_image": even}
     with DualIndex(str(own_db)) as index:
-        index.save_calibrator(RelevanceCalibrator(curves, "isotonic", index.models))
+        index.save_calibrator(RelevanceCalibrator(curves, "isotonic", index.models()))
 
     some = gap("search", "ship", "--db", own_db, "--min-probability", 0.5, "--json")
     none = gap("search", "ship", "--db", own_db, "--min-probability", 1)
@@ -548,7 +548,7 @@ def test_an_empty_index_cannot_be_measured(own_db: Path) -> None:
 
 
 def test_info_loads_no_model(demo: Path, tiny_clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llama_index_gap.index.dual_index.DualEncoderEmbedding", None)
+    monkeypatch.setattr("llama_index_gap.index.models.DualEncoderEmbedding", None)
 
     shown = gap("info", "--db", f"{demo / 'gap.db'}/")  # as a shell completes a folder's name
     facts = json.loads(gap("info", "--db", demo / "gap.db", "--json").out)
@@ -762,7 +762,7 @@ def test_a_database_in_use_is_one_line(own_db: Path) -> None:
 
 
 def test_a_server_that_does_not_answer_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llama_index_gap.store.milvus._CONNECT_SECONDS", 0.5)
+    monkeypatch.setattr("llama_index_gap.store.connection._CONNECT_SECONDS", 0.5)
 
     shown = gap("search", "ship", "--db", "http://127.0.0.1:1")
 

@@ -85,8 +85,8 @@ def test_a_relevant_document_is_known_by_its_key_or_its_nodes(index: DualIndex) 
 
 def test_from_labels_to_a_threshold(index: DualIndex, queries: list[Any]) -> None:
     scores = collect_scores(index, queries[:30])["text_to_text"]
-    calibrator = RelevanceCalibrator.fit({"text_to_text": scores}, source=index.models)
-    assert index.calibrator is None
+    calibrator = RelevanceCalibrator.fit({"text_to_text": scores}, source=index.models())
+    assert index.calibrator() is None
 
     index.save_calibrator(calibrator)
     retriever = index.as_retriever(min_probability=0.5, image_similarity_top_k=0)

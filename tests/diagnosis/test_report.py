@@ -64,7 +64,7 @@ def report(index: DualIndex) -> Report:
 def test_a_whole_index_is_measured(index: DualIndex, report: Report) -> None:
     figures = report.figures
 
-    assert (report.database, report.name, report.models) == (index.uri, "gap", index.models)
+    assert (report.database, report.name, report.models) == (index.uri, "gap", index.models())
     assert figures.stored == {"text": N, "image": N}
     assert report.drawn == {"texts": N, "images": N, "pairs": N}
     assert figures.gap is not None

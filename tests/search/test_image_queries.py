@@ -26,7 +26,8 @@ from llama_index.core.vector_stores import MetadataFilter, MetadataFilters
 from llama_index_gap import DualEncoderEmbedding, MilvusStore
 from llama_index_gap.demo.tiny import make_tiny_dinov2
 from llama_index_gap.gap.calibrate import RelevanceCalibrator
-from llama_index_gap.index.dual_index import DualIndex, IndexReport
+from llama_index_gap.index.dual_index import DualIndex
+from llama_index_gap.index.writing import IndexReport
 from llama_index_gap.search.fusion import Leg, fuse
 
 
@@ -233,7 +234,7 @@ def test_its_background_is_its_own(tmp_path: Path) -> None:
 
 def test_a_calibrator_is_fitted_on_its_scores(index: DualIndex, tmp_path: Path) -> None:
     labelled = {"image_to_image": ([0.1, 0.9] * 20, [0, 1] * 20)}
-    calibrator = RelevanceCalibrator.fit(labelled, source=index.models)
+    calibrator = RelevanceCalibrator.fit(labelled, source=index.models())
     settings = {"calibrator": calibrator, "min_probability": 0.5, "similarity_top_k": 0}
 
     (hit,) = search(index, PHOTO, **settings)
