@@ -63,6 +63,7 @@ class Connection:
         token: for a server.
 
     Attributes:
+        uri: as it was given.
         client: pymilvus' client.
         lite: whether Milvus Lite answers; ``milvus-lite server`` does so under an http address.
         closed: whether ``close`` was called.
@@ -72,6 +73,7 @@ class Connection:
     """
 
     def __init__(self, uri: str, token: str) -> None:
+        self.uri = uri
         self._path = path = lite_path(uri)
         self._file: _LiteFile | None = None
         with _opening if path else nullcontext(), caught_logs() as records:

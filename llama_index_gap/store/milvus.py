@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
-import re
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import grpc
 import numpy as np
 from llama_index.core.bridge.pydantic import PrivateAttr
 from llama_index.core.schema import BaseNode
@@ -24,33 +20,28 @@ from llama_index.core.vector_stores.types import (
     VectorStoreQueryResult,
 )
 from llama_index.vector_stores.milvus import MilvusVectorStore
-from pymilvus import DataType, MilvusException
 
 from llama_index_gap.errors import InvalidValueError, UnsupportedError
 from llama_index_gap.gap.arrays import VectorArray
 from llama_index_gap.nodes import document_key
-from llama_index_gap.store.connection import (
-    Connection,
-    StoreError,
-    caught_logs,
-    is_server,
-    one_line,
+from llama_index_gap.store.collection import (
+    DEFAULT_INDEX,
+    IDS_PER_MESSAGE,
+    LOAD_SECONDS,
+    MESSAGE_BYTES,
+    STRONG,
+    Collection,
+    batches,
+    check_settings,
 )
-from llama_index_gap.store.filters import (
-    DOC_ID_FIELD,
-    ID_FIELD,
-    TEXT_FIELD,
-    filter_expression,
-    literal,
-    literal_list,
-)
+from llama_index_gap.store.connection import Connection, StoreError
+from llama_index_gap.store.filters import DOC_ID_FIELD, ID_FIELD, filter_expression, literal_list
 from llama_index_gap.store.rows import (
     BUCKET_KEY,
     BUCKETS,
     FINGERPRINT_KEY,
     NODE_FIELDS,
     VECTOR_FIELD,
-    check_bytes,
     fingerprint,
     in_buckets,
     most_row_bytes,
@@ -60,40 +51,9 @@ from llama_index_gap.store.rows import (
     to_vector,
 )
 
-logger = logging.getLogger(__name__)
-
-_Item = TypeVar("_Item")
-
-METRICS = ("COSINE", "IP", "L2")
-_PROPERTY_PREFIX = "gap."
-_LITE_INDEXES = ("AUTOINDEX", "FLAT", "HNSW", "HNSW_SQ", "IVF_FLAT", "IVF_SQ8")
-_SERVER_INDEXES = (
-    *_LITE_INDEXES,
-    "DISKANN",
-    "HNSW_PQ",
-    "HNSW_PRQ",
-    "IVF_PQ",
-    "IVF_RABITQ",
-    "SCANN",
-)
-_DEFAULT_INDEX = {"index_type": "HNSW", "M": 16, "efConstruction": 200}
 _DEFAULT_EF = 64
-
-# A server's own limits, kept on Milvus Lite too: a corpus that fits one fits the other.
-_MOST_RESULTS = 16_384
-_MOST_DIMENSIONS = 32_768
-# A server keeps properties in etcd, whose messages hold 1.5 MB: it takes a property of 1 MB, and
-# can then neither alter nor drop the collection.
-_MOST_PROPERTY_BYTES = 131_072
-# A message holds 64 MB; a row of the largest kind is about 0.4 MB.
-_MESSAGE_BYTES = 16 * 2**20
+_MOST_RESULTS = 16_384  # a server's own limit, kept on Milvus Lite too
 _NODES_PER_READ = 400
-_IDS_PER_MESSAGE = 5_000
-
-_CALL_SECONDS = 60.0
-_LOAD_SECONDS = 900.0
-_NOT_LOADED = 101
-_STRONG: dict[str, Any] = {"consistency_level": "Strong"}
 
 
 class MilvusStore(MilvusVectorStore):
@@ -124,9 +84,7 @@ class MilvusStore(MilvusVectorStore):
         StoreError: the file is held by another process, or the server does not answer.
     """
 
-    _connection: Connection = PrivateAttr()
-    _properties: dict[str, str] = PrivateAttr()
-    _max_lengths: dict[str, int] = PrivateAttr()
+    _collection: Collection = PrivateAttr()
     _settings: dict[str, Any] = PrivateAttr()
 
     def __init__(
@@ -143,7 +101,7 @@ class MilvusStore(MilvusVectorStore):
         batch_size: int = 1_000,
     ) -> None:
         uri, metric = str(uri), similarity_metric.upper()
-        _check_settings(
+        check_settings(
             uri=uri,
             collection_name=collection_name,
             dim=dim,
@@ -151,16 +109,25 @@ class MilvusStore(MilvusVectorStore):
             index_config=index_config,
             batch_size=batch_size,
         )
+        collection = Collection(
+            Connection(uri, token or ""),
+            collection_name,
+            dim=dim,
+            metric=metric,
+            index_config=index_config,
+            overwrite=overwrite,
+        )
+        defaults = {"ef": _DEFAULT_EF} if collection.index_type.startswith("HNSW") else {}
         # The parent's constructor opens an asynchronous client, and takes unknown metrics for L2.
         fields: dict[str, Any] = {
             "uri": uri,
             "collection_name": collection_name,
-            "dim": dim,
+            "dim": collection.dim,
             "overwrite": overwrite,
             "upsert_mode": True,
             "similarity_metric": metric,
-            "index_config": dict(index_config or _DEFAULT_INDEX),
-            "search_config": dict(search_config or {}),
+            "index_config": dict(index_config or DEFAULT_INDEX),
+            "search_config": dict(search_config or defaults),
             "batch_size": batch_size,
             "use_async_client": False,
             "sparse_index_config": {},
@@ -175,129 +142,27 @@ class MilvusStore(MilvusVectorStore):
         self._settings = {
             "uri": uri,
             "collection_name": collection_name,
+            "dim": collection.dim,
             "token": token,
             "index_config": index_config,
             "search_config": search_config,
             "similarity_metric": similarity_metric,
             "batch_size": batch_size,
         }
-        self._connection = Connection(uri, token or "")
-        self._milvusclient = self._connection.client
-        try:
-            self._open(asked_index=(index_config or {}).get("index_type"))
-        except BaseException:
-            self.close()
-            raise
-        self._settings["dim"] = self.dim
+        self._collection = collection
+        self._milvusclient = collection.connection.client
+        self._collection_initialized = True
 
     @classmethod
     def class_name(cls) -> str:
         """The name that LlamaIndex knows the store by."""
         return "MilvusStore"
 
-    # --- opening and closing ---------------------------------------------------------------------
-
-    def _open(self, asked_index: str | None) -> None:
-        known = _LITE_INDEXES if self._connection.lite else _SERVER_INDEXES
-        if asked_index is not None and asked_index.upper() not in known:
-            raise InvalidValueError(
-                f"index_type {asked_index!r}: is none of {', '.join(known)}; choose one of them"
-            )
-        exists = self._call("has_collection")
-        if exists and self.overwrite:
-            self._call("drop_collection")
-            exists = False
-        if not exists:
-            self._create({})
-        description = self._call("describe_collection")
-        self._check_schema(description)
-        self._properties = _own_properties(description)
-        index = self._call("describe_index", index_name=VECTOR_FIELD)
-        if index is None:
-            self._create_index()
-        self._check_index(index or {}, asked_index)
-        self._load()
-        self._collection_initialized = True
-
-    def _create(self, properties: dict[str, str]) -> None:
-        if self.dim is None:
-            raise InvalidValueError(
-                f"{self._name}: there is no such collection; check the name, or pass dim (to a "
-                "DualIndex: embed_model) to create it"
-            )
-        schema = self._milvusclient.create_schema(auto_id=False, enable_dynamic_field=True)
-        self._call(
-            "create_collection",
-            schema=self._add_fields_to_schema(schema),
-            consistency_level=self.consistency_level,
-            properties=properties,
-        )
-        self._create_index()
-
-    def _create_index(self) -> None:
-        index = self._add_dense_index_params(self._milvusclient.prepare_index_params())
-        # pymilvus would sleep for half a second before it looks whether an index is there.
-        self._call("create_index", index_params=index, sync=False)
-
-    def _check_schema(self, description: Mapping[str, Any]) -> None:
-        fields = {column["name"]: column for column in description["fields"]}
-        types = {name: column["type"] for name, column in fields.items()}
-        text = DataType.VARCHAR
-        expected = {ID_FIELD: text, DOC_ID_FIELD: text, TEXT_FIELD: text}
-        expected[VECTOR_FIELD] = DataType.FLOAT_VECTOR
-        if types != expected or not description.get("enable_dynamic_field"):
-            raise InvalidValueError(
-                f"{self._name} has the columns {', '.join(types)}; a collection of nodes has "
-                f"{', '.join(expected)} and dynamic fields: choose another name, or overwrite=True"
-            )
-        stored = int(fields[VECTOR_FIELD]["params"]["dim"])
-        asked, self.dim = self.dim, stored
-        if asked is not None:
-            self.check_dim(asked)
-        self._max_lengths = {
-            name: int(column["params"]["max_length"])
-            for name, column in fields.items()
-            if column["type"] == text
-        }
-
-    def _check_index(self, index: Mapping[str, Any], asked_index: str | None) -> None:
-        metric = str(index.get("metric_type", self.similarity_metric))
-        if metric != self.similarity_metric:
-            raise InvalidValueError(
-                f"{self._name} was built with similarity_metric={metric!r}, and "
-                f"{self.similarity_metric!r} was asked for; pass {metric!r}, or overwrite=True"
-            )
-        kind = str(index.get("index_type", "FLAT"))
-        if asked_index is not None and kind != asked_index.upper() != "AUTOINDEX":
-            raise InvalidValueError(
-                f"{self._name} has an index of type {kind}, and {asked_index} was asked for; leave "
-                "index_config out to use it as it is, or overwrite=True"
-            )
-        if not self.search_config and kind.startswith("HNSW"):
-            self.search_config = {"ef": _DEFAULT_EF}
-
-    def _load(self) -> None:
-        """Load the collection: Lite opens each one released, and after a crash replays its log."""
-        self._call("load_collection", timeout=_LOAD_SECONDS)
-
-    def check_dim(self, dim: int) -> None:
-        """Refuse vectors of other dimensions than those that are stored.
-
-        Args:
-            dim: how many numbers a vector has.
-
-        Raises:
-            ValueError: the collection's have another number.
-        """
-        if dim != self.dim:
-            raise InvalidValueError(
-                f"{self._name} holds vectors of {self.dim} dimensions, and dim={dim} was asked "
-                "for; use the model it was built with, another name, or overwrite=True"
-            )
+    # --- closing and copying ---------------------------------------------------------------------
 
     def close(self) -> None:
         """Close the connection; the last store on a Lite file frees it for other processes."""
-        self._connection.close()
+        self._collection.connection.close()
 
     def __enter__(self) -> MilvusStore:
         return self
@@ -336,17 +201,15 @@ class MilvusStore(MilvusVectorStore):
         """
         _refuse_arguments("add", add_kwargs)
         rows = {
-            node.node_id: to_row(node, self._max_lengths)
+            node.node_id: to_row(node, self._collection.max_lengths)
             | {VECTOR_FIELD: self._to_vector(node.embedding, f"node {node.node_id[:100]!r}")}
             for node in nodes
         }
         # Lite's insert replaces a row, and its upsert keeps the row's old dynamic keys; a server's
         # upsert replaces, and its insert adds a second row.
-        write = "insert" if self._connection.lite else "upsert"
-        if rows:
-            self._connection.note_written(self.collection_name)
-        for batch in _batches(rows.values(), self.batch_size, row_bytes):
-            self._call(write, data=batch)
+        write = "insert" if self._collection.connection.lite else "upsert"
+        for batch in batches(rows.values(), self.batch_size, row_bytes):
+            self._collection.call(write, data=batch)
         return [node.node_id for node in nodes]
 
     async def async_add(self, nodes: Sequence[BaseNode], **kwargs: Any) -> list[str]:
@@ -354,8 +217,8 @@ class MilvusStore(MilvusVectorStore):
         return await asyncio.to_thread(self.add, nodes, **kwargs)
 
     def _to_vector(self, embedding: Sequence[float] | None, name: str) -> VectorArray:
-        metric = self.similarity_metric
-        return to_vector(embedding, name, of=self._name, dim=self.dim or 0, metric=metric)
+        collection, metric = self._collection, self.similarity_metric
+        return to_vector(embedding, name, of=str(collection), dim=collection.dim, metric=metric)
 
     def delete(self, ref_doc_id: str, **delete_kwargs: Any) -> None:
         """Delete the nodes of a document.
@@ -365,7 +228,7 @@ class MilvusStore(MilvusVectorStore):
             **delete_kwargs: none are known.
         """
         _refuse_arguments("delete", delete_kwargs)
-        ids = self._find_ids(filter_expression(doc_ids=[ref_doc_id]))
+        ids = self._collection.find_ids(filter_expression(doc_ids=[ref_doc_id]))
         if ref_doc_id == "None":  # what LlamaIndex's own store writes where there is no source
             ids = [node.node_id for node in self._read_nodes(ids) if node.ref_doc_id == "None"]
         self._delete_ids(ids)
@@ -396,7 +259,7 @@ class MilvusStore(MilvusVectorStore):
             raise InvalidValueError(
                 "delete_nodes without ids or filters; to delete all, call clear()"
             )
-        self._delete_ids(self._find_ids(expression))
+        self._delete_ids(self._collection.find_ids(expression))
 
     async def adelete_nodes(
         self,
@@ -408,20 +271,15 @@ class MilvusStore(MilvusVectorStore):
         await asyncio.to_thread(self.delete_nodes, node_ids, filters, **delete_kwargs)
 
     def _delete_ids(self, ids: Sequence[str]) -> None:
-        for batch in _batches(ids, _IDS_PER_MESSAGE, len):
-            self._connection.note_written(self.collection_name)
-            self._call("delete", filter=f"{ID_FIELD} in {literal_list(batch)}")
-        if ids and not self._connection.lite:
+        for batch in batches(ids, IDS_PER_MESSAGE, len):
+            self._collection.call("delete", filter=f"{ID_FIELD} in {literal_list(batch)}")
+        if ids and not self._collection.connection.lite:
             # A server tells no time of a deletion that a search could wait for; a strong read does.
             self.existing_ids(ids[-1:])
 
     def clear(self) -> None:
         """Delete all nodes; the collection stays, with its properties, ready for new ones."""
-        with self._connection.exclusive():
-            properties = self.properties()
-            self._call("drop_collection")
-            self._create({_PROPERTY_PREFIX + key: value for key, value in properties.items()})
-            self._load()
+        self._collection.clear()
 
     async def aclear(self) -> None:
         """As ``clear``, without blocking the event loop."""
@@ -429,10 +287,10 @@ class MilvusStore(MilvusVectorStore):
 
     def drop(self) -> None:
         """Delete the collection itself, and close."""
-        self._call("drop_collection")
+        self._collection.call("drop_collection")
         self.close()
 
-    def finish(self, *, flush: bool | None = None, timeout: float = _LOAD_SECONDS) -> None:
+    def finish(self, *, flush: bool | None = None, timeout: float = LOAD_SECONDS) -> None:
         """End a build: write what is in memory to disk and wait until its index is there.
 
         Milvus Lite searches rows that were not flushed very slowly. A server indexes by itself, and
@@ -446,36 +304,7 @@ class MilvusStore(MilvusVectorStore):
         Raises:
             StoreError: the index is not there in time; it goes on being built.
         """
-        connection, start = self._connection, time.monotonic()
-        if flush is None:
-            flush = connection.lite and connection.may_be_unflushed(self.collection_name)
-        if not flush:
-            return
-        logger.info("%s: flushing and indexing", self._name)
-        with connection.exclusive():
-            if connection.lite:
-                # Loading builds the index before it returns; a flush of a loaded collection builds
-                # it later, in a thread that tells nobody when it is done.
-                self._call("release_collection")
-                try:
-                    self._call("flush", timeout=timeout)
-                finally:
-                    self._call("load_collection", timeout=timeout)
-                connection.note_flushed(self.collection_name)
-            else:
-                self._call("flush", timeout=timeout)
-                self._wait_for_index(start + timeout)
-        logger.info("%s: indexed in %.1f s", self._name, time.monotonic() - start)
-
-    def _wait_for_index(self, deadline: float) -> None:
-        while True:
-            index = self._call("describe_index", index_name=VECTOR_FIELD)
-            pending = int(index.get("pending_index_rows", 0))
-            if pending == 0:
-                return
-            if time.monotonic() > deadline:
-                raise StoreError(f"{self._name}: {pending} rows are still being indexed; wait on")
-            time.sleep(0.5)
+        self._collection.finish(flush, timeout)
 
     # --- reading ---------------------------------------------------------------------------------
 
@@ -525,7 +354,7 @@ class MilvusStore(MilvusVectorStore):
         settings = dict(self.search_config or {})
         if "ef" in settings:  # HNSW cannot find more than it looks at
             settings["ef"] = max(int(settings["ef"]), k)
-        found = self._call(
+        found = self._collection.call(
             "search",
             data=[vector],
             anns_field=VECTOR_FIELD,
@@ -560,7 +389,7 @@ class MilvusStore(MilvusVectorStore):
         ids = node_ids
         if ids is None or filters is not None or ref_doc_ids is not None:
             expression = filter_expression(filters, node_ids=node_ids, doc_ids=ref_doc_ids)
-            found = dict.fromkeys(self._find_ids(expression))
+            found = dict.fromkeys(self._collection.find_ids(expression))
             ids = list(found) if ids is None else [node_id for node_id in ids if node_id in found]
         return self._read_nodes(ids)
 
@@ -574,7 +403,9 @@ class MilvusStore(MilvusVectorStore):
         return await asyncio.to_thread(self.get_nodes, node_ids, filters, **kwargs)
 
     def _read_nodes(self, ids: Sequence[str]) -> list[BaseNode]:
-        rows = {row[ID_FIELD]: row for row in self._read(ids, NODE_FIELDS, _NODES_PER_READ)}
+        rows = {
+            row[ID_FIELD]: row for row in self._collection.read(ids, NODE_FIELDS, _NODES_PER_READ)
+        }
         return [to_node(rows[node_id]) for node_id in dict.fromkeys(ids) if node_id in rows]
 
     def get_vectors(self, ids: Sequence[str]) -> dict[str, VectorArray]:
@@ -586,8 +417,8 @@ class MilvusStore(MilvusVectorStore):
         Returns:
             For each id a float32 vector of ``dim`` numbers.
         """
-        at_once = max(1, _MESSAGE_BYTES // (4 * (self.dim or 1)))
-        rows = self._read(ids, [VECTOR_FIELD], min(at_once, _IDS_PER_MESSAGE))
+        at_once = max(1, MESSAGE_BYTES // (4 * self._collection.dim))
+        rows = self._collection.read(ids, [VECTOR_FIELD], min(at_once, IDS_PER_MESSAGE))
         return {row[ID_FIELD]: np.asarray(row[VECTOR_FIELD], dtype=np.float32) for row in rows}
 
     def nodes_of_documents(
@@ -605,15 +436,17 @@ class MilvusStore(MilvusVectorStore):
         """
         wanted = dict.fromkeys(keys)
         fields = [*NODE_FIELDS, VECTOR_FIELD]
-        at_once = 3 * _MESSAGE_BYTES // most_row_bytes(self.dim or 1)
+        at_once = 3 * MESSAGE_BYTES // most_row_bytes(self._collection.dim)
         rows: list[dict[str, Any]] = []
-        for batch in _batches(wanted, _IDS_PER_MESSAGE, len):
+        for batch in batches(wanted, IDS_PER_MESSAGE, len):
             expression = filter_expression(filters, document_keys=batch)
-            found = self._call(
-                "query", filter=expression, output_fields=fields, limit=at_once, **_STRONG
+            found = self._collection.call(
+                "query", filter=expression, output_fields=fields, limit=at_once, **STRONG
             )
             if len(found) == at_once:  # and there may be more
-                found = self._read(self._find_ids(expression), fields, at_once)
+                found = self._collection.read(
+                    self._collection.find_ids(expression), fields, at_once
+                )
             rows += found
         read = [(to_node(row), np.asarray(row[VECTOR_FIELD], dtype=np.float32)) for row in rows]
         return [(node, vector) for node, vector in read if document_key(node, "document") in wanted]
@@ -624,7 +457,7 @@ class MilvusStore(MilvusVectorStore):
         Args:
             ids: any number of node ids; unknown ones are passed over.
         """
-        rows = self._read(ids, [ID_FIELD, DOC_ID_FIELD], _IDS_PER_MESSAGE)
+        rows = self._collection.read(ids, [ID_FIELD, DOC_ID_FIELD], IDS_PER_MESSAGE)
         return {row[ID_FIELD]: row[DOC_ID_FIELD] or row[ID_FIELD] for row in rows}
 
     def existing_ids(self, ids: Iterable[str]) -> set[str]:
@@ -633,7 +466,7 @@ class MilvusStore(MilvusVectorStore):
         Args:
             ids: any number of node ids.
         """
-        return {row[ID_FIELD] for row in self._read(ids, [ID_FIELD], _IDS_PER_MESSAGE)}
+        return {row[ID_FIELD] for row in self._collection.read(ids, [ID_FIELD], IDS_PER_MESSAGE)}
 
     def unchanged_ids(self, nodes: Iterable[BaseNode]) -> set[str]:
         """Say which of these nodes are stored just as they are, vectors aside.
@@ -646,7 +479,7 @@ class MilvusStore(MilvusVectorStore):
             with suppress(InvalidValueError):
                 asked[node.node_id] = fingerprint(node)
         fields = [ID_FIELD, FINGERPRINT_KEY]
-        rows = self._read(asked, fields, _IDS_PER_MESSAGE)
+        rows = self._collection.read(asked, fields, IDS_PER_MESSAGE)
         stored = {row[ID_FIELD]: row.get(FINGERPRINT_KEY) for row in rows}
         # Rows of an earlier version, or of LlamaIndex's own store, carry none.
         bare = [node_id for node_id, known in stored.items() if known is None]
@@ -655,7 +488,7 @@ class MilvusStore(MilvusVectorStore):
 
     def count(self) -> int:
         """Count the nodes."""
-        rows = self._call("query", filter="", output_fields=["count(*)"], **_STRONG)
+        rows = self._collection.call("query", filter="", output_fields=["count(*)"], **STRONG)
         return int(rows[0]["count(*)"])
 
     def sample(self, n: int, seed: int = 0) -> VectorArray:
@@ -675,7 +508,7 @@ class MilvusStore(MilvusVectorStore):
             raise InvalidValueError(f"n={n}: a sample has at least 1 vector")
         ids = self.sample_ids(n / max(self.count(), 1), seed)
         vectors = list(self.get_vectors(ids).values())
-        rows = np.array(vectors, dtype=np.float32).reshape(-1, self.dim or 0)
+        rows = np.array(vectors, dtype=np.float32).reshape(-1, self._collection.dim)
         if self.similarity_metric == "COSINE":
             rows /= np.linalg.norm(rows, axis=1, keepdims=True)
         return rows
@@ -690,53 +523,29 @@ class MilvusStore(MilvusVectorStore):
         if not share > 0:
             raise InvalidValueError(f"share={share}: must be above 0")
         buckets = math.ceil(BUCKETS * share)
-        ids = self._find_ids(in_buckets(buckets, seed))
+        ids = self._collection.find_ids(in_buckets(buckets, seed))
         if not ids and buckets >= BUCKETS // 4 and self.count():
             raise StoreError(
-                f"{self._name}: its rows have no {BUCKET_KEY!r}, so that none can be drawn; they "
-                "were written by another store: add them again with this one"
+                f"{self._collection}: its rows have no {BUCKET_KEY!r}, so that none can be drawn; "
+                "they were written by another store: add them again with this one"
             )
         return ids
-
-    def _find_ids(self, expression: str) -> list[str]:
-        rows = self._call(
-            "query",
-            # A server answers nothing without a filter or a limit.
-            filter=expression or f"{ID_FIELD} != {literal('')}",
-            output_fields=[ID_FIELD],
-            **_STRONG,
-        )
-        return [row[ID_FIELD] for row in rows]
-
-    def _read(
-        self, ids: Iterable[str], fields: list[str], at_once: int
-    ) -> Iterator[dict[str, Any]]:
-        """Read rows by their ids. The first read is a strong one; the others see as much."""
-        consistency = _STRONG
-        for batch in _batches(dict.fromkeys(ids), at_once, len):
-            yield from self._call(
-                "query",
-                filter=f"{ID_FIELD} in {literal_list(batch)}",
-                output_fields=fields,
-                **consistency,
-            )
-            consistency = {"consistency_level": "Session"}
 
     # --- properties ------------------------------------------------------------------------------
 
     @property
     def one_at_a_time(self) -> bool:
         """Whether calls wait for each other (Milvus Lite), so that threads bring nothing."""
-        return self._connection.one_at_a_time
+        return self._collection.connection.one_at_a_time
 
     @property
     def initial_properties(self) -> dict[str, str]:
         """The properties as they were when the store was opened; asks nothing."""
-        return dict(self._properties)
+        return dict(self._collection.initial_properties)
 
     def properties(self) -> dict[str, str]:
         """Read what ``set_properties`` wrote, here or elsewhere; it stays with the collection."""
-        return _own_properties(self._call("describe_collection"))
+        return self._collection.properties()
 
     def set_properties(self, properties: Mapping[str, str]) -> None:
         """Write properties of the collection; those not named stay.
@@ -747,108 +556,22 @@ class MilvusStore(MilvusVectorStore):
         Raises:
             ValueError: a name or a value that is not text, or is too long for a server.
         """
-        for key, value in properties.items():
-            if not (isinstance(key, str) and key and isinstance(value, str)):
-                raise InvalidValueError(
-                    f"property {key!r}={value!r}: names and values must be text"
-                )
-            check_bytes(value, _MOST_PROPERTY_BYTES, f"property {key!r}", "keep it in a file")
-        if properties:
-            prefixed = {_PROPERTY_PREFIX + key: value for key, value in properties.items()}
-            self._call("alter_collection_properties", properties=prefixed)
+        self._collection.set_properties(properties)
 
-    # --- calls -----------------------------------------------------------------------------------
+    def check_dim(self, dim: int) -> None:
+        """Refuse vectors of other dimensions than those that are stored.
 
-    @property
-    def _name(self) -> str:
-        return f"collection {self.collection_name!r} in {self.uri}"
+        Args:
+            dim: how many numbers a vector has.
 
-    def _call(self, method: str, *, timeout: float = _CALL_SECONDS, **arguments: Any) -> Any:
-        """Call the client, with a time limit, one thread at a time on Lite, and one-line errors."""
-        with self._connection.exclusive(), caught_logs():
-            if self._connection.closed:
-                raise StoreError(f"{self._name} was closed; open a new MilvusStore")
-            call = getattr(self._milvusclient, method)
-            try:
-                try:
-                    return call(self.collection_name, timeout=timeout, **arguments)
-                except MilvusException as error:
-                    if error.code != _NOT_LOADED or method == "load_collection":
-                        raise
-                    self._load()  # somebody released it
-                    return call(self.collection_name, timeout=timeout, **arguments)
-            except (MilvusException, grpc.RpcError) as error:
-                reason = one_line(error)
-                if "unsupported pattern" in reason:
-                    raise UnsupportedError(
-                        "filter 'text_match': this server searches text by its beginning only "
-                        "(Milvus 2.4 and later search all of it)"
-                    ) from error
-                raise StoreError(f"{self._name}: {method} failed: {reason}") from error
-
-
-# --- settings ------------------------------------------------------------------------------------
-
-
-def _check_settings(
-    *,
-    uri: str,
-    collection_name: str,
-    dim: int | None,
-    metric: str,
-    index_config: Mapping[str, Any] | None,
-    batch_size: int,
-) -> None:
-    if not is_server(uri) and not uri.endswith(".db"):
-        raise InvalidValueError(
-            f"uri={uri!r}: must be a Milvus Lite file that ends in .db, or http(s)://"
-        )
-    if uri != (shown := re.sub(r"//[^/?#]*@", "//***@", uri)):
-        raise InvalidValueError(
-            f"uri={shown!r}: a password in it would be logged; pass it as the token"
-        )
-    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,254}", collection_name):
-        raise InvalidValueError(
-            f"collection_name={collection_name!r}: must be up to 255 letters, digits and "
-            "underscores, with no digit first"
-        )
-    if dim is not None and not 1 <= dim <= _MOST_DIMENSIONS:
-        raise InvalidValueError(f"dim={dim}: must be between 1 and {_MOST_DIMENSIONS:,}")
-    if metric not in METRICS:
-        raise InvalidValueError(f"similarity_metric={metric!r}: is none of {', '.join(METRICS)}")
-    if index_config is not None and "index_type" not in index_config:
-        raise InvalidValueError(f"index_config={dict(index_config)}: names no index_type")
-    if batch_size < 1:
-        raise InvalidValueError(f"batch_size={batch_size}: must be at least 1")
-
-
-def _own_properties(description: Mapping[str, Any]) -> dict[str, str]:
-    return {
-        key.removeprefix(_PROPERTY_PREFIX): str(value)
-        for key, value in (description.get("properties") or {}).items()
-        if key.startswith(_PROPERTY_PREFIX)
-    }
+        Raises:
+            ValueError: the collection's have another number.
+        """
+        self._collection.check_dim(dim)
 
 
 def _reopen(kind: type[MilvusStore], settings: dict[str, Any]) -> MilvusStore:
     return kind(**settings)
-
-
-def _batches(
-    items: Iterable[_Item], most: int, size: Callable[[_Item], int]
-) -> Iterator[list[_Item]]:
-    """Cut items into lists of at most so many, which fit into a message."""
-    batch: list[_Item] = []
-    total = 0
-    for item in items:
-        item_size = size(item)
-        if batch and (len(batch) == most or total + item_size > _MESSAGE_BYTES):
-            yield batch
-            batch, total = [], 0
-        batch.append(item)
-        total += item_size
-    if batch:
-        yield batch
 
 
 def _refuse_arguments(method: str, arguments: Mapping[str, Any]) -> None:

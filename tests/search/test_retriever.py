@@ -270,7 +270,7 @@ LABELLED = {"text_to_text": labelled(0.72, 0.8), "text_to_image": labelled(0.31,
 
 @pytest.fixture(scope="module")
 def calibrator(small: DualIndex) -> RelevanceCalibrator:
-    return RelevanceCalibrator.fit(LABELLED, source=small.models)
+    return RelevanceCalibrator.fit(LABELLED, source=small.models())
 
 
 def test_one_threshold_for_texts_and_images(
@@ -329,7 +329,7 @@ def test_a_pair_that_was_not_fitted_is_an_error(
     with pytest.raises(ValueError, match="not fitted for image_to_image, only for text_to_text"):
         retriever.retrieve(QueryBundle("", image_path="/images/query"))
 
-    texts = RelevanceCalibrator.fit({"text_to_text": labelled(0, 1)}, source=small.models)
+    texts = RelevanceCalibrator.fit({"text_to_text": labelled(0, 1)}, source=small.models())
     with pytest.raises(
         ValueError,
         match="fitted for text_to_text, but a query needs text_to_text and text_to_image or image_",

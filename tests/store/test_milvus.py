@@ -51,6 +51,7 @@ from pymilvus import MilvusClient
 
 from llama_index_gap.images.opening import ImageError
 from llama_index_gap.nodes import CaptionedImageNode
+from llama_index_gap.store.collection import Collection
 from llama_index_gap.store.connection import StoreError
 from llama_index_gap.store.milvus import MilvusStore
 
@@ -814,11 +815,11 @@ def test_a_document_with_more_nodes_than_one_message_may_hold(
     store: MilvusStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = []
-    call = MilvusStore._call
+    call = Collection.call
     monkeypatch.setattr(
-        MilvusStore,
-        "_call",
-        lambda store, method, **given: calls.append(method) or call(store, method, **given),
+        Collection,
+        "call",
+        lambda self, method, **given: calls.append(method) or call(self, method, **given),
     )
     store.add([node(str(i), i, source="d") for i in range(1000)])
 

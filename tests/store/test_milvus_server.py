@@ -180,7 +180,7 @@ def test_the_limits_of_a_row(store: MilvusStore) -> None:
     while long - short > 1:
         middle = (short + long) // 2
         try:
-            to_row(with_metadata(middle), store._max_lengths)
+            to_row(with_metadata(middle), store._collection.max_lengths)
             short = middle
         except ValueError:
             long = middle
@@ -272,5 +272,5 @@ def test_what_the_server_refuses_is_an_error_of_one_line(store: MilvusStore) -> 
     with pytest.raises(
         StoreError, match=r"collection 'nodes' in http://127.*query failed"
     ) as caught:
-        store._find_ids("nonsense ==")
+        store._collection.find_ids("nonsense ==")
     assert "\n" not in str(caught.value)
