@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -37,6 +38,7 @@ from llama_index_gap.gap.calibrate import RelevanceCalibrator
 from llama_index_gap.index.dual_index import DualIndex
 from llama_index_gap.index.writing import IndexReport
 from llama_index_gap.readers.corpus import Corpus
+from llama_index_gap.store.collection import Collection
 
 
 @pytest.fixture(scope="module")
@@ -277,6 +279,22 @@ def test_what_cannot_go_in_is_skipped_and_the_rest_goes_on(
     assert "7 skipped" in report.summary()
 
 
+@pytest.mark.parametrize("depth", [300, 3_000])
+def test_metadata_nested_too_deep_skips_its_node_only(index: DualIndex, depth: int) -> None:
+    """At 300 it can be embedded and not be stored, at 3,000 it cannot even be shown."""
+    deep: dict[str, Any] = {}
+    for _ in range(depth):
+        deep = {"k": deep}
+    bad = TextNode(id_="bad", text="a text", metadata={"deep": deep})
+
+    for _ in range(2):
+        report = index.insert_nodes([TextNode(id_="a", text="a text"), bad])
+        (skipped,) = report.skipped
+        assert skipped.source == "node bad"
+        assert re.search("nested too deep|is not JSON", skipped.reason)
+        assert index.count()["text"] == 1
+
+
 def test_strict_stops_at_the_first(index: DualIndex, nodes: list[TextNode]) -> None:
     with pytest.raises(ValueError, match=r"node x: .*no such file .*strict=True"):
         index.insert_nodes([*nodes, ImageNode(id_="x", image_path="/no.png")], strict=True)
@@ -385,6 +403,58 @@ def test_another_model_is_refused(tiny_clip: Path, tmp_path: Path) -> None:
     # Where and how fast it runs does not make it another model.
     model = DualEncoderEmbedding(model_name=other, dtype="bfloat16", embed_batch_size=3)
     DualIndex(uri, embed_model=model).close()
+
+
+class ForgetfulEmbedding(MockEmbedding):
+    """Says no dimension, and fails when it is asked for a vector."""
+
+    def _get_query_embedding(self, query: str) -> list[float]:
+        raise ValueError("the model's own trouble")
+
+
+def test_an_error_of_the_model_is_not_taken_for_a_missing_collection(
+    clip: DualEncoderEmbedding, tmp_path: Path
+) -> None:
+    model = ForgetfulEmbedding(embed_dim=4)
+
+    with pytest.raises(ValueError, match="the model's own trouble"):
+        DualIndex(str(tmp_path / "gap.db"), embed_model=model, image_embed_model=clip)
+
+
+def test_a_wrong_setting_is_not_taken_for_a_missing_collection(
+    clip: DualEncoderEmbedding, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match="index_type 'HSNW': is none of"):
+        DualIndex(str(tmp_path / "gap.db"), embed_model=clip, index_config={"index_type": "HSNW"})
+
+
+def test_each_collection_is_opened_and_described_once(
+    clip: DualEncoderEmbedding, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = str(tmp_path / "gap.db")
+    DualIndex(uri, embed_model=clip).close()
+    described: list[str] = []
+    call = Collection.call
+
+    def counted(self: Collection, method: str, **arguments: Any) -> Any:
+        if method == "describe_collection":
+            described.append(self.name)
+        return call(self, method, **arguments)
+
+    monkeypatch.setattr(Collection, "call", counted)
+    DualIndex(uri).close()
+    assert described == ["gap_text", "gap_image"]
+
+
+def test_overwriting_by_uri_alone_keeps_the_models(
+    clip: DualEncoderEmbedding, tmp_path: Path, nodes: list[TextNode]
+) -> None:
+    uri = str(tmp_path / "gap.db")
+    with DualIndex(uri, embed_model=clip) as index:
+        index.insert_nodes(nodes)
+        models = index.models()
+    with DualIndex(uri, overwrite=True) as again:
+        assert (again.count(), again.models()) == ({"text": 0, "image": 0}, models)
 
 
 # --- its calibrator -----------------------------------------------------------------------------
@@ -517,6 +587,59 @@ def test_a_killed_build_run_again_is_complete(tiny_clip: Path, tmp_path: Path) -
         assert hits[0].node_id == "7"
     unchanged = int(again.split(" unchanged")[0].split()[-1])
     assert unchanged < 400  # it was killed before it was done
+
+
+def finished(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The collections that are flushed from now on."""
+    flushed: list[str] = []
+    call = Collection.call
+
+    def counted(self: Collection, method: str, **arguments: Any) -> Any:
+        if method == "flush":
+            flushed.append(self.name)
+        return call(self, method, **arguments)
+
+    monkeypatch.setattr(Collection, "call", counted)
+    return flushed
+
+
+def test_only_what_was_written_is_flushed(
+    clip: DualEncoderEmbedding,
+    tmp_path: Path,
+    nodes: list[TextNode],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    uri = str(tmp_path / "gap.db")
+    flushed = finished(monkeypatch)
+    with DualIndex(uri, embed_model=clip) as index:
+        index.insert_nodes(nodes)
+        assert flushed == ["gap_text", "gap_image"]
+        index.insert_nodes(nodes)
+        index.insert_nodes([TextNode(id_="new", text="a text")])
+        assert flushed == ["gap_text", "gap_image", "gap_text"]
+    with DualIndex(uri) as again:
+        again.insert_nodes(nodes)
+        assert len(flushed) == 3
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
+def test_what_a_killed_build_left_unflushed_is_flushed(
+    tiny_clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It had written all rows, so that the second run writes none."""
+    uri = tmp_path / "gap.db"
+    kill = "import os; from llama_index_gap.store.milvus import MilvusStore\n"
+    kill += "MilvusStore.finish = lambda store: os.kill(os.getpid(), 9)\n"
+    command = [sys.executable, "-c", kill + BUILD, str(uri), str(tiny_clip)]
+    assert subprocess.run(command, stdout=subprocess.PIPE, check=False).returncode == -9
+    assert not list(uri.rglob("*.parquet"))
+    flushed = finished(monkeypatch)
+
+    with DualIndex(str(uri)) as index:
+        nodes = [TextNode(id_=str(i), text=f"text number {i}") for i in range(400)]
+        assert index.insert_nodes(nodes) == IndexReport(unchanged=400)
+        assert flushed == ["gap_text"]
+        assert list(uri.rglob("*.hnsw.idx"))
 
 
 # --- a real corpus ------------------------------------------------------------------------------

@@ -525,6 +525,7 @@ def test_numpy_dates_and_other_metadata(store: MilvusStore) -> None:
         (node("bad", text="x"), "key 'text' is a field of the collection's own"),
         (node("bad", doc_id="x"), "key 'doc_id' is a field"),
         (node("bad", gap_bucket=1), "key 'gap_bucket' is a field"),
+        (node("bad", gap_fingerprint="x"), "key 'gap_fingerprint' is a field"),
         (ImageNode(id_="bad", image="aGVsbG8=", embedding=vector(0)), "pixels are never stored"),
         (
             Node(id_="bad", image_resource=MediaResource(data=b"aGVsbG8="), embedding=vector(0)),
@@ -751,6 +752,47 @@ def test_existing_ids_and_vectors(store: MilvusStore) -> None:
     assert set(vectors) == {"3", "4"}
     assert vectors["3"].dtype == np.float32
     assert vectors["3"] == pytest.approx(np.float32(vector(3)))
+
+
+def test_unchanged_nodes(store: MilvusStore) -> None:
+    one, two = node("a", 1, source="d", n=np.int64(1), tags={"x"}), node("b", 2)
+    store.add([one, two])
+
+    assert store.unchanged_ids([one, two, node("c")]) == {"a", "b"}
+    assert store.unchanged_ids([node("a", 3, source="d", n=1, tags=["x"])]) == {"a"}
+    for changed in (
+        {"text": "another"},
+        {"metadata": {"n": 2}},
+        {"relationships": {}},
+        {"excluded_embed_metadata_keys": ["n"]},
+        {"text_template": "{content}"},
+    ):
+        assert store.unchanged_ids([one.model_copy(update=changed), two]) == {"b"}, changed
+
+
+def test_rows_of_an_earlier_version_are_read_to_see_whether_they_changed(
+    store: MilvusStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.add([node("a", 1, n=1), node("b", 2), node("new", 3)])
+    for name in ("a", "b"):
+        row = store.client.query("nodes", filter=f'id == "{name}"', output_fields=["*"])[0]
+        del row["gap_fingerprint"]
+        store.client.insert("nodes", [row])
+    read: list[Any] = []
+    monkeypatch.setattr(MilvusStore, "_read_nodes", recording(MilvusStore._read_nodes, read))
+
+    assert store.unchanged_ids([node("a", n=1), node("b", n=2), node("new")]) == {"a", "new"}
+    assert read == [["a", "b"]]
+
+
+def recording(method: Callable[..., Any], calls: list[Any]) -> Callable[..., Any]:
+    """The method, whose first argument is noted."""
+
+    def recorded(self: Any, first: Any) -> Any:
+        calls.append(sorted(first))
+        return method(self, first)
+
+    return recorded
 
 
 def test_a_sample(store: MilvusStore) -> None:
