@@ -274,3 +274,15 @@ def test_what_the_server_refuses_is_an_error_of_one_line(store: MilvusStore) -> 
     ) as caught:
         store._collection.find_ids("nonsense ==")
     assert "\n" not in str(caught.value)
+
+
+def test_documents_and_unchanged_nodes(store: MilvusStore) -> None:
+    nodes = [node("a", 1, source="d", n=1), node("b", 2, source="d", n=2), node("c", 3)]
+    store.add([*nodes, node("x", 4, source="e")])
+
+    found = {read.node_id: tuple(got) for read, got in store.nodes_of_documents(["d", "c", "?"])}
+    assert found == {name: tuple(np.float32(vector(i))) for i, name in enumerate("abc", start=1)}
+    pairs = store.nodes_of_documents(["d", "c"], where("n", "==", 2))
+    assert [read.node_id for read, _ in pairs] == ["b"]
+    changed = node("c", 3, new=1)
+    assert store.unchanged_ids([*nodes[:2], changed, node("?")]) == {"a", "b"}
