@@ -51,7 +51,7 @@ def check_names(function: str, given: Iterable[str], known: Collection[str]) -> 
 
 
 def names_nearest(function: Callable[_Parameters, _Result]) -> Callable[_Parameters, _Result]:
-    """Let a function answer a mistyped parameter with the name of the nearest one that it has.
+    """Make a function reject an unknown parameter, and suggest the closest one that it has.
 
     Args:
         function: one with named parameters only, no ``**``.

@@ -7,12 +7,13 @@ from typing import Literal, TypeAlias
 
 Modality: TypeAlias = Literal["text", "image"]
 Kind: TypeAlias = Literal["query", "document"]
+"""How a text or an image is meant when it is embedded: many models tell the two apart."""
 CollectionName: TypeAlias = Literal["text", "image", "image_query"]
-"""A collection of an index; ``image_query`` holds its images as image queries search them."""
+"""``image_query`` holds the same images, embedded by the model for image queries."""
 
 MODALITIES: tuple[Modality, Modality] = ("text", "image")
 PLURAL = {"text": "texts", "image": "images", "image_query": "image queries"}
-"""What people call what a collection holds, or is for."""
+"""Plural words for messages, by collection."""
 
 
 @dataclass(frozen=True)

@@ -19,13 +19,18 @@ GroupBy: TypeAlias = Literal["document", "node"]
 class ScoredNode(NodeWithScore):
     """A node with its document's fused score, and where that score comes from.
 
-    ``scores`` holds, for each leg that found the document, its best raw score there (``text``,
-    ``image``), how many standard deviations that is above the mean where the fusion reckons so
-    (``text_sigma``), what it added to the fused score (``text_evidence``), and with a calibrator
-    how probable it makes it (``text_probability``). Legs asked with an image are named
-    ``text_by_image`` and ``image_by_image``, whichever model's vectors the images are compared
-    by. ``MultiModalRerank`` adds its own scores, and the former one as ``retrieval``.
-    ``partial`` says that a reranker ran out of time before it had read all documents.
+    Legs of text queries are named after what they find (``text``, ``image``), those of image
+    queries ``text_by_image`` and ``image_by_image``. For each leg that found the document,
+    ``scores`` holds
+
+    - ``text``: its best raw score;
+    - ``text_sigma``: standard deviations above the mean, if the fusion computes them;
+    - ``text_evidence``: what the leg adds to the fused score;
+    - ``text_probability``: how probable the score makes the document, if there is a calibrator.
+
+    ``MultiModalRerank`` adds ``rerank_text``, ``rerank_image`` or ``rerank_joint``, and keeps the
+    fused score as ``retrieval``. ``partial`` says that a reranker ran out of time before it had
+    read all documents.
     """
 
     scores: dict[str, float] = Field(default_factory=dict)
@@ -49,7 +54,7 @@ class CaptionedImageNode(ImageNode):
             metadata_mode: which metadata goes first; none by default.
 
         Raises:
-            ImageError: the image's file is not there, or is none.
+            ImageError: its image_path is no file, or the file is no image.
         """
         blocks = self.get_metadata_content_blocks(metadata_mode)
         if self.text:
@@ -91,7 +96,7 @@ def by_document(hits: Sequence[NodeWithScore], group_by: GroupBy) -> list[list[N
 
 
 def document_key(node: BaseNode, group_by: GroupBy) -> str:
-    """The document that a node belongs to; with ``"node"``, each node is one."""
+    """The document that a node belongs to; by ``"node"`` each node counts as a document."""
     if group_by == "node":
         return node.node_id
     return node.ref_doc_id or node.node_id

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import base64
 import html
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, overload
 
 from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore
 
-from llama_index_gap.images.opening import ImageError, ImageSource, has_image, scaled_jpeg
+from llama_index_gap.images.opening import describe, has_image
+from llama_index_gap.images.thumbnails import thumbnail
 from llama_index_gap.modality import LEGS, MODALITIES, Leg, Modality
 from llama_index_gap.nodes import GroupBy, by_document, document_key
 from llama_index_gap.text import excerpt
@@ -26,8 +26,8 @@ class LegScore:
     Attributes:
         leg: which one.
         raw: the best score there, as the database gives it.
-        evidence: what this adds to the document's score; None where the leg did not find the
-            document, so that it counts for nothing.
+        evidence: what the leg adds to the document's score; None if the document is not among the
+            leg's hits.
         sigma: standard deviations above what the query gets anyway, where it was ranked by that.
         probability: of relevance, where there is a calibrator.
     """
@@ -123,7 +123,7 @@ class FoundDocument:
 
     def part(self, modality: Modality) -> float | None:
         """What a modality contributes to the score; None where it contributes nothing."""
-        if self.reranked:
+        if self.reranked or self.score is None:  # None: a reranker could not read it
             return self.reranked.get(modality)
         found = [
             each.evidence
@@ -204,7 +204,7 @@ class SearchResult(Sequence[FoundDocument]):
 
     @property
     def note(self) -> str | None:
-        """Why the documents were fused by another method than asked for; None if they were not."""
+        """Why another fusion method was used than the one asked for; None if none was."""
         return None if self.fusion is None else self.fusion.note
 
     @property
@@ -217,7 +217,6 @@ class SearchResult(Sequence[FoundDocument]):
         nodes: Sequence[NodeWithScore],
         *,
         group_by: GroupBy = "document",
-        top_k: int | None = None,
         **changes: Any,
     ) -> SearchResult:
         """The same search with other nodes, such as a reranker's.
@@ -225,17 +224,19 @@ class SearchResult(Sequence[FoundDocument]):
         Args:
             nodes: best first; those of a document come together at the place of its first.
             group_by: ``"node"`` takes each node for a document.
-            top_k: most documents; None for all.
-            **changes: of other attributes.
+            **changes: other attributes of the result, with their new values.
         """
-        return replace(self, documents=documents_of(nodes, group_by)[:top_k], **changes)
+        return replace(self, documents=documents_of(nodes, group_by), **changes)
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything but the images' content, as JSON knows it."""
+        """Everything but the content of images, as JSON knows it."""
         return {
-            "query": {"text": self.text, "image": self.image},
+            "query": {"text": self.text, "image": self.image and describe(self.image)},
             "database": self.database,
+            "fusion": self.fusion and asdict(self.fusion),
             "note": self.note,
+            "legs": {leg.name: asdict(summary) for leg, summary in self.legs.items()},
+            "timings": dict(self.timings),
             "reranker": self.reranker,
             "partial": self.partial,
             "documents": [_document_as_dict(document) for document in self.documents],
@@ -284,7 +285,13 @@ def _document_as_dict(document: FoundDocument) -> dict[str, Any]:
         "reranked": document.reranked,
         "fused": document.fused,
         "legs": {
-            each.leg.name: {"cosine": each.raw, "evidence": each.evidence} for each in document.legs
+            each.leg.name: {
+                "cosine": each.raw,
+                "sigma": each.sigma,
+                "evidence": each.evidence,
+                "probability": each.probability,
+            }
+            for each in document.legs
         },
         "passages": [
             {"node_id": node.node_id, "text": node.get_content(MetadataMode.NONE)}
@@ -301,33 +308,6 @@ def _document_as_dict(document: FoundDocument) -> dict[str, Any]:
         ],
         "metadata": document.metadata,
     }
-
-
-# --- images of a page or a notebook --------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Thumbnail:
-    """A small image as a data URI, or why there is none."""
-
-    uri: str = ""
-    width: int = 0
-    height: int = 0
-    problem: str = ""
-
-
-def thumbnail(source: ImageSource, longest: int = 320) -> Thumbnail:
-    """An image for a page; one that cannot be opened leaves its reason.
-
-    Args:
-        source: as for ``open_image``.
-        longest: most pixels of a side.
-    """
-    try:
-        data, size = scaled_jpeg(source, longest)
-    except ImageError as error:
-        return Thumbnail(problem=error.reason)
-    return Thumbnail(f"data:image/jpeg;base64,{base64.b64encode(data).decode()}", *size)
 
 
 def _row(document: FoundDocument) -> str:

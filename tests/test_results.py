@@ -13,6 +13,7 @@ from llama_index.core.schema import (
 )
 from parsed_page import EVIL, Parsed
 
+from llama_index_gap.images.thumbnails import thumbnail
 from llama_index_gap.modality import Leg
 from llama_index_gap.nodes import ScoredNode
 from llama_index_gap.results import (
@@ -20,7 +21,6 @@ from llama_index_gap.results import (
     LegScore,
     SearchResult,
     documents_of,
-    thumbnail,
 )
 
 SCORES = {"text": 0.7, "text_evidence": 3.0, "text_sigma": 2.0, "image": 0.3}
@@ -79,6 +79,8 @@ def test_what_a_reranker_gave_stands_for_the_modalities() -> None:
 
     assert (document.score, document.fused, document.reranked) == (0.9, 3.0, {"text": 0.9})
     assert (document.part("text"), document.part("image")) == (0.9, None)
+    (unread,) = documents_of([scored(passage("b"), None, **SCORES, retrieval=3.0)])
+    assert (unread.part("text"), unread.fused) == (None, 3.0)
 
 
 def test_other_retrievers_nodes_have_no_scores() -> None:
@@ -100,9 +102,9 @@ def test_it_is_a_sequence_of_documents() -> None:
     assert [document.rank for document in found] == [1, 2]
     assert found.nodes == hits
     assert found.note == "too few"
-    turned = found.with_nodes(hits[::-1], top_k=1, reranker="m0")
+    turned = found.with_nodes(hits[::-1], reranker="m0")
     assert ([each.key for each in turned], turned.reranker, turned.text) == (
-        ["other"],
+        ["other", "doc"],
         "m0",
         "query",
     )
@@ -130,9 +132,18 @@ def test_it_is_json() -> None:
 
     assert (found["query"], found["note"]) == ({"text": "query", "image": None}, "too few")
     (document,) = found["documents"]
-    assert document["legs"]["text"] == {"cosine": 0.7, "evidence": 3.0}
+    assert document["legs"]["text"] == {
+        **{"cosine": 0.7, "sigma": 2.0, "evidence": 3.0, "probability": None}
+    }
+    assert found["fusion"]["normalize"] == "rank"
     assert document["images"][0]["path"] == "/a.png"
     assert document["passages"] == []
+
+
+def test_json_holds_no_image() -> None:
+    found = SearchResult((), image="data:;base64,AAAA").to_dict()
+
+    assert found["query"]["image"] == "<data URI of 17 characters>"
 
 
 def test_a_notebook_shows_texts_and_images_escaped(noise_files: list[str]) -> None:

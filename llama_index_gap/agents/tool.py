@@ -137,8 +137,8 @@ class MultiModalSearchTool(AsyncBaseTool):
         ours = isinstance(retriever, NarrowableRetriever)
         if not ours and (image_root is not None or filter_fields):
             raise InvalidValueError(
-                f"image_root and filter_fields are for a DualIndexRetriever; {type(retriever)} "
-                "may know neither images nor filters"
+                f"image_root and filter_fields are for a DualIndexRetriever; "
+                f"{type(retriever).__name__} may know neither images nor filters"
             )
         self.retriever = retriever
         self.node_postprocessors = list(node_postprocessors or [])
@@ -182,7 +182,7 @@ class MultiModalSearchTool(AsyncBaseTool):
         """Name, description and arguments, as agents are told."""
         return self._metadata
 
-    # As agents call tools; LlamaIndex' own have such signatures, which its base class has not.
+    # Agents pass arguments by name. LlamaIndex' own tools have this signature; their base has not.
     def call(self, query: str = "", **arguments: Any) -> ToolOutput:  # type: ignore[override]
         """Search.
 
@@ -229,7 +229,9 @@ class MultiModalSearchTool(AsyncBaseTool):
         if filters is not None:
             assert isinstance(retriever, NarrowableRetriever)
             retriever = retriever.filtered(filters)
-        bundle = QueryBundle(asked.query, image_path=self._query_image(image) if image else None)
+        bundle = QueryBundle(
+            asked.query.strip(), image_path=self._query_image(image) if image else None
+        )
         return _Search(given, retriever, bundle, filters, asked.top_k)
 
     def _query_image(self, image: str) -> str:
@@ -271,7 +273,7 @@ class MultiModalSearchTool(AsyncBaseTool):
                 said, image = shown.show(node)
                 lines.append(said)
                 images += image
-                self._returned.extend((name, node) for name in (node.node_id, _where(node)))
+                self._returned.extend((name, node) for name in (node.node_id, _where(node)) if name)
             blocks += [TextBlock(text="\n".join(lines)), *images]
         notes = [*shown.notes(), *_absent_fields(search.filters, result.nodes)]
         if notes:
@@ -420,7 +422,7 @@ def _fields(hits: Sequence[NodeWithScore]) -> dict[str, list[str]]:
 
 
 def _absent_fields(filters: MetadataFilters | None, hits: Sequence[NodeWithScore]) -> list[str]:
-    """Say which fields are filtered by that no document has."""
+    """Name the filter fields that no document has."""
     there = {*COLUMNS, *(key for hit in hits for key in hit.node.metadata)}
     absent = dict.fromkeys(each.key for each in _flat(filters) if each.key not in there)
     known = ", ".join(_fields(hits)) or "none"
@@ -431,6 +433,6 @@ def _absent_fields(filters: MetadataFilters | None, hits: Sequence[NodeWithScore
 
 
 def _flat(filters: MetadataFilters | None) -> list[MetadataFilter]:
-    """The conditions of an agent, who nests none."""
+    """The filters' conditions; agents cannot nest them."""
     listed = filters.filters if filters else []
     return [each for each in listed if isinstance(each, MetadataFilter)]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import inspect
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -29,13 +28,13 @@ from llama_index_gap.models import PairScorer
 from llama_index_gap.nodes import GroupBy
 from llama_index_gap.results import SearchResult
 from llama_index_gap.search.fusion import RANK_CONSTANT, Combine, Normalize
-from llama_index_gap.search.legs import Collections, ImageQueries
+from llama_index_gap.search.legs import ImageQueries, Searchable
 from llama_index_gap.search.rerank import MultiModalRerank
 from llama_index_gap.search.retriever import IMAGES, PASSAGES, TOP_K, DualIndexRetriever, OnLegError
 from llama_index_gap.threads import in_thread
 
 
-class SearchedIndex(ABC):
+class SearchedIndex(Searchable):
     """The part of ``DualIndex`` that searches.
 
     Attributes:
@@ -46,18 +45,6 @@ class SearchedIndex(ABC):
 
     def __init__(self) -> None:
         self._rerankers: dict[str, MultiModalRerank] = {}
-
-    @abstractmethod
-    def collections(self) -> Collections:
-        """What a retriever searches."""
-
-    @abstractmethod
-    def models(self) -> str:
-        """What the vectors were made with, in words."""
-
-    @abstractmethod
-    def calibrator(self) -> RelevanceCalibrator | None:
-        """The calibrator that is kept with the index; None if there is none."""
 
     @names_nearest
     def search(
@@ -88,9 +75,11 @@ class SearchedIndex(ABC):
             image: an image to search by, as for ``open_image``.
             top_k: documents to return.
             filters: on metadata.
-            reranker: reads what was found, and ranks it anew: a ``MultiModalRerank``, a loaded
-                scorer, or the name of a model, which is loaded at the first search and kept.
-            similarity_top_k: nodes to take from each leg; by default 16, and at least ``top_k``.
+            reranker: reads what was found, and ranks it anew: a ``MultiModalRerank``, whose
+                ``top_n`` and ``group_by`` give way to ``top_k`` and ``group_by`` here; a loaded
+                scorer; or the name of a model, which is loaded at the first search and kept.
+            similarity_top_k: nodes to take from each leg; by default 16, or ``top_k`` if that is
+                larger.
             image_similarity_top_k: the same for the images alone.
             normalize: as for ``DualIndexRetriever``, like all that follow.
             combine: how the legs are brought together.
@@ -168,7 +157,7 @@ class SearchedIndex(ABC):
         on_leg_error: OnLegError = "raise",
         callback_manager: CallbackManager | None = None,
     ) -> DualIndexRetriever:
-        """A retriever over this index; its parameters are those of ``DualIndexRetriever``."""
+        """A retriever over this index; the parameters are described at ``DualIndexRetriever``."""
         return DualIndexRetriever(
             self,
             similarity_top_k=similarity_top_k,
@@ -201,7 +190,7 @@ class SearchedIndex(ABC):
         image_similarity_top_k: int | None = None,
         filters: MetadataFilters | None = None,
         min_probability: float | None = None,
-        complete: bool = True,
+        complete: bool | None = None,
         citations: bool = False,
         multimodal: bool = True,
         allow_urls: bool = False,
@@ -227,8 +216,8 @@ class SearchedIndex(ABC):
             image_similarity_top_k: as for ``DualIndexRetriever``.
             filters: as for ``DualIndexRetriever``.
             min_probability: as for ``DualIndexRetriever``.
-            complete: as for ``DualIndexRetriever``: an answer wants a document's passage and its
-                image, whichever of them was found.
+            complete: as for ``DualIndexRetriever``, but True by default: an answer wants a
+                document's passage and its image, whichever of them was found.
             citations: make a ``CitationQueryEngine``, which numbers a caption and its image as two
                 sources.
             multimodal: show images; else texts and captions only.
@@ -247,20 +236,21 @@ class SearchedIndex(ABC):
             "image_similarity_top_k": image_similarity_top_k,
             "filters": filters,
             "min_probability": min_probability,
+            "complete": complete,
         }
         given = [name for name, value in searching.items() if value is not None]
         check_names(
             "as_query_engine",
             settings,
             [
-                *inspect.signature(self.as_query_engine).parameters,
+                *(set(inspect.signature(self.as_query_engine).parameters) - {"settings"}),
                 *get_type_hints(EngineSettings),
             ],
         )
         if retriever is None:
             if top_k is None and not node_postprocessors:
                 searching["top_k"] = DOCUMENTS
-            retriever = self.as_retriever(complete=complete, **searching)
+            retriever = self.as_retriever(**{**searching, "complete": complete is not False})
         elif given:
             raise InvalidValueError(
                 f"retriever, and {', '.join(given)}: the retriever has settings of its own; pass "

@@ -88,9 +88,8 @@ class LegHits:
 def searched_collection(leg: Leg, collections: Collections) -> CollectionName:
     """The collection that a leg asks.
 
-    Where there is a collection of images for image queries, such a query asks it instead of the
-    image collection. Both hold the same images, so that to ask both would count one piece of
-    evidence twice; and its model is there because it compares images better.
+    An image query searches ``image_query`` for images if the index has it, else ``image``. Both
+    hold the same images: searching both would count the same evidence twice.
     """
     if leg == Leg("image", "image") and "image_query" in collections:
         return "image_query"

@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, get_args
 
 import numpy as np
 from llama_index.core.base.base_retriever import BaseRetriever
@@ -26,7 +26,7 @@ from llama_index_gap.errors import InvalidValueError, names_nearest
 from llama_index_gap.gap.arrays import VectorArray, unit_rows
 from llama_index_gap.gap.calibrate import RelevanceCalibrator
 from llama_index_gap.images.opening import has_image
-from llama_index_gap.modality import LEGS, Leg, Modality
+from llama_index_gap.modality import LEGS, MODALITIES, Leg, Modality
 from llama_index_gap.nodes import GroupBy, ScoredNode, document_key
 from llama_index_gap.results import FusionUsed, LegSummary, SearchResult, documents_of
 from llama_index_gap.search.fusion import (
@@ -98,15 +98,17 @@ class DualIndexRetriever(BaseRetriever):
         k: see ``fuse``.
         filters: on metadata; apply to all collections.
         calibrator: gives each hit its probability of relevance, from its score and its leg. One
-            fitted for other models than the index's is refused; over other stores nobody knows.
+            fitted for other models than the index's is refused; over other vector stores this
+            cannot be checked.
         min_probability: leave out hits that are less probable, before anything is ranked; a
-            document goes with its last hit. With the index's own calibrator if none is given.
+            document without a remaining hit is left out. By the index's own calibrator if
+            ``calibrator`` is None.
         group_by: ``"document"`` ranks documents; ``"node"`` ranks every node for itself.
         passages_per_document: passages to return of a document, at most.
         images_per_document: images to return of a document, at most.
         complete: fetch the best passage of a document that was found without one, and its best
-            image where no leg found one, with their exact scores. They are returned however
-            improbable, but add no evidence: to fill in what was not found brings in noise.
+            image where a leg of images did not find it, with their exact scores. They are
+            returned however improbable, but add no evidence: adding it would bring in noise.
         image_queries: what an image without a text asks: ``"images"``, or ``"also_texts"``.
         on_leg_error: ``"raise"``, or ``"degrade"``: log the error and rank by the other legs.
         callback_manager: as in LlamaIndex.
@@ -166,9 +168,9 @@ class DualIndexRetriever(BaseRetriever):
                 "searched; raise one of them"
             )
         for name, chosen, known in (
-            ("group_by", group_by, ("document", "node")),
-            ("image_queries", image_queries, ("images", "also_texts")),
-            ("on_leg_error", on_leg_error, ("raise", "degrade")),
+            ("group_by", group_by, get_args(GroupBy)),
+            ("image_queries", image_queries, get_args(ImageQueries)),
+            ("on_leg_error", on_leg_error, get_args(OnLegError)),
         ):
             if chosen not in known:
                 raise InvalidValueError(f"{name}={chosen!r}: must be one of {', '.join(known)}")
@@ -176,7 +178,7 @@ class DualIndexRetriever(BaseRetriever):
         if complete and not all(hasattr(store, "nodes_of_documents") for store in stores):
             raise InvalidValueError("complete=True needs stores that give vectors: a DualIndex")
         for name, weight in (weights or {}).items():
-            if name not in ("text", "image"):
+            if name not in MODALITIES:
                 raise InvalidValueError(f"weights name {name!r}; the modalities are text, image")
             if not (np.isfinite(weight) and weight >= 0):
                 raise InvalidValueError(f"the weight of {name} is {weight}: must be at least 0")
@@ -312,7 +314,7 @@ class DualIndexRetriever(BaseRetriever):
     def _search(
         self, query: QueryBundle, timings: dict[str, float]
     ) -> tuple[dict[Leg, LegHits], dict[Leg, Exception]]:
-        has_text = bool(query.embedding_strs) or query.embedding is not None
+        has_text = any(map(str.strip, query.embedding_strs)) or query.embedding is not None
         has_query_image = query.image_path is not None
         if not (has_text or has_query_image):
             raise InvalidValueError("the query is empty: pass a text, an image_path, or both")
@@ -447,7 +449,7 @@ class DualIndexRetriever(BaseRetriever):
         return [*passages[:most_passages], *images[:most_images]] or list(nodes[:1])
 
     def _probabilities(self, documents: Sequence[FusedDocument]) -> dict[str, dict[str, float]]:
-        """What each document's score in each leg makes of it."""
+        """Each document's probability of relevance, by leg."""
         found: dict[str, dict[str, float]] = defaultdict(dict)
         if self._calibrator is None:
             return found

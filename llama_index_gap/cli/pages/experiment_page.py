@@ -13,7 +13,7 @@ from llama_index_gap.cli.experiment_tables import (
 from llama_index_gap.cli.pages.rendering import render
 from llama_index_gap.evaluation.examples import Example
 from llama_index_gap.evaluation.experiment_result import ExperimentResult
-from llama_index_gap.results import thumbnail
+from llama_index_gap.images.thumbnails import thumbnail
 
 
 def render_experiment(result: ExperimentResult, examples: Sequence[Example]) -> str:

@@ -8,7 +8,8 @@ from llama_index.core.schema import BaseNode, MetadataMode
 
 from llama_index_gap.cli.pages.rendering import render
 from llama_index_gap.cli.scores import format_fused, format_score
-from llama_index_gap.results import SearchResult, thumbnail
+from llama_index_gap.images.thumbnails import thumbnail
+from llama_index_gap.results import SearchResult
 from llama_index_gap.text import excerpt
 
 _LONGEST_TEXT = 450

@@ -11,7 +11,8 @@ from PIL import Image
 from safetensors.numpy import load_file as load_arrays
 from safetensors.torch import load_file, save_file
 
-from llama_index_gap.models.base import ModelError, unit_rows
+from llama_index_gap.gap.arrays import unit_rows
+from llama_index_gap.models.base import ModelError
 from llama_index_gap.models.checkpoints.checkpoint import Checkpoint
 from llama_index_gap.models.encoders.nomic import (
     NomicEncoder,

@@ -1,0 +1,32 @@
+"""Small images for pages and notebooks."""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import dataclass
+
+from llama_index_gap.images.opening import ImageError, ImageSource, scaled_jpeg
+
+
+@dataclass(frozen=True)
+class Thumbnail:
+    """A small image as a data URI, or why there is none."""
+
+    uri: str = ""
+    width: int = 0
+    height: int = 0
+    problem: str = ""
+
+
+def thumbnail(source: ImageSource, longest: int = 320) -> Thumbnail:
+    """An image for a page; one that cannot be opened leaves its reason.
+
+    Args:
+        source: as for ``open_image``.
+        longest: most pixels of a side.
+    """
+    try:
+        data, size = scaled_jpeg(source, longest)
+    except ImageError as error:
+        return Thumbnail(problem=error.reason)
+    return Thumbnail(f"data:image/jpeg;base64,{base64.b64encode(data).decode()}", *size)
