@@ -40,7 +40,7 @@ from llama_index_gap.demo.tiny import make_tiny_clip, make_tiny_siglip
 from llama_index_gap.models import Encoder, load_encoder
 from llama_index_gap.models.base import unit_rows
 from llama_index_gap.models.checkpoints.checkpoint import quiet_transformers
-from llama_index_gap.models.layers import masked_mean
+from llama_index_gap.models.encoders.layers import masked_mean
 
 ROOT = Path(__file__).parents[1]
 PARITY = ROOT / "tests" / "fixtures" / "parity"
