@@ -1,27 +1,27 @@
-"""Whether probabilities of relevance are calibrated, and what one threshold means with them.
+"""Measures how well probabilities of relevance are calibrated, and what one threshold keeps.
 
     python benchmarks/calibration.py [--resamples 1000] [--seed 0] [--hits 100] [--shown 16]
 
-On the real CLIP ViT-B/16 features of 500 COCO pairs (Liang et al., Mind the Gap), which lie in the
-folder that ``GAP_SHARED`` names. 400 of the images and their captions are searched, and ask:
+The data are real CLIP ViT-B/16 features of 500 COCO pairs (Liang et al., Mind the Gap), in the
+folder that ``GAP_SHARED`` names. 400 images and their captions are searched. The queries are:
 
 - ``text_to_image``: a caption asks for its image;
 - ``image_to_text``: an image asks for its caption;
-- ``text_to_text``: *simulated*, since COCO has here one caption of an image. The query keeps a
-  share of 0.55 of what sets its caption apart from the mean of all captions, and takes the rest
-  from one of the other 100 captions. With that share a text is about as hard to find as an image.
+- ``text_to_text``: *simulated*, because an image has one caption here. The query keeps a share of
+  0.55 of the difference between its caption and the mean of all captions, and takes the rest from
+  one of the other 100 captions. With that share a text is about as hard to find as an image.
 
-Half of the queries are for fitting, on their first 100 hits, as ``collect_scores`` takes them; the
-first 16 hits of the others are judged, as a search would return them. Probabilities are
+Half of the queries fit the calibrators, on their first 100 hits, as ``collect_scores`` takes them.
+The first 16 hits of the other queries are judged, as a search would return them. Probabilities are
 
-- the raw cosine, taken for one;
-- the share of relevant hits, whatever the score: what knows nothing;
+- the raw cosine, taken as a probability;
+- the share of relevant hits, whatever the score;
 - one curve for all pairs (pooled), and one for each pair, by either method;
 - one for each pair, fitted on the first 16 hits only (few hits).
 
 Error: expected calibration error, 15 bins. Intervals: 95 % of bootstrap samples of the held-out
 queries (fitted once). A bootstrap sample has a higher calibration error than the queries it is
-drawn from, so that intervals near 0 lie too high.
+drawn from, so intervals near 0 lie too high.
 """
 
 from __future__ import annotations
@@ -33,20 +33,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 from rich.console import Console
 from rich.table import Table
 from scipy.stats import bootstrap
 
+from llama_index_gap.gap.arrays import BoolArray, FloatArray, IntArray
 from llama_index_gap.gap.calibrate import (
     RelevanceCalibrator,
     brier_score,
     expected_calibration_error,
 )
 
-FloatArray = npt.NDArray[np.float64]
 Probability = Callable[[str, FloatArray], FloatArray]
-Measure = Callable[[npt.NDArray[np.intp]], float]
+Measure = Callable[[IntArray], float]
 
 DOCUMENTS = 400
 KEPT_SHARE = 0.55
@@ -64,12 +63,12 @@ class Hits:
     """
 
     scores: FloatArray
-    labels: npt.NDArray[np.bool_]
+    labels: BoolArray
 
-    def of(self, queries: npt.NDArray[np.intp], hits: int) -> Hits:
+    def of(self, queries: IntArray, hits: int) -> Hits:
         return Hits(self.scores[queries, :hits], self.labels[queries, :hits])
 
-    def flat(self) -> tuple[FloatArray, npt.NDArray[np.bool_]]:
+    def flat(self) -> tuple[FloatArray, BoolArray]:
         return self.scores.ravel(), self.labels.ravel()
 
 
@@ -119,7 +118,7 @@ def ways_to_probability(fit: dict[str, Hits], few: dict[str, Hits]) -> dict[str,
 
 
 def interval(measure: Measure, queries: int, resamples: int) -> str:
-    """A measure of all queries with the middle 95 % of its values on samples of them."""
+    """A measure over all queries, with its 95 % bootstrap interval."""
     every = np.arange(queries)
     sampled = bootstrap(
         (every,), measure, n_resamples=resamples, vectorized=False, method="percentile", rng=0
@@ -147,7 +146,7 @@ def error_table(ways: dict[str, Probability], test: dict[str, Hits], resamples: 
     return table
 
 
-# --- what a threshold means ----------------------------------------------------------------------
+# --- what a threshold keeps ----------------------------------------------------------------------
 
 
 def threshold_table(
@@ -158,10 +157,10 @@ def threshold_table(
 ) -> Table:
     """Precision among what is kept, and the share of queries whose relevant document is kept.
 
-    The cosines are those from which on half of the images, and half of the texts, are relevant.
+    At each cosine shown, half of the images, or half of the texts, are relevant.
     """
     calibrator = RelevanceCalibrator.fit({pair: hits.flat() for pair, hits in fit.items()})
-    keeps: dict[str, Callable[[str, FloatArray], npt.NDArray[np.bool_]]] = {}
+    keeps: dict[str, Callable[[str, FloatArray], BoolArray]] = {}
     for pair in ("text_to_image", "text_to_text"):
         least = calibrator.threshold(pair, WANTED)
         keeps[f"cosine ≥ {least:.3f}"] = lambda _, scores, least=least: scores >= least
@@ -174,7 +173,7 @@ def threshold_table(
             right = (kept & hits.labels).sum(axis=1)
             count = kept.sum(axis=1)
 
-            def precision(queries: npt.NDArray[np.intp], right=right, count=count) -> float:
+            def precision(queries: IntArray, right=right, count=count) -> float:
                 total = count[queries].sum()
                 return float(right[queries].sum() / total) if total else np.nan
 

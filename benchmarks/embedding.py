@@ -29,7 +29,7 @@ from sentence_transformers import SentenceTransformer
 
 from llama_index_gap import DualEncoderEmbedding
 from llama_index_gap.demo.tiny import make_tiny_clip
-from llama_index_gap.models.base import unit_rows
+from llama_index_gap.gap.arrays import unit_rows
 from llama_index_gap.models.checkpoints.checkpoint import quiet_transformers
 from llama_index_gap.models.runtime import resolve_device, resolve_dtype
 

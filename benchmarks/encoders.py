@@ -36,9 +36,9 @@ from rich.table import Table
 from sentence_transformers import SentenceTransformer
 from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
 
-from llama_index_gap.demo.tiny import make_tiny_clip, make_tiny_siglip
+from llama_index_gap.demo.tiny import make_tiny_clip
+from llama_index_gap.gap.arrays import unit_rows
 from llama_index_gap.models import Encoder, load_encoder
-from llama_index_gap.models.base import unit_rows
 from llama_index_gap.models.checkpoints.checkpoint import quiet_transformers
 from llama_index_gap.models.encoders.layers import masked_mean
 
@@ -46,6 +46,7 @@ ROOT = Path(__file__).parents[1]
 PARITY = ROOT / "tests" / "fixtures" / "parity"
 sys.path.insert(0, str(ROOT / "tests" / "support"))
 from enlarge import JINA_LENGTHS, JINA_SETTINGS, enlarged_shapes, write_enlarged  # noqa: E402
+from tiny_siglip import make_tiny_siglip  # noqa: E402
 
 BATCH = 16
 TOKENS = 128  # of a text, where the model reads more

@@ -1,40 +1,41 @@
-"""Which fusion is best over the whole range: one side or two, either kind of query, any corpus.
+"""Which fusion is best over the whole range: one modality or two, any kind of query, any corpus.
 
     python benchmarks/fusion_study.py [FEATURES] [--each] [--quick]
 
-Every method goes through ``llama_index_gap.search.fusion.fuse``, with 16 candidates of each side,
-up to 300 vectors of it as the background, and its size; ``evidence, unsized`` is the default
-without the sizes. Tables show nDCG@10 and recall@10; ± is half of a 95 % bootstrap interval over
-queries (over COCO's pairs where the features are real). In the summary, *rank* is the mean rank
-over the settings, *regret* the mean distance from the best method of each setting, *worst* the
-largest.
+Every method goes through ``llama_index_gap.search.fusion.fuse``, with 16 candidates of each leg, up
+to 300 vectors of its collection as the background, and the collection's size; ``evidence, unsized``
+is the default without the sizes. Tables show nDCG@10 and recall@10; ± is half of a 95 % bootstrap
+interval over queries (over COCO's pairs where the features are real). In the summary, *rank* is the
+mean rank over the settings, *regret* the mean distance from the best method of each setting,
+*worst* the largest distance.
 
-**One side.** Real CLIP ViT-B/16 features of 500 image–caption pairs of COCO (FEATURES; by default
-data/clip_features/features_clip.npy in the folder that the environment variable GAP_SHARED names).
-250 pairs are the background, and one half of each of the other 250 the corpus, with 10, 50 or 90 %
-images; 8 splits; text queries and image queries. A query's right answer is
+**One modality.** Each document is a text or an image, with real CLIP ViT-B/16 features of 500
+image–caption pairs of COCO (FEATURES; by default data/clip_features/features_clip.npy in the folder
+that the environment variable GAP_SHARED names). 250 pairs are the background. The corpus is one
+half of each of the other 250 pairs, with 10, 50 or 90 % images. There are 8 splits, text queries
+and image queries. A query's right answer is
 
 - *across*: the other half of its own pair; all of this is real;
-- *own*: an item of its own modality. There is one caption to an image here, so this half is a
-  simulation: the query is the item told again, moved from it, within its modality's own
-  covariance, until their centred cosine is 0.35 or 0.6 (raw, of texts: 0.69 or 0.81; unrelated
-  texts have 0.52 ± 0.11). That makes the side by itself find it less often, or more often, than
-  images are found by their captions (nDCG@10 0.5 or 0.98, and 0.77).
+- *own*: an item of its own modality. An image has one caption here, so these queries are simulated:
+  the query is the item told again, moved from it, within its modality's own covariance, until their
+  centred cosine is 0.35 or 0.6 (raw, of texts: 0.69 or 0.81; unrelated texts have 0.52 ± 0.11). The
+  leg alone then finds it less often, or more often, than images are found by their captions
+  (nDCG@10 0.5 or 0.98, and 0.77).
 
 Queries of both kinds are mixed: 0 to 100 % across. A query has one answer, or four: then the corpus
 holds every item four times, told again at a centred cosine of 0.8.
 
-**Two sides, real.** 125 documents, each the caption of one pair and the image of another; text
+**Two modalities, real.** 125 documents, each the caption of one pair and the image of another; text
 queries about the image (its own caption, real), about the headline (told again, as above), or
 both (the mean of two such queries). One or four answers, as above.
 
-**Two sides, simulated.** 10,000 documents of the simulation in ``tests/two_sided.py``, for a gap
-like CLIP's (0.85) and a narrow one (0.41, with most of a vector shared by both modalities), for
-texts, images or neither that are easier to find, with an image in every document or in every
-fifth, and with one or eight documents on what a query asks for.
+**Two modalities, simulated.** 10,000 documents of the simulation in ``tests/support/
+two_modalities.py``: with a gap like CLIP's (0.85) or a narrow one (0.41, where the modalities share
+most of a vector); with texts, images or neither easier to find; with an image in every document or
+in every fifth; and with one or eight documents that answer a query.
 
-``two_sided.evaluate`` takes any other features: vectors of queries, of texts and of images, and
-what is relevant.
+``two_modalities.evaluate`` takes any other features: vectors of queries, of texts and of images,
+and the relevant documents of each query.
 """
 
 from __future__ import annotations
@@ -47,7 +48,6 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -56,17 +56,18 @@ from rich.console import Console
 from rich.table import Table
 from scipy.stats import rankdata
 
-from llama_index_gap.gap.measure import Estimate, bootstrap
+from llama_index_gap.gap.arrays import FloatArray, IntArray
+from llama_index_gap.gap.estimates import Estimate, bootstrap
 from llama_index_gap.search.fusion import fuse
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "tests" / "support"), str(ROOT / "benchmarks")]
 from gap_mitigations import FILE, PAIRS, Features, split  # noqa: E402
-from two_sided import (  # noqa: E402
+from two_modalities import (  # noqa: E402
     KINDS,
+    Collection,
     Fuse,
     Outcome,
-    Side,
     Simulation,
     World,
     ask,
@@ -74,9 +75,6 @@ from two_sided import (  # noqa: E402
     unit,
     unsized,
 )
-
-FloatArray: TypeAlias = npt.NDArray[np.float64]
-IntArray: TypeAlias = npt.NDArray[np.int64]
 
 METHODS: dict[str, Fuse] = {
     "raw, max": partial(fuse, normalize="none", combine="max"),
@@ -150,7 +148,7 @@ class Scale:
 QUICK = Scale((50,), (0.6,), splits=1, seeds=1, queries=5, documents=800, rounds=10)
 
 
-# --- one side ------------------------------------------------------------------------------------
+# --- one modality --------------------------------------------------------------------------------
 
 
 def told_again(
@@ -171,7 +169,7 @@ def several(
     return told_again(np.repeat(rows, answers, axis=0), fit, AMONG_ANSWERS, rng)
 
 
-def one_side(features: Features, scale: Scale) -> Iterator[Experiment]:
+def one_modality(features: Features, scale: Scale) -> Iterator[Experiment]:
     views = {f"{share} %": {"across": share / 100, "own": 1 - share / 100} for share in ACROSS}
     rows = {"text": features.texts, "image": features.images}
     for (asking, other), answers, cosine, percent in product(
@@ -183,8 +181,8 @@ def one_side(features: Features, scale: Scale) -> Iterator[Experiment]:
             rng = np.random.default_rng([seed, percent])
             images, texts = np.split(test, [round(len(test) * percent / 100)])
             pairs = {"text": texts, "image": images}
-            sides = {
-                name: Side(
+            collections = {
+                name: Collection(
                     several(rows[name][pairs[name]], rows[name][fit], answers, rng),
                     np.arange(answers * len(pairs[name])) + answers * PAIRS * (name == "image"),
                     rows[name][fit],
@@ -197,15 +195,15 @@ def one_side(features: Features, scale: Scale) -> Iterator[Experiment]:
             wanted = [
                 set(documents.tolist())
                 for name in (other, asking)
-                for documents in sides[name].documents.reshape(-1, answers)
+                for documents in collections[name].documents.reshape(-1, answers)
             ]
-            outcomes.append(evaluate(queries, sides, wanted, METHODS))
+            outcomes.append(evaluate(queries, collections, wanted, METHODS))
             kinds += ["across"] * len(pairs[other]) + ["own"] * len(pairs[asking])
             units += [pairs[other], pairs[asking]]
         yield Experiment(
             f"{percent} % images, {asking} queries, {counted(answers)}, own at {cosine}",
-            "one side",
-            f"one side: {percent} % images, {counted(answers)}",
+            "one modality",
+            f"one modality: {percent} % images, {counted(answers)}",
             answers,
             np.array(kinds),
             np.concatenate(units),
@@ -229,7 +227,7 @@ def joined(outcomes: Sequence[Outcome]) -> Outcome:
     return Outcome(ndcg, recall)
 
 
-# --- two sides -----------------------------------------------------------------------------------
+# --- two modalities ------------------------------------------------------------------------------
 
 EACH_KIND = {
     **{kind: {kind: 1.0} for kind in KINDS},
@@ -237,7 +235,7 @@ EACH_KIND = {
 }
 
 
-def two_sides(features: Features, scale: Scale) -> Iterator[Experiment]:
+def two_modalities(features: Features, scale: Scale) -> Iterator[Experiment]:
     texts, images = features.texts, features.images
     for answers, cosine in product(ANSWERS, scale.cosines):
         outcomes, units = [], []
@@ -246,8 +244,10 @@ def two_sides(features: Features, scale: Scale) -> Iterator[Experiment]:
             rng = np.random.default_rng(seed)
             headlines, shown = np.split(test, 2)
             documents = np.arange(answers * len(headlines))
-            sides = {
-                name: Side(several(rows[pairs], rows[fit], answers, rng), documents, rows[fit])
+            collections = {
+                name: Collection(
+                    several(rows[pairs], rows[fit], answers, rng), documents, rows[fit]
+                )
                 for name, rows, pairs in (
                     ("text", texts, headlines),
                     ("image", images, shown),
@@ -258,12 +258,12 @@ def two_sides(features: Features, scale: Scale) -> Iterator[Experiment]:
             of_headline = told_again(texts[headlines], texts[fit], closeness, rng)
             queries = np.vstack([of_shown, of_headline, unit(of_shown + of_headline)])
             wanted = [set(alike.tolist()) for alike in documents.reshape(-1, answers)] * len(KINDS)
-            outcomes.append(evaluate(queries, sides, wanted, METHODS))
+            outcomes.append(evaluate(queries, collections, wanted, METHODS))
             units += [shown, headlines, shown]
         yield Experiment(
             f"{counted(answers)}, headlines at {cosine}",
-            "two sides, real",
-            f"two sides, real: {counted(answers)}",
+            "two modalities, real",
+            f"two modalities, real: {counted(answers)}",
             answers,
             np.tile(np.repeat(KINDS, len(headlines)), scale.splits),
             np.concatenate(units),
@@ -273,8 +273,8 @@ def two_sides(features: Features, scale: Scale) -> Iterator[Experiment]:
 
 
 def simulated(scale: Scale) -> Iterator[Experiment]:
-    for number, (alike, gap, signal, pictured) in enumerate(product(ALIKE, GAPS, SIGNALS, IMAGED)):
-        world = World(scale.documents, pictured, alike=alike, **GAPS[gap], **SIGNALS[signal])
+    for number, (alike, gap, signal, imaged) in enumerate(product(ALIKE, GAPS, SIGNALS, IMAGED)):
+        world = World(scale.documents, imaged, alike=alike, **GAPS[gap], **SIGNALS[signal])
         outcomes, kinds = [], []
         for seed in range(scale.seeds):
             simulation = Simulation([number, seed], world)
@@ -282,9 +282,9 @@ def simulated(scale: Scale) -> Iterator[Experiment]:
                 outcomes.append(ask(simulation, kind, scale.queries, METHODS))
                 kinds += [kind] * scale.queries
         yield Experiment(
-            f"{gap}, {signal}, {pictured:.0%} pictured, {counted(alike)}",
-            "two sides, simulated",
-            f"two sides, simulated: {gap}, {counted(alike)}",
+            f"{gap}, {signal}, {imaged:.0%} with an image, {counted(alike)}",
+            "two modalities, simulated",
+            f"two modalities, simulated: {gap}, {counted(alike)}",
             alike,
             np.array(kinds),
             np.arange(len(kinds)),
@@ -466,7 +466,11 @@ def main() -> None:
         console.print("Neither FEATURES nor GAP_SHARED is given: no real features")
     else:
         features = Features(options.features)
-        experiments = [*one_side(features, scale), *two_sides(features, scale), *experiments]
+        experiments = [
+            *one_modality(features, scale),
+            *two_modalities(features, scale),
+            *experiments,
+        ]
     for figure, title in (("ndcg", "nDCG@10"), ("recall", "recall@10")):
         study = Study(experiments, figure)
         console.print(f"\n=== {title} ===")

@@ -6,16 +6,15 @@ FEATURES are CLIP ViT-B/16 features of 500 image–caption pairs of COCO (Liang 
 Gap*), shape (2, 500, 512), images first; by default data/clip_features/features_clip.npy in the
 folder that the environment variable GAP_SHARED names.
 
-Beside every figure stands the one that this package was planned with (*before*), which other code
-had measured. Three parts:
+Next to every figure stands an earlier one, measured by other code (*before*). Three parts:
 
 1. The gap before any mitigation and after, with 95 % bootstrap intervals over pairs.
 2. A caption asks for its image among all images and all *other* captions. 250 pairs to fit or to
    draw a background from, 250 to test: the split of NumPy's ``RandomState(0)``, whose figures can
-   be held against *before*, and the mean over 8 such splits (seeds 0 to 7).
+   be compared with *before*, and the mean over 8 such splits (seeds 0 to 7).
 3. nDCG@10 where 50, 10 or 90 % of the corpus are images. The corpus has one half of each of 250
-   test pairs, and the query is the other half: each right answer has the other modality. How that
-   corpus was made before is not known, nor what became of equal scores.
+   test pairs, and the query is the other half: each right answer has the other modality. How the
+   earlier corpus was made is not known, nor how it ranked equal scores.
 
 One index goes through the aligners of ``llama_index_gap.gap.align``, two through
 ``llama_index_gap.search.fusion.fuse``, over full lists.
@@ -33,17 +32,16 @@ from types import MappingProxyType
 from typing import TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 from rich.console import Console
 from rich.table import Table
 
 from llama_index_gap.evaluation.metrics import ndcg
 from llama_index_gap.gap.align import Aligner, CenterAligner, LinearAligner, OffsetAligner
-from llama_index_gap.gap.measure import Estimate, GapReport, bootstrap, measure_gap
-from llama_index_gap.search.fusion import Combine, Leg, Normalize, fuse
+from llama_index_gap.gap.arrays import FloatArray, IntArray, unit_rows
+from llama_index_gap.gap.estimates import Estimate, bootstrap
+from llama_index_gap.gap.measure import GapReport, measure_gap
+from llama_index_gap.search.fusion import Combine, Normalize, ScoredLeg, fuse
 
-FloatArray: TypeAlias = npt.NDArray[np.float64]
-IntArray: TypeAlias = npt.NDArray[np.int64]
 Method: TypeAlias = tuple[Normalize, Combine]
 
 FILE = "data/clip_features/features_clip.npy"
@@ -118,7 +116,7 @@ class Features:
         raw = np.load(path).astype(np.float64)
         if raw.ndim != 3 or raw.shape[:2] != (2, PAIRS):
             raise ValueError(f"{path}: shape {raw.shape}; must be (2, {PAIRS}, d), images first")
-        self.images, self.texts = raw / np.linalg.norm(raw, axis=2, keepdims=True)
+        self.images, self.texts = unit_rows(raw, np.float64)
 
     def aligner(self, name: str, fit: IntArray) -> Aligner | None:
         """One of ``ALIGNERS``, fitted on some of the pairs."""
@@ -129,7 +127,7 @@ class Features:
         rows = {"text": self.texts, "image": self.images}
         if aligner is None:
             return rows
-        return {side: aligner.apply(rows[side], side) for side in rows}
+        return {modality: aligner.apply(rows[modality], modality) for modality in rows}
 
 
 def split(seed: int) -> tuple[IntArray, IntArray]:
@@ -232,8 +230,10 @@ def ask_two_indexes(features: Features, fit: IntArray, test: IntArray, method: M
     return Answers(np.array(own_share), np.array(found))
 
 
-def leg(name: str, query: FloatArray, rows: FloatArray, among: IntArray, fit: IntArray) -> Leg:
-    return Leg([f"{name} {row}" for row in among], rows[among] @ query, rows[fit] @ query)
+def leg(
+    name: str, query: FloatArray, rows: FloatArray, among: IntArray, fit: IntArray
+) -> ScoredLeg:
+    return ScoredLeg([f"{name} {row}" for row in among], rows[among] @ query, rows[fit] @ query)
 
 
 def answers(features: Features, seed: int) -> dict[str, Answers]:
@@ -298,24 +298,24 @@ def gains_by_share(
     """Mean nDCG@10 of each method, text→image and image→text, over every so manyth query."""
     fit, test = split(seed)
     images, texts = np.split(test, [round(len(test) * percent / 100)])
-    sides = {"text": (features.texts, texts), "image": (features.images, images)}
+    corpus = {"text": (features.texts, texts), "image": (features.images, images)}
     aligned = {
         name: features.aligned(features.aligner(long, fit)) for name, long in ONE_INDEX.items()
     }
     of_direction: list[dict[str, list[float]]] = []
     for own, other in (("text", "image"), ("image", "text")):
         gains: dict[str, list[float]] = defaultdict(list)
-        pooled = {side: pooled_scores(sides[own][0][fit], sides[side][0][fit]) for side in sides}
-        for pair in sides[other][1][::step]:
+        pooled = {each: pooled_scores(corpus[own][0][fit], corpus[each][0][fit]) for each in corpus}
+        for pair in corpus[other][1][::step]:
             right = f"{other} {pair}"
             for name, rows in aligned.items():
                 legs = {
-                    side: leg(side, rows[own][pair], rows[side], sides[side][1], fit)
-                    for side in sides
+                    each: leg(each, rows[own][pair], rows[each], corpus[each][1], fit)
+                    for each in corpus
                 }
                 gains[name].append(gain(legs, right, ("none", "max")))
-            query = sides[own][0][pair]
-            legs = {side: leg(side, query, *sides[side], fit) for side in (own, other)}
+            query = corpus[own][0][pair]
+            legs = {each: leg(each, query, *corpus[each], fit) for each in (own, other)}
             for name, method in LISTS.items():
                 # Equal scores keep the order of the legs.
                 orders = [gain(dict(order), right, method) for order in both_ways(legs)]
@@ -323,8 +323,8 @@ def gains_by_share(
                 if method == ("minmax", "sum"):
                     gains["the same, ties to it"].append(orders[1])
             fixed = {
-                side: Leg(of_side.keys, of_side.scores, pooled[side])
-                for side, of_side in legs.items()
+                target: ScoredLeg(searched.keys, searched.scores, pooled[target])
+                for target, searched in legs.items()
             }
             gains["background z, per pair"].append(gain(fixed, right, ("background", "sum")))
         of_direction.append(gains)
@@ -335,7 +335,7 @@ def gains_by_share(
     }
 
 
-def both_ways(legs: Mapping[str, Leg]) -> list[list[tuple[str, Leg]]]:
+def both_ways(legs: Mapping[str, ScoredLeg]) -> list[list[tuple[str, ScoredLeg]]]:
     items = list(legs.items())
     return [items, items[::-1]]
 
@@ -346,7 +346,7 @@ def pooled_scores(queries: FloatArray, items: FloatArray) -> FloatArray:
     return np.tile([scores.mean() - scores.std(), scores.mean() + scores.std()], 25)
 
 
-def gain(legs: Mapping[str, Leg], right: str, method: Method) -> float:
+def gain(legs: Mapping[str, ScoredLeg], right: str, method: Method) -> float:
     """The nDCG@10 of one right answer."""
     normalize, combine = method
     fused = fuse(legs, normalize=normalize, combine=combine).documents[:TOP]
@@ -376,7 +376,7 @@ def show_gains_by_share(features: Features, console: Console, splits: int, step:
     console.print(table)
     console.print(
         "\nEqual scores count what they give on average over both orders of the legs; in the row "
-        "“ties to it” they go to the side of the right answer, which seems to be what was counted "
+        "“ties to it” they go to the leg of the right answer, which seems to be what was counted "
         f"before. Further than 0.025 from before: {'; '.join(differing) or 'none'}. The largest "
         f"standard deviation over splits is {max(errors):.2f}.",
         highlight=False,

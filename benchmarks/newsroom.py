@@ -1,12 +1,12 @@
-"""The figures of the newsroom's model cards: what both models find, and the modality gap.
+"""Measures the figures of the newsroom's model cards: what both models find, and the gap.
 
     python benchmarks/newsroom.py [MODEL] [--articles 3000] [--queries 200] [--seed 0]
 
-The model is the package's own unless another folder is named, run in float32. Recall@10 is of
-the newsroom's test fold, with 95 % bootstrap intervals over queries: by headlines alone, by
-images alone, by both as ``DualIndexRetriever`` ranks them, and by one mixed index of raw scores.
-The cross-encoder is asked what near misses, in which one claim is amiss, it scores below answers.
-What it brings to the order of documents, ``llama-gap demo`` measures.
+The model is the package's own, or that of another folder, run in float32. Recall@10 is measured on
+the newsroom's test fold, with 95 % bootstrap intervals over queries: by headlines alone, by images
+alone, by both as ``DualIndexRetriever`` ranks them, and by one mixed index of raw scores. The last
+table shows how often both models score an answer above a near miss, which fails in one claim.
+``llama-gap demo`` measures what reranking adds.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ from llama_index_gap.demo.newsroom import (
 from llama_index_gap.evaluation.datasets import Dataset, read_dataset
 from llama_index_gap.evaluation.metrics import Run, estimate, judge
 from llama_index_gap.gap.arrays import FloatArray
-from llama_index_gap.gap.measure import measure_gap, own_modality_share
+from llama_index_gap.gap.measure import measure_gap
+from llama_index_gap.gap.neighbours import own_modality_share
 from llama_index_gap.models import load_scorer
 
 K = 10
@@ -170,42 +171,47 @@ def _gap(embedded: Embedded) -> Table:
     for kind in QUERY_KINDS:
         share = estimate(shares[embedded.of_kind(kind)])
         name = f"headlines in the best {K} of a mixed index, query for {kind}"
-        add(name, share.mean, share.low, share.high)
+        add(name, share.value, share.low, share.high)
     return table
 
 
 def _near_misses(model: DualEncoderEmbedding, queries: int, seed: int) -> Table:
-    """How often an answer beats what holds all that is asked of a side but one claim."""
+    """How often an answer beats a near miss, whose headline or image fails in one claim."""
     scorer = load_scorer(str(RERANKER), dtype="float32")
     articles = make_articles(CROWD, "test", seed + 1)
-    sides = {
+    contents = {
         "text": [article.headline for article in articles],
         "image": [article.image() for article in articles],
     }
     vectors = {
-        "text": np.array(model.get_text_embedding_batch(sides["text"])),
-        "image": np.array(model.get_image_embedding_batch(sides["image"])),
+        "text": np.array(model.get_text_embedding_batch(contents["text"])),
+        "image": np.array(model.get_image_embedding_batch(contents["image"])),
     }
     told = defaultdict(list)
     for query in make_queries(articles, queries, seed + 1):
         vector = np.array(model.get_query_embedding(query.text))
-        for side, asked in (("text", query.said), ("image", query.shown)):
+        for modality, asked in (("text", query.said), ("image", query.shown)):
             amiss = np.array([len(asked - article.claims) for article in articles])
             right, wrong = (np.flatnonzero(amiss == number)[:MOST] for number in (0, 1))
             if not asked or not len(wrong):
                 continue
             chosen = [*right, *wrong]
-            scores = scorer.score(query.text, [sides[side][place] for place in chosen])
-            for name, found in (("dual", vectors[side][chosen] @ vector), ("cross", scores)):
+            scores = scorer.score(query.text, [contents[modality][place] for place in chosen])
+            for name, found in (("dual", vectors[modality][chosen] @ vector), ("cross", scores)):
                 better = found[: len(right), None] > found[len(right) :]
-                told[side, query.kind, name].append(better.mean())
+                told[modality, query.kind, name].append(better.mean())
                 for amiss_claim in {_amiss(asked, articles[place]) for place in wrong}:
                     of_claim = [_amiss(asked, articles[place]) == amiss_claim for place in wrong]
-                    told[side, amiss_claim, name].append(better[:, of_claim].mean())
-    table = Table("side", "query needs", "dual encoder", "cross-encoder", title="Near misses told")
-    for side, kind in (("text", "text"), ("text", "both"), ("image", "image"), ("image", "both")):
-        shares = (str(estimate(told[side, kind, name])) for name in ("dual", "cross"))
-        table.add_row(side, kind, *shares)
+                    told[modality, amiss_claim, name].append(better[:, of_claim].mean())
+    table = Table(
+        "document", "query needs", "dual encoder", "cross-encoder", title="Near misses told"
+    )
+    for modality, kind in (
+        *(("text", "text"), ("text", "both")),
+        *(("image", "image"), ("image", "both")),
+    ):
+        shares = (str(estimate(told[modality, kind, name])) for name in ("dual", "cross"))
+        table.add_row(modality, kind, *shares)
     for claim in ("colour of a thing", "kind of a thing", "thing", "relation", "setting", "sky"):
         shares = [told["image", claim, name] for name in ("dual", "cross")]
         if all(shares):
@@ -214,7 +220,7 @@ def _near_misses(model: DualEncoderEmbedding, queries: int, seed: int) -> Table:
 
 
 def _amiss(asked: frozenset[Claim], article: Article) -> str:
-    """The one claim that an article does not hold; of a thing what of it, if it has the rest."""
+    """The one claim that an article does not hold; of a thing, its colour or kind if only that."""
     ((name, value),) = asked - article.claims
     if name != "thing":
         return name

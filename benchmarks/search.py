@@ -1,4 +1,4 @@
-"""Milliseconds of a search and seconds from files to a searchable index, against bare parts.
+"""Times a search, and the way from files to a searchable index, against the bare libraries.
 
     python benchmarks/search.py [--rows 1000 10000] [--searches 200] [--server] [--quick]
 
@@ -8,10 +8,9 @@ A search: ``DualIndexRetriever`` (16 + 16 nodes, fused) with the query's vector 
 - LlamaIndex' ``MultiModalVectorIndexRetriever`` on the same two collections.
 
 Every row has a text of some 400 characters or an image's path, and metadata; vectors are random,
-in 32 of 512 dimensions. The index is settled: built and finished. Each query is another one, and
-the ways take turns within it, in another order each time, so that a slow moment of the machine hits
-all alike. A server may still put its segments together meanwhile, and then the ways may differ in
-what they find.
+in 32 of 512 dimensions. The index is finished before the first search. No query comes twice. Every
+way answers each query, in a random order, so that a slow moment of the machine hits all alike. A
+server may still compact its segments meanwhile; then the ways may find different nodes.
 
 Files to searchable: ``DualIndex.from_documents`` on JPEG files and texts, against the same model's
 batch methods followed by raw pymilvus inserts (and on Milvus Lite a flush and a load) into
@@ -57,13 +56,13 @@ from rich.table import Table
 from llama_index_gap import DualEncoderEmbedding
 from llama_index_gap.demo.tiny import make_tiny_clip
 from llama_index_gap.index.dual_index import DualIndex
+from llama_index_gap.modality import MODALITIES
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "tests" / "support"), str(ROOT / "benchmarks")]
 from embedding import BATCH, VIT_B32, make_photos  # noqa: E402
 from milvus_server import milvus_server  # noqa: E402
 
-SIDES = ("text", "image")
 TOP_K = 16
 FIELDS = ["text", "_node_content", "_node_type"]
 INDEX = {"index_type": "HNSW", "metric_type": "COSINE", "params": {"M": 16, "efConstruction": 200}}
@@ -123,17 +122,17 @@ def make_nodes(images: Sequence[str], text: str) -> list[BaseNode]:
 def searchers(
     uri: str, index: DualIndex, model: RandomVectors
 ) -> Iterator[dict[str, Callable[[QueryBundle], list[str]]]]:
-    """The three ways to search the same two collections; each gives the ids of what it found."""
+    """The three ways to search the same two collections; each gives the ids of the nodes found."""
     client = MilvusClient(uri)
     stores = [
         MilvusVectorStore(
             uri=uri,
-            collection_name=f"{index.name}_{side}",
+            collection_name=f"{index.name}_{modality}",
             similarity_metric="COSINE",
             search_config={"ef": 64},
             use_async_client=False,
         )
-        for side in SIDES
+        for modality in MODALITIES
     ]
     llama_index = MultiModalVectorStoreIndex.from_vector_store(
         stores[0], embed_model=model, image_vector_store=stores[1], image_embed_model=model
@@ -144,9 +143,9 @@ def searchers(
     def raw(query: QueryBundle) -> list[str]:
         return [
             hit["id"]
-            for side in SIDES
+            for modality in MODALITIES
             for hit in client.search(
-                f"{index.name}_{side}",
+                f"{index.name}_{modality}",
                 data=[query.embedding],
                 anns_field="embedding",
                 limit=TOP_K,
@@ -240,7 +239,7 @@ def build_bare(uri: str, nodes: list[BaseNode], model: DualEncoderEmbedding) -> 
     }
     for name in embedded:
         create_collection(client, name, model.dimension)
-    for name, (of_side, embed) in embedded.items():
+    for name, (embedded_nodes, embed) in embedded.items():
         rows = [
             {
                 **node_to_metadata_dict(node, remove_text=True),
@@ -249,7 +248,7 @@ def build_bare(uri: str, nodes: list[BaseNode], model: DualEncoderEmbedding) -> 
                 "text": node.get_content(MetadataMode.NONE),
                 "embedding": vector,
             }
-            for node, vector in zip(of_side, embed(), strict=True)
+            for node, vector in zip(embedded_nodes, embed(), strict=True)
         ]
         client.insert(name, rows)
     for name in embedded:
@@ -313,7 +312,7 @@ def drop_all(uri: str) -> None:
 
 
 def build_table(times: dict[str, list[float]]) -> Table:
-    """Medians; and the fastest rounds, which say more where others use the machine too."""
+    """Medians, and the fastest rounds, which say more on a machine that others use too."""
     table = Table("way", "seconds", "ours is", "fastest", "ours is", box=None)
     for name, values in times.items():
         row = [name]

@@ -1,4 +1,4 @@
-"""Ask a model about what was found, images included. This one only tells what it is shown."""
+"""Let a model answer from texts and images. This one only tells what it is shown."""
 
 import tempfile
 from pathlib import Path

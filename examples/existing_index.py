@@ -1,4 +1,4 @@
-"""Search an index that LlamaIndex built, without building it anew: only the retriever is ours."""
+"""Search an index that LlamaIndex built, as it is, with a retriever of this package."""
 
 import tempfile
 from pathlib import Path

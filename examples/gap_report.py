@@ -1,4 +1,4 @@
-"""Measure how far the texts and the images of an index lie apart, and what to do about it."""
+"""Measure how far apart the texts and the images of an index lie, and what to do about it."""
 
 import tempfile
 from pathlib import Path

@@ -25,6 +25,6 @@ with tempfile.TemporaryDirectory() as folder:
         print(index.insert_nodes(corpus.nodes).summary())
 
     with DualIndex(**settings) as index:  # anywhere else: the index knows its model
-        for hit in index.as_retriever(top_k=3).retrieve("charity involving tutors in Yarrowby"):
-            print(f"{hit.score:6.1f}  {hit.node.text}")
+        for document in index.search("charity involving tutors in Yarrowby", top_k=3):
+            print(f"{document.score:6.1f}  {document.text}")
         index.clear()

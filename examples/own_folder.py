@@ -31,6 +31,5 @@ print(corpus.summary())
 model = DualEncoderEmbedding(model_name=asked.model)
 with DualIndex(f"{asked.folder}.db", embed_model=model) as index:
     print(index.refresh_ref_docs(corpus.nodes).summary())
-    hits = index.as_retriever(top_k=5).retrieve(asked.query)
-    for document, hit in {hit.node.ref_doc_id: hit for hit in hits}.items():
-        print(f"{hit.score:6.1f}  {document}  {hit.node.metadata.get('title', '')}")
+    for document in index.search(asked.query, top_k=5):
+        print(f"{document.score:6.1f}  {document.key}  {document.metadata.get('title', '')}")

@@ -1,4 +1,4 @@
-"""Put articles with images into an index, ask in words, and see why each one was found."""
+"""Put articles with images into an index, search in words, and see why each was found."""
 
 import tempfile
 
@@ -21,11 +21,8 @@ with tempfile.TemporaryDirectory() as folder:
     embedding = DualEncoderEmbedding(model_name=CHECKPOINT)
     with DualIndex(f"{folder}/gap.db", embed_model=embedding) as index:
         print(index.insert_nodes(corpus.nodes).summary())
-        # complete: each document comes with its text and its image, whichever was found.
-        retriever = index.as_retriever(top_k=3, complete=True)
         for query in QUERIES:
             print(f"\n{query}\n evidence = headline + image")
-            for hit in retriever.retrieve(query):
-                if hit.node.text:  # else it is the same article's image
-                    text, image = (hit.scores.get(f"{s}_evidence", 0) for s in ("text", "image"))
-                    print(f"{hit.score:9.1f}{text:11.1f}{image:10.1f}  {hit.node.text}")
+            for document in index.search(query, top_k=3):
+                headline, image = (document.part(each) or 0 for each in ("text", "image"))
+                print(f"{document.score:9.1f}{headline:11.1f}{image:10.1f}  {document.text}")

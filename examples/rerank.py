@@ -1,4 +1,4 @@
-"""Find articles by headline and by image, then let a reranker read each with the question."""
+"""Find articles by headline and by image, then let a reranker read each with the query."""
 
 import tempfile
 from pathlib import Path
@@ -11,18 +11,15 @@ QUERY = "chess in Ambleforth, pictured with a snow-white omnibus in wet weather"
 # Yours: "jina" and "jina-m0", or any two models of the hub, or folders. These two are tiny, and
 # know only the made-up newsroom that they come with.
 embedding = DualEncoderEmbedding(model_name=CHECKPOINT)
-reranker = MultiModalRerank(model=RERANKER, top_n=3, score_mode="mean")
+reranker = MultiModalRerank(model=RERANKER, score_mode="mean")  # of text and image
 
 with tempfile.TemporaryDirectory() as folder:
     corpus = read_corpus(write_newsroom(Path(folder) / "newsroom", articles=200))
     with DualIndex(f"{folder}/gap.db", embed_model=embedding) as index:
         index.insert_nodes(corpus.nodes)
-        # complete: each document comes with its text and its image, whichever found it.
-        found = index.as_retriever(complete=True).retrieve(QUERY)
-        best = reranker.postprocess_nodes(found, query_str=QUERY)
+        best = index.search(QUERY, top_k=3, reranker=reranker)
 
 print("score   text  image  headline")
-for hit in best:
-    if headline := hit.node.get_content():
-        text, image = hit.scores["rerank_text"], hit.scores["rerank_image"]
-        print(f"{hit.score:5.2f}  {text:5.2f}    {image:5.2f}  {headline}")
+for document in best:
+    text, image = document.part("text"), document.part("image")
+    print(f"{document.score:5.2f}  {text:5.2f}  {image:5.2f}  {document.text}")

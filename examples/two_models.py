@@ -29,10 +29,9 @@ with tempfile.TemporaryDirectory() as folder:
         print(index.insert_nodes(corpus.nodes).summary())
         print(f"{len(texts.get_text_embedding('a'))} and {images.dimension} dimensions")
 
-        # A query asks each side by its own model; an image would ask the images only.
+        # A text query is embedded by both models, one for each leg.
         query = "firefighters in Wrenfield, pictured with a white motor car in wet weather"
         print(f"\n{query}\n evidence = words + image")
-        for hit in index.as_retriever(top_k=3, complete=True).retrieve(query):
-            if hit.node.text:  # else it is the same article's image
-                words, image = (hit.scores.get(f"{s}_evidence", 0) for s in ("text", "image"))
-                print(f"{hit.score:9.1f}{words:8.1f}{image:10.1f}  {hit.node.text}")
+        for document in index.search(query, top_k=3):
+            words, image = (document.part(each) or 0 for each in ("text", "image"))
+            print(f"{document.score:9.1f}{words:8.1f}{image:10.1f}  {document.text}")

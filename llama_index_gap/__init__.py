@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from llama_index_gap.index.dual_index import DualIndex, IndexReport
     from llama_index_gap.models import ModelError, PairScorer
     from llama_index_gap.nodes import ScoredNode
-    from llama_index_gap.readers.corpus import Corpus, CorpusError, Skipped, read_corpus
+    from llama_index_gap.readers.corpus import Corpus, read_corpus
+    from llama_index_gap.readers.records import CorpusError, Skipped
     from llama_index_gap.search.rerank import MultiModalRerank
     from llama_index_gap.search.retriever import DualIndexRetriever
     from llama_index_gap.store.milvus import MilvusStore, StoreError
@@ -57,7 +58,8 @@ _HOMES = {
     "images.opening": ("ImageError", "open_image"),
     "index.dual_index": ("DualIndex", "IndexReport"),
     "models": ("ModelError", "PairScorer"),
-    "readers.corpus": ("Corpus", "CorpusError", "Skipped", "read_corpus"),
+    "readers.corpus": ("Corpus", "read_corpus"),
+    "readers.records": ("CorpusError", "Skipped"),
     "search.rerank": ("MultiModalRerank",),
     "nodes": ("ScoredNode",),
     "search.retriever": ("DualIndexRetriever",),

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import base64
-import inspect
 import logging
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypedDict, Unpack, get_type_hints
 
 from llama_index.core import Settings
 from llama_index.core.base.base_query_engine import BaseQueryEngine
 from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.base.llms.types import BaseContentBlock, ChatMessage, TextBlock
-from llama_index.core.bridge.pydantic import Field
+from llama_index.core.bridge.pydantic import BaseModel, Field
 from llama_index.core.callbacks import CallbackManager
 from llama_index.core.indices.prompt_helper import DEFAULT_PADDING, ChatPromptHelper
 from llama_index.core.llms import LLM
@@ -25,11 +24,12 @@ from llama_index.core.query_engine.citation_query_engine import (
     CITATION_QA_TEMPLATE,
     CITATION_REFINE_TEMPLATE,
 )
-from llama_index.core.response_synthesizers import get_response_synthesizer
-from llama_index.core.schema import ImageNode, NodeWithScore, QueryBundle
+from llama_index.core.response_synthesizers import ResponseMode, get_response_synthesizer
+from llama_index.core.schema import ImageNode, MetadataMode, NodeWithScore, QueryBundle
 from llama_index.core.tools import BaseTool
+from llama_index.core.types import BasePydanticProgram
 
-from llama_index_gap.errors import InvalidValueError
+from llama_index_gap.errors import InvalidValueError, check_names
 from llama_index_gap.images.opening import ImageError, has_image, open_image, read_image
 from llama_index_gap.nodes import CaptionedImageNode
 
@@ -37,13 +37,39 @@ logger = logging.getLogger(__name__)
 
 DOCUMENTS = 5
 """Documents that an answer is given from, where no reranker says otherwise."""
-_CITATION = ("citation_chunk_size", "citation_chunk_overlap", "metadata_mode")
 _CITATION_TEMPLATES: dict[str, BasePromptTemplate] = {
     "text_qa_template": CITATION_QA_TEMPLATE,
     "refine_template": CITATION_REFINE_TEMPLATE,
     "chat_content_qa_template": CITATION_CHAT_CONTENT_QA_TEMPLATE,
     "chat_content_refine_template": CITATION_CHAT_CONTENT_REFINE_TEMPLATE,
 }
+
+
+class CitationSettings(TypedDict, total=False):
+    """What a ``CitationQueryEngine`` takes besides."""
+
+    citation_chunk_size: int
+    citation_chunk_overlap: int
+    metadata_mode: MetadataMode
+
+
+class EngineSettings(CitationSettings, total=False):
+    """What ``query_engine`` hands on to LlamaIndex' ``get_response_synthesizer``."""
+
+    response_mode: ResponseMode
+    streaming: bool
+    use_async: bool
+    verbose: bool
+    text_qa_template: BasePromptTemplate
+    refine_template: BasePromptTemplate
+    summary_template: BasePromptTemplate
+    simple_template: BasePromptTemplate
+    chat_content_qa_template: BasePromptTemplate
+    chat_content_refine_template: BasePromptTemplate
+    chat_summary_template: BasePromptTemplate
+    structured_answer_filtering: bool
+    output_cls: type[BaseModel]
+    program_factory: Callable[[BasePromptTemplate], BasePydanticProgram[Any]]
 
 
 class ImagesWithTheirTexts(ChatPromptHelper):
@@ -188,7 +214,7 @@ def query_engine(
     allow_urls: bool = False,
     multimodal: bool = True,
     callback_manager: CallbackManager | None = None,
-    **settings: Any,
+    **settings: Unpack[EngineSettings],
 ) -> BaseQueryEngine:
     """A query engine of LlamaIndex's over any retriever; ``DualIndex.as_query_engine`` is easier.
 
@@ -200,11 +226,18 @@ def query_engine(
         allow_urls: fetch images from http(s) URLs.
         multimodal: show images; else texts and captions only.
         callback_manager: as in LlamaIndex.
-        **settings: of ``get_response_synthesizer`` or, with citations, ``CitationQueryEngine``.
+        **settings: of ``get_response_synthesizer`` and, with citations, ``CitationQueryEngine``.
 
     Raises:
         ValueError: the model is no chat model.
+        TypeError: there is no such setting.
     """
+    of_citations = CitationSettings.__annotations__
+    check_names(
+        "the query engine",
+        settings,
+        [each for each in get_type_hints(EngineSettings) if citations or each not in of_citations],
+    )
     llm = llm or Settings.llm
     callback_manager = callback_manager or Settings.callback_manager
     if multimodal and not llm.metadata.is_chat_model:
@@ -212,13 +245,17 @@ def query_engine(
             f"{llm.class_name()} is no chat model, so that it cannot be shown images; pass "
             "another llm, or multimodal=False for texts and captions only"
         )
-    of_engine = {name: settings.pop(name) for name in _CITATION if name in settings}
+    of_engine: dict[str, Any] = {
+        name: value for name, value in settings.items() if name in of_citations
+    }
+    of_synthesizer: dict[str, Any] = dict(_CITATION_TEMPLATES) if citations else {}
+    of_synthesizer |= {name: settings[name] for name in settings.keys() - of_engine.keys()}  # type: ignore[literal-required]
     synthesizer = get_response_synthesizer(
         llm=llm,
         callback_manager=callback_manager,
         multimodal=multimodal,
         chat_prompt_helper=ImagesWithTheirTexts.from_llm_metadata(llm.metadata),
-        **({**_CITATION_TEMPLATES, **settings} if citations else settings),
+        **of_synthesizer,
     )
     shared: dict[str, Any] = {
         "retriever": retriever,
@@ -232,13 +269,3 @@ def query_engine(
     if citations:
         return CitationQueryEngine(llm=llm, multimodal=multimodal, **of_engine, **shared)
     return RetrieverQueryEngine(**shared)
-
-
-def engine_settings(citations: bool = False) -> set[str]:
-    """The names of the settings that ``query_engine`` takes."""
-    names = {
-        *inspect.signature(query_engine).parameters,
-        *inspect.signature(get_response_synthesizer).parameters,
-        *(_CITATION if citations else ()),
-    }
-    return names - {"retriever", "settings", "prompt_helper", "chat_prompt_helper"}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from difflib import get_close_matches
 from functools import wraps
 from typing import ParamSpec, TypeVar
@@ -32,24 +32,35 @@ EXPECTED_ERRORS = (GapError, ValueError, OSError, NotImplementedError)
 """Errors whose messages are written for users, pydantic's and the file system's among them."""
 
 
+def check_names(function: str, given: Iterable[str], known: Collection[str]) -> None:
+    """Refuse parameters that a function does not have.
+
+    Args:
+        function: its name.
+        given: the names that it was called with.
+        known: the names that it has.
+
+    Raises:
+        UnknownParameterError: one of them is unknown; names the nearest one that is known.
+    """
+    for name in given:
+        if name not in known:
+            near = get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(known)}"
+            raise UnknownParameterError(f"{function} has no parameter {name!r}; {hint}")
+
+
 def names_nearest(function: Callable[_Parameters, _Result]) -> Callable[_Parameters, _Result]:
     """Let a function answer a mistyped parameter with the name of the nearest one that it has.
 
     Args:
         function: one with named parameters only, no ``**``.
     """
-    known = list(inspect.signature(function).parameters)
+    known = [name for name in inspect.signature(function).parameters if name not in {"self", "cls"}]
 
     @wraps(function)
     def checked(*args: _Parameters.args, **kwargs: _Parameters.kwargs) -> _Result:
-        for name in kwargs:
-            if name not in known:
-                near = get_close_matches(name, known, n=1)
-                others = ", ".join(each for each in known if each not in {"self", "cls"})
-                hint = f"did you mean {near[0]!r}?" if near else f"it has {others}"
-                raise UnknownParameterError(
-                    f"{function.__qualname__} has no parameter {name!r}; {hint}"
-                )
+        check_names(function.__qualname__.removesuffix(".__init__"), kwargs, known)
         return function(*args, **kwargs)
 
     return checked

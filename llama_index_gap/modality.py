@@ -7,6 +7,7 @@ from typing import Literal, TypeAlias
 
 Modality: TypeAlias = Literal["text", "image"]
 Kind: TypeAlias = Literal["query", "document"]
+CollectionName: TypeAlias = Literal["text", "image", "image_query"]
 
 MODALITIES: tuple[Modality, Modality] = ("text", "image")
 PLURAL = {"text": "texts", "image": "images", "image_query": "image queries"}

@@ -77,7 +77,7 @@ class CaptionedImageNode(ImageNode):
             raise ImageError(
                 f"node {self.node_id}",
                 "its URL is not fetched here; use "
-                "llama_index_gap.images.open_image(node, allow_urls=True)",
+                "llama_index_gap.open_image(node, allow_urls=True)",
             )
         return super().resolve_image()
 

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from milvus_server import milvus_server, why_no_server
 from PIL import Image
+from tiny_siglip import make_tiny_siglip
 
-from llama_index_gap.demo.tiny import make_tiny_clip, make_tiny_dinov2, make_tiny_siglip
+from llama_index_gap.demo.tiny import make_tiny_clip, make_tiny_dinov2
 
 
 @pytest.fixture(scope="session")

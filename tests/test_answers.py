@@ -239,9 +239,9 @@ def test_texts_and_captions_alone(index: DualIndex, names: dict[str, str]) -> No
 
 
 def test_wrong_settings(index: DualIndex, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match=r"no such setting: top_n; the retriever's are .*top_k"):
+    with pytest.raises(TypeError, match="no parameter 'top_n'; did you mean 'top_k'"):
         index.as_query_engine(RecordingLLM(), top_n=3)
-    with pytest.raises(ValueError, match="no such setting: citation_chunk_size"):
+    with pytest.raises(TypeError, match="has no parameter 'citation_chunk_size'"):
         index.as_query_engine(RecordingLLM(), citation_chunk_size=256)
     with pytest.raises(ValueError, match=r"MockLLM is no chat model.*multimodal=False"):
         index.as_query_engine(MockLLM())
@@ -376,7 +376,8 @@ def test_a_chat_shows_captions_and_images_of_each_turn(
     index: DualIndex, names: dict[str, str]
 ) -> None:
     llm = RecordingLLM(script=["a fire", "where was the fire?", "in town"])
-    chat = index.as_chat_engine(llm, memory(), top_k=2)
+    engine = index.as_query_engine(llm, top_k=2)
+    chat = index.as_chat_engine(llm, memory(), query_engine=engine)
     first, second = chat.chat(QUESTION), chat.chat("and where?")
 
     answered, condensed, again = llm.seen(names)

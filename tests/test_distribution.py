@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import tarfile
@@ -68,6 +69,16 @@ def test_the_source_distribution_holds_the_package_and_what_builds_it(built: Pat
 
     besides = {"PKG-INFO", "pyproject.toml", "README.md", "LICENSE", ".gitignore"}
     assert names == package_files() | besides
+
+
+def test_neither_holds_the_training(built: Path, wheel: ZipFile) -> None:
+    """Training the demo's checkpoints takes a checkout; the package does without."""
+    with tarfile.open(built / f"{NAME}.tar.gz") as archive:
+        names = [name.removeprefix(f"{NAME}/") for name in archive.getnames()]
+
+    assert not [name for name in [*wheel.namelist(), *names] if "train" in name]
+    code = (wheel.read(name).decode() for name in wheel.namelist() if name.endswith(".py"))
+    assert not [text for text in code if re.search(r"^\s*(from|import) training\b", text, re.M)]
 
 
 def test_every_demo_checkpoint_is_there_with_its_licence(wheel: ZipFile) -> None:

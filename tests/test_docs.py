@@ -31,6 +31,7 @@ from llama_index_gap import (
 from llama_index_gap.cli.app import app, main
 from llama_index_gap.demo.newsroom import CHECKPOINT, write_newsroom
 from llama_index_gap.diagnosis.report import report_gap
+from tests.test_package import ROOMS
 
 DOCS = ROOT / "docs"
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted(DOCS.glob("**/*.md"))]
@@ -210,6 +211,14 @@ def test_every_public_name_is_in_the_reference() -> None:
 
     for name in llama_index_gap.__all__:
         assert re.search(rf"^::: llama_index_gap\.[\w.]+\.{name}$", reference, re.MULTILINE), name
+
+
+def test_contributing_shows_the_rooms_in_their_order() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    cells = " ".join(re.findall(r"^\| (`[^|]*) \|", text, re.MULTILINE))
+    shown = [name.removesuffix("/").removesuffix(".py") for name in re.findall(r"`(.+?)`", cells)]
+
+    assert [name for name in shown if name in ROOMS] == ROOMS
 
 
 def test_every_page_is_in_the_navigation() -> None:

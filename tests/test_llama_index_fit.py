@@ -292,7 +292,7 @@ def test_inside_a_workflow_in_two_event_loops(index: DualIndex, images: Path) ->
 # --- filters -------------------------------------------------------------------------------------
 
 
-def test_metadata_filters_reach_both_sides_of_an_answer(index: DualIndex, images: Path) -> None:
+def test_metadata_filters_reach_both_legs_of_an_answer(index: DualIndex, images: Path) -> None:
     names = articles(images)[1]
     llm = RecordingLLM()
     sport = index.as_query_engine(llm, filters=SPORT).query(QUESTION)

@@ -29,6 +29,7 @@ ROOMS = [
     "readers",
     "nodes",
     "images",
+    "files",
     "gap",
     "model_settings",
     "modality",

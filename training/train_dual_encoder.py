@@ -25,7 +25,7 @@ from torch.nn.functional import cross_entropy, normalize
 from tqdm import trange
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
-from llama_index_gap.demo.drawing import SIDE
+from llama_index_gap.demo.drawing import SIZE
 from llama_index_gap.demo.newsroom import QUERY_KINDS, Article, Claim, make_articles, make_query
 from llama_index_gap.demo.tiny import clip_letters, clip_tokenizer, save_checkpoint
 
@@ -85,7 +85,7 @@ class _Trainer:
     def __init__(self, steps: int) -> None:
         self._tokenizer = make_tokenizer()
         self._image_processor = CLIPImageProcessorPil(
-            size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE}
+            size={"shortest_edge": SIZE}, crop_size={"height": SIZE, "width": SIZE}
         )
         text = {
             **_TOWER,
@@ -97,7 +97,7 @@ class _Trainer:
             "eos_token_id": self._tokenizer.eos_token_id,
             "pad_token_id": self._tokenizer.pad_token_id,
         }
-        vision = {**_TOWER, "num_hidden_layers": 3, "image_size": SIDE, "patch_size": 16}
+        vision = {**_TOWER, "num_hidden_layers": 3, "image_size": SIZE, "patch_size": 16}
         self.model = CLIPModel(
             CLIPConfig(text_config=text, vision_config=vision, projection_dim=_DIMENSION)
         ).train()

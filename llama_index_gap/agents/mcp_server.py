@@ -11,8 +11,9 @@ from copy import copy
 from functools import partial
 from pathlib import Path
 from threading import Thread
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from typing import Any, Protocol, TypeAlias, cast
 
+from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.base.llms.types import ContentBlock, ImageBlock, TextBlock
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.tools import ToolMetadata, ToolOutput
@@ -29,16 +30,13 @@ from mcp.types import (
 )
 
 import llama_index_gap
+from llama_index_gap.agents.tool import MultiModalSearchTool
 from llama_index_gap.agents.tool_arguments import (
     DESCRIPTION,
     MAX_TOP_K,
     images_to_name,
     search_arguments,
 )
-
-if TYPE_CHECKING:
-    from llama_index_gap.agents.tool import MultiModalSearchTool
-    from llama_index_gap.index.dual_index import DualIndex
 
 logger = logging.getLogger(__name__)
 
@@ -49,9 +47,20 @@ _SIMILAR = (
     "they belong to, best first."
 )
 
-Open: TypeAlias = Callable[[], "tuple[DualIndex, list[BaseNodePostprocessor]]"]
+
+class Served(Protocol):
+    """What the server knows of an index."""
+
+    def as_retriever(self, *, similarity_top_k: int, complete: bool) -> BaseRetriever:
+        """What searches it."""
+
+    def close(self) -> None:
+        """Let go of the database."""
+
+
+Open: TypeAlias = Callable[[], tuple[Served, list[BaseNodePostprocessor]]]
 """Opens the index, and loads what ranks its documents anew."""
-_Searches: TypeAlias = "dict[str, MultiModalSearchTool]"
+_Searches: TypeAlias = dict[str, MultiModalSearchTool]
 
 
 def make_server(
@@ -89,8 +98,7 @@ def make_server(
             searches = await context.lifespan_context.searches()
         except Exception as error:  # whatever the reason, it is what to tell
             return _failed(f"the index cannot be opened: {error}")
-        renamed = {"image" if name == "image" else name: given[name] for name in given}
-        output: ToolOutput = await searches[params.name].acall(**renamed)
+        output: ToolOutput = await searches[params.name].acall(**given)
         return CallToolResult(content=_contents(output.blocks), is_error=output.is_error)
 
     return Server(
@@ -113,20 +121,18 @@ def serve(server: Server[Any]) -> None:
     asyncio.run(run())
 
 
-def _open(open_index: Open, image_root: str | Path | None) -> tuple[DualIndex, _Searches]:
+def _open(open_index: Open, image_root: str | Path | None) -> tuple[Served, _Searches]:
     index, postprocessors = open_index()
     try:
-        retriever = index.as_retriever(
-            similarity_top_k=MAX_TOP_K, image_similarity_top_k=MAX_TOP_K, complete=True
-        )
-        search = retriever.as_tool(
-            node_postprocessors=postprocessors,
+        retriever = index.as_retriever(similarity_top_k=MAX_TOP_K, complete=True)
+        search = MultiModalSearchTool(
+            retriever,
+            postprocessors,
             image_root=image_root,
             max_image_side=_MAX_IMAGE_SIDE,
         )
         # A copy, so that it knows which images the other has returned.
         similar = copy(search)
-        similar.retriever = index.as_retriever(similarity_top_k=0, image_similarity_top_k=MAX_TOP_K)
         similar.node_postprocessors = []
         retriever.retrieve("warm up")  # what is loaded or sampled at the first query is so now
     except BaseException:
@@ -138,11 +144,11 @@ def _open(open_index: Open, image_root: str | Path | None) -> tuple[DualIndex, _
 class _Opening:
     """An index that is being opened in a thread; again, if somebody asks after it has failed."""
 
-    def __init__(self, open_index: Callable[[], tuple[DualIndex, _Searches]]) -> None:
+    def __init__(self, open_index: Callable[[], tuple[Served, _Searches]]) -> None:
         self._open = open_index
         self._task = self._start()
 
-    def _start(self) -> asyncio.Task[tuple[DualIndex, _Searches]]:
+    def _start(self) -> asyncio.Task[tuple[Served, _Searches]]:
         task = asyncio.create_task(asyncio.to_thread(self._open))
         task.add_done_callback(_say_how_it_went)
         return task

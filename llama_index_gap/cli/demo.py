@@ -18,21 +18,20 @@ from llama_index_gap.evaluation.datasets import read_dataset
 from llama_index_gap.evaluation.examples import pick_examples
 from llama_index_gap.evaluation.experiment import DEFAULT, DEFAULT_RERANKED, Experiment
 from llama_index_gap.index.dual_index import DualIndex
-from llama_index_gap.models import load_scorer
+from llama_index_gap.models import PairScorer, load_scorer
 from llama_index_gap.nodes import by_document
 from llama_index_gap.search.rerank import MultiModalRerank
-from llama_index_gap.search.retriever import DualIndexRetriever
 
 
 def run_demo(folder: str | Path, console: Console, *, articles: int, queries_per_kind: int) -> None:
-    """Draw a newsroom, index it, ask it, rerank, and show what each method finds.
+    """Draw a newsroom, index it, search it, rerank, and show what each method finds.
 
     Args:
-        folder: where the newsroom, its index and the page are written; run again with it, the demo
-            uses what is there.
+        folder: for the newsroom, its index and the page. A second run uses the files that are
+            there.
         console: where to print.
         articles: size of the newsroom.
-        queries_per_kind: queries that need a headline, an image, or both: so many of each.
+        queries_per_kind: number of queries that need a headline, an image or both, for each kind.
 
     Raises:
         FileExistsError: the folder holds a newsroom of another size.
@@ -42,7 +41,7 @@ def run_demo(folder: str | Path, console: Console, *, articles: int, queries_per
     shown = console.is_terminal
 
     console.print(
-        f"[bold]1. Draw[/bold] a made-up newsroom: {articles:,} articles, each a headline and a "
+        f"[bold]1. Draw[/bold] a made-up newsroom: {articles:,} articles, each a headline and an "
         "image that shows what the headline does not say"
     )
     corpus = write_newsroom(
@@ -52,7 +51,7 @@ def run_demo(folder: str | Path, console: Console, *, articles: int, queries_per
 
     console.print(
         "\n[bold]2. Index[/bold] it with a tiny CLIP that was [bold]trained on such newsrooms "
-        "only[/bold] (on other events, places and scenes than these), and knows nothing else"
+        "only[/bold], with other events, places and scenes, and knows nothing else"
     )
     model = DualEncoderEmbedding(model_name=str(CHECKPOINT), dtype="float32")  # alike anywhere
     with DualIndex(str(folder / "newsroom.db"), embed_model=model) as index:
@@ -60,20 +59,18 @@ def run_demo(folder: str | Path, console: Console, *, articles: int, queries_per
         console.print(report.summary(), highlight=False)
 
         console.print(
-            "\n[bold]3. Ask[/bold] it: a third of the queries need the headline (text), a third "
+            "\n[bold]3. Search[/bold] it: a third of the queries need the headline (text), a third "
             "the image (image), a third both"
         )
         console.print(
-            "[bold]4. Rerank[/bold] what was found, by a tiny cross-encoder that was trained on "
-            "such newsrooms, too"
+            "[bold]4. Rerank[/bold] the candidates by a tiny cross-encoder, which was also trained "
+            "on such newsrooms"
         )
         scorer = load_scorer(str(RERANKER), dtype="float32")
-        reranker = MultiModalRerank(model=scorer, top_n=None)
-        retriever = index.as_retriever(complete=True)
-        warm = _warm_caches(reranker, retriever, [query.text for query in dataset.queries])
+        timed = _time_reranking(index, scorer, [query.text for query in dataset.queries])
         experiment = Experiment(dataset, index, scorer)
         result = experiment.run(folder / experiment.file_name, show_progress=shown)
-    result = replace(result, notes=(*result.notes, warm))
+    result = replace(result, notes=(*result.notes, timed))
     for part in result_tables(result):
         console.print(part)
         console.print()
@@ -90,12 +87,12 @@ def run_demo(folder: str | Path, console: Console, *, articles: int, queries_per
     )
 
 
-def _warm_caches(
-    reranker: MultiModalRerank, retriever: DualIndexRetriever, queries: Sequence[str]
-) -> str:
-    """How long a query takes whose documents are new, and another over the same documents."""
+def _time_reranking(index: DualIndex, scorer: PairScorer, queries: Sequence[str]) -> str:
+    """Time a query whose documents are new, and a second one over the same documents."""
+    retriever = index.as_retriever(complete=True)
+    reranker = MultiModalRerank(model=scorer, top_n=None)
     other = retriever.retrieve(queries[-1])[:2]
-    reranker.postprocess_nodes(other, query_str=queries[-1])  # the first start is not counted
+    reranker.postprocess_nodes(other, query_str=queries[-1])  # the very first is slower
     hits = retriever.retrieve(queries[0])
     seconds = []
     for text in queries[:2]:
@@ -104,6 +101,6 @@ def _warm_caches(
         seconds.append(time.perf_counter() - started)
     documents = len(by_document(hits, "document"))
     return (
-        f"warm caches: reranking {documents} documents, all of them new, took {seconds[0]:.2f} s, "
-        f"and by a second query over the same documents {seconds[1]:.2f} s"
+        f"reranking {documents} new documents took {seconds[0]:.2f} s; a second query over the "
+        f"same documents took {seconds[1]:.2f} s"
     )

@@ -9,56 +9,59 @@ from rich.table import Table
 from rich.text import Text
 
 from llama_index_gap.diagnosis.mitigations import BeforeAfter
-from llama_index_gap.diagnosis.recommendations import NAMES, Recommendation
+from llama_index_gap.diagnosis.recommendations import NAMES
 from llama_index_gap.diagnosis.report import Report
-from llama_index_gap.gap.measure import Estimate, GapReport
-from llama_index_gap.modality import Modality
+from llama_index_gap.gap.estimates import LEVEL, Estimate
+from llama_index_gap.gap.measure import GapReport
 from llama_index_gap.text import visible
-
-_BY: dict[Modality, str] = {"text": "text", "image": "image"}
 
 
 def print_report(report: Report, console: Console) -> None:
-    """Print the main figures, the guide and the notes; the page and the JSON have all figures.
+    """Print the main figures, the recommendations and the notes; page and JSON have all figures.
 
     Args:
         report: what to print.
         console: where to.
     """
+
+    def heading(words: str) -> None:
+        console.print(Text(f"\n{words}", "bold"))
+
     figures, found = report.figures, report.figures.before_after
     texts, images = figures.stored["text"], figures.stored["image"]
     held = f"{report.name} in {report.database}: {texts:,} texts, {images:,} images"
     console.print(Text(visible(held)))
     console.print(Text(visible(report.models), "dim"))
     if figures.gap is not None:
-        _heading(console, "The gap")
+        heading("The gap")
         console.print(_gap(figures.gap))
     if any(
         each.bias for mitigation in found.mitigations.values() for each in mitigation.asked.values()
     ):
-        _heading(console, f"The share of a query's own modality in its first {found.k}")
+        heading(f"The share of a query's own modality in its first {found.k}")
         console.print(_shares(found))
         if any(mitigation.only_means for mitigation in found.mitigations.values()):
             console.print("* moves only the means: most of the bias is still there", style="dim")
-    for side in found.labelled:
-        _heading(console, f"What {found.queries[side]:,} labelled {_BY[side]} queries find")
-        console.print(_quality(found, side))
+    for modality in found.labelled:
+        heading(f"What {found.queries[modality]:,} labelled {modality} queries find")
+        table = _table("", f"recall@{found.k}", f"nDCG@{found.k}")
+        for name, mitigation in found.mitigations.items():
+            asked = mitigation.asked[modality]
+            table.add_row(NAMES[name], _interval(asked.recall), _interval(asked.ndcg))
+        console.print(table)
     if figures.scorers:
-        _heading(console, "What texts and images of the same hits get")
+        heading("The scores of texts and images of the same hits")
         console.print(_scorers(report))
-    _heading(console, "What to do")
+    heading("What to do")
     for number, recommendation in enumerate(report.recommendations, 1):
-        _print_recommendation(console, number, recommendation)
+        console.print(Text(f"{number}. ").append(recommendation.title, "bold"))
+        _print_hanging(console, "   ", recommendation.because)
+        _print_hanging(console, " → ", recommendation.do)
     if not report.recommendations:
-        console.print("The figures speak for no change.")
-    _heading(console, "How it was measured")
+        console.print("The figures support no change.")
+    heading("How it was measured")
     for note in report.notes:
         _print_hanging(console, "– ", note)
-
-
-def _heading(console: Console, words: str) -> None:
-    console.print()
-    console.print(words, style="bold")
 
 
 def _table(*columns: str) -> Table:
@@ -70,15 +73,15 @@ def _table(*columns: str) -> Table:
 
 
 def _gap(gap: GapReport) -> Table:
-    table = _table("", "figure", f"{gap.level:.0%} interval", "")
+    table = _table("", "figure", f"{LEVEL:.0%} interval", "")
     table.columns[-1].justify = "left"
     rows: Iterable[tuple[str, Estimate | None, str]] = (
         ("distance of the means", gap.distance, ""),
-        ("separation", gap.separation, "above 1 it rules raw scores"),
-        ("relative modality gap", gap.rmg, "at 0.5 pairs are no nearer"),
-        ("spread within / across", gap.spread_ratio, "at 1 centring is enough"),
-        ("overlap, text queries", gap.overlap["text"], "at 1 both share one scale"),
-        ("overlap, image queries", gap.overlap["image"], "at 1 both share one scale"),
+        ("separation", gap.separation, "above 1, it dominates raw scores"),
+        ("relative modality gap", gap.rmg, "at 0.5, pairs are no nearer"),
+        ("spread within / across", gap.spread_ratio, "at 1, centring is enough"),
+        ("overlap, text queries", gap.overlap["text"], "at 1, both share a scale"),
+        ("overlap, image queries", gap.overlap["image"], "at 1, both share a scale"),
     )
     for name, value, meaning in rows:
         if value is not None:
@@ -88,23 +91,14 @@ def _gap(gap: GapReport) -> Table:
 
 
 def _shares(found: BeforeAfter) -> Table:
-    table = _table("", *(f"{_BY[side]} queries" for side in found.queries), "means apart")
-    table.add_row(
-        "the corpus' own share", *(f"{found.corpus_share[side]:.0%}" for side in found.queries), ""
-    )
+    table = _table("", *(f"{modality} queries" for modality in found.queries), "means apart")
+    shares = (f"{found.corpus_share[modality]:.0%}" for modality in found.queries)
+    table.add_row("the corpus' own share", *shares, "")
     for name, mitigation in found.mitigations.items():
-        asked = (mitigation.asked[side].bias for side in found.queries)
+        biases = (mitigation.asked[modality].bias for modality in found.queries)
         apart = "" if mitigation.gap is None else f"{mitigation.gap.distance.value:.2f}"
         mark = " *" if mitigation.only_means else ""
-        table.add_row(NAMES[name] + mark, *map(_percent, asked), apart)
-    return table
-
-
-def _quality(found: BeforeAfter, side: Modality) -> Table:
-    table = _table("", f"recall@{found.k}", f"nDCG@{found.k}")
-    for name, mitigation in found.mitigations.items():
-        asked = mitigation.asked[side]
-        table.add_row(NAMES[name], _number(asked.recall), _number(asked.ndcg))
+        table.add_row(NAMES[name] + mark, *(_interval(bias, ".0%") for bias in biases), apart)
     return table
 
 
@@ -115,16 +109,10 @@ def _scorers(report: Report) -> Table:
             name,
             f"{scored.text_mean.value:.2f} ± {scored.text_std.value:.2f}",
             f"{scored.image_mean.value:.2f} ± {scored.image_std.value:.2f}",
-            _number(scored.overlap),
+            _interval(scored.overlap),
             f"{scored.distance.value:.2f} σ",
         )
     return table
-
-
-def _print_recommendation(console: Console, number: int, recommendation: Recommendation) -> None:
-    console.print(Text(f"{number}. ").append(recommendation.title, "bold"))
-    _print_hanging(console, "   ", recommendation.because)
-    _print_hanging(console, " → ", recommendation.do)
 
 
 def _print_hanging(console: Console, mark: str, words: str) -> None:
@@ -132,9 +120,7 @@ def _print_hanging(console: Console, mark: str, words: str) -> None:
         console.print(Text(mark if i == 0 else " " * len(mark)).append(line))
 
 
-def _percent(value: Estimate | None) -> str:
-    return "" if value is None else f"{value.value:.0%} ({value.low:.0%} to {value.high:.0%})"
-
-
-def _number(value: Estimate | None) -> str:
-    return "" if value is None else f"{value.value:.2f} ({value.low:.2f} to {value.high:.2f})"
+def _interval(estimate: Estimate | None, form: str = ".2f") -> str:
+    if estimate is None:
+        return ""
+    return f"{estimate.value:{form}} ({estimate.low:{form}} to {estimate.high:{form}})"

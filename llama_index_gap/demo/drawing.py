@@ -9,10 +9,10 @@ from random import Random
 
 from PIL import Image, ImageColor, ImageDraw
 
-SIDE = 96  # of an image, in pixels
+SIZE = 96  # of an image, in pixels
 _OUTLINE = "#22223b"
 
-_COLOURS = {
+COLOURS = {
     "red": "#d62828",
     "orange": "#f77f00",
     "yellow": "#ffd60a",
@@ -25,7 +25,7 @@ _COLOURS = {
 _Light = Callable[[str], tuple[int, ...]]
 # Shapes in a unit square, (0, 0) at the upper left; None is filled with the thing's own colour.
 _Shape = tuple[str, str | None, tuple[float, ...]]
-_KINDS: dict[str, tuple[_Shape, ...]] = {
+KINDS: dict[str, tuple[_Shape, ...]] = {
     "balloon": (
         ("polygon", "#e9d8a6", (0.3, 0.5, 0.7, 0.5, 0.58, 0.85, 0.42, 0.85)),
         ("ellipse", None, (0.12, 0.0, 0.88, 0.72)),
@@ -87,7 +87,7 @@ _KINDS: dict[str, tuple[_Shape, ...]] = {
     ),
 }
 RELATIONS = ("left", "right", "front", "behind")
-_SKIES = {"day": "#a9d6f5", "sunset": "#f4a07a", "night": "#1b2448", "rain": "#8b97a6"}
+SKIES = {"day": "#a9d6f5", "sunset": "#f4a07a", "night": "#1b2448", "rain": "#8b97a6"}
 _GLOOM = {"day": 0.0, "sunset": 0.2, "night": 0.5, "rain": 0.3}  # the sky's share in the ground
 _HORIZON = 50
 
@@ -112,23 +112,23 @@ class Scene:
 
 
 def draw(scene: Scene, seed: str) -> Image.Image:
-    """Draw a scene as a square RGB image of ``SIDE`` pixels and few colours.
+    """Draw a scene as a square RGB image of ``SIZE`` pixels and few colours.
 
     Args:
         scene: what to show.
         seed: decides what the scene leaves open: sizes, exact places, clouds, stars.
     """
     random = Random(seed)  # noqa: S311 - no secret
-    image = Image.new("RGB", (SIDE, SIDE), _SKIES[scene.sky])
+    image = Image.new("RGB", (SIZE, SIZE), SKIES[scene.sky])
     pen = ImageDraw.Draw(image)
     _draw_sky(pen, scene.sky, random)
-    lit = partial(_blend, light=_SKIES[scene.sky], share=_GLOOM[scene.sky])
-    _GROUNDS[scene.setting](pen, lit, random.randrange(-10, 10), random)
+    lit = partial(_blend, light=SKIES[scene.sky], share=_GLOOM[scene.sky])
+    GROUNDS[scene.setting](pen, lit, random.randrange(-10, 10), random)
     for thing, box in _placed(scene, random):
         _draw_thing(pen, thing, box)
     if scene.sky == "rain":
         for _ in range(26):
-            x, y = random.randrange(SIDE), random.randrange(SIDE)
+            x, y = random.randrange(SIZE), random.randrange(SIZE)
             pen.line((x, y, x - 2, y + 6), fill="#d5dde6")
     return image
 
@@ -136,7 +136,7 @@ def draw(scene: Scene, seed: str) -> Image.Image:
 def _placed(
     scene: Scene, random: Random
 ) -> list[tuple[tuple[str, str], tuple[float, float, float]]]:
-    """The two things from back to front, each with its left edge, upper edge and side."""
+    """The two things from back to front, each with its left edge, upper edge and size."""
     shift = random.uniform(-4, 4)
     if scene.relation in ("left", "right"):
         order = [scene.first, scene.second]
@@ -165,11 +165,11 @@ def _draw_thing(
 ) -> None:
     colour, kind = thing
     left, upper, side = box
-    for shape, fill, unit in _KINDS[kind]:
+    for shape, fill, unit in KINDS[kind]:
         points = [
             round((upper if index % 2 else left) + value * side) for index, value in enumerate(unit)
         ]
-        getattr(pen, shape)(points, fill=fill or _COLOURS[colour], outline=_OUTLINE)
+        getattr(pen, shape)(points, fill=fill or COLOURS[colour], outline=_OUTLINE)
 
 
 def _draw_sky(pen: ImageDraw.ImageDraw, sky: str, random: Random) -> None:
@@ -179,14 +179,14 @@ def _draw_sky(pen: ImageDraw.ImageDraw, sky: str, random: Random) -> None:
             pen.ellipse((x, y, x + 11, y + 11), fill="#fff3b0")
             _draw_cloud(pen, "#ffffff", random)
         case "sunset":
-            pen.rectangle((0, 30, SIDE, 40), fill="#f7b787")
-            pen.rectangle((0, 40, SIDE, _HORIZON), fill="#fbd3a2")
+            pen.rectangle((0, 30, SIZE, 40), fill="#f7b787")
+            pen.rectangle((0, 40, SIZE, _HORIZON), fill="#fbd3a2")
             pen.ellipse((x, 34, x + 18, 52), fill="#ffe8b8")
         case "night":
             pen.ellipse((x, y, x + 10, y + 10), fill="#f4f1de")
-            pen.ellipse((x + 4, y - 2, x + 13, y + 7), fill=_SKIES["night"])
+            pen.ellipse((x + 4, y - 2, x + 13, y + 7), fill=SKIES["night"])
             for _ in range(14):
-                star = random.randrange(SIDE), random.randrange(_HORIZON - 6)
+                star = random.randrange(SIZE), random.randrange(_HORIZON - 6)
                 pen.point(star, fill="#f4f1de")
         case "rain":
             for _ in range(3):
@@ -204,20 +204,20 @@ def _draw_cloud(pen: ImageDraw.ImageDraw, colour: str, random: Random) -> None:
 
 
 def _draw_coast(pen: ImageDraw.ImageDraw, lit: _Light, x: int, random: Random) -> None:
-    pen.rectangle((0, _HORIZON, SIDE, 66), fill=lit("#2f8fc4"))
-    pen.rectangle((0, 66, SIDE, SIDE), fill=lit("#e8d5a3"))
+    pen.rectangle((0, _HORIZON, SIZE, 66), fill=lit("#2f8fc4"))
+    pen.rectangle((0, 66, SIZE, SIZE), fill=lit("#e8d5a3"))
     for wave in range(5):
         left, y = x + 22 * wave, _HORIZON + 4 + 5 * (wave % 3)
         pen.line((left, y, left + 9, y), fill=lit("#d8eef8"))
-    pen.line((0, 66, SIDE, 66), fill=lit("#f7f2e0"), width=2)
+    pen.line((0, 66, SIZE, 66), fill=lit("#f7f2e0"), width=2)
 
 
 def _draw_meadow(pen: ImageDraw.ImageDraw, lit: _Light, x: int, random: Random) -> None:
     pen.ellipse((x - 30, 38, x + 60, 90), fill=lit("#5f9e4a"))
     pen.ellipse((x + 40, 42, x + 140, 90), fill=lit("#6cab55"))
-    pen.rectangle((0, 58, SIDE, SIDE), fill=lit("#86c06c"))
+    pen.rectangle((0, 58, SIZE, SIZE), fill=lit("#86c06c"))
     for _ in range(16):
-        blade = random.randrange(SIDE), random.randrange(64, 94)
+        blade = random.randrange(SIZE), random.randrange(64, 94)
         pen.line((*blade, blade[0], blade[1] - 3), fill=lit("#4d8a3a"))
 
 
@@ -228,8 +228,8 @@ def _draw_street(pen: ImageDraw.ImageDraw, lit: _Light, x: int, random: Random) 
         for window in range(upper + 4, 54, 7):
             pen.rectangle((left + 3, window, left + 5, window + 2), fill="#f6e7a8")
             pen.rectangle((left + 9, window, left + 11, window + 2), fill="#f6e7a8")
-    pen.rectangle((0, 56, SIDE, 64), fill=lit("#c9c6cf"))
-    pen.rectangle((0, 64, SIDE, SIDE), fill=lit("#777984"))
+    pen.rectangle((0, 56, SIZE, 64), fill=lit("#c9c6cf"))
+    pen.rectangle((0, 64, SIZE, SIZE), fill=lit("#777984"))
     for dash in range(5):
         pen.rectangle((x + 24 * dash, 88, x + 24 * dash + 11, 89), fill=lit("#f4f1de"))
 
@@ -240,24 +240,24 @@ def _draw_mountains(pen: ImageDraw.ImageDraw, lit: _Light, x: int, random: Rando
         pen.polygon((middle - 34, 60, middle, top, middle + 34, 60), fill=lit("#8796a8"))
         cap = (middle - 11, top + 13, middle, top, middle + 11, top + 13, middle, top + 17)
         pen.polygon(cap, fill=lit("#f4f8fc"))
-    pen.rectangle((0, 58, SIDE, SIDE), fill=lit("#e9f0f6"))
+    pen.rectangle((0, 58, SIZE, SIZE), fill=lit("#e9f0f6"))
 
 
 def _draw_desert(pen: ImageDraw.ImageDraw, lit: _Light, x: int, random: Random) -> None:
     pen.ellipse((x - 40, 44, x + 50, 84), fill=lit("#cf8f47"))
     pen.ellipse((x + 34, 40, x + 140, 92), fill=lit("#d89a50"))
-    pen.rectangle((0, 64, SIDE, SIDE), fill=lit("#e4ad66"))
+    pen.rectangle((0, 64, SIZE, SIZE), fill=lit("#e4ad66"))
 
 
 def _draw_field(pen: ImageDraw.ImageDraw, lit: _Light, x: int, random: Random) -> None:
-    pen.rectangle((0, _HORIZON, SIDE, SIDE), fill=lit("#93683f"))
-    middle = SIDE // 2 + x
+    pen.rectangle((0, _HORIZON, SIZE, SIZE), fill=lit("#93683f"))
+    middle = SIZE // 2 + x
     for furrow in range(-9, 10):
-        line = (middle + 7 * furrow, _HORIZON, middle + 24 * furrow, SIDE)
+        line = (middle + 7 * furrow, _HORIZON, middle + 24 * furrow, SIZE)
         pen.line(line, fill=lit("#6f4a2a"), width=2)
 
 
-_GROUNDS: dict[str, Callable[[ImageDraw.ImageDraw, _Light, int, Random], None]] = {
+GROUNDS: dict[str, Callable[[ImageDraw.ImageDraw, _Light, int, Random], None]] = {
     "coast": _draw_coast,
     "meadow": _draw_meadow,
     "street": _draw_street,
@@ -265,7 +265,6 @@ _GROUNDS: dict[str, Callable[[ImageDraw.ImageDraw, _Light, int, Random], None]] 
     "desert": _draw_desert,
     "field": _draw_field,
 }
-COLOURS, KINDS, SETTINGS, SKIES = (tuple(each) for each in (_COLOURS, _KINDS, _GROUNDS, _SKIES))
 
 
 def _blend(colour: str, light: str, share: float) -> tuple[int, ...]:

@@ -1,9 +1,9 @@
 """A made-up newsroom: articles of a headline and an image, and queries that need one or both.
 
-A headline names what cannot be seen (who, event, place, time); its image shows what the headline
-does not say (two things, their colours and places, setting, sky). Everything is drawn and worded by
-a seed, so it is free of rights, there is as much of it as one likes, and which articles answer a
-query is known by construction.
+A headline names what cannot be seen (who, event, place, time). Its image shows what the headline
+does not say (two things, their colours and places, setting, sky). Everything is drawn and worded
+from a seed, so it is free of rights, can have any size, and the articles that answer a query are
+known by construction.
 
 Articles come in series of near misses that differ in an attribute or two. The folds share no pair
 of event and place and no scene, so a model that was trained on one fold can be tested on another.
@@ -187,14 +187,14 @@ class Article:
 
     @cached_property
     def claims(self) -> frozenset[Claim]:
-        """All that is said and shown; a query is answered where this holds what it asks for."""
+        """All that is said and shown; an article answers a query whose claims are among these."""
         said = {(name, getattr(self.facts, name)) for name in _FACTS}
         things = {("thing", " ".join(thing)) for thing in (self.scene.first, self.scene.second)}
         seen = {(name, getattr(self.scene, name)) for name in ("relation", "setting", "sky")}
         return frozenset(said | things | seen)
 
     def image(self) -> Image.Image:
-        """Draw the scene; where it leaves room, the article's id decides."""
+        """Draw the scene; the article's id decides what the scene leaves open."""
         return draw(self.scene, self.id)
 
 
@@ -203,9 +203,9 @@ class Query:
     """A question to the newsroom.
 
     Attributes:
-        text: in words.
-        kind: what it needs: the headline, the image, or both.
-        claims: what it asks for.
+        text: the question in words.
+        kind: whether it needs the headline, the image, or both.
+        claims: all that it asks for.
     """
 
     text: str
@@ -214,16 +214,16 @@ class Query:
 
     @property
     def said(self) -> frozenset[Claim]:
-        """What it asks of the headline."""
+        """The claims that the headline must hold."""
         return frozenset(claim for claim in self.claims if claim[0] in _FACTS)
 
     @property
     def shown(self) -> frozenset[Claim]:
-        """What it asks of the image."""
+        """The claims that the image must hold."""
         return self.claims - self.said
 
     def is_answered_by(self, article: Article) -> bool:
-        """Whether the article says and shows all that is asked for."""
+        """Whether the article says and shows all that the query asks for."""
         return self.claims <= article.claims
 
 
@@ -246,12 +246,12 @@ def make_articles(number: int, fold: Fold, seed: int) -> list[Article]:
 
 
 def make_queries(articles: Sequence[Article], per_kind: int, seed: int) -> list[Query]:
-    """Word queries, each after an article drawn at random, which answers it.
+    """Word queries, each about an article drawn at random, which answers it.
 
-    Either half of a query for both is answered by other articles too.
+    In a query for both, each half is answered by other articles too.
 
     Args:
-        articles: what is asked about.
+        articles: those to ask about.
         per_kind: queries of each kind.
         seed: the same seed gives the same queries on every machine.
 
@@ -275,21 +275,21 @@ def make_queries(articles: Sequence[Article], per_kind: int, seed: int) -> list[
 def make_query(article: Article, kind: QueryKind, random: Random) -> Query:
     """Word a query that an article answers.
 
-    A query for the headline names the event, the place, and who or when or both; one for the
-    image both things, their relation, and the setting or the sky or both. One for both names two
-    facts and one thing with its setting or sky. Every fourth query is mistyped.
+    A query for the headline names the event, the place, and who or when or both. A query for the
+    image names both things, their relation, and the setting or the sky or both. A query for both
+    names two facts and one thing with its setting or sky. Every fourth query is mistyped.
 
     Args:
-        article: what is asked for.
-        kind: what the query needs.
-        random: decides what is named, and in which words.
+        article: answers the query.
+        kind: whether the query needs the headline, the image, or both.
+        random: decides what the query names, and in which words.
     """
     said: set[str] = set()
     shown: set[str] = set()
     things = [article.scene.first, article.scene.second]
     if kind == "text":
         said = {"event", "place", *_some(("who", "time"), random)}
-        text = _of_facts(article.facts, said, random)
+        text = facts_in_words(article.facts, said, random)
     elif kind == "image":
         shown = {"relation", *_some(("setting", "sky"), random)}
         text = _of_scene(article.scene, shown, random)
@@ -297,9 +297,10 @@ def make_query(article: Article, kind: QueryKind, random: Random) -> Query:
         said = set(random.sample(_FACTS, 2))
         shown = {random.choice(("setting", "sky"))}
         things = [random.choice(things)]
-        words = _of_facts(article.facts, said, random)
-        image = f"{_thing(things[0], random)} {_around(article.scene, shown, random)}"
-        text = random.choice(_BOTH).format(words, image)
+        headline = facts_in_words(article.facts, said, random)
+        thing = thing_in_words(things[0], random)
+        image = f"{thing} {surroundings_in_words(article.scene, shown, random)}"
+        text = random.choice(_BOTH).format(headline, image)
     if random.random() < _MISTYPED:
         text = _mistype(text, random)
     asked = {claim for claim in article.claims if claim[0] in said | shown}
@@ -308,26 +309,38 @@ def make_query(article: Article, kind: QueryKind, random: Random) -> Query:
     return Query(text, kind, frozenset(asked))
 
 
-def make_short_queries(article: Article, random: Random) -> list[Query]:
-    """Word a query for each claim of an article but the relation, which takes two things.
+def facts_in_words(facts: Facts, said: set[str], random: Random) -> str:
+    """Word facts as queries do.
 
     Args:
-        article: what is asked for.
+        facts: of an article.
+        said: which of them: ``who``, ``event``, ``place``, ``time``.
         random: decides in which words.
     """
-    facts, scene = article.facts, article.scene
-    said = [(_of_facts(facts, {name}, random), (name, getattr(facts, name))) for name in _FACTS]
-    things = [
-        (_thing(thing, random), ("thing", " ".join(thing))) for thing in (scene.first, scene.second)
-    ]
-    around = [
-        (_around(scene, {name}, random), (name, getattr(scene, name)))
-        for name in ("setting", "sky")
-    ]
-    return [
-        *(Query(text, "text", frozenset({claim})) for text, claim in said),
-        *(Query(text, "image", frozenset({claim})) for text, claim in [*things, *around]),
-    ]
+    about = {
+        name: random.choice(words[getattr(facts, name)][1])
+        for name, words in (("who", _WHO), ("event", _EVENT), ("time", _TIME))
+        if name in said
+    }
+    parts = [about[name] for name in ("event", "who") if name in said]
+    text = random.choice((" involving ", " and ", ", ")).join(parts) or "news"
+    if "place" in said:
+        text += random.choice((" in ", " at ", ", ")) + facts.place
+    return f"{text} {about['time']}" if "time" in said else text
+
+
+def thing_in_words(thing: tuple[str, str], random: Random) -> str:
+    """Word a thing, given by its colour and kind, as queries do."""
+    colour, kind = thing
+    words = random.choice(_KIND[kind]).format(random.choice(_COLOUR[colour]))
+    return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
+
+
+def surroundings_in_words(scene: Scene, shown: set[str], random: Random) -> str:
+    """Word a scene's ``setting``, its ``sky`` or both, as queries do."""
+    places = [random.choice(_SETTING[scene.setting])] if "setting" in shown else []
+    lights = [random.choice(_SKY[scene.sky])] if "sky" in shown else []
+    return " ".join(places + lights)
 
 
 def write_newsroom(
@@ -443,40 +456,14 @@ def _headline(facts: Facts, random: Random) -> str:
     return text[0].upper() + text[1:]
 
 
-def _of_facts(facts: Facts, said: set[str], random: Random) -> str:
-    """The facts that are named, in the words of queries."""
-    about = {
-        name: random.choice(words[getattr(facts, name)][1])
-        for name, words in (("who", _WHO), ("event", _EVENT), ("time", _TIME))
-        if name in said
-    }
-    parts = [about[name] for name in ("event", "who") if name in said]
-    text = random.choice((" involving ", " and ", ", ")).join(parts) or "news"
-    if "place" in said:
-        text += random.choice((" in ", " at ", ", ")) + facts.place
-    return f"{text} {about['time']}" if "time" in said else text
-
-
 def _of_scene(scene: Scene, shown: set[str], random: Random) -> str:
     """Both things and their relation, with the setting or the sky if named."""
-    first, second = (_thing(thing, random) for thing in (scene.first, scene.second))
+    first, second = (thing_in_words(thing, random) for thing in (scene.first, scene.second))
     words = _LEFT if scene.relation in ("left", "right") else _FRONT
     forth = scene.relation in ("left", "front")
     text = random.choice(words).format(*((first, second) if forth else (second, first)))
-    around = _around(scene, shown, random)
+    around = surroundings_in_words(scene, shown, random)
     return random.choice((f"{text}, {around}", f"{around}, {text}"))
-
-
-def _thing(thing: tuple[str, str], random: Random) -> str:
-    colour, kind = thing
-    words = random.choice(_KIND[kind]).format(random.choice(_COLOUR[colour]))
-    return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
-
-
-def _around(scene: Scene, shown: set[str], random: Random) -> str:
-    places = [random.choice(_SETTING[scene.setting])] if "setting" in shown else []
-    lights = [random.choice(_SKY[scene.sky])] if "sky" in shown else []
-    return " ".join(places + lights)
 
 
 def _some(names: Sequence[str], random: Random) -> set[str]:

@@ -1,12 +1,11 @@
 """Tiny encoders with random weights, in the file layout of the hub's checkpoints.
 
-They know nothing about images or words. They exist so that the demo, the tests and the
-benchmarks run the very code that loads a real checkpoint, offline and in seconds.
+They know nothing about images or words. With them examples, tests and benchmarks run the code that
+loads a real checkpoint, offline and in seconds.
 """
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,22 +13,14 @@ from typing import TYPE_CHECKING, Any
 from llama_index_gap.models.checkpoints.checkpoint import quiet_transformers
 
 if TYPE_CHECKING:
-    from transformers import CLIPTokenizer, PreTrainedTokenizerBase
+    from transformers import CLIPTokenizer
 
-
-_TOWER: dict[str, object] = {
+TOWER: dict[str, object] = {
     "hidden_size": 32,
     "intermediate_size": 64,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
 }
-_SENTENCES = (
-    "the quick brown fox jumps over the lazy dog",
-    "pack my box with five dozen liquor jugs",
-    "how vexingly quick daft zebras jump",
-    "a red bicycle leans on the wall of a house",
-    "players celebrate with a silver trophy",
-)
 
 
 def make_tiny_clip(
@@ -57,7 +48,7 @@ def make_tiny_clip(
 
     tokenizer = clip_tokenizer(clip_letters())
     text = {
-        **_TOWER,
+        **TOWER,
         "vocab_size": len(tokenizer),
         "max_position_embeddings": 77,
         "bos_token_id": tokenizer.bos_token_id,
@@ -66,46 +57,14 @@ def make_tiny_clip(
         "pad_token_id": tokenizer.pad_token_id,
         **(text_config or {}),
     }
-    vision = {**_TOWER, "image_size": 32, "patch_size": 8, **(vision_config or {})}
-    side = int(str(vision["image_size"]))
+    vision = {**TOWER, "image_size": 32, "patch_size": 8, **(vision_config or {})}
+    size = int(str(vision["image_size"]))
     image_processor = CLIPImageProcessorPil(
-        size={"shortest_edge": side}, crop_size={"height": side, "width": side}
+        size={"shortest_edge": size}, crop_size={"height": size, "width": size}
     )
     torch.manual_seed(seed)
     config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=projection_dim)
     return save_checkpoint(Path(folder), CLIPModel(config), tokenizer, image_processor)
-
-
-def make_tiny_siglip(folder: str | Path, *, seed: int = 0, gemma_tokenizer: bool = False) -> Path:
-    """Write a random-weight SigLIP checkpoint, laid out as google/siglip-base-patch16-224 is.
-
-    Args:
-        folder: where to write; made if missing.
-        seed: seed of the random weights; the same seed gives the same files.
-        gemma_tokenizer: give it a Gemma tokenizer that keeps capital letters, as the
-            fixed-resolution SigLIP 2 checkpoints have, in place of SigLIP's own
-            SentencePiece model (which needs the extra ``siglip``).
-
-    Returns:
-        The folder.
-    """
-    import torch
-    from transformers import SiglipConfig, SiglipImageProcessorPil, SiglipModel
-
-    tokenizer = _gemma_tokenizer() if gemma_tokenizer else _siglip_tokenizer()
-    text = {
-        **_TOWER,
-        "vocab_size": len(tokenizer),
-        "max_position_embeddings": 64,
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-    }
-    vision = {**_TOWER, "image_size": 32, "patch_size": 8}
-    image_processor = SiglipImageProcessorPil(size={"height": 32, "width": 32})
-    torch.manual_seed(seed)
-    config = SiglipConfig(text_config=text, vision_config=vision)
-    return save_checkpoint(Path(folder), SiglipModel(config), tokenizer, image_processor)
 
 
 def make_tiny_dinov2(folder: str | Path, *, seed: int = 0) -> Path:
@@ -132,7 +91,7 @@ def make_tiny_dinov2(folder: str | Path, *, seed: int = 0) -> Path:
 
 
 def save_checkpoint(folder: Path, *parts: object) -> Path:
-    """Write a model and what belongs to it as the hub's checkpoints are; returns the folder."""
+    """Write a model with its tokenizer and processor as hub checkpoints are; returns the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     with quiet_transformers():
         for part in parts:
@@ -146,9 +105,9 @@ def clip_tokenizer(
     """A tokenizer of CLIP's kind.
 
     Args:
-        tokens: the vocabulary but for the marks of start and end.
-        merges: pairs of tokens that become one, the most important first.
-        max_length: longest text in tokens, marks included.
+        tokens: the vocabulary without the tokens that mark start and end.
+        merges: pairs of tokens to join, the most important first.
+        max_length: longest text in tokens, with the marks.
     """
     from transformers import CLIPTokenizer
 
@@ -156,39 +115,13 @@ def clip_tokenizer(
     vocab = {
         token: index for index, token in enumerate([*tokens, "<|startoftext|>", "<|endoftext|>"])
     }
-    pairs: Any = list(merges)  # what it takes, whatever its annotation says
+    pairs: Any = list(merges)  # its annotation is wrong
     return CLIPTokenizer(vocab=vocab, merges=pairs, model_max_length=max_length)
 
 
 def clip_letters() -> list[str]:
-    """The tokens that CLIP's vocabulary begins with: letters, and letters that end a word."""
+    """The first tokens of CLIP's vocabulary: letters, and letters that end a word."""
     from tokenizers.pre_tokenizers import ByteLevel
 
     letters = sorted(ByteLevel.alphabet())
     return [*letters, *(letter + "</w>" for letter in letters)]
-
-
-def _siglip_tokenizer() -> PreTrainedTokenizerBase:
-    import sentencepiece
-    from transformers import SiglipTokenizer
-
-    with tempfile.TemporaryDirectory() as scratch:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(_SENTENCES * 20),
-            model_prefix=f"{scratch}/spiece",
-            vocab_size=64,
-            hard_vocab_limit=False,
-            bos_id=-1,
-            minloglevel=2,
-        )
-        return SiglipTokenizer(vocab_file=f"{scratch}/spiece.model")
-
-
-def _gemma_tokenizer() -> PreTrainedTokenizerBase:
-    from transformers import GemmaTokenizer
-
-    letters = [chr(code) for code in range(ord("!"), ord("~") + 1)]
-    bytes_ = [f"<0x{value:02X}>" for value in range(256)]
-    tokens = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "▁", *letters, *bytes_]
-    vocab = {token: index for index, token in enumerate(tokens)}
-    return GemmaTokenizer(vocab=vocab, merges=[], model_max_length=64, padding_side="right")

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Collection, Sequence
-from typing import TypeAlias
+from collections.abc import Sequence
 
 import numpy as np
-from llama_index.core.schema import QueryBundle
 from tqdm import tqdm
 
 from llama_index_gap.errors import InvalidValueError
+from llama_index_gap.evaluation.datasets import LabelledQuery
+from llama_index_gap.evaluation.metrics import Qrels
 from llama_index_gap.gap.arrays import BoolArray, FloatArray
 from llama_index_gap.index.dual_index import DualIndex
-from llama_index_gap.search.retriever import DualIndexRetriever, pair_of
+from llama_index_gap.search.retriever import DualIndexRetriever
 
 logger = logging.getLogger(__name__)
 
-LabelledQuery: TypeAlias = tuple[str | QueryBundle, Collection[str]]
 HITS = 100
 """Hits to take from each leg of an index."""
 
@@ -26,54 +25,62 @@ HITS = 100
 def collect_scores(
     searched: DualIndex | DualIndexRetriever,
     queries: Sequence[LabelledQuery],
+    qrels: Qrels,
     *,
+    relevant_from: int = 1,
     show_progress: bool = False,
 ) -> dict[str, tuple[FloatArray, BoolArray]]:
     """Ask labelled queries, and label each hit of each leg.
 
-    An index is asked for 100 hits per leg, more than a search takes, so that the hits that are not
-    relevant are everyday ones too, and deeper searches have their probabilities as well. Low ones
-    are then too low for the first hits: over the first 16 the calibration error is 0.019, and 0.012
-    if fitted on just these; high ones hardly change (``benchmarks/calibration.py``). For the hits
-    of one retriever, pass it.
+    An index is asked for 100 hits per leg, more than a search takes. So the irrelevant hits include
+    ordinary ones, and deeper searches have probabilities too. Low probabilities are then too low
+    for the first hits: over the first 16 the calibration error is 0.019, and 0.012 if fitted on
+    these alone; high ones hardly change (``benchmarks/calibration.py``). To fit on the hits of one
+    retriever, pass that retriever.
 
     Args:
         searched: an index; or a retriever, which takes as many hits as it is set to.
-        queries: texts, or bundles with an image or both, each with the keys of all its relevant
-            documents (``ref_doc_id``, or the id of a node without one). All nodes of these count as
-            relevant; to label single nodes, name their ids instead. None at all is an answer too.
+        queries: the queries, as ``read_queries`` gives them.
+        qrels: for each query the grades of its relevant documents, as ``read_queries`` gives them.
+            A document is named by its key: ``ref_doc_id``, or the node's id without one. All its
+            nodes are relevant; to label a single node, name the node's id. A query may have no
+            relevant document.
+        relevant_from: the lowest grade that counts as relevant.
         show_progress: show a progress bar.
 
     Returns:
-        For each pair of modalities that was asked the hits' scores, shape (n,), and whether they
-        are relevant, shape (n,): what ``RelevanceCalibrator.fit`` takes.
+        For each pair of modalities the hits' scores, shape (n,), and whether each hit is relevant,
+        shape (n,): the data that ``RelevanceCalibrator.fit`` takes.
 
     Raises:
-        ValueError: relevant keys that are one text, not a collection.
+        ValueError: a query has no judgement.
     """
+    for query in queries:
+        if query.id not in qrels:
+            raise InvalidValueError(
+                f"qrels do not name the query {query.id!r}; if nothing is relevant to it, give it "
+                "an empty judgement: {}"
+            )
     retriever = (
-        searched.as_retriever(similarity_top_k=HITS, image_similarity_top_k=HITS)
+        searched.as_retriever(similarity_top_k=HITS, image_queries="also_texts")
         if isinstance(searched, DualIndex)
         else searched
     )
     scores: dict[str, list[float]] = defaultdict(list)
     labels: dict[str, list[bool]] = defaultdict(list)
     named = missed = 0
-    for query, relevant in tqdm(queries, desc="Asking", disable=not show_progress):
-        if isinstance(relevant, str):
-            raise InvalidValueError(
-                f"the relevant keys of {query!r} are one text: pass {{{relevant!r}}}"
-            )
-        wanted, found = set(relevant), set()
-        for leg, hits in retriever.search_legs(query).items():
+    for query in tqdm(queries, desc="Asking", disable=not show_progress):
+        relevant = {key for key, grade in qrels[query.id].items() if grade >= relevant_from}
+        found = set()
+        for leg, hits in retriever.search_legs(query.bundle).items():
             for node, score in zip(hits.nodes, hits.scores, strict=True):
-                keys = wanted & {node.ref_doc_id, node.node_id}
-                scores[pair_of(leg)].append(score)
-                labels[pair_of(leg)].append(bool(keys))
+                keys = relevant & {node.ref_doc_id, node.node_id}
+                scores[leg.pair].append(score)
+                labels[leg.pair].append(bool(keys))
                 found |= keys
-        named, missed = named + len(wanted), missed + len(wanted - found)
+        named, missed = named + len(relevant), missed + len(relevant - found)
     if missed:
-        logger.info("%d of %d relevant keys are of no hit of their query", missed, named)
+        logger.info("%d of %d relevant documents were not found by their query", missed, named)
     return {
         pair: (np.array(scores[pair], dtype=np.float64), np.array(labels[pair], dtype=np.bool_))
         for pair in scores

@@ -1,4 +1,4 @@
-"""The gap report of a live index: what is drawn from it, what is measured, and what to do."""
+"""The gap report of an index: what is drawn from it, what is measured, and what to do."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from llama_index_gap.diagnosis.collect import Collector
+from llama_index_gap.diagnosis.drawn import Drawn
 from llama_index_gap.diagnosis.mitigations import (
     FEWEST_PAIRS,
     STORED,
     BeforeAfter,
-    Drawn,
     before_and_after,
     measure_drawn,
 )
 from llama_index_gap.diagnosis.recommendations import Figures, Recommendation, recommend
-from llama_index_gap.gap.measure import FEWEST, ROUNDS
+from llama_index_gap.gap.estimates import FEWEST, ROUNDS
+from llama_index_gap.modality import PLURAL
 
 if TYPE_CHECKING:
     from llama_index.core.postprocessor.types import BaseNodePostprocessor
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
     from llama_index_gap.evaluation.datasets import LabelledQuery
     from llama_index_gap.evaluation.metrics import Qrels
     from llama_index_gap.index.dual_index import DualIndex
-
-_NAMES = {"text": "texts", "image": "images"}
 
 
 @dataclass(frozen=True)
@@ -37,10 +36,10 @@ class Report:
     Attributes:
         database: file or address.
         name: of the index.
-        models: what its vectors were made with.
-        drawn: how many ``texts``, ``images`` and ``pairs`` of them were drawn.
-        figures: what was measured.
-        notes: what a reader of the figures should know.
+        models: the models that made its vectors.
+        drawn: how many ``texts``, ``images`` and ``pairs`` were drawn.
+        figures: of the gap and of each mitigation.
+        notes: how they were measured.
         recommendations: what to do.
     """
 
@@ -53,7 +52,7 @@ class Report:
     recommendations: tuple[Recommendation, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as JSON knows it, but for the clouds, which are there to be drawn."""
+        """Everything but the clouds, as JSON."""
         content = asdict(self)
         for mitigation in content["figures"]["before_after"]["mitigations"].values():
             del mitigation["cloud"]
@@ -71,24 +70,23 @@ def report_gap(
     seed: int = 0,
     show_progress: bool = False,
 ) -> Report:
-    """Measure the modality gap of an index, and what each mitigation would bring there.
+    """Measure the modality gap of an index, and what each mitigation would bring.
 
-    Nothing is written. Of a large index a part is drawn: from each collection the same nodes, so
-    that captions stay with their images, and modalities keep their shares.
+    Nothing is written. A sample of a large index is measured. It has the same nodes from each
+    collection, so captions stay with their images, and modalities keep their shares.
 
     Args:
-        index: at least 10 texts and 10 images, or one of them only.
-        queries: labelled ones, as ``read_queries`` gives them; without, stored vectors ask.
+        index: with at least 10 texts and 10 images, or with one modality only.
+        queries: labelled ones, as ``read_queries`` gives them; by default, stored vectors.
         qrels: their relevant documents.
-        reranker: one whose own gap is to be measured: ``MultiModalRerank(top_n=None)``.
+        reranker: ``MultiModalRerank(top_n=None)``, to measure its own gap.
         k: places of a ranking.
         rounds: of the bootstrap.
         seed: of all that is drawn.
         show_progress: show progress bars.
 
     Raises:
-        ValueError: there is too little to measure, vectors are too equal for it, or a query has no
-            judgement.
+        ValueError: the index has too few vectors, or too equal ones, or a query has no judgement.
         ImageError: a query's image cannot be opened.
         StoreError: the database does not answer.
     """
@@ -112,7 +110,7 @@ def report_gap(
     return Report(
         database=index.uri,
         name=index.name,
-        models=index.models,
+        models=index.models(),
         drawn=drawn.counts(),
         figures=figures,
         notes=(*collector.notes, *_notes(drawn, before_after)),
@@ -121,42 +119,41 @@ def report_gap(
 
 
 def _notes(drawn: Drawn, found: BeforeAfter) -> list[str]:
-    """Who asked, and what was searched."""
+    """Which queries there were, and what was searched."""
     notes = []
-    for side, count in found.queries.items():
-        kind = _NAMES[side].removesuffix("s")
-        if side in found.labelled:
-            notes.append(f"Labelled {kind} queries that asked: {count:,}.")
+    for modality, count in found.queries.items():
+        if modality in found.labelled:
+            notes.append(f"Labelled {modality} queries: {count:,}.")
         else:
             notes.append(
-                f"No labelled {kind} queries asked: {count:,} stored {_NAMES[side]} stood in for "
-                "them, each asking for what else there is. Real queries may read differently."
+                f"There are no labelled {modality} queries: {count:,} stored {PLURAL[modality]} "
+                "stood in for them, and did not find themselves. Real queries may differ from them."
             )
     if found.left_out:
         notes.append(
-            "Labelled queries that did not ask, since none of their relevant documents is among "
+            "Labelled queries that were left out, since none of their relevant documents is among "
             f"those that were searched: {found.left_out:,}."
         )
     fitted, corpus = found.fitted_on, found.corpus
     if fitted["texts"]:
         notes.append(
             f"Aligners were fitted on one half of the documents ({fitted['texts']:,} texts, "
-            f"{fitted['images']:,} images, {fitted['pairs']:,} pairs); everything was searched "
-            f"in the other half ({corpus['texts']:,} texts, {corpus['images']:,} images)."
+            f"{fitted['images']:,} images, {fitted['pairs']:,} pairs). The other half was searched "
+            f"({corpus['texts']:,} texts, {corpus['images']:,} images)."
         )
+        if fitted["pairs"] < FEWEST_PAIRS:
+            notes.append(
+                f"No linear map was fitted: it takes {FEWEST_PAIRS} pairs of a text and its image, "
+                f"and there were {fitted['pairs']}."
+            )
     elif drawn.aligned:
         notes.append(
-            "The model moves its vectors by an aligner already, so that what is stored comes after "
-            "that mitigation; no other was fitted on top of it."
+            "The model's own aligner has already moved the stored vectors, so no other aligner was "
+            "fitted."
         )
     elif drawn.one_space and len(drawn.texts) and len(drawn.images):
         notes.append(
             f"No aligner was fitted: it takes {FEWEST} texts and {FEWEST} images in each half of "
             "the documents."
-        )
-    if fitted["texts"] and fitted["pairs"] < FEWEST_PAIRS:
-        notes.append(
-            f"No linear map was fitted: it takes {FEWEST_PAIRS} pairs of a text and its image, "
-            f"and there were {fitted['pairs']}."
         )
     return notes

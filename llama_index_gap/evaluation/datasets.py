@@ -1,25 +1,32 @@
-"""Data sets with judged queries: EDIS, MixBench, BEIR, and a folder of one's own."""
+"""Data sets with judged queries: EDIS, MixBench, BEIR, and your own folder."""
 
 from __future__ import annotations
 
 import csv
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from llama_index.core.schema import QueryBundle
 
 from llama_index_gap.errors import GapError, InvalidValueError
 from llama_index_gap.evaluation.metrics import Qrels
 from llama_index_gap.readers.corpus import Corpus, corpus_from_records, read_corpus
 
 _EDIS_RELEVANT = 3
-_ID_KEYS = ("_id", "id", "corpus_id", "query_id")
+_ID_KEYS = ("_id", "id", "corpus_id", "query_id", "candidate_id")
+_NO_POOL = (
+    "there is no EDIS_candidates_*.json, so only the queries' own candidates are searched, which "
+    "is far easier than the published task"
+)
+_JsonT = TypeVar("_JsonT", dict[str, Any], list[Any])
 
 
 class DatasetError(GapError, ValueError):
-    """A data set that cannot be read; part of one is never judged as if it were the whole."""
+    """A data set that cannot be read whole; a part of one is never judged."""
 
 
 @dataclass(frozen=True)
@@ -27,16 +34,21 @@ class LabelledQuery:
     """A query of a data set.
 
     Attributes:
-        id: its name in the judgements.
-        text: what is asked; empty for an image alone.
-        image_path: the image that is asked with; None if there is none.
-        kind: what sort of query the data set says it is, such as ``"image"``; None if nothing.
+        id: its key in the judgements.
+        text: the question; empty for an image alone.
+        image_path: the image to ask with; None if there is none.
+        kind: what the data set calls this sort of query, such as ``"image"``; None if nothing.
     """
 
     id: str
     text: str
     image_path: str | None = None
     kind: str | None = None
+
+    @property
+    def bundle(self) -> QueryBundle:
+        """The query as retrievers take it."""
+        return QueryBundle(self.text, image_path=self.image_path)
 
 
 @dataclass(frozen=True)
@@ -45,16 +57,14 @@ class Dataset:
 
     Attributes:
         name: the folder's name.
-        format: ``"edis"``, ``"mixbench"``, ``"beir"`` or ``"folder"``.
         corpus: the documents' nodes; a document's id is their ``ref_doc_id``.
-        queries: all have a judgement.
+        queries: the queries, all judged.
         qrels: for each query the judged documents with their grades.
         relevant_from: the lowest grade that counts as relevant.
-        notes: what about it a reader of its figures should know.
+        notes: what a reader of its figures should know.
     """
 
     name: str
-    format: str
     corpus: Corpus
     queries: list[LabelledQuery]
     qrels: Qrels
@@ -62,12 +72,12 @@ class Dataset:
     notes: tuple[str, ...] = ()
 
     def limited(self, queries: int | None) -> Dataset:
-        """The same documents with every so many-th query, so that at most ``queries`` are left."""
+        """The same documents with at most so many ``queries``, spread evenly over all of them."""
         if queries is None or queries >= len(self.queries):
             return self
         if queries < 1:
             raise InvalidValueError(f"limit={queries}: must be at least 1")
-        step = len(self.queries) / queries  # over all of the file, which may be in some order
+        step = len(self.queries) / queries  # the file may be sorted, so not its first queries
         kept = [self.queries[int(index * step)] for index in range(queries)]
         note = f"{queries:,} of {len(self.queries):,} queries, spread evenly"
         return replace(self, queries=kept, notes=(*self.notes, note))
@@ -76,29 +86,30 @@ class Dataset:
 def read_dataset(path: str | Path, *, split: str = "test", show_progress: bool = False) -> Dataset:
     """Read a data set with judged queries.
 
-    Formats, told apart by the files in the folder:
+    The files in the folder tell which format it has:
 
     - **EDIS** (Liu et al., EMNLP 2023): ``EDIS_{split}.json``, a list of ``{query, candidates:
       [{candidate_id, image, headline, score}]}``, and ``EDIS_candidates_*.json``, the pool, a list
-      of ``{id, image, headline}``; without the pool the candidates are. Grade 3 is relevant.
+      of ``{id, image, headline}``; without the pool, all candidates. Grade 3 is relevant.
     - **MixBench** (Li et al., arXiv 2507.19054), one of its subsets: ``queries.jsonl``,
       ``mixed_corpus.jsonl`` (or ``corpus.jsonl``) with ``corpus_id``, ``text``, ``image``, and
       ``qrels/qrels.tsv``.
     - **BEIR** (Thakur et al., 2021): ``corpus.jsonl`` with ``_id``, ``title``, ``text`` and, here,
       ``image``; ``queries.jsonl``; ``qrels/{split}.tsv``.
-    - **A folder of one's own**: anything that ``read_corpus`` reads, with ``queries.jsonl`` beside
-      it; see ``read_queries``.
+    - **Your own folder**: anything that ``read_corpus`` reads, with ``queries.jsonl`` beside it;
+      see ``read_queries``.
 
-    Images are looked for from the folder, and below its ``images``. A document whose image is
-    missing keeps its text, and is in ``corpus.skipped``.
+    Images are looked up in the folder and in its ``images``. A document whose image is missing
+    keeps its text, and is listed in ``corpus.skipped``.
 
     Args:
         path: the folder.
-        split: which queries, where there are several sets of them.
+        split: which set of queries, where there are several.
         show_progress: show a progress bar.
 
     Raises:
-        DatasetError: no such format, a file that is missing or broken, queries without judgement.
+        DatasetError: the format is unknown, a file is missing or broken, or a query has no
+            judgement.
         CorpusError: no document could be read.
     """
     folder = Path(path).expanduser().resolve()
@@ -112,22 +123,24 @@ def read_dataset(path: str | Path, *, split: str = "test", show_progress: bool =
             return _read_beir(folder, split, show_progress)
         corpus = read_corpus(folder, show_progress=show_progress)
         queries, qrels = read_queries(folder / "queries.jsonl")
-        return _checked(Dataset(folder.name, "folder", corpus, queries, qrels))
+        return _judgeable(Dataset(folder.name, corpus, queries, qrels))
     raise DatasetError(
-        f"{path}: holds neither EDIS_{split}.json nor queries.jsonl; see read_dataset for the "
-        "formats that are read"
+        f"{path}: holds neither EDIS_{split}.json nor queries.jsonl; read_dataset lists the formats"
     )
 
 
 def read_queries(path: str | Path) -> tuple[list[LabelledQuery], Qrels]:
-    """Read judged queries, an object a line.
+    """Read judged queries: a JSON object on each line.
 
-    ``query`` (or ``text``) is the question, ``image`` an image to ask with (from the file's
-    folder); ``relevant`` a list of documents' ids, or an object of their grades; ``id`` and
-    ``kind`` may be left out.
+    ``query`` (or ``text``) is the question. ``image`` is an image to ask with, its path relative
+    to the file's folder. ``relevant`` is a list of documents' ids, or an object of their grades.
+    ``id`` and ``kind`` may be left out.
+
+    Returns:
+        The queries and their judgements, as ``collect_scores`` takes them.
 
     Raises:
-        DatasetError: a line is broken, asks nothing, or names no relevant document.
+        DatasetError: a line is broken, has no query, or names no relevant document.
     """
     path = Path(path)
     queries: list[LabelledQuery] = []
@@ -136,7 +149,7 @@ def read_queries(path: str | Path) -> tuple[list[LabelledQuery], Qrels]:
         query = _query(fields, path.parent, where, default_id=f"q{len(queries) + 1}")
         relevant = fields.get("relevant")
         if isinstance(relevant, list):
-            relevant = dict.fromkeys(relevant, 1)
+            relevant = {str(document): 1 for document in relevant}
         if not isinstance(relevant, dict) or not relevant:
             raise DatasetError(
                 f"{where}: relevant is {fields.get('relevant')!r}; give the relevant documents' "
@@ -151,55 +164,32 @@ def read_queries(path: str | Path) -> tuple[list[LabelledQuery], Qrels]:
     return queries, qrels
 
 
-# --- EDIS ----------------------------------------------------------------------------------------
-
-
 def _read_edis(folder: Path, split: str, show_progress: bool) -> Dataset:
-    entries = _json_list(folder / f"EDIS_{split}.json")
-    pools = sorted(folder.glob("EDIS_candidates_*.json"))
-    notes: tuple[str, ...] = ()
     queries: list[LabelledQuery] = []
     qrels: dict[str, dict[str, int]] = {}
     judged: dict[str, dict[str, Any]] = {}
-    for number, entry in enumerate(entries):
-        where = f"EDIS_{split}.json, query {number + 1}"
-        query = _query({"text": entry.get("query")}, folder, where, default_id=f"{split}-{number}")
+    for where, entry in _json_list(folder / f"EDIS_{split}.json"):
+        fields = {"id": f"{split}-{len(queries)}", "text": entry.get("query")}
+        query = _query(fields, folder, where)
         queries.append(query)
-        grades: dict[str, int] = {}
-        for candidate in _objects(entry.get("candidates"), where):
-            document = _required(candidate, "candidate_id", where)
-            grades[document] = _grade(candidate.get("score"), where)
-            judged[document] = {**candidate, "id": document}
-        qrels[query.id] = grades
+        qrels[query.id] = {}
+        for value in _checked(entry.get("candidates"), list, f"{where}, candidates"):
+            candidate = _checked(value, dict, where)
+            document = _id(candidate, where)
+            qrels[query.id][document] = _grade(candidate.get("score"), where)
+            judged[document] = candidate
+    pools = sorted(folder.glob("EDIS_candidates_*.json"))
     if len(pools) > 1:
         names = " and ".join(pool.name for pool in pools)
-        raise DatasetError(f"{folder}: holds {names}; keep the pool that is meant")
-    if pools:
-        documents: Iterable[Mapping[str, Any]] = _json_list(pools[0])
-    else:
-        documents = judged.values()
-        notes = (
-            "no EDIS_candidates_*.json: the queries' own candidates are all there is to search, "
-            "which is far easier than the published task",
-        )
-    place = _finder(folder)
-    records = (
-        {
-            "id": _required(document, "id", "a candidate"),
-            "text": document.get("headline"),
-            "image": place(document.get("image")),
-        }
-        for document in documents
-    )
-    corpus = corpus_from_records(records, folder, show_progress=show_progress)
-    dataset = Dataset(folder.name, "edis", corpus, queries, qrels, _EDIS_RELEVANT, notes)
-    return _checked(dataset)
-
-
-# --- MixBench and BEIR ---------------------------------------------------------------------------
+        raise DatasetError(f"{folder}: holds {names}; keep only the pool to search")
+    notes = () if pools else (_NO_POOL,)
+    documents = _json_list(pools[0]) if pools else judged.items()
+    corpus = _read_documents(folder, documents, "headline", show_progress)
+    return _judgeable(Dataset(folder.name, corpus, queries, qrels, _EDIS_RELEVANT, notes))
 
 
 def _read_beir(folder: Path, split: str, show_progress: bool) -> Dataset:
+    """MixBench too, whose files have other names."""
     qrels_files = [folder / "qrels" / "qrels.tsv", folder / "qrels" / f"{split}.tsv"]
     qrels_file = next((file for file in qrels_files if file.is_file()), None)
     corpora = [folder / "mixed_corpus.jsonl", folder / "corpus.jsonl"]
@@ -214,19 +204,23 @@ def _read_beir(folder: Path, split: str, show_progress: bool) -> Dataset:
         for where, fields in _json_lines(folder / "queries.jsonl")
         if (query := _query(fields, folder, where)).id in qrels
     ]
-    place = _finder(folder)
+    corpus = _read_documents(folder, _json_lines(corpus_file), "text", show_progress)
+    return _judgeable(Dataset(folder.name, corpus, queries, qrels))
+
+
+def _read_documents(
+    folder: Path, documents: Iterable[tuple[str, Mapping[str, Any]]], text: str, show_progress: bool
+) -> Corpus:
     records = (
         {
             "id": _id(fields, where),
             "title": fields.get("title"),
-            "text": fields.get("text"),
-            "image": place(fields.get("image")),
+            "text": fields.get(text),
+            "image": _find_image(folder, fields.get("image")),
         }
-        for where, fields in _json_lines(corpus_file)
+        for where, fields in documents
     )
-    corpus = corpus_from_records(records, folder, show_progress=show_progress)
-    form = "mixbench" if qrels_file.name == "qrels.tsv" else "beir"
-    return _checked(Dataset(folder.name, form, corpus, queries, qrels))
+    return corpus_from_records(records, folder, show_progress=show_progress)
 
 
 def _read_tsv(path: Path) -> dict[str, dict[str, int]]:
@@ -243,51 +237,43 @@ def _read_tsv(path: Path) -> dict[str, dict[str, int]]:
     return dict(qrels)
 
 
-# --- parts ---------------------------------------------------------------------------------------
-
-
-def _checked(dataset: Dataset) -> Dataset:
-    """Refuse what cannot be judged, and note what makes the judgement harder than it looks."""
-    known = {query.id for query in dataset.queries}
-    lonely = [query for query in dataset.qrels if query not in known]
+def _judgeable(dataset: Dataset) -> Dataset:
+    """Refuse what cannot be judged, and note what makes the task harder than it looks."""
     unjudged = [query.id for query in dataset.queries if query.id not in dataset.qrels]
     if unjudged:
         raise DatasetError(f"{dataset.name}: no judgement for query {unjudged[0]!r}")
     if not dataset.queries:
         raise DatasetError(f"{dataset.name}: no query has a judgement")
     notes = list(dataset.notes)
-    if lonely:
-        notes.append(f"{len(lonely):,} judged queries are not among the queries")
-    there = set(dataset.corpus.document_ids)
+    missing = len(dataset.qrels.keys() - {query.id for query in dataset.queries})
+    if missing:
+        notes.append(f"{missing:,} judged queries are not among the queries")
+    corpus = set(dataset.corpus.document_ids)
     relevant = [
         document
         for query in dataset.queries
         for document, grade in dataset.qrels[query.id].items()
         if grade >= dataset.relevant_from
     ]
-    gone = sum(document not in there for document in relevant)
-    if gone:
+    missing = sum(document not in corpus for document in relevant)
+    if missing:
         notes.append(
-            f"{gone:,} of {len(relevant):,} relevant documents are not in the corpus: they count "
-            "as not found"
+            f"{missing:,} of {len(relevant):,} relevant documents are not in the corpus: they "
+            "count as not found"
         )
     if dataset.corpus.skipped:
         notes.append(f"{len(dataset.corpus.skipped):,} parts of the corpus were skipped")
     return replace(dataset, notes=tuple(notes))
 
 
-def _finder(folder: Path) -> Callable[[Any], Any]:
-    """Where an image lies that a record names; what is not found is left for the reader to say."""
-
-    def place(name: Any) -> Any:
-        if not isinstance(name, str) or not name.strip():
-            return None
-        plain = name.strip()
-        below = plain.lstrip("/")  # published sets write their own folder as the root
-        places = (Path("images") / below, Path(below))
-        return next((str(path) for path in places if (folder / path).is_file()), plain)
-
-    return place
+def _find_image(folder: Path, name: Any) -> str | None:
+    """Where the image that a record names lies; a missing one keeps its name."""
+    if not isinstance(name, str) or not name.strip():
+        return None
+    plain = name.strip()
+    below = plain.lstrip("/")  # published sets write their own folder as the root
+    places = (Path("images") / below, Path(below))
+    return next((str(path) for path in places if (folder / path).is_file()), plain)
 
 
 def _query(
@@ -296,10 +282,9 @@ def _query(
     text = fields.get("query") or fields.get("text") or ""
     if not isinstance(text, str):
         raise DatasetError(f"{where}: the query is {text!r}, not a text")
-    image = _finder(folder)(fields.get("image"))
+    image, kind = _find_image(folder, fields.get("image")), fields.get("kind")
     if not text.strip() and image is None:
         raise DatasetError(f"{where}: has neither a text nor an image to ask with")
-    kind = fields.get("kind")
     return LabelledQuery(
         _id(fields, where, default_id),
         text,
@@ -315,13 +300,6 @@ def _id(fields: Mapping[str, Any], where: str, default: str | None = None) -> st
     return str(found)
 
 
-def _required(fields: Mapping[str, Any], key: str, where: str) -> str:
-    value = fields.get(key)
-    if value is None or value == "":
-        raise DatasetError(f"{where}: {key} is missing")
-    return str(value)
-
-
 def _grade(value: Any, where: str) -> int:
     try:
         grade = float(value)
@@ -333,33 +311,32 @@ def _grade(value: Any, where: str) -> int:
 
 
 def _json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The object on each line, with its place for messages."""
     with path.open(encoding="utf-8-sig") as file:
         for number, line in enumerate(file, start=1):
             if line.strip():
                 where = f"{path.name}:{number}"
-                yield where, _object(_parsed(line, where), where)
+                yield where, _checked(_parsed(line, where), dict, where)
 
 
-def _json_list(path: Path) -> list[dict[str, Any]]:
+def _json_list(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The objects of a file that is one list, each with its place for messages."""
     if not path.is_file():
         raise DatasetError(f"{path}: no such file; is it another split?")
-    return _objects(_parsed(path.read_text(encoding="utf-8-sig"), path.name), path.name)
+    entries = _parsed(path.read_text(encoding="utf-8-sig"), path.name)
+    for number, entry in enumerate(_checked(entries, list, path.name), start=1):
+        where = f"{path.name}, entry {number}"
+        yield where, _checked(entry, dict, where)
 
 
 def _parsed(text: str, where: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DatasetError(f"{where}: is not JSON ({error})") from error
 
 
-def _objects(value: Any, where: str) -> list[dict[str, Any]]:
-    if not isinstance(value, list):
-        raise DatasetError(f"{where}: holds {type(value).__name__} where a list is due")
-    return [_object(item, where) for item in value]
-
-
-def _object(value: Any, where: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise DatasetError(f"{where}: holds {type(value).__name__} where an object is due")
+def _checked(value: Any, kind: type[_JsonT], where: str) -> _JsonT:
+    if not isinstance(value, kind):
+        raise DatasetError(f"{where}: is not a JSON {'array' if kind is list else 'object'}")
     return value

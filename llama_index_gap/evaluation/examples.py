@@ -1,4 +1,4 @@
-"""Queries on which methods differ: what each put first."""
+"""Queries on which methods differ: which document each method ranked first."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from llama_index.core.schema import BaseNode, ImageNode, MetadataMode
 
 from llama_index_gap.evaluation.datasets import Dataset, LabelledQuery
-from llama_index_gap.evaluation.experiment import ExperimentResult
+from llama_index_gap.evaluation.experiment_result import ExperimentResult
 from llama_index_gap.nodes import document_key
 from llama_index_gap.text import excerpt
 
@@ -18,7 +18,7 @@ _LONGEST_TITLE = 150
 
 @dataclass(frozen=True)
 class FirstPlace:
-    """A document that methods put first.
+    """A document that methods ranked first.
 
     Attributes:
         methods: their names.
@@ -37,11 +37,11 @@ class FirstPlace:
 
 @dataclass(frozen=True)
 class Example:
-    """A query, and what was put first.
+    """A query, and the documents ranked first for it.
 
     Attributes:
         query: the query.
-        kind: as in ``ExperimentResult.kinds``; None where all are alike.
+        kind: as in ``ExperimentResult.kinds``; None if there is only one kind.
         first: each document once, right ones before wrong ones.
     """
 
@@ -57,62 +57,54 @@ def pick_examples(
     *,
     between: Collection[str] | None = None,
 ) -> list[Example]:
-    """The first queries of each kind on which some methods are right and others wrong.
+    """Pick the first queries of each kind on which some methods are right and others wrong.
 
-    So they show where each fails, whichever it is, and not how often.
+    They show how each method fails, not how often.
 
     Args:
         result: of the data set.
-        dataset: what was asked.
+        dataset: the queries and documents.
         number: how many, shared among the kinds; fewer where the methods differ on fewer.
-        between: names of the methods that have to differ; by default any do.
+        between: names of the methods that must differ; by default any.
     """
     nodes: dict[str, list[BaseNode]] = defaultdict(list)
     for node in dataset.corpus.nodes:
         nodes[document_key(node, "document")].append(node)
     queries = {query.id: query for query in dataset.queries}
     kinds: list[tuple[str | None, list[str]]] = [*result.kinds.items()]
-    examples = []
     kinds = kinds or [(None, list(result.qrels))]
+    wanted = -(-number // len(kinds))  # rounded up
+    examples = []
     for kind, of_kind in kinds:
-        differing = (query for query in of_kind if _differ(_verdicts(result, query), between))
-        for _, query in zip(range(-(-number // len(kinds))), differing, strict=False):
-            examples.append(Example(queries[query], kind, _first(result, query, nodes)))
+        picked: list[Example] = []
+        for query in of_kind:
+            if len(picked) == wanted:
+                break
+            first = _first_places(result, query, nodes)
+            verdicts = {
+                place.right
+                for place in first
+                if between is None or not set(between).isdisjoint(place.methods)
+            }
+            if len(verdicts) == 2:
+                picked.append(Example(queries[query], kind, first))
+        examples += picked
     return examples
 
 
-def _differ(verdicts: Mapping[str, bool], between: Collection[str] | None) -> bool:
-    names = verdicts if between is None else between
-    return len({verdicts[name] for name in names}) == 2
-
-
-def _verdicts(result: ExperimentResult, query: str) -> dict[str, bool]:
-    """Whether what each method put first is relevant."""
-    grades = result.qrels[query]
-    return {
-        name: bool(run[query]) and grades.get(run[query][0], 0) >= result.relevant_from
-        for name, run in result.runs.items()
-    }
-
-
-def _first(
+def _first_places(
     result: ExperimentResult, query: str, nodes: Mapping[str, Sequence[BaseNode]]
 ) -> list[FirstPlace]:
-    methods: dict[tuple[str, bool], list[str]] = defaultdict(list)
-    for name, right in _verdicts(result, query).items():
-        document = next(iter(result.runs[name][query]), "")
-        methods[document, right].append(name)
+    methods: dict[str, list[str]] = defaultdict(list)
+    for name, run in result.runs.items():
+        methods[next(iter(run[query]), "")].append(name)
     places = []
-    for (document, right), names in methods.items():
+    for document, names in methods.items():
+        right = result.qrels[query].get(document, 0) >= result.relevant_from
         of_document = nodes.get(document, [])
         image = next((node for node in of_document if isinstance(node, ImageNode)), None)
-        places.append(FirstPlace(names, document, _title(document, of_document), image, right))
+        titles = [str(node.metadata.get("title") or "") for node in of_document]
+        texts = [node.get_content(MetadataMode.NONE) for node in of_document]
+        title = next((words for words in [*titles, *texts] if words.strip()), document)
+        places.append(FirstPlace(names, document, excerpt(title, _LONGEST_TITLE), image, right))
     return sorted(places, key=lambda place: not place.right)
-
-
-def _title(document: str, nodes: Sequence[BaseNode]) -> str:
-    """A document's title, or how its first text begins, or its id."""
-    titles = [str(node.metadata["title"]) for node in nodes if node.metadata.get("title")]
-    texts = [node.get_content(MetadataMode.NONE) for node in nodes]
-    shown = next((words for words in [*titles, *texts] if words.strip()), document)
-    return excerpt(shown, _LONGEST_TITLE)

@@ -1,9 +1,9 @@
-"""What a ranking is worth: recall, nDCG and MRR, with intervals and a paired test."""
+"""Measures of a ranking: recall, nDCG and MRR, with intervals and a paired test."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -13,6 +13,7 @@ from scipy.stats import bootstrap, permutation_test
 
 from llama_index_gap.errors import InvalidValueError
 from llama_index_gap.gap.arrays import FloatArray
+from llama_index_gap.gap.estimates import Estimate
 
 Run: TypeAlias = Mapping[str, Sequence[str]]
 """For each query, the documents found, best first."""
@@ -22,12 +23,12 @@ Qrels: TypeAlias = Mapping[str, Mapping[str, int]]
 DEFAULT_METRICS = ("recall@10", "ndcg@10", "mrr@10")
 RESAMPLES = 2_000
 SIGNIFICANT = 0.01
-"""What a p-value must be below for a difference to be called one."""
+"""A difference with a p-value below this is significant."""
 _METRIC = re.compile(r"(recall|ndcg|mrr)@([1-9]\d*)")
 
 
 def recall(ranking: Sequence[str], relevant: Mapping[str, int], k: int) -> float:
-    """The share of the relevant documents that is among the first k."""
+    """The share of the relevant documents that are among the first k."""
     return sum(document in relevant for document in ranking[:k]) / len(relevant)
 
 
@@ -47,11 +48,7 @@ def mrr(ranking: Sequence[str], relevant: Mapping[str, int], k: int) -> float:
     return 1.0 / next(ranks, np.inf)
 
 
-_METRICS: dict[str, Callable[[Sequence[str], Mapping[str, int], int], float]] = {
-    "recall": recall,
-    "ndcg": ndcg,
-    "mrr": mrr,
-}
+_METRICS = {"recall": recall, "ndcg": ndcg, "mrr": mrr}
 
 
 def judge(
@@ -60,35 +57,41 @@ def judge(
     """Judge a run, query by query.
 
     Args:
-        run: rankings; a query that is not in it counts as one that found nothing.
-        qrels: the judgements; queries without a relevant document are left out, as there is
-            nothing to find.
+        run: rankings; a query without a ranking found nothing.
+        qrels: the judgements; a query without a relevant document is left out.
         metrics: each ``recall@k``, ``ndcg@k`` or ``mrr@k``.
-        relevant_from: the lowest grade that counts as relevant; nDCG takes the lower ones, too, as
-            smaller gains.
+        relevant_from: the lowest grade that counts as relevant; for nDCG lower grades count too,
+            as smaller gains.
 
     Returns:
-        For each metric an array of shape (n,): the n queries in the order of ``qrels``.
+        For each metric an array of shape (n,), with the n queries in the order of ``qrels``.
 
     Raises:
         ValueError: an unknown metric, a ranking that names a document twice, or no query to judge.
     """
     queries = judged_queries(qrels, relevant_from)
     if not queries:
-        raise InvalidValueError(
-            f"no query has a document of grade {relevant_from} or more to be found"
-        )
+        raise InvalidValueError(f"no query has a document of grade {relevant_from} or more")
     for query in queries:
         ranking = run.get(query, ())
         if len(set(ranking)) < len(ranking):
             raise InvalidValueError(f"the ranking of query {query!r} names a document twice")
     values = {}
     for metric in metrics:
-        name, k = _parsed(metric)
-        least = 1 if name == "ndcg" else relevant_from
+        found = _METRIC.fullmatch(metric)
+        if found is None:
+            raise InvalidValueError(
+                f"{metric!r}: must be recall@k, ndcg@k or mrr@k, such as recall@10"
+            )
+        measure, k = _METRICS[found[1]], int(found[2])
+        least = 1 if measure is ndcg else max(relevant_from, 1)
         values[metric] = np.array(
             [
-                _METRICS[name](run.get(query, ()), _at_least(qrels[query], least), k)
+                measure(
+                    run.get(query, ()),
+                    {document: grade for document, grade in qrels[query].items() if grade >= least},
+                    k,
+                )
                 for query in queries
             ]
         )
@@ -102,18 +105,6 @@ def judged_queries(qrels: Qrels, relevant_from: int = 1) -> list[str]:
         for query, grades in qrels.items()
         if max(grades.values(), default=0) >= max(relevant_from, 1)
     ]
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A mean with its interval."""
-
-    mean: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.mean:.3f} ({self.low:.3f}–{self.high:.3f})"
 
 
 def estimate(values: npt.ArrayLike, *, confidence: float = 0.95, seed: int = 0) -> Estimate:
@@ -144,8 +135,8 @@ class Comparison:
     """Two runs over the same queries.
 
     Attributes:
-        difference: mean of the second less the first, with its interval.
-        p_value: how often so large a difference, either way, comes by chance.
+        difference: mean of the second minus mean of the first, with its interval.
+        p_value: how often chance alone gives a difference this large, in either direction.
     """
 
     difference: Estimate
@@ -153,17 +144,17 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
-        """``"higher"``, ``"lower"``, or ``"unclear"`` where chance may explain the difference."""
+        """``"higher"``, ``"lower"``, or ``"unclear"`` if the difference is not significant."""
         if self.p_value >= SIGNIFICANT:
             return "unclear"
-        return "higher" if self.difference.mean > 0 else "lower"
+        return "higher" if self.difference.value > 0 else "lower"
 
 
 def compare(first: npt.ArrayLike, second: npt.ArrayLike, *, seed: int = 0) -> Comparison:
     """Test whether two runs differ, query by query.
 
-    A paired randomisation test: if the runs were alike, each query's two values could be swapped
-    (Smucker, Allan and Carterette, CIKM 2007).
+    The test is a paired randomisation: if the runs did not differ, each query's two values could be
+    swapped (Smucker, Allan and Carterette, CIKM 2007).
 
     Args:
         first: a metric's value for each query, shape (n,).
@@ -171,7 +162,7 @@ def compare(first: npt.ArrayLike, second: npt.ArrayLike, *, seed: int = 0) -> Co
         seed: of the resampling.
 
     Raises:
-        ValueError: the two are not of the same queries.
+        ValueError: the two do not have equally many queries.
     """
     one, other = (np.asarray(values, dtype=np.float64) for values in (first, second))
     if one.shape != other.shape or one.ndim != 1:
@@ -179,7 +170,7 @@ def compare(first: npt.ArrayLike, second: npt.ArrayLike, *, seed: int = 0) -> Co
             f"the runs have values of shape {one.shape} and {other.shape}; judge the same queries"
         )
     differences = other - one
-    if len(differences) < 2 or not differences.any():  # either way is as likely
+    if len(differences) < 2 or not differences.any():  # there is nothing to swap
         return Comparison(estimate(differences), 1.0)
     test = permutation_test(
         (differences,),
@@ -189,17 +180,6 @@ def compare(first: npt.ArrayLike, second: npt.ArrayLike, *, seed: int = 0) -> Co
         rng=np.random.default_rng(seed),
     )
     return Comparison(estimate(differences, seed=seed), float(test.pvalue))
-
-
-def _parsed(metric: str) -> tuple[str, int]:
-    found = _METRIC.fullmatch(metric)
-    if found is None:
-        raise InvalidValueError(f"{metric!r}: must be recall@k, ndcg@k or mrr@k, such as recall@10")
-    return found[1], int(found[2])
-
-
-def _at_least(grades: Mapping[str, int], least: int) -> dict[str, int]:
-    return {document: grade for document, grade in grades.items() if grade >= max(least, 1)}
 
 
 def _discounted(gains: Sequence[int]) -> float:

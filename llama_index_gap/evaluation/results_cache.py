@@ -1,4 +1,4 @@
-"""A file of results, a line each, from which an interrupted run can be taken up."""
+"""A results cache: the answers of an experiment, kept so that an interrupted one goes on."""
 
 from __future__ import annotations
 
@@ -10,24 +10,25 @@ from typing import Any
 from llama_index_gap.errors import GapError
 
 _HEADER = "experiment"
+_MALFORMED = (ValueError, TypeError, KeyError, RecursionError)
 
 
 class ResultsCacheError(GapError, ValueError):
-    """A file that is no cache, the cache of something else, or damaged."""
+    """A file that is no results cache, that of another experiment, or damaged."""
 
 
 class ResultsCache:
-    """Records by key, each written as soon as it is there.
+    """Records by key, each written to the file at once.
 
-    The first line says what the records are of; each other line is a record. A last line that a
-    killed process left unfinished is taken away.
+    The first line says which experiment the records belong to; each other line is a record. If a
+    killed process left the last line unfinished, that line is removed.
 
     Args:
-        path: made where it is missing.
-        header: what the records depend on, as JSON knows it.
+        path: the file; made if missing.
+        header: everything that the records depend on, as plain JSON values.
 
     Raises:
-        ResultsCacheError: the file is no cache, has another header, or is damaged.
+        ResultsCacheError: the file is no results cache, has another header, or is damaged.
     """
 
     def __init__(self, path: str | Path, header: Mapping[str, Any]) -> None:
@@ -36,11 +37,28 @@ class ResultsCache:
         content = self.path.read_bytes() if self.path.exists() else b""
         whole = content.rfind(b"\n") + 1
         lines = content[:whole].splitlines()
-        if lines:
-            self._check_header(lines[0], header)
-        elif not first.startswith(content):
-            raise self._foreign()
-        self._records = dict(self._record(line, at) for at, line in enumerate(lines[1:], start=2))
+        wanted = json.loads(_line(header))
+        try:
+            found = json.loads(lines[0])[_HEADER] if lines else wanted
+        except _MALFORMED:
+            found = None
+        if not isinstance(found, Mapping) or not (lines or first.startswith(content)):
+            raise ResultsCacheError(f"{self.path}: is no results cache; name another file")
+        differing = [key for key in wanted | found if wanted.get(key) != found.get(key)]
+        if differing:
+            raise ResultsCacheError(
+                f"{self.path}: is the results cache of another experiment, which differs in "
+                f"{', '.join(differing)}; name another file, or delete this one"
+            )
+        self._records: dict[str, Any] = {}
+        for number, line in enumerate(lines[1:], start=2):
+            try:
+                record = json.loads(line)
+                self._records[record["key"]] = record["value"]
+            except _MALFORMED:
+                raise ResultsCacheError(
+                    f"{self.path}:{number}: is damaged; delete the file"
+                ) from None
         if whole < len(content):
             with self.path.open("r+b") as file:
                 file.truncate(whole)
@@ -53,44 +71,15 @@ class ResultsCache:
         return self._records.get(key)
 
     def add(self, key: str, value: Any) -> None:
-        """Write a record, as JSON knows it."""
+        """Write a record, which is a plain JSON value."""
         self._write(_line({"key": key, "value": value}))
         self._records[key] = value
-
-    def close(self) -> None:
-        """Let go of the file."""
-        self._file.close()
 
     def __enter__(self) -> ResultsCache:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def _check_header(self, line: bytes, header: Mapping[str, Any]) -> None:
-        try:
-            found = json.loads(line)[_HEADER]
-        except (ValueError, TypeError, KeyError):
-            raise self._foreign() from None
-        wanted = json.loads(_line(header))
-        if found != wanted:
-            differing = [key for key in wanted | found if wanted.get(key) != found.get(key)]
-            raise ResultsCacheError(
-                f"{self.path}: holds results of another experiment (another "
-                f"{', '.join(differing)}); name another file, or delete this one"
-            )
-
-    def _record(self, line: bytes, at: int) -> tuple[str, Any]:
-        try:
-            record = json.loads(line)
-            return record["key"], record["value"]
-        except (ValueError, TypeError, KeyError):
-            raise ResultsCacheError(f"{self.path}:{at}: is damaged; delete the file") from None
-
-    def _foreign(self) -> ResultsCacheError:
-        return ResultsCacheError(
-            f"{self.path}: holds no results of an experiment; name another file"
-        )
+        self._file.close()
 
     def _write(self, line: bytes) -> None:
         self._file.write(line)

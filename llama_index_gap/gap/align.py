@@ -1,28 +1,9 @@
 """Aligners: move vectors across the modality gap, so that texts and images can share one index.
 
 A dual encoder's texts and images lie in two cones (Liang et al. 2022, *Mind the Gap*, arXiv
-2203.02053), and a query finds whatever lies in its own. An aligner is fitted on vectors of one
-model, never changes afterwards, and moves all vectors that go into an index or ask it.
-
-What they bring, on CLIP ViT-B/16's features of 500 COCO pairs: fitted on 250, a caption (or an
-image) of the other 250 asks for its image (or caption) among all images and captions but itself.
-Recall@10, and in brackets the share of the ten that has the query's own modality; means over 8
-random halves, standard deviations up to 0.03 and 0.02; λ by cross-validation unless given:
-
-==========================================  =============  =============
-aligner                                     text queries   image queries
-==========================================  =============  =============
-none                                        0.000 (1.00)   0.000 (1.00)
-OffsetAligner                               0.362 (0.92)   0.382 (0.82)
-CenterAligner                               0.478 (0.91)   0.480 (0.90)
-LinearAligner, rotation=True                0.481 (0.73)   0.488 (0.73)
-LinearAligner, towards="zero" (λ = 1)       0.776 (0.28)   0.114 (0.96)
-LinearAligner, ridge=1                      0.792 (0.61)   0.749 (0.63)
-LinearAligner (λ = 0.316)                   0.810 (0.55)   0.710 (0.65)
-==========================================  =============  =============
-
-Here the right answer always has the other modality; what an aligner costs queries whose answer has
-their own, the table does not say.
+2203.02053), so a query finds mostly vectors of its own modality. An aligner is fitted on vectors of
+one model, and never changes afterwards. It moves all vectors of an index and all queries.
+``benchmarks/gap_mitigations.py`` measures what each aligner brings.
 """
 
 from __future__ import annotations
@@ -32,7 +13,7 @@ import json
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import Field, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
@@ -44,7 +25,7 @@ from safetensors.numpy import save
 from scipy.linalg import orthogonal_procrustes
 
 from llama_index_gap.errors import InvalidValueError
-from llama_index_gap.gap.arrays import VectorArray
+from llama_index_gap.gap.arrays import FloatArray, VectorArray
 from llama_index_gap.modality import Kind, Modality
 
 if TYPE_CHECKING:
@@ -62,10 +43,11 @@ _NO_DIRECTION = 1e-6
 
 @dataclass(frozen=True, eq=False)
 class Aligner(ABC):
-    """What all aligners have in common. Two are equal if they move vectors in the same way.
+    """What all aligners share. Two are equal if they move vectors in the same way.
 
     Attributes:
-        fitted_on: how many vectors of which sort it was fitted on, and of which model, if known.
+        fitted_on: how many texts, images and queries it was fitted on, and of which model, if
+            known.
         path: the file that ``load_aligner`` read it from; None if it was just fitted.
     """
 
@@ -91,7 +73,7 @@ class Aligner(ABC):
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hexadecimal digits that stand for its class and its arrays, bit by bit."""
+        """16 hexadecimal digits, computed from its class and its arrays."""
         digest = hashlib.sha256(type(self).__name__.encode())
         for name, array in self._arrays().items():
             digest.update(f"{name}{array.shape}".encode() + array.astype("<f4").tobytes())
@@ -111,25 +93,25 @@ class Aligner(ABC):
         Args:
             vectors: shape (n, d), rows of length 1; never changed.
             modality: what was embedded.
-            kind: which side of retrieval it is on.
+            kind: whether the vectors are queries or documents.
 
         Returns:
             Shape (n, d), rows of length 1.
 
         Raises:
-            ValueError: vectors of another dimension or length, with NaN, or that have no direction
-                left once moved; an unknown modality or kind.
+            ValueError: vectors of another dimension or length, with NaN, or of length 0 once moved;
+                an unknown modality or kind.
         """
         for name, value, known in (("modality", modality, Modality), ("kind", kind, Kind)):
             if value not in get_args(known):
                 raise InvalidValueError(f"{name}={value!r}: must be {' or '.join(get_args(known))}")
-        moved = self._move(_unit_vectors("vectors", vectors, self.dimension), modality, kind)
+        moved = self._move(_checked("vectors", vectors, self.dimension), modality, kind)
         lengths = np.linalg.norm(moved, axis=1, keepdims=True)
         lost = np.flatnonzero(lengths < _NO_DIRECTION)
         if lost.size:
             raise InvalidValueError(
-                f"{lost.size} of {len(moved)} vectors are the very mean that is subtracted, the "
-                f"first in row {lost[0]}; nothing is left of them: fit on more vectors"
+                f"{lost.size} of {len(moved)} vectors equal the mean that is subtracted, the first "
+                f"in row {lost[0]}, and become zero vectors: fit on more vectors"
             )
         scaled: VectorArray = moved / lengths
         return scaled
@@ -170,19 +152,22 @@ class Aligner(ABC):
         """Move (n, d) unit vectors, without scaling them."""
 
     def _arrays(self) -> dict[str, VectorArray]:
-        return {own.name: getattr(self, own.name) for own in fields(self) if _is_array(own)}
+        names = [each.name for each in fields(self) if each.type == "VectorArray"]
+        return {name: getattr(self, name) for name in names}
 
     def _settings(self) -> dict[str, Any]:
-        names = [own.name for own in fields(self) if not _is_array(own)]
-        return {name: getattr(self, name) for name in names if name not in {"fitted_on", "path"}}
+        others = {"fitted_on", "path", *self._arrays()}
+        return {
+            each.name: getattr(self, each.name) for each in fields(self) if each.name not in others
+        }
 
 
 @dataclass(frozen=True, eq=False)
 class OffsetAligner(Aligner):
-    """Moves images by the distance of the means: v − Δ, with Δ = mean(images) − mean(texts).
+    """Moves images by the difference of the means: v − Δ, with Δ = mean(images) − mean(texts).
 
-    The usual recipe (Liang et al. 2022, arXiv 2203.02053, there by steps of Δ). Texts stay where
-    they are, so an index of texts needs no new vectors.
+    The usual recipe (Liang et al. 2022, arXiv 2203.02053, there by steps of Δ). Texts are not
+    moved, so an index of texts needs no new vectors.
 
     Attributes:
         offset: Δ, shape (d,).
@@ -197,16 +182,17 @@ class OffsetAligner(Aligner):
         """Fit on any texts and any images; they need not belong together.
 
         Args:
-            texts: shape (n, d), rows of length 1; a few hundred will do.
+            texts: shape (n, d), rows of length 1; a few hundred are enough.
             images: shape (m, d), rows of length 1.
-            model_name: the model that they come from, to be written down.
+            model_name: the model that they come from, for ``fitted_on``.
 
         Raises:
-            ValueError: fewer than two vectors of a sort, dimensions that differ, NaN, or rows that
+            ValueError: fewer than two texts or images, dimensions that differ, NaN, or rows that
                 are not of length 1.
         """
         samples = _samples(texts=texts, images=images)
-        offset = _mean(samples["images"]) - _mean(samples["texts"])
+        means = _means(samples)
+        offset = means["image_mean"] - means["text_mean"]
         return cls(offset, fitted_on=_counts(samples, model_name))
 
     def _move(self, vectors: VectorArray, modality: Modality, kind: Kind) -> VectorArray:
@@ -215,7 +201,7 @@ class OffsetAligner(Aligner):
 
 @dataclass(frozen=True, eq=False)
 class CenterAligner(Aligner):
-    """Subtracts from each vector the mean of its own sort: query text, document text, image.
+    """Subtracts from each vector the mean of its kind: query text, document text, or image.
 
     GR-CLIP (Li et al. 2025, *Closing the Modality Gap for Mixed Modality Search*, arXiv
     2507.19054). An image has one mean, whether it is a document or a query.
@@ -242,11 +228,11 @@ class CenterAligner(Aligner):
         """Fit on any texts, images and queries; they need not belong together.
 
         Args:
-            texts: shape (n, d), rows of length 1; a few hundred will do.
+            texts: shape (n, d), rows of length 1; a few hundred are enough.
             images: shape (m, d), rows of length 1.
-            queries: shape (k, d), rows of length 1; by default the texts stand for them, which
-                suits models without a prompt for queries, and queries that read like the texts.
-            model_name: the model that they come from, to be written down.
+            queries: shape (k, d), rows of length 1. By default the texts, which suits models
+                without a prompt for queries, and queries that read like the texts.
+            model_name: the model that they come from, for ``fitted_on``.
 
         Raises:
             ValueError: as for ``OffsetAligner.fit``.
@@ -262,23 +248,24 @@ class CenterAligner(Aligner):
 
 @dataclass(frozen=True, eq=False)
 class LinearAligner(CenterAligner):
-    """Centres as ``CenterAligner``, and maps images onto their texts by a W learnt from pairs.
+    """Centres as ``CenterAligner``, and maps images onto their texts by a matrix W.
 
-    With X the pairs' texts and Y their images, n rows of unit vectors, each centred: W minimises
+    W is learnt from pairs. X are the pairs' texts and Y their images, n rows of unit vectors each,
+    centred. W minimises
 
-    - ‖YW − X‖² + λ‖W − I‖² (``towards="identity"``): what the pairs do not tell stays as the model
-      put it; ridge regression with a target (van Wieringen, arXiv 1509.09169);
-    - ‖YW − X‖² + λ‖W‖² (``towards="zero"``): plain ridge regression (Hoerl and Kennard 1970). It
-      draws images together in the few directions that the pairs tell of, so that text queries find
-      images well, and *image queries find next to nothing but images*;
+    - ‖YW − X‖² + λ‖W − I‖² (``towards="identity"``): ridge regression with a target (van
+      Wieringen, arXiv 1509.09169). Directions that the pairs do not constrain stay unchanged.
+    - ‖YW − X‖² + λ‖W‖² (``towards="zero"``): plain ridge regression (Hoerl and Kennard 1970).
+      Directions that the pairs do not constrain shrink. Text queries then find images well, but
+      *image queries find hardly anything but images*.
     - ‖YW − X‖² over rotations (``rotation=True``): orthogonal Procrustes (Schönemann 1966), which
-      keeps all similarities among images. Where there are fewer pairs than dimensions many
-      rotations do this equally well, and the one nearest to no rotation is taken.
+      keeps all similarities among images. With fewer pairs than dimensions many rotations fit
+      equally well; the one nearest to no rotation is taken.
 
     Attributes:
         matrix: W, shape (d, d).
         ridge: λ; None for a rotation.
-        towards: what W is drawn to; None for a rotation.
+        towards: the matrix that λ draws W to; None for a rotation.
     """
 
     matrix: VectorArray
@@ -302,14 +289,14 @@ class LinearAligner(CenterAligner):
         Args:
             texts: shape (n, d), rows of length 1.
             images: shape (n, d), rows of length 1; row i belongs to text i.
-            queries: as for ``CenterAligner.fit``; they belong to nothing.
+            queries: as for ``CenterAligner.fit``; they are in no pair.
             ridge: λ, above 0. By default the one of ``RIDGES`` that predicts texts from images
                 best in leave-one-out cross-validation (squared error; exact, from one singular
-                value decomposition: Allen 1974). Where one image has several captions it is
-                chosen too small, since leaving out one of them leaves the others in.
+                value decomposition: Allen 1974). Where one image has several captions the choice
+                is too small, since leaving out one caption leaves the others in.
             towards: as above.
-            rotation: as above; takes neither of these.
-            model_name: the model that they come from, to be written down.
+            rotation: as above; excludes ``ridge`` and ``towards``.
+            model_name: the model that they come from, for ``fitted_on``.
 
         Raises:
             ValueError: unequal numbers of texts and images, λ out of range, or as for
@@ -354,7 +341,7 @@ class LinearAligner(CenterAligner):
 
 
 def load_aligner(path: str | Path) -> Aligner:
-    """Read an aligner that ``save`` wrote; it is the saved one bit for bit.
+    """Read an aligner that ``save`` wrote, unchanged bit for bit.
 
     Raises:
         ValueError: there is no such file, it is damaged, or it holds something else.
@@ -373,55 +360,46 @@ def load_aligner(path: str | Path) -> Aligner:
         ) from error
     if header is None:
         raise InvalidValueError(f"{path} holds other arrays; pass a file that aligner.save wrote")
+    kinds = {each.__name__: each for each in (OffsetAligner, CenterAligner, LinearAligner)}
     try:
-        return _from_content(json.loads(header), arrays, path)
+        content = json.loads(header)
+        version, kind = content["version"], content["kind"]
+        if version != _VERSION or kind not in kinds:
+            raise InvalidValueError(
+                f"{path} holds a {kind} in version {version} of the format; this package reads "
+                f"{', '.join(kinds)} in version {_VERSION}: install the one that wrote it"
+            )
+        aligner: Aligner = kinds[kind](
+            **arrays, **content["settings"], fitted_on=content["fitted_on"], path=path
+        )
+        if aligner.fingerprint != content["fingerprint"]:
+            raise InvalidValueError(
+                f"{path} is damaged (its arrays have changed); fit the aligner again"
+            )
     except (KeyError, TypeError, AttributeError, StopIteration, json.JSONDecodeError) as error:
         raise InvalidValueError(f"{path} is damaged ({error!r}); fit the aligner again") from error
-
-
-def _from_content(content: Any, arrays: dict[str, Any], path: Path) -> Aligner:
-    version, kind = content["version"], content["kind"]
-    kinds = {each.__name__: each for each in (OffsetAligner, CenterAligner, LinearAligner)}
-    if version != _VERSION or kind not in kinds:
-        raise InvalidValueError(
-            f"{path} holds a {kind} in version {version} of the format; this package reads "
-            f"{', '.join(kinds)} in version {_VERSION}: install the one that wrote it"
-        )
-    aligner: Aligner = kinds[kind](
-        **arrays, **content["settings"], fitted_on=content["fitted_on"], path=path
-    )
-    if aligner.fingerprint != content["fingerprint"]:
-        raise InvalidValueError(
-            f"{path} is damaged (its arrays have changed); fit the aligner again"
-        )
     return aligner
-
-
-def _is_array(own: Field[Any]) -> bool:
-    return own.type == "VectorArray"
 
 
 # --- the mathematics -----------------------------------------------------------------------------
 
 
-def _rotation(source: npt.NDArray[np.float64], target: npt.NDArray[np.float64]) -> Any:
+def _rotation(source: FloatArray, target: FloatArray) -> Any:
     """The orthogonal R that brings source·R nearest to target, both (n, d)."""
-    # Each axis paired with itself, at next to no weight, decides where the pairs leave it open.
+    # Each axis paired with itself, at a tiny weight, decides what the pairs leave open.
     weight = np.sqrt(1e-9 * np.linalg.norm(source.T @ target, 2))
     axes = weight * np.eye(source.shape[1])
     return orthogonal_procrustes(np.vstack([source, axes]), np.vstack([target, axes]))[0]
 
 
-def _ridge(
-    source: npt.NDArray[np.float64], target: npt.NDArray[np.float64], ridge: float | None
-) -> tuple[Any, float]:
+def _ridge(source: FloatArray, target: FloatArray, ridge: float | None) -> tuple[Any, float]:
     """The W that minimises ‖source·W − target‖² + λ‖W‖², both (n, d) and centred; and its λ."""
     left, singular, right = np.linalg.svd(source, full_matrices=False)
     projected = left.T @ target
     if ridge is None:
 
         def error(ridge: float) -> float:
-            # What leaving out row i does to its residual; the mean is fitted too, hence 1/n.
+            # How leaving out row i changes its residual; the mean is fitted too, hence 1/n.
             shrunk = left * (singular**2 / (singular**2 + ridge))
             leverage = np.einsum("ij,ij->i", shrunk, left) + 1 / len(source)
             return float((((target - shrunk @ projected) / (1 - leverage)[:, None]) ** 2).sum())
@@ -436,22 +414,20 @@ def _ridge(
 def _samples(**samples: npt.ArrayLike | None) -> dict[str, VectorArray]:
     """The samples that are there, checked."""
     checked = {
-        name: _unit_vectors(name, vectors)
-        for name, vectors in samples.items()
-        if vectors is not None
+        name: _checked(name, vectors) for name, vectors in samples.items() if vectors is not None
     }
     for name, vectors in checked.items():
         if len(vectors) < 2:
             raise InvalidValueError(
-                f"{len(vectors)} {name}: at least 2 are needed, and a few hundred are good"
+                f"{len(vectors)} {name}: at least 2 are needed, and a few hundred are better"
             )
     if len({vectors.shape[1] for vectors in checked.values()}) > 1:
-        told = ", ".join(f"{name} {vectors.shape[1]}" for name, vectors in checked.items())
-        raise InvalidValueError(f"dimensions differ ({told}); all must come from one model")
+        listed = ", ".join(f"{name} {vectors.shape[1]}" for name, vectors in checked.items())
+        raise InvalidValueError(f"dimensions differ ({listed}); all must come from one model")
     return checked
 
 
-def _unit_vectors(name: str, vectors: npt.ArrayLike, dimension: int | None = None) -> VectorArray:
+def _checked(name: str, vectors: npt.ArrayLike, dimension: int | None = None) -> VectorArray:
     rows: VectorArray = np.asarray(vectors, dtype=np.float32)
     if rows.ndim != 2:
         raise InvalidValueError(f"{name} have shape {rows.shape}: must be (n, d)")
@@ -470,17 +446,13 @@ def _unit_vectors(name: str, vectors: npt.ArrayLike, dimension: int | None = Non
     return rows
 
 
-def _mean(vectors: VectorArray) -> VectorArray:
-    mean: VectorArray = vectors.mean(axis=0, dtype=np.float64).astype(np.float32)
-    return mean
-
-
 def _means(samples: Mapping[str, VectorArray]) -> dict[str, Any]:
-    return {
-        "query_mean": _mean(samples.get("queries", samples["texts"])),
-        "text_mean": _mean(samples["texts"]),
-        "image_mean": _mean(samples["images"]),
+    mean = {
+        name: vectors.mean(axis=0, dtype=np.float64).astype(np.float32)
+        for name, vectors in samples.items()
     }
+    queries = mean.get("queries", mean["texts"])
+    return {"query_mean": queries, "text_mean": mean["texts"], "image_mean": mean["images"]}
 
 
 def _counts(samples: Mapping[str, VectorArray], model_name: str | None) -> dict[str, int | str]:

@@ -1,4 +1,4 @@
-"""Scores as probabilities of relevance, on a scale of its own for each pair of modalities."""
+"""Scores as probabilities of relevance; each pair of modalities has a scale of its own."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from scipy.special import expit, logit
 
 from llama_index_gap.errors import InvalidValueError
 from llama_index_gap.gap.arrays import BoolArray, FloatArray
+from llama_index_gap.modality import LEGS
 
 Method: TypeAlias = Literal["isotonic", "logistic"]
 Labelled: TypeAlias = tuple[npt.ArrayLike, npt.ArrayLike]
 
-PAIRS = ("text_to_text", "text_to_image", "image_to_text", "image_to_image")
+PAIRS = tuple(leg.pair for leg in LEGS)
 """The pairs of modalities, the query's first."""
 FEWEST_LABELS = 10
 """Of each kind: with fewer than nine relevant hits no probability could reach 0.9 (see ``fit``)."""
@@ -28,14 +29,15 @@ _KNOTS = 101
 
 @dataclass(frozen=True)
 class Curve:
-    """The way from a score to a probability: straight lines in log-odds between knots.
+    """Maps a score to a probability: straight lines in log-odds between knots.
 
     Attributes:
         scores: of the knots, rising.
-        log_odds: of relevance, at each knot; never falling. Level beyond the first and last knot.
+        log_odds: of relevance, at each knot; never falling. Constant beyond the first and last
+            knot.
         precision: mean probability of the fitted scores from each knot upward.
         relevant: how many relevant hits it was fitted on.
-        irrelevant: and how many others.
+        irrelevant: how many other hits it was fitted on.
     """
 
     scores: tuple[float, ...]
@@ -56,7 +58,7 @@ class Curve:
             raise InvalidValueError("a curve's scores must rise, and its log-odds never fall")
 
     def probability(self, scores: FloatArray) -> FloatArray:
-        """Of each score."""
+        """The probability of each score."""
         return np.asarray(expit(np.interp(scores, self.scores, self.log_odds)), dtype=np.float64)
 
 
@@ -64,18 +66,15 @@ class Curve:
 class RelevanceCalibrator:
     """Turns scores into probabilities of relevance, for each pair of modalities by itself.
 
-    For CLIP, a cosine of 0.33 is a very good one between a text and an image, and less than almost
-    any two texts have; a probability of 0.5 means the same for both. It is a probability among hits
-    like those that it was fitted on: candidates of the same index or the same reranker, of which
-    few are relevant. Where many more or many fewer are (another corpus, another kind of query), fit
-    again.
-
-    ``fit`` makes one; the attributes are what it is made of.
+    For CLIP, a cosine of 0.33 is very high between a text and an image, but low between two texts.
+    A probability of 0.5 means the same for both. It holds for hits like those that were fitted:
+    candidates of the same index or the same reranker, few of which are relevant. Fit again where
+    many more or many fewer are relevant (another corpus, another kind of query).
 
     Attributes:
         curves: for each pair that was fitted.
         method: how they were fitted.
-        source: what gave the scores, such as the models of an index; ``""`` where it was not said.
+        source: where the scores came from, such as the models of an index; ``""`` if unknown.
     """
 
     curves: Mapping[str, Curve]
@@ -89,32 +88,31 @@ class RelevanceCalibrator:
         """Learn the probabilities from hits that somebody has judged.
 
         - ``isotonic``: the rising step function nearest to the labels (Zadrozny and Elkan, KDD
-          2002), with straight lines in log-odds between the steps. One relevant hit is imagined
-          below all others and one irrelevant hit above, so that no probability is 0 or 1: n
-          relevant hits at the top give n/(n + 1), and scores that tell nothing give Laplace's
-          (relevant + 1)/(all + 2).
+          2002), with straight lines in log-odds between the steps. One relevant hit is added below
+          all others and one irrelevant hit above, so no probability is 0 or 1: n relevant hits at
+          the top give n/(n + 1), and uninformative scores give Laplace's (relevant + 1)/(all + 2).
         - ``logistic``: a sigmoid with Platt's smoothed targets (*Probabilistic outputs for support
-          vector machines*, 1999), level where higher scores are not better; level beyond the
-          fitted scores too. Two numbers for each pair: for few labels, and for scores that lie as
-          a sigmoid assumes. With a thousand labels or more isotonic is usually nearer
-          (Niculescu-Mizil and Caruana, ICML 2005).
+          vector machines*, 1999). It is constant where higher scores are not better, and beyond
+          the fitted scores. It has two numbers for each pair, and suits few labels. With a
+          thousand labels or more, isotonic is usually nearer (Niculescu-Mizil and Caruana, ICML
+          2005).
 
         Args:
-            labelled: for each pair of modalities (``text_to_image``: a text asked, an image was
-                found) the scores of hits, shape (n,), higher is better; and whether each is
-                relevant, shape (n,).
+            labelled: for each pair of modalities (``text_to_image``: a text query, an image hit)
+                the scores of hits, shape (n,), higher is better; and whether each is relevant,
+                shape (n,).
             method: as above.
-            source: what gave the scores, such as ``index.models`` or a reranker's name; whoever
-                is given the calibrator can refuse it by that.
+            source: where the scores came from, such as the models of an index or a reranker's
+                name; ``check_source`` compares it.
 
         Raises:
-            ValueError: an unknown pair or method; scores and labels that do not match, that are
-                NaN, infinite or not labels; fewer than 10 hits of either kind.
+            ValueError: an unknown pair or method; scores and labels of different numbers; NaN or
+                infinity; labels other than 0 and 1; fewer than 10 hits of either kind.
         """
         fit = _isotonic if _method(method) == "isotonic" else _logistic
         if not labelled:
             raise InvalidValueError(
-                f"there are no labelled scores; give them for any of {_listed(PAIRS)}"
+                f"there are no labelled scores; give them for any of {', '.join(PAIRS)}"
             )
         curves = {pair: _curve(pair, *data, fit) for pair, data in labelled.items()}
         return cls(curves, method, source)
@@ -135,20 +133,19 @@ class RelevanceCalibrator:
         return self._curve(pair).probability(_finite(pair, scores))
 
     def threshold(self, pair: str, precision: float = 0.9) -> float:
-        """The score from which on, of such hits as were fitted, this share is relevant.
+        """The lowest score such that this share of the hits at or above it is relevant.
 
-        By the probabilities, whose mean from a score upward rises with the score, and not by
-        counting labels: there one lucky hit at the top gives a precision of 1. The single hit just
-        above the threshold may be less probable than ``precision``; where each hit shall be that
-        probable, compare ``probability`` instead.
+        It comes from the probabilities, not from counting labels, where one lucky hit at the top
+        would give a precision of 1. The hit just above the threshold may be less probable than
+        ``precision``. To keep only hits that are each so probable, compare ``probability``.
 
         Args:
             pair: of modalities, such as ``text_to_image``.
-            precision: the share that is wanted, between 0 and 1.
+            precision: the wanted share, between 0 and 1.
 
         Returns:
-            The lowest such score, to a hundredth of the fitted scores' range; ``inf``, which no
-            score reaches, where there is none.
+            The score, to a hundredth of the fitted scores' range; ``inf`` where none reaches the
+            precision.
 
         Raises:
             ValueError: the pair was not fitted, or ``precision`` is out of range.
@@ -160,16 +157,16 @@ class RelevanceCalibrator:
         return next((score for score, share in reached if share >= precision), math.inf)
 
     def check_source(self, source: str) -> None:
-        """Check that it was fitted for scores from here.
+        """Check that it was fitted for scores of this source.
 
         Raises:
-            ValueError: it was not, or does not say for which.
+            ValueError: it was fitted for another source, or for an unknown one.
         """
         if self.source != source:
             fitted = f"for {self.source}" if self.source else "without saying for what"
             raise InvalidValueError(
                 f"the calibrator was fitted {fitted}, and these scores are of {source}; fit one on "
-                "them, and name that as its source"
+                f"these scores, with source={source!r}"
             )
 
     def summary(self) -> str:
@@ -192,7 +189,7 @@ class RelevanceCalibrator:
         """What ``to_dict`` gave, as a calibrator.
 
         Raises:
-            ValueError: it is none.
+            ValueError: it does not describe a calibrator.
         """
         try:
             curves = {
@@ -229,8 +226,8 @@ class RelevanceCalibrator:
         if pair not in self.curves:
             _known(pair)
             raise InvalidValueError(
-                f"the calibrator was not fitted for {pair}, only for {_listed(self.curves)}; fit "
-                "it with labelled hits of that pair too"
+                f"the calibrator was not fitted for {pair}, only for {', '.join(self.curves)}; "
+                "fit it with labelled hits of that pair too"
             )
         return self.curves[pair]
 
@@ -241,12 +238,12 @@ class RelevanceCalibrator:
 def expected_calibration_error(
     probabilities: npt.ArrayLike, labels: npt.ArrayLike, *, bins: int = 15
 ) -> float:
-    """How far probabilities are from the shares that come true: 0 is perfect.
+    """How far probabilities are from the true shares of relevant hits: 0 is perfect.
 
-    The hits are put into bins of equal width by their probability; the mean over the hits of the
-    distance between their bin's mean probability and its share of relevant hits (Naeini et al.,
-    AAAI 2015; Guo et al., ICML 2017, with 15 bins). Where few hits are relevant, a constant has a
-    low error too, so read it next to ``brier_score``; and few hits in a bin make it too high.
+    Hits are put into bins of equal width by their probability. The error is the mean over the hits
+    of the distance between their bin's mean probability and its share of relevant hits (Naeini et
+    al., AAAI 2015; Guo et al., ICML 2017, with 15 bins). Where few hits are relevant, a constant
+    has a low error too, so read ``brier_score`` as well. Few hits in a bin make the error too high.
 
     Args:
         probabilities: shape (n,), between 0 and 1.
@@ -259,14 +256,14 @@ def expected_calibration_error(
     values, relevant = _probabilities_and_labels(probabilities, labels)
     if bins < 1:
         raise InvalidValueError(f"bins={bins}: must be at least 1")
-    # The distance of the means times the bin's share of the hits is that of the sums over all hits.
+    # A bin's distance times its share of the hits is the distance of its sums over all hits.
     bin_of = np.minimum((values * bins).astype(np.int64), bins - 1)
     surplus = np.bincount(bin_of, weights=values - relevant)
     return float(np.abs(surplus).sum() / len(values))
 
 
 def brier_score(probabilities: npt.ArrayLike, labels: npt.ArrayLike) -> float:
-    """Mean squared distance of probabilities from what came true, 1 or 0 (Brier, 1950).
+    """Mean squared distance of probabilities from the labels, 1 or 0 (Brier, 1950).
 
     Args:
         probabilities: shape (n,), between 0 and 1.
@@ -329,7 +326,7 @@ def _isotonic(scores: FloatArray, labels: BoolArray) -> tuple[FloatArray, FloatA
     shares = np.bincount(which, weights=labels) / counts
     steps = isotonic_regression(np.r_[1.0, shares, 0.0], weights=np.r_[1, counts, 1])
     ends = np.r_[steps.blocks[:-1], steps.blocks[1:] - 1].clip(1, len(distinct))
-    knots = np.unique(ends) - 1  # without the hit imagined below
+    knots = np.unique(ends) - 1  # without the hit added below
     return distinct[knots], np.asarray(logit(steps.x[1:-1][knots]), dtype=np.float64)
 
 
@@ -368,7 +365,7 @@ def _method(method: str) -> Method:
 
 def _known(pair: str) -> str:
     if pair not in PAIRS:
-        raise InvalidValueError(f"pair {pair!r}: must be one of {_listed(PAIRS)}")
+        raise InvalidValueError(f"pair {pair!r}: must be one of {', '.join(PAIRS)}")
     return pair
 
 
@@ -393,10 +390,6 @@ def _labels(name: str, labels: npt.ArrayLike, values: FloatArray) -> BoolArray:
         )
     if not np.isin(numbers, (0, 1)).all():
         raise InvalidValueError(
-            f"{name}: a label is 1 (relevant) or 0, or True or False; no degrees"
+            f"{name}: a label is 1 (relevant) or 0, or True or False; grades are not labels"
         )
     return numbers.astype(np.bool_)
-
-
-def _listed(pairs: Mapping[str, Any] | tuple[str, ...]) -> str:
-    return ", ".join(pairs)

@@ -12,11 +12,12 @@ from urllib.parse import SplitResult, urljoin, urlsplit
 
 from llama_index_gap.errors import GapError
 
-MAX_BYTES = 50_000_000
-TIMEOUT_S = 20.0
-MAX_REDIRECTS = 5
+_MAX_BYTES = 50_000_000
+_TIMEOUT_S = 20.0  # for the whole of it, redirects included
+_MAX_REDIRECTS = 5
 _CHUNK = 65_536
 _REDIRECTS = {301, 302, 303, 307, 308}
+_HEADERS = {"Accept": "image/*", "Accept-Encoding": "identity", "User-Agent": "llama-index-gap"}
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")  # RFC 6052: carries an IPv4 address
 # What has been given out of IPv6 to the open internet, less documentation (RFC 9637); Python's
 # own is_global takes most of the rest for global too.
@@ -28,7 +29,7 @@ class FetchError(GapError, ValueError):
     """A URL that cannot, or must not, be fetched."""
 
 
-def fetch(url: str, *, timeout_s: float = TIMEOUT_S, max_bytes: int = MAX_BYTES) -> bytes:
+def fetch(url: str) -> bytes:
     """Get the content of an http or https URL on a public address.
 
     Every redirect is checked like the first address. The address is checked again once connected,
@@ -37,21 +38,21 @@ def fetch(url: str, *, timeout_s: float = TIMEOUT_S, max_bytes: int = MAX_BYTES)
 
     Args:
         url: an http or https URL without user name and password.
-        timeout_s: seconds for the whole of it, redirects included.
-        max_bytes: most bytes of content.
 
     Raises:
         FetchError: refused, unreachable, too slow, too large, or an answer other than 200.
     """
-    deadline = time.monotonic() + timeout_s
-    for _ in range(MAX_REDIRECTS + 1):
+    deadline = time.monotonic() + _TIMEOUT_S
+    for _ in range(_MAX_REDIRECTS + 1):
         parts = _checked(url)
-        connection = _connect(parts, deadline, timeout_s)
+        connection = _connect(parts, deadline)
         # A server that sends a byte now and then never trips a socket's own time-out.
-        watchdog = threading.Timer(_left(deadline, timeout_s), _hang_up, [connection.sock])
+        watchdog = threading.Timer(_left(deadline), _hang_up, [connection.sock])
         watchdog.start()
         try:
-            response = _ask(connection, parts)
+            path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+            connection.request("GET", path, headers=_HEADERS)
+            response = connection.getresponse()
             if response.status in _REDIRECTS:
                 target = response.getheader("Location")
                 if not target:
@@ -60,18 +61,26 @@ def fetch(url: str, *, timeout_s: float = TIMEOUT_S, max_bytes: int = MAX_BYTES)
                 continue
             if response.status != http.client.OK:
                 raise FetchError(f"HTTP {response.status} {response.reason}")
-            content = _read(response, max_bytes)
-            _left(deadline, timeout_s)  # the watchdog's hanging up looks like the end of the data
+            content = bytearray()
+            while chunk := response.read1(_CHUNK):
+                content += chunk
+                if len(content) > _MAX_BYTES:
+                    too_much = f"more than {_MAX_BYTES:,} bytes"
+                    raise FetchError(f"{too_much}; download it yourself if you trust it")
+            _left(deadline)  # the watchdog's hanging up looks like the end of the data
+        except UnicodeError as error:
+            unencoded = "the URL holds characters that must be percent-encoded"
+            raise FetchError(f"{unencoded} ({error})") from error
         except (OSError, http.client.HTTPException) as error:
-            _left(deadline, timeout_s)
+            _left(deadline)
             raise FetchError(f"cannot be fetched ({str(error) or type(error).__name__})") from error
         finally:
             watchdog.cancel()
             connection.close()
         if response.length:
             raise FetchError(f"broke off, {response.length:,} bytes short")
-        return content
-    raise FetchError(f"more than {MAX_REDIRECTS} redirects")
+        return bytes(content)
+    raise FetchError(f"more than {_MAX_REDIRECTS} redirects")
 
 
 def is_public(address: str) -> bool:
@@ -108,7 +117,7 @@ def _checked(url: str) -> SplitResult:
     return parts
 
 
-def _connect(parts: SplitResult, deadline: float, timeout_s: float) -> http.client.HTTPConnection:
+def _connect(parts: SplitResult, deadline: float) -> http.client.HTTPConnection:
     host = parts.hostname or ""
     port = parts.port or (443 if parts.scheme == "https" else 80)
     try:
@@ -118,13 +127,13 @@ def _connect(parts: SplitResult, deadline: float, timeout_s: float) -> http.clie
     for *_, address in found:
         _refuse_private(host, str(address[0]))
     kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-    connection = kind(host, port, timeout=_left(deadline, timeout_s))
+    connection = kind(host, port, timeout=_left(deadline))
     try:
         connection.connect()
         _refuse_private(host, connection.sock.getpeername()[0])
     except OSError as error:
         connection.close()
-        _left(deadline, timeout_s)
+        _left(deadline)
         raise FetchError(f"{host} cannot be reached ({error})") from error
     except FetchError:
         connection.close()
@@ -137,34 +146,13 @@ def _refuse_private(host: str, address: str) -> None:
         raise FetchError(f"{host} is at {address}, which is not a public address; refused")
 
 
-def _ask(connection: http.client.HTTPConnection, parts: SplitResult) -> http.client.HTTPResponse:
-    target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-    headers = {"Accept": "image/*", "Accept-Encoding": "identity", "User-Agent": "llama-index-gap"}
-    try:
-        connection.request("GET", target, headers=headers)
-    except UnicodeError as error:
-        raise FetchError(
-            f"the URL holds characters that must be percent-encoded ({error})"
-        ) from error
-    return connection.getresponse()
-
-
-def _read(response: http.client.HTTPResponse, max_bytes: int) -> bytes:
-    content = bytearray()
-    while chunk := response.read1(_CHUNK):
-        content += chunk
-        if len(content) > max_bytes:
-            raise FetchError(f"more than {max_bytes:,} bytes; download it yourself if you trust it")
-    return bytes(content)
-
-
 def _hang_up(connected: socket.socket) -> None:
-    with contextlib.suppress(OSError):  # already closed by the other side
+    with contextlib.suppress(OSError):  # the server has hung up already
         connected.shutdown(socket.SHUT_RDWR)
 
 
-def _left(deadline: float, timeout_s: float) -> float:
+def _left(deadline: float) -> float:
     left = deadline - time.monotonic()
     if left <= 0:
-        raise FetchError(f"took longer than {timeout_s:g} seconds")
+        raise FetchError(f"took longer than {_TIMEOUT_S:g} seconds")
     return left

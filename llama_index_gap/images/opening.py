@@ -5,8 +5,8 @@ from __future__ import annotations
 import base64
 import logging
 import re
-import stat
 import threading
+from contextlib import suppress
 from functools import cache
 from io import BytesIO
 from pathlib import Path
@@ -17,6 +17,7 @@ from llama_index.core.schema import BaseNode, ImageNode, Node, NodeWithScore
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from llama_index_gap.errors import GapError, InvalidValueError
+from llama_index_gap.files import FileError, open_file, reason
 from llama_index_gap.images.fetching import FetchError, fetch
 
 logger = logging.getLogger(__name__)
@@ -26,26 +27,11 @@ ImageSource: TypeAlias = str | Path | bytes | BytesIO | Image.Image | BaseNode |
 MAX_PIXELS = 89_478_485
 """Most pixels that are decoded by default: Pillow's own limit, 256 MiB of RGB."""
 
-# Formats that store pixels. Pillow knows more, and hands some of them (EPS) to other programs.
-_PIXEL_FORMATS = (
-    "AVIF",
-    "BMP",
-    "DIB",
-    "GIF",
-    "ICO",
-    "JPEG",
-    "JPEG2000",
-    "PNG",
-    "PPM",
-    "TIFF",
-    "WEBP",
-)
 # A PIL image may still have to read its file, which only one thread at a time can.
 _LOADING = threading.Lock()
 _DATA_URI = re.compile(r"data:(?P<type>[^,]*?)(?P<base64>;base64)?,", re.IGNORECASE)
 _URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 _LONGEST_PATH = 4096
-_JPEG_QUALITY = 80
 _SVG_START = re.compile(rb"\s*(<\?xml|<!--|<!DOCTYPE svg|<svg)", re.IGNORECASE)
 
 
@@ -128,69 +114,41 @@ def check_image(
 
 
 def read_image(
-    source: ImageSource,
-    *,
-    root: str | Path | None = None,
-    allow_urls: bool = False,
-    max_pixels: int = MAX_PIXELS,
+    source: ImageSource, *, root: str | Path | None = None, allow_urls: bool = False
 ) -> bytes:
-    """Read an image's file, checked as by ``check_image``, for ``open_image`` to decode later.
-
-    Args:
-        source: as for ``open_image``, without PIL images: they have no file.
-        root: folder that a file must lie in.
-        allow_urls: fetch http and https URLs, as ``open_image`` does.
-        max_pixels: refuse more pixels than this.
-
-    Returns:
-        The file's content.
-
-    Raises:
-        ImageError: as ``open_image``; a file that breaks off after its header passes.
-    """
+    """Read an image's file, checked as by ``check_image``, for ``open_image`` to decode later."""
     name = describe(source)
     if isinstance(source, Image.Image):
         raise ImageError(name, "has no file to read; save it, and pass the path or the bytes")
     with _stream(source, name, root, allow_urls) as stream:
-        _identify(stream, name, max_pixels)
+        _identify(stream, name)
         stream.seek(0)
         return stream.read()
 
 
-def mime_type(source: ImageSource) -> str:
-    """Say what kind of file an image is, such as ``image/jpeg``, by its content.
-
-    Args:
-        source: as for ``open_image``, without PIL images and URLs.
-
-    Raises:
-        ImageError: as ``check_image``.
-    """
-    name = describe(source)
-    with _stream(source, name, None, allow_urls=False) as stream:
-        return Image.MIME[str(_identify(stream, name, MAX_PIXELS).format)]
+def mime_type(path: Path) -> str:
+    """Say what kind of file an image is, such as ``image/jpeg``, by its content."""
+    with _from_file(path, str(path), None) as stream:
+        return Image.MIME[str(_identify(stream, str(path)).format)]
 
 
 def scaled_jpeg(
     source: ImageSource, longest: int, *, allow_urls: bool = False
 ) -> tuple[bytes, tuple[int, int]]:
-    """An image as a JPEG file of a size fit for pages and chat models, without its metadata.
+    """Make a JPEG file of an image for pages and chat models, without its metadata.
 
     Args:
         source: as for ``open_image``.
-        longest: most pixels a side; a smaller image keeps its size.
-        allow_urls: fetch http and https URLs, as ``open_image`` does.
+        longest: most pixels of width and of height; a smaller image keeps its size.
+        allow_urls: as for ``open_image``.
 
     Returns:
         The file's content; width and height in pixels.
-
-    Raises:
-        ImageError: as ``open_image``.
     """
     image = open_image(source, allow_urls=allow_urls)
     image.thumbnail((longest, longest))
     data = BytesIO()
-    image.save(data, "JPEG", quality=_JPEG_QUALITY)
+    image.save(data, "JPEG", quality=80)
     return data.getvalue(), image.size
 
 
@@ -216,7 +174,9 @@ def describe(source: object) -> str:
         case bytes():
             return f"<{len(source):,} bytes>"
         case BytesIO():
-            return "<closed BytesIO>" if source.closed else f"<BytesIO of {_size(source):,} bytes>"
+            if source.closed:
+                return "<closed BytesIO>"
+            return f"<BytesIO of {source.getbuffer().nbytes:,} bytes>"
         case NodeWithScore():
             return describe(source.node)
         case BaseNode():
@@ -224,7 +184,7 @@ def describe(source: object) -> str:
         case str() if source[:5].lower() == "data:":
             return f"<data URI of {len(source):,} characters>"
         case str() if _URL.match(source):
-            # Neither passwords nor signatures belong into messages.
+            # Neither passwords nor signatures belong in messages.
             return re.sub(r"//[^/?#]*@", "//***@", source).split("?")[0]
         case str() if len(source) > 200:
             return f"<text of {len(source):,} characters, {source[:20]!r}…>"
@@ -234,12 +194,7 @@ def describe(source: object) -> str:
             return f"<{type(source).__name__}>"
 
 
-def _size(stream: BytesIO) -> int:
-    with stream.getbuffer() as buffer:
-        return buffer.nbytes
-
-
-def _identify(stream: IO[bytes], name: str, max_pixels: int) -> Image.Image:
+def _identify(stream: IO[bytes], name: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Read an image's header: what it is and how large, without decoding it."""
     try:
         image = Image.open(stream, formats=_formats())
@@ -254,29 +209,48 @@ def _identify(stream: IO[bytes], name: str, max_pixels: int) -> Image.Image:
         ) from error
     # On damaged headers Pillow's readers raise anything from SyntaxError to struct.error.
     except Exception as error:
-        raise ImageError(name, f"damaged image file ({_reason(error)})") from error
+        raise ImageError(name, f"damaged image file ({reason(error)})") from error
     _check_pixels(image, name, max_pixels)
     return image
 
 
 def _stream(source: object, name: str, root: str | Path | None, allow_urls: bool) -> IO[bytes]:
+    """The image's file, wherever it is: in a node, in memory, on disk, or behind a URL."""
+    node = source.node if isinstance(source, NodeWithScore) else source
+    if isinstance(node, BaseNode):
+        data, path, url = image_of(node)
+        # The order in which LlamaIndex itself resolves them.
+        if data:
+            return _from_base64(data if isinstance(data, str) else data.decode("latin-1"), name)
+        if path:
+            return _from_file(Path(path), f"{name} ({path})", root)
+        if url:
+            return _from_url(str(url), name, allow_urls)
+        kind = type(node).__name__
+        raise ImageError(name, f"this {kind} holds no image; set its image, path or URL")
     match source:
-        case NodeWithScore():
-            return _stream(source.node, name, root, allow_urls)
-        case BaseNode():
-            return _node_stream(source, name, root, allow_urls)
         case bytes():
             return BytesIO(source)
         case BytesIO() if not source.closed:
             return BytesIO(source.getvalue())  # a copy (made on write): the position stays
         case Path():
-            return _file(source, name, root)
-        case str() if source[:5].lower() == "data:":
-            return BytesIO(_from_data_uri(source, name))
+            return _from_file(source, name, root)
         case str() if _URL.match(source):
-            return BytesIO(_from_url(source, name, allow_urls))
+            return _from_url(source, name, allow_urls)
+        case str() if not source.strip():
+            raise ImageError(repr(source), "an empty text is not an image; pass a path")
+        case str() if source[:5].lower() == "data:" or len(source) > _LONGEST_PATH:
+            return _from_base64(source, name)
         case str():
-            return _path_or_base64(source, name, root)
+            try:
+                return _from_file(Path(source), name, root)
+            except ImageError:  # a base64 JPEG, which starts with "/9j/", can look like a path
+                with suppress(Exception):  # no image either: the missing file is the news
+                    decoded = _from_base64(source, name)
+                    Image.open(decoded, formats=_formats())
+                    decoded.seek(0)
+                    return decoded
+                raise
     raise ImageError(
         name,
         "is not an image; pass a path, bytes, BytesIO, base64, "
@@ -284,85 +258,27 @@ def _stream(source: object, name: str, root: str | Path | None, allow_urls: bool
     )
 
 
-def _node_stream(node: BaseNode, name: str, root: str | Path | None, allow_urls: bool) -> IO[bytes]:
-    data, path, url = image_of(node)
-    # The order in which LlamaIndex itself resolves them.
-    if data:
-        text = data.decode("ascii", "replace") if isinstance(data, bytes) else data
-        if text[:5].lower() == "data:":
-            return BytesIO(_from_data_uri(text, name))
-        return BytesIO(_from_base64(text, name))
-    if path:
-        return _file(Path(path), f"{name} ({path})", root)
-    if url:
-        return BytesIO(_from_url(str(url), name, allow_urls))
-    raise ImageError(name, f"this {type(node).__name__} holds no image; set its image, path or URL")
-
-
-def _file(path: Path, name: str, root: str | Path | None) -> IO[bytes]:
+def _from_file(path: Path, name: str, root: str | Path | None) -> IO[bytes]:
     try:
-        if root is not None:
-            path = path.resolve()
-            if not path.is_relative_to(Path(root).resolve()):
-                raise ImageError(
-                    name,
-                    f"lies outside root={root}; only files below it are opened, links followed",
-                )
-        mode = path.stat().st_mode
-        if not stat.S_ISREG(mode):
-            kind = "a folder" if stat.S_ISDIR(mode) else "no regular file"
-            raise ImageError(name, f"is {kind}; pass an image file")
-        return path.open("rb")
-    except FileNotFoundError as error:
-        raise ImageError(name, "no such file") from error
-    except (OSError, RuntimeError) as error:  # no permission, a loop of links, a name too long, …
-        raise ImageError(name, f"cannot be read ({_reason(error)})") from error
+        return open_file(path, root)
+    except FileError as error:
+        raise ImageError(name, str(error)) from error
+
+
+def _from_base64(text: str, name: str) -> BytesIO:
+    """What a base64 text holds, or a data URI with one in it."""
+    if text[:5].lower() == "data:":
+        head = _DATA_URI.match(text[:200])
+        if head is None or not head["base64"]:
+            raise ImageError(name, "only data:…;base64,… URIs are read")
+        text = text[head.end() :]
+    try:
+        return BytesIO(base64.b64decode("".join(text.split()), validate=True))
     except ValueError as error:
-        if isinstance(error, ImageError):
-            raise
-        raise ImageError(name, f"not a path ({_reason(error)})") from error
+        raise ImageError(name, f"is neither a file nor base64 ({reason(error)})") from error
 
 
-def _path_or_base64(text: str, name: str, root: str | Path | None) -> IO[bytes]:
-    """A string is a path if there is such a file, else base64 if it decodes to an image."""
-    if not text.strip():
-        raise ImageError(repr(text), "an empty text is not an image; pass a path")
-    if len(text) > _LONGEST_PATH:
-        return BytesIO(_from_base64(text, name))
-    try:
-        return _file(Path(text), name, root)
-    except ImageError:  # a base64 JPEG, which starts with "/9j/", can look like a path
-        decoded = _decoded_image(text)
-        if decoded is None:
-            raise
-        return BytesIO(decoded)
-
-
-def _decoded_image(text: str) -> bytes | None:
-    """The image that a base64 text holds; None if it holds none."""
-    try:
-        decoded = base64.b64decode("".join(text.split()), validate=True)
-        Image.open(BytesIO(decoded), formats=_formats())
-    except Exception:  # whatever it is, it is no image: the missing file is the news
-        return None
-    return decoded
-
-
-def _from_base64(text: str, name: str) -> bytes:
-    try:
-        return base64.b64decode("".join(text.split()), validate=True)
-    except ValueError as error:
-        raise ImageError(name, f"is neither a file nor base64 ({_reason(error)})") from error
-
-
-def _from_data_uri(text: str, name: str) -> bytes:
-    head = _DATA_URI.match(text[:200])
-    if head is None or not head["base64"]:
-        raise ImageError(name, "only data:…;base64,… URIs are read")
-    return _from_base64(text[head.end() :], name)
-
-
-def _from_url(url: str, name: str, allow_urls: bool) -> bytes:
+def _from_url(url: str, name: str, allow_urls: bool) -> BytesIO:
     scheme = url.split(":", 1)[0].lower()
     if scheme not in {"http", "https"}:
         raise ImageError(name, f"{scheme}:// is not read; pass a path, or an http(s) URL")
@@ -371,7 +287,7 @@ def _from_url(url: str, name: str, allow_urls: bool) -> bytes:
             name, "URLs are not fetched unless allow_urls=True; pass a local file otherwise"
         )
     try:
-        return fetch(url)
+        return BytesIO(fetch(url))
     except FetchError as error:
         raise ImageError(name, str(error)) from error
 
@@ -393,43 +309,36 @@ def _check_pixels(image: Image.Image, name: str, max_pixels: int) -> None:
 def _decode(image: Image.Image, name: str) -> Image.Image:
     try:
         image.load()
-        return _to_rgb(_upright(image, name), name)
+        try:
+            image = ImageOps.exif_transpose(image)
+        except Exception as error:  # Pillow's readers of EXIF blocks raise types of all kinds
+            logger.warning("%s: EXIF block unreadable (%s); taken as stored", name, reason(error))
+            image = image.copy()
+        if image.mode.startswith("I;16"):  # PIL's own conversion clips all above 255 to white
+            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        if image.mode in {"I", "F"}:
+            raise ImageError(
+                name, "32-bit numbers have no agreed range of brightness; save it with 8 or 16 bits"
+            )
+        if image.mode in {"La", "RGBa"}:  # colours already multiplied by their opacity
+            image = image.convert({"La": "LA", "RGBa": "RGBA"}[image.mode])
+        if image.has_transparency_data:
+            rgba = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+        return image if image.mode == "RGB" else image.convert("RGB")
     except ImageError:
         raise
-    except Exception as error:  # Pillow's decoders, too, raise types of all kinds
-        raise ImageError(name, f"truncated or damaged image ({_reason(error)})") from error
-
-
-def _upright(image: Image.Image, name: str) -> Image.Image:
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception as error:  # as above: the EXIF block is parsed here
-        logger.warning("%s: EXIF block unreadable (%s); taken as stored", name, _reason(error))
-        return image.copy()
-
-
-def _to_rgb(image: Image.Image, name: str) -> Image.Image:
-    if image.mode.startswith("I;16"):  # PIL's own conversion clips all above 255 to white
-        grey = np.asarray(image) >> 8
-        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
-    if image.mode in {"I", "F"}:
-        raise ImageError(
-            name, "32-bit numbers have no agreed range of brightness; save it with 8 or 16 bits"
-        )
-    if image.mode in {"La", "RGBa"}:  # colours already multiplied by their opacity
-        image = image.convert({"La": "LA", "RGBa": "RGBA"}[image.mode])
-    if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, "white")
-        return Image.alpha_composite(white, rgba).convert("RGB")
-    return image if image.mode == "RGB" else image.convert("RGB")
+    except Exception as error:  # and so do its decoders
+        raise ImageError(name, f"truncated or damaged image ({reason(error)})") from error
 
 
 @cache
 def _formats() -> list[str]:
-    """Those of the formats that this Pillow was built with."""
+    """The formats that are read here, as far as this Pillow was built with them."""
+    # They store pixels. Pillow knows more, and hands some of them (EPS) to other programs.
+    ours = ["AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP"]
     Image.init()
-    return [name for name in _PIXEL_FORMATS if name in Image.OPEN]
+    return [name for name in ours if name in Image.OPEN]
 
 
 def _why_not_an_image(head: bytes) -> str:
@@ -445,8 +354,3 @@ def _why_not_an_image(head: bytes) -> str:
         return "HEIC, which is not read; convert it to JPEG or PNG"
     known = ", ".join(_formats())
     return f"not an image in a format that is read here ({known})"
-
-
-def _reason(error: BaseException) -> str:
-    # An OSError's text repeats the path, which the message has already.
-    return getattr(error, "strerror", None) or str(error) or type(error).__name__

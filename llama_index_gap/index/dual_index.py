@@ -11,21 +11,24 @@ import logging
 import re
 import shutil
 import threading
+import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from io import BytesIO
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar, Unpack, cast, get_type_hints
 
 import numpy as np
 import numpy.typing as npt
 import platformdirs
 from llama_index.core.base.base_query_engine import BaseQueryEngine
+from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.base.embeddings.base import BaseEmbedding
+from llama_index.core.callbacks import CallbackManager
 from llama_index.core.chat_engine import CondenseQuestionChatEngine
 from llama_index.core.embeddings import MultiModalEmbedding
 from llama_index.core.llms import LLM
@@ -40,23 +43,32 @@ from llama_index.core.schema import (
     Node,
     NodeRelationship,
     ObjectType,
+    QueryBundle,
     RelatedNodeInfo,
     TextNode,
 )
+from llama_index.core.vector_stores.types import MetadataFilters
 from PIL import Image
 from tqdm import tqdm
 
-from llama_index_gap.answers import DOCUMENTS, engine_settings, query_engine
+from llama_index_gap.answers import DOCUMENTS, EngineSettings, query_engine
 from llama_index_gap.embedding import DualEncoderEmbedding, warn_once_of_cuts
-from llama_index_gap.errors import InvalidValueError
+from llama_index_gap.errors import InvalidValueError, check_names, names_nearest
 from llama_index_gap.gap.calibrate import RelevanceCalibrator
-from llama_index_gap.images.opening import ImageError, check_image
-from llama_index_gap.modality import Modality
-from llama_index_gap.models import ModelError
-from llama_index_gap.readers.corpus import Corpus, Skipped
+from llama_index_gap.images.opening import ImageError, ImageSource, check_image, read_image
+from llama_index_gap.modality import CollectionName, Modality
+from llama_index_gap.models import ModelError, PairScorer
+from llama_index_gap.nodes import GroupBy
+from llama_index_gap.readers.corpus import Corpus
+from llama_index_gap.readers.records import Skipped
 from llama_index_gap.readers.splitting import default_splitter
-from llama_index_gap.search.retriever import DualIndexRetriever, SearchSide, Side
+from llama_index_gap.results import SearchResult
+from llama_index_gap.search.fusion import RANK_CONSTANT, Combine, Normalize
+from llama_index_gap.search.legs import Collection, ImageQueries
+from llama_index_gap.search.rerank import MultiModalRerank
+from llama_index_gap.search.retriever import IMAGES, PASSAGES, TOP_K, DualIndexRetriever, OnLegError
 from llama_index_gap.store.milvus import MilvusStore, StoreError, _lite_path, _to_plain
+from llama_index_gap.threads import in_thread
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +78,7 @@ MODELS_PROPERTY = "models"
 """Property of all collections that says which models made them."""
 CALIBRATOR_PROPERTY = "calibrator"
 """Property of the text collection with what ``save_calibrator`` was given."""
-_SIDES: tuple[Side, ...] = ("text", "image")
+_SIDES: tuple[CollectionName, ...] = ("text", "image")
 _PASSES_PER_WRITE = 4
 _WRITES_AHEAD = 2
 # What decides where in its space a model puts something; device, batch size and such do not.
@@ -166,7 +178,9 @@ class DualIndex:
         if embed_model is None and image_embed_model is not None:
             raise InvalidValueError("image_embed_model without embed_model: pass both, or neither")
 
-        def collection(side: Side, dim: int | None, overwrite: bool = False) -> MilvusStore:
+        def collection(
+            side: CollectionName, dim: int | None, overwrite: bool = False
+        ) -> MilvusStore:
             return MilvusStore(
                 uri=uri,
                 collection_name=f"{name}_{side}",
@@ -197,7 +211,7 @@ class DualIndex:
         )
         self.image_query_embed_model: MultiModalEmbedding | None = None
         identities = _identities(self.embed_model, image_embed_model)
-        self._stores: dict[Side, MilvusStore] = {}
+        self._stores: dict[CollectionName, MilvusStore] = {}
         try:
             for side in _SIDES:
                 try:
@@ -216,34 +230,72 @@ class DualIndex:
             Path(storage_dir) if storage_dir is not None else default_storage(uri, name)
         )
         self.report = IndexReport()
-        self._samples: dict[Side, tuple[npt.NDArray[np.float32], int]] = {}
+        self._samples: dict[CollectionName, tuple[npt.NDArray[np.float32], int]] = {}
         self._lock = threading.Lock()
+        self._rerankers: dict[str, MultiModalRerank] = {}
 
     @classmethod
+    @names_nearest
     def from_documents(
         cls,
         documents: Corpus | Sequence[BaseNode],
+        uri: str = "./gap.db",
+        name: str = "gap",
+        embed_model: BaseEmbedding | None = None,
+        image_embed_model: BaseEmbedding | None = None,
         *,
+        image_query_embed_model: BaseEmbedding | None = None,
         splitter: NodeParser | None = None,
         show_progress: bool = False,
         strict: bool = False,
-        **settings: Any,
+        token: str | None = None,
+        storage_dir: str | Path | None = None,
+        index_config: dict[str, Any] | None = None,
+        search_config: dict[str, Any] | None = None,
+        overwrite: bool = False,
     ) -> DualIndex:
         """Open an index and put documents into it; run again, it embeds only what is missing.
 
-        What went in, and what did not, is then in ``index.report``.
+        What went in, and what did not, is then in ``index.report``. The other parameters are those
+        of the class.
 
         Args:
             documents: a corpus, nodes, or LlamaIndex documents (whose texts are cut).
+            uri: as for the class.
+            name: as for the class.
+            embed_model: as for the class.
+            image_embed_model: as for the class.
+            image_query_embed_model: as for the class.
             splitter: cuts the texts of documents; 512 tokens by default.
             show_progress: show progress bars.
             strict: raise at the first node that would be skipped.
-            **settings: as for the class.
+            token: as for the class.
+            storage_dir: as for the class.
+            index_config: as for the class.
+            search_config: as for the class.
+            overwrite: as for the class.
         """
-        index = cls(**settings)
-        skipped = documents.skipped if isinstance(documents, Corpus) else []
-        nodes = documents.nodes if isinstance(documents, Corpus) else _as_nodes(documents, splitter)
-        report = index.insert_nodes(nodes, show_progress=show_progress, strict=strict)
+        index = cls(
+            uri,
+            name,
+            embed_model,
+            image_embed_model,
+            image_query_embed_model=image_query_embed_model,
+            token=token,
+            storage_dir=storage_dir,
+            index_config=index_config,
+            search_config=search_config,
+            overwrite=overwrite,
+        )
+        try:
+            skipped = documents.skipped if isinstance(documents, Corpus) else []
+            nodes = (
+                documents.nodes if isinstance(documents, Corpus) else _as_nodes(documents, splitter)
+            )
+            report = index.insert_nodes(nodes, show_progress=show_progress, strict=strict)
+        except BaseException:
+            index.close()  # nobody else has it, and it would hold the file
+            raise
         report.skipped[:0] = skipped
         index.report = report
         logger.info("%s", report.summary())
@@ -352,23 +404,164 @@ class DualIndex:
             found |= {node.node_id: node for node in store.get_nodes(list(node_ids))}
         return [found[node_id] for node_id in node_ids if node_id in found]
 
-    def count(self) -> dict[Side, int]:
+    def count(self) -> dict[CollectionName, int]:
         """How many rows each collection has."""
         return {side: store.count() for side, store in self._stores.items()}
 
-    def as_retriever(self, **settings: Any) -> DualIndexRetriever:
-        """A retriever over this index; settings as for ``DualIndexRetriever``."""
-        return DualIndexRetriever(self, **settings)
+    # --- searching -------------------------------------------------------------------------------
+
+    @names_nearest
+    def search(
+        self,
+        text: str | None = None,
+        image: ImageSource | None = None,
+        *,
+        top_k: int = 10,
+        filters: MetadataFilters | None = None,
+        reranker: MultiModalRerank | PairScorer | str | Path | None = None,
+        similarity_top_k: int | None = None,
+        image_similarity_top_k: int | None = None,
+        normalize: Normalize = "background",
+        combine: Combine = "evidence",
+        weights: Mapping[str, float] | None = None,
+        min_probability: float | None = None,
+        group_by: GroupBy = "document",
+        passages_per_document: int = PASSAGES,
+        images_per_document: int = IMAGES,
+        complete: bool = True,
+        image_queries: ImageQueries = "images",
+        on_leg_error: OnLegError = "raise",
+    ) -> SearchResult:
+        """Search by a text, an image, or both.
+
+        Args:
+            text: what to search for.
+            image: an image to search by, as for ``open_image``.
+            top_k: documents to return.
+            filters: on metadata.
+            reranker: reads what was found, and ranks it anew: a ``MultiModalRerank``, a loaded
+                scorer, or the name of a model, which is loaded at the first search and kept.
+            similarity_top_k: nodes to take from each leg; by default 16, and at least ``top_k``.
+            image_similarity_top_k: the same for the images alone.
+            normalize: as for ``DualIndexRetriever``, like all that follow.
+            combine: how the legs are brought together.
+            weights: by modality.
+            min_probability: leave out what is less probable.
+            group_by: documents, or single nodes.
+            passages_per_document: most passages of a document.
+            images_per_document: most images of a document.
+            complete: fetch a document's best passage and image where none was found.
+            image_queries: what an image without a text asks.
+            on_leg_error: whether a leg that fails fails the search.
+
+        Returns:
+            Documents, best first, and how they were found.
+
+        Raises:
+            ValueError: neither a text nor an image is given, or settings do not go together.
+            ImageError: the image cannot be opened.
+        """
+        if similarity_top_k is None:
+            similarity_top_k = max(TOP_K, top_k)
+        retriever = self.as_retriever(
+            top_k=top_k if reranker is None else None,
+            similarity_top_k=similarity_top_k,
+            image_similarity_top_k=image_similarity_top_k,
+            filters=filters,
+            normalize=normalize,
+            combine=combine,
+            weights=weights,
+            min_probability=min_probability,
+            group_by=group_by,
+            passages_per_document=passages_per_document,
+            images_per_document=images_per_document,
+            complete=complete,
+            image_queries=image_queries,
+            on_leg_error=on_leg_error,
+        )
+        query = QueryBundle((text or "").strip(), image_path=_query_image(image))
+        reranks = None if reranker is None else self._reranker(reranker, top_k, group_by)
+        result = replace(retriever.search(query), database=self.uri)
+        if reranks is None:
+            return result
+        started = time.perf_counter()
+        nodes = reranks.postprocess_nodes(result.nodes, query)
+        timings = {**result.timings, "rerank": time.perf_counter() - started}
+        return result.with_nodes(
+            nodes, group_by=group_by, timings=timings, reranker=reranks.model_name
+        )
+
+    async def asearch(
+        self, text: str | None = None, image: ImageSource | None = None, **settings: Any
+    ) -> SearchResult:
+        """As ``search``, without blocking the event loop."""
+        return await in_thread(self.search, text, image, **settings)
+
+    @names_nearest
+    def as_retriever(
+        self,
+        *,
+        similarity_top_k: int | None = None,
+        image_similarity_top_k: int | None = None,
+        top_k: int | None = None,
+        normalize: Normalize = "background",
+        combine: Combine = "evidence",
+        weights: Mapping[str, float] | None = None,
+        k: float = RANK_CONSTANT,
+        filters: MetadataFilters | None = None,
+        calibrator: RelevanceCalibrator | None = None,
+        min_probability: float | None = None,
+        group_by: GroupBy = "document",
+        passages_per_document: int = PASSAGES,
+        images_per_document: int = IMAGES,
+        complete: bool = False,
+        image_queries: ImageQueries = "images",
+        on_leg_error: OnLegError = "raise",
+        callback_manager: CallbackManager | None = None,
+    ) -> DualIndexRetriever:
+        """A retriever over this index; its parameters are those of ``DualIndexRetriever``."""
+        return DualIndexRetriever(
+            self,
+            similarity_top_k=similarity_top_k,
+            image_similarity_top_k=image_similarity_top_k,
+            top_k=top_k,
+            normalize=normalize,
+            combine=combine,
+            weights=weights,
+            k=k,
+            filters=filters,
+            calibrator=calibrator,
+            min_probability=min_probability,
+            group_by=group_by,
+            passages_per_document=passages_per_document,
+            images_per_document=images_per_document,
+            complete=complete,
+            image_queries=image_queries,
+            on_leg_error=on_leg_error,
+            callback_manager=callback_manager,
+        )
 
     def as_query_engine(
         self,
         llm: LLM | None = None,
         node_postprocessors: Sequence[BaseNodePostprocessor] | None = None,
-        **settings: Any,
+        *,
+        retriever: BaseRetriever | None = None,
+        top_k: int | None = None,
+        similarity_top_k: int | None = None,
+        image_similarity_top_k: int | None = None,
+        filters: MetadataFilters | None = None,
+        min_probability: float | None = None,
+        complete: bool = True,
+        citations: bool = False,
+        multimodal: bool = True,
+        allow_urls: bool = False,
+        callback_manager: CallbackManager | None = None,
+        **settings: Unpack[EngineSettings],
     ) -> BaseQueryEngine:
         """A query engine of LlamaIndex's that answers from texts and images.
 
-        A document's text, caption and image reach the model one after the other, documents in
+        A document's passages, caption and image reach the model one after the other, documents in
         their order, and where they take more than one call, no image is parted from the texts
         before it. That holds for the response modes ``compact`` (the default),
         ``compact_accumulate`` and ``tree_summarize``; ``refine`` and ``accumulate`` ask once for
@@ -378,32 +571,69 @@ class DualIndex:
         Args:
             llm: a chat model that reads images; by default ``Settings.llm``.
             node_postprocessors: such as ``MultiModalRerank``.
-            **settings: for the retriever, as for ``DualIndexRetriever``, but with ``complete=True``
-                (an answer wants a document's image, too, when its text was found), and
-                ``top_k=5`` where there are no postprocessors to choose; for the engine, as for
-                LlamaIndex' ``get_response_synthesizer``, such as ``streaming``; and
-                ``citations=True`` for a ``CitationQueryEngine``, which numbers a caption and its
-                image as two sources, ``multimodal=False`` to show no images,
-                ``allow_urls=True`` to fetch those that are only known by their URL.
+            retriever: finds the nodes; by default one over this index, with the settings that
+                follow. For other settings make one: ``index.as_retriever(…)``.
+            top_k: documents; by default 5, or all where there are postprocessors to choose.
+            similarity_top_k: as for ``DualIndexRetriever``.
+            image_similarity_top_k: as for ``DualIndexRetriever``.
+            filters: as for ``DualIndexRetriever``.
+            min_probability: as for ``DualIndexRetriever``.
+            complete: as for ``DualIndexRetriever``: an answer wants a document's passage and its
+                image, whichever of them was found.
+            citations: make a ``CitationQueryEngine``, which numbers a caption and its image as two
+                sources.
+            multimodal: show images; else texts and captions only.
+            allow_urls: fetch images that are only known by their URL.
+            callback_manager: as in LlamaIndex.
+            **settings: of LlamaIndex' ``get_response_synthesizer``, such as ``streaming``, and of
+                ``CitationQueryEngine``.
 
         Raises:
-            ValueError: there is no such setting, or the model is no chat model.
+            ValueError: the model is no chat model, or a retriever comes with settings of its own.
+            TypeError: there is no such setting.
         """
-        of_engine = engine_settings(settings.get("citations", False))
-        of_retriever = set(inspect.signature(DualIndexRetriever).parameters) - {"index", "kwargs"}
-        if unknown := settings.keys() - of_engine - of_retriever:
+        searching: dict[str, Any] = {
+            "top_k": top_k,
+            "similarity_top_k": similarity_top_k,
+            "image_similarity_top_k": image_similarity_top_k,
+            "filters": filters,
+            "min_probability": min_probability,
+        }
+        given = [name for name, value in searching.items() if value is not None]
+        check_names(
+            "as_query_engine",
+            settings,
+            [
+                *inspect.signature(self.as_query_engine).parameters,
+                *get_type_hints(EngineSettings),
+            ],
+        )
+        if retriever is None:
+            if top_k is None and not node_postprocessors:
+                searching["top_k"] = DOCUMENTS
+            retriever = self.as_retriever(complete=complete, **searching)
+        elif given:
             raise InvalidValueError(
-                f"no such setting: {', '.join(sorted(unknown))}; the retriever's are "
-                f"{', '.join(sorted(of_retriever))}; the engine's {', '.join(sorted(of_engine))}"
+                f"retriever, and {', '.join(given)}: the retriever has settings of its own; pass "
+                "these to index.as_retriever"
             )
-        top_k = None if node_postprocessors else DOCUMENTS
-        searching = {name: settings[name] for name in settings.keys() & of_retriever}
-        answering = {name: settings[name] for name in settings.keys() & of_engine}
-        retriever = self.as_retriever(**{"complete": True, "top_k": top_k, **searching})
-        return query_engine(retriever, llm, node_postprocessors, **answering)
+        return query_engine(
+            retriever,
+            llm,
+            node_postprocessors,
+            citations=citations,
+            allow_urls=allow_urls,
+            multimodal=multimodal,
+            callback_manager=callback_manager,
+            **settings,
+        )
 
     def as_chat_engine(
-        self, llm: LLM | None = None, memory: BaseMemory | None = None, **settings: Any
+        self,
+        llm: LLM | None = None,
+        memory: BaseMemory | None = None,
+        *,
+        query_engine: BaseQueryEngine | None = None,
     ) -> CondenseQuestionChatEngine:
         """A chat over ``as_query_engine``: each message becomes a question that stands alone.
 
@@ -416,17 +646,31 @@ class DualIndex:
         Args:
             llm: rewrites the questions and answers them; by default ``Settings.llm``.
             memory: what was said before.
-            **settings: as for ``as_query_engine``.
+            query_engine: answers the questions; by default ``as_query_engine(llm)``.
         """
-        engine = self.as_query_engine(llm, **settings)
+        engine = query_engine or self.as_query_engine(llm)
         return CondenseQuestionChatEngine.from_defaults(engine, memory=memory, llm=llm)
 
-    @property
+    def _reranker(
+        self,
+        reranker: MultiModalRerank | PairScorer | str | Path,
+        top_n: int,
+        group_by: GroupBy,
+    ) -> MultiModalRerank:
+        """The reranker that a search names; one that is named by its model is loaded once."""
+        if isinstance(reranker, str | Path):
+            name = str(reranker)
+            if name not in self._rerankers:
+                self._rerankers[name] = MultiModalRerank(model=name)
+            reranker = self._rerankers[name]
+        elif isinstance(reranker, PairScorer):
+            reranker = MultiModalRerank(model=reranker)
+        return reranker.model_copy(update={"top_n": top_n, "group_by": group_by})
+
     def models(self) -> str:
         """What the vectors were made with, in words; the ``source`` of a calibrator for it."""
         return _named(stored_identities(self._stores["text"].properties, self._of))
 
-    @property
     def calibrator(self) -> RelevanceCalibrator | None:
         """The calibrator that was saved last, by any process; None if none was."""
         stored = self._stores["text"].properties.get(CALIBRATOR_PROPERTY)
@@ -445,17 +689,17 @@ class DualIndex:
         ``as_retriever(min_probability=…)`` then uses it.
 
         Args:
-            calibrator: fitted with ``source=index.models``.
+            calibrator: fitted with ``source=index.models()``.
 
         Raises:
             ValueError: it was fitted for other models, or is larger than Milvus keeps.
         """
-        calibrator.check_source(self.models)
+        calibrator.check_source(self.models())
         content = json.dumps(calibrator.to_dict(), separators=(",", ":"))
         self._stores["text"].set_properties({CALIBRATOR_PROPERTY: content})
         logger.info("saved a calibrator with %s: %s", self.name, calibrator.summary())
 
-    def sides(self) -> dict[Side, SearchSide]:
+    def collections(self) -> dict[CollectionName, Collection]:
         """What a retriever searches."""
         if "image_query" in self._stores:
             rows = self.count()
@@ -468,13 +712,13 @@ class DualIndex:
                     rows["image"],
                 )
         return {
-            side: SearchSide(
+            name: Collection(
                 store,
-                self._model(side),
-                sample=partial(self._sample, side),
-                count=partial(self._size, side),
+                self._model(name),
+                sample=partial(self._sample, name),
+                count=partial(self._size, name),
             )
-            for side, store in self._stores.items()
+            for name, store in self._stores.items()
         }
 
     @property
@@ -520,7 +764,7 @@ class DualIndex:
         """As ``save_calibrator``, without blocking the event loop."""
         await asyncio.to_thread(self.save_calibrator, calibrator)
 
-    async def acount(self) -> dict[Side, int]:
+    async def acount(self) -> dict[CollectionName, int]:
         """As ``count``, without blocking the event loop."""
         return await asyncio.to_thread(self.count)
 
@@ -532,9 +776,9 @@ class DualIndex:
 
     def _by_side(
         self, nodes: Sequence[BaseNode], skip: Callable[[BaseNode, str | Exception], None]
-    ) -> dict[Side, list[TextNode]]:
+    ) -> dict[CollectionName, list[TextNode]]:
         """The rows of each collection, one for each id, images in files."""
-        sides: dict[Side, dict[str, TextNode]] = {"text": {}, "image": {}}
+        sides: dict[CollectionName, dict[str, TextNode]] = {"text": {}, "image": {}}
         last = {node.node_id: node for node in nodes}
         for node in nodes:
             if last[node.node_id] is not node:
@@ -555,20 +799,22 @@ class DualIndex:
             sides["image_query"] = sides["image"]
         return {side: list(rows.values()) for side, rows in sides.items()}
 
-    def _delete_lost(self, side: Side, sides: dict[Side, list[TextNode]]) -> None:
+    def _delete_lost(
+        self, side: CollectionName, sides: dict[CollectionName, list[TextNode]]
+    ) -> None:
         """Delete this side's rows of nodes that now have other sides only."""
         here = {node.node_id for node in sides[side]}
         elsewhere = {node.node_id for nodes in sides.values() for node in nodes} - here
         self._delete(side, sorted(self._stores[side].existing_ids(sorted(elsewhere))))
 
-    def _fingerprints(self, side: Side, nodes: list[TextNode]) -> set[str]:
+    def _fingerprints(self, side: CollectionName, nodes: list[TextNode]) -> set[str]:
         """Of the stored rows with these ids; read in one go, since a server's first read waits."""
         stored = self._stores[side].get_nodes([node.node_id for node in nodes])
         return {_fingerprint(node) for node in stored}
 
     def _embedded(
         self,
-        side: Side,
+        side: CollectionName,
         nodes: list[TextNode],
         skip: Callable[[BaseNode, str | Exception], None],
     ) -> list[TextNode]:
@@ -585,7 +831,7 @@ class DualIndex:
             for node, vector in zip(nodes, vectors, strict=True)
         ]
 
-    def _embed(self, side: Side, nodes: list[TextNode]) -> list[list[float]]:
+    def _embed(self, side: CollectionName, nodes: list[TextNode]) -> list[list[float]]:
         if side == "text":
             texts = [node.get_content(MetadataMode.EMBED) for node in nodes]
             return self.embed_model.get_text_embedding_batch(texts)
@@ -596,7 +842,7 @@ class DualIndex:
 
     def _store_rows(
         self,
-        side: Side,
+        side: CollectionName,
         rows: list[TextNode],
         skip: Callable[[BaseNode, str | Exception], None],
         report: IndexReport,
@@ -622,7 +868,7 @@ class DualIndex:
                 for row in rows:
                     self._images.settle(row.node_id, getattr(row, "image_path", None))
 
-    def _delete(self, side: Side, node_ids: list[str]) -> None:
+    def _delete(self, side: CollectionName, node_ids: list[str]) -> None:
         if not node_ids:
             return
         self._stores[side].delete_nodes(node_ids=node_ids)
@@ -631,7 +877,7 @@ class DualIndex:
             for node_id in node_ids:
                 self._images.settle(node_id, None)
 
-    def _model(self, side: Side) -> BaseEmbedding:
+    def _model(self, side: CollectionName) -> BaseEmbedding:
         if side == "image_query":
             return cast(MultiModalEmbedding, self.image_query_embed_model)
         return self.embed_model if side == "text" else self.image_embed_model
@@ -645,13 +891,13 @@ class DualIndex:
             }
         )
 
-    def _sample(self, side: Side) -> npt.NDArray[np.float32]:
+    def _sample(self, side: CollectionName) -> npt.NDArray[np.float32]:
         return self._sampled(side)[0]
 
-    def _size(self, side: Side) -> int:
+    def _size(self, side: CollectionName) -> int:
         return self._sampled(side)[1]
 
-    def _sampled(self, side: Side) -> tuple[npt.NDArray[np.float32], int]:
+    def _sampled(self, side: CollectionName) -> tuple[npt.NDArray[np.float32], int]:
         """Some vectors of a side, and how many there are; asked for once between writes."""
         with self._lock:
             if side not in self._samples:
@@ -704,6 +950,15 @@ class DualIndex:
                 f"{_named(identities)}; open it without models to take the stored ones, or pass "
                 "another name, or overwrite=True to start anew"
             )
+
+
+def _query_image(image: ImageSource | None) -> str | None:
+    """An image to search by, as LlamaIndex' queries hold one: a path, or its content."""
+    if image is None or isinstance(image, str):
+        return image
+    if isinstance(image, Path):
+        return str(image)
+    return f"data:;base64,{base64.b64encode(read_image(image)).decode()}"
 
 
 # --- models --------------------------------------------------------------------------------------

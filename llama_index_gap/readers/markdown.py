@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import re
 import tomllib
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import date, time
 from html.parser import HTMLParser
@@ -16,7 +15,8 @@ import yaml
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
-from llama_index_gap.errors import GapError
+from llama_index_gap.errors import InvalidValueError
+from llama_index_gap.readers.records import ImageReference
 
 _FRONT_MATTER = re.compile(
     r"\A(?P<fence>---|\+\+\+)[ \t]*\r?\n(?P<body>.*?)^(?P=fence)[ \t]*(\r?\n|\Z)",
@@ -34,23 +34,6 @@ _SEPARATING_TAGS = frozenset(
 )
 
 
-class MarkdownError(GapError, ValueError):
-    """A page whose front matter cannot be read."""
-
-
-@dataclass(frozen=True)
-class PageImage:
-    """An image that a page shows.
-
-    Attributes:
-        path: the link's target, decoded; a URL stays as it is.
-        alt: its alternative text.
-    """
-
-    path: str
-    alt: str
-
-
 @dataclass(frozen=True)
 class Page:
     """A Markdown page, taken apart.
@@ -58,14 +41,14 @@ class Page:
     Attributes:
         text: the page as plain text, blocks separated by blank lines, without its images.
         heading: the first heading of level 1; empty if there is none.
-        images: the images, in order.
-        metadata: the front matter: texts, numbers, truths, and lists and mappings of these.
+        images: the images that it shows, in order; a target is decoded, but for a URL.
+        metadata: the front matter: texts, numbers, booleans, and lists and mappings of these.
         unread: what looks like an image but is none by Markdown's rules, as it stands there.
     """
 
     text: str
     heading: str = ""
-    images: list[PageImage] = field(default_factory=list)
+    images: list[ImageReference] = field(default_factory=list)
     metadata: dict[str, Any] = field(default_factory=dict)
     unread: list[str] = field(default_factory=list)
 
@@ -78,12 +61,12 @@ def parse_markdown(source: str) -> Page:
             without front matter in YAML or TOML.
 
     Raises:
-        MarkdownError: the front matter cannot be read, or holds what is no plain value.
+        InvalidValueError: the front matter cannot be read, or holds what is no plain value.
     """
     metadata, body = _front_matter(source)
     tokens = MarkdownIt("commonmark").enable("table").parse(body)
     blocks: list[str] = []
-    images: list[PageImage] = []
+    images: list[ImageReference] = []
     unread: list[str] = []
     heading = ""
     for before, token in zip([None, *tokens], tokens, strict=False):
@@ -110,11 +93,13 @@ def _front_matter(source: str) -> tuple[dict[str, Any], str]:
     # ValueError: TOML, and in YAML a date such as 2024-02-31
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         line = (str(error).splitlines() or [type(error).__name__])[0]
-        raise MarkdownError(f"its front matter is not {language} that is read; {line}") from error
+        raise InvalidValueError(
+            f"its front matter is not {language} that is read; {line}"
+        ) from error
     if isinstance(fields, str):
         return {}, source  # no front matter, but prose between two rules
     if not isinstance(fields, dict | None):
-        raise MarkdownError("its front matter is not a mapping of names to values")
+        raise InvalidValueError("its front matter is not a mapping of names to values")
     plain = {str(name): _plain(str(name), value) for name, value in (fields or {}).items()}
     return plain, source[found.end() :]
 
@@ -138,47 +123,37 @@ def _plain(name: str, value: Any) -> Any:
         case dict():
             return {str(key): _plain(name, item) for key, item in value.items()}
         case float() if not math.isfinite(value):
-            raise MarkdownError(f"its front matter says {name}: {value}, which is no number")
+            raise InvalidValueError(f"its front matter says {name}: {value}, which is no number")
         case None | bool() | int() | float() | str():
             return value
-    raise MarkdownError(
+    raise InvalidValueError(
         f"its front matter holds a {type(value).__name__} as {name}; texts, numbers, dates, lists "
         "and mappings are read"
     )
 
 
-def _block_text(token: Token, images: list[PageImage]) -> str:
+def _block_text(token: Token, images: list[ImageReference]) -> str:
     match token.type:
         case "fence" | "code_block":
             return token.content.strip()
         case "html_block":
-            block = _Block(images)
-            block.feed(token.content)
-            return " ".join(block.text().split())
+            return " ".join(_Block(images).text(token).split())
         case "inline":
-            block = _Block(images)
-            block.add(token.children or [])
-            return re.sub(r"[ \t]+", " ", block.text()).strip()
+            return re.sub(r"[ \t]+", " ", _Block(images).text(token)).strip()
     return ""
 
 
 class _Block(HTMLParser):
     """The text and images of one block, in Markdown, HTML or both; no scripts, no styles."""
 
-    def __init__(self, images: list[PageImage]) -> None:
+    def __init__(self, images: list[ImageReference]) -> None:
         super().__init__(convert_charrefs=True)
         self._parts: list[str] = []
         self._images = images
         self._hidden = 0
 
-    def text(self) -> str:
-        """What was collected."""
-        self.close()
-        return "".join(self._parts)
-
-    def add(self, children: Iterable[Token]) -> None:
-        """Collect the parts of a line of Markdown."""
-        for child in children:
+    def text(self, token: Token) -> str:
+        for child in [token] if token.type == "html_block" else token.children or []:
             match child.type:
                 case "text":
                     self.handle_data(_WIKI_IMAGE.sub(self._take_wiki_image, child.content))
@@ -186,51 +161,47 @@ class _Block(HTMLParser):
                     self.handle_data(child.content)
                 case "softbreak" | "hardbreak":
                     self.handle_data("\n")
-                case "html_inline":
+                case "html_inline" | "html_block":
                     self.feed(child.content)
                 case "image":
-                    alt = _Block(self._images)
-                    alt.add(child.children or [])
-                    _add(self._images, str(child.attrs.get("src", "")), alt.text())
+                    alt = _Block(self._images).text(child)
+                    self._add(str(child.attrs.get("src", "")), alt)
+        self.close()
+        return "".join(self._parts)
 
     def _take_wiki_image(self, found: re.Match[str]) -> str:
         alt = found["alt"] or ""
         is_width = re.fullmatch(r"\d+(x\d+)?", alt) is not None
-        _add(self._images, found["path"], "" if is_width else alt)
+        self._add(found["path"], "" if is_width else alt)
         return ""
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """Collect an image, part two words, or enter what is not shown."""
         if tag == "img":
             named = dict(attrs)
-            _add(self._images, named.get("src") or "", named.get("alt") or "")
+            self._add(named.get("src") or "", named.get("alt") or "")
         elif tag in {"script", "style"}:
             self._hidden += 1
         elif tag in _SEPARATING_TAGS:
             self._parts.append(" ")
 
     def handle_endtag(self, tag: str) -> None:
-        """Part two words, or leave what is not shown."""
         if tag in {"script", "style"} and self._hidden:
             self._hidden -= 1
         elif tag in _SEPARATING_TAGS:
             self._parts.append(" ")
 
     def handle_data(self, data: str) -> None:
-        """Collect text."""
         if not self._hidden:
             self._parts.append(data)
 
-
-def _add(images: list[PageImage], target: str, alt: str) -> None:
-    target = target.strip()
-    if not target:
-        return
-    try:
-        parts = urlsplit(target)
-        is_file = not parts.scheme and not parts.netloc
-    except ValueError:  # such as an unclosed "[" of an IPv6 address
-        is_file = False
-    # What follows ? or # names a version or a part, never another file.
-    path = unquote(parts.path) if is_file else target
-    images.append(PageImage(path, " ".join(alt.split())))
+    def _add(self, target: str, alt: str) -> None:
+        target = target.strip()
+        try:
+            parts = urlsplit(target)
+            if not parts.scheme and not parts.netloc:
+                # What follows ? or # names a version or a part, never another file.
+                target = unquote(parts.path) or target
+        except ValueError:  # such as an unclosed "[" of an IPv6 address: no file
+            pass
+        if target:
+            self._images.append(ImageReference(target, " ".join(alt.split())))

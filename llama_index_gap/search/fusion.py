@@ -23,8 +23,8 @@ SMALLEST_BACKGROUND = 50
 
 
 @dataclass(frozen=True)
-class Leg:
-    """One modality's answer to a query.
+class ScoredLeg:
+    """What one leg finds, as the fusion takes it.
 
     Attributes:
         keys: the document of each hit; a document may have several hits.
@@ -77,7 +77,7 @@ class Fusion:
 
 
 def fuse(
-    legs: Mapping[str, Leg],
+    legs: Mapping[str, ScoredLeg],
     *,
     normalize: Normalize = "background",
     combine: Combine = "evidence",
@@ -100,7 +100,7 @@ def fuse(
     - ``sum``; ``max``, of the legs that found the document;
     - ``evidence``: −log of the upper tail probability of a standard normal variable at the
       z-score, added over the legs (Fisher's method). Weak evidence adds almost nothing, so it
-      suits queries that need one side as well as those that need both. Of more vectors the best
+      suits queries that need one modality as well as those that need both. Of more vectors the best
       lies higher by chance alone. So where ``background`` comes with the legs' sizes, a leg with r
       times as many vectors as the smallest takes the probability that the best of r lies so high,
       1 − (1 − p)^r (Šidák 1967), in place of p.
@@ -176,7 +176,7 @@ def check_method(normalize: str, combine: str, *, k: float = RANK_CONSTANT) -> N
 
 
 def _checked_weights(
-    weights: Mapping[str, float] | None, legs: Mapping[str, Leg]
+    weights: Mapping[str, float] | None, legs: Mapping[str, ScoredLeg]
 ) -> dict[str, float]:
     weights = weights or {}
     unknown = [name for name in weights if name not in legs]
@@ -190,7 +190,7 @@ def _checked_weights(
     return {name: float(weights.get(name, 1.0)) for name in legs}
 
 
-def _best_scores(name: str, leg: Leg) -> dict[str, float]:
+def _best_scores(name: str, leg: ScoredLeg) -> dict[str, float]:
     """Each document's best score, best document first."""
     scores = np.asarray(leg.scores, dtype=np.float64)
     if scores.shape != (len(leg.keys),):
@@ -206,7 +206,7 @@ def _best_scores(name: str, leg: Leg) -> dict[str, float]:
     return best
 
 
-def _has_background(leg: Leg) -> bool:
+def _has_background(leg: ScoredLeg) -> bool:
     return leg.background is not None and np.size(leg.background) >= SMALLEST_BACKGROUND
 
 
@@ -229,7 +229,7 @@ def _normalized(
             return _above(scores, np.asarray(background, dtype=np.float64))
 
 
-def _size_ratios(legs: Mapping[str, Leg]) -> dict[str, float]:
+def _size_ratios(legs: Mapping[str, ScoredLeg]) -> dict[str, float]:
     """How many times as large as the smallest each leg is; 1 where a size is not known."""
     sizes = {name: leg.size for name, leg in legs.items() if leg.size is not None}
     for name, size in sizes.items():

@@ -34,12 +34,12 @@ from llama_index_gap.images.opening import (
     open_image,
     read_image,
 )
+from llama_index_gap.modality import Modality as Side
 from llama_index_gap.model_settings import Folder, PathText, PickledAsSettings
 from llama_index_gap.models import Joint, LazyImage, ModelError, PairScorer, load_scorer
 from llama_index_gap.models.base import Item
 from llama_index_gap.models.runtime import Dtype
 from llama_index_gap.nodes import GroupBy, ScoredNode, by_document
-from llama_index_gap.search.retriever import Side
 from llama_index_gap.search.tracing import in_span
 from llama_index_gap.threads import DECODING_THREADS, in_thread, read_ahead, stop_if_given_up
 

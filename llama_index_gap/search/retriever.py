@@ -2,145 +2,130 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
+import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextvars import copy_context
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import copy
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
 import numpy as np
-import numpy.typing as npt
 from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.callbacks import CallbackManager
-from llama_index.core.embeddings import MultiModalEmbedding
-from llama_index.core.schema import BaseNode, NodeWithScore, QueryBundle
+from llama_index.core.schema import BaseNode, IndexNode, NodeWithScore, QueryBundle
 from llama_index.core.vector_stores.types import (
     BasePydanticVectorStore,
     FilterCondition,
     MetadataFilters,
-    VectorStoreQuery,
 )
 
-from llama_index_gap.errors import InvalidValueError
+from llama_index_gap.agents.tool import MultiModalSearchTool
+from llama_index_gap.errors import InvalidValueError, names_nearest
+from llama_index_gap.gap.arrays import VectorArray, unit_rows
 from llama_index_gap.gap.calibrate import RelevanceCalibrator
+from llama_index_gap.images.opening import has_image
+from llama_index_gap.modality import LEGS, Leg, Modality
 from llama_index_gap.nodes import GroupBy, ScoredNode, document_key
+from llama_index_gap.results import FusionUsed, LegSummary, SearchResult, documents_of
 from llama_index_gap.search.fusion import (
     RANK_CONSTANT,
     Combine,
     FusedDocument,
     Fusion,
-    Leg,
     Normalize,
+    ScoredLeg,
     check_method,
     fuse,
 )
+from llama_index_gap.search.legs import (
+    Collection,
+    Collections,
+    ImageQueries,
+    LegHits,
+    Searchable,
+    ask_legs,
+    asked_legs,
+    embed_query,
+    searched_collection,
+)
 from llama_index_gap.search.tracing import in_span
+from llama_index_gap.threads import in_thread
 
 if TYPE_CHECKING:
     from llama_index.core.indices import MultiModalVectorStoreIndex
     from llama_index.core.storage.docstore import BaseDocumentStore
 
-    from llama_index_gap.agents.tool import MultiModalSearchTool
-    from llama_index_gap.index.dual_index import DualIndex
     from llama_index_gap.store.milvus import MilvusStore
 
 logger = logging.getLogger(__name__)
 
 OnLegError: TypeAlias = Literal["raise", "degrade"]
-Side: TypeAlias = Literal["text", "image", "image_query"]
-Sampler: TypeAlias = Callable[[], npt.NDArray[np.float32] | None]
-
-
-@dataclass(frozen=True)
-class SearchSide:
-    """A vector store of one modality, and the model that its queries are embedded with.
-
-    Attributes:
-        store: holds one modality's vectors.
-        embed_model: embeds the queries.
-        sample: gives an (m, d) sample of the stored vectors, of length 1; None where none can be
-            had.
-        count: gives how many vectors there are; None where that cannot be told.
-        nodes: gives the nodes with these ids, for a store that keeps only vectors.
-    """
-
-    store: BasePydanticVectorStore
-    embed_model: BaseEmbedding
-    sample: Sampler = lambda: None
-    count: Callable[[], int | None] = lambda: None
-    nodes: Callable[[list[str]], list[BaseNode]] | None = None
-
-
-@dataclass(frozen=True)
-class LegHits:
-    """What one leg finds, best first.
-
-    Attributes:
-        nodes: the n nodes.
-        scores: their raw scores, n of them.
-        query: the vector that it was asked with, shape (d,).
-    """
-
-    nodes: list[BaseNode]
-    scores: list[float]
-    query: npt.NDArray[np.float32]
+TOP_K = 16
+"""Nodes to take from each leg."""
+PASSAGES = 3
+"""Passages to return of a document."""
+IMAGES = 1
+"""Images to return of a document."""
 
 
 class DualIndexRetriever(BaseRetriever):
     """Searches texts and images side by side, and ranks the documents behind the hits together.
 
-    A query is a text, an image (``QueryBundle("", image_path=…)``), or both. An image asks the
-    text side only where both sides share a model that embeds images; a text and an image are two
-    searches per side, whose evidence is added.
+    A query is a text, an image (``QueryBundle("", image_path=…)``), or both. A text asks both
+    modalities. An image alone asks the images; with ``image_queries="also_texts"``, and together
+    with a text, it asks the texts, too, if one model embeds both. The evidence of all legs is
+    added.
 
-    Where there is a side ``image_query``, an image asks it *instead of* the image side. Both hold
-    the same images, so that to ask both would count what is one piece of evidence twice; and that
-    side's model is there because it compares images better.
+    A document comes back as its found passages, best first, and then its best images. A caption
+    counts for the document's score, but never takes a passage's place.
 
     LlamaIndex' instrumentation shows a span for each step: ``embed_query``, one for each leg
     (``search_text``, ``search_image``, ``search_image_by_image``, …), ``fuse`` and ``complete``.
 
     Args:
-        index: what to search; or its sides: ``text``, ``image`` and, for images that are searched
-            by an image, ``image_query``.
-        similarity_top_k: text nodes to take from the search.
-        image_similarity_top_k: image nodes to take from the search.
+        index: what to search: a ``DualIndex``; or its collections ``text``, ``image`` and, for
+            images that are searched by an image, ``image_query``.
+        similarity_top_k: nodes to take from each leg, 16 by default; of texts only, where
+            ``image_similarity_top_k`` is given too. 0 leaves the texts out.
+        image_similarity_top_k: nodes to take from each leg that searches images; 0 leaves the
+            images out.
         top_k: documents to return; None for all that were found.
         normalize: see ``fuse``.
         combine: see ``fuse``.
-        weights: by side (``text``, ``image``, which counts for ``image_query`` too); see ``fuse``.
+        weights: by modality of what is found (``text``, ``image``); see ``fuse``.
         k: see ``fuse``.
-        filters: on metadata; apply to both sides.
-        calibrator: gives each hit its probability of relevance, from its score and its pair of
-            modalities. One fitted for other models than the index's is refused; over other stores
-            nobody knows.
+        filters: on metadata; apply to all collections.
+        calibrator: gives each hit its probability of relevance, from its score and its leg. One
+            fitted for other models than the index's is refused; over other stores nobody knows.
         min_probability: leave out hits that are less probable, before anything is ranked; a
             document goes with its last hit. With the index's own calibrator if none is given.
-        group_by: ``"document"`` ranks documents and returns the best text node and the best image
-            node of each; ``"node"`` ranks every node for itself.
-        complete: fetch, for a document found on one side only, its best node on the other side
-            with its exact score. It is returned with it, however improbable, but adds no evidence:
-            to fill in what was not found brings in noise.
-        on_leg_error: ``"raise"``, or ``"degrade"``: log the error and rank by the other side.
+        group_by: ``"document"`` ranks documents; ``"node"`` ranks every node for itself.
+        passages_per_document: passages to return of a document, at most.
+        images_per_document: images to return of a document, at most.
+        complete: fetch the best passage of a document that was found without one, and its best
+            image where no leg found one, with their exact scores. They are returned however
+            improbable, but add no evidence: to fill in what was not found brings in noise.
+        image_queries: what an image without a text asks: ``"images"``, or ``"also_texts"``.
+        on_leg_error: ``"raise"``, or ``"degrade"``: log the error and rank by the other legs.
         callback_manager: as in LlamaIndex.
-        **kwargs: as in LlamaIndex' ``BaseRetriever``.
+        objects: as in LlamaIndex, like all that follow.
+        object_map: objects behind index nodes.
+        verbose: print what is retrieved.
 
     Raises:
         ValueError: an argument is out of range, methods do not go together, or there is no
-            calibrator that fits; later, when a query needs a pair that it was not fitted for.
+            calibrator that fits; later, when a query needs a leg that it was not fitted for.
     """
 
+    @names_nearest
     def __init__(
         self,
-        index: DualIndex | Mapping[Side, SearchSide],
+        index: Searchable | Collections,
         *,
-        similarity_top_k: int = 16,
-        image_similarity_top_k: int = 16,
+        similarity_top_k: int | None = None,
+        image_similarity_top_k: int | None = None,
         top_k: int | None = None,
         normalize: Normalize = "background",
         combine: Combine = "evidence",
@@ -150,39 +135,53 @@ class DualIndexRetriever(BaseRetriever):
         calibrator: RelevanceCalibrator | None = None,
         min_probability: float | None = None,
         group_by: GroupBy = "document",
+        passages_per_document: int = PASSAGES,
+        images_per_document: int = IMAGES,
         complete: bool = False,
+        image_queries: ImageQueries = "images",
         on_leg_error: OnLegError = "raise",
         callback_manager: CallbackManager | None = None,
-        **kwargs: Any,
+        objects: list[IndexNode] | None = None,
+        object_map: dict[str, Any] | None = None,
+        verbose: bool = False,
     ) -> None:
-        sides = index if isinstance(index, Mapping) else index.sides()
+        collections = index if isinstance(index, Mapping) else index.collections()
+        if image_similarity_top_k is None:
+            image_similarity_top_k = similarity_top_k or TOP_K
+        if similarity_top_k is None:
+            similarity_top_k = TOP_K
         check_method(normalize, combine, k=k)
         for name, value, least in (
             ("similarity_top_k", similarity_top_k, 0),
             ("image_similarity_top_k", image_similarity_top_k, 0),
             ("top_k", top_k, 1),
+            ("passages_per_document", passages_per_document, 0),
+            ("images_per_document", images_per_document, 0),
         ):
             if value is not None and value < least:
                 raise InvalidValueError(f"{name}={value}: must be at least {least}")
         if similarity_top_k == image_similarity_top_k == 0:
-            raise InvalidValueError("similarity_top_k and image_similarity_top_k are both 0")
-        for what, chosen, known in (
+            raise InvalidValueError(
+                "similarity_top_k and image_similarity_top_k are both 0, so that nothing would be "
+                "searched; raise one of them"
+            )
+        for name, chosen, known in (
             ("group_by", group_by, ("document", "node")),
+            ("image_queries", image_queries, ("images", "also_texts")),
             ("on_leg_error", on_leg_error, ("raise", "degrade")),
         ):
             if chosen not in known:
-                raise InvalidValueError(f"{what}={chosen!r}: must be one of {', '.join(known)}")
-        if complete and not all(hasattr(side.store, "get_vectors") for side in sides.values()):
-            raise InvalidValueError(
-                "complete=True needs stores that give their vectors: a DualIndex"
-            )
+                raise InvalidValueError(f"{name}={chosen!r}: must be one of {', '.join(known)}")
+        stores = [each.store for each in collections.values()]
+        if complete and not all(hasattr(store, "nodes_of_documents") for store in stores):
+            raise InvalidValueError("complete=True needs stores that give vectors: a DualIndex")
         for name, weight in (weights or {}).items():
             if name not in ("text", "image"):
-                raise InvalidValueError(f"weights name {name!r}; the sides are text, image")
+                raise InvalidValueError(f"weights name {name!r}; the modalities are text, image")
             if not (np.isfinite(weight) and weight >= 0):
                 raise InvalidValueError(f"the weight of {name} is {weight}: must be at least 0")
-        self._sides = dict(sides)
-        self._top_ks: dict[Side, int] = {
+        self._collections = dict(collections)
+        self._top_ks: dict[Modality, int] = {
             "text": similarity_top_k,
             "image": image_similarity_top_k,
         }
@@ -190,13 +189,20 @@ class DualIndexRetriever(BaseRetriever):
         self._normalize, self._combine, self._k = normalize, combine, k
         self._weights: dict[str, float] = dict(weights or {})
         self._filters = filters
+        self._image_queries = image_queries
         self._calibrator = _calibrator_of(index, calibrator, min_probability)
         self._min_probability = min_probability or 0.0
-        self._check_pairs()
+        self._check_calibrator()
         self._group_by = group_by
+        self._most = (passages_per_document, images_per_document)
         self._complete = complete
         self._on_leg_error = on_leg_error
-        super().__init__(callback_manager=callback_manager, **kwargs)
+        super().__init__(
+            callback_manager=callback_manager,
+            objects=objects,
+            object_map=object_map,
+            verbose=verbose,
+        )
 
     @classmethod
     def from_stores(
@@ -222,11 +228,11 @@ class DualIndexRetriever(BaseRetriever):
             **settings: as for the class.
         """
         nodes = None if docstore is None else docstore.get_nodes
-        sides: dict[Side, SearchSide] = {
-            "text": SearchSide(text_store, embed_model, nodes=nodes),
-            "image": SearchSide(image_store, image_embed_model or embed_model, nodes=nodes),
+        collections: Collections = {
+            "text": Collection(text_store, embed_model, nodes=nodes),
+            "image": Collection(image_store, image_embed_model or embed_model, nodes=nodes),
         }
-        return cls(sides, **{"normalize": "rank", "combine": "sum", **settings})
+        return cls(collections, **{"normalize": "rank", "combine": "sum", **settings})
 
     @classmethod
     def from_index(cls, index: MultiModalVectorStoreIndex, **settings: Any) -> DualIndexRetriever:
@@ -246,9 +252,7 @@ class DualIndexRetriever(BaseRetriever):
         Args:
             **settings: as for ``MultiModalSearchTool``.
         """
-        from llama_index_gap.agents.tool import MultiModalSearchTool
-
-        return MultiModalSearchTool.from_defaults(self, **settings)
+        return MultiModalSearchTool(self, **settings)
 
     def filtered(self, filters: MetadataFilters) -> DualIndexRetriever:
         """A copy over the same stores that finds only what fits these filters, too.
@@ -261,289 +265,271 @@ class DualIndexRetriever(BaseRetriever):
         return other
 
     def get_image(self, node_id: str) -> BaseNode | None:
-        """The node of the image side with this id; None if there is none that fits the filters.
+        """The image node with this id; None if there is none that fits the filters.
 
         Args:
             node_id: its id.
         """
-        store = self._sides["image"].store
+        store = self._collections["image"].store
         return next(iter(store.get_nodes([node_id], filters=self._filters)), None)
 
-    def search_legs(self, query: str | QueryBundle) -> dict[str, LegHits]:
-        """What each leg finds with its raw scores, before anything is left out or ranked."""
-        bundle = QueryBundle(query) if isinstance(query, str) else query
-        return self._search(in_span(self, "embed_query", lambda: self._embed(bundle)))
+    # --- searching -------------------------------------------------------------------------------
 
-    def rank_legs(self, legs: Mapping[str, LegHits]) -> list[NodeWithScore]:
+    def search(self, query: str | QueryBundle) -> SearchResult:
+        """Search, and say how it was done; ``retrieve`` gives the nodes only.
+
+        Args:
+            query: a text, or a bundle with an image or both.
+        """
+        bundle = QueryBundle(query) if isinstance(query, str) else query
+        timings: dict[str, float] = {}
+        legs, errors = self._search(bundle, timings)
+        return self._ranked(legs, errors, timings, bundle)
+
+    async def asearch(self, query: str | QueryBundle) -> SearchResult:
+        """As ``search``, without blocking the event loop."""
+        return await in_thread(self.search, query)
+
+    def search_legs(self, query: str | QueryBundle) -> dict[Leg, LegHits]:
+        """What each leg finds with its raw scores, before anything is left out or ranked."""
+        return self._search(QueryBundle(query) if isinstance(query, str) else query, {})[0]
+
+    def rank_legs(self, legs: Mapping[Leg, LegHits]) -> SearchResult:
         """Rank what ``search_legs`` found, also of another retriever over the same index.
 
         So several settings can be compared over one search. Of each leg the first hits are taken,
         as many as this retriever takes from a search of its own.
         """
-        hits = {}
-        for name, found in legs.items():
-            if top_k := self._top_ks[_side(name)]:
-                first = LegHits(found.nodes[:top_k], found.scores[:top_k], found.query)
-                hits[name] = self._probable(name, first)
-        return in_span(self, "fuse", lambda: self._fused(hits))
-
-    async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        return await asyncio.to_thread(self._retrieve, query_bundle)
+        asked = {leg: hits for leg, hits in legs.items() if self._top_ks[leg.target]}
+        return self._ranked(asked, {}, {}, QueryBundle(""))
 
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        return self.rank_legs(self.search_legs(query_bundle))
+        return self.search(query_bundle).nodes
 
-    # --- the query -------------------------------------------------------------------------------
+    async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
+        return await in_thread(self._retrieve, query_bundle)
 
-    def _embed(self, query: QueryBundle) -> dict[str, npt.NDArray[np.float32]]:
-        """The vector of each search, by leg; a query is embedded once per model."""
-        vectors: dict[str, list[float]] = {}
-        text, image = self._sides["text"].embed_model, self._sides["image"].embed_model
-        asked = {side for side, top_k in self._top_ks.items() if top_k}
-        if query.embedding_strs or query.embedding is not None:
-            if "text" in asked:
-                vectors["text"] = query.embedding or _embed_text(text, query)
-            if "image" in asked:
-                given = vectors.get("text") or query.embedding if image is text else None
-                vectors["image"] = given or _embed_text(image, query)
-        if query.image_path is not None:
-            by_image = self._sides[self._searched("image_by_image")].embed_model
-            if "image" in asked:
-                vectors["image_by_image"] = _embed_image(by_image, query.image_path)
-            if "text" in asked and text is image:
-                given = vectors.get("image_by_image") if by_image is image else None
-                vectors["text_by_image"] = given or _embed_image(image, query.image_path)
-        if not vectors:
+    def _search(
+        self, query: QueryBundle, timings: dict[str, float]
+    ) -> tuple[dict[Leg, LegHits], dict[Leg, Exception]]:
+        has_text = bool(query.embedding_strs) or query.embedding is not None
+        has_query_image = query.image_path is not None
+        if not (has_text or has_query_image):
             raise InvalidValueError("the query is empty: pass a text, an image_path, or both")
-        return {name: np.asarray(vector, dtype=np.float32) for name, vector in vectors.items()}
-
-    def _check_pairs(self) -> None:
-        """Refuse a calibrator that serves no query: one by text asks other pairs than an image."""
-        if self._calibrator is None:
-            return
-        asked = [side for side, top_k in self._top_ks.items() if top_k]
-        shared = self._sides["text"].embed_model is self._sides["image"].embed_model
-        by_text = [f"text_to_{side}" for side in asked]
-        by_image = [f"image_to_{side}" for side in asked if side == "image" or shared]
-        fitted = self._calibrator.curves.keys()
-        if not any(pairs and fitted >= set(pairs) for pairs in (by_text, by_image)):
+        legs = self._asked_legs(text=has_text, image=has_query_image)
+        if not legs:
             raise InvalidValueError(
-                f"the calibrator was fitted for {', '.join(fitted)}, but a query needs "
-                + " or ".join(" and ".join(pairs) for pairs in (by_text, by_image) if pairs)
+                "an image query cannot search these texts: no model embeds images and texts "
+                "alike; raise image_similarity_top_k to search the images"
             )
-
-    # --- the search ------------------------------------------------------------------------------
-
-    def _search(self, vectors: Mapping[str, npt.NDArray[np.float32]]) -> dict[str, LegHits]:
-        """Ask all legs, side by side where their stores gain by it."""
-
-        def ask(name: str) -> LegHits | Exception:
-            try:
-                return in_span(
-                    self, f"search_{name}", lambda: self._search_leg(name, vectors[name])
-                )
-            except Exception as error:  # a leg's failure, of whatever kind, is that leg's
-                return error
-
-        first, *others = vectors
-        stores = [side.store for side in self._sides.values()]
-        if not others or all(getattr(store, "one_at_a_time", False) for store in stores):
-            outcomes = {name: ask(name) for name in vectors}
-        else:
-            with ThreadPoolExecutor(len(others), "leg") as pool:
-                # The context goes along, so that traces know whose these searches are.
-                futures = {name: pool.submit(copy_context().run, ask, name) for name in others}
-                outcomes = {first: ask(first)}
-                outcomes |= {name: future.result() for name, future in futures.items()}
-        hits = {name: found for name, found in outcomes.items() if isinstance(found, LegHits)}
-        errors = {name: found for name, found in outcomes.items() if isinstance(found, Exception)}
+        with _timed(timings, "embed"):
+            vectors = in_span(
+                self, "embed_query", lambda: embed_query(query, legs, self._collections)
+            )
+        with _timed(timings, "search"):
+            hits, errors = ask_legs(self, vectors, self._collections, self._top_ks, self._filters)
         if errors and (self._on_leg_error == "raise" or not hits):
             raise next(iter(errors.values()))
-        for name, error in errors.items():
-            logger.warning("the %s leg failed and is left out of the ranking: %s", name, error)
-        return hits
+        for leg, error in errors.items():
+            logger.warning("the %s leg failed and is left out of the ranking: %s", leg.name, error)
+        return hits, errors
 
-    def _searched(self, leg: str) -> Side:
-        """Where a leg's vectors are."""
-        if leg == "image_by_image" and "image_query" in self._sides:
-            return "image_query"
-        return _side(leg)
-
-    def _search_leg(self, name: str, vector: npt.NDArray[np.float32]) -> LegHits:
-        side = self._sides[self._searched(name)]
-        found = side.store.query(
-            VectorStoreQuery(
-                query_embedding=vector.tolist(),
-                similarity_top_k=self._top_ks[_side(name)],
-                filters=self._filters,
-            )
+    def _asked_legs(self, *, text: bool, image: bool) -> list[Leg]:
+        return asked_legs(
+            self._collections,
+            self._top_ks,
+            text=text,
+            image=image,
+            image_queries=self._image_queries,
         )
-        nodes, scores, ids = found.nodes or [], found.similarities or [], found.ids or []
-        if ids and not nodes and side.nodes is not None:
-            nodes = side.nodes(ids)
-        if len(nodes) != len(scores):
-            raise InvalidValueError(
-                f"the {_side(name)} store returned {len(nodes)} nodes and {len(scores)} scores for "
-                f"{len(ids)} ids; pass the docstore that holds its nodes"
-            )
-        return LegHits(list(nodes), [float(score) for score in scores], vector)
 
-    def _probable(self, name: str, hits: LegHits) -> LegHits:
-        """The hits that are probable enough."""
+    def _check_calibrator(self) -> None:
+        """Refuse a calibrator that serves neither text nor image queries."""
         if self._calibrator is None:
-            return hits
-        probabilities = self._calibrator.probability(pair_of(name), hits.scores)
-        kept = np.flatnonzero(probabilities >= self._min_probability)
-        if len(kept) < len(hits.nodes):
-            logger.info(
-                "%d of %d hits of the %s leg are less probable than %s and were left out",
-                len(hits.nodes) - len(kept),
-                len(hits.nodes),
-                name,
-                self._min_probability,
+            return
+        needed = [
+            [leg.pair for leg in self._asked_legs(text=not image, image=image)]
+            for image in (False, True)
+        ]
+        fitted = self._calibrator.curves.keys()
+        if not any(pairs and fitted >= set(pairs) for pairs in needed):
+            raise InvalidValueError(
+                f"the calibrator was fitted for {', '.join(fitted)}, but a query needs "
+                + " or ".join(" and ".join(pairs) for pairs in needed if pairs)
             )
-        return LegHits([hits.nodes[i] for i in kept], [hits.scores[i] for i in kept], hits.query)
 
-    def _leg(self, name: str, hits: LegHits) -> Leg:
-        background = size = None
-        if self._normalize == "background" and hits.nodes:
-            side = self._sides[self._searched(name)]
-            sample, size = side.sample(), side.count()
-            background = None if sample is None else sample @ _unit(hits.query)
-        return Leg([self._key(node) for node in hits.nodes], hits.scores, background, size)
+    # --- ranking ---------------------------------------------------------------------------------
 
-    def _key(self, node: BaseNode) -> str:
-        return document_key(node, self._group_by)
-
-    # --- the answer ------------------------------------------------------------------------------
-
-    def _fused(self, hits: Mapping[str, LegHits]) -> list[NodeWithScore]:
-        legs = {name: self._leg(name, found) for name, found in hits.items()}
-        fusion = fuse(
-            legs,
-            normalize=self._normalize,
-            combine=self._combine,
-            weights={name: self._weights.get(_side(name), 1.0) for name in hits},
-            k=self._k,
-        )
+    def _ranked(
+        self,
+        legs: Mapping[Leg, LegHits],
+        errors: Mapping[Leg, Exception],
+        timings: dict[str, float],
+        query: QueryBundle,
+    ) -> SearchResult:
+        hits: dict[Leg, LegHits] = {}
+        summaries = {leg: LegSummary(0, error=str(error)) for leg, error in errors.items()}
+        for leg, found in legs.items():
+            first = found[: self._top_ks[leg.target]]
+            hits[leg] = self._probable(leg, first)
+            kept = len(hits[leg].nodes)
+            summaries[leg] = LegSummary(kept, improbable=len(first.nodes) - kept)
+        with _timed(timings, "fuse"):
+            fusion = in_span(self, "fuse", lambda: self._fused(hits, by_node=False))
+            nodes = self._nodes_by_document(hits)
         if fusion.note:
             logger.info("%s", fusion.note)
-        return self._nodes(fusion, hits, legs)
-
-    def _nodes(
-        self, fusion: Fusion, hits: Mapping[str, LegHits], legs: Mapping[str, Leg]
-    ) -> list[NodeWithScore]:
-        best: dict[str, dict[Side, tuple[float, BaseNode]]] = defaultdict(dict)
-        for name, found in hits.items():
-            values = self._of_nodes(fusion, found, legs[name])
-            for node in found.nodes:
-                score = values[node.node_id]
-                of_document = best[self._key(node)]
-                before = of_document.get(_side(name))
-                if before is None or score > before[0]:
-                    of_document[_side(name)] = (score, node)
         documents = fusion.documents[: self._top_k]
         exact: dict[str, dict[str, float]] = {}
         if self._complete and self._group_by == "document":
-            exact = in_span(
-                self, "complete", lambda: self._add_missing(fusion, documents, best, hits)
-            )
+            with _timed(timings, "complete"):
+                exact = in_span(self, "complete", lambda: self._add_missing(documents, nodes, hits))
         probabilities = self._probabilities(documents)
-        returned: list[NodeWithScore] = []
+        scored: list[NodeWithScore] = []
         for document in documents:
-            of_document = best[document.key]
-            scores = _where_from(document, fusion.normalize) | probabilities[document.key]
-            scores |= exact.get(document.key, {})
-            nodes = [of_document[side][1] for side in self._sides if side in of_document]
-            returned += [
+            scores = exact.get(document.key, {}) | _origin(document, fusion.normalize)
+            scores |= probabilities[document.key]
+            scored += [
                 ScoredNode(node=node, score=document.score, scores=scores)
-                for node in {node.node_id: node for node in nodes}.values()
+                for node in self._shown(nodes[document.key])
             ]
-        return returned
+        return SearchResult(
+            documents_of(scored, self._group_by),
+            text=query.query_str,
+            image=query.image_path,
+            fusion=FusionUsed(fusion.normalize, fusion.combine, fusion.note),
+            legs=summaries,
+            timings=timings,
+        )
 
-    def _of_nodes(self, fusion: Fusion, hits: LegHits, leg: Leg) -> dict[str, float]:
-        """What each node of a leg is worth, on the documents' scale.
+    def _probable(self, leg: Leg, hits: LegHits) -> LegHits:
+        """The hits that are probable enough."""
+        if self._calibrator is None:
+            return hits
+        probabilities = self._calibrator.probability(leg.pair, hits.scores)
+        return hits[np.flatnonzero(probabilities >= self._min_probability).tolist()]
 
-        So an image that a text found can be compared with one that an image found.
-        """
-        of_nodes = replace(leg, keys=[node.node_id for node in hits.nodes])
-        found = fuse({"": of_nodes}, normalize=fusion.normalize, combine=fusion.combine, k=self._k)
-        return {node.key: node.score for node in found.documents}
+    def _fused(self, hits: Mapping[Leg, LegHits], *, by_node: bool) -> Fusion:
+        """Fuse the legs' hits by document, or, to compare a document's nodes, by node."""
+        scored: dict[str, ScoredLeg] = {}
+        for leg, found in hits.items():
+            background = size = None
+            if self._normalize == "background" and found.nodes:
+                collection = self._collections[searched_collection(leg, self._collections)]
+                sample, size = collection.sample(), collection.count()
+                background = None if sample is None else sample @ _unit(found.query)
+            group_by: GroupBy = "node" if by_node else self._group_by
+            keys = [document_key(node, group_by) for node in found.nodes]
+            scored[leg.name] = ScoredLeg(keys, found.scores, background, size)
+        weights = {leg.name: self._weights.get(leg.target, 1.0) for leg in hits}
+        return fuse(
+            scored,
+            normalize=self._normalize,
+            combine=self._combine,
+            weights=None if by_node else weights,
+            k=self._k,
+        )
+
+    def _nodes_by_document(self, hits: Mapping[Leg, LegHits]) -> dict[str, list[BaseNode]]:
+        """The nodes of each document, best first: by what all legs say of each."""
+        found = {node.node_id: node for each in hits.values() for node in each.nodes}
+        nodes: defaultdict[str, list[BaseNode]] = defaultdict(list)
+        for ranked in self._fused(hits, by_node=True).documents:
+            node = found[ranked.key]
+            nodes[document_key(node, self._group_by)].append(node)
+        return nodes
+
+    def _shown(self, nodes: Sequence[BaseNode]) -> list[BaseNode]:
+        """What is returned of a document: passages, then images; never nothing."""
+        passages = [node for node in nodes if not has_image(node)]
+        images = [node for node in nodes if has_image(node)]
+        most_passages, most_images = self._most
+        return [*passages[:most_passages], *images[:most_images]] or list(nodes[:1])
 
     def _probabilities(self, documents: Sequence[FusedDocument]) -> dict[str, dict[str, float]]:
         """What each document's score in each leg makes of it."""
         found: dict[str, dict[str, float]] = defaultdict(dict)
         if self._calibrator is None:
             return found
-        for leg in {leg: None for document in documents for leg in document.scores}:
-            of_leg = {d.key: d.scores[leg] for d in documents if leg in d.scores}
-            values = self._calibrator.probability(pair_of(leg), list(of_leg.values()))
+        pairs = {leg.name: leg.pair for leg in LEGS}
+        for name in {name: None for document in documents for name in document.scores}:
+            of_leg = {d.key: d.scores[name] for d in documents if name in d.scores}
+            values = self._calibrator.probability(pairs[name], list(of_leg.values()))
             for key, value in zip(of_leg, values.tolist(), strict=True):
-                found[key][f"{leg}_probability"] = value
+                found[key][f"{name}_probability"] = value
         return found
 
     def _add_missing(
         self,
-        fusion: Fusion,
         documents: Sequence[FusedDocument],
-        best: dict[str, dict[Side, tuple[float, BaseNode]]],
-        hits: Mapping[str, LegHits],
+        nodes: dict[str, list[BaseNode]],
+        hits: Mapping[Leg, LegHits],
     ) -> dict[str, dict[str, float]]:
-        """Fetch what documents lack; gives the raw scores of what was fetched."""
-        exact: dict[str, dict[str, float]] = defaultdict(dict)
-        for searched, search in self._sides.items():
-            side = _side(searched)
-            asked = {n: found for n, found in hits.items() if self._searched(n) == searched}
-            missing = [document.key for document in documents if side not in best[document.key]]
-            if not asked or not missing:
+        """Fetch what documents lack, one query per collection; gives the exact scores of it."""
+        exact: defaultdict[str, dict[str, float]] = defaultdict(dict)
+        for name, collection in self._collections.items():
+            legs = [leg for leg in hits if searched_collection(leg, self._collections) == name]
+            if name == "text":
+                missing = [d for d in documents if all(map(has_image, nodes[d.key]))]
+            else:
+                missing = [d for d in documents if not any(leg.name in d.scores for leg in legs)]
+            if not missing or (name != "text" and not legs):
                 continue
-            store = cast("MilvusStore", search.store)
-            nodes = {
-                node.node_id: node
-                for node in [
-                    *store.get_nodes(ref_doc_ids=missing, filters=self._filters),
-                    *store.get_nodes(node_ids=missing, filters=self._filters),
-                ]
+            store = cast("MilvusStore", collection.store)
+            fetched = store.nodes_of_documents([d.key for d in missing], filters=self._filters)
+            found = [node for node, _ in fetched]
+            rows = unit_rows([vector for _, vector in fetched])
+            scored = {
+                leg: LegHits(found, (rows @ _unit(hits[leg].query)).tolist(), hits[leg].query)
+                for leg in legs
+                if found
             }
-            vectors = store.get_vectors(list(nodes))
-            for name, found in asked.items():
-                query = _unit(found.query)
-                scores = [float(_unit(vector) @ query) for vector in vectors.values()]
-                fetched = LegHits([nodes[node_id] for node_id in vectors], scores, found.query)
-                values = self._of_nodes(fusion, fetched, self._leg(name, fetched))
-                for node, score in zip(fetched.nodes, scores, strict=True):
-                    key, value = self._key(node), values[node.node_id]
-                    if side not in best[key] or value > best[key][side][0]:
-                        best[key][side], exact[key][side] = (value, node), score
+            if scored:
+                best = self._nodes_by_document(scored)
+            else:  # nothing says which passage fits best: the first one then stands for all
+                best = defaultdict(list)
+                for node in sorted(found, key=_place_in_text):
+                    best[document_key(node, "document")].append(node)
+            for document in missing:
+                for node in best[document.key]:
+                    if has_image(node) == (name != "text"):
+                        nodes[document.key].append(node)
+                        break
+            for leg, of_leg in scored.items():
+                for node, score in zip(found, of_leg.scores, strict=True):
+                    scores = exact[document_key(node, "document")]
+                    scores[leg.name] = max(score, scores.get(leg.name, score))
         return exact
 
 
+@contextmanager
+def _timed(timings: dict[str, float], step: str) -> Iterator[None]:
+    started = time.perf_counter()
+    yield
+    timings[step] = time.perf_counter() - started
+
+
 def _calibrator_of(
-    index: DualIndex | Mapping[Side, SearchSide],
+    index: Searchable | Collections,
     calibrator: RelevanceCalibrator | None,
     min_probability: float | None,
 ) -> RelevanceCalibrator | None:
     """The one that was given; else, where one is needed, the index's own."""
-    dual = None if isinstance(index, Mapping) else index
+    searchable = None if isinstance(index, Mapping) else index
     if min_probability is not None:
         if not 0 <= min_probability <= 1:
             raise InvalidValueError(f"min_probability={min_probability}: must lie between 0 and 1")
-        if calibrator is None and dual is not None:
-            calibrator = dual.calibrator
+        if calibrator is None and searchable is not None:
+            calibrator = searchable.calibrator()
         if calibrator is None:
             raise InvalidValueError(
                 f"min_probability={min_probability} needs a calibrator: fit one on labelled "
-                "queries, RelevanceCalibrator.fit(collect_scores(index, queries), "
-                "source=index.models), and pass it, or save it with index.save_calibrator"
+                "queries, RelevanceCalibrator.fit(collect_scores(index, queries, qrels), "
+                "source=index.models()), and pass it, or save it with index.save_calibrator"
             )
-    if calibrator is not None and dual is not None:
-        calibrator.check_source(dual.models)
+    if calibrator is not None and searchable is not None:
+        calibrator.check_source(searchable.models())
     return calibrator
-
-
-def pair_of(leg: str) -> str:
-    """The pair of modalities that a leg searches, as calibrators name it."""
-    return f"{'image' if leg.endswith('_by_image') else 'text'}_to_{_side(leg)}"
 
 
 def _both(first: MetadataFilters, second: MetadataFilters) -> MetadataFilters:
@@ -556,36 +542,17 @@ def _both(first: MetadataFilters, second: MetadataFilters) -> MetadataFilters:
     return MetadataFilters(filters=parts, condition=FilterCondition.AND)
 
 
-def _side(leg: str) -> Side:
-    """The side whose nodes a leg finds."""
-    return "text" if leg.startswith("text") else "image"
+def _unit(vector: VectorArray) -> VectorArray:
+    """A query of length 1; a query of zeros, which fits nothing, stays."""
+    return unit_rows(vector) if vector.any() else vector
 
 
-def _embed_text(model: BaseEmbedding, query: QueryBundle) -> list[float]:
-    texts = query.embedding_strs
-    if not texts:
-        raise InvalidValueError(
-            f"the query has an embedding but no text, and {model.model_name} needs one: the given "
-            "embedding is of the text side's model"
-        )
-    return list(model.get_agg_embedding_from_queries(texts))
+def _place_in_text(node: BaseNode) -> tuple[int, str]:
+    return getattr(node, "start_char_idx", None) or 0, node.node_id
 
 
-def _embed_image(model: BaseEmbedding, image: str) -> list[float]:
-    if not isinstance(model, MultiModalEmbedding):
-        raise InvalidValueError(
-            f"the query is an image, but {model.model_name} embeds no images; "
-            "pass a MultiModalEmbedding for the image side"
-        )
-    return model.get_image_embedding(image)
-
-
-def _unit(vector: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    length = float(np.linalg.norm(vector))
-    return vector / np.float32(length) if length else vector
-
-
-def _where_from(document: FusedDocument, normalize: Normalize) -> dict[str, float]:
+def _origin(document: FusedDocument, normalize: Normalize) -> dict[str, float]:
+    """Where a document's score comes from, as ``ScoredNode`` names it."""
     sigmas = document.normalized if normalize in {"zscore", "background"} else {}
     return {
         **document.scores,

@@ -636,6 +636,20 @@ class MilvusStore(MilvusVectorStore):
             ids = list(found) if ids is None else [node_id for node_id in ids if node_id in found]
         return self._read_nodes(ids)
 
+    def nodes_of_documents(
+        self, keys: Sequence[str], filters: MetadataFilters | None = None
+    ) -> list[tuple[BaseNode, VectorArray]]:
+        """Placeholder."""
+        nodes = {
+            node.node_id: node
+            for node in [
+                *self.get_nodes(ref_doc_ids=list(keys), filters=filters),
+                *self.get_nodes(node_ids=list(keys), filters=filters),
+            ]
+        }
+        vectors = self.get_vectors(list(nodes))
+        return [(nodes[node_id], vector) for node_id, vector in vectors.items()]
+
     async def aget_nodes(
         self,
         node_ids: list[str] | None = None,

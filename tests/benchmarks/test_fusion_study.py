@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from paths import ROOT
-from two_sided import Side, evaluate
+from two_modalities import Collection, evaluate
 
-from llama_index_gap.search.fusion import Leg, fuse
+from llama_index_gap.search.fusion import ScoredLeg, fuse
 
 SCRIPT = ROOT / "benchmarks" / "fusion_study.py"
 DOC = (ROOT / "docs" / "fusion.md").read_text(encoding="utf-8")
@@ -34,32 +34,32 @@ def test_quick_run(
 
     tables = capsys.readouterr().out.split("\n\n")
     titles = [table.split("\n")[0] for table in tables]
-    assert sum(title.startswith("one side") for title in titles) == 2 * 3
-    assert sum(title.startswith("two sides") for title in titles) == 2 * 8
+    assert sum(title.startswith("one modality") for title in titles) == 2 * 3
+    assert sum(title.startswith("two modalities") for title in titles) == 2 * 8
     assert sum(title.startswith("all") for title in titles) == 2 * 3
     for table in tables:
         cells = [line.split("|") for line in table.splitlines() if re.match(r"\|[^-]", line)]
         rows = {name.strip(): values for _, name, *values in cells if name.strip()}
-        if table.startswith("one side: 50 %"):
-            # With one side to a document there is nothing to combine.
+        if table.startswith("one modality: 50 %"):
+            # With one modality to a document there is nothing to combine.
             assert rows["evidence"] == rows["backgr. z, max"] == rows["backgr. z, sum"]
             assert rows["evidence"] == rows["evidence, unsized"]  # 125 of each
             assert rows["raw, max"] == rows["raw, sum"]
             assert rows["raw, max"][-2].strip() == ".000±.000"
-        if table.startswith("two sides") and "settings" not in table:
+        if table.startswith("two modalities") and "settings" not in table:
             assert [*rows][2:] == [*STUDY["METHODS"]]
 
 
 def test_features_of_any_kind() -> None:
-    """Two documents, the second with a text only: the seam for other features."""
+    """Two documents, the second with a text only: other features are passed in like this."""
     north, east, west = np.array([[0.0, 1.0], [1.0, 0.0], [-1.0, 0.0]])
     background = np.tile([east, west], (25, 1))
-    sides = {
-        "text": Side(np.array([east, north]), np.array([0, 1]), background),
-        "image": Side(np.array([west]), np.array([0]), background),
+    collections = {
+        "text": Collection(np.array([east, north]), np.array([0, 1]), background),
+        "image": Collection(np.array([west]), np.array([0]), background),
     }
 
-    found = evaluate(np.array([north + 0.1 * east, west]), sides, [{1}, {0, 1}])
+    found = evaluate(np.array([north + 0.1 * east, west]), collections, [{1}, {0, 1}])
 
     assert found.recall["evidence"].tolist() == [1, 1]
     assert found.ndcg["text leg"].tolist() == pytest.approx([1, 1])
@@ -67,7 +67,7 @@ def test_features_of_any_kind() -> None:
 
 
 def test_only_the_unsized_evidence_does_not_know_the_sizes() -> None:
-    legs = {"text": Leg(["t"], [2.0], UNIT, 50), "image": Leg(["i"], [2.1], UNIT, 100)}
+    legs = {"text": ScoredLeg(["t"], [2.0], UNIT, 50), "image": ScoredLeg(["i"], [2.1], UNIT, 100)}
 
     def first(method: str) -> str:
         return STUDY["METHODS"][method](legs).documents[0].key

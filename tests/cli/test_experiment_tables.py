@@ -7,8 +7,9 @@ from rich.console import Console, RenderableType
 
 from llama_index_gap.cli.experiment_tables import example_in_words, result_tables
 from llama_index_gap.evaluation.examples import pick_examples
-from llama_index_gap.evaluation.experiment import ExperimentResult
-from llama_index_gap.evaluation.metrics import Comparison, Estimate
+from llama_index_gap.evaluation.experiment_result import ExperimentResult
+from llama_index_gap.evaluation.metrics import Comparison
+from llama_index_gap.gap.estimates import Estimate
 
 
 def printed(*parts: RenderableType) -> str:
@@ -36,7 +37,7 @@ def test_all_figures_are_there() -> None:
         "16+16, default 0.500 (0.400–0.600) 0.200 0.300 32 by text:",
         "recall@10 by kind headline (2) image (2) 32 by text 0.250 0.250",
         "asked with a text 0.250 (0.200–0.300) – asked with an image – –",
-        "of the first 10 hits of a query by a text, 97% are texts, where 50% of all rows are.",
+        "of the first 10 hits for a text, 97% are texts; of all rows, 50% are.",
         "note: something to know",
     ):
         assert part in shown

@@ -65,14 +65,14 @@ def test_what_it_does_not_read_is_counted(encoder: Encoder) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("side", "kinds"), [("headlines", ("text", "both")), ("images", ("image", "both"))]
+    ("column", "kinds"), [("headlines", ("text", "both")), ("images", ("image", "both"))]
 )
-def test_it_finds_what_its_card_says(encoder: Encoder, side: str, kinds: Sequence[str]) -> None:
+def test_it_finds_what_its_card_says(encoder: Encoder, column: str, kinds: Sequence[str]) -> None:
     """Queries anew: their interval and the card's overlap."""
     articles = make_articles(3000, "test", 0)
     queries = [query for query in make_queries(articles, 60, seed=1) if query.kind in kinds]
     asked = batched(partial(encoder.encode_text, kind="query"), [query.text for query in queries])
-    if side == "headlines":
+    if column == "headlines":
         encode = partial(encoder.encode_text, kind="document")
         found = batched(encode, [article.headline for article in articles])
     else:
@@ -84,28 +84,28 @@ def test_it_finds_what_its_card_says(encoder: Encoder, side: str, kinds: Sequenc
         recall.append(len(answers & set(places)) / len(answers))
     for kind in kinds:
         measured = estimate([r for r, q in zip(recall, queries, strict=True) if q.kind == kind])
-        low, high = stated(kind, side)
-        assert measured.mean > 0.05  # by chance it were 0.003
-        assert measured.mean < 1 or kind == "text"  # whose headlines it finds every time
+        low, high = stated(kind, column)
+        assert measured.value > 0.05  # by chance it were 0.003
+        assert measured.value < 1 or kind == "text"  # whose headlines it finds every time
         assert low <= measured.high
         assert measured.low <= high
 
 
 def test_the_card_states_all_figures() -> None:
     for kind in QUERY_KINDS:
-        for side in ("headlines", "images", "both, fused", "mixed index"):
-            low, high = stated(kind, side)
+        for column in ("headlines", "images", "both, fused", "mixed index"):
+            low, high = stated(kind, column)
             assert 0 <= low <= high <= 1
     for figure in ("‖Δ‖", "separation", "relative modality gap", "best 10 of a mixed index"):
         assert figure in CARD
 
 
-def stated(kind: str, side: str) -> tuple[float, float]:
+def stated(kind: str, column: str) -> tuple[float, float]:
     """The interval of recall@10 in the card's table."""
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in CARD.splitlines()]
     (head,) = (row for row in rows if row[:1] == ["query needs"])
     (row,) = (row for row in rows if row[:1] == [kind])
-    low, high = re.fullmatch(r"[\d.]+ \(([\d.]+)–([\d.]+)\)", row[head.index(side)]).groups()
+    low, high = re.fullmatch(r"[\d.]+ \(([\d.]+)–([\d.]+)\)", row[head.index(column)]).groups()
     return float(low), float(high)
 
 

@@ -28,9 +28,9 @@ def test_it_is_small_and_free(scorer: PairScorer) -> None:
     assert scorer.licence == "mit"
 
 
-@pytest.mark.parametrize(("side", "kind"), [("text", "text"), ("image", "image")])
+@pytest.mark.parametrize(("modality", "kind"), [("text", "text"), ("image", "image")])
 def test_it_tells_near_misses_apart_as_its_card_says(
-    scorer: PairScorer, side: str, kind: str
+    scorer: PairScorer, modality: str, kind: str
 ) -> None:
     articles = make_articles(100, "test", 5)
     queries = [query for query in make_queries(articles, 24, seed=5) if query.kind == kind]
@@ -39,7 +39,7 @@ def test_it_tells_near_misses_apart_as_its_card_says(
         amiss = np.array([len(query.claims - article.claims) for article in articles])
         chosen = np.flatnonzero(amiss <= 1)
         documents = [
-            articles[at].headline if side == "text" else articles[at].image() for at in chosen
+            articles[at].headline if modality == "text" else articles[at].image() for at in chosen
         ]
         scores, amiss = scorer.score(query.text, documents), amiss[chosen]
         if amiss.any():

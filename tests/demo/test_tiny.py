@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from llama_index_gap.demo.tiny import make_tiny_clip, make_tiny_siglip
+from llama_index_gap.demo.tiny import make_tiny_clip, make_tiny_dinov2
 from llama_index_gap.models import load_encoder
 
 
-@pytest.mark.parametrize("make", [make_tiny_clip, make_tiny_siglip])
+@pytest.mark.parametrize("make", [make_tiny_clip, make_tiny_dinov2])
 def test_the_same_seed_gives_the_same_weights(make: type, tmp_path: Path) -> None:
     weights = [
         (make(tmp_path / str(i), seed=seed) / "model.safetensors").read_bytes()

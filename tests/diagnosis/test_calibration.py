@@ -1,15 +1,18 @@
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from llama_index.core.schema import ImageNode, QueryBundle, TextNode
+from llama_index.core.schema import ImageNode, TextNode
 
 from llama_index_gap.diagnosis.calibration import collect_scores
 from llama_index_gap.embedding import DualEncoderEmbedding
+from llama_index_gap.evaluation.datasets import LabelledQuery, read_queries
+from llama_index_gap.evaluation.metrics import Qrels
 from llama_index_gap.gap.calibrate import RelevanceCalibrator
 from llama_index_gap.index.dual_index import DualIndex
 
@@ -31,18 +34,23 @@ def index(
 
 
 @pytest.fixture(scope="module")
-def queries(noise_files: list[str]) -> list[Any]:
-    """Texts that ask for themselves, and images that do."""
-    by_text = [(f"text number {i}", {f"text-{i}"}) for i in range(30)]
-    by_caption = [(f"image number {i}", {f"image-{i}"}) for i in range(5)]
-    by_image = [
-        (QueryBundle("", image_path=path), {f"image-{i}"}) for i, path in enumerate(noise_files)
-    ]
-    return [*by_text, *by_caption, *by_image]
+def judged(
+    noise_files: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[list[LabelledQuery], Qrels]:
+    """Texts that ask for themselves, and images that do, read from a file."""
+    texts = [{"query": f"text number {i}", "relevant": [f"text-{i}"]} for i in range(30)]
+    captions = [{"query": f"image number {i}", "relevant": [f"image-{i}"]} for i in range(5)]
+    images = [{"image": path, "relevant": [f"image-{i}"]} for i, path in enumerate(noise_files)]
+    file = tmp_path_factory.mktemp("queries") / "queries.jsonl"
+    lines = (json.dumps(line) + "\n" for line in [*texts, *captions, *images])
+    file.write_text("".join(lines))
+    return read_queries(file)
 
 
-def test_all_hits_of_all_legs_with_their_labels(index: DualIndex, queries: list[Any]) -> None:
-    scores = collect_scores(index, queries)
+def test_all_hits_of_all_legs_with_their_labels(
+    index: DualIndex, judged: tuple[list[LabelledQuery], Qrels]
+) -> None:
+    scores = collect_scores(index, *judged)
 
     assert set(scores) == {"text_to_text", "text_to_image", "image_to_text", "image_to_image"}
     # Each query finds all there is: 35 texts, 5 images.
@@ -64,29 +72,40 @@ def test_all_hits_of_all_legs_with_their_labels(index: DualIndex, queries: list[
 
 
 def test_a_retriever_is_asked_as_it_is_set(
-    index: DualIndex, queries: list[Any], caplog: pytest.LogCaptureFixture
+    index: DualIndex, caplog: pytest.LogCaptureFixture
 ) -> None:
     retriever = index.as_retriever(similarity_top_k=3, image_similarity_top_k=0)
+    queries = [LabelledQuery("0", "text number 0"), LabelledQuery("1", "text number 1")]
+    qrels = {"0": {"text-0": 1}, "1": {"text-1": 1, "nothing": 1}}
 
     with caplog.at_level(logging.INFO, "llama_index_gap.diagnosis.calibration"):
-        scores = collect_scores(retriever, [queries[0], ("text number 1", {"text-1", "nothing"})])
+        scores = collect_scores(retriever, queries, qrels)
 
     assert {pair: len(of_pair) for pair, (of_pair, _) in scores.items()} == {"text_to_text": 6}
-    assert "1 of 3 relevant keys are of no hit of their query" in caplog.text
+    assert "1 of 3 relevant documents were not found by their query" in caplog.text
 
 
-def test_a_relevant_document_is_known_by_its_key_or_its_nodes(index: DualIndex) -> None:
-    none = collect_scores(index, [("text number 1", [])])
+def test_only_grades_that_count_are_relevant(index: DualIndex) -> None:
+    query = LabelledQuery("q", "text number 1")
 
-    assert not none["text_to_text"][1].any()
-    with pytest.raises(ValueError, match=r"are one text: pass \{'text-1'\}"):
-        collect_scores(index, [("text number 1", "text-1")])
+    def found(grades: dict[str, int], **settings: Any) -> int:
+        return int(
+            collect_scores(index, [query], {"q": grades}, **settings)["text_to_text"][1].sum()
+        )
+
+    assert found({}) == found({"text-1": 0}) == 0
+    assert found({"text-1": 1}) == found({"text-1": 3, "text-2": 2}, relevant_from=3) == 1
+    with pytest.raises(ValueError, match=r"do not name the query 'q'; if nothing is relevant"):
+        collect_scores(index, [query], {})
 
 
-def test_from_labels_to_a_threshold(index: DualIndex, queries: list[Any]) -> None:
-    scores = collect_scores(index, queries[:30])["text_to_text"]
-    calibrator = RelevanceCalibrator.fit({"text_to_text": scores}, source=index.models)
-    assert index.calibrator is None
+def test_from_labels_to_a_threshold(
+    index: DualIndex, judged: tuple[list[LabelledQuery], Qrels]
+) -> None:
+    queries, qrels = judged
+    scores = collect_scores(index, queries[:30], qrels)["text_to_text"]
+    calibrator = RelevanceCalibrator.fit({"text_to_text": scores}, source=index.models())
+    assert index.calibrator() is None
 
     index.save_calibrator(calibrator)
     retriever = index.as_retriever(min_probability=0.5, image_similarity_top_k=0)

@@ -7,12 +7,10 @@ import numpy as np
 import pytest
 from clouds import two_clouds, unit
 
+from llama_index_gap.diagnosis.drawn import Drawn, Queries, Rows
 from llama_index_gap.diagnosis.mitigations import (
     FEWEST_PAIRS,
     BeforeAfter,
-    Drawn,
-    Queries,
-    Rows,
     before_and_after,
     measure_drawn,
 )
@@ -47,7 +45,7 @@ def shifted() -> BeforeAfter:
 
 @pytest.fixture(scope="module")
 def different() -> BeforeAfter:
-    """Two clouds that also have much of their own to tell: the gap lies not in the means alone."""
+    """Two clouds that also have much of their own: the gap does not lie in the means alone."""
     return run(drawn(own=12))
 
 
@@ -76,7 +74,7 @@ def test_a_gap_of_means_is_closed_by_moving_them(shifted: BeforeAfter) -> None:
         assert not shifted.mitigations[name].only_means
 
 
-def test_a_fix_that_moves_only_the_means_is_called_that(different: BeforeAfter) -> None:
+def test_a_mitigation_that_moves_only_the_means_is_marked(different: BeforeAfter) -> None:
     before = different.mitigations["stored"].gap
     for name in ("offset", "centred"):
         mitigation = different.mitigations[name]
@@ -88,7 +86,7 @@ def test_a_fix_that_moves_only_the_means_is_called_that(different: BeforeAfter) 
     assert not any(different.mitigations[name].only_means for name in ("stored", *TWO_INDEXES))
 
 
-def test_what_is_closed_counts_on_both_sides_of_the_corpus_share() -> None:
+def test_bias_counts_above_and_below_the_corpus_share() -> None:
     """Of 20 texts and 100 images, fusion by rank finds too many texts for either query."""
     given = drawn()
     texts = Rows(given.texts.vectors[:20], given.texts.documents[:20])
@@ -128,7 +126,7 @@ def test_without_aligners_all_is_searched(given: Drawn) -> None:
     assert set(found.fitted_on.values()) == {0}
 
 
-def test_small_sides_are_fused_by_rank_and_it_says_so() -> None:
+def test_small_collections_are_fused_by_rank_and_it_says_so() -> None:
     found = run(drawn(12))
 
     assert found.mitigations["evidence"].note is not None

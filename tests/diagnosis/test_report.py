@@ -64,7 +64,7 @@ def report(index: DualIndex) -> Report:
 def test_a_whole_index_is_measured(index: DualIndex, report: Report) -> None:
     figures = report.figures
 
-    assert (report.database, report.name, report.models) == (index.uri, "gap", index.models)
+    assert (report.database, report.name, report.models) == (index.uri, "gap", index.models())
     assert figures.stored == {"text": N, "image": N}
     assert report.drawn == {"texts": N, "images": N, "pairs": N}
     assert figures.gap is not None
@@ -86,8 +86,8 @@ def test_its_figures_are_those_of_its_vectors(report: Report) -> None:
 def test_it_says_who_asked_and_what_was_searched(report: Report) -> None:
     notes = " ".join(report.notes)
 
-    assert "No labelled text queries asked: 30 stored texts stood in for them" in notes
-    assert "No labelled image queries asked: 30 stored images stood in" in notes
+    assert "no labelled text queries: 30 stored texts stood in for them" in notes
+    assert "no labelled image queries: 30 stored images stood in" in notes
     assert "fitted on one half of the documents (30 texts, 30 images, 30 pairs)" in notes
     assert "No linear map was fitted: it takes 50 pairs" in notes
 
@@ -107,7 +107,7 @@ def test_the_same_seed_draws_the_same(index: DualIndex, report: Report) -> None:
     assert run(index, seed=1) != report
 
 
-def test_of_a_large_index_the_same_part_of_both_sides_is_drawn(
+def test_of_a_large_index_the_same_part_of_both_modalities_is_drawn(
     index: DualIndex, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(collect, "ENOUGH", 24)
@@ -119,7 +119,7 @@ def test_of_a_large_index_the_same_part_of_both_sides_is_drawn(
     assert found.drawn["texts"] == found.drawn["images"] == found.drawn["pairs"]
     assert any("texts were drawn" in note for note in found.notes)
 
-    # What answers a query is there in any case, and is never fitted on.
+    # Relevant documents are always drawn, and never fitted on.
     every = run(index, *asked(*(by_text(i) for i in range(N))))
 
     assert every.drawn["pairs"] == N
@@ -127,7 +127,7 @@ def test_of_a_large_index_the_same_part_of_both_sides_is_drawn(
     assert every.figures.before_after.queries["text"] == N - found.drawn["texts"] // 2
 
 
-def test_a_small_side_is_drawn_more_densely(
+def test_a_small_collection_is_drawn_more_densely(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(collect, "MOST", 12)
@@ -255,7 +255,7 @@ def test_vectors_that_are_aligned_already(tmp_path: Path) -> None:
         found = run(index)
 
     assert list(found.figures.before_after.mitigations) == ["stored", "rank", "evidence"]
-    assert any("by an aligner already" in note for note in found.notes)
+    assert any("own aligner has already moved" in note for note in found.notes)
 
 
 def test_an_encoder_for_image_queries_is_held_against_the_model(tmp_path: Path) -> None:
@@ -290,7 +290,7 @@ def test_documents_of_one_image_say_nothing_of_images(tmp_path: Path) -> None:
 class Fair(BaseNodePostprocessor):
     """Scores texts and images on one scale, by their number."""
 
-    sides: tuple[str, ...] = ("text", "image")
+    modalities: tuple[str, ...] = ("text", "image")
 
     def _postprocess_nodes(self, nodes: Any, query_bundle: Any = None) -> Any:
         return [
@@ -298,7 +298,10 @@ class Fair(BaseNodePostprocessor):
                 node=hit.node,
                 score=1.0,
                 scores=hit.scores
-                | {f"rerank_{side}": float(hit.node_id.split()[-1]) for side in self.sides},
+                | {
+                    f"rerank_{modality}": float(hit.node_id.split()[-1])
+                    for modality in self.modalities
+                },
             )
             for hit in nodes
         ]
@@ -318,15 +321,13 @@ def test_stored_texts_ask_a_reranker_and_do_not_find_themselves(
     monkeypatch.setattr(collect, "RERANKED", 4)
     found = run(index, reranker=Fair())
 
-    assert any(
-        note.startswith("The reranker was asked with 4 stored texts") for note in found.notes
-    )
+    assert any(note == "The reranker's queries were 4 stored texts." for note in found.notes)
     assert found.figures.scorers["embedder"].text_mean.value < 1
     assert max(found.figures.scorers["embedder"].histograms.edges) < 0.999
 
 
-def test_a_reranker_of_one_side_is_not_measured(index: DualIndex) -> None:
-    found = run(index, *asked(by_text(0)), reranker=Fair(sides=("text",)))
+def test_a_reranker_of_one_modality_is_not_measured(index: DualIndex) -> None:
+    found = run(index, *asked(by_text(0)), reranker=Fair(modalities=("text",)))
 
     assert found.figures.scorers == {}
     assert any("The reranker was not measured" in note for note in found.notes)

@@ -8,7 +8,8 @@ import pytrec_eval
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llama_index_gap.evaluation.metrics import Estimate, compare, estimate, judge, judged_queries
+from llama_index_gap.evaluation.metrics import compare, estimate, judge, judged_queries
+from llama_index_gap.gap.estimates import Estimate
 
 QRELS = {"q1": {"a": 2, "b": 1, "c": 0}, "q2": {"d": 1}}
 RUN = {"q1": ["c", "b", "x", "a"], "q2": ["e", "f"]}
@@ -89,10 +90,10 @@ def test_the_interval_of_a_mean() -> None:
 
     found = estimate(values)
 
-    assert found.mean == pytest.approx(values.mean())
+    assert found.value == pytest.approx(values.mean())
     half = 1.96 * values.std() / 20  # what theory says
-    assert found.low == pytest.approx(found.mean - half, abs=0.1 * half)
-    assert found.high == pytest.approx(found.mean + half, abs=0.1 * half)
+    assert found.low == pytest.approx(found.value - half, abs=0.1 * half)
+    assert found.high == pytest.approx(found.value + half, abs=0.1 * half)
     assert estimate(values) == found
 
 

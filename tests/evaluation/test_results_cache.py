@@ -50,14 +50,15 @@ def test_an_unfinished_line_is_taken_away(file: Path, cut: int) -> None:
 
 
 def test_a_file_of_something_else_is_refused_as_it_is(file: Path) -> None:
-    for content in (b"my notes", b"my notes\n", b"[1]\n", b'{"experiment"', b'{"a": 1}\n{"b'):
+    for content in (
+        *(b"my notes", b"my notes\n", b"[1]\n", b'{"experiment"', b'{"a": 1}\n{"b'),
+        *(b'{"experiment": 1}\n', b"[" * 100_000 + b"\n"),
+    ):
         file.write_bytes(content)
         if content == b'{"experiment"':  # what a kill may leave of the header
-            ResultsCache(file, HEADER).close()
+            write(file)
             continue
-        with pytest.raises(
-            ResultsCacheError, match="holds no results of an experiment; name another"
-        ):
+        with pytest.raises(ResultsCacheError, match="is no results cache; name another file"):
             ResultsCache(file, HEADER)
         assert file.read_bytes() == content
 
@@ -67,16 +68,17 @@ def test_results_of_another_experiment_are_refused_as_they_are(file: Path) -> No
     before = file.read_bytes()
 
     with pytest.raises(
-        ResultsCacheError, match=r"of another experiment \(another model, seed\); name"
+        ResultsCacheError, match="of another experiment, which differs in model, seed; name another"
     ):
         ResultsCache(file, {"model": "siglip", "depth": 32, "seed": 0})
     assert file.read_bytes() == before
 
 
-def test_a_damaged_line_is_named(file: Path) -> None:
+@pytest.mark.parametrize("damaged", ["nonsense", "[]", "[" * 100_000])
+def test_a_damaged_line_is_named(file: Path, damaged: str) -> None:
     write(file, a=1, b=2)
     lines = file.read_text().splitlines()
-    file.write_text("\n".join([lines[0], "nonsense", lines[2], ""]))
+    file.write_text("\n".join([lines[0], damaged, lines[2], ""]))
 
     with pytest.raises(ResultsCacheError, match=r"results\.jsonl:2: is damaged; delete the file"):
         ResultsCache(file, HEADER)

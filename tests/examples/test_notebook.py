@@ -31,7 +31,8 @@ def test_it_is_kept_as_run_and_small() -> None:
 
     assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
     kinds = {(o.output_type, o.get("name")) for cell in code for o in cell.outputs}
-    assert kinds == {("stream", "stdout"), ("display_data", None)}  # no warning, no error
+    # No warning, no error.
+    assert kinds == {("stream", "stdout"), ("display_data", None), ("execute_result", None)}
     assert NOTEBOOK.stat().st_size < 1.5e6
 
 

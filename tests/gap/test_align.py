@@ -344,7 +344,7 @@ def test_wrong_vectors(vectors: Any, modality: Any, kind: Any, message: str) -> 
 def test_the_mean_itself_has_no_direction() -> None:
     aligner = CenterAligner.fit([[1, 0], [1, 0]], IMAGES)
 
-    with pytest.raises(ValueError, match=r"1 of 2 vectors are the very mean .* the first in row 1"):
+    with pytest.raises(ValueError, match=r"1 of 2 vectors equal the mean .* the first in row 1"):
         aligner.apply([[0, 1], [1, 0]], "text")
 
 

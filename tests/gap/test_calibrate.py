@@ -44,7 +44,7 @@ def fitted(data: tuple[Any, Any] = SIX, method: str = "isotonic") -> RelevanceCa
 
 
 def test_isotonic_on_six_scores() -> None:
-    """0.3 and 0.4 are pooled; one hit is imagined on the wrong side of each end."""
+    """0.3 and 0.4 are pooled; one hit is added beyond each end."""
     scores = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]
 
     probabilities = fitted().probability(PAIR, scores)
@@ -60,7 +60,7 @@ def test_between_steps_log_odds_go_straight_and_beyond_them_level() -> None:
 
 
 @pytest.mark.parametrize("scores", [[0.5] * 40, list(range(40))])
-def test_scores_that_tell_nothing_give_laplace_s_share(scores: list[float]) -> None:
+def test_uninformative_scores_give_laplace_s_share(scores: list[float]) -> None:
     """All equal; or all relevant ones lower than the others."""
     calibrator = fitted((scores, [1] * 10 + [0] * 30))
 

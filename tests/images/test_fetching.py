@@ -95,16 +95,20 @@ def test_fetches(server: str, path: str, content: bytes) -> None:
         ("/short", "broke off, 7 bytes short"),
     ],
 )
-def test_refuses_answers(server: str, path: str, message: str) -> None:
+def test_refuses_answers(
+    server: str, path: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_MAX_BYTES", 1000)
     with pytest.raises(FetchError, match=message):
-        fetch(server + path, max_bytes=1000)
+        fetch(server + path)
 
 
 @pytest.mark.usefixtures("loopback_allowed")
-def test_a_server_that_drips_is_cut_off(server: str) -> None:
+def test_a_server_that_drips_is_cut_off(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_TIMEOUT_S", 0.3)
     start = time.monotonic()
     with pytest.raises(FetchError, match=r"took longer than 0\.3 seconds"):
-        fetch(server + "/drip", timeout_s=0.3)
+        fetch(server + "/drip")
     assert time.monotonic() - start < 3
 
 

@@ -400,27 +400,27 @@ def test_a_calibrator_stays_with_the_index(
 ) -> None:
     uri = str(tmp_path / "gap.db")
     with DualIndex(uri, embed_model=clip) as index:
-        assert index.calibrator is None
-        first = RelevanceCalibrator.fit(labelled(), "logistic", source=index.models)
+        assert index.calibrator() is None
+        first = RelevanceCalibrator.fit(labelled(), "logistic", source=index.models())
         index.save_calibrator(first)
-        calibrator = RelevanceCalibrator.fit(labelled(), source=index.models)
+        calibrator = RelevanceCalibrator.fit(labelled(), source=index.models())
         asyncio.run(index.asave_calibrator(calibrator))
-        assert index.calibrator == calibrator
+        assert index.calibrator() == calibrator
 
     with DualIndex(uri) as again:
-        assert again.calibrator == calibrator
+        assert again.calibrator() == calibrator
         again.insert_nodes(nodes)
         (hit, *_) = again.as_retriever(min_probability=0).retrieve("a bicycle")
         assert 0 < hit.scores["text_probability"] < 1
 
 
 def test_a_calibrator_for_other_models_is_refused(index: DualIndex, tiny_clip: Path) -> None:
-    assert index.models == f"DualEncoderEmbedding({str(tiny_clip.resolve())!r})"
+    assert index.models() == f"DualEncoderEmbedding({str(tiny_clip.resolve())!r})"
 
     for source in ("DualEncoderEmbedding('another')", ""):
         with pytest.raises(ValueError, match=r"these scores are of DualEncoderEmbedding\('/"):
             index.save_calibrator(RelevanceCalibrator.fit(labelled(), source=source))
-    assert index.calibrator is None
+    assert index.calibrator() is None
 
 
 @pytest.mark.parametrize(
@@ -577,7 +577,7 @@ def test_another_process_opens_it_by_its_path(
     uri = str(tmp_path / "gap.db")
     model = DualEncoderEmbedding(model_name=tiny_clip)
     with DualIndex.from_documents(blog.nodes[:40], uri=uri, embed_model=model) as index:
-        index.save_calibrator(RelevanceCalibrator.fit(labelled(), source=index.models))
+        index.save_calibrator(RelevanceCalibrator.fit(labelled(), source=index.models()))
     code = (
         "import sys; from llama_index_gap.index.dual_index import DualIndex\n"
         "retriever = DualIndex(sys.argv[1]).as_retriever(top_k=3, min_probability=0)\n"

@@ -228,11 +228,11 @@ def test_reopening_by_address_and_name_builds_the_stored_model(
     index: DualIndex, milvus_url: str, tiny_clip: Path
 ) -> None:
     hits = np.linspace(-1, 1, 40), [0] * 20 + [1] * 20
-    calibrator = RelevanceCalibrator.fit({"text_to_text": hits}, source=index.models)
+    calibrator = RelevanceCalibrator.fit({"text_to_text": hits}, source=index.models())
     index.save_calibrator(calibrator)
 
     with DualIndex(milvus_url, "news") as again:
-        assert again.calibrator == calibrator
+        assert again.calibrator() == calibrator
         assert type(again.embed_model) is DualEncoderEmbedding
         assert again.embed_model.model_name == str(tiny_clip)
         assert again.count() == index.count()

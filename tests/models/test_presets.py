@@ -1,16 +1,8 @@
-"""The presets, and the command that lists them."""
-
-import dataclasses
-import json
+"""The presets."""
 
 import pytest
-from rich.console import Console
-from typer.testing import CliRunner
 
-from llama_index_gap.cli import app as cli
 from llama_index_gap.models.presets import PRESETS, SCORER_PRESETS
-
-runner = CliRunner()
 
 
 def test_names():
@@ -35,37 +27,3 @@ def test_scorers():
     assert not SCORER_PRESETS.keys() & PRESETS.keys()
     for preset in SCORER_PRESETS.values():
         assert preset.commercial == ("NC" not in preset.licence)
-
-
-@pytest.fixture
-def narrow(monkeypatch):
-    monkeypatch.setattr(cli, "_output", Console(highlight=False, width=80))
-
-
-@pytest.mark.usefixtures("narrow")
-def test_the_list_fits_into_80_columns():
-    result = runner.invoke(cli.app, ["models"])
-
-    assert result.exit_code == 0
-    assert max(map(len, result.output.splitlines())) <= 80
-    words = result.output.split()
-    for scorer in SCORER_PRESETS.values():
-        assert {scorer.name, scorer.checkpoint, "reranker:", scorer.languages} <= set(words)
-    for preset in PRESETS.values():
-        # Nothing is broken off, in the middle of a name or otherwise.
-        assert {preset.name, *preset.checkpoints, str(preset.dimension)} <= set(words)
-        assert preset.suits in result.output
-        assert preset.licence in result.output
-    lines = [line.strip() for line in result.output.splitlines()]
-    assert "Matryoshka 64 128 256 512" in lines
-    assert len(lines) < 30
-
-
-def test_the_same_as_json():
-    result = runner.invoke(cli.app, ["models", "--json"])
-
-    listed = json.loads(result.output)
-    assert [preset["name"] for preset in listed] == [*PRESETS, *SCORER_PRESETS]
-    jina = dataclasses.asdict(PRESETS["jina"])
-    assert listed[0] == {"kind": "encoder", **jina, "matryoshka": list(jina["matryoshka"])}
-    assert listed[-1] == {"kind": "reranker", **dataclasses.asdict(SCORER_PRESETS["jina-m0"])}

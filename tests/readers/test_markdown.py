@@ -4,7 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llama_index_gap.readers.markdown import MarkdownError, Page, PageImage, parse_markdown
+from llama_index_gap.errors import InvalidValueError
+from llama_index_gap.readers.markdown import Page, parse_markdown
+from llama_index_gap.readers.records import ImageReference
 
 
 def test_takes_a_page_apart() -> None:
@@ -17,7 +19,7 @@ def test_takes_a_page_apart() -> None:
     assert page == Page(
         text="At the sea\n\nWe saw a ship\nand a tower.\n\nfirst\n\nsecond\n\nmake",
         heading="At the sea",
-        images=[PageImage("images/ship.png", "a white ship")],
+        images=[ImageReference("images/ship.png", "a white ship")],
         metadata={"title": "A day out", "date": "2024-05-01", "tags": ["sea", "sun"]},
     )
 
@@ -25,26 +27,26 @@ def test_takes_a_page_apart() -> None:
 @pytest.mark.parametrize(
     ("source", "image"),
     [
-        ("![x](a.png)", PageImage("a.png", "x")),
-        ("![](a.png)", PageImage("a.png", "")),
-        ("![x][r]\n\n[r]: a.png", PageImage("a.png", "x")),
-        ("![a *bold* word](a.png)", PageImage("a.png", "a bold word")),
-        ("![x](my%20cat.png)", PageImage("my cat.png", "x")),
-        ("![x](<my cat.png>)", PageImage("my cat.png", "x")),
-        ("![x](a.png?v=2#top)", PageImage("a.png", "x")),
-        ("![x](/img/a.png)", PageImage("/img/a.png", "x")),
-        ("![x](https://e.com/a.png?v=2)", PageImage("https://e.com/a.png?v=2", "x")),
-        ("[![x](a.png)](page.html)", PageImage("a.png", "x")),
-        ('<img src="a.png" alt="x &amp; y">', PageImage("a.png", "x & y")),
-        ('text <img alt="x" src="a.png"/> text', PageImage("a.png", "x")),
-        ("<p align=center>\n<img src=a.png>\n</p>", PageImage("a.png", "")),
-        ("![[a.png]]", PageImage("a.png", "")),
-        ("![[img/a b.png|a ship]]", PageImage("img/a b.png", "a ship")),
-        ("![[a.png|300x200]]", PageImage("a.png", "")),
-        ("![x](//cdn/a.png)", PageImage("//cdn/a.png", "x")),
+        ("![x](a.png)", ImageReference("a.png", "x")),
+        ("![](a.png)", ImageReference("a.png", "")),
+        ("![x][r]\n\n[r]: a.png", ImageReference("a.png", "x")),
+        ("![a *bold* word](a.png)", ImageReference("a.png", "a bold word")),
+        ("![x](my%20cat.png)", ImageReference("my cat.png", "x")),
+        ("![x](<my cat.png>)", ImageReference("my cat.png", "x")),
+        ("![x](a.png?v=2#top)", ImageReference("a.png", "x")),
+        ("![x](/img/a.png)", ImageReference("/img/a.png", "x")),
+        ("![x](https://e.com/a.png?v=2)", ImageReference("https://e.com/a.png?v=2", "x")),
+        ("[![x](a.png)](page.html)", ImageReference("a.png", "x")),
+        ('<img src="a.png" alt="x &amp; y">', ImageReference("a.png", "x & y")),
+        ('text <img alt="x" src="a.png"/> text', ImageReference("a.png", "x")),
+        ("<p align=center>\n<img src=a.png>\n</p>", ImageReference("a.png", "")),
+        ("![[a.png]]", ImageReference("a.png", "")),
+        ("![[img/a b.png|a ship]]", ImageReference("img/a b.png", "a ship")),
+        ("![[a.png|300x200]]", ImageReference("a.png", "")),
+        ("![x](//cdn/a.png)", ImageReference("//cdn/a.png", "x")),
     ],
 )
-def test_finds_images(source: str, image: PageImage) -> None:
+def test_finds_images(source: str, image: ImageReference) -> None:
     assert parse_markdown(source).images == [image]
 
 
@@ -127,7 +129,7 @@ def test_front_matter(source: str, metadata: dict[str, object], text: str) -> No
     ],
 )
 def test_refuses_front_matter(source: str, message: str) -> None:
-    with pytest.raises(MarkdownError, match=message):
+    with pytest.raises(InvalidValueError, match=message):
         parse_markdown(source)
 
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import norm
 
-from llama_index_gap.search.fusion import Fusion, Leg, fuse
+from llama_index_gap.search.fusion import Fusion, ScoredLeg, fuse
 
 # A background with mean 0 and standard deviation 1, so that a score is its own z-score.
 UNIT = [-1.0, 1.0] * 50
@@ -25,8 +25,8 @@ def scores(fusion: Fusion) -> dict[str, float]:
 
 def test_the_readme_s_two_articles() -> None:
     """Where texts get 0.70 ± 0.03 from this query, and photos 0.30 ± 0.06."""
-    text = Leg(["A", "B"], [0.72, 0.23], background=0.70 + 0.03 * np.array(UNIT))
-    image = Leg(["A", "B"], [0.31, 0.54], background=0.30 + 0.06 * np.array(UNIT))
+    text = ScoredLeg(["A", "B"], [0.72, 0.23], background=0.70 + 0.03 * np.array(UNIT))
+    image = ScoredLeg(["A", "B"], [0.31, 0.54], background=0.30 + 0.06 * np.array(UNIT))
 
     assert ranked(fuse({"text": text, "image": image}, normalize="none", combine="max")) == [
         "A",
@@ -40,7 +40,7 @@ def test_the_readme_s_two_articles() -> None:
 
 
 def test_rank() -> None:
-    legs = {"text": Leg(["a", "b"], [9, 8]), "image": Leg(["b", "c"], [0.2, 0.1])}
+    legs = {"text": ScoredLeg(["a", "b"], [9, 8]), "image": ScoredLeg(["b", "c"], [0.2, 0.1])}
 
     assert scores(fuse(legs, normalize="rank", combine="sum")) == pytest.approx(
         {"b": 1 / 62 + 1 / 61, "a": 1 / 61, "c": 1 / 62}
@@ -52,19 +52,24 @@ def test_rank() -> None:
 
 
 def test_equal_scores_share_their_rank() -> None:
-    fusion = fuse({"text": Leg(["a", "b", "c"], [5, 5, 4])}, normalize="rank", combine="sum", k=0)
+    fusion = fuse(
+        {"text": ScoredLeg(["a", "b", "c"], [5, 5, 4])}, normalize="rank", combine="sum", k=0
+    )
 
     assert scores(fusion) == pytest.approx({"a": 1, "b": 1, "c": 1 / 3})
 
 
 def test_minmax() -> None:
-    legs = {"text": Leg(["a", "b", "c"], [10, 7, 6]), "image": Leg(["c"], [0.3])}
+    legs = {"text": ScoredLeg(["a", "b", "c"], [10, 7, 6]), "image": ScoredLeg(["c"], [0.3])}
 
     assert scores(fuse(legs, normalize="minmax", combine="sum")) == {"a": 1, "c": 1, "b": 0.25}
 
 
 def test_zscore() -> None:
-    legs = {"text": Leg(["a", "b"], [3, 1]), "image": Leg(["c"], [0.3])}  # mean 2, deviation 1
+    legs = {
+        "text": ScoredLeg(["a", "b"], [3, 1]),
+        "image": ScoredLeg(["c"], [0.3]),
+    }  # mean 2, deviation 1
 
     assert scores(fuse(legs, normalize="zscore", combine="sum")) == {"a": 1, "c": 0, "b": -1}
     assert scores(fuse(legs, normalize="zscore", combine="max")) == {"a": 1, "c": 0, "b": -1}
@@ -72,8 +77,8 @@ def test_zscore() -> None:
 
 def test_background() -> None:
     legs = {
-        "text": Leg(["a", "b"], [3, 1], background=UNIT),
-        "image": Leg(["b"], [0.3], background=0.1 * np.array(UNIT)),
+        "text": ScoredLeg(["a", "b"], [3, 1], background=UNIT),
+        "image": ScoredLeg(["b"], [0.3], background=0.1 * np.array(UNIT)),
     }
 
     assert scores(fuse(legs, combine="sum")) == pytest.approx({"b": 4, "a": 3})
@@ -82,8 +87,8 @@ def test_background() -> None:
 
 def test_evidence_is_minus_log_of_the_tail() -> None:
     legs = {
-        "text": Leg(["a", "b"], [3, 0], background=UNIT),
-        "image": Leg(["b"], [2], background=UNIT),
+        "text": ScoredLeg(["a", "b"], [3, 0], background=UNIT),
+        "image": ScoredLeg(["b"], [2], background=UNIT),
     }
 
     assert scores(fuse(legs)) == pytest.approx(
@@ -93,8 +98,8 @@ def test_evidence_is_minus_log_of_the_tail() -> None:
 
 def test_of_twice_as_many_the_best_lies_higher_by_chance() -> None:
     legs = {
-        "text": Leg(["t"], [1.0], UNIT, size=100),
-        "image": Leg(["i", "far"], [1.0, 40.0], UNIT, size=200),
+        "text": ScoredLeg(["t"], [1.0], UNIT, size=100),
+        "image": ScoredLeg(["i", "far"], [1.0, 40.0], UNIT, size=200),
     }
 
     found = scores(fuse(legs))
@@ -108,29 +113,29 @@ def test_of_twice_as_many_the_best_lies_higher_by_chance() -> None:
 @pytest.mark.parametrize("sizes", [(500, 500), (100, None), (None, None)])
 def test_sizes_that_are_equal_or_unknown_change_nothing(sizes: tuple[int, int]) -> None:
     legs = {
-        name: Leg(["a", name], [2.0, 0.5], UNIT, size)
+        name: ScoredLeg(["a", name], [2.0, 0.5], UNIT, size)
         for name, size in zip(("text", "image"), sizes, strict=True)
     }
-    unsized = {name: Leg(leg.keys, leg.scores, UNIT) for name, leg in legs.items()}
+    unsized = {name: ScoredLeg(leg.keys, leg.scores, UNIT) for name, leg in legs.items()}
 
     assert scores(fuse(legs)) == pytest.approx(scores(fuse(unsized)))
 
 
 def test_a_leg_with_hits_is_not_empty() -> None:
     with pytest.raises(ValueError, match="the text leg has hits, but its size is 0"):
-        fuse({"text": Leg(["a"], [1.0], UNIT, size=0)})
+        fuse({"text": ScoredLeg(["a"], [1.0], UNIT, size=0)})
 
 
 def test_evidence_does_not_underflow() -> None:
-    (document,) = fuse({"text": Leg(["a"], [50.0], background=UNIT)}).documents
+    (document,) = fuse({"text": ScoredLeg(["a"], [50.0], background=UNIT)}).documents
 
     assert 1250 < document.score < 1260  # z²/2 and a little: the probability itself is 0.0
 
 
 def test_weights_multiply_what_a_leg_adds() -> None:
     legs = {
-        "text": Leg(["a", "b"], [3, 1], background=UNIT),
-        "image": Leg(["b", "a"], [3, 1], background=UNIT),
+        "text": ScoredLeg(["a", "b"], [3, 1], background=UNIT),
+        "image": ScoredLeg(["b", "a"], [3, 1], background=UNIT),
     }
 
     assert ranked(fuse(legs, weights={"image": 2})) == ["b", "a"]
@@ -141,7 +146,7 @@ def test_weights_multiply_what_a_leg_adds() -> None:
 
 
 def test_the_best_hit_of_a_document_counts() -> None:
-    leg = Leg(["a", "b", "a"], [1, 2, 3])
+    leg = ScoredLeg(["a", "b", "a"], [1, 2, 3])
 
     fusion = fuse({"text": leg}, normalize="none", combine="sum")
 
@@ -150,8 +155,8 @@ def test_the_best_hit_of_a_document_counts() -> None:
 
 def test_the_result_says_where_scores_come_from() -> None:
     legs = {
-        "text": Leg(["a"], [3], background=UNIT),
-        "image": Leg(["a", "b"], [2, 1], background=UNIT),
+        "text": ScoredLeg(["a"], [3], background=UNIT),
+        "image": ScoredLeg(["a", "b"], [2, 1], background=UNIT),
     }
 
     a, b = fuse(legs, combine="sum", weights={"text": 2}).documents
@@ -166,8 +171,8 @@ def test_the_result_says_where_scores_come_from() -> None:
 
 def test_without_a_background_all_legs_go_by_rank_and_say_so() -> None:
     legs = {
-        "text": Leg(["a", "b"], [3, 1], background=UNIT),
-        "image": Leg(["b"], [2], background=UNIT[:49]),
+        "text": ScoredLeg(["a", "b"], [3, 1], background=UNIT),
+        "image": ScoredLeg(["b"], [2], background=UNIT[:49]),
     }
     fusion = fuse(legs)
 
@@ -175,11 +180,11 @@ def test_without_a_background_all_legs_go_by_rank_and_say_so() -> None:
     assert fusion.note is not None
     assert "no background of at least 50 scores for: image; so" in fusion.note
     assert scores(fusion) == scores(fuse(legs, normalize="rank", combine="sum"))
-    assert fuse({**legs, "image": Leg(["b"], [2])}).normalize == "rank"
+    assert fuse({**legs, "image": ScoredLeg(["b"], [2])}).normalize == "rank"
 
 
 def test_a_leg_without_hits_needs_no_background() -> None:
-    legs = {"text": Leg(["a"], [3], background=UNIT), "image": Leg([], [])}
+    legs = {"text": ScoredLeg(["a"], [3], background=UNIT), "image": ScoredLeg([], [])}
     fusion = fuse(legs)
 
     assert (fusion.normalize, fusion.note) == ("background", None)
@@ -196,14 +201,16 @@ METHODS = [
 
 @pytest.mark.parametrize(("normalize", "combine"), METHODS)
 def test_edge_cases(normalize: str, combine: str) -> None:
-    def run(**legs: Leg) -> Fusion:
+    def run(**legs: ScoredLeg) -> Fusion:
         return fuse(legs, normalize=normalize, combine=combine)
 
-    flat = Leg(["a", "b"], [0.5, 0.5], background=[0.1] * 60)
+    flat = ScoredLeg(["a", "b"], [0.5, 0.5], background=[0.1] * 60)
 
     assert run().documents == []
-    assert run(text=Leg([], []), image=Leg([], [])).documents == []
-    assert ranked(run(text=Leg(["a"], [0.5], background=UNIT), image=Leg([], []))) == ["a"]
+    assert run(text=ScoredLeg([], []), image=ScoredLeg([], [])).documents == []
+    assert ranked(run(text=ScoredLeg(["a"], [0.5], background=UNIT), image=ScoredLeg([], []))) == [
+        "a"
+    ]
     assert ranked(run(text=flat)) == ["a", "b"]  # equal: in the order given
     assert all(math.isfinite(score) for score in scores(run(text=flat)).values())
 
@@ -223,34 +230,36 @@ def test_edge_cases(normalize: str, combine: str) -> None:
 )
 def test_wrong_arguments(arguments: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        fuse({"text": Leg(["a"], [1], background=UNIT)}, **arguments)
+        fuse({"text": ScoredLeg(["a"], [1], background=UNIT)}, **arguments)
 
 
 @pytest.mark.parametrize(
     ("leg", "message"),
     [
-        (Leg(["a"], [math.nan]), "the text leg's scores hold NaN"),
-        (Leg(["a"], [math.inf]), "the text leg's scores hold NaN or infinity"),
+        (ScoredLeg(["a"], [math.nan]), "the text leg's scores hold NaN"),
+        (ScoredLeg(["a"], [math.inf]), "the text leg's scores hold NaN or infinity"),
         (
-            Leg(["a"], [1], background=[math.nan] * 60),
+            ScoredLeg(["a"], [1], background=[math.nan] * 60),
             "the text leg's background holds? NaN|hold NaN",
         ),
-        (Leg(["a", "b"], [1]), r"2 keys but scores of shape \(1,\)"),
+        (ScoredLeg(["a", "b"], [1]), r"2 keys but scores of shape \(1,\)"),
     ],
 )
-def test_wrong_legs(leg: Leg, message: str) -> None:
+def test_wrong_legs(leg: ScoredLeg, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         fuse({"text": leg})
 
 
 NUMBERS = st.floats(-1, 1, width=32)
 LEGS = st.lists(st.tuples(st.sampled_from("abcdef"), NUMBERS), max_size=8).map(
-    lambda hits: Leg([key for key, _ in hits], [score for _, score in hits], background=UNIT)
+    lambda hits: ScoredLeg([key for key, _ in hits], [score for _, score in hits], background=UNIT)
 )
 
 
 @given(LEGS, LEGS, st.sampled_from(METHODS))
-def test_every_document_once_best_first(text: Leg, image: Leg, method: tuple[str, str]) -> None:
+def test_every_document_once_best_first(
+    text: ScoredLeg, image: ScoredLeg, method: tuple[str, str]
+) -> None:
     fusion = fuse({"text": text, "image": image}, normalize=method[0], combine=method[1])
     values = [document.score for document in fusion.documents]
 
@@ -259,7 +268,7 @@ def test_every_document_once_best_first(text: Leg, image: Leg, method: tuple[str
 
 
 @given(LEGS, st.sampled_from(METHODS))
-def test_one_leg_keeps_its_order(leg: Leg, method: tuple[str, str]) -> None:
+def test_one_leg_keeps_its_order(leg: ScoredLeg, method: tuple[str, str]) -> None:
     order = fuse({"text": leg}, normalize="none", combine="sum").documents
     fused = fuse({"text": leg}, normalize=method[0], combine=method[1])
 
@@ -267,22 +276,24 @@ def test_one_leg_keeps_its_order(leg: Leg, method: tuple[str, str]) -> None:
 
 
 @given(LEGS, LEGS, NUMBERS)
-def test_more_evidence_never_counts_against_a_document(text: Leg, image: Leg, score: float) -> None:
-    def score_of_new(image: Leg) -> float:
-        legs = {"text": Leg([*text.keys, "new"], [*text.scores, 0.5], UNIT), "image": image}
+def test_more_evidence_never_counts_against_a_document(
+    text: ScoredLeg, image: ScoredLeg, score: float
+) -> None:
+    def score_of_new(image: ScoredLeg) -> float:
+        legs = {"text": ScoredLeg([*text.keys, "new"], [*text.scores, 0.5], UNIT), "image": image}
         return scores(fuse(legs))["new"]
 
-    found = Leg([*image.keys, "new"], [*image.scores, score], UNIT)
+    found = ScoredLeg([*image.keys, "new"], [*image.scores, score], UNIT)
 
     assert score_of_new(found) >= score_of_new(image)
 
 
 @given(LEGS, LEGS, st.floats(0.5, 2), st.floats(-1, 1))
 def test_background_does_not_mind_another_scale(
-    text: Leg, image: Leg, factor: float, shift: float
+    text: ScoredLeg, image: ScoredLeg, factor: float, shift: float
 ) -> None:
     """The modality gap is such a shift; this is what calibration is for."""
-    moved = Leg(
+    moved = ScoredLeg(
         image.keys,
         np.array(image.scores) * factor + shift,
         background=np.array(UNIT) * factor + shift,
@@ -311,12 +322,12 @@ def test_real_clip_features(gap_shared: Path) -> None:
         for query in test[:60]:
             others = test[test != query]
             legs = {
-                "text": Leg(
+                "text": ScoredLeg(
                     [f"text {i}" for i in others],
                     texts[others] @ texts[query],
                     texts[fit] @ texts[query],
                 ),
-                "image": Leg(
+                "image": ScoredLeg(
                     [f"image {i}" for i in test],
                     images[test] @ texts[query],
                     images[fit] @ texts[query],

@@ -1,8 +1,8 @@
 """The table of ways to combine two legs, repeated on simulated features with a gap like CLIP's.
 
-The simulation is that of ``two_sided.py``, with 4,000 documents. 16 seeds, each with 50 queries of
-each kind; 16 candidates per leg, and 300 vectors of each leg as its background. A query has one
-relevant document. Both legs have one size, so that sizes change nothing, but in the last test.
+The simulation is that of ``two_modalities.py``, with 4,000 documents. 16 seeds, each with 50
+queries of each kind; 16 candidates per leg, and 300 vectors of each leg as its background. A query
+has one relevant document. Both legs have one size, so sizes change nothing but in the last test.
 ``benchmarks/fusion_study.py`` goes further, and finds where this does not hold.
 
 **What comes out.** nDCG@10; mean over the seeds, in the last column ± 2 standard errors:
@@ -39,7 +39,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 import pytest
-from two_sided import KINDS, METHODS, Simulation, World, ask, unit, unsized
+from two_modalities import KINDS, METHODS, Simulation, World, ask, unit, unsized
 
 FloatArray: TypeAlias = npt.NDArray[np.float64]
 
@@ -132,7 +132,7 @@ def test_raw_scores_lose_the_images(cosine_of_means: float) -> None:
 def test_sizes_serve_queries_for_the_smaller_side() -> None:
     """An image in every fifth document: the best of the texts lies higher by chance alone."""
     methods = {"evidence": METHODS["evidence"], "unsized": unsized}
-    simulation = Simulation(0, World(pictured=0.2))
+    simulation = Simulation(0, World(imaged=0.2))
 
     found = {kind: ask(simulation, kind, QUERIES, methods).ndcg for kind in KINDS}
 

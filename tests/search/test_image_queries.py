@@ -27,7 +27,7 @@ from llama_index_gap import DualEncoderEmbedding, MilvusStore
 from llama_index_gap.demo.tiny import make_tiny_dinov2
 from llama_index_gap.gap.calibrate import RelevanceCalibrator
 from llama_index_gap.index.dual_index import DualIndex, IndexReport
-from llama_index_gap.search.fusion import Leg, fuse
+from llama_index_gap.search.fusion import ScoredLeg, fuse
 
 
 class Table(MultiModalEmbedding):
@@ -105,7 +105,7 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DualIndex]:
 
 
 def search(index: DualIndex, query: QueryBundle | str, **settings: Any) -> list[Any]:
-    settings = {"normalize": "none", "combine": "sum", **settings}
+    settings = {"normalize": "none", "combine": "sum", "image_queries": "also_texts", **settings}
     return index.as_retriever(**settings).retrieve(query)
 
 
@@ -174,7 +174,9 @@ def test_the_weight_of_images_counts(index: DualIndex) -> None:
     hits = search(index, PHOTO, weights={"image": 10})
 
     assert hits[0].score == pytest.approx(0.3 + 9, abs=1e-3)
-    with pytest.raises(ValueError, match="weights name 'image_query'; the sides are text, image"):
+    with pytest.raises(
+        ValueError, match="weights name 'image_query'; the modalities are text, image"
+    ):
         index.as_retriever(weights={"image_query": 2})
 
 
@@ -183,7 +185,7 @@ def test_complete_fetches_the_image_that_only_the_text_found(index: DualIndex) -
 
     assert ids(hits) == ["f1", "f2", "t1", "t2"]
     assert hits[2].scores == pytest.approx(
-        {"text_by_image": 0.3, "text_by_image_evidence": 0.3, "image": 0.1}, abs=1e-3
+        {"text_by_image": 0.3, "text_by_image_evidence": 0.3, "image_by_image": 0.1}, abs=1e-3
     )
 
 
@@ -224,7 +226,7 @@ def test_its_background_is_its_own(tmp_path: Path) -> None:
         hits = index.as_retriever(similarity_top_k=0).retrieve(PHOTO)
 
     background = [*(x for x, _ in crowd.values()), 0.9]
-    expected = fuse({"image_by_image": Leg(["0.png", "ferry"], [1.0, 0.9], background)})
+    expected = fuse({"image_by_image": ScoredLeg(["0.png", "ferry"], [1.0, 0.9], background)})
     scores = {hit.node.ref_doc_id or hit.node_id: hit.score for hit in hits}
     assert {document.key: document.score for document in expected.documents} == pytest.approx(
         {key: scores[key] for key in ("0.png", "ferry")}, abs=0.01
@@ -233,7 +235,7 @@ def test_its_background_is_its_own(tmp_path: Path) -> None:
 
 def test_a_calibrator_is_fitted_on_its_scores(index: DualIndex, tmp_path: Path) -> None:
     labelled = {"image_to_image": ([0.1, 0.9] * 20, [0, 1] * 20)}
-    calibrator = RelevanceCalibrator.fit(labelled, source=index.models)
+    calibrator = RelevanceCalibrator.fit(labelled, source=index.models())
     settings = {"calibrator": calibrator, "min_probability": 0.5, "similarity_top_k": 0}
 
     (hit,) = search(index, PHOTO, **settings)

@@ -22,8 +22,10 @@ from llama_index.core.vector_stores import FilterCondition, MetadataFilter, Meta
 
 from llama_index_gap.gap.calibrate import RelevanceCalibrator
 from llama_index_gap.index.dual_index import DualIndex
+from llama_index_gap.modality import Leg
 from llama_index_gap.nodes import ScoredNode
-from llama_index_gap.search.retriever import DualIndexRetriever, pair_of
+from llama_index_gap.results import LegSummary
+from llama_index_gap.search.retriever import DualIndexRetriever
 from llama_index_gap.store.milvus import MilvusStore
 
 D = 8
@@ -166,7 +168,9 @@ def test_counts(index: DualIndex) -> None:
     assert documents(top_k=3) == 3
     assert documents() == 32  # 16 of each side, no document on both
     assert documents(similarity_top_k=5, image_similarity_top_k=2) == 7
-    assert documents(similarity_top_k=0) == 16
+    assert documents(similarity_top_k=3) == 6  # it holds for both
+    assert documents(similarity_top_k=0) == 16  # but for 0, which leaves the texts out
+    assert documents(image_similarity_top_k=2) == 18
     assert documents(image_similarity_top_k=0, top_k=4) == 4
 
 
@@ -212,6 +216,71 @@ def test_complete_fetches_the_other_side_with_its_exact_score(index: DualIndex) 
     assert complete[0].score == complete[1].score == plain[0].score
     assert complete[0].scores["text"] == pytest.approx(0.23, abs=1e-5)
     assert "text_evidence" not in complete[0].scores
+
+
+# --- passages -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Iterator[DualIndex]:
+    """A document of four passages and two captioned images; another one of a single passage."""
+    passages = [
+        text(f"{part}", near, "compote")
+        for part, near in (("one", 0.5), ("two", 0.9), ("three", 0.7), ("four", 0.6))
+    ]
+    pictured = [
+        image(part, near, "compote").model_copy(update={"text": f"caption near={caption}"})
+        for part, near, caption in (("p", 0.2, 0.95), ("q", 0.4, 0.1))
+    ]
+    with DualIndex(str(tmp_path / "gap.db"), embed_model=Angles()) as opened:
+        opened.insert_nodes([*passages, *pictured, text("other", 0.8, "other")])
+        yield opened
+
+
+def of_compote(index: DualIndex, **settings: Any) -> list[str]:
+    hits = index.as_retriever(normalize="none", combine="max", **settings).retrieve("query")
+    return [hit.node_id for hit in hits if hit.node.ref_doc_id == "compote"]
+
+
+def test_the_best_passages_come_first_and_then_the_best_image(recipe: DualIndex) -> None:
+    assert of_compote(recipe) == ["two-text", "three-text", "four-text", "p-image"]
+    assert of_compote(recipe, passages_per_document=4, images_per_document=2) == [
+        *("two-text", "three-text", "four-text", "one-text", "p-image", "q-image")
+    ]
+    assert of_compote(recipe, passages_per_document=1, images_per_document=0) == ["two-text"]
+
+
+def test_a_caption_counts_but_takes_no_passage_s_place(recipe: DualIndex) -> None:
+    """The caption of p is the best text of all; with one hit a leg, no passage is found."""
+    few = {"similarity_top_k": 1, "image_similarity_top_k": 1, "images_per_document": 2}
+
+    assert of_compote(recipe, **few) == ["p-image", "q-image"]
+    assert of_compote(recipe, **few, complete=True) == ["two-text", "p-image", "q-image"]
+    (hit, *_) = recipe.as_retriever(**few, complete=True, top_k=1).retrieve("query")
+    assert hit.scores["text"] == pytest.approx(0.95, abs=1e-5)  # the caption's, which was found
+
+
+def test_a_document_is_never_without_nodes(recipe: DualIndex) -> None:
+    assert of_compote(recipe, similarity_top_k=1, images_per_document=0) == ["p-image"]
+
+
+def test_completing_asks_each_collection_once(
+    recipe: DualIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    call = MilvusStore._call
+
+    def counting(store: MilvusStore, method: str, **arguments: Any) -> Any:
+        calls.append(f"{method} {store.collection_name}")
+        return call(store, method, **arguments)
+
+    retriever = recipe.as_retriever(
+        similarity_top_k=1, image_similarity_top_k=1, complete=True, normalize="none", combine="max"
+    )
+    monkeypatch.setattr(MilvusStore, "_call", counting)
+    retriever.retrieve("query")
+
+    assert sorted(calls) == ["query gap_text", "search gap_image", "search gap_text"]
 
 
 # --- probabilities ------------------------------------------------------------------------------
@@ -270,21 +339,23 @@ LABELLED = {"text_to_text": labelled(0.72, 0.8), "text_to_image": labelled(0.31,
 
 @pytest.fixture(scope="module")
 def calibrator(small: DualIndex) -> RelevanceCalibrator:
-    return RelevanceCalibrator.fit(LABELLED, source=small.models)
+    return RelevanceCalibrator.fit(LABELLED, source=small.models())
 
 
 def test_one_threshold_for_texts_and_images(
-    small: DualIndex, calibrator: RelevanceCalibrator, caplog: pytest.LogCaptureFixture
+    small: DualIndex, calibrator: RelevanceCalibrator
 ) -> None:
     """By raw scores 0.5 keeps the everyday text of A too."""
-    with caplog.at_level(logging.INFO, "llama_index_gap.search.retriever"):
-        hits = small.as_retriever(calibrator=calibrator, min_probability=0.5).retrieve("query")
+    result = small.as_retriever(calibrator=calibrator, min_probability=0.5).search("query")
+    hits = result.nodes
 
     assert ids(hits) == ["B-image"]
     assert hits[0].scores["image_probability"] == pytest.approx(20 / 21)
     assert "text" not in hits[0].scores
-    assert "2 of 2 hits of the text leg are less probable than 0.5 and were left out" in caplog.text
-    assert "1 of 2 hits of the image leg" in caplog.text
+    assert result.legs == {
+        Leg("text", "text"): LegSummary(0, improbable=2),
+        Leg("text", "image"): LegSummary(1, improbable=1),
+    }
 
 
 def test_probabilities_come_with_the_scores(
@@ -329,7 +400,7 @@ def test_a_pair_that_was_not_fitted_is_an_error(
     with pytest.raises(ValueError, match="not fitted for image_to_image, only for text_to_text"):
         retriever.retrieve(QueryBundle("", image_path="/images/query"))
 
-    texts = RelevanceCalibrator.fit({"text_to_text": labelled(0, 1)}, source=small.models)
+    texts = RelevanceCalibrator.fit({"text_to_text": labelled(0, 1)}, source=small.models())
     with pytest.raises(
         ValueError,
         match="fitted for text_to_text, but a query needs text_to_text and text_to_image or image_",
@@ -348,7 +419,11 @@ def test_calibrators_that_do_not_fit_are_refused(small: DualIndex) -> None:
     with pytest.raises(ValueError, match=r"min_probability=0.5 needs a calibrator: .*collect_scor"):
         small.as_retriever(min_probability=0.5)
     # Over other stores there is no saying what the vectors were made with.
-    stores = small.sides()["text"].store, small.sides()["image"].store, small.embed_model
+    stores = (
+        small.collections()["text"].store,
+        small.collections()["image"].store,
+        small.embed_model,
+    )
     retriever = DualIndexRetriever.from_stores(*stores, calibrator=foreign, min_probability=0.5)
     assert ids(retriever.retrieve("query")) == ["B-image"]
     with pytest.raises(ValueError, match="needs a calibrator"):
@@ -361,13 +436,13 @@ def test_what_each_leg_finds(small: DualIndex, calibrator: RelevanceCalibrator) 
 
     legs = retriever.search_legs("query")
 
-    assert {leg: [node.node_id for node in hits.nodes] for leg, hits in legs.items()} == {
+    assert {leg.name: [node.node_id for node in hits.nodes] for leg, hits in legs.items()} == {
         "text": ["A-text", "B-text"],
         "image": ["B-image", "A-image"],
     }
-    assert legs["image"].scores == pytest.approx([0.54, 0.31], abs=1e-5)
+    assert legs[Leg("text", "image")].scores == pytest.approx([0.54, 0.31], abs=1e-5)
     by_image = retriever.search_legs(QueryBundle("", image_path="/images/query"))
-    assert [pair_of(leg) for leg in by_image] == ["image_to_image", "image_to_text"]
+    assert [leg.pair for leg in by_image] == ["image_to_image"]
 
 
 def test_one_search_can_be_ranked_in_several_ways(small: DualIndex) -> None:
@@ -381,8 +456,11 @@ def test_one_search_can_be_ranked_in_several_ways(small: DualIndex) -> None:
         {"image_similarity_top_k": 0},
     ):
         retriever = small.as_retriever(**settings)
-        assert retriever.rank_legs(legs) == retriever.retrieve("query")
-    assert ids(small.as_retriever(image_similarity_top_k=0).rank_legs(legs)) == ["A-text", "B-text"]
+        assert retriever.rank_legs(legs).nodes == retriever.retrieve("query")
+    assert ids(small.as_retriever(image_similarity_top_k=0).rank_legs(legs).nodes) == [
+        "A-text",
+        "B-text",
+    ]
 
 
 # --- the query ----------------------------------------------------------------------------------
@@ -390,8 +468,29 @@ def test_one_search_can_be_ranked_in_several_ways(small: DualIndex) -> None:
 IMAGE = QueryBundle("", image_path="/images/query")
 
 
-def test_an_image_asks_both_sides_of_a_shared_space(small: DualIndex) -> None:
+def test_an_image_alone_asks_the_images(small: DualIndex) -> None:
     hits = small.as_retriever(normalize="none", combine="sum").retrieve(IMAGE)
+
+    assert ids(hits) == ["B-image", "A-image"]
+    assert hits[0].scores.keys() == {"image_by_image", "image_by_image_evidence"}
+
+
+def test_an_image_alone_asks_the_texts_where_only_they_are_searched(small: DualIndex) -> None:
+    hits = small.as_retriever(image_similarity_top_k=0).retrieve(IMAGE)
+
+    assert ids(hits) == ["A-text", "B-text"]
+
+
+def test_complete_gives_a_passage_that_no_query_asked_for(small: DualIndex) -> None:
+    hits = small.as_retriever(complete=True).retrieve(IMAGE)
+
+    assert ids(hits) == ["B-text", "B-image", "A-text", "A-image"]
+    assert "text_by_image" not in hits[0].scores
+
+
+def test_an_image_asks_the_texts_of_a_shared_space_where_told(small: DualIndex) -> None:
+    settings = {"normalize": "none", "combine": "sum", "image_queries": "also_texts"}
+    hits = small.as_retriever(**settings).retrieve(IMAGE)
 
     assert ids(hits)[0] == "A-text"
     assert hits[0].scores == pytest.approx(
@@ -461,7 +560,7 @@ def test_an_empty_query_is_an_error(small: DualIndex) -> None:
         ({"normalize": "rank"}, "combine='evidence' turns z-scores"),
         ({"group_by": "chapter"}, "group_by='chapter': must be one of document, node"),
         ({"on_leg_error": "ignore"}, "must be one of raise, degrade"),
-        ({"weights": {"sound": 1}}, "weights name 'sound'; the sides are text, image"),
+        ({"weights": {"sound": 1}}, "weights name 'sound'; the modalities are text, image"),
         ({"weights": {"text": -1}}, "the weight of text is -1"),
         ({"min_probability": 1.5}, "min_probability=1.5: must lie between 0 and 1"),
     ],
@@ -512,7 +611,7 @@ def test_over_an_existing_multi_modal_index() -> None:
 
 
 def test_over_foreign_stores_by_rank(index: DualIndex) -> None:
-    stores = {side: s.store for side, s in index.sides().items()}
+    stores = {side: s.store for side, s in index.collections().items()}
     retriever = DualIndexRetriever.from_stores(stores["text"], stores["image"], Angles(), top_k=2)
 
     hits = retriever.retrieve("query")
@@ -573,11 +672,11 @@ def test_nodes_found_are_not_changed_by_ranking(small: DualIndex) -> None:
 def test_samples_follow_what_is_written(tmp_path: Path) -> None:
     with DualIndex(str(tmp_path / "gap.db"), embed_model=Angles()) as index:
         index.insert_nodes(CROWD[:55])
-        assert index.sides()["text"].sample().shape == (55, D)
+        assert index.collections()["text"].sample().shape == (55, D)
         index.insert_nodes(CROWD[55:60])
-        assert index.sides()["text"].sample().shape == (60, D)
+        assert index.collections()["text"].sample().shape == (60, D)
         index.delete_nodes([node.node_id for node in CROWD[:20]])
-        assert index.sides()["text"].sample().shape == (40, D)
+        assert index.collections()["text"].sample().shape == (40, D)
 
 
 # --- for tools ----------------------------------------------------------------------------------

@@ -83,9 +83,10 @@ def test_a_search_shows_its_legs_and_the_fusion(index: DualIndex, spans: SimpleS
     index.as_retriever(complete=True).retrieve("a fire")
 
     assert steps(spans, "DualIndexRetriever.retrieve") == ["_retrieve"]
-    assert steps(spans, "DualIndexRetriever._retrieve") == ["embed_query", *LEGS, "fuse"]
+    assert steps(spans, "DualIndexRetriever._retrieve") == [
+        *("embed_query", *LEGS, "fuse", "complete")
+    ]
     assert steps(spans, "DualIndexRetriever.embed_query") == ["get_query_embedding"]
-    assert steps(spans, "DualIndexRetriever.fuse") == ["complete"]
     check_times(spans)
 
 
@@ -141,7 +142,7 @@ def test_a_leg_that_fails_is_closed_and_says_why(
     with DualIndex(str(tmp_path / "gap.db"), embed_model=model) as index:
         index.insert_nodes([TextNode(text="a fire")])
         retriever = index.as_retriever(on_leg_error=on_leg_error)
-        index.sides()["image"].store.close()
+        index.collections()["image"].store.close()
         if on_leg_error == "raise":
             with pytest.raises(StoreError, match="was closed"):
                 retriever.retrieve("a fire")

@@ -25,15 +25,15 @@ def two_clouds(n: int, *, shared: int = 6, own: int = 0) -> tuple[VectorArray, V
     """
     rng = np.random.default_rng(0)
     told = rng.normal(size=(n, shared))
-    sides = []
+    clouds = []
     for sign in (1, -1):
         rows = np.zeros((n, shared + 2 * own + 1))
         rows[:, :shared] = told + 0.3 * rng.normal(size=told.shape)
         start = shared if sign == 1 else shared + own
         rows[:, start : start + own] = 2 * rng.normal(size=(n, own))
         rows[:, -1] = sign * 2 * np.linalg.norm(rows, axis=1)
-        sides.append(unit(rows))
-    return sides[0], sides[1]
+        clouds.append(unit(rows))
+    return clouds[0], clouds[1]
 
 
 def unit(rows: npt.ArrayLike) -> VectorArray:

@@ -7,8 +7,13 @@ from typing import Any
 from llama_index.core.schema import ImageNode, NodeRelationship, RelatedNodeInfo, TextNode
 
 from llama_index_gap.evaluation.datasets import Dataset, LabelledQuery
-from llama_index_gap.evaluation.experiment import ExperimentResult, MethodResult, OwnModality
-from llama_index_gap.evaluation.metrics import Comparison, Estimate
+from llama_index_gap.evaluation.experiment_result import (
+    ExperimentResult,
+    MethodResult,
+    OwnModality,
+)
+from llama_index_gap.evaluation.metrics import Comparison
+from llama_index_gap.gap.estimates import Estimate
 from llama_index_gap.readers.corpus import Corpus
 
 
@@ -68,4 +73,4 @@ def dataset(words: str = "words of {}", image: str | None = None) -> Dataset:
         LabelledQuery(number, words.format(f"query {number}"), kind=kind)
         for number, kind in zip("1234", ["headline"] * 2 + ["image"] * 2, strict=True)
     ]
-    return Dataset("ten", "folder", Corpus(nodes, []), queries, result().qrels, 3)
+    return Dataset("ten", Corpus(nodes, []), queries, result().qrels, 3)

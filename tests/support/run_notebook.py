@@ -24,6 +24,9 @@ def run() -> nbformat.NotebookNode:
     notebook = read()
     NotebookClient(notebook, timeout=300, record_timing=False, coalesce_streams=True).execute()
     notebook.metadata["language_info"] = {"name": "python"}  # else also which Python it was
+    for output in (output for cell in notebook.cells for output in cell.get("outputs", [])):
+        if "text/html" in output.get("data", {}):
+            output["data"].pop("text/plain", None)  # long, and with the paths of this run
     return notebook
 
 

@@ -10,17 +10,15 @@ from random import Random
 import numpy as np
 import pytest
 import torch
-from paths import PARITY
-from safetensors.torch import load_file
 from transformers import CLIPTokenizer
 
 from llama_index_gap.demo.drawing import Scene
 from llama_index_gap.demo.newsroom import Article, Facts, make_articles
 from llama_index_gap.models import load_scorer
+from training import cross_encoder
 from training import train_reranker as training
 from training.train_dual_encoder import make_tokenizer
 
-REAL = PARITY / "jina_m0_tiny"
 FACTS = Facts(who="nurses", event="strike", place="Arnbeck", time="monday")
 SCENE = Scene(("red", "boat"), ("blue", "house"), "right", "coast", "night")
 ARTICLE = Article("1", FACTS, SCENE, "Nurses walk out in Arnbeck on Monday")
@@ -39,7 +37,7 @@ def in_small(tokenizer: CLIPTokenizer) -> Iterator[None]:
         patch.setattr(training, "SEE", replace(training.SEE, steps=1, articles=4))
         patch.setattr(training, "STAGES", small)
         patch.setattr(training, "_HELD_OUT", 1)
-        patch.setattr(training, "make_tokenizer", lambda _: deepcopy(tokenizer))
+        patch.setattr(cross_encoder, "make_tokenizer", lambda _: deepcopy(tokenizer))
         yield
 
 
@@ -48,37 +46,12 @@ def trained(in_small: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return training.train(tmp_path_factory.mktemp("trained"), seed=3)
 
 
-@pytest.fixture(scope="module")
-def articles() -> list[Article]:
-    return make_articles(3, "test", 0)
-
-
-def test_what_was_trained_scores_as_what_is_loaded(trained: Path, articles: list[Article]) -> None:
-    """By the code that loads jina-reranker-m0, from its files."""
-    queries = ["a red boat", "prank and nurses in Keldon"]
+def test_it_loads_as_jina_reranker_m0_does(trained: Path) -> None:
+    articles = make_articles(3, "test", 0)
     scorer = load_scorer(str(trained), dtype="float32")
 
-    model = loaded(trained)
-    for side in ("text", "image"):
-        documents = [a.headline if side == "text" else a.image() for a in articles]
-        with torch.no_grad():
-            last = model.read(side, articles, queries, torch.tensor(3 * [[0, 1]])).last
-            trained = torch.sigmoid(model.score(last)[..., 0] - 2.65).T.numpy()
-        found = [scorer.score(query, documents) for query in queries]
-        np.testing.assert_allclose(trained, found, atol=2e-6)
-        assert np.std(found) > 1e-4
-
-
-def test_it_has_the_layout_of_jina_reranker_m0(trained: Path) -> None:
-    config, real = (json.loads((each / "config.json").read_text()) for each in (trained, REAL))
-    mine, theirs = (load_file(each / "model.safetensors") for each in (trained, REAL))
-
-    assert set(theirs) <= set(mine)
-    assert config["architectures"] == real["architectures"]
-    assert config.keys() <= real.keys()
-    assert {"config.json", "model.safetensors", "preprocessor_config.json", "tokenizer.json"} <= {
-        file.name for file in trained.iterdir()
-    }
+    scores = scorer.score("a red boat", [article.image() for article in articles])
+    assert np.std(scores) > 1e-4
 
 
 def test_the_same_seed_gives_the_same_weights(trained: Path, tmp_path: Path) -> None:
@@ -125,19 +98,28 @@ def test_training_lowers_the_loss(tmp_path: Path) -> None:
 # --- what is right -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("side", ["text", "image"])
-def test_a_pair_is_right_where_the_side_holds_all_that_is_asked_of_it(side: str) -> None:
-    pairs = training._draw(STAGE, side, "train", Random(0))
+@pytest.mark.parametrize("modality", ["text", "image"])
+def test_a_pair_is_right_where_all_that_is_asked_is_held(modality: str) -> None:
+    pairs = training._draw(STAGE, modality, "train", Random(0))
     right = pairs.right.bool().numpy()
     verdicts = pairs.verdicts.numpy()
 
     assert right[:, : pairs.own].all()
     assert 0.3 < right.mean() < 0.7
     assert ((verdicts == 1).any(-1) & ~(verdicts == 2).any(-1) == right).all()
-    other = "image" if side == "text" else "text"
-    of_other_side = np.array(pairs.kinds).reshape(right.shape) == other
-    assert of_other_side.any()
-    assert not right[of_other_side].any()
+    other = "image" if modality == "text" else "text"
+    of_other = np.array(pairs.kinds).reshape(right.shape) == other
+    assert of_other.any()
+    assert not right[of_other].any()
+
+
+def test_short_queries_ask_for_one_claim_each() -> None:
+    queries = training._short_queries(ARTICLE, Random(0))
+
+    (claims,) = zip(*(query.claims for query in queries), strict=True)
+    assert set(claims) == ARTICLE.claims - {("relation", "right")}
+    assert [query.kind for query in queries] == 4 * ["text"] + 4 * ["image"]
+    assert all(query.is_answered_by(ARTICLE) and query.text for query in queries)
 
 
 def test_queries_of_one_claim_are_right_by_halves() -> None:
@@ -154,7 +136,7 @@ def test_verdicts_say_which_claim_fails() -> None:
         {("place", "Arnbeck"), ("thing", "red boat"), ("thing", "red tree"), ("sky", "day")}
     )
 
-    named = dict(zip(training._CLAIMS, training._verdicts(asked, ARTICLE), strict=True))
+    named = dict(zip(training.CLAIMS, training._verdicts(asked, ARTICLE), strict=True))
     assert {name: verdict for name, verdict in named.items() if verdict} == {
         "place": 1,
         "thing": 1,
@@ -174,23 +156,3 @@ def test_things_are_named_by_their_places() -> None:
         "setting": "coast",
         "sky": "night",
     }
-
-
-def loaded(folder: Path) -> training.CrossEncoder:
-    model = training.CrossEncoder()
-    tensors = {
-        key: tensor.float() for key, tensor in load_file(folder / "model.safetensors").items()
-    }
-    for prefix, part in (
-        ("model.", model.model.language_model),
-        ("visual.", model.model.visual),
-        ("score.", model.score),
-    ):
-        part.load_state_dict(
-            {
-                key.removeprefix(prefix): tensor
-                for key, tensor in tensors.items()
-                if key.startswith(prefix)
-            }
-        )
-    return model

@@ -10,17 +10,18 @@ from llama_index_gap.cli.experiment_tables import (
     leg_rows,
     own_modality_in_words,
 )
-from llama_index_gap.cli.pages.search_page import render, thumbnail
+from llama_index_gap.cli.pages.rendering import render
 from llama_index_gap.evaluation.examples import Example
-from llama_index_gap.evaluation.experiment import ExperimentResult
+from llama_index_gap.evaluation.experiment_result import ExperimentResult
+from llama_index_gap.results import thumbnail
 
 
 def render_experiment(result: ExperimentResult, examples: Sequence[Example]) -> str:
-    """Write what an experiment found as an HTML page.
+    """Write the results of an experiment as an HTML page.
 
     Args:
         result: the figures.
-        examples: shown with their images; one that cannot be opened leaves its reason.
+        examples: shown with their images; for an image that cannot be opened, the reason.
     """
     return render(
         "experiment",

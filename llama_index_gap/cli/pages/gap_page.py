@@ -8,12 +8,14 @@ from typing import TypeAlias
 
 import numpy as np
 
-from llama_index_gap.cli.pages.search_page import render
+from llama_index_gap.cli.pages.rendering import render
 from llama_index_gap.diagnosis.mitigations import Cloud, Mitigation
 from llama_index_gap.diagnosis.recommendations import NAMES
 from llama_index_gap.diagnosis.report import Report
-from llama_index_gap.gap.arrays import FloatArray
-from llama_index_gap.gap.measure import Estimate, GapReport, Histograms
+from llama_index_gap.gap.estimates import Estimate
+from llama_index_gap.gap.measure import GapReport
+from llama_index_gap.gap.scores import Histograms
+from llama_index_gap.modality import MODALITIES
 
 PAIRS = {
     "text_to_text": "two texts",
@@ -25,7 +27,7 @@ PAIRS = {
     "text": "texts",
     "image": "images",
 }
-"""What a score is of."""
+"""What each sort of score compares."""
 _ACROSS = {"text_to_image", "query_to_image", "matched"}
 _WIDTH, _HEIGHT, _MARGIN = 320, 200, 10
 _BAND, _LABEL, _AXIS = 30, 18, 16
@@ -34,8 +36,8 @@ _BAND, _LABEL, _AXIS = 30, 18, 16
 def render_report(report: Report) -> str:
     """Write a gap report as an HTML page.
 
-    It holds its drawings and its style, runs no script, and fetches nothing: its content security
-    policy forbids it. Nothing is told by colour alone.
+    It contains its drawings and its style, runs no script, and fetches nothing: its content
+    security policy forbids that. Nothing depends on colour alone.
 
     Args:
         report: what to show.
@@ -65,7 +67,7 @@ def render_report(report: Report) -> str:
 
 
 def _interval(value: Estimate | float | None, form: str) -> tuple[str, str]:
-    """A figure, and its interval, to be shown below each other."""
+    """A figure, and its interval below it."""
     if value is None:
         return "–", ""
     if not isinstance(value, Estimate):
@@ -78,7 +80,7 @@ def _interval(value: Estimate | float | None, form: str) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class _CloudDrawing:
-    """SVG paths of points, and where their means are."""
+    """SVG paths of points, and their means."""
 
     name: str
     mitigation: Mitigation
@@ -103,14 +105,10 @@ def _clouds(mitigations: Mapping[str, Mitigation]) -> Iterator[_CloudDrawing]:
             NAMES[name],
             mitigations[name],
             cloud,
-            _path("M{:.1f} {:.1f}h0", texts),
-            _path("M{:.1f} {:.1f}m0-3.2l2.9 5h-5.8z", images),
+            "".join(f"M{x:.1f} {y:.1f}h0" for x, y in texts),
+            "".join(f"M{x:.1f} {y:.1f}m0-3.2l2.9 5h-5.8z" for x, y in images),
             *(tuple(rows.mean(axis=0).round(1).tolist()) for rows in (texts, images)),
         )
-
-
-def _path(mark: str, points: FloatArray) -> str:
-    return "".join(mark.format(x, y) for x, y in points)
 
 
 # --- histograms ----------------------------------------------------------------------------------
@@ -161,16 +159,13 @@ def _ridge(name: str, histograms: Histograms, low: float, high: float) -> _Ridge
                 sort, PAIRS[sort], sort in _ACROSS, base, f"M{x[0]:.1f} {base}{steps}V{base}", mean
             )
         )
-    ticks = [((tick - low) / (high - low) * _WIDTH, f"{tick:g}") for tick in _ticks(low, high)]
+    # Three to six round numbers.
+    sizes = (m * 10.0**e for e in range(-6, 7) for m in (1, 2.5, 5))
+    step = next(size for size in sizes if (high - low) / size <= 5)
+    at = range(int(np.ceil(low / step)), int(np.floor(high / step)) + 1)
+    round_numbers = [round(i * step, 9) + 0.0 for i in at]
+    ticks = [((tick - low) / (high - low) * _WIDTH, f"{tick:g}") for tick in round_numbers]
     return _Ridge(name, len(bands) * (_BAND + _LABEL) + _AXIS, bands, ticks)
-
-
-def _ticks(low: float, high: float) -> list[float]:
-    """Three to six round numbers."""
-    steps = [m * 10.0**e for e in range(-6, 7) for m in (1, 2.5, 5)]
-    step = next(step for step in steps if (high - low) / step <= 5)
-    first = int(np.ceil(low / step))
-    return [round(i * step, 9) + 0.0 for i in range(first, int(np.floor(high / step)) + 1)]
 
 
 # --- all figures ---------------------------------------------------------------------------------
@@ -195,36 +190,34 @@ def _table(reports: Sequence[GapReport]) -> Iterator[_Row]:
     yield figure("Spread of the texts", lambda gap: gap.text_spread)
     yield figure("Spread of the images", lambda gap: gap.image_spread)
     yield figure(
-        "Separation, distance over spread: above 1 the gap rules raw scores",
+        "Separation, distance over spread: above 1, the gap dominates raw scores",
         lambda gap: gap.separation,
     )
     yield figure(
-        "Relative modality gap (RMG): at 0.5 pairs lie no nearer than others", lambda gap: gap.rmg
+        "Relative modality gap (RMG): at 0.5, pairs lie no nearer than others", lambda gap: gap.rmg
     )
     for largest in first.gap_share:
         label = "the largest dimension" if largest == 1 else f"the {largest} largest dimensions"
         yield row(f"Share of ‖Δ‖² in {label}", [each.gap_share[largest] for each in reports])
     yield figure(
-        "Spread of cosines within modalities, over that across: above 1 centring is not enough",
+        "Spread of cosines within modalities over that across: above 1, centring is not enough",
         lambda gap: gap.spread_ratio,
     )
-    for asked, name in (("text", "text queries"), ("image", "image queries")):
+    for modality in MODALITIES:
         yield row(
-            f"Overlap of what {name} get of texts and of images: 1 is one scale",
-            [each.overlap[asked] for each in reports],
+            f"Overlap of the scores of texts and of images for {modality} queries: 1 is one scale",
+            [each.overlap[modality] for each in reports],
         )
         yield row(
-            f"Own modality in the first {first.k} of this sample, {name}",
-            [each.bias[asked] for each in reports],
+            f"Own modality in the first {first.k} of this sample, {modality} queries",
+            [each.bias[modality] for each in reports],
         )
-        yield row("… its share of this sample", [each.corpus_share[asked] for each in reports])
+        yield row("… its share of this sample", [each.corpus_share[modality] for each in reports])
     for sort in dict.fromkeys(sort for each in reports for sort in each.scores):
         scores = [each.scores.get(sort) for each in reports]
         yield row(f"Mean cosine of {PAIRS[sort]}", [each.mean if each else None for each in scores])
         yield row("… standard deviation", [each.std if each else None for each in scores])
         yield row("… how many", [each.count if each else None for each in scores], "{:,}")
     for what in ("texts", "images", "queries", "pairs"):
-        name = "images" if what == "images" else what
-        yield row(
-            f"{name.capitalize()} measured", [each.measured[what] for each in reports], "{:,}"
-        )
+        counts = [each.measured[what] for each in reports]
+        yield row(f"{what.capitalize()} measured", counts, "{:,}")

@@ -6,7 +6,8 @@ from results import dataset, method, result
 
 from llama_index_gap.cli.pages.experiment_page import render_experiment
 from llama_index_gap.evaluation.examples import pick_examples
-from llama_index_gap.evaluation.metrics import Comparison, Estimate
+from llama_index_gap.evaluation.metrics import Comparison
+from llama_index_gap.gap.estimates import Estimate
 
 EVIL = "<script>alert('x')</script>\"' & {{{{ 7 * 7 }}}} </style>"
 
@@ -27,7 +28,7 @@ def test_all_figures_are_there() -> None:
         "32 by text 0.250 (0.150–0.350) 0.200 0.300 −0.250 lower",
         "headline (2) image (2) 32 by text 0.250 (0.150–0.350) 0.250 (0.150–0.350)",
         "asked with a text 0.250 (0.200–0.300) – asked with an image – –",
-        "97% are texts, where 50% of all rows are.",
+        "97% are texts; of all rows, 50% are.",
     ):
         assert part in shown
     assert "Examples" not in shown

@@ -14,16 +14,15 @@ from rich.console import Console
 
 from llama_index_gap.cli.gap_tables import print_report
 from llama_index_gap.cli.pages.gap_page import PAIRS, render_report
+from llama_index_gap.diagnosis.drawn import Drawn, Queries, Rows
 from llama_index_gap.diagnosis.mitigations import (
-    Drawn,
-    Queries,
-    Rows,
     before_and_after,
     measure_drawn,
 )
 from llama_index_gap.diagnosis.recommendations import NAMES, Figures, Recommendation, recommend
 from llama_index_gap.diagnosis.report import Report
-from llama_index_gap.gap.measure import compare_recall, compare_scores
+from llama_index_gap.gap.neighbours import compare_recall
+from llama_index_gap.gap.scores import compare_scores
 
 N = 120
 
@@ -107,7 +106,7 @@ def test_what_moves_only_the_means_is_marked(report: Report, page: str) -> None:
     assert page.count("<strong>Moves only the means</strong>") == marked
 
 
-def test_advice_and_notes_are_there(report: Report, page: str) -> None:
+def test_recommendations_and_notes_are_there(report: Report, page: str) -> None:
     for recommendation in report.recommendations:
         assert recommendation.title in words(page).replace("&#39;", "'")
     assert "a note" in words(page)
@@ -142,7 +141,7 @@ def test_the_page_needs_nothing_else(page: str) -> None:
     assert parsed.attributes("href") == parsed.attributes("style") == []
 
 
-def test_nothing_is_told_by_colour_alone(page: str) -> None:
+def test_nothing_depends_on_colour_alone(page: str) -> None:
     """Texts are dots and images triangles; every drawing is described or beside its number."""
     drawings = [attributes for tag, attributes in Parsed(page).elements if tag == "svg"]
 

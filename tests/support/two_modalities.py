@@ -1,10 +1,10 @@
-"""Documents with a text and an image, made up, and how well ways of fusing find them.
+"""Made-up documents with a text and an image, and how well ways of fusing find them.
 
-**The simulation.** Texts and images lie in two cones; around the cone's mean, a vector is in part
-what both modalities tell of its subject (22 dimensions), in part what only its own can tell (22 for
-texts, 22 for images), each a random unit vector. Nothing was tuned to an outcome: the numbers of
-a plain ``World`` follow from what was measured on CLIP ViT-B/16's features of 500 COCO pairs, all
-but the means after centring:
+**The simulation.** Texts and images lie in two cones. Around the cone's mean, a vector has two
+parts, each a random unit vector: what both modalities tell of its subject (22 dimensions), and what
+only its own modality tells (22 for texts, 22 for images). Nothing was tuned to an outcome: the
+numbers of a plain ``World`` follow from measurements of CLIP ViT-B/16's features of 500 COCO pairs,
+all but the means after centring:
 
 - norms of the cones' means 0.72 (texts) and 0.73 (images), cosine 0.31: 0.85 apart;
 - cosines of unrelated texts and of unrelated images: standard deviation 0.154;
@@ -20,20 +20,18 @@ the headline, or both (the mean of the two tellings). A query has one relevant d
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
 from llama_index_gap.evaluation.metrics import ndcg, recall
-from llama_index_gap.search.fusion import Fusion, Leg, fuse
+from llama_index_gap.gap.arrays import FloatArray, IntArray
+from llama_index_gap.search.fusion import Fusion, ScoredLeg, fuse
 
-FloatArray: TypeAlias = npt.NDArray[np.float64]
-IntArray: TypeAlias = npt.NDArray[np.int64]
-Fuse: TypeAlias = Callable[[Mapping[str, Leg]], Fusion]
+Fuse: TypeAlias = Callable[[Mapping[str, ScoredLeg]], Fusion]
 
 SHARED = OWN = 22  # dimensions
 CANDIDATES, BACKGROUND, TOP = 16, 300, 10
@@ -50,7 +48,7 @@ METHODS: dict[str, Fuse] = {
 }
 
 
-def unsized(legs: Mapping[str, Leg]) -> Fusion:
+def unsized(legs: Mapping[str, ScoredLeg]) -> Fusion:
     """The default, without knowing how many vectors each leg has."""
     return fuse({name: replace(leg, size=None) for name, leg in legs.items()})
 
@@ -64,7 +62,7 @@ class World:
 
     Attributes:
         documents: how many there are.
-        pictured: the share of them that have an image.
+        imaged: the share of them that have an image.
         norms: of the means of the cones of texts and of images.
         cosine_of_means: of the cones; 0.31 puts them 0.85 apart, 0.84 puts them 0.41 apart.
         shared: the share of a vector's squared length, around its cone's mean, for what both
@@ -76,7 +74,7 @@ class World:
     """
 
     documents: int = 4_000
-    pictured: float = 1.0
+    imaged: float = 1.0
     norms: tuple[float, float] = (0.72, 0.73)
     cosine_of_means: float = 0.31
     shared: float = 0.427
@@ -86,7 +84,7 @@ class World:
 
 
 class Simulation:
-    """Documents with two sides, and queries for one or both of them."""
+    """Documents with a text and an image, and queries for one or both of them."""
 
     def __init__(self, seed: int | list[int], world: World = World()) -> None:
         self.rng, self.world = np.random.default_rng(seed), world
@@ -96,15 +94,15 @@ class Simulation:
             {"shared": self.unit(subjects, SHARED), "own": self.unit(subjects, OWN)}
             for _ in range(2)
         )
-        self.pictured = round(n * world.pictured)
+        self.imaged = round(n * world.imaged)
         headlines = self.told(self.headline, world.of_headlines)
         images = self.told(self.image, world.of_images)
         self.texts = self.as_text(headlines["shared"], headlines["own"])
-        self.images = self.as_image(images["shared"], images["own"])[: self.pictured]
+        self.images = self.as_image(images["shared"], images["own"])[: self.imaged]
         sample = self.rng.choice(n, min(n, BACKGROUND), replace=False)
         self.samples = {"text": sample, "image": sample}
-        if self.pictured < n:
-            some = self.rng.choice(self.pictured, min(self.pictured, BACKGROUND), replace=False)
+        if self.imaged < n:
+            some = self.rng.choice(self.imaged, min(self.imaged, BACKGROUND), replace=False)
             self.samples["image"] = some
 
     def told(self, subjects: dict[str, FloatArray], agreement: float) -> dict[str, FloatArray]:
@@ -125,7 +123,7 @@ class Simulation:
 
     def subjects(self, kind: str, queries: int) -> IntArray:
         """What is asked for; subjects without an image only by their headline."""
-        among = self.world.documents if kind == "headline" else self.pictured
+        among = self.world.documents if kind == "headline" else self.imaged
         return self.rng.choice(among // self.world.alike, queries, replace=False)
 
     def relevant(self, subject: int) -> set[int]:
@@ -180,7 +178,7 @@ def unit(rows: FloatArray) -> FloatArray:
 
 
 @dataclass(frozen=True)
-class Side:
+class Collection:
     """The vectors of one modality.
 
     Attributes:
@@ -204,34 +202,34 @@ class Outcome:
 
 def evaluate(
     queries: FloatArray,
-    sides: Mapping[str, Side],
-    relevant: Sequence[Collection[int]],
+    collections: Mapping[str, Collection],
+    relevant: Sequence[Set[int]],
     methods: Mapping[str, Fuse] = METHODS,
 ) -> Outcome:
-    """Ask every query of both sides, 16 candidates each, and fuse them in every way.
+    """Search both collections with every query, 16 candidates each, and fuse them in every way.
 
     Args:
         queries: shape (q, d).
-        sides: by name; for each, ``"{name} leg"`` is a method too: that side alone.
+        collections: by name; each is a method of its own too, called ``"{name} leg"``.
         relevant: the documents that each query asks for.
         methods: by name.
 
     Returns:
         nDCG@10 and recall@10.
     """
-    names = [*(f"{name} leg" for name in sides), *methods]
+    names = [*(f"{name} leg" for name in collections), *methods]
     ndcgs, recalls = ({name: np.zeros(len(queries)) for name in names} for _ in range(2))
-    scores = {name: queries @ side.vectors.T for name, side in sides.items()}
-    backgrounds = {name: queries @ side.background.T for name, side in sides.items()}
+    scores = {name: queries @ each.vectors.T for name, each in collections.items()}
+    backgrounds = {name: queries @ each.background.T for name, each in collections.items()}
     for number, documents in enumerate(relevant):
         wanted = dict.fromkeys(documents, 1)
         legs = {}
-        for name, side in sides.items():
+        for name, collection in collections.items():
             of_leg = scores[name][number]
             top = np.argpartition(-of_leg, min(CANDIDATES, len(of_leg)) - 1)[:CANDIDATES]
             top = top[np.argsort(-of_leg[top], kind="stable")]
-            keys, background = side.documents[top].tolist(), backgrounds[name][number]
-            legs[name] = Leg(keys, of_leg[top], background, len(of_leg))
+            keys, background = collection.documents[top].tolist(), backgrounds[name][number]
+            legs[name] = ScoredLeg(keys, of_leg[top], background, len(of_leg))
         rankings = {f"{name} leg": list(dict.fromkeys(leg.keys)) for name, leg in legs.items()}
         for name, method in methods.items():
             rankings[name] = [document.key for document in method(legs).documents]
@@ -247,12 +245,12 @@ def ask(
     queries: int,
     methods: Mapping[str, Fuse] = METHODS,
 ) -> Outcome:
-    """Queries of one kind, put to simulated documents."""
+    """Ask simulated documents queries of one kind."""
     vectors = {"text": simulation.texts, "image": simulation.images}
-    sides = {
-        name: Side(rows, np.arange(len(rows)), rows[simulation.samples[name]])
+    collections = {
+        name: Collection(rows, np.arange(len(rows)), rows[simulation.samples[name]])
         for name, rows in vectors.items()
     }
     subjects = simulation.subjects(kind, queries)
     relevant = [simulation.relevant(subject) for subject in subjects.tolist()]
-    return evaluate(simulation.queries(kind, subjects), sides, relevant, methods)
+    return evaluate(simulation.queries(kind, subjects), collections, relevant, methods)

@@ -1,0 +1,106 @@
+"""llama-gap read, and index: a corpus checked, and put into an index."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+import llama_index_gap
+from llama_index_gap.cli import options, terminal
+from llama_index_gap.text import visible
+
+if TYPE_CHECKING:
+    from llama_index_gap.readers.records import Skipped
+
+CorpusPath = Annotated[
+    Path, typer.Argument(help="A .jsonl, .csv or .tsv file, or a folder.", metavar="PATH")
+]
+Root = Annotated[
+    Path | None, typer.Option(help="Folder that images must lie in.", show_default="the corpus'")
+]
+MaxPixels = Annotated[
+    int | None, typer.Option(min=1, help="Skip larger images.", show_default="89 megapixels")
+]
+AllSkipped = Annotated[bool, typer.Option("--all", help="List all that is skipped.")]
+
+
+def read(
+    path: CorpusPath,
+    root: Root = None,
+    max_pixels: MaxPixels = None,
+    all_skipped: AllSkipped = False,
+) -> None:
+    """Check a corpus: show how much can be read, and what is skipped and why."""
+    from llama_index_gap.images.opening import MAX_PIXELS
+
+    corpus = llama_index_gap.read_corpus(
+        path,
+        root=root,
+        max_pixels=max_pixels or MAX_PIXELS,
+        show_progress=terminal.stderr.is_terminal,
+    )
+    terminal.stdout.print(visible(corpus.summary()), markup=False)
+    _print_skipped(corpus.skipped, all_skipped)
+
+
+def index(
+    path: CorpusPath,
+    *,
+    model: options.Model = None,
+    image_model: options.ImageModel = None,
+    image_query_model: options.ImageQueryModel = None,
+    db: options.Database = "gap.db",
+    name: options.Name = "gap",
+    root: Root = None,
+    max_pixels: MaxPixels = None,
+    device: Annotated[
+        str | None, typer.Option(help="Where models run.", show_default="a GPU if there is one")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Drop the index first.")] = False,
+    all_skipped: AllSkipped = False,
+) -> None:
+    """Put a corpus into an index; make the index if it is missing.
+
+    Run again, it embeds only new and changed documents, and completes an interrupted run.
+    """
+    from llama_index_gap.images.opening import MAX_PIXELS
+
+    options.check_models(db, model, image_model, overwrite=overwrite)
+    max_pixels, shown = max_pixels or MAX_PIXELS, terminal.stderr.is_terminal
+    started = time.monotonic()
+    with terminal.resumable(" without --overwrite" if overwrite else ""):
+        corpus = llama_index_gap.read_corpus(
+            path, root=root, max_pixels=max_pixels, show_progress=shown
+        )
+        with options.open_or_make_index(
+            *(db, name, model, image_model, image_query_model),
+            overwrite=overwrite,
+            device=device,
+            max_pixels=max_pixels,
+        ) as filled:
+            report = filled.refresh_ref_docs(corpus.nodes, show_progress=shown)
+    terminal.stdout.print(visible(f"Read {corpus.summary()}"), markup=False)
+    minutes, seconds = divmod(round(time.monotonic() - started), 60)
+    took = f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
+    terminal.stdout.print(f"Indexed in {took}: {report.summary()}", markup=False)
+    _print_skipped([*corpus.skipped, *report.skipped], all_skipped)
+    if not report.text_rows + report.image_rows + report.unchanged:
+        terminal.fail(f"{path}: nothing in it could be indexed")
+
+
+def _print_skipped(skipped: Sequence[Skipped], all_skipped: bool) -> None:
+    shown = skipped if all_skipped else skipped[:10]
+    if shown:
+        table = Table("skipped", "reason", box=None, padding=(0, 1), pad_edge=False)
+        for skip in shown:
+            cells = (skip.source, skip.reason)
+            table.add_row(*(Text(visible(words), overflow="fold") for words in cells))
+        terminal.stdout.print(table)
+    if len(shown) < len(skipped):
+        terminal.stdout.print(f"… and {len(skipped) - len(shown):,} more: --all lists them")

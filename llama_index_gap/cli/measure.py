@@ -1,0 +1,55 @@
+"""llama-gap measure: the modality gap of an index, and what to do about it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llama_index_gap.cli import options, terminal
+
+
+def measure(
+    *,
+    db: options.Database = "gap.db",
+    name: options.Name = "gap",
+    queries: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help='Labelled queries, a line each: {"query": …, "relevant": [ID, …]}.',
+            show_default="stored texts and images",
+        ),
+    ] = None,
+    reranker: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="Measure this reranker's gap too, with 16 queries."),
+    ] = None,
+    html: options.Page = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Measure the modality gap of an index, and say which mitigation fits.
+
+    Compares one mixed index, before and after each alignment, with two fused indexes.
+    Changes nothing.
+    """
+    from llama_index_gap.diagnosis.report import report_gap
+    from llama_index_gap.evaluation.datasets import read_queries
+
+    asked, qrels = read_queries(queries) if queries is not None else ([], {})
+    with options.open_index(db, name) as index:
+        rerank = options.load_reranker(reranker)
+        report = report_gap(
+            index, asked, qrels, reranker=rerank, show_progress=terminal.stderr.is_terminal
+        )
+    if as_json:
+        terminal.print_json(report.to_dict())
+    else:
+        from llama_index_gap.cli.gap_tables import print_report
+
+        print_report(report, terminal.stdout)
+    if html is not None:
+        from llama_index_gap.cli.pages.gap_page import render_report
+
+        terminal.write_page(html, render_report(report))

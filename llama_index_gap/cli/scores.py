@@ -1,0 +1,27 @@
+"""Scores as people read them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from llama_index_gap.results import SearchResult
+
+
+def format_fused(result: SearchResult, score: float | None) -> str:
+    """A score of a leg or of the fusion, with the decimals that its method calls for."""
+    if score is None:
+        return "–"
+    return f"{score:.4f}" if by_place(result) else f"{score:.2f}"
+
+
+def format_score(result: SearchResult, score: float | None) -> str:
+    """A score that ranks the documents: of the reranker, if there is one."""
+    if score is None or result.reranker is None:
+        return format_fused(result, score)
+    return f"{score:.3f}"
+
+
+def by_place(result: SearchResult) -> bool:
+    """Whether the legs were fused by rank, so that scores are worth of places, not evidence."""
+    return result.fusion is not None and result.fusion.normalize == "rank"

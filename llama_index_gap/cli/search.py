@@ -1,0 +1,208 @@
+"""llama-gap search: what it finds, and why in this order."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Group
+from rich.style import Style
+from rich.table import Table
+from rich.text import Text
+
+from llama_index_gap.cli import options
+from llama_index_gap.cli.scores import by_place, format_fused, format_score
+from llama_index_gap.cli.terminal import print_json, stdout, write_page
+from llama_index_gap.modality import MODALITIES
+from llama_index_gap.text import excerpt, visible
+
+if TYPE_CHECKING:
+    from llama_index.core.schema import BaseNode
+
+    from llama_index_gap.results import FoundDocument, SearchResult
+
+_EXCERPT = 150  # characters of a passage on a terminal
+
+
+def search(
+    text: Annotated[str, typer.Argument(metavar="TEXT", help="What to search for.")] = "",
+    *,
+    image: Annotated[
+        Path | None, typer.Option(help="Search by this image, or by the text and it.")
+    ] = None,
+    db: options.Database = "gap.db",
+    name: options.Name = "gap",
+    top_k: Annotated[int, typer.Option(min=1, help="How many documents to show.")] = 5,
+    reranker: options.Reranker = None,
+    min_probability: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Leave out what is less probable, where that is known."),
+    ] = None,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Show where each score comes from, and why.")
+    ] = False,
+    as_json: options.AsJson = False,
+    html: options.Page = None,
+) -> None:
+    """Search an index by a text, an image, or both."""
+    if not text.strip() and image is None:
+        raise typer.BadParameter("pass a text, or an image with --image", param_hint="TEXT")
+    if image is not None:
+        from llama_index_gap.images.opening import check_image
+
+        check_image(image)
+    options.check_is_there(db)
+    scorer = options.load_scorer(reranker)
+    with options.open_index(db, name) as index:
+        result = index.search(
+            text, image, top_k=top_k, reranker=scorer, min_probability=min_probability
+        )
+    if as_json:
+        print_json(result.to_dict())
+    elif not result:
+        stdout.print(
+            "Nothing was found: the index is empty."
+            if min_probability is None
+            else f"Nothing was found with a probability of {min_probability} or more."
+        )
+    elif explain:
+        _print_explanation(result)
+    else:
+        _print_documents(result)
+    if html is not None:
+        from llama_index_gap.cli.pages.search_page import render_page
+
+        write_page(html, render_page(result))
+
+
+def _print_documents(result: SearchResult) -> None:
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, expand=True)
+    table.add_column("#", justify="right", vertical="top")
+    table.add_column(_columns("document", "score", *MODALITIES, style="bold"), ratio=1)
+    for document in result:
+        parts = [document.score, *(document.part(modality) for modality in MODALITIES)]
+        first = _columns(visible(document.title), *(format_score(result, part) for part in parts))
+        words = excerpt(document.text, _EXCERPT)
+        table.add_row(
+            str(document.rank),
+            Group(
+                first,
+                *([Text(visible(words))] if words else []),
+                *map(_where, document.images),
+                Text(),
+            ),
+        )
+    stdout.print(table)
+    if result.reranker is None:
+        meaning = "score = text + image, what each adds"
+    else:
+        meaning = f"score = mean of text and image, as {visible(result.reranker)} rates them"
+    stdout.print(f"{meaning}; --explain says why, --html shows the images", style="dim")
+
+
+def _columns(title: str, *numbers: str, style: str = "") -> Table:
+    grid = Table.grid(expand=True, padding=(0, 0, 0, 1))
+    grid.add_column(ratio=1, overflow="fold")
+    for _ in numbers:
+        grid.add_column(width=8, justify="right")
+    grid.add_row(Text(title, style="bold"), *(Text(number, style=style) for number in numbers))
+    return grid
+
+
+def _where(node: BaseNode) -> Text:
+    """An image's path from here, where that is shorter; terminals that know links get one."""
+    image_path = getattr(node, "image_path", None)
+    if not image_path:
+        url = getattr(node, "image_url", None) or ""
+        return Text(visible(url), style="cyan", overflow="fold")
+    path = Path(image_path)
+    try:
+        shown = min(os.path.relpath(path), str(path), key=len)
+    except ValueError:  # on another drive
+        shown = str(path)
+    style = Style(color="cyan", link=path.absolute().as_uri())
+    return Text(visible(shown), style=style, overflow="fold")
+
+
+# --- why -----------------------------------------------------------------------------------------
+
+
+def _print_explanation(result: SearchResult) -> None:
+    by_raw = sorted(result, key=lambda each: -max((leg.raw for leg in each.legs), default=0))
+    for document in result:
+        heading = Table.grid(padding=(0, 2, 0, 0))
+        heading.add_row(str(document.rank), Text(visible(document.title), "bold", overflow="fold"))
+        if document.title != document.key:
+            heading.add_row("", Text(visible(document.key), "dim", overflow="fold"))
+        stdout.print(heading)
+        stdout.print(_legs(result, document))
+        if result.reranker is not None:
+            read = [
+                f"{name} {format_score(result, value)}" for name, value in document.reranked.items()
+            ]
+            of = ", ".join(read) or "neither text nor image could be read"
+            stdout.print(f"   score {format_score(result, document.score)}: {of}", markup=False)
+        fused = "score" if result.reranker is None else "found with"
+        stdout.print(f"   {fused} {format_fused(result, document.fused)}{_shares(document)}")
+        place = by_raw.index(document) + 1
+        if place != document.rank:
+            stdout.print(f"   by its highest cosine it would be number {place} of these")
+        stdout.print()
+    for line in _method(result):
+        stdout.print(visible(line), style="dim", markup=False)
+
+
+def _legs(result: SearchResult, document: FoundDocument) -> Table:
+    ranks = by_place(result)
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    table.add_column("  ")
+    table.add_column("leg")
+    table.add_column("cosine", justify="right")
+    if not ranks:
+        table.add_column("above usual", justify="right")
+    table.add_column("for its place" if ranks else "evidence", justify="right")
+    for each in document.legs:
+        sigma = "" if each.sigma is None else f"{each.sigma:+.2f} σ"
+        added = "not found" if each.evidence is None else format_fused(result, each.evidence)
+        table.add_row("", each.leg.title, f"{each.raw:.4f}", *([] if ranks else [sigma]), added)
+    return table
+
+
+def _shares(document: FoundDocument) -> str:
+    """Which leg contributes most of the fused score."""
+    found = [each for each in document.legs if each.evidence is not None]
+    total = sum(each.evidence or 0 for each in found)
+    if len(found) < 2 or not total:
+        return f": all of it from {found[0].leg.title}" if found else ""
+    best = max(found, key=lambda each: each.evidence or 0)
+    return f": {(best.evidence or 0) / total:.0%} of it from {best.leg.title}"
+
+
+def _method(result: SearchResult) -> list[str]:
+    """How the documents were ranked."""
+    lines = []
+    if result.reranker is not None:
+        lines.append(
+            f"{result.reranker} has read what was found: text and image are rated on one scale, "
+            "and the score is their mean. How it was found:"
+        )
+    if by_place(result):
+        why = f" {result.note}." if result.note else ""
+        lines.append(f"Ranked by place:{why} Each leg adds 1 / (60 + the document's place in it).")
+    else:
+        lines.append(
+            "Cosines of texts and of images cannot be compared: between them lies the modality "
+            "gap. So each counts by how many standard deviations (σ) it lies above what this "
+            "query gets from a sample of the same collection. Evidence is −log of the probability "
+            "of lying as high by chance, which is likelier in a larger collection; the evidence "
+            "of the legs is added. A leg marked 'not found' does not have the document among its "
+            "top hits, so it adds nothing."
+        )
+    lines += [
+        f"The {leg.title} leg left out {summary.improbable} hits as too improbable."
+        for leg, summary in result.legs.items()
+        if summary.improbable
+    ]
+    return lines

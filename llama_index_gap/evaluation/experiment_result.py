@@ -1,0 +1,109 @@
+"""The results of an experiment: plain data, written as figures or as TREC files."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from llama_index_gap.evaluation.metrics import Comparison, Qrels
+from llama_index_gap.evaluation.trec import write_qrels, write_run
+from llama_index_gap.gap.estimates import Estimate
+
+
+@dataclass(frozen=True)
+class MethodResult:
+    """The figures of one method.
+
+    Attributes:
+        name: as in ``FIRST_STAGE`` or ``RERANKED``.
+        reranked: which of the two.
+        metrics: over all queries, by metric.
+        by_kind: over the queries of each kind, by kind and metric.
+        against_default: by metric, the difference from ``DEFAULT``, or for a reranked method from
+            ``DEFAULT_RERANKED``; empty for these two themselves.
+    """
+
+    name: str
+    reranked: bool
+    metrics: dict[str, Estimate]
+    by_kind: dict[str, dict[str, Estimate]]
+    against_default: dict[str, Comparison]
+
+
+@dataclass(frozen=True)
+class OwnModality:
+    """How far one mixed index prefers the query's own modality.
+
+    Called the intra-modal bias rate by Li et al. (arXiv 2507.19054).
+
+    Attributes:
+        modality: of the queries.
+        share: of the 10 hits with the highest raw scores, the share that has this modality too.
+        corpus_share: of all rows, the share that has this modality.
+        queries: how many queries were measured.
+    """
+
+    modality: str
+    share: Estimate
+    corpus_share: float
+    queries: int
+
+
+@dataclass(frozen=True)
+class ExperimentResult:
+    """The results of an experiment.
+
+    Attributes:
+        dataset: its name.
+        models: the index's models; a local folder is given by its name only.
+        reranker: the name of the reranker's model, likewise; None without one.
+        documents: how many the data set has.
+        rows: how many rows each collection of the index has.
+        queries: how many were judged.
+        kinds: the queries of each kind; empty if there is only one kind.
+        methods: first those of ``FIRST_STAGE``.
+        legs: recall@10 of each leg alone, by pair of modalities, such as ``text_to_image``.
+        own_modality: what one mixed index prefers; empty where the legs share no space.
+        failed: by query id, why a query could not be answered; such queries count nowhere.
+        notes: what a reader of the figures should know.
+        runs: for each method and query the documents found, best first.
+        qrels: the judgements of these queries.
+        relevant_from: the lowest grade that counts as relevant.
+    """
+
+    dataset: str
+    models: str
+    reranker: str | None
+    documents: int
+    rows: dict[str, int]
+    queries: int
+    kinds: dict[str, list[str]]
+    methods: list[MethodResult]
+    legs: dict[str, Estimate]
+    own_modality: list[OwnModality]
+    failed: dict[str, str]
+    notes: tuple[str, ...]
+    runs: dict[str, dict[str, list[str]]]
+    qrels: Qrels
+    relevant_from: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """All figures as plain JSON values; ``write_runs`` writes the rankings."""
+        fields = asdict(replace(self, runs={}, qrels={}))
+        del fields["runs"], fields["qrels"]
+        return {**fields, "kinds": {kind: len(queries) for kind, queries in self.kinds.items()}}
+
+    def write_runs(self, folder: str | Path) -> None:
+        """Write each method's rankings, and ``qrels.txt``, in TREC's formats.
+
+        Raises:
+            ValueError: an id is empty or holds white space.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_qrels(self.qrels, folder / "qrels.txt")
+        for name, run in self.runs.items():
+            tag = re.sub(r"[^a-z0-9]+", "-", name.lower())
+            write_run(run, folder / f"{tag}.run", tag=tag)

@@ -1,0 +1,239 @@
+"""A document as it stands in a corpus, whatever the format, and the nodes that it becomes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from llama_index.core.node_parser import NodeParser
+from llama_index.core.schema import (
+    BaseNode,
+    Document,
+    ImageNode,
+    NodeRelationship,
+    ObjectType,
+    RelatedNodeInfo,
+)
+
+from llama_index_gap.errors import GapError, InvalidValueError
+from llama_index_gap.images.opening import ImageError, check_image
+
+_CAPTION_KEYS = ("caption", "alt")
+_FIELDS = frozenset(["id", "title", "text", "image", "images", *_CAPTION_KEYS, "captions", "alts"])
+_MAX_DEPTH = 50  # what copies metadata or writes it as JSON calls itself at each level
+TOO_DEEP = f"is nested too deeply; at most {_MAX_DEPTH} levels are read"
+
+
+class CorpusError(GapError, ValueError):
+    """A corpus that cannot be read, or, with ``strict=True``, not in full."""
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A document or an image that was left out.
+
+    Attributes:
+        source: where it stands: a file, a file and line, or a document and the image in it.
+        reason: why it was left out.
+    """
+
+    source: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class ImageReference:
+    """A reference to an image, as a document makes it."""
+
+    path: str
+    caption: str = ""
+    folder: Path | None = None  # where a relative path starts; None for the corpus' folder
+
+
+@dataclass(frozen=True)
+class Record:
+    """A document as it stands in a corpus."""
+
+    id: str
+    source: str
+    title: str = ""
+    text: str = ""
+    images: list[ImageReference] = field(default_factory=list)
+    metadata: dict[str, Any] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)  # parts that were left out while reading
+
+
+Records: TypeAlias = Iterator[Record | Skipped]
+
+
+def record_from_fields(fields: Mapping[str, Any], source: str) -> Record:
+    """Check a document's fields; an ``InvalidValueError`` says which one is wrong, and how."""
+    level: list[Any] = [fields]
+    for _ in range(_MAX_DEPTH + 1):
+        level = [
+            inner
+            for value in level
+            for inner in (value.values() if isinstance(value, Mapping) else value)
+            if isinstance(inner, Mapping | list | tuple)
+        ]
+    if level:
+        raise InvalidValueError(TOO_DEEP)
+    rest: dict[str, Any] = {}
+    for name, value in fields.items():
+        known = known_field(name)
+        if known in rest:
+            raise InvalidValueError(f"says {known} twice, once as {name}")
+        rest[known] = value
+    identifier = rest.pop("id", None)
+    if identifier is None:
+        identifier = source
+    if isinstance(identifier, int) and not isinstance(identifier, bool):
+        identifier = str(identifier)
+    if not isinstance(identifier, str) or not identifier.strip():
+        raise InvalidValueError(f"its id is {shown(identifier)}, not a text or a number")
+    texts = {}
+    for name in ("title", "text"):
+        value = rest.pop(name, None)
+        texts[name] = "" if value is None else value
+        if not isinstance(texts[name], str):
+            raise InvalidValueError(f"its {name} is {shown(value)}, not a text")
+    images, problems = _image_references(rest)
+    return Record(identifier, source, texts["title"].strip(), texts["text"], images, rest, problems)
+
+
+def known_field(name: str) -> str:
+    """The field that a name means: case and blanks around it do not matter."""
+    plain = name.strip().casefold()
+    return plain if plain in _FIELDS else name
+
+
+def shown(value: Any) -> str:
+    """A wrong value as messages quote it."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}…"
+
+
+def _image_references(fields: dict[str, Any]) -> tuple[list[ImageReference], list[str]]:
+    """Take the images out of a document's fields, and say what is wrong with the others."""
+    if fields.get("image") and fields.get("images"):
+        raise InvalidValueError("has both image and images; keep one of them")
+    image = fields.pop("image", None)
+    images = fields.pop("images", None)
+    if image:
+        # With a single image, its caption may stand beside it.
+        beside = {key: fields.pop(key) for key in _CAPTION_KEYS if key in fields}
+        own = image if isinstance(image, dict) else {"path": image}
+        images = [{**beside, **{key: value for key, value in own.items() if value}}]
+    if images is None:
+        return [], []
+    if not isinstance(images, list):
+        return [], [f"its images are {shown(images)}, not a list"]
+    found: list[ImageReference] = []
+    problems: list[str] = []
+    for item in images:
+        image = {"path": item} if isinstance(item, str) else item
+        if not isinstance(image, dict):
+            problems.append(f"one of its images is {shown(item)}, not a path or an object with one")
+            continue
+        path = image.get("path")
+        caption = next((image[key] for key in _CAPTION_KEYS if image.get(key)), "")
+        if not isinstance(path, str) or not path.strip():
+            problems.append(f"one of its images has the path {shown(path)}, not a text")
+        elif not isinstance(caption, str):
+            problems.append(f"the caption of {path!r} is {shown(caption)}, not a text")
+        else:
+            found.append(ImageReference(path, caption.strip()))
+    return found, problems
+
+
+class NodeMaker:
+    """Turns records into nodes; remembers which ids are taken."""
+
+    def __init__(self, root: Path, folder: Path, splitter: NodeParser, max_pixels: int) -> None:
+        self._root = root.resolve()
+        self._folder = folder.resolve()
+        self._splitter = splitter
+        self._max_pixels = max_pixels
+        self._ids: set[str] = set()
+
+    def nodes(self, record: Record) -> tuple[list[BaseNode], list[Skipped]]:
+        """The nodes of one document, and what of it was left out."""
+        if record.id in self._ids:
+            return [], [Skipped(record.source, f"the id {record.id!r} is taken by an earlier one")]
+        try:
+            texts = self._text_nodes(record)
+        except ValueError as error:
+            return [], [Skipped(record.source, str(error))]
+        images, skipped = self._image_nodes(record)
+        skipped += [Skipped(record.source, problem) for problem in record.problems]
+        made = [*texts, *images]
+        if not made and not skipped:
+            skipped = [Skipped(record.source, "has neither a text nor an image")]
+        twice = self._ids.intersection(node.node_id for node in made)
+        if twice:
+            reason = f"its node id {min(twice)!r} is taken by an earlier document"
+            return [], [Skipped(record.source, reason)]
+        # The hash changes whenever the document does, so that a refresh can tell.
+        content = [record.title, record.text, [(p.path, p.caption) for p in record.images]]
+        written = json.dumps([*content, record.metadata], sort_keys=True, default=str)
+        digest = hashlib.sha256(written.encode()).hexdigest()
+        source = RelatedNodeInfo(node_id=record.id, node_type=ObjectType.DOCUMENT, hash=digest)
+        title = {"title": record.title} if record.title else {}
+        for node in made:
+            node.metadata = {**node.metadata, **title, **record.metadata}
+            node.excluded_embed_metadata_keys += record.metadata
+            node.relationships[NodeRelationship.SOURCE] = source
+        self._ids.update([record.id], (node.node_id for node in made))
+        return made, skipped
+
+    def _text_nodes(self, record: Record) -> list[BaseNode]:
+        texts = [record.id, record.title, record.text, *(p.caption for p in record.images)]
+        written = json.dumps([*texts, record.metadata], ensure_ascii=False, default=str)
+        try:
+            written.encode("utf-8")
+        except UnicodeEncodeError as error:
+            broken = written[error.start]
+            raise InvalidValueError(
+                f"holds half a character ({broken!r}), which is not text"
+            ) from error
+        if any("\x00" in text for text in texts):
+            raise InvalidValueError("holds a NUL character, which is not text")
+        text = record.text if record.text.strip() else record.title
+        if not text.strip():
+            return []
+        splitter = self._splitter.model_copy(
+            update={"id_func": lambda index, _: f"{record.id}#text-{index}"}
+        )
+        return splitter.get_nodes_from_documents([Document(text=text, id_=record.id)])
+
+    def _image_nodes(self, record: Record) -> tuple[list[ImageNode], list[Skipped]]:
+        nodes: list[ImageNode] = []
+        skipped: list[Skipped] = []
+        seen: Counter[str] = Counter()
+        for image in record.images:
+            path = image.path
+            file = (image.folder or self._folder) / path
+            try:
+                if "://" in path or path.startswith("//") or path.lower().startswith("data:"):
+                    raise ImageError(path, "is a URL; readers fetch nothing, download it first")
+                check_image(file, root=self._root, max_pixels=self._max_pixels)
+            except ImageError as error:
+                source = record.source
+                if path != source:
+                    source += f", image {path[:80]}"
+                skipped.append(Skipped(source, error.reason))
+                continue
+            file = file.resolve()
+            # The name in ids is the same wherever the corpus' folder is moved to.
+            below = next((f for f in (self._folder, self._root) if file.is_relative_to(f)), None)
+            name = (file.relative_to(below) if below else file).as_posix()
+            seen[name] += 1
+            again = f"~{seen[name]}" if seen[name] > 1 else ""
+            node_id = f"{record.id}#image-{name}{again}"
+            nodes.append(ImageNode(id_=node_id, text=image.caption, image_path=str(file)))
+        return nodes, skipped

@@ -1,0 +1,352 @@
+"""What a search returns: documents in their order, and how they were found."""
+
+from __future__ import annotations
+
+import base64
+import html
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, overload
+
+from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore
+
+from llama_index_gap.images.opening import ImageError, ImageSource, has_image, scaled_jpeg
+from llama_index_gap.modality import LEGS, MODALITIES, Leg, Modality
+from llama_index_gap.nodes import GroupBy, by_document, document_key
+from llama_index_gap.text import excerpt
+
+_DISPLAY_SIDE = 160  # pixels of an image in a notebook
+_DISPLAY_TEXT = 300  # characters of a passage there
+
+
+@dataclass(frozen=True)
+class LegScore:
+    """What one leg says of a document.
+
+    Attributes:
+        leg: which one.
+        raw: the best score there, as the database gives it.
+        evidence: what this adds to the document's score; None where the leg did not find the
+            document, so that it counts for nothing.
+        sigma: standard deviations above what the query gets anyway, where it was ranked by that.
+        probability: of relevance, where there is a calibrator.
+    """
+
+    leg: Leg
+    raw: float
+    evidence: float | None
+    sigma: float | None = None
+    probability: float | None = None
+
+
+@dataclass(frozen=True)
+class FoundDocument:
+    """A document with its place in the ranking.
+
+    Attributes:
+        rank: from 1.
+        key: the document's id, or that of a node without a document.
+        nodes: its passages, best first, then its images; each with the document's scores.
+    """
+
+    rank: int
+    key: str
+    nodes: tuple[NodeWithScore, ...]
+
+    @property
+    def score(self) -> float | None:
+        """What the ranking goes by; None where a reranker could not read the document."""
+        return self.nodes[0].score
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """Where the score comes from, as in ``ScoredNode``; empty for other retrievers' nodes."""
+        return dict(getattr(self.nodes[0], "scores", {}))
+
+    @property
+    def fused(self) -> float | None:
+        """The score that the document was found with, before a reranker gave its own."""
+        return self.scores.get("retrieval", self.score)
+
+    @property
+    def passages(self) -> list[BaseNode]:
+        """The nodes that are texts, best first."""
+        return [hit.node for hit in self.nodes if not has_image(hit.node)]
+
+    @property
+    def images(self) -> list[BaseNode]:
+        """The nodes that hold an image, best first; a caption is the node's text."""
+        return [hit.node for hit in self.nodes if has_image(hit.node)]
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """The metadata of all its nodes; where they differ, the first one's."""
+        found: dict[str, Any] = {}
+        for hit in reversed(self.nodes):
+            found |= hit.node.metadata
+        return found
+
+    @property
+    def title(self) -> str:
+        """Its title, or else its key."""
+        return str(self.metadata.get("title") or self.key)
+
+    @property
+    def text(self) -> str:
+        """Its best passage, or else the caption of its best image."""
+        return (self.passages or self.images)[0].get_content(MetadataMode.NONE)
+
+    @property
+    def legs(self) -> list[LegScore]:
+        """What each leg says of it."""
+        scores = self.scores
+        return [
+            LegScore(
+                leg,
+                scores[leg.name],
+                scores.get(f"{leg.name}_evidence"),
+                scores.get(f"{leg.name}_sigma"),
+                scores.get(f"{leg.name}_probability"),
+            )
+            for leg in LEGS
+            if leg.name in scores
+        ]
+
+    @property
+    def reranked(self) -> dict[str, float]:
+        """What a reranker gave each modality, or both as ``joint``; empty where none did."""
+        return {
+            name: self.scores[f"rerank_{name}"]
+            for name in (*MODALITIES, "joint")
+            if f"rerank_{name}" in self.scores
+        }
+
+    def part(self, modality: Modality) -> float | None:
+        """What a modality contributes to the score; None where it contributes nothing."""
+        if self.reranked:
+            return self.reranked.get(modality)
+        found = [
+            each.evidence
+            for each in self.legs
+            if each.evidence is not None and each.leg.target == modality
+        ]
+        return sum(found) if found else None
+
+
+@dataclass(frozen=True)
+class FusionUsed:
+    """How the legs were really brought together.
+
+    Attributes:
+        normalize: the normalization that was used.
+        combine: the combination that was used.
+        note: why these are not the ones asked for; None if they are.
+    """
+
+    normalize: str
+    combine: str
+    note: str | None = None
+
+
+@dataclass(frozen=True)
+class LegSummary:
+    """What became of one leg.
+
+    Attributes:
+        hits: how many nodes took part in the ranking.
+        improbable: how many were left out because they are less probable than was asked for.
+        error: why the leg failed and was left out; None if it did not.
+    """
+
+    hits: int
+    improbable: int = 0
+    error: str | None = None
+
+
+@dataclass(frozen=True, repr=False)
+class SearchResult(Sequence[FoundDocument]):
+    """Documents, best first, and how they were found. A notebook shows it with its images.
+
+    Attributes:
+        documents: best first.
+        text: what was asked; may be empty.
+        image: the image that was asked with, if any.
+        fusion: how the legs were brought together; None for another retriever's nodes.
+        legs: what became of each leg that was asked.
+        timings: seconds of each step: ``embed``, ``search``, ``fuse``, ``complete``, ``rerank``.
+        reranker: the name of what ranked the documents anew; None if nothing did.
+        database: the index's file or address; empty where it is not known.
+    """
+
+    documents: tuple[FoundDocument, ...]
+    text: str = ""
+    image: str | None = None
+    fusion: FusionUsed | None = None
+    legs: Mapping[Leg, LegSummary] = field(default_factory=dict)
+    timings: Mapping[str, float] = field(default_factory=dict)
+    reranker: str | None = None
+    database: str = ""
+
+    @overload
+    def __getitem__(self, index: int) -> FoundDocument: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[FoundDocument, ...]: ...
+    def __getitem__(self, index: int | slice) -> FoundDocument | tuple[FoundDocument, ...]:
+        return self.documents[index]
+
+    def __len__(self) -> int:
+        return len(self.documents)
+
+    @property
+    def nodes(self) -> list[NodeWithScore]:
+        """All nodes in their order, as LlamaIndex takes them."""
+        return [hit for document in self.documents for hit in document.nodes]
+
+    @property
+    def note(self) -> str | None:
+        """Why the documents were fused by another method than asked for; None if they were not."""
+        return None if self.fusion is None else self.fusion.note
+
+    @property
+    def partial(self) -> bool:
+        """Whether a reranker ran out of time before it had read all documents."""
+        return any(getattr(hit, "partial", False) for hit in self.nodes)
+
+    def with_nodes(
+        self,
+        nodes: Sequence[NodeWithScore],
+        *,
+        group_by: GroupBy = "document",
+        top_k: int | None = None,
+        **changes: Any,
+    ) -> SearchResult:
+        """The same search with other nodes, such as a reranker's.
+
+        Args:
+            nodes: best first; those of a document come together at the place of its first.
+            group_by: ``"node"`` takes each node for a document.
+            top_k: most documents; None for all.
+            **changes: of other attributes.
+        """
+        return replace(self, documents=documents_of(nodes, group_by)[:top_k], **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the images' content, as JSON knows it."""
+        return {
+            "query": {"text": self.text, "image": self.image},
+            "database": self.database,
+            "note": self.note,
+            "reranker": self.reranker,
+            "partial": self.partial,
+            "documents": [_document_as_dict(document) for document in self.documents],
+        }
+
+    def __repr__(self) -> str:
+        """What a prompt shows: a line for each document."""
+        lines = [f"<SearchResult: {len(self)} documents>"]
+        for document in self:
+            score = "–" if document.score is None else f"{document.score:.4g}"
+            lines.append(
+                f"{document.rank}. {document.title} ({score}): {excerpt(document.text, 60)}"
+            )
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: titles, scores, passages and small images, all escaped."""
+        return "".join(['<table style="text-align:left">', *map(_row, self.documents), "</table>"])
+
+
+def documents_of(
+    nodes: Sequence[NodeWithScore], group_by: GroupBy = "document"
+) -> tuple[FoundDocument, ...]:
+    """The documents behind a retriever's nodes, in their order, each document's passages first.
+
+    Args:
+        nodes: best first.
+        group_by: ``"node"`` takes each node for a document.
+    """
+    return tuple(
+        FoundDocument(
+            rank,
+            document_key(hits[0].node, group_by),
+            tuple(sorted(hits, key=lambda hit: has_image(hit.node))),
+        )
+        for rank, hits in enumerate(by_document(nodes, group_by), 1)
+    )
+
+
+def _document_as_dict(document: FoundDocument) -> dict[str, Any]:
+    return {
+        "rank": document.rank,
+        "id": document.key,
+        "title": document.title,
+        "score": document.score,
+        "reranked": document.reranked,
+        "fused": document.fused,
+        "legs": {
+            each.leg.name: {"cosine": each.raw, "evidence": each.evidence} for each in document.legs
+        },
+        "passages": [
+            {"node_id": node.node_id, "text": node.get_content(MetadataMode.NONE)}
+            for node in document.passages
+        ],
+        "images": [
+            {
+                "node_id": node.node_id,
+                "path": getattr(node, "image_path", None),
+                "url": getattr(node, "image_url", None),
+                "caption": node.get_content(MetadataMode.NONE),
+            }
+            for node in document.images
+        ],
+        "metadata": document.metadata,
+    }
+
+
+# --- images of a page or a notebook --------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Thumbnail:
+    """A small image as a data URI, or why there is none."""
+
+    uri: str = ""
+    width: int = 0
+    height: int = 0
+    problem: str = ""
+
+
+def thumbnail(source: ImageSource, longest: int = 320) -> Thumbnail:
+    """An image for a page; one that cannot be opened leaves its reason.
+
+    Args:
+        source: as for ``open_image``.
+        longest: most pixels of a side.
+    """
+    try:
+        data, size = scaled_jpeg(source, longest)
+    except ImageError as error:
+        return Thumbnail(problem=error.reason)
+    return Thumbnail(f"data:image/jpeg;base64,{base64.b64encode(data).decode()}", *size)
+
+
+def _row(document: FoundDocument) -> str:
+    score = "–" if document.score is None else f"{document.score:.3f}"
+    parts = [
+        f"<b>{document.rank}. {html.escape(document.title)}</b> ({score})",
+        *(
+            html.escape(excerpt(node.get_content(MetadataMode.NONE), _DISPLAY_TEXT))
+            for node in document.passages
+        ),
+    ]
+    shown = []
+    for node in document.images:
+        small = thumbnail(node, _DISPLAY_SIDE)
+        caption = html.escape(excerpt(node.get_content(MetadataMode.NONE), _DISPLAY_TEXT))
+        image = (
+            f'<img src="{small.uri}" width="{small.width}" height="{small.height}" alt="{caption}">'
+            if small.uri
+            else f"<i>{html.escape(small.problem)}</i>"
+        )
+        shown.append(f"<div>{image}</div><small>{caption}</small>")
+    return f"<tr><td>{'<br>'.join(parts)}</td><td>{''.join(shown)}</td></tr>"
