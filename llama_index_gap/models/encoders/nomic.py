@@ -177,7 +177,8 @@ class NomicEncoder(Encoder):
         model = self._text_model()
         if not texts:
             return np.empty((0, self.dimension), np.float32)
-        return unit_rows(model.features(texts, kind))
+        tokens = model.tokenizer(texts, kind)
+        return unit_rows(model.features(tokens["input_ids"], tokens["attention_mask"]))
 
     def count_truncated(self, texts: Sequence[str], kind: Kind) -> int:
         """How many of these texts ``encode_text`` would cut.
@@ -281,10 +282,9 @@ class _TextModel:
         )
         self._forward = threading.Lock()
 
-    def features(self, texts: Sequence[str], kind: Kind) -> VectorArray:
-        """Vectors of n texts, not yet of length 1."""
-        tokens = self.tokenizer(texts, kind)
-        ids, mask = (tokens[name].to(self._device) for name in ("input_ids", "attention_mask"))
+    def features(self, ids: Tensor, mask: Tensor) -> VectorArray:
+        """Token ids and mask (n, length) → (n, d), not yet of length 1."""
+        ids, mask = ids.to(self._device), mask.to(self._device)
         with self._forward, torch.inference_mode():
             hidden = self._model(input_ids=ids, attention_mask=mask).last_hidden_state
             pooled = masked_mean(hidden, mask)
