@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from on_cpu import on_cpu
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny_rerankers import TEMPLATE, make_tiny_bert_reranker, make_tiny_qwen_reranker

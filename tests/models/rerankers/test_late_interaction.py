@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from on_cpu import on_cpu
 from paths import PARITY
 from PIL import Image
 from safetensors.torch import load_file, save_file

@@ -17,6 +17,7 @@ from typing import Any
 import httpx2
 import numpy as np
 import pytest
+from on_cpu import on_cpu
 from paths import PARITY, TESTS
 from PIL import Image
 from rerank_server import HANGS_S, KEY
