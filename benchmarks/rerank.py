@@ -232,7 +232,8 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="tiny sizes, for tests")
     options = parser.parse_args()
     settings = LoadingSettings(dtype=options.dtype)
-    device, dtype = placement(settings)
+    device, number_format = placement(settings)
+    dtype = str(number_format).removeprefix("torch.")
 
     with tempfile.TemporaryDirectory() as scratch:
         folder = make_checkpoint(Path(scratch) / "model", quick=options.quick)
@@ -258,7 +259,7 @@ def main() -> None:
 
     Console().print(
         f"{options.texts} texts and {options.images} images, "
-        f"{'tiny' if options.quick else 'a quarter of the width'}, {str(dtype).removeprefix('torch.')}, {device}, "
+        f"{'tiny' if options.quick else 'a quarter of the width'}, {dtype}, {device}, "
         f"{torch.get_num_threads()} threads, torch {torch.__version__}; median of "
         f"{options.rounds} rounds after one that warms up"
     )
