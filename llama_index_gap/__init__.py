@@ -8,17 +8,21 @@ if TYPE_CHECKING:
     from llama_index_gap.agents.tool import MultiModalSearchTool
     from llama_index_gap.diagnosis.calibration import collect_scores
     from llama_index_gap.embedding import DualEncoderEmbedding, aligner_from_nodes
+    from llama_index_gap.errors import GapError
     from llama_index_gap.gap.align import CenterAligner, LinearAligner, OffsetAligner, load_aligner
     from llama_index_gap.gap.calibrate import RelevanceCalibrator
     from llama_index_gap.images.opening import ImageError, open_image
-    from llama_index_gap.index.dual_index import DualIndex, IndexReport
+    from llama_index_gap.index.dual_index import DualIndex
+    from llama_index_gap.index.writing import IndexReport
     from llama_index_gap.models import ModelError, PairScorer
     from llama_index_gap.nodes import ScoredNode
     from llama_index_gap.readers.corpus import Corpus, read_corpus
     from llama_index_gap.readers.records import CorpusError, Skipped
+    from llama_index_gap.results import SearchResult
     from llama_index_gap.search.rerank import MultiModalRerank
     from llama_index_gap.search.retriever import DualIndexRetriever
-    from llama_index_gap.store.milvus import MilvusStore, StoreError
+    from llama_index_gap.store.connection import StoreError
+    from llama_index_gap.store.milvus import MilvusStore
 
 __version__ = version("llama-index-gap")
 __all__ = [
@@ -28,6 +32,7 @@ __all__ = [
     "DualEncoderEmbedding",
     "DualIndex",
     "DualIndexRetriever",
+    "GapError",
     "ImageError",
     "IndexReport",
     "LinearAligner",
@@ -39,6 +44,7 @@ __all__ = [
     "PairScorer",
     "RelevanceCalibrator",
     "ScoredNode",
+    "SearchResult",
     "Skipped",
     "StoreError",
     "aligner_from_nodes",
@@ -53,17 +59,21 @@ _HOMES = {
     "agents.tool": ("MultiModalSearchTool",),
     "diagnosis.calibration": ("collect_scores",),
     "embedding": ("DualEncoderEmbedding", "aligner_from_nodes"),
+    "errors": ("GapError",),
     "gap.align": ("CenterAligner", "LinearAligner", "OffsetAligner", "load_aligner"),
     "gap.calibrate": ("RelevanceCalibrator",),
     "images.opening": ("ImageError", "open_image"),
-    "index.dual_index": ("DualIndex", "IndexReport"),
+    "index.dual_index": ("DualIndex",),
+    "index.writing": ("IndexReport",),
     "models": ("ModelError", "PairScorer"),
+    "nodes": ("ScoredNode",),
     "readers.corpus": ("Corpus", "read_corpus"),
     "readers.records": ("CorpusError", "Skipped"),
+    "results": ("SearchResult",),
     "search.rerank": ("MultiModalRerank",),
-    "nodes": ("ScoredNode",),
     "search.retriever": ("DualIndexRetriever",),
-    "store.milvus": ("MilvusStore", "StoreError"),
+    "store.connection": ("StoreError",),
+    "store.milvus": ("MilvusStore",),
 }
 
 

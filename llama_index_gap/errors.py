@@ -56,11 +56,12 @@ def names_nearest(function: Callable[_Parameters, _Result]) -> Callable[_Paramet
     Args:
         function: one with named parameters only, no ``**``.
     """
-    known = [name for name in inspect.signature(function).parameters if name not in {"self", "cls"}]
+    name = function.__qualname__.removesuffix(".__init__").rpartition(".")[2]
+    known = [each for each in inspect.signature(function).parameters if each not in {"self", "cls"}]
 
     @wraps(function)
     def checked(*args: _Parameters.args, **kwargs: _Parameters.kwargs) -> _Result:
-        check_names(function.__qualname__.removesuffix(".__init__"), kwargs, known)
+        check_names(name, kwargs, known)
         return function(*args, **kwargs)
 
     return checked

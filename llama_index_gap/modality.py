@@ -8,6 +8,7 @@ from typing import Literal, TypeAlias
 Modality: TypeAlias = Literal["text", "image"]
 Kind: TypeAlias = Literal["query", "document"]
 CollectionName: TypeAlias = Literal["text", "image", "image_query"]
+"""A collection of an index; ``image_query`` holds its images as image queries search them."""
 
 MODALITIES: tuple[Modality, Modality] = ("text", "image")
 PLURAL = {"text": "texts", "image": "images", "image_query": "image queries"}

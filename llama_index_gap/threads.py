@@ -6,16 +6,18 @@ import asyncio
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Coroutine, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import ContextVar
-from typing import Any, TypeVar
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
 DECODING_THREADS = min(8, os.cpu_count() or 1)
 """How many images are decoded at a time."""
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
+_Parameters = ParamSpec("_Parameters")
 _given_up: ContextVar[threading.Event | None] = ContextVar("_given_up", default=None)
 
 
@@ -30,6 +32,28 @@ async def in_thread(function: Callable[..., _Result], *args: Any, **kwargs: Any)
         raise
     finally:
         _given_up.reset(token)
+
+
+def asynchronous(
+    method: Callable[_Parameters, _Result],
+) -> Callable[_Parameters, Coroutine[Any, Any, _Result]]:
+    """The asynchronous form of a method: the method itself, in a thread.
+
+    Any number of event loops can use it at once.
+
+    Args:
+        method: where a subclass overrides it, its form runs what the subclass has.
+    """
+    name = method.__name__
+
+    @wraps(method)
+    async def form(*args: _Parameters.args, **kwargs: _Parameters.kwargs) -> _Result:
+        result: _Result = await asyncio.to_thread(getattr(args[0], name), *args[1:], **kwargs)
+        return result
+
+    form.__name__ = f"a{name}"
+    form.__doc__ = f"As ``{name}``, without blocking the event loop."
+    return form
 
 
 def stop_if_given_up() -> None:

@@ -34,7 +34,7 @@ def test_a_typo_is_answered_with_the_nearest_name() -> None:
         (lambda: DualIndex.as_retriever(None, min_probabilty=0), "as_retriever.*min_probability"),
         (
             lambda: DualIndex.search(None, "a", imgae="b"),
-            r"DualIndex\.search.*did you mean 'image'",
+            "search has no parameter 'imgae'; did you mean 'image'",
         ),
     ],
 )

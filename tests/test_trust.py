@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 
 from llama_index_gap import DualEncoderEmbedding, DualIndex, MilvusStore, ModelError, StoreError
 from llama_index_gap.cli.app import app
-from llama_index_gap.index.dual_index import CALIBRATOR_PROPERTY, MODELS_PROPERTY
+from llama_index_gap.index.dual_index import CALIBRATOR_PROPERTY
+from llama_index_gap.index.models import MODELS_PROPERTY
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from llama_index_gap.cli import options, terminal
+from llama_index_gap.store.addresses import is_server
 
 
 def evaluate(
@@ -53,7 +54,7 @@ def evaluate(
         with options.open_or_make_index(db, "gap", model, image_model, image_query_model) as index:
             report = index.refresh_ref_docs(dataset.corpus.nodes, show_progress=shown)
             experiment = Experiment(dataset, index, scorer)
-            folder = Path() if options.is_server(db) else Path(db).parent
+            folder = Path() if is_server(db) else Path(db).parent
             results = folder / experiment.file_name
             result = experiment.run(results, show_progress=shown)
     if report.skipped:

@@ -41,7 +41,8 @@ def info(
 
 
 def _facts(db: str, name: str) -> dict[str, Any]:
-    from llama_index_gap.index.dual_index import default_storage, stored_identities
+    from llama_index_gap.index.image_folder import default_storage
+    from llama_index_gap.index.models import stored_identities
 
     options.check_is_there(db)
     held: dict[str, Any] = {}
@@ -52,7 +53,7 @@ def _facts(db: str, name: str) -> dict[str, Any]:
         with llama_index_gap.MilvusStore(
             uri=db, collection_name=f"{name}_{role}", token=options.token()
         ) as store:
-            stored = stored_identities(store.properties, f"{db}: {name}")
+            stored = stored_identities(store.properties(), f"{db}: {name}")
             held[role] = {
                 "name": store.collection_name,
                 "rows": store.count(),

@@ -11,17 +11,13 @@ import typer
 
 import llama_index_gap
 from llama_index_gap.cli.terminal import note
+from llama_index_gap.store.addresses import is_server
 
 if TYPE_CHECKING:
     from llama_index_gap.embedding import DualEncoderEmbedding
     from llama_index_gap.index.dual_index import DualIndex
     from llama_index_gap.models import PairScorer
     from llama_index_gap.search.rerank import MultiModalRerank
-
-
-def is_server(database: str) -> bool:
-    """Whether a database is a server, rather than a file."""
-    return re.match(r"(https?|tcp)://|unix:", database) is not None
 
 
 def token() -> str | None:

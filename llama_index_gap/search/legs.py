@@ -28,7 +28,7 @@ ImageQueries: TypeAlias = Literal["images", "also_texts"]
 
 
 @dataclass(frozen=True)
-class Collection:
+class SearchedCollection:
     """A vector store of one modality, and the model that its queries are embedded with.
 
     Attributes:
@@ -47,7 +47,7 @@ class Collection:
     nodes: Callable[[list[str]], list[BaseNode]] | None = None
 
 
-Collections: TypeAlias = Mapping[CollectionName, Collection]
+Collections: TypeAlias = Mapping[CollectionName, SearchedCollection]
 
 
 class Searchable(Protocol):
@@ -218,7 +218,7 @@ def ask_legs(
 def _ask(
     leg: Leg,
     vector: VectorArray,
-    collection: Collection,
+    collection: SearchedCollection,
     top_k: int,
     filters: MetadataFilters | None,
 ) -> LegHits:

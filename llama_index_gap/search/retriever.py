@@ -40,11 +40,11 @@ from llama_index_gap.search.fusion import (
     fuse,
 )
 from llama_index_gap.search.legs import (
-    Collection,
     Collections,
     ImageQueries,
     LegHits,
     Searchable,
+    SearchedCollection,
     ask_legs,
     asked_legs,
     embed_query,
@@ -229,8 +229,8 @@ class DualIndexRetriever(BaseRetriever):
         """
         nodes = None if docstore is None else docstore.get_nodes
         collections: Collections = {
-            "text": Collection(text_store, embed_model, nodes=nodes),
-            "image": Collection(image_store, image_embed_model or embed_model, nodes=nodes),
+            "text": SearchedCollection(text_store, embed_model, nodes=nodes),
+            "image": SearchedCollection(image_store, image_embed_model or embed_model, nodes=nodes),
         }
         return cls(collections, **{"normalize": "rank", "combine": "sum", **settings})
 

@@ -55,6 +55,7 @@ def filter_expression(
     *,
     node_ids: Sequence[str] | None = None,
     doc_ids: Sequence[str] | None = None,
+    document_keys: Sequence[str] | None = None,
 ) -> str:
     """Translate filters and ids, all of which must hold, into one Milvus expression.
 
@@ -69,6 +70,7 @@ def filter_expression(
         filters: conditions, nested as deep as you like; empty ones match everything.
         node_ids: only these nodes; an empty list matches nothing.
         doc_ids: only nodes of these documents; an empty list matches nothing.
+        document_keys: only nodes of these documents, and nodes with one of these ids.
 
     Returns:
         The expression; ``""`` where there is nothing to restrict.
@@ -82,6 +84,9 @@ def filter_expression(
         parts.append(f"{ID_FIELD} in {literal_list(node_ids)}")
     if doc_ids is not None:
         parts.append(f"{DOC_ID_FIELD} in {literal_list(doc_ids)}")
+    if document_keys is not None:
+        keys = literal_list(document_keys)
+        parts.append(f"({DOC_ID_FIELD} in {keys}) or ({ID_FIELD} in {keys})")
     parts = [part for part in parts if part]
     return parts[0] if len(parts) == 1 else " and ".join(f"({part})" for part in parts)
 

@@ -35,7 +35,7 @@ from llama_index_gap import (
     MultiModalSearchTool,
 )
 from llama_index_gap.agents import tool
-from llama_index_gap.store.milvus import StoreError
+from llama_index_gap.store.connection import StoreError
 
 
 def of(document: str, section: str) -> dict[str, Any]:

@@ -134,7 +134,7 @@ def test_a_database_in_use_is_one_line(own_db: Path) -> None:
 
 
 def test_a_server_that_does_not_answer_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llama_index_gap.store.milvus._CONNECT_SECONDS", 0.5)
+    monkeypatch.setattr("llama_index_gap.store.connection._CONNECT_SECONDS", 0.5)
 
     shown = gap("search", "ship", "--db", "http://127.0.0.1:1")
 

@@ -10,7 +10,7 @@ from llama_index_gap.cli.indexes import licence
 
 
 def test_info_loads_no_model(demo: Path, tiny_clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llama_index_gap.index.dual_index.DualEncoderEmbedding", None)
+    monkeypatch.setattr("llama_index_gap.index.models.DualEncoderEmbedding", None)
 
     shown = gap("info", "--db", f"{demo / 'gap.db'}/")  # as a shell completes a folder's name
     facts = json.loads(gap("info", "--db", demo / "gap.db", "--json").out)

@@ -23,7 +23,8 @@ from llama_index.core.vector_stores.types import MetadataFilter, MetadataFilters
 from PIL import Image
 
 from llama_index_gap import DualEncoderEmbedding, RelevanceCalibrator
-from llama_index_gap.index.dual_index import DualIndex, IndexReport
+from llama_index_gap.index.dual_index import DualIndex
+from llama_index_gap.index.writing import IndexReport
 
 pytestmark = pytest.mark.server
 TOPICS = ["bridge", "harvest", "election", "concert", "regatta"]
@@ -101,7 +102,9 @@ def test_a_second_run_embeds_nothing(index: DualIndex, nodes: list[TextNode]) ->
     assert index.embed_model.embedded == []
 
 
-def test_an_upsert_leaves_one_row_on_each_side(index: DualIndex, nodes: list[TextNode]) -> None:
+def test_an_upsert_leaves_one_row_in_each_collection(
+    index: DualIndex, nodes: list[TextNode]
+) -> None:
     changed = nodes[1].model_copy(update={"text": "another caption"})
 
     assert index.upsert_nodes([changed]) == IndexReport(text_rows=1, image_rows=1)
@@ -109,7 +112,7 @@ def test_an_upsert_leaves_one_row_on_each_side(index: DualIndex, nodes: list[Tex
     assert index.get_nodes(["bridge-image"])[0].get_content() == "another caption"
 
 
-def test_an_upsert_that_takes_a_side_away_deletes_its_row(
+def test_an_upsert_that_takes_a_modality_away_deletes_its_row(
     index: DualIndex, nodes: list[TextNode]
 ) -> None:
     index.upsert_nodes([nodes[1].model_copy(update={"text": ""})])
@@ -187,7 +190,7 @@ def test_text_and_image_together(index: DualIndex, noise_files: list[str]) -> No
 
 
 def test_what_was_just_written_is_found(index: DualIndex) -> None:
-    """Calibrated against a background too, once there are 50 of each side."""
+    """Calibrated against a background too, once a collection has 50 rows."""
     many = [TextNode(id_=f"t{number}", text=f"text {number}") for number in range(60)]
     index.insert_nodes(many)
 
@@ -196,7 +199,7 @@ def test_what_was_just_written_is_found(index: DualIndex) -> None:
     assert hits[0].scores["text_evidence"] == hits[0].score > 1  # no 1/61 of the first rank
 
 
-def test_filters_hold_on_both_sides(index: DualIndex) -> None:
+def test_filters_hold_in_both_collections(index: DualIndex) -> None:
     filters = MetadataFilters(filters=[MetadataFilter(key="year", value=2003, operator=">=")])
     hits = index.as_retriever(filters=filters).retrieve("news of the bridge")
 

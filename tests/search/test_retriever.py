@@ -26,6 +26,7 @@ from llama_index_gap.modality import Leg
 from llama_index_gap.nodes import ScoredNode
 from llama_index_gap.results import LegSummary
 from llama_index_gap.search.retriever import DualIndexRetriever
+from llama_index_gap.store.collection import Collection
 from llama_index_gap.store.milvus import MilvusStore
 
 D = 8
@@ -268,16 +269,16 @@ def test_completing_asks_each_collection_once(
     recipe: DualIndex, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[str] = []
-    call = MilvusStore._call
+    call = Collection.call
 
-    def counting(store: MilvusStore, method: str, **arguments: Any) -> Any:
-        calls.append(f"{method} {store.collection_name}")
-        return call(store, method, **arguments)
+    def counting(of: Collection, method: str, **arguments: Any) -> Any:
+        calls.append(f"{method} {of.name}")
+        return call(of, method, **arguments)
 
     retriever = recipe.as_retriever(
         similarity_top_k=1, image_similarity_top_k=1, complete=True, normalize="none", combine="max"
     )
-    monkeypatch.setattr(MilvusStore, "_call", counting)
+    monkeypatch.setattr(Collection, "call", counting)
     retriever.retrieve("query")
 
     assert sorted(calls) == ["query gap_text", "search gap_image", "search gap_text"]

@@ -23,7 +23,9 @@ from llama_index.core.vector_stores.types import (
 from llama_index.vector_stores.milvus import MilvusVectorStore
 
 from llama_index_gap.nodes import CaptionedImageNode
-from llama_index_gap.store.milvus import MilvusStore, StoreError
+from llama_index_gap.store.connection import StoreError
+from llama_index_gap.store.milvus import MilvusStore
+from llama_index_gap.store.rows import to_row
 
 pytestmark = pytest.mark.server
 DIM = 4
@@ -178,7 +180,7 @@ def test_the_limits_of_a_row(store: MilvusStore) -> None:
     while long - short > 1:
         middle = (short + long) // 2
         try:
-            store._to_row(with_metadata(middle))
+            to_row(with_metadata(middle), store._collection.max_lengths)
             short = middle
         except ValueError:
             long = middle
@@ -220,7 +222,7 @@ def test_reopening_with_properties(store: MilvusStore) -> None:
     store.add([node("a")])
     with MilvusStore(uri=store.uri, collection_name="nodes") as second:
         assert second.dim == DIM
-        assert second.properties == {"model": text, "dim": "4"}
+        assert second.properties() == {"model": text, "dim": "4"}
         assert second.existing_ids(["a"]) == {"a"}
     for clone in (copy.deepcopy(store), pickle.loads(pickle.dumps(store))):
         with clone:
@@ -243,7 +245,7 @@ def test_clear_keeps_the_properties_and_finish_flushes_only_on_request(milvus_ur
         store.set_properties({"model": "clip"})
         store.add([node("a")])
         store.clear()
-        assert (store.count(), search(store), store.properties) == (0, [], {"model": "clip"})
+        assert (store.count(), search(store), store.properties()) == (0, [], {"model": "clip"})
         store.add([node("b", 1), node("c", 2)])
         store.finish()
         store.finish(flush=True, timeout=60)
@@ -270,5 +272,17 @@ def test_what_the_server_refuses_is_an_error_of_one_line(store: MilvusStore) -> 
     with pytest.raises(
         StoreError, match=r"collection 'nodes' in http://127.*query failed"
     ) as caught:
-        store._find_ids("nonsense ==")
+        store._collection.find_ids("nonsense ==")
     assert "\n" not in str(caught.value)
+
+
+def test_documents_and_unchanged_nodes(store: MilvusStore) -> None:
+    nodes = [node("a", 1, source="d", n=1), node("b", 2, source="d", n=2), node("c", 3)]
+    store.add([*nodes, node("x", 4, source="e")])
+
+    found = {read.node_id: tuple(got) for read, got in store.nodes_of_documents(["d", "c", "?"])}
+    assert found == {name: tuple(np.float32(vector(i))) for i, name in enumerate("abc", start=1)}
+    pairs = store.nodes_of_documents(["d", "c"], where("n", "==", 2))
+    assert [read.node_id for read, _ in pairs] == ["b"]
+    changed = node("c", 3, new=1)
+    assert store.unchanged_ids([*nodes[:2], changed, node("?")]) == {"a", "b"}

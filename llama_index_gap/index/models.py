@@ -1,0 +1,196 @@
+"""The models that an index was made with: what identifies them, and how they are built again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from llama_index.core.base.embeddings.base import BaseEmbedding
+from llama_index.core.embeddings import MultiModalEmbedding
+
+from llama_index_gap.embedding import DualEncoderEmbedding
+from llama_index_gap.errors import InvalidValueError
+from llama_index_gap.modality import Modality
+from llama_index_gap.store.connection import StoreError
+
+MODELS_PROPERTY = "models"
+"""Property of all collections that says which models made them."""
+Identities: TypeAlias = dict[str, Any]
+"""For ``text``, ``image`` and, where there is one, ``image_query`` what identifies the model."""
+# What decides where in its space a model puts something; device, batch size and such do not.
+_IDENTITY = (
+    "class_name",
+    "model_name",
+    "image_model_name",
+    "dimensions",
+    "query_prompt",
+    "document_prompt",
+    "max_text_tokens",
+    "revision",
+    "aligner",
+)
+
+
+def dimension_of(model: BaseEmbedding) -> int:
+    """How many numbers a model's vectors have; asks it if it does not say."""
+    known = getattr(model, "dimension", None)
+    return known if isinstance(known, int) else len(model.get_query_embedding("a"))
+
+
+def embeds(model: BaseEmbedding, modality: Modality) -> bool:
+    """Whether a model embeds a modality, as far as it says."""
+    return modality in getattr(model, "modalities", ("text", "image"))
+
+
+def image_model(model: BaseEmbedding, argument: str) -> MultiModalEmbedding:
+    """A model as one that embeds images.
+
+    Args:
+        model: any model.
+        argument: the parameter that it was given for, for the message.
+
+    Raises:
+        ValueError: it embeds none.
+    """
+    if not (isinstance(model, MultiModalEmbedding) and embeds(model, "image")):
+        raise InvalidValueError(
+            f"{model.model_name} embeds no images; pass a MultiModalEmbedding "
+            f"(such as DualEncoderEmbedding) as {argument}"
+        )
+    return model
+
+
+def identity_of(model: BaseEmbedding) -> dict[str, Any]:
+    """What tells a model from others whose vectors cannot be compared with its own.
+
+    Args:
+        model: any model of LlamaIndex's.
+
+    Raises:
+        ValueError: its aligner is in memory only.
+    """
+    settings = model.to_dict()
+    known = {key: settings[key] for key in _IDENTITY if settings.get(key) is not None}
+    for key in ("model_name", "image_model_name"):
+        # A folder is found again from another working directory.
+        if key in known and Path(str(known[key])).is_dir():
+            known[key] = str(Path(known[key]).resolve())
+    if "aligner" in known and known["aligner"]["path"] is None:
+        raise InvalidValueError(
+            f"the aligner of {known['model_name']} is in memory only, and without it nothing finds "
+            "what it moved: keep it with aligner.save(path), and pass that path as aligner"
+        )
+    return known
+
+
+def stored_identities(properties: dict[str, str], of: str) -> Identities:
+    """Read what a collection says of its models, as data that anybody may have written.
+
+    Only what names a model is taken. Whether a model may run code of its own, read pickles or
+    anything else is never taken from what is stored: that is for the caller to allow.
+
+    Args:
+        properties: of the collection.
+        of: the index, for the message.
+
+    Returns:
+        For ``text``, ``image`` and, where there is one, ``image_query`` what identifies the model;
+        None for an image model that is the text model. Empty where nothing is stored.
+
+    Raises:
+        StoreError: what is stored names no models.
+    """
+    if MODELS_PROPERTY not in properties:
+        return {}
+    try:
+        stored = json.loads(properties[MODELS_PROPERTY])
+        identities: Identities = {"text": _known_settings(stored["text"]), "image": None}
+        for key in ("image", "image_query"):
+            if stored.get(key) is not None:
+                identities[key] = _known_settings(stored[key])
+    except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
+        raise StoreError(
+            f"{of}: its property {MODELS_PROPERTY!r} names no models ({type(error).__name__}: "
+            f"{str(error)[:200]}); the index is damaged: pass another name, or overwrite=True to "
+            "start anew"
+        ) from error
+    return identities
+
+
+def _known_settings(stored: Any) -> dict[str, Any]:
+    """The settings of ``_IDENTITY``, each of its type; whatever else is stored is left out."""
+    known = {key: stored[key] for key in _IDENTITY if stored.get(key) is not None}
+    for key, value in known.items():
+        match key, value:
+            case "dimensions" | "max_text_tokens", int() if not isinstance(value, bool):
+                continue
+            case "aligner", {"path": str(), "fingerprint": str(), **rest} if not rest:
+                continue
+            case _, str() if key not in {"dimensions", "max_text_tokens", "aligner"}:
+                continue
+        raise InvalidValueError(f"{key} is {str(value)[:60]!r}")
+    if not {"class_name", "model_name"} <= known.keys():
+        raise InvalidValueError("a model has a class_name and a model_name")
+    return known
+
+
+def check_identities(stored: Identities, given: Identities, uri: str, name: str) -> None:
+    """Refuse other models than those that an index was made with.
+
+    Args:
+        stored: of the index; empty for a new one.
+        given: of the models that it is opened with.
+        uri: the database, for the message.
+        name: the index, for the message.
+
+    Raises:
+        ValueError: they differ.
+    """
+
+    def without_paths(identities: Identities) -> Identities:  # a copy of a file is the same aligner
+        return {
+            key: each and each | {"aligner": each.get("aligner", {}).get("fingerprint")}
+            for key, each in identities.items()
+        }
+
+    # A model for image queries may join an index that has none.
+    joins = "image_query" not in stored or "image_query" not in given
+    either = {"image_query": None} if joins else {}
+    if stored and without_paths(stored | either) != without_paths(given | either):
+        raise InvalidValueError(
+            f"{uri} holds {name} made with {in_words(stored)}, not with {in_words(given)}; open it "
+            "without models to take the stored ones, or pass another name, or overwrite=True to "
+            "start anew"
+        )
+
+
+def build_model(identity: dict[str, Any], of: str, argument: str) -> BaseEmbedding:
+    """Build a model again from what identifies it.
+
+    Args:
+        identity: as ``stored_identities`` gives it.
+        of: the index, for the message.
+        argument: the parameter that takes the model, for the message.
+
+    Raises:
+        ValueError: it is none of this package's.
+    """
+    if identity["class_name"] != DualEncoderEmbedding.class_name():
+        raise InvalidValueError(
+            f"{of} was made with {in_words({'text': identity})}, which cannot be built from its "
+            f"name alone; pass it as {argument}"
+        )
+    return DualEncoderEmbedding.from_dict(identity)
+
+
+def in_words(identities: Identities) -> str:
+    """Name models as people would write them down."""
+    texts = []
+    for name in ("text", "image", "image_query"):
+        if identity := identities.get(name):
+            rest = {k: v for k, v in identity.items() if k not in {"class_name", "model_name"}}
+            extra = "".join(f", {key}={value!r}" for key, value in rest.items())
+            what_for = " for image queries" if name == "image_query" else ""
+            texts.append(f"{identity['class_name']}({identity['model_name']!r}{extra}){what_for}")
+    return " and ".join(texts)

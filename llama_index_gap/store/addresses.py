@@ -1,0 +1,16 @@
+"""What a database's address says: a server, or a Milvus Lite file."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+
+def is_server(uri: str) -> bool:
+    """Whether a URI is the address of a server; any other is the path of a Milvus Lite file."""
+    return re.match(r"(https?|tcp)://|unix:", uri) is not None
+
+
+def lite_path(uri: str) -> str | None:
+    """The absolute path of a Milvus Lite file; None for a server's address."""
+    return None if is_server(uri) else str(Path(uri).absolute())

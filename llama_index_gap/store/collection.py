@@ -1,0 +1,364 @@
+"""A collection in Milvus or Milvus Lite: opened or created, checked, and asked."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, TypeVar
+
+import grpc
+from pymilvus import DataType, MilvusException
+
+from llama_index_gap.errors import InvalidValueError, UnsupportedError
+from llama_index_gap.store.addresses import is_server
+from llama_index_gap.store.connection import Connection, StoreError, caught_logs, one_line
+from llama_index_gap.store.filters import (
+    DOC_ID_FIELD,
+    ID_FIELD,
+    TEXT_FIELD,
+    literal,
+    literal_list,
+)
+from llama_index_gap.store.rows import VECTOR_FIELD, check_bytes
+
+logger = logging.getLogger(__name__)
+
+_Item = TypeVar("_Item")
+
+METRICS = ("COSINE", "IP", "L2")
+DEFAULT_INDEX = {"index_type": "HNSW", "M": 16, "efConstruction": 200}
+LOAD_SECONDS = 900.0
+MESSAGE_BYTES = 16 * 2**20
+"""A message holds 64 MB; a row of the largest kind is about 0.4 MB."""
+IDS_PER_MESSAGE = 5_000
+STRONG: dict[str, Any] = {"consistency_level": "Strong"}
+
+_LITE_INDEXES = ("AUTOINDEX", "FLAT", "HNSW", "HNSW_SQ", "IVF_FLAT", "IVF_SQ8")
+_SERVER_INDEXES = (
+    *(*_LITE_INDEXES, "DISKANN", "HNSW_PQ", "HNSW_PRQ", "IVF_PQ", "IVF_RABITQ", "SCANN"),
+)
+_PROPERTY_PREFIX = "gap."
+_MOST_DIMENSIONS = 32_768
+# A server keeps properties in etcd, whose messages hold 1.5 MB: it takes a property of 1 MB, and
+# can then neither alter nor drop the collection.
+_MOST_PROPERTY_BYTES = 131_072
+_CALL_SECONDS = 60.0
+_NOT_LOADED = 101
+_WRITING = ("insert", "upsert", "delete")
+
+
+def check_settings(
+    *,
+    uri: str,
+    collection_name: str,
+    dim: int | None,
+    metric: str,
+    index_config: Mapping[str, Any] | None,
+    batch_size: int,
+) -> None:
+    """Refuse settings that no collection can have.
+
+    Raises:
+        ValueError: names the first of them.
+    """
+    if not is_server(uri) and not uri.endswith(".db"):
+        raise InvalidValueError(
+            f"uri={uri!r}: must be a Milvus Lite file that ends in .db, or http(s)://"
+        )
+    if uri != (shown := re.sub(r"//[^/?#]*@", "//***@", uri)):
+        raise InvalidValueError(
+            f"uri={shown!r}: a password in it would be logged; pass it as the token"
+        )
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,254}", collection_name):
+        raise InvalidValueError(
+            f"collection_name={collection_name!r}: must be up to 255 letters, digits and "
+            "underscores, with no digit first"
+        )
+    if dim is not None and not 1 <= dim <= _MOST_DIMENSIONS:
+        raise InvalidValueError(f"dim={dim}: must be between 1 and {_MOST_DIMENSIONS:,}")
+    if metric not in METRICS:
+        raise InvalidValueError(f"similarity_metric={metric!r}: is none of {', '.join(METRICS)}")
+    if index_config is not None and "index_type" not in index_config:
+        raise InvalidValueError(f"index_config={dict(index_config)}: names no index_type")
+    if batch_size < 1:
+        raise InvalidValueError(f"batch_size={batch_size}: must be at least 1")
+
+
+class Collection:
+    """A collection of nodes, which is made where there is none.
+
+    Args:
+        connection: to its database; ``close`` closes it, and so does an error here.
+        name: of the collection.
+        dim: length of the vectors; None opens an existing collection only.
+        metric: how vectors are compared.
+        index_config: of a new collection; None takes the default, and whatever is there.
+        overwrite: drop an existing collection first.
+
+    Attributes:
+        dim: length of the vectors.
+        max_lengths: most bytes in each column of text.
+        index_type: kind of its vector index.
+        initial_properties: its properties as they were when it was opened.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        name: str,
+        *,
+        dim: int | None,
+        metric: str,
+        index_config: Mapping[str, Any] | None,
+        overwrite: bool,
+    ) -> None:
+        self.connection, self.name = connection, name
+        self._metric, self._index_config = metric, dict(index_config or DEFAULT_INDEX)
+        try:
+            self._open(dim, (index_config or {}).get("index_type"), overwrite)
+        except BaseException:
+            connection.close()
+            raise
+
+    def __str__(self) -> str:
+        return f"collection {self.name!r} in {self.connection.uri}"
+
+    def _open(self, dim: int | None, asked_index: str | None, overwrite: bool) -> None:
+        known = _LITE_INDEXES if self.connection.lite else _SERVER_INDEXES
+        if asked_index is not None and asked_index.upper() not in known:
+            raise InvalidValueError(
+                f"index_type {asked_index!r}: is none of {', '.join(known)}; choose one of them"
+            )
+        exists = self.call("has_collection")
+        if exists and overwrite:
+            self.call("drop_collection")
+            exists = False
+        if not exists:
+            if dim is None:
+                raise InvalidValueError(
+                    f"{self}: there is no such collection; check the name, or pass dim (to a "
+                    "DualIndex: embed_model) to create it"
+                )
+            self._create(dim, {})
+        description = self.call("describe_collection")
+        columns = self._checked_columns(description)
+        self.dim = int(columns.pop(VECTOR_FIELD)["dim"])
+        if dim is not None:
+            self.check_dim(dim)
+        self.max_lengths = {name: int(each["max_length"]) for name, each in columns.items()}
+        self.initial_properties = _own_properties(description)
+        index = self.call("describe_index", index_name=VECTOR_FIELD)
+        if index is None:
+            self._create_index()
+        self._check_index(index or {}, asked_index)
+        self._load()
+
+    def _create(self, dim: int, properties: Mapping[str, str]) -> None:
+        schema = self.connection.client.create_schema(auto_id=False, enable_dynamic_field=True)
+        for name in (ID_FIELD, DOC_ID_FIELD, TEXT_FIELD):
+            schema.add_field(name, DataType.VARCHAR, max_length=65_535, is_primary=name == ID_FIELD)
+        schema.add_field(VECTOR_FIELD, DataType.FLOAT_VECTOR, dim=dim)
+        self.call(
+            "create_collection",
+            schema=schema,
+            consistency_level="Session",
+            properties={_PROPERTY_PREFIX + key: value for key, value in properties.items()},
+        )
+        self._create_index()
+
+    def _create_index(self) -> None:
+        config = dict(self._index_config)
+        index = self.connection.client.prepare_index_params()
+        index.add_index(
+            field_name=VECTOR_FIELD,
+            index_name=VECTOR_FIELD,
+            index_type=config.pop("index_type"),
+            metric_type=config.pop("metric_type", self._metric),
+            params=config,
+        )
+        # pymilvus would sleep for half a second before it looks whether an index is there.
+        self.call("create_index", index_params=index, sync=False)
+
+    def _checked_columns(self, description: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+        """The parameters of each column."""
+        types = {column["name"]: column["type"] for column in description["fields"]}
+        text = DataType.VARCHAR
+        expected = {ID_FIELD: text, DOC_ID_FIELD: text, TEXT_FIELD: text}
+        expected[VECTOR_FIELD] = DataType.FLOAT_VECTOR
+        if types != expected or not description.get("enable_dynamic_field"):
+            raise InvalidValueError(
+                f"{self} has the columns {', '.join(types)}; a collection of nodes has "
+                f"{', '.join(expected)} and dynamic fields: choose another name, or overwrite=True"
+            )
+        return {column["name"]: column["params"] for column in description["fields"]}
+
+    def _check_index(self, index: Mapping[str, Any], asked_index: str | None) -> None:
+        metric = str(index.get("metric_type", self._metric))
+        if metric != self._metric:
+            raise InvalidValueError(
+                f"{self} was built with similarity_metric={metric!r}, and {self._metric!r} was "
+                f"asked for; pass {metric!r}, or overwrite=True"
+            )
+        self.index_type = str(index.get("index_type", self._index_config["index_type"]))
+        if asked_index is not None and self.index_type != asked_index.upper() != "AUTOINDEX":
+            raise InvalidValueError(
+                f"{self} has an index of type {self.index_type}, and {asked_index} was asked for; "
+                "leave index_config out to use it as it is, or overwrite=True"
+            )
+
+    def _load(self) -> None:
+        """Load the collection: Lite opens each one released, and after a crash replays its log."""
+        self.call("load_collection", timeout=LOAD_SECONDS)
+
+    def check_dim(self, dim: int) -> None:
+        """Refuse vectors of other dimensions than those that are stored.
+
+        Args:
+            dim: how many numbers a vector has.
+
+        Raises:
+            ValueError: the collection's have another number.
+        """
+        if dim != self.dim:
+            raise InvalidValueError(
+                f"{self} holds vectors of {self.dim} dimensions, and dim={dim} was asked "
+                "for; use the model it was built with, another name, or overwrite=True"
+            )
+
+    def clear(self) -> None:
+        """Drop it, and make it again with the same properties."""
+        with self.connection.exclusive():
+            properties = self.properties()
+            self.call("drop_collection")
+            self._create(self.dim, properties)
+            self._load()
+
+    def finish(self, flush: bool | None, timeout: float) -> None:
+        """Flush and wait for the index, as ``MilvusStore.finish`` has it."""
+        connection, start = self.connection, time.monotonic()
+        if flush is None:
+            flush = connection.lite and connection.may_be_unflushed(self.name)
+        if not flush:
+            return
+        logger.info("%s: flushing and indexing", self)
+        with connection.exclusive():
+            if connection.lite:
+                # Loading builds the index before it returns; a flush of a loaded collection builds
+                # it later, in a thread that tells nobody when it is done.
+                self.call("release_collection")
+                try:
+                    self.call("flush", timeout=timeout)
+                finally:
+                    self.call("load_collection", timeout=timeout)
+                connection.note_flushed(self.name)
+            else:
+                self.call("flush", timeout=timeout)
+                self._wait_for_index(start + timeout)
+        logger.info("%s: indexed in %.1f s", self, time.monotonic() - start)
+
+    def _wait_for_index(self, deadline: float) -> None:
+        while True:
+            index = self.call("describe_index", index_name=VECTOR_FIELD)
+            pending = int(index.get("pending_index_rows", 0))
+            if pending == 0:
+                return
+            if time.monotonic() > deadline:
+                raise StoreError(f"{self}: {pending} rows are still being indexed; wait on")
+            time.sleep(0.5)
+
+    def properties(self) -> dict[str, str]:
+        """Read the properties."""
+        return _own_properties(self.call("describe_collection"))
+
+    def set_properties(self, properties: Mapping[str, str]) -> None:
+        """Write properties, as ``MilvusStore.set_properties`` has it."""
+        for key, value in properties.items():
+            if not (isinstance(key, str) and key and isinstance(value, str)):
+                raise InvalidValueError(
+                    f"property {key!r}={value!r}: names and values must be text"
+                )
+            check_bytes(value, _MOST_PROPERTY_BYTES, f"property {key!r}", "keep it in a file")
+        if properties:
+            prefixed = {_PROPERTY_PREFIX + key: value for key, value in properties.items()}
+            self.call("alter_collection_properties", properties=prefixed)
+
+    def find_ids(self, expression: str) -> list[str]:
+        """The ids of all rows that fit a filter, an empty one included."""
+        rows = self.call(
+            "query",
+            # A server answers nothing without a filter or a limit.
+            filter=expression or f"{ID_FIELD} != {literal('')}",
+            output_fields=[ID_FIELD],
+            **STRONG,
+        )
+        return [row[ID_FIELD] for row in rows]
+
+    def read(self, ids: Iterable[str], fields: list[str], at_once: int) -> Iterator[dict[str, Any]]:
+        """Read rows by their ids. The first read is a strong one; the others see as much."""
+        consistency = STRONG
+        for batch in batches(dict.fromkeys(ids), at_once, len):
+            yield from self.call(
+                "query",
+                filter=f"{ID_FIELD} in {literal_list(batch)}",
+                output_fields=fields,
+                **consistency,
+            )
+            consistency = {"consistency_level": "Session"}
+
+    def call(self, method: str, *, timeout: float = _CALL_SECONDS, **arguments: Any) -> Any:
+        """Call the client, with a time limit, one thread at a time on Lite, and one-line errors."""
+        with self.connection.exclusive(), caught_logs():
+            if self.connection.closed:
+                raise StoreError(f"{self} was closed; open a new MilvusStore")
+            call = getattr(self.connection.client, method)
+            if method in _WRITING:
+                self.connection.note_written(self.name)
+            try:
+                try:
+                    return call(self.name, timeout=timeout, **arguments)
+                except MilvusException as error:
+                    if error.code != _NOT_LOADED or method == "load_collection":
+                        raise
+                    self._load()  # somebody released it
+                    return call(self.name, timeout=timeout, **arguments)
+            except (MilvusException, grpc.RpcError) as error:
+                reason = one_line(error)
+                if "unsupported pattern" in reason:
+                    raise UnsupportedError(
+                        "filter 'text_match': this server searches text by its beginning only "
+                        "(Milvus 2.4 and later search all of it)"
+                    ) from error
+                raise StoreError(f"{self}: {method} failed: {reason}") from error
+
+
+def batches(
+    items: Iterable[_Item], most: int, size: Callable[[_Item], int]
+) -> Iterator[list[_Item]]:
+    """Cut items into lists that fit into a message.
+
+    Args:
+        items: any number.
+        most: most items in a list.
+        size: bytes of an item.
+    """
+    batch: list[_Item] = []
+    total = 0
+    for item in items:
+        item_size = size(item)
+        if batch and (len(batch) == most or total + item_size > MESSAGE_BYTES):
+            yield batch
+            batch, total = [], 0
+        batch.append(item)
+        total += item_size
+    if batch:
+        yield batch
+
+
+def _own_properties(description: Mapping[str, Any]) -> dict[str, str]:
+    return {
+        key.removeprefix(_PROPERTY_PREFIX): str(value)
+        for key, value in (description.get("properties") or {}).items()
+        if key.startswith(_PROPERTY_PREFIX)
+    }

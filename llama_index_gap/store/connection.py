@@ -1,0 +1,216 @@
+"""A connection to Milvus or to a Milvus Lite file, and why it cannot be opened."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import grpc
+from pymilvus import MilvusClient, MilvusException
+
+from llama_index_gap.errors import GapError
+from llama_index_gap.store.addresses import is_server, lite_path
+
+_CONNECT_SECONDS = 10.0
+
+
+class StoreError(GapError, RuntimeError):
+    """A database that cannot be opened, does not answer, or refuses a request."""
+
+
+@dataclass
+class _LiteFile:
+    """A Milvus Lite file that this process holds open.
+
+    Lite has one writer and is pure Python: a lock around each call costs nothing there and makes
+    it safe under threads.
+
+    Attributes:
+        lock: held during each call.
+        users: how many connections there are.
+        written: collections that were written to since their last flush.
+    """
+
+    lock: threading.RLock = field(default_factory=threading.RLock)
+    users: int = 0
+    written: set[str] = field(default_factory=set)
+
+
+_lite_files: dict[str, _LiteFile] = {}
+_opening = threading.Lock()
+
+
+class Connection:
+    """A client of its own for one database: closing it disturbs no other.
+
+    Args:
+        uri: a Milvus Lite file, or the address of a server.
+        token: for a server.
+
+    Attributes:
+        uri: as it was given.
+        client: pymilvus' client.
+        lite: whether Milvus Lite answers; ``milvus-lite server`` does so under an http address.
+        closed: whether ``close`` was called.
+
+    Raises:
+        StoreError: the file is held by another process, or the server does not answer.
+    """
+
+    def __init__(self, uri: str, token: str) -> None:
+        self.uri = uri
+        self._path = path = lite_path(uri)
+        self._file: _LiteFile | None = None
+        with _opening if path else nullcontext(), caught_logs() as records:
+            try:
+                self.client = MilvusClient(
+                    uri, token=token, timeout=_CONNECT_SECONDS, dedicated=True
+                )
+                version = str(self.client.get_server_version(timeout=_CONNECT_SECONDS))
+            except (MilvusException, grpc.RpcError, OSError) as error:
+                if path and path not in _lite_files:
+                    _free_lite_file(path)
+                raise StoreError(_why_not_open(uri, error, records)) from error
+            if path:
+                self._file = _lite_files.setdefault(path, _LiteFile())
+                self._file.users += 1
+        self.closed = False
+        self.lite = version.startswith("milvus_lite")
+
+    def close(self) -> None:
+        """Close it; the last connection to a Lite file frees the file for other processes."""
+        with _opening if self._path else nullcontext():
+            if self.closed:
+                return
+            self.closed = True
+            self.client.close()
+            if self._path and self._file is not None:
+                self._file.users -= 1
+                if self._file.users == 0:
+                    del _lite_files[self._path]
+                    _free_lite_file(self._path)
+
+    @property
+    def one_at_a_time(self) -> bool:
+        """Whether calls wait for each other, so that threads bring nothing."""
+        return self._file is not None
+
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """Keep the other threads of this process off a Lite file; a server needs no help."""
+        if self._file is None:
+            yield
+        else:
+            with self._file.lock:
+                yield
+
+    def note_written(self, collection: str) -> None:
+        """Remember that a collection was written to."""
+        if self._file is not None:
+            self._file.written.add(collection)
+
+    def note_flushed(self, collection: str) -> None:
+        """Remember that all that was written to a collection has been flushed and indexed."""
+        if self._file is not None:
+            self._file.written.discard(collection)
+
+    def may_be_unflushed(self, collection: str) -> bool:
+        """Whether a collection may have rows that Milvus Lite keeps in its log only.
+
+        Lite makes a log with the first row and deletes it with the flush. When it is closed, it
+        flushes; the log of a killed process stays, and is read at the next opening.
+        """
+        if self._file is None or self._path is None or collection in self._file.written:
+            return True
+        logs = list(Path(self._path).glob(f"**/{collection}/wal"))
+        return not logs or any(any(folder.iterdir()) for folder in logs)
+
+
+def _free_lite_file(path: str) -> None:
+    """Stop the engine that pymilvus started for a file; pymilvus itself never does."""
+    if importlib.util.find_spec("milvus_lite") is not None:
+        from milvus_lite.server_manager import server_manager_instance
+
+        server_manager_instance.release_server(path)
+
+
+# --- errors, and what is logged of them ----------------------------------------------------------
+
+
+class _LogCatcher(logging.Filter):
+    """Keeps what is logged during a call by the thread that makes it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._local = threading.local()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        caught: list[logging.LogRecord] | None = getattr(self._local, "records", None)
+        if caught is None:
+            return True
+        caught.append(record)
+        return False
+
+    @contextmanager
+    def catching(self) -> Iterator[list[logging.LogRecord]]:
+        outer = getattr(self._local, "records", None)
+        records: list[logging.LogRecord] = []
+        self._local.records = records
+        try:
+            yield records
+        finally:
+            self._local.records = outer
+
+
+# pymilvus and Milvus Lite log a traceback for each request that fails, before they raise. Where the
+# failure becomes an error of ours, or is made good, that would be printed for nothing.
+_log_catcher = _LogCatcher()
+caught_logs = _log_catcher.catching
+for _logger_name in (
+    "milvus_lite.server_manager",
+    "pymilvus.client.connection_manager",
+    "pymilvus.client.grpc_handler",
+    "pymilvus.decorators",
+):
+    logging.getLogger(_logger_name).addFilter(_log_catcher)
+
+
+def one_line(error: BaseException | None) -> str:
+    """The first line of an error's message."""
+    message: object = error
+    if isinstance(error, MilvusException):
+        message = error.message
+    elif isinstance(error, grpc.Call):
+        message = f"{error.code().name}: {error.details()}"
+    lines = str(message).strip().splitlines()
+    return lines[0][:500] if lines else type(error).__name__
+
+
+def _why_not_open(uri: str, error: Exception, records: Iterable[logging.LogRecord]) -> str:
+    if is_server(uri):
+        return (
+            f"{uri}: does not answer, in {_CONNECT_SECONDS:.0f} s at most ({one_line(error)}); "
+            "is the server running, and is the token right?"
+        )
+    path = Path(uri)
+    if not path.parent.is_dir():
+        return f"{uri}: there is no folder {path.parent}; create it first"
+    if importlib.util.find_spec("milvus_lite") is None:
+        return f"{uri}: Milvus Lite is not installed; run: pip install milvus-lite"
+    if isinstance(error, grpc.Call) and error.code() is grpc.StatusCode.UNIMPLEMENTED:
+        return (
+            f"{uri}: this Milvus Lite is too old: it keeps no properties, and has no HNSW; run: "
+            "pip install 'milvus-lite>=3.2'"
+        )
+    causes = [record.exc_info[1] for record in records if record.exc_info]
+    if any(type(cause).__name__ == "DataDirLockedError" for cause in causes):
+        return (
+            f"{uri}: is open in another process, and Milvus Lite allows one; close it there, or "
+            f"share it: milvus-lite server --data-dir {uri} --host 127.0.0.1 --port 19530"
+        )
+    return f"{uri}: cannot be opened ({one_line(causes[-1] if causes else error)})"

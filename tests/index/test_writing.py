@@ -1,0 +1,251 @@
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from counting import CountingEmbedding
+from demo_corpus import write_demo_corpus
+from index_nodes import finished
+from llama_index.core.schema import (
+    Document,
+    ImageDocument,
+    ImageNode,
+    MediaResource,
+    Node,
+    TextNode,
+)
+
+from llama_index_gap import DualEncoderEmbedding, read_corpus
+from llama_index_gap.index.dual_index import DualIndex
+from llama_index_gap.index.writing import IndexReport
+
+
+def test_a_second_run_embeds_only_what_is_new_or_changed(
+    tiny_clip: Path, tmp_path: Path, nodes: list[TextNode], noise_files: list[str]
+) -> None:
+    model = CountingEmbedding(model_name=tiny_clip)
+    with DualIndex(str(tmp_path / "gap.db"), embed_model=model) as index:
+        index.insert_nodes(nodes)
+        model.embedded.clear()
+
+        assert index.insert_nodes(nodes) == IndexReport(unchanged=4)
+        assert model.embedded == []
+
+        changed = nodes[0].model_copy(update={"text": "a blue bicycle"})
+        new = ImageNode(id_="c", image_path=noise_files[2])
+        assert index.insert_nodes([changed, *nodes[1:], new]).unchanged == 3
+        assert model.embedded == ["a blue bicycle", noise_files[2]]
+        assert index.get_nodes(["a1"])[0].get_content() == "a blue bicycle"
+
+
+def test_metadata_that_is_no_json_does_not_look_changed(index: DualIndex) -> None:
+    metadata = {"when": datetime(2024, 5, 1), "where": Path("a"), "n": np.float32(0.5), "x": (1, 2)}
+    node = TextNode(id_="a", text="a text", metadata=metadata)
+
+    assert index.insert_nodes([node]).text_rows == 1
+    assert index.insert_nodes([node]).unchanged == 1
+    assert index.insert_nodes([node.model_copy(update={"metadata": {"n": 1}})]).text_rows == 1
+
+
+def test_the_same_id_twice_leaves_one_row_in_each_collection(
+    index: DualIndex, nodes: list[TextNode]
+) -> None:
+    index.insert_nodes(nodes)
+    other = ImageNode(id_="a2", text="another", image_path=nodes[2].image_path, metadata={"x": 1})
+
+    index.upsert_nodes([other])
+
+    assert index.count() == {"text": 2, "image": 2}
+    (found,) = index.get_nodes(["a2"])
+    assert (found.get_content(), found.metadata, found.ref_doc_id) == ("another", {"x": 1}, None)
+
+
+def test_an_upsert_that_takes_a_modality_away_deletes_its_row(
+    index: DualIndex, nodes: list[TextNode]
+) -> None:
+    index.insert_nodes(nodes)
+
+    index.upsert_nodes([nodes[1].model_copy(update={"text": ""})])
+    assert index.count() == {"text": 1, "image": 2}
+    index.upsert_nodes([TextNode(id_="a2", text="only a text now")])
+    assert index.count() == {"text": 2, "image": 1}
+
+
+def test_one_id_twice_in_a_call(index: DualIndex) -> None:
+    report = index.insert_nodes([TextNode(id_="a", text="one"), TextNode(id_="a", text="two")])
+
+    assert index.get_nodes(["a"])[0].get_content() == "two"
+    assert [skip.reason for skip in report.skipped] == [
+        "the same id comes again; the last one is taken"
+    ]
+
+
+def test_documents_and_nodes_of_every_class(
+    clip: DualEncoderEmbedding, tmp_path: Path, noise_files: list[str]
+) -> None:
+    image = Path(noise_files[0])
+    documents = [
+        Document(text="word " * 1000, id_="long"),
+        ImageDocument(image_path=str(image), id_="image"),
+        Node(
+            id_="new",
+            text_resource=MediaResource(text="a caption"),
+            image_resource=MediaResource(path=image),
+        ),
+        Node(id_="plain", text_resource=MediaResource(text="a text")),
+        TextNode(id_="text", text="a text"),
+    ]
+    with DualIndex.from_documents(
+        documents, uri=str(tmp_path / "gap.db"), embed_model=clip
+    ) as index:
+        ids = [*(f"long#text-{i}" for i in range(3)), "image#image", "new", "plain", "text"]
+        found = index.get_nodes(ids)
+
+        assert [node.node_id for node in found] == ids
+        assert index.count() == {"text": 6, "image": 2}
+        assert [node.ref_doc_id for node in found[:4]] == ["long", "long", "long", "image"]
+        assert index.insert_nodes(found).unchanged == 8
+
+
+def test_a_corpus_with_a_broken_image(clip: DualEncoderEmbedding, tmp_path: Path) -> None:
+    corpus = read_corpus(write_demo_corpus(tmp_path / "corpus"))
+
+    with DualIndex.from_documents(corpus, uri=str(tmp_path / "gap.db"), embed_model=clip) as index:
+        assert index.count() == {"text": 12 + 11, "image": 11}
+        assert (index.report.text_rows, index.report.image_rows) == (23, 11)
+        assert [skip.source for skip in index.report.skipped] == [
+            "docs.jsonl:12, image images/budget.png"
+        ]
+
+
+def test_what_cannot_go_in_is_skipped_and_the_rest_goes_on(
+    index: DualIndex, nodes: list[TextNode], noise_files: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "broken.png").write_bytes(Path(noise_files[0]).read_bytes()[:70])
+    bad = [
+        ImageNode(id_="gone", image_path="/no/such.png"),
+        ImageNode(id_="broken", image_path=str(tmp_path / "broken.png"), text="its caption"),
+        TextNode(id_="long", text="ä" * 40_000),
+        TextNode(id_="empty", text=" "),
+        ImageNode(id_="bare"),
+        ImageNode(id_="no base64", image="@@@"),
+        ImageNode(id_="url", image_url="https://example.com/a.png"),
+    ]
+    report = index.insert_nodes([*bad, *nodes])
+
+    reasons = {skip.source.removeprefix("node "): skip.reason for skip in report.skipped}
+    assert set(reasons) == {"gone", "broken", "long", "empty", "bare", "no base64", "url"}
+    assert "no such file" in reasons["gone"]
+    assert "truncated or damaged" in reasons["broken"]
+    assert "65,535" in reasons["long"]
+    assert reasons["empty"] == reasons["bare"] == "has neither a text nor an image"
+    assert "unless allow_urls=True" in reasons["url"]
+    assert index.count() == {"text": 3, "image": 2}  # the broken image's caption is found
+    assert "7 skipped" in report.summary()
+
+
+@pytest.mark.parametrize("depth", [300, 3_000])
+def test_metadata_nested_too_deep_skips_its_node_only(index: DualIndex, depth: int) -> None:
+    """At 300 it can be embedded and not be stored, at 3,000 it cannot even be shown."""
+    deep: dict[str, Any] = {}
+    for _ in range(depth):
+        deep = {"k": deep}
+    bad = TextNode(id_="bad", text="a text", metadata={"deep": deep})
+
+    for _ in range(2):
+        report = index.insert_nodes([TextNode(id_="a", text="a text"), bad])
+        (skipped,) = report.skipped
+        assert skipped.source == "node bad"
+        assert re.search("nested too deep|is not JSON", skipped.reason)
+        assert index.count()["text"] == 1
+
+
+def test_strict_stops_at_the_first(index: DualIndex, nodes: list[TextNode]) -> None:
+    with pytest.raises(ValueError, match=r"node x: .*no such file .*strict=True"):
+        index.insert_nodes([*nodes, ImageNode(id_="x", image_path="/no.png")], strict=True)
+
+
+BUILD = """
+import sys, time
+from llama_index.core.schema import TextNode
+from llama_index_gap import DualEncoderEmbedding
+from llama_index_gap.index.dual_index import DualIndex
+
+model = DualEncoderEmbedding(model_name=sys.argv[2], embed_batch_size=4)
+index = DualIndex(sys.argv[1], embed_model=model)
+nodes = [TextNode(id_=str(i), text=f"text number {i}") for i in range(400)]
+print("begin", flush=True)
+print(index.insert_nodes(nodes).summary(), flush=True)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
+def test_a_killed_build_run_again_is_complete(tiny_clip: Path, tmp_path: Path) -> None:
+    uri = tmp_path / "gap.db"
+    command = [sys.executable, "-c", textwrap.dedent(BUILD), str(uri), str(tiny_clip)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as build:
+        assert build.stdout is not None
+        assert build.stdout.readline() == "begin\n"
+        time.sleep(0.25)
+        os.kill(build.pid, signal.SIGKILL)
+
+    again = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    with DualIndex(str(uri)) as index:
+        assert index.count() == {"text": 400, "image": 0}
+        texts = index.get_nodes([str(i) for i in range(400)])
+        assert [node.get_content() for node in texts] == [f"text number {i}" for i in range(400)]
+        hits = index.as_retriever(similarity_top_k=3, normalize="none", combine="max").retrieve(
+            "text number 7"
+        )
+        assert hits[0].node_id == "7"
+    unchanged = int(again.split(" unchanged")[0].split()[-1])
+    assert unchanged < 400  # it was killed before it was done
+
+
+def test_only_what_was_written_is_flushed(
+    clip: DualEncoderEmbedding,
+    tmp_path: Path,
+    nodes: list[TextNode],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    uri = str(tmp_path / "gap.db")
+    flushed = finished(monkeypatch)
+    with DualIndex(uri, embed_model=clip) as index:
+        index.insert_nodes(nodes)
+        assert flushed == ["gap_text", "gap_image"]
+        index.insert_nodes(nodes)
+        index.insert_nodes([TextNode(id_="new", text="a text")])
+        assert flushed == ["gap_text", "gap_image", "gap_text"]
+    with DualIndex(uri) as again:
+        again.insert_nodes(nodes)
+        assert len(flushed) == 3
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
+def test_what_a_killed_build_left_unflushed_is_flushed(
+    tiny_clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It had written all rows, so that the second run writes none."""
+    uri = tmp_path / "gap.db"
+    kill = "import os; from llama_index_gap.store.milvus import MilvusStore\n"
+    kill += "MilvusStore.finish = lambda store: os.kill(os.getpid(), 9)\n"
+    command = [sys.executable, "-c", kill + BUILD, str(uri), str(tiny_clip)]
+    assert subprocess.run(command, stdout=subprocess.PIPE, check=False).returncode == -9
+    assert not list(uri.rglob("*.parquet"))
+    flushed = finished(monkeypatch)
+
+    with DualIndex(str(uri)) as index:
+        nodes = [TextNode(id_=str(i), text=f"text number {i}") for i in range(400)]
+        assert index.insert_nodes(nodes) == IndexReport(unchanged=400)
+        assert flushed == ["gap_text"]
+        assert list(uri.rglob("*.hnsw.idx"))

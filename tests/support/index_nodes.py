@@ -1,0 +1,44 @@
+"""What tests of an index put into it, and see of it."""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from llama_index.core.schema import (
+    NodeRelationship,
+    RelatedNodeInfo,
+)
+
+from llama_index_gap.store.collection import Collection
+
+
+def of_document(document: str) -> dict[NodeRelationship, RelatedNodeInfo]:
+    return {NodeRelationship.SOURCE: RelatedNodeInfo(node_id=document)}
+
+
+def as_base64(path: str) -> str:
+    return base64.b64encode(Path(path).read_bytes()).decode()
+
+
+def labelled() -> dict[str, Any]:
+    """Hits with higher scores are better, in either collection."""
+    scores, labels = np.linspace(-1, 1, 40), [0] * 15 + [1, 0] * 5 + [1] * 15
+    return {"text_to_text": (scores, labels), "text_to_image": (scores, labels)}
+
+
+def finished(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The collections that are flushed from now on."""
+    flushed: list[str] = []
+    call = Collection.call
+
+    def counted(self: Collection, method: str, **arguments: Any) -> Any:
+        if method == "flush":
+            flushed.append(self.name)
+        return call(self, method, **arguments)
+
+    monkeypatch.setattr(Collection, "call", counted)
+    return flushed
