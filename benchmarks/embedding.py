@@ -30,8 +30,9 @@ from sentence_transformers import SentenceTransformer
 from llama_index_gap import DualEncoderEmbedding
 from llama_index_gap.demo.tiny import make_tiny_clip
 from llama_index_gap.gap.arrays import unit_rows
+from llama_index_gap.models import LoadingSettings
 from llama_index_gap.models.checkpoints.checkpoint import quiet_transformers
-from llama_index_gap.models.runtime import resolve_device, resolve_dtype
+from llama_index_gap.models.runtime import placement
 
 BATCH = 32
 VIT_B32 = {
@@ -89,8 +90,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
 
-    device = resolve_device(None)
-    formats = list(dict.fromkeys(["float32", str(resolve_dtype("auto", device)).split(".")[1]]))
+    device, fast = placement(LoadingSettings())
+    formats = list(dict.fromkeys(["float32", str(fast).split(".")[1]]))
     table = Table(
         "format", "way", "images/s", "ours is", "cosine to ours", box=None, padding=(0, 2)
     )

@@ -38,9 +38,9 @@ from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
 
 from llama_index_gap.demo.tiny import make_tiny_clip
 from llama_index_gap.gap.arrays import unit_rows
-from llama_index_gap.models import Encoder, load_encoder
+from llama_index_gap.models import Encoder, LoadingSettings, load_encoder
 from llama_index_gap.models.checkpoints.checkpoint import quiet_transformers
-from llama_index_gap.models.layers import masked_mean
+from llama_index_gap.models.encoders.layers import masked_mean
 
 ROOT = Path(__file__).parents[1]
 PARITY = ROOT / "tests" / "fixtures" / "parity"
@@ -148,11 +148,11 @@ def enlarge_native(
     path.write_text(json.dumps({**config, **sizes}))
     with quiet_transformers():
         AutoModel.from_config(AutoConfig.from_pretrained(folder)).save_pretrained(folder)
-    side = config["vision_config"]["image_size"]
+    size = config["vision_config"]["image_size"]
     path = folder / "preprocessor_config.json"
     processing = json.loads(path.read_text())
     if "crop_size" not in processing:  # SigLIP's, which takes no such size
-        processing["size"] = {"height": side, "width": side}
+        processing["size"] = {"height": size, "width": size}
     path.write_text(json.dumps(processing))
 
 
@@ -210,7 +210,10 @@ def measure(
     """Median items per second of each way, and the least cosine of their vectors if both exist."""
     prompts = {} if case.modality == "image" else {"query_prompt": "", "document_prompt": ""}
     encoder = load_encoder(
-        str(case.folder), dtype=dtype, max_text_tokens=case.max_text_tokens, **prompts
+        case.folder,
+        LoadingSettings(dtype=dtype),
+        max_text_tokens=case.max_text_tokens,
+        **prompts,
     )
     encode = (
         encoder.encode_images

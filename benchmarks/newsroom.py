@@ -41,7 +41,7 @@ from llama_index_gap.evaluation.metrics import Run, estimate, judge
 from llama_index_gap.gap.arrays import FloatArray
 from llama_index_gap.gap.measure import measure_gap
 from llama_index_gap.gap.neighbours import own_modality_share
-from llama_index_gap.models import load_scorer
+from llama_index_gap.models import LoadingSettings, load_scorer
 
 K = 10
 CROWD = 400  # articles among which near misses are sought
@@ -177,7 +177,7 @@ def _gap(embedded: Embedded) -> Table:
 
 def _near_misses(model: DualEncoderEmbedding, queries: int, seed: int) -> Table:
     """How often an answer beats a near miss, whose headline or image fails in one claim."""
-    scorer = load_scorer(str(RERANKER), dtype="float32")
+    scorer = load_scorer(RERANKER, LoadingSettings(dtype="float32"))
     articles = make_articles(CROWD, "test", seed + 1)
     contents = {
         "text": [article.headline for article in articles],

@@ -39,9 +39,9 @@ from tqdm import tqdm
 from transformers import AutoImageProcessor, PreTrainedTokenizerFast
 
 from llama_index_gap.images.opening import open_image
-from llama_index_gap.models import LazyImage, PairScorer, load_scorer
+from llama_index_gap.models import LazyImage, LoadingSettings, PairScorer, load_scorer
 from llama_index_gap.models.checkpoints.checkpoint import quiet_transformers
-from llama_index_gap.models.runtime import resolve_device, resolve_dtype
+from llama_index_gap.models.runtime import placement
 
 ROOT = Path(__file__).parents[1]
 PARITY = ROOT / "tests" / "fixtures" / "parity" / "jina_m0_tiny"
@@ -64,11 +64,11 @@ class Published:
 
     Args:
         folder: a checkpoint.
-        dtype: number format of the weights.
+        settings: how to load it.
     """
 
-    def __init__(self, folder: Path, dtype: str) -> None:
-        scorer = load_scorer(str(folder), dtype=dtype)
+    def __init__(self, folder: Path, settings: LoadingSettings) -> None:
+        scorer = load_scorer(folder, settings)
         self._model = scorer._model
         self._model.language_model.set_attn_implementation("sdpa")
         self._head = copy.deepcopy(scorer._head).to(self._model.dtype)
@@ -231,8 +231,9 @@ def main() -> None:
     parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16"])
     parser.add_argument("--quick", action="store_true", help="tiny sizes, for tests")
     options = parser.parse_args()
-    device = resolve_device(None)
-    dtype = str(resolve_dtype(options.dtype, device)).removeprefix("torch.")
+    settings = LoadingSettings(dtype=options.dtype)
+    device, number_format = placement(settings)
+    dtype = str(number_format).removeprefix("torch.")
 
     with tempfile.TemporaryDirectory() as scratch:
         folder = make_checkpoint(Path(scratch) / "model", quick=options.quick)
@@ -241,11 +242,11 @@ def main() -> None:
         )
         nothing = {"prefix_bytes": 0, "vision_bytes": 0}
         scorers = {
-            "cold": load_scorer(str(folder), dtype=dtype, **nothing),
-            "vision kept": load_scorer(str(folder), dtype=dtype, prefix_bytes=0),
-            "prefixes kept": load_scorer(str(folder), dtype=dtype),
+            "cold": load_scorer(folder, settings, **nothing),
+            "vision kept": load_scorer(folder, settings, prefix_bytes=0),
+            "prefixes kept": load_scorer(folder, settings),
         }
-        ways = {"published": Published(folder, dtype)}
+        ways = {"published": Published(folder, settings)}
         ways |= {name: ours(scorer) for name, scorer in scorers.items()}
         taken: dict[str, list[Measured]] = {name: [] for name in ways}
         queries = [f"question number {number}" for number in range(options.rounds + 1)]

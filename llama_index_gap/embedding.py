@@ -38,9 +38,8 @@ from llama_index_gap.gap.align import (
 from llama_index_gap.gap.arrays import VectorArray, unit_rows
 from llama_index_gap.images.opening import MAX_PIXELS, describe, open_image
 from llama_index_gap.modality import Kind, Modality
-from llama_index_gap.model_settings import Folder, PathText, PickledAsSettings
+from llama_index_gap.model_settings import Folder, LoadingSettings, PathText
 from llama_index_gap.models import Encoder, ModelError, load_encoder
-from llama_index_gap.models.runtime import Dtype
 from llama_index_gap.threads import DECODING_THREADS, in_thread, read_ahead, stop_if_given_up
 
 logger = logging.getLogger(__name__)
@@ -58,7 +57,7 @@ class _CutTexts:
 _counting: ContextVar[_CutTexts | None] = ContextVar("_counting", default=None)
 
 
-class DualEncoderEmbedding(PickledAsSettings, MultiModalEmbedding):
+class DualEncoderEmbedding(LoadingSettings, MultiModalEmbedding):
     """Embeds texts and images into one space with a dual encoder.
 
     Loads CLIP, SigLIP, SigLIP 2 and whatever else sentence-transformers loads, from a hub name or a
@@ -88,15 +87,6 @@ class DualEncoderEmbedding(PickledAsSettings, MultiModalEmbedding):
         description="Keep the first so many dimensions (Matryoshka, arXiv 2205.13147), then scale "
         "to length 1; only for models trained for it.",
     )
-    device: str | None = Field(
-        frozen=True, default=None, description="Torch device; by default a GPU if there is one."
-    )
-    dtype: Dtype = Field(
-        frozen=True,
-        default="auto",
-        description="Number format of the weights; 'auto' is bfloat16 where the processor or GPU "
-        "is fast at it, else float32.",
-    )
     query_prompt: str | None = Field(
         frozen=True,
         default=None,
@@ -125,21 +115,8 @@ class DualEncoderEmbedding(PickledAsSettings, MultiModalEmbedding):
         default=None,
         description="Moves all vectors so that texts and images can share one index: an aligner "
         "fitted on this model's vectors with the same dimensions, or the path of a saved one. Only "
-        "a DualIndex remembers it and refuses another; any other index needs the same one always.",
-    )
-    revision: str | None = Field(
-        frozen=True, default=None, description="Branch, tag or commit of model_name on the hub."
-    )
-    cache_folder: PathText | None = Field(
-        frozen=True, default=None, description="Where downloads are kept."
-    )
-    trust_remote_code: bool = Field(
-        frozen=True, default=False, description="Run Python code that comes with the model."
-    )
-    allow_pickle: bool = Field(
-        frozen=True,
-        default=False,
-        description="Read weights in pickle format where there is no other.",
+        "a DualIndex remembers it and refuses another. With any other index, always pass the same "
+        "aligner yourself.",
     )
 
     _text_encoder: Encoder = PrivateAttr()
@@ -150,10 +127,22 @@ class DualEncoderEmbedding(PickledAsSettings, MultiModalEmbedding):
     def _as_aligner(cls, value: Any) -> Aligner | None:
         if value is None or isinstance(value, Aligner):
             return value
-        if isinstance(value, Mapping):
-            return _stored_aligner(value)
         if isinstance(value, str | Path):
             return load_aligner(value)
+        if isinstance(value, Mapping):  # as to_dict names it
+            path, fingerprint = value.get("path"), value.get("fingerprint")
+            if path is None:
+                raise InvalidValueError(
+                    f"the aligner {fingerprint} was never in a file: keep it with "
+                    "aligner.save(path), and pass that path as aligner"
+                )
+            aligner = load_aligner(path)
+            if aligner.fingerprint == fingerprint:
+                return aligner
+            raise InvalidValueError(
+                f"{path} now holds the aligner {aligner.fingerprint}, not {fingerprint}; put the "
+                "old file back, or embed everything anew with this one"
+            )
         raise InvalidValueError(
             f"aligner={value!r}: must be an aligner, or the path of a saved one"
         )
@@ -184,23 +173,17 @@ class DualEncoderEmbedding(PickledAsSettings, MultiModalEmbedding):
     def model_post_init(self, context: Any, /) -> None:
         """Load the models and check the settings against them."""
         super().model_post_init(context)
-        shared: dict[str, Any] = {
-            "device": self.device,
-            "dtype": self.dtype,
-            "cache_folder": self.cache_folder,
-            "trust_remote_code": self.trust_remote_code,
-            "allow_pickle": self.allow_pickle,
-        }
         self._text_encoder = self._image_encoder = text = image = load_encoder(
             self.model_name,
+            self.loading,
             max_text_tokens=self.max_text_tokens,
             query_prompt=self.query_prompt,
             document_prompt=self.document_prompt,
-            revision=self.revision,
-            **shared,
         )
         if self.image_model_name is not None:
-            self._image_encoder = image = load_encoder(self.image_model_name, **shared)
+            # A revision belongs to one checkpoint.
+            settings = self.loading.model_copy(update={"revision": None})
+            self._image_encoder = image = load_encoder(self.image_model_name, settings)
         if image is not text and not image.shares_text_space:
             raise InvalidValueError(
                 f"{image.name} was trained on images alone, so that texts cannot be compared with "
@@ -216,19 +199,17 @@ class DualEncoderEmbedding(PickledAsSettings, MultiModalEmbedding):
                 f"dimensions={self.dimensions}: {text.name} has {text.dimension}; "
                 "pass at most that, or leave it out"
             )
-        if self.aligner is not None:
-            self._check_aligner(self.aligner)
-
-    def _check_aligner(self, aligner: Aligner) -> None:
-        if aligner.dimension != self.dimension:
+        if self.aligner is None:
+            return
+        if self.aligner.dimension != self.dimension:
             raise InvalidValueError(
-                f"the aligner moves vectors of {aligner.dimension} dimensions, the model gives "
-                f"{self.dimension}; fit one on vectors of this model, with the same dimensions"
+                f"the aligner moves vectors of {self.aligner.dimension} dimensions, the model "
+                f"gives {self.dimension}; fit one on vectors of this model, with the same "
+                "dimensions"
             )
-        fitted_on = str(aligner.fitted_on.get("model_name", self.model_name))
-        ours = self.model_name, self._text_encoder.name
+        fitted_on = str(self.aligner.fitted_on.get("model_name", self.model_name))
         # By the last part: a folder may have moved.
-        if Path(fitted_on).name not in {Path(name).name for name in ours}:
+        if Path(fitted_on).name not in {Path(name).name for name in (self.model_name, text.name)}:
             logger.warning(
                 "The aligner was fitted on vectors of %s and now moves those of %s; if they are "
                 "not the same model, fit one on this model's.",
@@ -330,7 +311,7 @@ class DualEncoderEmbedding(PickledAsSettings, MultiModalEmbedding):
             return []
         for text in texts:
             if not isinstance(text, str):
-                raise TypeError(f"{text!r} is no text; pass images to the image methods")
+                raise InvalidValueError(f"{text!r} is no text; pass images to the image methods")
         encoder = self._text_encoder
         stop_if_given_up()
         with warn_once_of_cuts(self) as counter:
@@ -486,23 +467,6 @@ def aligner_from_nodes(
         model_name=embed_model.model_name,
         **settings,
     )
-
-
-def _stored_aligner(stored: Mapping[str, Any]) -> Aligner:
-    """The aligner that an embedding's ``to_dict`` names."""
-    path, fingerprint = stored.get("path"), stored.get("fingerprint")
-    if path is None:
-        raise InvalidValueError(
-            f"the aligner {fingerprint} was never in a file: keep it with aligner.save(path), and "
-            "pass that path as aligner"
-        )
-    aligner = load_aligner(path)
-    if aligner.fingerprint != fingerprint:
-        raise InvalidValueError(
-            f"{path} now holds the aligner {aligner.fingerprint}, not {fingerprint}; put the old "
-            "file back, or embed everything anew with this one"
-        )
-    return aligner
 
 
 @contextmanager

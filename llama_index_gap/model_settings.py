@@ -1,13 +1,15 @@
-"""What the LlamaIndex components that load a model by their settings have in common."""
+"""How a checkpoint is found and loaded: the settings that embedding, reranker and loaders share."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
-from llama_index.core.bridge.pydantic import BaseModel, BeforeValidator, ValidationInfo
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo
 
 from llama_index_gap.errors import InvalidValueError
+
+Dtype: TypeAlias = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 def _as_text(value: Any) -> Any:
@@ -27,8 +29,49 @@ Folder: TypeAlias = Annotated[str, BeforeValidator(_existing)]
 """The path of a folder that is there."""
 
 
-class PickledAsSettings(BaseModel):
-    """Pickles what ``to_dict`` shows, the settings; the weights are loaded again."""
+class LoadingSettings(BaseModel):
+    """How a checkpoint is found and loaded.
+
+    A component that inherits these settings is pickled as what ``to_dict`` shows; its weights are
+    loaded again.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    device: str | None = Field(
+        frozen=True, default=None, description="Torch device; by default a GPU if there is one."
+    )
+    dtype: Dtype = Field(
+        frozen=True,
+        default="auto",
+        description="Number format of the weights; 'auto' is bfloat16 where the processor or GPU "
+        "is fast at it, else float32.",
+    )
+    revision: str | None = Field(
+        frozen=True, default=None, description="Branch, tag or commit of the model on the hub."
+    )
+    cache_folder: PathText | None = Field(
+        frozen=True, default=None, description="Where downloads are kept."
+    )
+    trust_remote_code: bool = Field(
+        frozen=True,
+        default=False,
+        description="Run Python code that comes with the model. Families that are implemented here "
+        "need none and run none.",
+    )
+    allow_pickle: bool = Field(
+        frozen=True,
+        default=False,
+        description="Read weights in pickle format where there are no safetensors. Families that "
+        "are implemented here do not.",
+    )
+
+    @property
+    def loading(self) -> LoadingSettings:
+        """These settings alone, of a component that has more."""
+        return LoadingSettings(
+            **{name: getattr(self, name) for name in LoadingSettings.model_fields}
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         fields = type(self).model_fields

@@ -4,9 +4,9 @@ import pickle
 from pathlib import Path
 
 import pytest
-from llama_index.core.bridge.pydantic import BaseModel, Field
+from pydantic import BaseModel, Field
 
-from llama_index_gap.model_settings import Folder, PathText, PickledAsSettings
+from llama_index_gap.model_settings import Folder, LoadingSettings, PathText
 
 
 class Settings(BaseModel):
@@ -14,7 +14,7 @@ class Settings(BaseModel):
     root: Folder | None = None
 
 
-class Component(PickledAsSettings):
+class Component(LoadingSettings):
     name: str
     handler: object = Field(default=None, exclude=True)
 

@@ -18,7 +18,7 @@ from llama_index_gap.evaluation.datasets import read_dataset
 from llama_index_gap.evaluation.examples import pick_examples
 from llama_index_gap.evaluation.experiment import DEFAULT, DEFAULT_RERANKED, Experiment
 from llama_index_gap.index.dual_index import DualIndex
-from llama_index_gap.models import PairScorer, load_scorer
+from llama_index_gap.models import LoadingSettings, PairScorer, load_scorer
 from llama_index_gap.nodes import by_document
 from llama_index_gap.search.rerank import MultiModalRerank
 
@@ -66,7 +66,7 @@ def run_demo(folder: str | Path, console: Console, *, articles: int, queries_per
             "[bold]4. Rerank[/bold] the candidates by a tiny cross-encoder, which was also trained "
             "on such newsrooms"
         )
-        scorer = load_scorer(str(RERANKER), dtype="float32")
+        scorer = load_scorer(RERANKER, LoadingSettings(dtype="float32"))
         timed = _time_reranking(index, scorer, [query.text for query in dataset.queries])
         experiment = Experiment(dataset, index, scorer)
         result = experiment.run(folder / experiment.file_name, show_progress=shown)

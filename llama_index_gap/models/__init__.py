@@ -1,6 +1,7 @@
 """What turns a checkpoint into vectors or scores: one file per family, found by ``model_type``."""
 
 from llama_index_gap.modality import Kind
+from llama_index_gap.model_settings import LoadingSettings
 from llama_index_gap.models.base import Encoder, Joint, LazyImage, ModelError, PairScorer
 from llama_index_gap.models.loading import load_encoder, load_scorer
 
@@ -9,6 +10,7 @@ __all__ = [
     "Joint",
     "Kind",
     "LazyImage",
+    "LoadingSettings",
     "ModelError",
     "PairScorer",
     "load_encoder",

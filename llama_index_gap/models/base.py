@@ -51,7 +51,7 @@ class Encoder(ABC):
 
         Args:
             texts: n texts.
-            kind: which side of retrieval they are on; decides the prompt.
+            kind: whether they are queries or documents; decides the prompt.
 
         Returns:
             Array of shape (n, dimension), rows of length 1.

@@ -8,34 +8,34 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from inspect import signature
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 from llama_index_gap.errors import InvalidValueError
+from llama_index_gap.model_settings import LoadingSettings
 from llama_index_gap.models.base import Encoder, ModelError, PairScorer
 from llama_index_gap.models.checkpoints.checkpoint import Checkpoint, find_checkpoint
 from llama_index_gap.models.presets import PRESETS, SCORER_PRESETS
-from llama_index_gap.models.runtime import Dtype, resolve_device, resolve_dtype
+from llama_index_gap.models.runtime import placement
 
 logger = logging.getLogger(__name__)
 
-Loader: TypeAlias = Callable[..., Encoder]
-
 _JINA_RERANKER = "JinaVLForRanking"
+_IMAGE_ENCODERS = {"dinov2", "dinov2_with_registers", "dinov3_vit", "vit"}
 _NON_COMMERCIAL = re.compile(r"\bnc\b|non-?commercial", re.IGNORECASE)
+# For downloads without their model card.
+_LICENCES = {
+    **{name: preset.licence for preset in PRESETS.values() for name in preset.checkpoints},
+    **{preset.checkpoint: preset.licence for preset in SCORER_PRESETS.values()},
+}
 
 
 def load_encoder(
-    name: str,
+    name: str | Path,
+    settings: LoadingSettings | None = None,
     *,
-    device: str | None = None,
-    dtype: Dtype = "auto",
     max_text_tokens: int | None = None,
     query_prompt: str | None = None,
     document_prompt: str | None = None,
-    revision: str | None = None,
-    cache_folder: str | None = None,
-    trust_remote_code: bool = False,
-    allow_pickle: bool = False,
 ) -> Encoder:
     """Load the encoder that a checkpoint holds.
 
@@ -44,73 +44,71 @@ def load_encoder(
 
     Args:
         name: a preset (``llama-gap models`` lists them), a folder or a hub name. A folder that is
-            called like a preset is written ``./jina``.
-        device: a torch device; None for a GPU if there is one.
-        dtype: number format of the weights; ``"auto"`` for bfloat16 where it is fast.
+            called like a preset is written ``./jina``, or passed as a ``Path``.
+        settings: how to find and load it.
         max_text_tokens: cut texts earlier than the checkpoint does.
         query_prompt: put before each query; None for the checkpoint's own.
         document_prompt: put before each document; None for the checkpoint's own.
-        revision: branch, tag or commit on the hub.
-        cache_folder: where downloads are kept.
-        trust_remote_code: run Python code that comes with the checkpoint; families that are
-            implemented here need none and run none.
-        allow_pickle: read weights in pickle format where there are no safetensors; families that
-            are implemented here do not.
 
     Raises:
         ModelError: the checkpoint cannot be found or loaded.
         ValueError: an argument does not fit this machine or the checkpoint.
     """
-    preset = PRESETS.get(name)
-    names = (name,) if preset is None else preset.checkpoints
-    if revision is not None and len(names) > 1:
+    settings = settings or LoadingSettings()
+    preset = PRESETS.get(name) if isinstance(name, str) else None
+    names: Sequence[str | Path] = (name,) if preset is None else preset.checkpoints
+    if settings.revision is not None and len(names) > 1:
         raise InvalidValueError(
-            f"revision={revision!r}: {name} is made of {' and '.join(names)}, and a revision "
-            "belongs to one of them; leave it out, or load the two by their own names"
+            f"revision={settings.revision!r}: {name} is made of {' and '.join(map(str, names))}, "
+            "and a revision belongs to one of them; leave it out, or load the two by their own "
+            "names"
         )
-    device = resolve_device(device)
-    checkpoints = [
-        find_checkpoint(
-            each,
-            revision=revision,
-            cache_folder=cache_folder,
-            trust_remote_code=trust_remote_code,
-            allow_pickle=allow_pickle,
-        )
-        for each in names
-    ]
-    family = checkpoints[0].model_type or ""
-    load: Loader = _FAMILIES.get(family, _load_sentence_transformer)
-    encoder = load(
-        checkpoints,
-        device=device,
-        dtype=resolve_dtype(dtype, device),
-        max_text_tokens=max_text_tokens,
-        query_prompt=query_prompt,
-        document_prompt=document_prompt,
-        trust_remote_code=trust_remote_code,
-        allow_pickle=allow_pickle,
-    )
+    placement(settings)  # a device that is not there fails before a download
+    checkpoints = [find_checkpoint(each, settings) for each in names]
+    texts: dict[str, Any] = {
+        "max_text_tokens": max_text_tokens,
+        "query_prompt": query_prompt,
+        "document_prompt": document_prompt,
+    }
+    encoder = _make_encoder(checkpoints, settings, texts)
     for checkpoint in checkpoints:
         _check_licence(checkpoint)
     return encoder
 
 
+def _make_encoder(
+    checkpoints: Sequence[Checkpoint], settings: LoadingSettings, texts: dict[str, Any]
+) -> Encoder:
+    checkpoint, family = checkpoints[0], checkpoints[0].model_type
+    if family == "nomic_bert":
+        from llama_index_gap.models.encoders.nomic import NomicEncoder, is_vision
+
+        towers = {is_vision(each): each for each in checkpoints}
+        return NomicEncoder(towers.get(False), towers.get(True), settings, **texts)
+    if family == "jina_clip":
+        from llama_index_gap.models.encoders.jina_clip import JinaClipEncoder
+
+        return JinaClipEncoder(checkpoint, settings, **texts)
+    # A model that sentence-transformers saved says itself how it pools.
+    if family in _IMAGE_ENCODERS and not (checkpoint.folder / "modules.json").is_file():
+        from llama_index_gap.models.encoders.image_encoder import ImageEncoder
+
+        return ImageEncoder(checkpoint, settings, **texts)
+    from llama_index_gap.models.encoders.sentence_transformer import SentenceTransformerEncoder
+
+    return SentenceTransformerEncoder(checkpoint, settings, **texts)
+
+
 def load_scorer(
-    name: str,
+    name: str | Path,
+    settings: LoadingSettings | None = None,
     *,
-    device: str | None = None,
-    dtype: Dtype = "auto",
-    max_pixels: int | None = None,
+    scale_to_pixels: int | None = None,
     max_length: int | None = None,
     batch_size: int | None = None,
     prefix_bytes: int | None = None,
     vision_bytes: int | None = None,
     vision_folder: str | Path | None = None,
-    revision: str | None = None,
-    cache_folder: str | None = None,
-    trust_remote_code: bool = False,
-    allow_pickle: bool = False,
 ) -> PairScorer:
     """Load the reranker that a checkpoint holds.
 
@@ -121,131 +119,53 @@ def load_scorer(
 
     Args:
         name: a preset (``"jina-m0"``), a folder or a hub name. A folder that is called like a
-            preset is written ``./jina-m0``.
-        device: a torch device; None for a GPU if there is one.
-        dtype: number format of the weights; ``"auto"`` for bfloat16 where it is fast.
-        max_pixels: scale larger images down to this, to save time.
+            preset is written ``./jina-m0``, or passed as a ``Path``.
+        settings: how to find and load it.
+        scale_to_pixels: scale larger images down to so many pixels, to save time.
         max_length: longest pair of query and document, in tokens; what exceeds it is cut off.
         batch_size: most documents in one pass of the model.
         prefix_bytes: how much is kept of what the model made of documents, for the next query; 0
             for nothing.
         vision_bytes: how much is kept of what it saw in images; 0 for nothing.
         vision_folder: where to keep that on disk as well.
-        revision: branch, tag or commit on the hub.
-        cache_folder: where downloads are kept.
-        trust_remote_code: run Python code that comes with the checkpoint; families that are
-            implemented here need none and run none.
-        allow_pickle: read weights in pickle format where there are no safetensors; families that
-            are implemented here do not.
 
     Raises:
         ModelError: the checkpoint cannot be found or loaded, or is no reranker.
         ValueError: an argument does not fit this machine or the checkpoint.
     """
-    if name in PRESETS:
-        raise InvalidValueError(
-            f"{name} is a preset of encoders; for a reranker pass a folder, a hub name or one of "
-            f"{', '.join(SCORER_PRESETS)}"
-        )
-    device = resolve_device(device)
-    checkpoint = find_checkpoint(
-        SCORER_PRESETS[name].checkpoint if name in SCORER_PRESETS else name,
-        revision=revision,
-        cache_folder=cache_folder,
-        trust_remote_code=trust_remote_code,
-        allow_pickle=allow_pickle,
-    )
-    settings = {
-        "max_pixels": max_pixels,
+    settings = settings or LoadingSettings()
+    if isinstance(name, str):
+        if name in PRESETS:
+            raise InvalidValueError(
+                f"{name} is a preset of encoders; for a reranker pass a folder, a hub name or one "
+                f"of {', '.join(SCORER_PRESETS)}"
+            )
+        name = SCORER_PRESETS[name].checkpoint if name in SCORER_PRESETS else name
+    placement(settings)  # a device that is not there fails before a download
+    checkpoint = find_checkpoint(name, settings)
+    options = {
+        "scale_to_pixels": scale_to_pixels,
         "max_length": max_length,
         "batch_size": batch_size,
         "prefix_bytes": prefix_bytes,
         "vision_bytes": vision_bytes,
         "vision_folder": vision_folder,
     }
-    given = {key: value for key, value in settings.items() if value is not None}
+    given: dict[str, Any] = {key: value for key, value in options.items() if value is not None}
     family = _scorer_family(checkpoint)
-    known = signature(family).parameters
     for key, value in given.items():
-        if key not in known:
+        if key not in signature(family).parameters:
             raise InvalidValueError(f"{key}={value}: {checkpoint.name} has no such setting")
-    # Families that are implemented here run no remote code and read no pickles, asked or not.
-    permissions = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle}
-    given |= {key: value for key, value in permissions.items() if key in known}
-    scorer = family(checkpoint, device=device, dtype=resolve_dtype(dtype, device), **given)
+    scorer = family(checkpoint, settings, **given)
     _check_licence(checkpoint)
     return scorer
-
-
-def _load_jina_clip(
-    checkpoints: Sequence[Checkpoint],
-    *,
-    trust_remote_code: bool,
-    allow_pickle: bool,
-    **options: Any,
-) -> Encoder:
-    from llama_index_gap.models.encoders.jina_clip import JinaClipEncoder
-
-    (checkpoint,) = checkpoints
-    return JinaClipEncoder(checkpoint, **options)
-
-
-def _load_nomic(
-    checkpoints: Sequence[Checkpoint],
-    *,
-    trust_remote_code: bool,
-    allow_pickle: bool,
-    **options: Any,
-) -> Encoder:
-    from llama_index_gap.models.encoders.nomic import NomicEncoder, is_vision
-
-    sides = {is_vision(checkpoint): checkpoint for checkpoint in checkpoints}
-    return NomicEncoder(sides.get(False), sides.get(True), **options)
-
-
-def _load_image_encoder(
-    checkpoints: Sequence[Checkpoint], *, trust_remote_code: bool, **options: Any
-) -> Encoder:
-    from llama_index_gap.models.encoders.image_encoder import ImageEncoder
-
-    (checkpoint,) = checkpoints
-    # A model that sentence-transformers saved says itself how it pools.
-    if (checkpoint.folder / "modules.json").is_file():
-        return _load_sentence_transformer(
-            checkpoints, trust_remote_code=trust_remote_code, **options
-        )
-    return ImageEncoder(checkpoint, **options)
-
-
-def _load_sentence_transformer(checkpoints: Sequence[Checkpoint], **options: Any) -> Encoder:
-    from llama_index_gap.models.encoders.sentence_transformer import SentenceTransformerEncoder
-
-    (checkpoint,) = checkpoints
-    return SentenceTransformerEncoder(checkpoint, **options)
-
-
-# By ``model_type``; every other is left to sentence-transformers.
-_FAMILIES: dict[str, Loader] = {
-    "dinov2": _load_image_encoder,
-    "dinov2_with_registers": _load_image_encoder,
-    "dinov3_vit": _load_image_encoder,
-    "jina_clip": _load_jina_clip,
-    "nomic_bert": _load_nomic,
-    "vit": _load_image_encoder,
-}
-# For downloads without their model card.
-_LICENCES = {
-    **{name: preset.licence for preset in PRESETS.values() for name in preset.checkpoints},
-    **{preset.checkpoint: preset.licence for preset in SCORER_PRESETS.values()},
-}
 
 
 def _scorer_family(checkpoint: Checkpoint) -> Callable[..., PairScorer]:
     """By what the files say they hold: ``model_type`` is often that of something else."""
     from llama_index_gap.models.rerankers import cross_encoder, late_interaction
 
-    architectures = checkpoint.config.get("architectures") or []
-    if _JINA_RERANKER in architectures:
+    if _JINA_RERANKER in checkpoint.architectures:
         from llama_index_gap.models.rerankers.jina_reranker import JinaRerankerScorer
 
         return JinaRerankerScorer
@@ -255,7 +175,7 @@ def _scorer_family(checkpoint: Checkpoint) -> Callable[..., PairScorer]:
         return cross_encoder.CrossEncoderScorer
     raise ModelError(
         f"{checkpoint.name}: no reranker that can be loaded; its config.json says "
-        f"architectures={architectures}, and known are {_JINA_RERANKER}, cross-encoders "
+        f"architectures={checkpoint.architectures}, and known are {_JINA_RERANKER}, cross-encoders "
         "(…ForSequenceClassification) and late interaction (…ForRetrieval), or what "
         "sentence-transformers saved as one of these"
     )

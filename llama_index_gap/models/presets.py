@@ -153,7 +153,7 @@ SCORER_PRESETS = {
             languages="29",
             licence="CC BY-NC 4.0",
             commercial=False,
-            suits="texts and images on either side",
+            suits="texts and images, as query and as document",
         ),
     )
 }

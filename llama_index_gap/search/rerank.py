@@ -24,7 +24,7 @@ from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore, QueryBundle
 from tqdm import tqdm
 
-from llama_index_gap.errors import InvalidValueError
+from llama_index_gap.errors import EXPECTED_ERRORS, InvalidValueError
 from llama_index_gap.gap.calibrate import RelevanceCalibrator
 from llama_index_gap.images.opening import (
     ImageError,
@@ -34,11 +34,10 @@ from llama_index_gap.images.opening import (
     open_image,
     read_image,
 )
-from llama_index_gap.modality import Modality as Side
-from llama_index_gap.model_settings import Folder, PathText, PickledAsSettings
+from llama_index_gap.modality import LEGS, MODALITIES, PLURAL, Leg, Modality
+from llama_index_gap.model_settings import Folder, LoadingSettings, PathText
 from llama_index_gap.models import Joint, LazyImage, ModelError, PairScorer, load_scorer
 from llama_index_gap.models.base import Item
-from llama_index_gap.models.runtime import Dtype
 from llama_index_gap.nodes import GroupBy, ScoredNode, by_document
 from llama_index_gap.search.tracing import in_span
 from llama_index_gap.threads import DECODING_THREADS, in_thread, read_ahead, stop_if_given_up
@@ -51,13 +50,9 @@ dispatcher = get_dispatcher(__name__)
 
 ScoreMode: TypeAlias = Literal["mean", "max", "text", "image", "by_modality", "joint"]
 
-# What is scored: the side it is of, and its content.
+# What is scored: its modality (or "joint"), and its content.
 _Key: TypeAlias = tuple[str, ...]
 _Hits: TypeAlias = Sequence[NodeWithScore]
-_LOADING = (
-    *("device", "dtype", "max_pixels", "revision"),
-    *("cache_folder", "trust_remote_code", "allow_pickle"),
-)
 
 
 @dataclass(frozen=True)
@@ -66,22 +61,23 @@ class _Query:
     prepared: Any
 
 
-class MultiModalRerank(PickledAsSettings, BaseNodePostprocessor):
+class MultiModalRerank(LoadingSettings, BaseNodePostprocessor):
     """Ranks documents anew, by a model that reads the query and each document together.
 
-    A document's text side is its text nodes, as they were embedded (``MetadataMode.EMBED``), or
-    the captions of its images where it has none; its image side is its images. The best of each
-    side counts. Where the query is a text and an image, a side's score is the mean of the two;
-    ``"joint"`` reads them, too, in one pass. An image that cannot be read costs its side only.
+    A document is read by modality. Its text is its passages, as they were embedded
+    (``MetadataMode.EMBED``), or the captions of its images where it has none. The best passage and
+    the best image count. If the query is a text and an image, both are asked, and the mean of the
+    two scores counts; ``"joint"`` reads them in one pass. An image that cannot be read is left out.
 
     Returned are the nodes of the documents, each node once, a document's texts before its images,
     as ``ScoredNode``: ``score`` is the document's new score; ``scores`` holds what it held before,
     the former score as ``retrieval``, and ``rerank_text``, ``rerank_image`` or ``rerank_joint``. A
-    document that cannot be scored has the score None and comes after the others, in its former
-    place among its like; with ``similarity_cutoff`` it is left out.
+    document that cannot be scored has the score None and comes after the others; such documents
+    keep their order, and ``similarity_cutoff`` leaves them out. ``partial`` tells of this ranking,
+    not of one before.
 
     Works after any retriever. Nodes are never changed. Ties keep their order. LlamaIndex'
-    instrumentation shows a span for what is scored of each side, ``score_text`` and so on.
+    instrumentation shows a span for each modality that is scored, ``score_text`` and so on.
 
     Raises:
         ModelError: the model cannot be found or loaded, or gives scores that are no numbers.
@@ -106,10 +102,11 @@ class MultiModalRerank(PickledAsSettings, BaseNodePostprocessor):
     score_mode: ScoreMode = Field(
         frozen=True,
         default="mean",
-        description="What a document is judged by: the 'mean' or the 'max' of the sides it has; "
-        "its 'text' or its 'image'; 'by_modality', the side that found it (for an image node of "
-        "another retriever the image, else the text); 'joint', its first text and first image "
-        "read together, by models that can. Where it lacks the side, by the other one.",
+        description="What a document is judged by: the 'mean' or the 'max' of its text and its "
+        "image; its 'text' or its 'image'; 'by_modality', the modality that found it (for an image "
+        "node of another retriever the image, else the text); 'joint', its first text and first "
+        "image read together, by models that can. A document without that modality is judged by "
+        "the other one.",
     )
     group_by: GroupBy = Field(
         default="document",
@@ -126,54 +123,31 @@ class MultiModalRerank(PickledAsSettings, BaseNodePostprocessor):
         gt=0,
         allow_inf_nan=False,
         description="Begin no further batch after so many seconds. Documents that were not reached "
-        "follow in their former order, and all nodes say rerank_partial.",
+        "follow in their former order, and all nodes say partial=True.",
     )
     batch_size: int = Field(
         default=8,
         gt=0,
-        description="Most texts or images scored at a time; after each batch the clock is looked "
-        "at.",
+        description="Most texts or images scored at a time. The time limit is checked after each "
+        "batch.",
     )
     calibrator: RelevanceCalibrator | None = Field(
         frozen=True,
         default=None,
-        description="Turns each side's score into a probability before they are combined; fitted "
-        "on rerank_text and rerank_image of this model, with its model_name as the source.",
+        description="Turns each modality's score into a probability before they are combined; "
+        "fitted on rerank_text and rerank_image of this model, with its model_name as the source.",
     )
     image_root: Folder | None = Field(
         default=None, description="Folder that image files must lie in; by default anywhere."
     )
     allow_urls: bool = Field(default=False, description="Fetch images from http(s) URLs.")
     show_progress: bool = Field(default=False, description="Show a progress bar.")
-    device: str | None = Field(
-        frozen=True, default=None, description="Torch device; by default a GPU if there is one."
-    )
-    dtype: Dtype = Field(
-        frozen=True,
-        default="auto",
-        description="Number format of the weights; 'auto' is bfloat16 where the processor or GPU "
-        "is fast at it, else float32.",
-    )
-    max_pixels: int | None = Field(
+    scale_to_pixels: int | None = Field(
         frozen=True,
         default=None,
         gt=0,
         description="Scale images down to so many pixels, for speed; by default what the model "
         "says.",
-    )
-    revision: str | None = Field(
-        frozen=True, default=None, description="Branch, tag or commit of the model on the hub."
-    )
-    cache_folder: PathText | None = Field(
-        frozen=True, default=None, description="Where downloads are kept."
-    )
-    trust_remote_code: bool = Field(
-        frozen=True, default=False, description="Run Python code that comes with the model."
-    )
-    allow_pickle: bool = Field(
-        frozen=True,
-        default=False,
-        description="Read weights in pickle format where there is no other.",
     )
 
     _scorer: PairScorer = PrivateAttr()
@@ -191,18 +165,22 @@ class MultiModalRerank(PickledAsSettings, BaseNodePostprocessor):
     def model_post_init(self, context: Any, /) -> None:
         """Load the model and check the settings against it."""
         super().model_post_init(context)
-        settings = {name: getattr(self, name) for name in _LOADING}
         if isinstance(self.model, PairScorer):
             fields = type(self).model_fields
-            given = [name for name in _LOADING if settings[name] != fields[name].default]
-            if given:
+            if given := [
+                name
+                for name in (*LoadingSettings.model_fields, "scale_to_pixels")
+                if getattr(self, name) != fields[name].default
+            ]:
                 raise InvalidValueError(
                     f"{', '.join(given)}: {self.model.name} is loaded already; set this where it "
                     "is loaded, or pass the model's name instead"
                 )
             self._scorer = self.model
         else:
-            self._scorer = load_scorer(self.model, **settings)
+            self._scorer = load_scorer(
+                self.model, self.loading, scale_to_pixels=self.scale_to_pixels
+            )
         self._check_mode()
         self._check_calibrator()
 
@@ -213,17 +191,19 @@ class MultiModalRerank(PickledAsSettings, BaseNodePostprocessor):
                 f"score_mode='joint': {scorer.name} reads no text and image together; choose "
                 "another score_mode, such as 'mean', or a model that does"
             )
-        for side, name in (("text", "texts"), ("image", "images")):
-            if side in scorer.document_modalities:
+        for modality in MODALITIES:
+            if modality in scorer.document_modalities:
                 continue
-            if mode == side:
+            if mode == modality:
                 raise InvalidValueError(
-                    f"score_mode={mode!r}: {scorer.name} reads no {name} of documents; choose "
-                    "another score_mode, or a model that reads them"
+                    f"score_mode={mode!r}: {scorer.name} reads no {PLURAL[modality]} of documents; "
+                    "choose another score_mode, or a model that reads them"
                 )
-            if mode not in {"text", "image"}:
+            if mode not in MODALITIES:
                 logger.warning(
-                    "%s reads no %s of documents: they are ranked without", scorer.name, name
+                    "%s reads no %s of documents: they are ranked without",
+                    scorer.name,
+                    PLURAL[modality],
                 )
 
     def _check_calibrator(self) -> None:
@@ -236,7 +216,7 @@ class MultiModalRerank(PickledAsSettings, BaseNodePostprocessor):
             )
         self.calibrator.check_source(self.model_name)
         needed = [
-            {f"{query}_to_{side}" for side in self._scorer.document_modalities}
+            {Leg(query, target).pair for target in self._scorer.document_modalities}
             for query in sorted(self._scorer.modalities)
         ]
         if not any(self.calibrator.curves.keys() >= pairs for pairs in needed):
@@ -248,7 +228,7 @@ class MultiModalRerank(PickledAsSettings, BaseNodePostprocessor):
     @field_serializer("model")
     def _name_of_model(self, model: str | PairScorer) -> str:
         if isinstance(model, PairScorer):
-            raise TypeError(
+            raise InvalidValueError(
                 f"the scorer {model.name} is an object that cannot be serialised; pass the model's "
                 "name or folder to MultiModalRerank instead"
             )
@@ -294,11 +274,11 @@ class MultiModalRerank(PickledAsSettings, BaseNodePostprocessor):
 
     def _ranked(self, query: QueryBundle, documents: Sequence[_Hits]) -> list[list[NodeWithScore]]:
         deadline = time.monotonic() + (self.max_seconds or math.inf)
-        sides = self._score(self._queries(query), documents, deadline)
-        reached = len(sides)
-        sides += [{}] * (len(documents) - reached)
+        found = self._score(self._queries(query), documents, deadline)
+        unreached = len(documents) - len(found)
+        found += [{}] * unreached
         combine = max if self.score_mode == "max" else fmean
-        scores = [combine(each.values()) if each else -math.inf for each in sides]
+        scores = [combine(each.values()) if each else -math.inf for each in found]
         order = sorted(range(len(documents)), key=lambda i: -scores[i])  # stable
         if self.similarity_cutoff is not None:
             order = [i for i in order if scores[i] >= self.similarity_cutoff]
@@ -308,15 +288,17 @@ class MultiModalRerank(PickledAsSettings, BaseNodePostprocessor):
                 len(order),
                 len(documents),
             )
-        marks = {"rerank_partial": 1.0} if reached < len(documents) else {}
         return [
-            _returned(documents[i], scores[i] if sides[i] else None, sides[i], marks) for i in order
+            _returned(
+                documents[i], scores[i] if found[i] else None, found[i], partial=unreached > 0
+            )
+            for i in order
         ]
 
     def _score(
         self, queries: Sequence[_Query], documents: Sequence[_Hits], deadline: float
     ) -> list[dict[str, float]]:
-        """The scores of each document's sides; only of those that were reached in time."""
+        """Each document's scores by modality; only of documents that were reached in time."""
         reached: list[list[_Key]] = []
         unreadable: list[str] = []
         scores: dict[_Key, float] = {}
@@ -341,37 +323,33 @@ class MultiModalRerank(PickledAsSettings, BaseNodePostprocessor):
                 if time.monotonic() >= deadline:
                     break
         self._report(reached, total, unreadable)
-        sides: list[dict[str, float]] = [{} for _ in reached]
-        for of_document, keys in zip(sides, reached, strict=True):
+        found: list[dict[str, float]] = [{} for _ in reached]
+        for of_document, keys in zip(found, reached, strict=True):
             for key in keys:
                 of_document[key[0]] = max(scores[key], of_document.get(key[0], -math.inf))
-        return sides
+        return found
 
     def _score_waiting(
         self, queries: Sequence[_Query], waiting: Mapping[_Key, Any]
     ) -> dict[_Key, float]:
-        """Score what is prepared, one side after the other; the mean over the queries."""
+        """Score what is prepared, one modality after the other; the mean over the queries."""
         scores: dict[_Key, float] = {}
-        for side in dict.fromkeys(key[0] for key in waiting):
-            of_side = {key: item for key, item in waiting.items() if key[0] == side}
-            score = partial(self._score_side, queries, side, of_side)
-            scores |= in_span(self, f"score_{side}", score)
-        return scores
+        for modality in dict.fromkeys(key[0] for key in waiting):
+            keys = [key for key in waiting if key[0] == modality]
 
-    def _score_side(
-        self, queries: Sequence[_Query], side: str, waiting: Mapping[_Key, Any]
-    ) -> dict[_Key, float]:
-        scores: dict[_Key, float] = {}
-        keys = list(waiting)
-        for start in range(0, len(keys), self.batch_size):
-            batch = keys[start : start + self.batch_size]
-            items = [waiting[key] for key in batch]
-            values = np.mean([self._pass(query, side, items) for query in queries], axis=0)
-            scores |= zip(batch, values.tolist(), strict=True)
+            def score(modality: str = modality, keys: Sequence[_Key] = keys) -> None:
+                for start in range(0, len(keys), self.batch_size):
+                    batch = keys[start : start + self.batch_size]
+                    items = [waiting[key] for key in batch]
+                    passes = [self._pass(query, modality, items) for query in queries]
+                    values: list[float] = np.mean(passes, axis=0).tolist()
+                    scores.update(zip(batch, values, strict=True))
+
+            in_span(self, f"score_{modality}", score)
         return scores
 
     def _pass(
-        self, query: _Query, side: str, items: Sequence[Any]
+        self, query: _Query, modality: str, items: Sequence[Any]
     ) -> npt.NDArray[np.floating[Any]]:
         stop_if_given_up()
         scores = self._scorer.score_prepared(query.prepared, items)
@@ -385,7 +363,7 @@ class MultiModalRerank(PickledAsSettings, BaseNodePostprocessor):
         scores = scores if probabilities is None else probabilities
         if self.calibrator is None:
             return scores
-        return self.calibrator.probability(f"{query.modality}_to_{side}", scores)
+        return self.calibrator.probability(f"{query.modality}_to_{modality}", scores)
 
     def _report(
         self, reached: Sequence[Sequence[_Key]], total: int, unreadable: Sequence[str]
@@ -430,7 +408,7 @@ class MultiModalRerank(PickledAsSettings, BaseNodePostprocessor):
         for modality in items:
             if modality not in self._scorer.modalities:
                 raise InvalidValueError(
-                    f"the query has a side ({modality}) that {self.model_name} cannot read; "
+                    f"the query has a modality ({modality}) that {self.model_name} cannot read; "
                     "leave it out, or choose a model that reads it"
                 )
         if self.score_mode == "joint" and image is not None and "text" in items:
@@ -451,7 +429,7 @@ class MultiModalRerank(PickledAsSettings, BaseNodePostprocessor):
                 prepared[key] = self._scorer.prepare(item)
             except ImageError as error:
                 unreadable.append(str(error))
-            except (ModelError, ValueError) as error:  # of a shape that the model refuses
+            except EXPECTED_ERRORS as error:  # of a shape that the model refuses
                 unreadable.append(f"{describe(node)}: {error}")
 
         if self.score_mode == "joint" and texts:
@@ -459,8 +437,12 @@ class MultiModalRerank(PickledAsSettings, BaseNodePostprocessor):
                 add_image(node, texts[0])
                 if prepared:
                     return prepared, unreadable
-        for side in self._sides(hits):
-            if side == "text":
+        # First the modality that a document is to be judged by, then the other.
+        first = _found_by(hits) if self.score_mode == "by_modality" else self.score_mode
+        for modality in sorted(MODALITIES, key=lambda each: each != first):
+            if modality not in self._scorer.document_modalities:
+                continue
+            if modality == "text":
                 prepared |= {("text", text): self._scorer.prepare(text) for text in texts}
             else:
                 for node in images:
@@ -468,12 +450,6 @@ class MultiModalRerank(PickledAsSettings, BaseNodePostprocessor):
             if prepared and self.score_mode not in {"mean", "max"}:
                 break
         return prepared, unreadable
-
-    def _sides(self, hits: _Hits) -> list[Side]:
-        """The sides that the model reads, first the one that a document is to be judged by."""
-        first = _found_by(hits) if self.score_mode == "by_modality" else self.score_mode
-        sides: list[Side] = sorted(("text", "image"), key=lambda side: side != first)
-        return [side for side in sides if side in self._scorer.document_modalities]
 
     def _lazy_image(self, source: ImageSource) -> LazyImage:
         data = read_image(source, root=self.image_root, allow_urls=self.allow_urls)
@@ -488,23 +464,23 @@ def _decode(data: bytes, name: str) -> Image:
 
 
 def _texts(hits: _Hits) -> list[str]:
-    """What a document's text nodes say, as it was embedded; its captions where it has none."""
+    """A document's passages as they were embedded; its captions where it has none."""
     nodes = [hit.node for hit in hits if hit.node.get_content(MetadataMode.NONE).strip()]
     nodes = [node for node in nodes if not has_image(node)] or nodes
     return [node.get_content(MetadataMode.EMBED) for node in nodes]
 
 
-def _found_by(hits: _Hits) -> Side:
-    """The side whose leg found a document by the strongest evidence."""
-    evidence: dict[Side, list[float]] = {"text": [], "image": []}
-    for hit in hits:
-        for name, value in _scores_of(hit).items():
-            for side, found in evidence.items():
-                if name.startswith(side) and name.endswith("_evidence"):
-                    found.append(value)
-    if not any(evidence.values()):
+def _found_by(hits: _Hits) -> Modality:
+    """The modality whose leg found a document by the strongest evidence."""
+    evidence = [
+        (scores[f"{leg.name}_evidence"], leg.target)
+        for scores in map(_scores_of, hits)
+        for leg in LEGS
+        if f"{leg.name}_evidence" in scores
+    ]
+    if not evidence:
         return "image" if has_image(hits[0].node) else "text"
-    return max(evidence, key=lambda side: max(evidence[side], default=-math.inf))
+    return max(evidence)[1]  # the text where both are equal
 
 
 def _scores_of(hit: NodeWithScore) -> dict[str, float]:
@@ -512,10 +488,10 @@ def _scores_of(hit: NodeWithScore) -> dict[str, float]:
 
 
 def _returned(
-    hits: _Hits, score: float | None, sides: Mapping[str, float], marks: Mapping[str, float]
+    hits: _Hits, score: float | None, by_modality: Mapping[str, float], *, partial: bool
 ) -> list[NodeWithScore]:
     """A document's nodes with its new score, texts first."""
-    new = {f"rerank_{side}": value for side, value in sides.items()}
+    new = {f"rerank_{modality}": value for modality, value in by_modality.items()}
     returned: list[NodeWithScore] = []
     for hit in sorted(hits, key=lambda hit: has_image(hit.node)):
         before = {} if hit.score is None else {"retrieval": hit.score}
@@ -524,5 +500,6 @@ def _returned(
             for name, value in _scores_of(hit).items()
             if not name.startswith("rerank_")  # another reranker's
         }
-        returned.append(ScoredNode(node=hit.node, score=score, scores={**before, **new, **marks}))
+        scores = {**before, **new}
+        returned.append(ScoredNode(node=hit.node, score=score, scores=scores, partial=partial))
     return returned

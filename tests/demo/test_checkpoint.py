@@ -13,14 +13,14 @@ import pytest
 from llama_index_gap import DualEncoderEmbedding
 from llama_index_gap.demo.newsroom import CHECKPOINT, QUERY_KINDS, make_articles, make_queries
 from llama_index_gap.evaluation.metrics import estimate
-from llama_index_gap.models import Encoder, load_encoder
+from llama_index_gap.models import Encoder, LoadingSettings, load_encoder
 
 CARD = (CHECKPOINT / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
 def encoder() -> Encoder:
-    return load_encoder(str(CHECKPOINT), dtype="float32")
+    return load_encoder(CHECKPOINT, LoadingSettings(dtype="float32"))
 
 
 def test_it_loads_as_any_checkpoint_does() -> None:

@@ -9,14 +9,14 @@ import pytest
 
 from llama_index_gap import MultiModalRerank
 from llama_index_gap.demo.newsroom import RERANKER, make_articles, make_queries
-from llama_index_gap.models import PairScorer, load_scorer
+from llama_index_gap.models import LoadingSettings, PairScorer, load_scorer
 
 CARD = (RERANKER / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
 def scorer() -> PairScorer:
-    return load_scorer(str(RERANKER), dtype="float32")
+    return load_scorer(RERANKER, LoadingSettings(dtype="float32"))
 
 
 def test_it_loads_as_jina_reranker_m0_does() -> None:

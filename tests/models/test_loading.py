@@ -3,9 +3,11 @@
 import json
 import logging
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
+from on_cpu import on_cpu
 from paths import PARITY
 from tiny_rerankers import make_tiny_bert_reranker
 
@@ -28,11 +30,11 @@ NOMIC_VISION_HUB = "nomic-ai/nomic-embed-vision-v1.5"
 
 
 def load(name, **options):
-    return load_encoder(str(name), **{"device": "cpu", "dtype": "float32", **options})
+    return load_encoder(str(name), on_cpu(options), **options)
 
 
 def load_m0(name=M0, **options):
-    return load_scorer(str(name), **{"device": "cpu", "dtype": "float32", **options})
+    return load_scorer(str(name), on_cpu(options), **options)
 
 
 @pytest.fixture
@@ -132,6 +134,17 @@ def test_a_preset_wins_over_a_folder_of_its_name(hub, tmp_path, monkeypatch, nom
     assert isinstance(load("./jina"), NomicEncoder)
 
 
+def test_a_path_is_a_folder_not_a_preset(tmp_path, monkeypatch, nomic_text):
+    nomic_text.rename(tmp_path / "jina")
+    shutil.copytree(M0, tmp_path / "jina-m0")
+    monkeypatch.chdir(tmp_path)
+    assert isinstance(load_encoder(Path("jina"), on_cpu({})), NomicEncoder)
+    scorer = load_scorer(Path("jina-m0"), on_cpu({}))
+    assert len(scorer.score("a cat", ["a dog", "a cat"])) == 2
+    with pytest.raises(ModelError, match="no such folder"):
+        load_scorer(Path("jina-m1"))
+
+
 def test_a_revision_belongs_to_one_checkpoint(hub):
     assert load("jina", cache_folder=hub, revision="main").dimension == 64
     with pytest.raises(ValueError, match=r"revision='main': nomic is made of .* load the two by"):
@@ -187,7 +200,7 @@ def test_scorer_presets_and_hub_names(hub):
 
 def test_settings_reach_a_scorer(tmp_path):
     settings = {"max_length": 1024, "batch_size": 3, "prefix_bytes": 5, "vision_bytes": 6}
-    scorer = load_m0(max_pixels=50_000, vision_folder=tmp_path / "seen", **settings)
+    scorer = load_m0(scale_to_pixels=50_000, vision_folder=tmp_path / "seen", **settings)
     assert (scorer._max_length, scorer._batch_size) == (1024, 3)
     assert (scorer._prefixes.max_bytes, scorer._vision._memory.max_bytes) == (5, 6)
     assert scorer._vision._processor.size["longest_edge"] == 50_000

@@ -46,9 +46,9 @@ def with_score(fine: Results, score: Any) -> dict[str, Results]:
 
 
 def load(folder: str) -> Any:
-    from llama_index_gap.models import load_scorer
+    from llama_index_gap.models import LoadingSettings, load_scorer
 
-    return load_scorer(folder, device="cpu", dtype="float32")
+    return load_scorer(folder, LoadingSettings(device="cpu", dtype="float32"))
 
 
 def as_item(sent: Any) -> Any:

@@ -10,7 +10,7 @@ from paths import PARITY
 from safetensors.torch import load_file
 
 from llama_index_gap.demo.newsroom import make_articles
-from llama_index_gap.models import load_scorer
+from llama_index_gap.models import LoadingSettings, load_scorer
 from training.cross_encoder import CrossEncoder
 
 REAL = PARITY / "jina_m0_tiny"
@@ -38,7 +38,7 @@ def test_what_is_trained_scores_as_what_is_loaded(
 ) -> None:
     """By the code that loads jina-reranker-m0, from its files."""
     queries, articles = ["a red boat", "prank and nurses in Keldon"], make_articles(3, "test", 0)
-    scorer = load_scorer(str(saved), dtype="float32")
+    scorer = load_scorer(saved, LoadingSettings(dtype="float32"))
     documents = [a.headline if modality == "text" else a.image() for a in articles]
 
     with torch.no_grad():

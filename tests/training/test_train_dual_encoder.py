@@ -8,7 +8,7 @@ import torch
 from transformers import CLIPTokenizer
 
 from llama_index_gap.demo.newsroom import make_articles, make_queries
-from llama_index_gap.models import load_encoder
+from llama_index_gap.models import LoadingSettings, load_encoder
 from training import train_dual_encoder as training
 from training.train_dual_encoder import make_tokenizer, train
 
@@ -24,7 +24,7 @@ def test_a_few_steps_make_a_checkpoint_that_loads(
     monkeypatch.setattr(training, "make_tokenizer", lambda: tokenizer)
     folder = train(tmp_path, steps=2, articles=4)
 
-    encoder = load_encoder(str(folder), dtype="float32")
+    encoder = load_encoder(folder, LoadingSettings(dtype="float32"))
     assert encoder.modalities == {"text", "image"}
     article = make_articles(1, "test", 0)[0]
     text = encoder.encode_text([article.headline], "document")

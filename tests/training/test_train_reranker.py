@@ -14,7 +14,7 @@ from transformers import CLIPTokenizer
 
 from llama_index_gap.demo.drawing import Scene
 from llama_index_gap.demo.newsroom import Article, Facts, make_articles
-from llama_index_gap.models import load_scorer
+from llama_index_gap.models import LoadingSettings, load_scorer
 from training import cross_encoder
 from training import train_reranker as training
 from training.train_dual_encoder import make_tokenizer
@@ -48,7 +48,7 @@ def trained(in_small: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_it_loads_as_jina_reranker_m0_does(trained: Path) -> None:
     articles = make_articles(3, "test", 0)
-    scorer = load_scorer(str(trained), dtype="float32")
+    scorer = load_scorer(trained, LoadingSettings(dtype="float32"))
 
     scores = scorer.score("a red boat", [article.image() for article in articles])
     assert np.std(scores) > 1e-4

@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from llama_index_gap.model_settings import LoadingSettings
 from llama_index_gap.models.base import ModelError
 
 _FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "README.md"]
@@ -49,7 +50,7 @@ class Checkpoint:
             raise ModelError(f"{self.name}: {file} is missing; download the checkpoint again")
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ModelError(f"{self.name}: {file} is not JSON ({error})") from error
         if not isinstance(content, dict):
             raise ModelError(f"{self.name}: {file} holds no JSON object")
@@ -61,6 +62,12 @@ class Checkpoint:
         model_type = self.config.get("model_type")
         return model_type if isinstance(model_type, str) else None
 
+    @property
+    def architectures(self) -> list[str]:
+        """The classes that ``config.json`` names."""
+        named = self.config.get("architectures")
+        return [each for each in named if isinstance(each, str)] if isinstance(named, list) else []
+
     @cached_property
     def licence(self) -> str | None:
         """What the model card's front matter says under ``license``; None if it says nothing."""
@@ -70,44 +77,37 @@ class Checkpoint:
         front = re.match(r"---\n(.*?)\n---", card.read_text("utf-8", errors="replace"), re.DOTALL)
         try:
             fields = yaml.safe_load(front[1]) if front else None
-        except yaml.YAMLError:
+        except (yaml.YAMLError, ValueError, RecursionError):
             return None
         licence = fields.get("license") if isinstance(fields, dict) else None
         return licence if isinstance(licence, str) else None
 
 
-def find_checkpoint(
-    name: str,
-    *,
-    revision: str | None = None,
-    cache_folder: str | None = None,
-    trust_remote_code: bool = False,
-    allow_pickle: bool = False,
-) -> Checkpoint:
+def find_checkpoint(name: str | Path, settings: LoadingSettings | None = None) -> Checkpoint:
     """Find a checkpoint in a local folder or on the hub; without the hub, in the download cache.
 
     Args:
         name: a folder, or a hub name; a name without an owner belongs to ``sentence-transformers``.
-        revision: branch, tag or commit on the hub.
-        cache_folder: where downloads are kept; the hub's own cache by default.
-        trust_remote_code: also download the checkpoint's own Python code.
-        allow_pickle: also download weights in pickle format, which can carry code.
+            A ``Path`` is a folder.
+        settings: how to find it. The checkpoint's own Python code, and weights in pickle format,
+            which can carry code, are downloaded only where these allow it.
 
     Raises:
         ModelError: no such folder, no such model, or no hub within reach.
     """
     folder = Path(name).expanduser()
     if folder.is_dir():
-        return Checkpoint(name, folder.resolve())
+        return Checkpoint(str(name), folder.resolve())
     if folder.exists():
         raise ModelError(f"{name} is a file; a model is a folder that holds config.json")
+    if isinstance(name, Path):
+        raise ModelError(f"{name}: no such folder; pass a hub name as text")
     if not _HUB_NAME.fullmatch(name):
         raise ModelError(f"{name}: no such folder, and no hub name (owner/name)")
-    files = _FILES + (["*.py"] if trust_remote_code else []) + (["*.bin"] if allow_pickle else [])
-    return Checkpoint(name, _download(name, revision, cache_folder, files))
+    return Checkpoint(name, _download(name, settings or LoadingSettings()))
 
 
-def _download(name: str, revision: str | None, cache_folder: str | None, files: list[str]) -> Path:
+def _download(name: str, settings: LoadingSettings) -> Path:
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
@@ -115,15 +115,19 @@ def _download(name: str, revision: str | None, cache_folder: str | None, files: 
     snapshot = partial(
         snapshot_download,
         repo,
-        revision=revision,
-        cache_dir=cache_folder,
-        allow_patterns=files,
+        revision=settings.revision,
+        cache_dir=settings.cache_folder,
+        allow_patterns=[
+            *_FILES,
+            *(["*.py"] if settings.trust_remote_code else []),
+            *(["*.bin"] if settings.allow_pickle else []),
+        ],
         ignore_patterns=_OTHER_RUNTIMES,
     )
     try:
         # One question with a short time-out first: without it, a machine without network
         # spends more than a minute in retries before it says so.
-        HfApi().model_info(repo, revision=revision, timeout=10)
+        HfApi().model_info(repo, revision=settings.revision, timeout=10)
         return Path(snapshot())
     except HfHubHTTPError as error:
         reason = f"the model hub says: {first_line(error)}"

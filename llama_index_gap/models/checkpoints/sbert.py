@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from llama_index_gap.model_settings import LoadingSettings
 from llama_index_gap.models.base import ModelError
 from llama_index_gap.models.checkpoints.checkpoint import (
     Checkpoint,
@@ -14,9 +15,10 @@ from llama_index_gap.models.checkpoints.checkpoint import (
     first_line,
     load_report,
 )
+from llama_index_gap.models.checkpoints.weights import refuse_broken_numbers
+from llama_index_gap.models.runtime import placement
 
 if TYPE_CHECKING:
-    import torch
     from sentence_transformers.base.model import BaseModel
 
     Model = TypeVar("Model", bound=BaseModel)
@@ -33,23 +35,14 @@ def saved_as(checkpoint: Checkpoint) -> str | None:
 
 
 def load_model(
-    kind: type[Model],
-    checkpoint: Checkpoint,
-    *,
-    device: str,
-    dtype: torch.dtype,
-    trust_remote_code: bool,
-    allow_pickle: bool,
+    kind: type[Model], checkpoint: Checkpoint, settings: LoadingSettings
 ) -> tuple[Model, LoadReport]:
     """Load a checkpoint with one of sentence-transformers' classes.
 
     Args:
         kind: ``SentenceTransformer``, ``CrossEncoder`` or ``MultiVectorEncoder``.
         checkpoint: where the files lie.
-        device: a torch device.
-        dtype: number format of the weights.
-        trust_remote_code: run Python code that comes with the checkpoint.
-        allow_pickle: read weights in pickle format where there are no safetensors.
+        settings: how to load it.
 
     Returns:
         The model, and what did not match between its files and itself: for the caller to judge.
@@ -57,16 +50,18 @@ def load_model(
     Raises:
         ModelError: the files are damaged or of a kind that cannot be loaded.
     """
-    from llama_index_gap.models.checkpoints.weights import refuse_broken_numbers
-
+    device, dtype = placement(settings)
     with load_report() as report, _without_video():
         try:
             model = kind(
                 str(checkpoint.folder),
                 device=device,
-                trust_remote_code=trust_remote_code,
+                trust_remote_code=settings.trust_remote_code,
                 local_files_only=True,
-                model_kwargs={"dtype": dtype, "use_safetensors": None if allow_pickle else True},
+                model_kwargs={
+                    "dtype": dtype,
+                    "use_safetensors": None if settings.allow_pickle else True,
+                },
                 # The PIL path is bit-equal to the processors these models were published with;
                 # torchvision's resizing differs by up to 0.03.
                 processor_kwargs={"backend": "pil"},

@@ -42,11 +42,11 @@ def load_plain_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
 
 
 class PromptedTokenizer:
-    """A checkpoint's tokenizer with the prompts of its two sides; safe in several threads.
+    """A checkpoint's tokenizer with prompts for queries and documents; safe in several threads.
 
     Args:
         checkpoint: where the tokenizer's files lie.
-        prompts: what goes before the texts of each side.
+        prompts: what goes before queries, and what before documents.
         longest: most tokens that the model can take.
         max_text_tokens: most tokens that are wanted, prompt and special tokens included; by default
             as many as both model and tokenizer allow.

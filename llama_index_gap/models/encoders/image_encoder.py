@@ -12,10 +12,12 @@ import torch
 from llama_index_gap.errors import InvalidValueError
 from llama_index_gap.gap.arrays import VectorArray, unit_rows
 from llama_index_gap.modality import Kind
+from llama_index_gap.model_settings import LoadingSettings
 from llama_index_gap.models.base import Encoder, ModelError
 from llama_index_gap.models.checkpoints.checkpoint import Checkpoint, first_line, load_report
 from llama_index_gap.models.checkpoints.weights import refuse_broken_numbers
-from llama_index_gap.models.layers import concatenate, to_numpy
+from llama_index_gap.models.encoders.layers import concatenate, to_numpy
+from llama_index_gap.models.runtime import placement
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -31,9 +33,7 @@ class ImageEncoder(Encoder):
 
     Args:
         checkpoint: a folder in the layout of facebook/dinov2-base.
-        device: a torch device.
-        dtype: number format of the weights.
-        allow_pickle: read weights in pickle format where there are no safetensors.
+        settings: how to load it.
         max_text_tokens: must be None, as the next two: there are no texts.
         query_prompt: must be None.
         document_prompt: must be None.
@@ -48,10 +48,8 @@ class ImageEncoder(Encoder):
     def __init__(
         self,
         checkpoint: Checkpoint,
+        settings: LoadingSettings,
         *,
-        device: str,
-        dtype: torch.dtype,
-        allow_pickle: bool = False,
         max_text_tokens: int | None = None,
         query_prompt: str | None = None,
         document_prompt: str | None = None,
@@ -65,25 +63,51 @@ class ImageEncoder(Encoder):
         self.licence = checkpoint.licence
         self.modalities = frozenset({"image"})
         self.max_text_tokens = None
-        self._model, self._processor = _load(checkpoint, device, dtype, allow_pickle)
-        self.dimension = self._model.config.hidden_size
         self._forward = threading.Lock()
+        self._load(checkpoint, settings)
+        self.dimension = self._model.config.hidden_size
+
+    def _load(self, checkpoint: Checkpoint, settings: LoadingSettings) -> None:
+        import transformers
+
+        auto: Any = transformers  # has types in part
+        local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+        device, dtype = placement(settings)
+        with load_report() as report:
+            try:
+                # As in sbert.py: bit-equal to what the models were published with.
+                # DINOv3 has no such path; transformers then takes its torchvision one.
+                self._processor = auto.AutoImageProcessor.from_pretrained(
+                    checkpoint.folder, backend="pil", **local
+                )
+                model = auto.AutoModel.from_pretrained(
+                    checkpoint.folder,
+                    dtype=dtype,
+                    use_safetensors=None if settings.allow_pickle else True,
+                    **local,
+                )
+            # transformers raises its own types for a checkpoint that it cannot read.
+            except Exception as error:
+                reason = first_line(error)
+                if isinstance(error, ImportError) and "torchvision" in reason.lower():
+                    reason = "its image processor needs torchvision; run: pip install torchvision"
+                raise ModelError(
+                    f"{checkpoint.name}: transformers cannot load it: {reason}"
+                ) from error
+        report.raise_if_incomplete(checkpoint.name, pooler_unused=True)
+        refuse_broken_numbers(model.state_dict(), checkpoint.name)
+        self._model = model.to(device).eval()
 
     def encode_text(self, texts: Sequence[str], kind: Kind) -> NoReturn:
-        """Texts cannot be encoded.
-
-        Raises:
-            ModelError: always.
-        """
-        raise self._no_texts()
+        """Raise ModelError: there are no texts."""
+        raise ModelError(
+            f"{self.name} encodes images only; for texts pass a dual encoder (CLIP, SigLIP, …), "
+            "and this model as image_query_embed_model of a DualIndex"
+        )
 
     def count_truncated(self, texts: Sequence[str], kind: Kind) -> NoReturn:
-        """Texts cannot be encoded.
-
-        Raises:
-            ModelError: always.
-        """
-        raise self._no_texts()
+        """Raise ModelError: there are no texts."""
+        self.encode_text(texts, kind)
 
     def prepare_image(self, image: Image) -> Any:
         """Resize and normalize one RGB image, as the checkpoint says."""
@@ -97,41 +121,3 @@ class ImageEncoder(Encoder):
         with self._forward, torch.inference_mode():
             tokens = self._model(pixels.to(self._model.device, self._model.dtype)).last_hidden_state
             return unit_rows(to_numpy(tokens[:, 0]))
-
-    def _no_texts(self) -> ModelError:
-        return ModelError(
-            f"{self.name} encodes images only; for texts pass a dual encoder (CLIP, SigLIP, …), "
-            "and this model as image_query_embed_model of a DualIndex"
-        )
-
-
-def _load(
-    checkpoint: Checkpoint, device: str, dtype: torch.dtype, allow_pickle: bool
-) -> tuple[Any, Any]:
-    """The model and its image processor."""
-    import transformers
-
-    auto: Any = transformers  # has types in part
-    local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-    with load_report() as report:
-        try:
-            # As in sbert.py: bit-equal to what the models were published with.
-            # DINOv3 has no such path; transformers then takes its torchvision one.
-            processor = auto.AutoImageProcessor.from_pretrained(
-                checkpoint.folder, backend="pil", **local
-            )
-            model = auto.AutoModel.from_pretrained(
-                checkpoint.folder,
-                dtype=dtype,
-                use_safetensors=None if allow_pickle else True,
-                **local,
-            )
-        # transformers raises its own types for a checkpoint that it cannot read.
-        except Exception as error:
-            reason = first_line(error)
-            if isinstance(error, ImportError) and "torchvision" in reason.lower():
-                reason = "its image processor needs torchvision; run: pip install torchvision"
-            raise ModelError(f"{checkpoint.name}: transformers cannot load it: {reason}") from error
-    report.raise_if_incomplete(checkpoint.name, pooler_unused=True)
-    refuse_broken_numbers(model.state_dict(), checkpoint.name)
-    return model.to(device).eval(), processor

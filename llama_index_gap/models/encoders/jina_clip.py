@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from llama_index_gap.gap.arrays import VectorArray, unit_rows
 from llama_index_gap.modality import Kind, Modality
+from llama_index_gap.model_settings import LoadingSettings
 from llama_index_gap.models.base import Encoder, ModelError
 from llama_index_gap.models.checkpoints.checkpoint import Checkpoint, list_some
 from llama_index_gap.models.checkpoints.tokens import PromptedTokenizer
@@ -24,13 +25,14 @@ from llama_index_gap.models.checkpoints.weights import (
     setting,
     split_qkv,
 )
-from llama_index_gap.models.layers import (
+from llama_index_gap.models.encoders.layers import (
     PatchRotation,
     masked_mean,
     pixel_values,
     split_heads,
     to_numpy,
 )
+from llama_index_gap.models.runtime import placement
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -92,8 +94,7 @@ class JinaClipEncoder(Encoder):
 
     Args:
         checkpoint: a folder in the layout of jinaai/jina-clip-v2.
-        device: a torch device.
-        dtype: of the weights.
+        settings: how to load it.
         max_text_tokens: cut texts here, to save time; by default where the checkpoint ends.
         query_prompt: put before queries; the checkpoint's own instruction by default.
         document_prompt: put before documents; nothing by default.
@@ -106,9 +107,8 @@ class JinaClipEncoder(Encoder):
     def __init__(
         self,
         checkpoint: Checkpoint,
+        settings: LoadingSettings,
         *,
-        device: str,
-        dtype: torch.dtype,
         max_text_tokens: int | None = None,
         query_prompt: str | None = None,
         document_prompt: str | None = None,
@@ -133,22 +133,42 @@ class JinaClipEncoder(Encoder):
             max_text_tokens=max_text_tokens,
         )
         self._image_size = setting(checkpoint, "vision_config.image_size")
-        self._mean, self._std = _mean_and_std(checkpoint, self._image_size)
+        size = setting(checkpoint, "size", file=_PREPROCESSOR)
+        if size != self._image_size:
+            raise ModelError(
+                f"{checkpoint.name}: {_PREPROCESSOR} scales images to {size}, but config.json says "
+                f"image_size={self._image_size}"
+            )
+        self._mean = setting(checkpoint, "mean", file=_PREPROCESSOR)
+        self._std = setting(checkpoint, "std", file=_PREPROCESSOR)
 
+        device, dtype = placement(settings)
         tensors = read_weights(checkpoint)
         # A scale for the loss in training and the only weight that belongs to neither tower.
         tensors.pop("logit_scale", None)
         text = _merge_lora(checkpoint, tensors, dtype)
         vision = {key: text.pop(key) for key in list(text) if key.startswith("vision_model.")}
-        where: dict[str, Any] = {"device": device, "dtype": dtype}
         self._text = load_module(
-            lambda: _make_text_model(text_settings), _rename_text(text), checkpoint.name, **where
+            lambda: _make_text_model(text_settings),
+            {
+                name: part
+                for key, tensor in text.items()
+                for name, part in split_qkv(
+                    rename(key.removeprefix("text_model.transformer.roberta."), _TEXT_NAMES),
+                    "mixer.Wqkv",
+                    tensor,
+                ).items()
+            },
+            checkpoint.name,
+            device=device,
+            dtype=dtype,
         )
         self._vision = load_module(
             lambda: _VisionTower.from_settings(checkpoint),
             {key.removeprefix("vision_model."): tensor for key, tensor in vision.items()},
             checkpoint.name,
-            **where,
+            device=device,
+            dtype=dtype,
         )
         self._device, self._dtype = device, dtype
         self._forward = threading.Lock()
@@ -158,7 +178,14 @@ class JinaClipEncoder(Encoder):
 
     def encode_text(self, texts: Sequence[str], kind: Kind) -> VectorArray:
         """Encode n texts; returns shape (n, dimension), rows of length 1."""
-        return unit_rows(self._text_features(texts, kind))
+        if not texts:
+            return np.empty((0, self.dimension), np.float32)
+        ids = self._tokenizer(texts, kind)["input_ids"].to(self._device)
+        # Not the tokenizer's mask: a text that spells out the padding token has it masked too.
+        mask = ids != self._tokenizer.pad_token_id
+        with self._forward, torch.inference_mode():
+            hidden = self._text(input_ids=ids, attention_mask=mask.long()).last_hidden_state
+            return unit_rows(to_numpy(masked_mean(hidden, mask)))
 
     def count_truncated(self, texts: Sequence[str], kind: Kind) -> int:
         """How many of these texts ``encode_text`` would cut."""
@@ -170,24 +197,11 @@ class JinaClipEncoder(Encoder):
 
     def encode_prepared(self, prepared: Sequence[VectorArray]) -> VectorArray:
         """Encode n results of ``prepare_image``; returns shape (n, dimension), rows of length 1."""
-        return unit_rows(self._image_features(prepared))
-
-    def _text_features(self, texts: Sequence[str], kind: Kind) -> VectorArray:
-        if not texts:
-            return np.empty((0, self.dimension), np.float32)
-        ids = self._tokenizer(texts, kind)["input_ids"].to(self._device)
-        # Not the tokenizer's mask: a text that spells out the padding token has it masked too.
-        mask = ids != self._tokenizer.pad_token_id
-        with self._forward, torch.inference_mode():
-            hidden = self._text(input_ids=ids, attention_mask=mask.long()).last_hidden_state
-            return to_numpy(masked_mean(hidden, mask))
-
-    def _image_features(self, prepared: Sequence[VectorArray]) -> VectorArray:
         if not len(prepared):
             return np.empty((0, self.dimension), np.float32)
         pixels = torch.from_numpy(np.stack(prepared)).to(self._device, self._dtype)
         with self._forward, torch.inference_mode():
-            return to_numpy(self._vision(pixels))
+            return unit_rows(to_numpy(self._vision(pixels)))
 
 
 class _Attention(nn.Module):
@@ -318,61 +332,34 @@ def _merge_lora(
     merged = dict(tensors)
     for original in tensors:
         stem = original.removesuffix(".parametrizations.weight.original")
-        a_key, b_key = (f"{stem}.parametrizations.weight.0.lora_{side}" for side in "AB")
+        a_key, b_key = (f"{stem}.parametrizations.weight.0.lora_{which}" for which in "AB")
         if stem == original or a_key not in tensors or b_key not in tensors:
             continue
-        task, tasks, alpha, rank = _lora_settings(checkpoint)
+        tasks = setting(checkpoint, f"{_TEXT_OVERRIDES}.lora_adaptations") or []
+        task = setting(checkpoint, "text_config.default_lora_task")
+        alpha = setting(checkpoint, f"{_TEXT_OVERRIDES}.lora_alpha")
+        rank = setting(checkpoint, f"{_TEXT_OVERRIDES}.lora_rank")
+        if task not in tasks:
+            raise ModelError(
+                f"{checkpoint.name}: config.json says default_lora_task={task!r}, which is none of "
+                f"its lora_adaptations {tasks}"
+            )
         weight, a, b = merged.pop(original), merged.pop(a_key), merged.pop(b_key)
         left, right = (a, b) if ".embeddings." in stem else (b, a)
         fits = (left.shape, right.shape) == (
-            (tasks, *weight.shape[:1], rank),
-            (tasks, rank, *weight.shape[1:]),
+            (len(tasks), *weight.shape[:1], rank),
+            (len(tasks), rank, *weight.shape[1:]),
         )
         if not fits:
             raise ModelError(
                 f"{checkpoint.name}: wrongly shaped: {a_key} {tuple(a.shape)} and {b_key} "
-                f"{tuple(b.shape)} for rank {rank}, {tasks} tasks and weights "
+                f"{tuple(b.shape)} for rank {rank}, {len(tasks)} tasks and weights "
                 f"{tuple(weight.shape)}"
             )
         # In float32: the update is small beside what bfloat16 resolves.
-        update = left[task].float() @ right[task].float()
+        update = left[tasks.index(task)].float() @ right[tasks.index(task)].float()
         merged[f"{stem}.weight"] = torch.add(weight, update, alpha=alpha / rank).to(dtype)
     return merged
-
-
-def _lora_settings(checkpoint: Checkpoint) -> tuple[int, int, float, int]:
-    """Which task is merged, of how many, and alpha and rank of its update."""
-    tasks = setting(checkpoint, f"{_TEXT_OVERRIDES}.lora_adaptations") or []
-    task = setting(checkpoint, "text_config.default_lora_task")
-    if task not in tasks:
-        raise ModelError(
-            f"{checkpoint.name}: config.json says default_lora_task={task!r}, which is none of its "
-            f"lora_adaptations {tasks}"
-        )
-    alpha = setting(checkpoint, f"{_TEXT_OVERRIDES}.lora_alpha")
-    rank = setting(checkpoint, f"{_TEXT_OVERRIDES}.lora_rank")
-    return tasks.index(task), len(tasks), alpha, rank
-
-
-def _rename_text(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The text tower's tensors under transformers' names; what is foreign keeps its own."""
-    renamed: dict[str, Tensor] = {}
-    for key, tensor in tensors.items():
-        name = rename(key.removeprefix("text_model.transformer.roberta."), _TEXT_NAMES)
-        renamed |= split_qkv(name, "mixer.Wqkv", tensor)
-    return renamed
-
-
-def _mean_and_std(checkpoint: Checkpoint, image_size: int) -> tuple[list[float], list[float]]:
-    size = setting(checkpoint, "size", file=_PREPROCESSOR)
-    if size != image_size:
-        raise ModelError(
-            f"{checkpoint.name}: {_PREPROCESSOR} scales images to {size}, but config.json says "
-            f"image_size={image_size}"
-        )
-    mean = setting(checkpoint, "mean", file=_PREPROCESSOR)
-    std = setting(checkpoint, "std", file=_PREPROCESSOR)
-    return mean, std
 
 
 def _centre_square(image: Image, size: int) -> Image:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from llama_index_gap.errors import InvalidValueError
 from llama_index_gap.gap.arrays import VectorArray, unit_rows
 from llama_index_gap.modality import Kind, Modality
+from llama_index_gap.model_settings import LoadingSettings
 from llama_index_gap.models.base import Encoder, ModelError
 from llama_index_gap.models.checkpoints.checkpoint import Checkpoint
 from llama_index_gap.models.checkpoints.tokens import PromptedTokenizer
@@ -26,13 +27,14 @@ from llama_index_gap.models.checkpoints.weights import (
     setting,
     split_qkv,
 )
-from llama_index_gap.models.layers import (
+from llama_index_gap.models.encoders.layers import (
     PatchRotation,
     masked_mean,
     pixel_values,
     split_heads,
     to_numpy,
 )
+from llama_index_gap.models.runtime import placement
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -102,8 +104,7 @@ class NomicEncoder(Encoder):
     Args:
         text: a folder in the layout of nomic-ai/nomic-embed-text-v1.5, or None.
         vision: a folder in the layout of nomic-ai/nomic-embed-vision-v1.5, or None.
-        device: a torch device.
-        dtype: of the weights.
+        settings: how to load it.
         max_text_tokens: cut texts here, to save time; by default where training ended (2048).
         query_prompt: put before queries; ``"search_query: "`` by default.
         document_prompt: put before documents; ``"search_document: "`` by default.
@@ -119,9 +120,8 @@ class NomicEncoder(Encoder):
         self,
         text: Checkpoint | None,
         vision: Checkpoint | None,
+        settings: LoadingSettings,
         *,
-        device: str,
-        dtype: torch.dtype,
         max_text_tokens: int | None = None,
         query_prompt: str | None = None,
         document_prompt: str | None = None,
@@ -155,17 +155,16 @@ class NomicEncoder(Encoder):
             "query": _QUERY_PROMPT if query_prompt is None else query_prompt,
             "document": _DOCUMENT_PROMPT if document_prompt is None else document_prompt,
         }
-        where: dict[str, Any] = {"device": device, "dtype": dtype}
         modalities: set[Modality] = set()
-        self._text: _TextSide | None = None
-        self._vision: _VisionSide | None = None
+        self._text: _TextModel | None = None
+        self._vision: _VisionModel | None = None
         self.max_text_tokens = None
         if text is not None:
-            self._text = _TextSide(text, prompts, max_text_tokens=max_text_tokens, **where)
+            self._text = _TextModel(text, settings, prompts, max_text_tokens)
             self.max_text_tokens = self._text.tokenizer.max_text_tokens
             modalities.add("text")
         if vision is not None:
-            self._vision = _VisionSide(vision, **where)
+            self._vision = _VisionModel(vision, settings)
             modalities.add("image")
         self.modalities = frozenset(modalities)
 
@@ -175,11 +174,11 @@ class NomicEncoder(Encoder):
         Raises:
             ModelError: there is no text checkpoint.
         """
-        side = self._text_side()
+        model = self._text_model()
         if not texts:
             return np.empty((0, self.dimension), np.float32)
-        tokens = side.tokenizer(texts, kind)
-        return unit_rows(side.features(tokens["input_ids"], tokens["attention_mask"]))
+        tokens = model.tokenizer(texts, kind)
+        return unit_rows(model.features(tokens["input_ids"], tokens["attention_mask"]))
 
     def count_truncated(self, texts: Sequence[str], kind: Kind) -> int:
         """How many of these texts ``encode_text`` would cut.
@@ -187,7 +186,7 @@ class NomicEncoder(Encoder):
         Raises:
             ModelError: there is no text checkpoint.
         """
-        return self._text_side().tokenizer.count_truncated(texts, kind)
+        return self._text_model().tokenizer.count_truncated(texts, kind)
 
     def prepare_image(self, image: Image) -> VectorArray:
         """Squash an image to the model's square; returns shape (3, size, size).
@@ -195,7 +194,7 @@ class NomicEncoder(Encoder):
         Raises:
             ModelError: there is no vision checkpoint.
         """
-        return self._vision_side().prepare(image)
+        return self._vision_model().prepare(image)
 
     def encode_prepared(self, prepared: Sequence[VectorArray]) -> VectorArray:
         """Encode n results of ``prepare_image``; returns shape (n, dimension), rows of length 1.
@@ -203,12 +202,12 @@ class NomicEncoder(Encoder):
         Raises:
             ModelError: there is no vision checkpoint.
         """
-        side = self._vision_side()
+        model = self._vision_model()
         if not len(prepared):
             return np.empty((0, self.dimension), np.float32)
-        return unit_rows(side.features(np.stack(prepared)))
+        return unit_rows(model.features(np.stack(prepared)))
 
-    def _text_side(self) -> _TextSide:
+    def _text_model(self) -> _TextModel:
         if self._text is None:
             raise ModelError(
                 f"{self.name} is a vision checkpoint and reads no text; pass the text checkpoint "
@@ -216,7 +215,7 @@ class NomicEncoder(Encoder):
             )
         return self._text
 
-    def _vision_side(self) -> _VisionSide:
+    def _vision_model(self) -> _VisionModel:
         if self._vision is None:
             raise ModelError(
                 f"{self.name} is a text checkpoint and sees no images; pass the vision checkpoint "
@@ -233,35 +232,67 @@ def is_vision(checkpoint: Checkpoint) -> bool:
     return not setting(checkpoint, "vocab_size", 0)
 
 
-class _TextSide:
+class _TextModel:
     def __init__(
         self,
         checkpoint: Checkpoint,
+        settings: LoadingSettings,
         prompts: Mapping[Kind, str],
-        *,
         max_text_tokens: int | None,
-        device: str,
-        dtype: torch.dtype,
     ) -> None:
+        from transformers import NomicBertConfig, NomicBertModel
+
         check_settings(checkpoint, _SUPPORTED_TEXT)
         if (checkpoint.folder / _POOLING).is_file():  # others of this architecture pool otherwise
             check_settings(checkpoint, _SUPPORTED_POOLING, file=_POOLING)
+        # The reference goes on to n_positions (8192), with rotary frequencies that it stretches
+        # only beyond max_trained_positions (``rotary_scaling_factor``); up to there both are the
+        # same.
+        trained = setting(checkpoint, "max_trained_positions", 2048)
+        longest = int(min(trained, setting(checkpoint, "n_positions")))
         self.tokenizer = PromptedTokenizer(
-            checkpoint, prompts, longest=_longest_text(checkpoint), max_text_tokens=max_text_tokens
+            checkpoint, prompts, longest=longest, max_text_tokens=max_text_tokens
         )
-        self._model = _load_text_model(checkpoint, device=device, dtype=dtype)
-        self._device = device
+        # The native configuration has its own names for these and ignores the checkpoint's.
+        multiple = setting(checkpoint, "pad_vocab_size_multiple")
+        config = NomicBertConfig(
+            vocab_size=math.ceil(setting(checkpoint, "vocab_size") / multiple) * multiple,
+            hidden_size=setting(checkpoint, "n_embd"),
+            num_hidden_layers=setting(checkpoint, "n_layer"),
+            num_attention_heads=setting(checkpoint, "n_head"),
+            intermediate_size=int(setting(checkpoint, "n_inner")),
+            max_position_embeddings=longest,
+            type_vocab_size=setting(checkpoint, "type_vocab_size"),
+            layer_norm_eps=setting(checkpoint, "layer_norm_epsilon"),
+            rope_parameters={
+                "rope_type": "default",
+                "rope_theta": float(setting(checkpoint, "rotary_emb_base")),
+            },
+        )
+        tensors: dict[str, Tensor] = {}
+        for key, tensor in read_weights(checkpoint).items():
+            tensors |= split_qkv(rename(key, _TEXT_NAMES), "attn.Wqkv", tensor)
+        self._device, dtype = placement(settings)
+        self._model: nn.Module = load_module(
+            lambda: NomicBertModel(config),
+            tensors,
+            checkpoint.name,
+            device=self._device,
+            dtype=dtype,
+        )
         self._forward = threading.Lock()
 
     def features(self, ids: Tensor, mask: Tensor) -> VectorArray:
+        """Token ids and mask (n, length) → (n, d), not yet of length 1."""
+        ids, mask = ids.to(self._device), mask.to(self._device)
         with self._forward, torch.inference_mode():
-            return to_numpy(
-                _text_features(self._model, ids.to(self._device), mask.to(self._device))
-            )
+            hidden = self._model(input_ids=ids, attention_mask=mask).last_hidden_state
+            pooled = masked_mean(hidden, mask)
+            return to_numpy(F.layer_norm(pooled, pooled.shape[-1:]))
 
 
-class _VisionSide:
-    def __init__(self, checkpoint: Checkpoint, *, device: str, dtype: torch.dtype) -> None:
+class _VisionModel:
+    def __init__(self, checkpoint: Checkpoint, settings: LoadingSettings) -> None:
         check_settings(checkpoint, _SUPPORTED_VISION)
         check_settings(checkpoint, _SUPPORTED_PREPROCESSING, file=_PREPROCESSOR)
         self._size = setting(checkpoint, "img_size")
@@ -273,14 +304,14 @@ class _VisionSide:
             )
         self._mean = setting(checkpoint, "image_mean", file=_PREPROCESSOR)
         self._std = setting(checkpoint, "image_std", file=_PREPROCESSOR)
+        self._device, self._dtype = placement(settings)
         self._tower = load_module(
             lambda: _VisionTower.from_settings(checkpoint),
             read_weights(checkpoint),
             checkpoint.name,
-            device=device,
-            dtype=dtype,
+            device=self._device,
+            dtype=self._dtype,
         )
-        self._device, self._dtype = device, dtype
         self._forward = threading.Lock()
 
     def prepare(self, image: Image) -> VectorArray:
@@ -293,58 +324,6 @@ class _VisionSide:
         on_device = torch.from_numpy(pixels).to(self._device, self._dtype)
         with self._forward, torch.inference_mode():
             return to_numpy(self._tower(on_device)[:, 0])
-
-
-def _longest_text(checkpoint: Checkpoint) -> int:
-    # The reference goes on to n_positions (8192), with rotary frequencies that it stretches only
-    # beyond max_trained_positions (``rotary_scaling_factor``); up to there both are the same.
-    trained = setting(checkpoint, "max_trained_positions", 2048)
-    return int(min(trained, setting(checkpoint, "n_positions")))
-
-
-def _pretraining_patches(checkpoint: Checkpoint) -> float:
-    """Patches on a side of the square in pretraining."""
-    match setting(checkpoint, "ref_feat_shape"):
-        case [int() | float() as rows, int() | float() as columns] if rows == columns:
-            return rows
-        case shape:
-            raise ModelError(
-                f"{checkpoint.name}: a variant that cannot be loaded; config.json says "
-                f"ref_feat_shape={shape!r} (supported: two equal numbers)"
-            )
-
-
-def _load_text_model(checkpoint: Checkpoint, *, device: str, dtype: torch.dtype) -> nn.Module:
-    from transformers import NomicBertConfig, NomicBertModel
-
-    # The native configuration has its own names for these and ignores the checkpoint's.
-    multiple = setting(checkpoint, "pad_vocab_size_multiple")
-    config = NomicBertConfig(
-        vocab_size=math.ceil(setting(checkpoint, "vocab_size") / multiple) * multiple,
-        hidden_size=setting(checkpoint, "n_embd"),
-        num_hidden_layers=setting(checkpoint, "n_layer"),
-        num_attention_heads=setting(checkpoint, "n_head"),
-        intermediate_size=int(setting(checkpoint, "n_inner")),
-        max_position_embeddings=_longest_text(checkpoint),
-        type_vocab_size=setting(checkpoint, "type_vocab_size"),
-        layer_norm_eps=setting(checkpoint, "layer_norm_epsilon"),
-        rope_parameters={
-            "rope_type": "default",
-            "rope_theta": float(setting(checkpoint, "rotary_emb_base")),
-        },
-    )
-    tensors: dict[str, Tensor] = {}
-    for key, tensor in read_weights(checkpoint).items():
-        tensors |= split_qkv(rename(key, _TEXT_NAMES), "attn.Wqkv", tensor)
-    return load_module(
-        lambda: NomicBertModel(config), tensors, checkpoint.name, device=device, dtype=dtype
-    )
-
-
-def _text_features(model: nn.Module, ids: Tensor, mask: Tensor) -> Tensor:
-    """Token ids and mask (n, length) → (n, d), not yet of length 1."""
-    pooled = masked_mean(model(input_ids=ids, attention_mask=mask).last_hidden_state, mask)
-    return F.layer_norm(pooled, pooled.shape[-1:])
 
 
 class _Attention(nn.Module):
@@ -463,6 +442,14 @@ class _VisionTower(nn.Module):
 
     @classmethod
     def from_settings(cls, checkpoint: Checkpoint) -> _VisionTower:
+        match setting(checkpoint, "ref_feat_shape"):  # patches of the square in pretraining
+            case [int() | float() as extent, int() | float() as columns] if extent == columns:
+                pass
+            case shape:
+                raise ModelError(
+                    f"{checkpoint.name}: a variant that cannot be loaded; config.json says "
+                    f"ref_feat_shape={shape!r} (supported: two equal numbers)"
+                )
         return cls(
             width=setting(checkpoint, "n_embd"),
             layers=setting(checkpoint, "n_layer"),
@@ -470,7 +457,7 @@ class _VisionTower(nn.Module):
             hidden=int(setting(checkpoint, "n_inner")),
             size=setting(checkpoint, "img_size"),
             patch=setting(checkpoint, "patch_size"),
-            extent=_pretraining_patches(checkpoint),
+            extent=extent,
             eps=setting(checkpoint, "layer_norm_epsilon"),
             norm=setting(checkpoint, "norm_mlp"),
         )

@@ -10,13 +10,14 @@ import numpy as np
 from scipy.special import expit
 
 from llama_index_gap.gap.arrays import VectorArray
+from llama_index_gap.model_settings import LoadingSettings
 from llama_index_gap.models.base import Item, Joint, ModelError, PairScorer, check_at_least_one
 from llama_index_gap.models.checkpoints.checkpoint import Checkpoint
 from llama_index_gap.models.checkpoints.sbert import load_model, plain_text, saved_as
 from llama_index_gap.models.rerankers.items import decode_image
 
 if TYPE_CHECKING:
-    import torch
+    pass
 
 
 def fits(checkpoint: Checkpoint) -> bool:
@@ -27,8 +28,7 @@ def fits(checkpoint: Checkpoint) -> bool:
     """
     if (checkpoint.folder / "modules.json").is_file():
         return saved_as(checkpoint) == "CrossEncoder"
-    architectures = checkpoint.config.get("architectures") or []
-    return any(name.endswith("ForSequenceClassification") for name in architectures)
+    return any(name.endswith("ForSequenceClassification") for name in checkpoint.architectures)
 
 
 class CrossEncoderScorer(PairScorer):
@@ -40,28 +40,22 @@ class CrossEncoderScorer(PairScorer):
 
     Args:
         checkpoint: one that ``fits``.
-        device: a torch device.
-        dtype: number format of the weights.
+        settings: how to load it.
         batch_size: pairs scored at a time; the longest come first.
-        max_pixels: scale larger images down to this; None to leave that to the model.
-        trust_remote_code: run Python code that comes with the checkpoint.
-        allow_pickle: read weights in pickle format where there are no safetensors.
+        scale_to_pixels: scale larger images down to so many; None to leave that to the model.
 
     Raises:
         ModelError: not a cross-encoder with one score per pair, or damaged or incomplete.
-        ValueError: ``batch_size`` or ``max_pixels`` is less than 1.
+        ValueError: ``batch_size`` or ``scale_to_pixels`` is less than 1.
     """
 
     def __init__(
         self,
         checkpoint: Checkpoint,
+        settings: LoadingSettings,
         *,
-        device: str,
-        dtype: torch.dtype,
         batch_size: int = 8,
-        max_pixels: int | None = None,
-        trust_remote_code: bool = False,
-        allow_pickle: bool = False,
+        scale_to_pixels: int | None = None,
     ) -> None:
         from sentence_transformers import CrossEncoder
 
@@ -70,20 +64,13 @@ class CrossEncoderScorer(PairScorer):
                 f"{checkpoint.name} is no cross-encoder: it was not saved as one by "
                 "sentence-transformers, nor is its class in config.json …ForSequenceClassification"
             )
-        check_at_least_one(batch_size=batch_size, max_pixels=max_pixels)
+        check_at_least_one(batch_size=batch_size, scale_to_pixels=scale_to_pixels)
         self.name = checkpoint.name
         self.licence = checkpoint.licence
         self._batch_size = batch_size
-        self._max_pixels = max_pixels
+        self._scale_to_pixels = scale_to_pixels
         self._lock = threading.Lock()
-        self._model, report = load_model(
-            CrossEncoder,
-            checkpoint,
-            device=device,
-            dtype=dtype,
-            trust_remote_code=trust_remote_code,
-            allow_pickle=allow_pickle,
-        )
+        self._model, report = load_model(CrossEncoder, checkpoint, settings)
         report.raise_if_incomplete(self.name)
         if self._model.num_labels != 1:
             raise ModelError(
@@ -100,9 +87,9 @@ class CrossEncoderScorer(PairScorer):
             return self._text(item)
         if isinstance(item, Joint):
             # The image first, as Qwen3-VL-Reranker's own code has it.
-            image = decode_image(item.image, self._max_pixels)
+            image = decode_image(item.image, self._scale_to_pixels)
             return {"image": image, **self._text(item.text)}
-        return {"image": decode_image(item, self._max_pixels)}
+        return {"image": decode_image(item, self._scale_to_pixels)}
 
     def score_prepared(self, query: Any, documents: Sequence[Any]) -> VectorArray:
         """Score n prepared documents; returns shape (n,)."""

@@ -12,17 +12,17 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
-def decode_image(source: Image | LazyImage, max_pixels: int | None = None) -> Image:
+def decode_image(source: Image | LazyImage, scale_to_pixels: int | None = None) -> Image:
     """Decode an image, and scale it down, in its own shape, to at most so many pixels.
 
     Args:
         source: an RGB image, which is left as it is, or what opens one.
-        max_pixels: width × height; None for any size.
+        scale_to_pixels: width × height; None for any size.
     """
     image = source.open() if isinstance(source, LazyImage) else source
-    if max_pixels is None or image.width * image.height <= max_pixels:
+    if scale_to_pixels is None or image.width * image.height <= scale_to_pixels:
         return image
-    scale = math.sqrt(max_pixels / (image.width * image.height))
+    scale = math.sqrt(scale_to_pixels / (image.width * image.height))
     return image.resize((max(1, int(image.width * scale)), max(1, int(image.height * scale))))
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from llama_index_gap.errors import InvalidValueError
 from llama_index_gap.gap.arrays import VectorArray
 from llama_index_gap.modality import Modality
+from llama_index_gap.model_settings import LoadingSettings
 from llama_index_gap.models.base import Item, LazyImage, ModelError, PairScorer, check_at_least_one
 from llama_index_gap.models.checkpoints.checkpoint import Checkpoint
 from llama_index_gap.models.checkpoints.tokens import load_plain_tokenizer
@@ -28,7 +29,6 @@ from llama_index_gap.models.checkpoints.weights import (
     read_weights,
     setting,
 )
-from llama_index_gap.models.layers import to_numpy
 from llama_index_gap.models.rerankers.caches import ByteCache
 from llama_index_gap.models.rerankers.items import content_key, decode_image
 from llama_index_gap.models.rerankers.packing import (
@@ -39,6 +39,7 @@ from llama_index_gap.models.rerankers.packing import (
     use_packing,
 )
 from llama_index_gap.models.rerankers.qwen_vision import PreparedImage, QwenVision, Scene
+from llama_index_gap.models.runtime import placement
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -69,7 +70,7 @@ class PreparedText:
 
 @dataclass(frozen=True)
 class _Part:
-    """One side of the prompt.
+    """A query or a document in the prompt.
 
     Attributes:
         ids: its tokens; an image's are placeholders.
@@ -89,7 +90,7 @@ class _Candidate:
         key: stands for its content.
         is_image: what it is.
         past: what is kept of it; None if nothing is.
-        part: its side of the prompt; empty if it is kept.
+        part: its part of the prompt; empty if it is kept.
     """
 
     place: int
@@ -100,17 +101,16 @@ class _Candidate:
 
 
 class JinaRerankerScorer(PairScorer):
-    """jina-reranker-m0: texts in many languages and images, on either side.
+    """jina-reranker-m0: texts in many languages and images, as query and as document.
 
     Scores are the model card's: sigmoid(logit − 2.65), from 0 to 1. Special tokens that are spelled
     out in a text are text.
 
     Args:
         checkpoint: a folder in the layout of jinaai/jina-reranker-m0.
-        device: a torch device.
-        dtype: number format of the weights.
-        max_pixels: scale larger images down to this, to save time; the least and the most are the
-            checkpoint's.
+        settings: how to load it.
+        scale_to_pixels: scale larger images down to so many, to save time; the least and the most
+            are the checkpoint's.
         max_length: longest prompt, in tokens. A document that leaves less than 512 of them is cut,
             then what remains of the query.
         batch_size: most documents in one pass.
@@ -128,10 +128,9 @@ class JinaRerankerScorer(PairScorer):
     def __init__(
         self,
         checkpoint: Checkpoint,
+        settings: LoadingSettings,
         *,
-        device: str,
-        dtype: torch.dtype,
-        max_pixels: int | None = None,
+        scale_to_pixels: int | None = None,
         max_length: int = _MAX_LENGTH,
         batch_size: int = 32,
         prefix_bytes: int = 2**30,
@@ -147,18 +146,19 @@ class JinaRerankerScorer(PairScorer):
         self._image_start: int = setting(checkpoint, "vision_start_token_id")
         self._image_end: int = setting(checkpoint, "vision_end_token_id")
         self._tokenizer = load_plain_tokenizer(checkpoint)
-        self._model, self._head = _load_model(checkpoint, device=device, dtype=dtype)
+        self._device, dtype = placement(settings)
+        self._model, self._head = _load_model(checkpoint, device=self._device, dtype=dtype)
         self._forward = threading.Lock()
         self._vision = QwenVision(
             checkpoint,
             self._model.visual,
             self._forward,
-            max_pixels=max_pixels,
+            scale_to_pixels=scale_to_pixels,
             max_bytes=vision_bytes,
             folder=None if vision_folder is None else Path(vision_folder),
         )
         self._prefixes = ByteCache[Prefix](prefix_bytes, size=lambda prefix: prefix.nbytes)
-        self._max_length, self._batch_size, self._device = max_length, batch_size, device
+        self._max_length, self._batch_size = max_length, batch_size
         self.name, self.licence = checkpoint.name, checkpoint.licence
         self.modalities: frozenset[Modality] = frozenset({"text", "image"})
 
@@ -195,8 +195,8 @@ class JinaRerankerScorer(PairScorer):
                 most_items=self._batch_size,
             ):
                 logits = self._logits(asked, batch)
-                scores[[each.place for each in batch]] = to_numpy(
-                    torch.sigmoid(logits - LOGIT_BIAS)
+                scores[[each.place for each in batch]] = (
+                    torch.sigmoid(logits - LOGIT_BIAS).float().cpu().numpy()
                 )
         return scores
 
@@ -282,7 +282,7 @@ class JinaRerankerScorer(PairScorer):
                 raise ModelError(
                     f"{self.name}: the images of query and document take "
                     f"{length + len(asked.ids)} tokens, and max_length={self._max_length} leaves "
-                    f"{most}; pass a larger max_length or a smaller max_pixels"
+                    f"{most}; pass a larger max_length or a smaller scale_to_pixels"
                 )
             past, ids, length = past and past.cut(room), ids[:room], room
         new = torch.tensor([*ids, *asked.ids[: most - length], SCORE_TOKEN_ID])
@@ -333,14 +333,15 @@ def _load_model(
     use_packing(model.language_model)
     # In float32: bfloat16 steps by 0.016 around the bias, so that scores would tie.
     scores = load_module(
-        lambda: _make_head(width), head, checkpoint.name, device=device, dtype=torch.float32
+        lambda: nn.ModuleDict(
+            {"score": nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 1))}
+        ),
+        head,
+        checkpoint.name,
+        device=device,
+        dtype=torch.float32,
     )
     return model, scores["score"]
-
-
-def _make_head(width: int) -> nn.ModuleDict:
-    layers = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 1))
-    return nn.ModuleDict({"score": layers})
 
 
 def _check_range(name: str, value: int, least: int, most: int | None = None) -> None:

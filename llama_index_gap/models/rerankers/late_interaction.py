@@ -12,6 +12,7 @@ import torch
 
 from llama_index_gap.gap.arrays import VectorArray
 from llama_index_gap.modality import Kind, Modality
+from llama_index_gap.model_settings import LoadingSettings
 from llama_index_gap.models.base import Item, Joint, ModelError, PairScorer, check_at_least_one
 from llama_index_gap.models.checkpoints.checkpoint import Checkpoint
 from llama_index_gap.models.checkpoints.sbert import load_model, plain_text, saved_as
@@ -26,8 +27,7 @@ def fits(checkpoint: Checkpoint) -> bool:
     """
     if (checkpoint.folder / "modules.json").is_file():
         return saved_as(checkpoint) in {"MultiVectorEncoder", "ColBERT"}
-    architectures = checkpoint.config.get("architectures") or []
-    return any(name.endswith("ForRetrieval") for name in architectures)
+    return any(name.endswith("ForRetrieval") for name in checkpoint.architectures)
 
 
 @dataclass
@@ -37,7 +37,7 @@ class _Prepared:
     Attributes:
         key: stands for its content.
         read: what the model reads; only called where vectors are missing.
-        vectors: what it became on each side, once it did.
+        vectors: what it became as a query and as a document, once it did.
     """
 
     key: str
@@ -59,31 +59,25 @@ class LateInteractionScorer(PairScorer):
 
     Args:
         checkpoint: one that ``fits``.
-        device: a torch device.
-        dtype: number format of the weights.
+        settings: how to load it.
         batch_size: documents embedded at a time; the longest come first.
-        max_pixels: scale larger images down to this; None to leave that to the model.
+        scale_to_pixels: scale larger images down to so many; None to leave that to the model.
         vision_bytes: vectors of documents that are kept, in main memory; 0 for none. A page of
             ColQwen2 takes up to 0.2 MB (bfloat16).
-        trust_remote_code: run Python code that comes with the checkpoint.
-        allow_pickle: read weights in pickle format where there are no safetensors.
 
     Raises:
         ModelError: not a late-interaction model, or damaged or incomplete.
-        ValueError: ``batch_size`` or ``max_pixels`` is less than 1.
+        ValueError: ``batch_size`` or ``scale_to_pixels`` is less than 1.
     """
 
     def __init__(
         self,
         checkpoint: Checkpoint,
+        settings: LoadingSettings,
         *,
-        device: str,
-        dtype: torch.dtype,
         batch_size: int = 8,
-        max_pixels: int | None = None,
+        scale_to_pixels: int | None = None,
         vision_bytes: int = 2**28,
-        trust_remote_code: bool = False,
-        allow_pickle: bool = False,
     ) -> None:
         from sentence_transformers import MultiVectorEncoder
 
@@ -92,21 +86,14 @@ class LateInteractionScorer(PairScorer):
                 f"{checkpoint.name} is no late-interaction model: it was not saved as one by "
                 "sentence-transformers, nor is its class in config.json …ForRetrieval"
             )
-        check_at_least_one(batch_size=batch_size, max_pixels=max_pixels)
+        check_at_least_one(batch_size=batch_size, scale_to_pixels=scale_to_pixels)
         self.name = checkpoint.name
         self.licence = checkpoint.licence
         self._batch_size = batch_size
-        self._max_pixels = max_pixels
+        self._scale_to_pixels = scale_to_pixels
         self._lock = threading.Lock()
         self._kept = ByteCache[torch.Tensor](vision_bytes, size=lambda vectors: vectors.nbytes)
-        self._model, report = load_model(
-            MultiVectorEncoder,
-            checkpoint,
-            device=device,
-            dtype=dtype,
-            trust_remote_code=trust_remote_code,
-            allow_pickle=allow_pickle,
-        )
+        self._model, report = load_model(MultiVectorEncoder, checkpoint, settings)
         backbone: Any = self._model[0]
         self._renders_text_as_query = backbone.transformer_task == "retrieval"
         if self._renders_text_as_query:
@@ -156,24 +143,24 @@ class LateInteractionScorer(PairScorer):
         if isinstance(item, str):
             return {"text": self._plain(item)}
         if isinstance(item, Joint):
-            image = decode_image(item.image, self._max_pixels)
+            image = decode_image(item.image, self._scale_to_pixels)
             return {"image": image, "text": self._plain(item.text)}
-        return {"image": decode_image(item, self._max_pixels)}
+        return {"image": decode_image(item, self._scale_to_pixels)}
 
-    def _vectors(self, items: Sequence[_Prepared], side: Kind) -> list[torch.Tensor]:
-        new = [item for item in items if side not in item.vectors]
+    def _vectors(self, items: Sequence[_Prepared], kind: Kind) -> list[torch.Tensor]:
+        new = [item for item in items if kind not in item.vectors]
         if new:
             encode: Any = {
                 "query": self._model.encode_query,
                 "document": self._model.encode_document,
-            }[side]
+            }[kind]
             contents = [item.read() for item in new]
             encoded = encode(contents, batch_size=self._batch_size, show_progress_bar=False)
             for item, vectors in zip(new, encoded, strict=True):
-                item.vectors[side] = vectors.cpu()
-                if side == "document":
-                    self._kept.put(item.key, item.vectors[side])
-        return [item.vectors[side] for item in items]
+                item.vectors[kind] = vectors.cpu()
+                if kind == "document":
+                    self._kept.put(item.key, item.vectors[kind])
+        return [item.vectors[kind] for item in items]
 
 
 def _add_positions(backbone: Any, args: tuple[dict[str, Any]]) -> tuple[dict[str, Any]]:

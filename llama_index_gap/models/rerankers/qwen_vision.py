@@ -79,13 +79,13 @@ class QwenVision:
         checkpoint: where the settings lie.
         tower: the loaded vision tower.
         lock: held while the tower works.
-        max_pixels: larger images are scaled down to this; None for the checkpoint's own limit.
+        scale_to_pixels: larger images are scaled down to this; None for the checkpoint's own limit.
         max_bytes: how much of what it saw is kept in memory.
         folder: where it is kept on disk, apart from what others saw; None for nowhere.
 
     Raises:
         ModelError: the settings do not fit together.
-        ValueError: ``max_pixels`` is beyond the checkpoint's limits.
+        ValueError: ``scale_to_pixels`` is beyond the checkpoint's limits.
     """
 
     def __init__(
@@ -94,12 +94,12 @@ class QwenVision:
         tower: PreTrainedModel,
         lock: threading.Lock,
         *,
-        max_pixels: int | None,
+        scale_to_pixels: int | None,
         max_bytes: int,
         folder: Path | None,
     ) -> None:
         self._name, self._tower, self._lock = checkpoint.name, tower, lock
-        self._processor = _load_processor(checkpoint, tower, max_pixels)
+        self._processor = _load_processor(checkpoint, tower, scale_to_pixels)
         parameter = next(tower.parameters())
         self._device, self._dtype = parameter.device, parameter.dtype
         self._memory = ByteCache[Scene](max_bytes, size=lambda scene: scene.vectors.nbytes)
@@ -185,7 +185,9 @@ class QwenVision:
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def _load_processor(checkpoint: Checkpoint, tower: PreTrainedModel, max_pixels: int | None) -> Any:
+def _load_processor(
+    checkpoint: Checkpoint, tower: PreTrainedModel, scale_to_pixels: int | None
+) -> Any:
     from transformers import AutoImageProcessor
 
     load: Any = AutoImageProcessor.from_pretrained  # has no types
@@ -206,11 +208,11 @@ def _load_processor(checkpoint: Checkpoint, tower: PreTrainedModel, max_pixels: 
         raise ModelError(
             f"{checkpoint.name}: its {_PREPROCESSOR} does not load ({error})"
         ) from error
-    if max_pixels is not None:
-        if not smallest <= max_pixels <= largest:
+    if scale_to_pixels is not None:
+        if not smallest <= scale_to_pixels <= largest:
             raise InvalidValueError(
-                f"max_pixels={max_pixels}: {checkpoint.name} sees images of {smallest} to "
-                f"{largest} pixels; pass a number in this range, or leave it out for the largest"
+                f"scale_to_pixels={scale_to_pixels}: {checkpoint.name} sees images of {smallest} "
+                f"to {largest} pixels; pass a number in this range, or leave it out for the largest"
             )
-        processor.size = {"shortest_edge": smallest, "longest_edge": max_pixels}
+        processor.size = {"shortest_edge": smallest, "longest_edge": scale_to_pixels}
     return processor

@@ -65,7 +65,7 @@ class RerankService(PairScorer):
         allow_http: send the key over http to another machine, where it can be read on the way.
         modalities: what the model reads.
         batch_size: most documents in one question.
-        max_pixels: scale larger images down to this; by default to what jina-reranker-m0 sees.
+        scale_to_pixels: scale larger images down to this; by default to what jina-reranker-m0 sees.
         timeout_s: seconds to connect, and to wait for the answer.
         retries: how often to ask again.
 
@@ -88,13 +88,13 @@ class RerankService(PairScorer):
         allow_http: bool = False,
         modalities: Collection[Modality] = ("text", "image"),
         batch_size: int = 32,
-        max_pixels: int | None = 602_112,
+        scale_to_pixels: int | None = 602_112,
         timeout_s: float = 60.0,
         retries: int = 3,
     ) -> None:
         if dialect not in _DIALECTS:
             raise InvalidValueError(f"dialect={dialect!r}: must be one of {', '.join(_DIALECTS)}")
-        check_at_least_one(batch_size=batch_size, max_pixels=max_pixels)
+        check_at_least_one(batch_size=batch_size, scale_to_pixels=scale_to_pixels)
         if not timeout_s > 0:
             raise InvalidValueError(f"timeout_s={timeout_s}: must be more than 0")
         if retries < 0:
@@ -107,7 +107,7 @@ class RerankService(PairScorer):
         self._api_key = api_key
         self._api_key_env = api_key_env
         self._batch_size = batch_size
-        self._max_pixels = max_pixels
+        self._scale_to_pixels = scale_to_pixels
         self._timeout_s = timeout_s
         self._retries = retries
         self.name = f"{model} at {self._url.host}"
@@ -126,8 +126,8 @@ class RerankService(PairScorer):
         if isinstance(item, str):
             return form(item, None)
         if isinstance(item, Joint):
-            return form(item.text, _data_uri(item.image, self._max_pixels))
-        return form(None, _data_uri(item, self._max_pixels))
+            return form(item.text, _data_uri(item.image, self._scale_to_pixels))
+        return form(None, _data_uri(item, self._scale_to_pixels))
 
     def score_prepared(self, query: Any, documents: Sequence[Any]) -> VectorArray:
         """Score n prepared documents; returns shape (n,)."""
@@ -304,10 +304,10 @@ def _checked(url: str) -> tuple[httpx2.URL, bool]:
     return parsed, is_local
 
 
-def _data_uri(image: Image | LazyImage, max_pixels: int | None) -> str:
+def _data_uri(image: Image | LazyImage, scale_to_pixels: int | None) -> str:
     buffer = BytesIO()
     # Close to lossless: colours are kept at full resolution, for coloured letters.
-    decode_image(image, max_pixels).save(buffer, "JPEG", quality=95, subsampling=0)
+    decode_image(image, scale_to_pixels).save(buffer, "JPEG", quality=95, subsampling=0)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 

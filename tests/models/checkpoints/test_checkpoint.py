@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoModel, PreTrainedModel
 
+from llama_index_gap.model_settings import LoadingSettings
 from llama_index_gap.models import ModelError
 from llama_index_gap.models.checkpoints.checkpoint import (
     Checkpoint,
@@ -53,6 +54,24 @@ def test_a_file_is_no_model(tmp_path: Path) -> None:
         find_checkpoint(str(tmp_path / "model.safetensors"))
 
 
+def test_a_path_is_a_folder_and_nothing_else(tmp_path: Path, tiny_clip: Path) -> None:
+    assert find_checkpoint(Path(tiny_clip)).name == str(tiny_clip)
+    for path in (tmp_path / "none", Path("owner/model")):
+        with pytest.raises(ModelError, match=rf"{path}: no such folder; pass a hub name as text"):
+            find_checkpoint(path)
+
+
+def test_deep_files_are_errors_that_name_them(tmp_path: Path) -> None:
+    deep = "[" * 100_000
+    (tmp_path / "config.json").write_text(f'{{"model_type": {deep}')
+    (tmp_path / "README.md").write_text(f"---\nlicense: {deep}\n---\n")
+    checkpoint = find_checkpoint(tmp_path)
+
+    with pytest.raises(ModelError, match=r"config\.json is not JSON"):
+        _ = checkpoint.config
+    assert checkpoint.licence is None
+
+
 def test_without_a_hub_it_says_so_in_one_line_and_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -63,7 +82,7 @@ def test_without_a_hub_it_says_so_in_one_line_and_at_once(
     with pytest.raises(
         ModelError, match=r"owner/model: not a folder here.*cannot be reached"
     ) as caught:
-        find_checkpoint("owner/model", cache_folder=str(tmp_path))
+        find_checkpoint("owner/model", LoadingSettings(cache_folder=tmp_path))
 
     assert time.monotonic() - start < 5
     assert "\n" not in str(caught.value)
@@ -85,7 +104,7 @@ def test_without_a_hub_the_download_cache_is_used(
     refs.mkdir()
     (refs / "main").write_text("0" * 40)
 
-    checkpoint = find_checkpoint("owner/model", cache_folder=str(tmp_path))
+    checkpoint = find_checkpoint("owner/model", LoadingSettings(cache_folder=tmp_path))
 
     assert checkpoint.folder == snapshot
     assert checkpoint.model_type == "clip"

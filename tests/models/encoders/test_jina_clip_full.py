@@ -35,10 +35,10 @@ EMBED = """
 import json, resource, sys, time
 import numpy as np
 from PIL import Image
-from llama_index_gap.models import load_encoder
+from llama_index_gap.models import LoadingSettings, load_encoder
 
 clock = [time.perf_counter()]
-encoder = load_encoder(sys.argv[1], device="cpu", dtype=sys.argv[2])
+encoder = load_encoder(sys.argv[1], LoadingSettings(device="cpu", dtype=sys.argv[2]))
 clock.append(time.perf_counter())
 loaded = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 long = "cat " * 9000

@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from on_cpu import on_cpu
 from paths import PARITY
 from PIL import Image
 from safetensors.numpy import load_file as load_arrays
@@ -14,12 +15,7 @@ from safetensors.torch import load_file, save_file
 from llama_index_gap.gap.arrays import unit_rows
 from llama_index_gap.models.base import ModelError
 from llama_index_gap.models.checkpoints.checkpoint import Checkpoint
-from llama_index_gap.models.encoders.nomic import (
-    NomicEncoder,
-    _load_text_model,
-    _text_features,
-    is_vision,
-)
+from llama_index_gap.models.encoders.nomic import NomicEncoder, is_vision
 
 VISION = PARITY / "nomic_vision_tiny"
 TEXT = PARITY / "nomic_text_tiny"
@@ -30,8 +26,7 @@ def load(text=None, vision=None, dtype=torch.float32, **options):
     return NomicEncoder(
         text and Checkpoint("text", text),
         vision and Checkpoint("vision", vision),
-        device="cpu",
-        dtype=dtype,
+        on_cpu({"dtype": dtype}),
         **options,
     )
 
@@ -94,12 +89,10 @@ def test_image_parity_from_files(encoder, expected, images):
     close(encoder.encode_images(images), expected["image_embeds_norm"])
 
 
-def test_text_parity():
+def test_text_parity(text_folder):
     wanted = load_arrays(TEXT / "parity.safetensors")
-    model = _load_text_model(Checkpoint("text", TEXT), device="cpu", dtype=torch.float32)
     ids, mask = (torch.from_numpy(wanted[key]) for key in ("input_ids", "attention_mask"))
-    with torch.inference_mode():
-        features = _text_features(model, ids, mask)
+    features = load(text=text_folder)._text.features(ids, mask)
     pooled = torch.from_numpy(wanted["pooled"])
     close(features, torch.nn.functional.layer_norm(pooled, (64,)))
     unit = unit_rows(features)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from on_cpu import on_cpu
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
@@ -41,7 +42,7 @@ TEXTS = [
 
 
 def load(folder: Path, **options: object) -> Encoder:
-    return load_encoder(str(folder), **{"dtype": "float32", "device": "cpu", **options})
+    return load_encoder(str(folder), on_cpu(options), **options)
 
 
 def unit(features: torch.Tensor) -> FloatArray:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from on_cpu import on_cpu
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny_rerankers import TEMPLATE, make_tiny_bert_reranker, make_tiny_qwen_reranker
@@ -31,8 +32,7 @@ TEXTS = ["a red cat sat", "x", "", "a dog 42. " * 4, "a dog 42. " * 100]
 
 
 def load(folder: Path, **options: object) -> CrossEncoderScorer:
-    settings = {"device": "cpu", "dtype": torch.float32, **options}
-    return CrossEncoderScorer(Checkpoint(str(folder), folder), **settings)
+    return CrossEncoderScorer(Checkpoint(str(folder), folder), on_cpu(options), **options)
 
 
 def native_bert(folder: Path, query: str, documents: list[str]) -> FloatArray:
@@ -175,14 +175,14 @@ def test_large_images_are_scaled_down_when_asked(qwen: Path) -> None:
     image = Image.effect_noise((400, 100), 90).convert("RGB")
     before = image.tobytes()
 
-    (scaled,) = load(qwen, max_pixels=10_000).prepare(image).values()
+    (scaled,) = load(qwen, scale_to_pixels=10_000).prepare(image).values()
 
     assert scaled.size == (200, 50)
     assert load(qwen).prepare(image)["image"] is image
     assert image.tobytes() == before
 
 
-@pytest.mark.parametrize("option", ["batch_size", "max_pixels"])
+@pytest.mark.parametrize("option", ["batch_size", "scale_to_pixels"])
 def test_refuses_limits_that_nothing_meets(bert: Path, option: str) -> None:
     with pytest.raises(ValueError, match=f"{option}=0: must be at least 1"):
         load(bert, **{option: 0})

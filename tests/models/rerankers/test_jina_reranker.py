@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from on_cpu import on_cpu
 from paths import PARITY
 from PIL import Image
 from safetensors.numpy import load_file as load_arrays
@@ -29,7 +30,7 @@ LAYER_BYTES = 2 * 3 * 2 * 16 * 4  # of a token: keys and values, layers, heads, 
 
 
 def load(folder=FOLDER, dtype=torch.float32, **options):
-    return JinaRerankerScorer(Checkpoint("tiny", folder), device="cpu", dtype=dtype, **options)
+    return JinaRerankerScorer(Checkpoint("tiny", folder), on_cpu({"dtype": dtype}), **options)
 
 
 def plain(**options):
@@ -323,7 +324,7 @@ def test_two_images_that_are_too_long_together():
         ModelError, match=r"take 1430 tokens, and max_length=1024 leaves 1023; pass"
     ):
         scorer.score(large, ["Gold", large])
-    small = load(max_length=1024, max_pixels=100_000)
+    small = load(max_length=1024, scale_to_pixels=100_000)
     assert np.isfinite(small.score(large, ["Gold", large])).all()
 
 
@@ -340,8 +341,11 @@ def test_what_it_cannot_read(scorer):
         ({"batch_size": 0}, r"batch_size=0: must be at least 1"),
         ({"prefix_bytes": -1}, r"prefix_bytes=-1: pass at least 0"),
         ({"vision_bytes": -1}, r"vision_bytes=-1: pass at least 0"),
-        ({"max_pixels": 3135}, r"max_pixels=3135: tiny sees images of 3136 to 602112 pixels"),
-        ({"max_pixels": 602113}, r"max_pixels=602113: .* leave it out for the largest"),
+        (
+            {"scale_to_pixels": 3135},
+            r"scale_to_pixels=3135: tiny sees images of 3136 to 602112 pixels",
+        ),
+        ({"scale_to_pixels": 602113}, r"scale_to_pixels=602113: .* leave it out for the largest"),
     ],
 )
 def test_settings_have_limits(options, message):

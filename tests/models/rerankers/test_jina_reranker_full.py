@@ -19,10 +19,10 @@ TINY = PARITY / "jina_m0_tiny"
 SCORE = """
 import json, resource, sys, time
 from PIL import Image
-from llama_index_gap.models import load_scorer
+from llama_index_gap.models import LoadingSettings, load_scorer
 
 clock = [time.perf_counter()]
-scorer = load_scorer(sys.argv[1], device="cpu", dtype="bfloat16")
+scorer = load_scorer(sys.argv[1], LoadingSettings(device="cpu", dtype="bfloat16"))
 clock.append(time.perf_counter())
 loaded = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 documents = ["cat " * 250, Image.open(sys.argv[2])]

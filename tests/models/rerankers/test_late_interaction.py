@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from on_cpu import on_cpu
 from paths import PARITY
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -27,8 +28,7 @@ QUERY = "a red cat"
 
 
 def load(folder: Path, **options: object) -> LateInteractionScorer:
-    settings = {"device": "cpu", "dtype": torch.float32, **options}
-    return LateInteractionScorer(Checkpoint(str(folder), folder), **settings)
+    return LateInteractionScorer(Checkpoint(str(folder), folder), on_cpu(options), **options)
 
 
 @pytest.fixture(scope="module")
@@ -219,7 +219,7 @@ def test_a_document_that_is_kept_is_not_opened_again(noise: list[Image.Image]) -
 def test_large_images_are_scaled_down_when_asked(scorer: LateInteractionScorer) -> None:
     image = Image.effect_noise((400, 100), 90).convert("RGB")
 
-    assert load(COLQWEN, max_pixels=10_000).prepare(image).read()["image"].size == (200, 50)
+    assert load(COLQWEN, scale_to_pixels=10_000).prepare(image).read()["image"].size == (200, 50)
     assert scorer.prepare(image).read()["image"] is image
 
 
@@ -325,7 +325,7 @@ def test_refuses_what_is_no_late_interaction_model(tiny_clip: Path, tmp_path: Pa
             load(folder)
 
 
-@pytest.mark.parametrize("option", ["batch_size", "max_pixels"])
+@pytest.mark.parametrize("option", ["batch_size", "scale_to_pixels"])
 def test_refuses_limits_that_nothing_meets(option: str) -> None:
     with pytest.raises(ValueError, match=f"{option}=0: must be at least 1"):
         load(COLQWEN, **{option: 0})

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
+from on_cpu import on_cpu
 from paths import PARITY
 from PIL import Image
 from safetensors.numpy import load_file as load_arrays
@@ -23,7 +24,7 @@ IMAGES = {path.stem: Image.open(path).copy() for path in (PARITY / "images").glo
 
 
 def load(folder=FOLDER, dtype=torch.float32, **options):
-    return JinaRerankerScorer(Checkpoint("tiny", folder), device="cpu", dtype=dtype, **options)
+    return JinaRerankerScorer(Checkpoint("tiny", folder), on_cpu({"dtype": dtype}), **options)
 
 
 @pytest.fixture(scope="module")
@@ -86,11 +87,11 @@ def test_each_image_is_seen_once_and_as_if_alone(monkeypatch):
         assert scene.vectors.untyped_storage().nbytes() == scene.vectors.nbytes
 
 
-@pytest.mark.parametrize("max_pixels", [3136, 20_000, 602_112])
-def test_max_pixels(max_pixels):
-    scorer = load(max_pixels=max_pixels)
+@pytest.mark.parametrize("scale_to_pixels", [3136, 20_000, 602_112])
+def test_scale_to_pixels(scale_to_pixels):
+    scorer = load(scale_to_pixels=scale_to_pixels)
     rows, columns = scorer._vision.cut_up(Image.new("RGB", (900, 700))).grid
-    assert 0.5 * max_pixels <= rows * columns * 14**2 <= max_pixels
+    assert 0.5 * scale_to_pixels <= rows * columns * 14**2 <= scale_to_pixels
 
 
 def test_a_strip_is_refused(vision):
@@ -127,7 +128,7 @@ def test_what_others_saw_is_not_taken(tmp_path, copy):
     load(copy, vision_folder=seen).score("slm markdown", [image_of("wide_100x70")])
     assert known(load(copy, vision_folder=seen))
     assert known(load(shutil.copytree(copy, tmp_path / "moved"), vision_folder=seen))
-    assert not known(load(copy, vision_folder=seen, max_pixels=50_000))
+    assert not known(load(copy, vision_folder=seen, scale_to_pixels=50_000))
     assert not known(load(copy, vision_folder=seen, dtype=torch.bfloat16))
 
     tensors = load_file(copy / "model.safetensors")

@@ -17,7 +17,7 @@ from typing import Any
 import httpx2
 import numpy as np
 import pytest
-import torch
+from on_cpu import on_cpu
 from paths import PARITY, TESTS
 from PIL import Image
 from rerank_server import HANGS_S, KEY
@@ -55,7 +55,7 @@ def serving(checkpoint: Path) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def local(checkpoint: Path) -> CrossEncoderScorer:
     """The model that the server runs."""
-    return CrossEncoderScorer(find_checkpoint(str(checkpoint)), device="cpu", dtype=torch.float32)
+    return CrossEncoderScorer(find_checkpoint(checkpoint), on_cpu({}))
 
 
 def service(address: str, path: str = "", **options: Any) -> RerankService:
@@ -102,7 +102,7 @@ def test_images_arrive(
 
 def test_jina_reranker_behind_a_service(noise: list[Image.Image]) -> None:
     checkpoint = PARITY / "jina_m0_tiny"
-    local = load_scorer(str(checkpoint), device="cpu", dtype="float32")
+    local = load_scorer(checkpoint, on_cpu({}))
 
     with serving(checkpoint) as address:
         scores = service(address).score("slm markdown", ["Gold", noise[0], "Silver", noise[1]])
@@ -346,7 +346,7 @@ def test_refuses_an_answer_that_is_no_ranking(
         ({"modalities": []}, "must name 'text', 'image' or both"),
         ({"modalities": ["video"]}, "must name 'text', 'image' or both"),
         ({"batch_size": 0}, "batch_size=0: must be at least 1"),
-        ({"max_pixels": 0}, "max_pixels=0: must be at least 1"),
+        ({"scale_to_pixels": 0}, "scale_to_pixels=0: must be at least 1"),
         ({"timeout_s": 0}, "timeout_s=0: must be more than 0"),
         ({"retries": -1}, "retries=-1: must be at least 0"),
     ],

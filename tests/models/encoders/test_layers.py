@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from llama_index_gap.models.layers import (
+from llama_index_gap.models.encoders.layers import (
     PatchRotation,
     masked_mean,
     pixel_values,
