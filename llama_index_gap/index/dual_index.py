@@ -20,7 +20,7 @@ from llama_index.core.schema import BaseNode
 from llama_index_gap.errors import InvalidValueError, names_nearest
 from llama_index_gap.gap.arrays import VectorArray
 from llama_index_gap.gap.calibrate import RelevanceCalibrator
-from llama_index_gap.index.image_folder import ImageFolder, default_storage
+from llama_index_gap.index.image_storage import ImageStorage, default_storage
 from llama_index_gap.index.models import (
     MODELS_PROPERTY,
     Identities,
@@ -169,7 +169,7 @@ class DualIndex(SearchedIndex):
         except BaseException:
             self.close()
             raise
-        self._images = ImageFolder(
+        self._images = ImageStorage(
             Path(storage_dir) if storage_dir is not None else default_storage(uri, name)
         )
         self.report = IndexReport()

@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from llama_index_gap.embedding import warn_once_of_cuts
 from llama_index_gap.errors import EXPECTED_ERRORS, InvalidValueError
-from llama_index_gap.index.image_folder import ImageFolder
+from llama_index_gap.index.image_storage import ImageStorage
 from llama_index_gap.modality import CollectionName
 from llama_index_gap.readers.records import Skipped
 from llama_index_gap.readers.splitting import default_splitter
@@ -82,7 +82,7 @@ class Writing:
         self,
         stores: Mapping[CollectionName, MilvusStore],
         models: Mapping[CollectionName, BaseEmbedding],
-        images: ImageFolder,
+        images: ImageStorage,
         *,
         strict: bool,
     ) -> None:
@@ -212,7 +212,7 @@ class Writing:
 
 
 def delete_rows(
-    store: MilvusStore, name: CollectionName, node_ids: Iterable[str], images: ImageFolder
+    store: MilvusStore, name: CollectionName, node_ids: Iterable[str], images: ImageStorage
 ) -> None:
     """Delete rows of a collection, and the images that no other node uses.
 

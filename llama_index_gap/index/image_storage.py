@@ -32,7 +32,7 @@ def default_storage(uri: str, name: str) -> Path:
     return Path(platformdirs.user_data_path("llama-index-gap")) / where / name
 
 
-class ImageFolder:
+class ImageStorage:
     """Images that came as base64, each kept once, by its content.
 
     ``HASH.png`` is an image, ``HASH.png.users/NODE`` an empty file for each node that uses it, and

@@ -41,7 +41,7 @@ def info(
 
 
 def _facts(db: str, name: str) -> dict[str, Any]:
-    from llama_index_gap.index.image_folder import default_storage
+    from llama_index_gap.index.image_storage import default_storage
     from llama_index_gap.index.models import stored_identities
 
     options.check_is_there(db)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from command_line import gap, rows
 
-from llama_index_gap.cli.indexes import licence
+from llama_index_gap.cli.info import licence
 
 
 def test_info_loads_no_model(demo: Path, tiny_clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:

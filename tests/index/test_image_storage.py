@@ -11,7 +11,7 @@ from llama_index.core.schema import (
 
 from llama_index_gap import DualEncoderEmbedding, open_image
 from llama_index_gap.index.dual_index import DualIndex
-from llama_index_gap.index.image_folder import default_storage
+from llama_index_gap.index.image_storage import default_storage
 
 
 @pytest.mark.parametrize(
