@@ -39,7 +39,8 @@ def asynchronous(
 ) -> Callable[_Parameters, Coroutine[Any, Any, _Result]]:
     """The asynchronous form of a method: the method itself, in a thread.
 
-    Any number of event loops can use it at once.
+    Any number of event loops can use it at once. When the waiting task is cancelled, the method
+    stops where it calls ``stop_if_given_up``.
 
     Args:
         method: where a subclass overrides it, its form runs what the subclass has.
@@ -48,7 +49,7 @@ def asynchronous(
 
     @wraps(method)
     async def form(*args: _Parameters.args, **kwargs: _Parameters.kwargs) -> _Result:
-        result: _Result = await asyncio.to_thread(getattr(args[0], name), *args[1:], **kwargs)
+        result: _Result = await in_thread(getattr(args[0], name), *args[1:], **kwargs)
         return result
 
     form.__name__ = f"a{name}"

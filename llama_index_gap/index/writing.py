@@ -31,6 +31,7 @@ from llama_index_gap.modality import CollectionName
 from llama_index_gap.readers.records import Skipped
 from llama_index_gap.readers.splitting import default_splitter
 from llama_index_gap.store.milvus import MilvusStore
+from llama_index_gap.threads import stop_if_given_up
 
 _PASSES_PER_WRITE = 4
 _WRITES_AHEAD = 2
@@ -115,6 +116,7 @@ class Writing:
                 unchanged = store.unchanged_ids(of_collection)
                 at_once = self._models[name].embed_batch_size * _PASSES_PER_WRITE
                 for start in range(0, len(of_collection), at_once):
+                    stop_if_given_up()
                     batch = of_collection[start : start + at_once]
                     new = [row for row in batch if row.node_id not in unchanged]
                     self.report.unchanged += len(batch) - len(new)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import signal
@@ -16,6 +17,7 @@ import pytest
 from counting import CountingEmbedding
 from demo_corpus import write_demo_corpus
 from index_nodes import finished
+from llama_index.core.embeddings.mock_embed_model import MockMultiModalEmbedding
 from llama_index.core.schema import (
     Document,
     ImageDocument,
@@ -46,6 +48,31 @@ def test_a_second_run_embeds_only_what_is_new_or_changed(
         assert index.insert_nodes([changed, *nodes[1:], new]).unchanged == 3
         assert model.embedded == ["a blue bicycle", noise_files[2]]
         assert index.get_nodes(["a1"])[0].get_content() == "a blue bicycle"
+
+
+def test_a_cancelled_insert_stops_at_the_next_batch(tmp_path: Path) -> None:
+    """Whatever embeds, a model of LlamaIndex's that knows of no cancelling too."""
+
+    class Slow(MockMultiModalEmbedding):
+        def _get_text_embeddings(self, texts: list[str]) -> list[list[float]]:
+            time.sleep(0.05)
+            return [[1.0] * self.embed_dim for _ in texts]
+
+    model = Slow(embed_dim=4, embed_batch_size=10)
+    many = [TextNode(id_=str(number), text=f"text {number}") for number in range(2_000)]
+
+    async def cancelled(index: DualIndex) -> None:
+        insert = asyncio.create_task(index.ainsert_nodes(many))
+        await asyncio.sleep(0.5)
+        insert.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await insert
+
+    with DualIndex(str(tmp_path / "gap.db"), embed_model=model) as index:
+        asyncio.run(cancelled(index))  # ends once its threads have
+        written = index.count()["text"]
+        assert 0 < written < 1_000
+        assert index.insert_nodes(many) == IndexReport(text_rows=2_000 - written, unchanged=written)
 
 
 def test_metadata_that_is_no_json_does_not_look_changed(index: DualIndex) -> None:
