@@ -130,3 +130,15 @@ def test_a_damaged_row_is_named(uri: str, content: Any) -> None:
 
         with pytest.raises(StoreError, match="row 'a' holds no LlamaIndex node"):
             store.get_nodes(["a"])
+
+
+# --- vectors ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [0.0, 1e-25, 1e30])
+def test_a_vector_without_a_length_is_refused(tmp_path: Path, number: float) -> None:
+    """Its direction would be NaN, and with it every score of the sample that it is drawn into."""
+    with MilvusStore(uri=str(tmp_path / "gap.db"), collection_name="nodes", dim=4) as store:
+        with pytest.raises(ValueError, match="no direction; leave it out"):
+            store.add([TextNode(id_="a", text="a", embedding=[number] * 4)])
+        assert store.count() == 0

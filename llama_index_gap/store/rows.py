@@ -161,8 +161,13 @@ def to_vector(
         )
     if not np.isfinite(vector).all():
         raise InvalidValueError(f"{name}: its embedding holds NaN or infinity; embed it again")
-    if metric == "COSINE" and not vector.any():
-        raise InvalidValueError(f"{name}: its embedding is zero and has no direction; leave it out")
+    with np.errstate(over="ignore"):  # in float32: the squares of tiny numbers vanish
+        length = float(np.linalg.norm(vector))
+    if metric == "COSINE" and not 0 < length < np.inf:
+        raise InvalidValueError(
+            f"{name}: its embedding has the length {length} in float32, and so no direction; "
+            "leave it out"
+        )
     return vector
 
 

@@ -179,7 +179,7 @@ def test_numpy_dates_and_other_metadata(store: MilvusStore) -> None:
         (node("bad").model_copy(update={"embedding": [1, 2]}), r"shape \(2,\).* of 4 dimensions"),
         (node("bad").model_copy(update={"embedding": [1, 2, 3, np.nan]}), "NaN or infinity"),
         (node("bad").model_copy(update={"embedding": [1, 2, 3, 1e39]}), "NaN or infinity"),
-        (node("bad").model_copy(update={"embedding": [0] * DIM}), "is zero"),
+        (node("bad").model_copy(update={"embedding": [0] * DIM}), "no direction"),
         (node("bad").model_copy(update={"text": "é" * 32_768}), r"its text: 65,536 bytes"),
         (node("bad").model_copy(update={"text": "\ud800"}), "no valid Unicode"),
         (node("bad", long="x" * 40_000), "its metadata and relationships: 80,"),
