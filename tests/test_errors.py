@@ -8,6 +8,7 @@ from llama_index_gap import (
     DualIndexRetriever,
     ImageError,
     ModelError,
+    MultiModalSearchTool,
     StoreError,
 )
 from llama_index_gap.errors import EXPECTED_ERRORS, GapError, UnknownParameterError, names_nearest
@@ -30,6 +31,9 @@ def test_a_typo_is_answered_with_the_nearest_name() -> None:
     ("call", "nearest"),
     [
         (lambda: DualIndexRetriever({}, similarty_top_k=3), "DualIndexRetriever.*similarity_top_k"),
+        (lambda: DualIndex(storage_dri="x"), "DualIndex has no parameter.*'storage_dir'"),
+        (lambda: MultiModalSearchTool(None, max_image=3), "MultiModalSearchTool.*'max_images'"),
+        (lambda: DualIndex.insert_nodes(None, [], stric=True), "insert_nodes.*'strict'"),
         (lambda: DualIndex.from_documents([], embed_modle=None), "from_documents.*embed_model"),
         (lambda: DualIndex.as_retriever(None, min_probabilty=0), "as_retriever.*min_probability"),
         (

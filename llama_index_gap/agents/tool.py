@@ -31,7 +31,7 @@ from llama_index_gap.agents.tool_arguments import (
     images_to_name,
     search_arguments,
 )
-from llama_index_gap.errors import EXPECTED_ERRORS, InvalidValueError
+from llama_index_gap.errors import EXPECTED_ERRORS, InvalidValueError, names_nearest
 from llama_index_gap.images.opening import (
     ImageError,
     check_image,
@@ -103,6 +103,7 @@ class MultiModalSearchTool(AsyncBaseTool):
         ValueError: a setting is out of range, or does not go with the retriever.
     """
 
+    @names_nearest
     def __init__(
         self,
         retriever: BaseRetriever,

@@ -87,6 +87,7 @@ class DualIndex(SearchedIndex):
         StoreError: the database cannot be opened.
     """
 
+    @names_nearest
     def __init__(
         self,
         uri: str = "./gap.db",
@@ -231,6 +232,7 @@ class DualIndex(SearchedIndex):
 
     # --- writing ---------------------------------------------------------------------------------
 
+    @names_nearest
     def insert_nodes(
         self, nodes: Sequence[BaseNode], *, show_progress: bool = False, strict: bool = False
     ) -> IndexReport:
