@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import re
-from base64 import b64encode
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -35,9 +34,9 @@ from llama_index_gap.errors import EXPECTED_ERRORS, InvalidValueError, names_nea
 from llama_index_gap.images.opening import (
     ImageError,
     check_image,
+    data_uri,
     describe,
     image_of,
-    read_image,
     scaled_jpeg,
 )
 from llama_index_gap.results import FoundDocument, SearchResult, documents_of
@@ -138,7 +137,7 @@ class MultiModalSearchTool(AsyncBaseTool):
         ours = isinstance(retriever, NarrowableRetriever)
         if not ours and (image_root is not None or filter_fields):
             raise InvalidValueError(
-                f"image_root and filter_fields are for a DualIndexRetriever; "
+                "image_root and filter_fields are for a DualIndexRetriever; "
                 f"{type(retriever).__name__} may know neither images nor filters"
             )
         self.retriever = retriever
@@ -252,8 +251,7 @@ class MultiModalSearchTool(AsyncBaseTool):
             return str(path.resolve())
         else:
             raise ImageError(describe(image), f"no such image here; pass {self._images}")
-        content = read_image(source, allow_urls=self.allow_urls)
-        return f"data:;base64,{b64encode(content).decode()}"
+        return data_uri(source, allow_urls=self.allow_urls)
 
     # --- the answer ------------------------------------------------------------------------------
 

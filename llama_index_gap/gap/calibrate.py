@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, cast, get_args
@@ -167,6 +167,21 @@ class RelevanceCalibrator:
             raise InvalidValueError(
                 f"the calibrator was fitted {fitted}, and these scores are of {source}; fit one on "
                 f"these scores, with source={source!r}"
+            )
+
+    def check_pairs(self, needed: Sequence[Sequence[str]]) -> None:
+        """Check that it was fitted for all that at least one kind of query needs.
+
+        Args:
+            needed: the pairs of modalities that each kind of query needs.
+
+        Raises:
+            ValueError: it serves no kind of query.
+        """
+        if not any(self.curves.keys() >= set(pairs) for pairs in needed):
+            raise InvalidValueError(
+                f"the calibrator was fitted for {', '.join(self.curves)}, but a query needs "
+                + " or ".join(" and ".join(pairs) for pairs in needed)
             )
 
     def summary(self) -> str:

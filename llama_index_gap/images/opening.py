@@ -126,6 +126,12 @@ def read_image(
         return stream.read()
 
 
+def data_uri(source: ImageSource, *, allow_urls: bool = False) -> str:
+    """Read an image's file, checked as by ``read_image``, as LlamaIndex' queries can hold it."""
+    content = read_image(source, allow_urls=allow_urls)
+    return f"data:;base64,{base64.b64encode(content).decode()}"
+
+
 def mime_type(path: Path) -> str:
     """Say what kind of file an image is, such as ``image/jpeg``, by its content."""
     with _from_file(path, str(path), None) as stream:

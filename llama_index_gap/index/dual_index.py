@@ -435,10 +435,11 @@ class DualIndex(SearchedIndex):
     ) -> None:
         """Open the third collection and note its model, if there is one, given or stored."""
         properties = self._stores["text"].initial_properties
-        stored = stored_identities(properties, self._of).get("image_query")
+        stored = stored_identities(properties, self._of)
+        built = stored.get("image_query")
         argument = "image_query_embed_model"
-        if model is None and stored is not None:
-            model = build_model(stored, self._of, argument)
+        if model is None and built is not None:
+            model = build_model(built, self._of, argument)
         if model is None:
             if overwrite:
                 with suppress(InvalidValueError):  # there is none
@@ -446,7 +447,7 @@ class DualIndex(SearchedIndex):
             return
         self.image_query_embed_model = model = image_model(model, argument)
         identities["image_query"] = identity_of(model)
-        self._compare(properties, identities)
+        check_identities(stored, identities, self.uri, self.name)
         self._stores["image_query"] = collection(
             "image_query", dimension_of(model), index_config=index_config, overwrite=overwrite
         )
@@ -454,14 +455,16 @@ class DualIndex(SearchedIndex):
     def _claim(self, identities: Identities) -> None:
         """Write down the models of a new index; refuse others than those of an old one."""
         for store in self._stores.values():
-            self._compare(store.initial_properties, identities)
-            stored = stored_identities(store.initial_properties, self._of)
+            stored = self._compare(store.initial_properties, identities)
             if not identities.keys() <= stored.keys():
                 claim = json.dumps(identities | stored, sort_keys=True)
                 store.set_properties({MODELS_PROPERTY: claim})
 
-    def _compare(self, properties: dict[str, str], identities: Identities) -> None:
-        check_identities(stored_identities(properties, self._of), identities, self.uri, self.name)
+    def _compare(self, properties: dict[str, str], identities: Identities) -> Identities:
+        """What a collection says of its models, which must be these."""
+        stored = stored_identities(properties, self._of)
+        check_identities(stored, identities, self.uri, self.name)
+        return stored
 
     def _blame_models(self, reopen: Callable[[], MilvusStore], identities: Identities) -> None:
         """Raise if a collection that could not be opened was made with other models."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import inspect
 import time
 from collections.abc import Mapping, Sequence
@@ -23,7 +22,7 @@ from llama_index.core.vector_stores.types import MetadataFilters
 from llama_index_gap.answers import DOCUMENTS, EngineSettings, query_engine
 from llama_index_gap.errors import InvalidValueError, check_names, names_nearest
 from llama_index_gap.gap.calibrate import RelevanceCalibrator
-from llama_index_gap.images.opening import ImageSource, read_image
+from llama_index_gap.images.opening import ImageSource, data_uri
 from llama_index_gap.models import PairScorer
 from llama_index_gap.nodes import GroupBy
 from llama_index_gap.results import SearchResult
@@ -239,14 +238,9 @@ class SearchedIndex(Searchable):
             "complete": complete,
         }
         given = [name for name, value in searching.items() if value is not None]
-        check_names(
-            "as_query_engine",
-            settings,
-            [
-                *(set(inspect.signature(self.as_query_engine).parameters) - {"settings"}),
-                *get_type_hints(EngineSettings),
-            ],
-        )
+        parameters = inspect.signature(self.as_query_engine).parameters
+        named = [name for name in parameters if name != "settings"]
+        check_names("as_query_engine", settings, [*named, *get_type_hints(EngineSettings)])
         if retriever is None:
             if top_k is None and not node_postprocessors:
                 searching["top_k"] = DOCUMENTS
@@ -313,4 +307,4 @@ def _query_image(image: ImageSource | None) -> str | None:
         return image
     if isinstance(image, Path):
         return str(image)
-    return f"data:;base64,{base64.b64encode(read_image(image)).decode()}"
+    return data_uri(image)

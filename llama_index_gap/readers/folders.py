@@ -91,11 +91,7 @@ def _read_pages(folder: Path, files: list[Path], root: Path) -> Records:
 def _resolved(path: Path) -> Path:
     try:
         return path.resolve()
-    except (
-        OSError,
-        RuntimeError,
-        ValueError,
-    ):  # a loop of links, a NUL: reported later
+    except (OSError, RuntimeError, ValueError):  # a loop of links, a NUL: reported later
         return path
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
 
@@ -120,7 +120,8 @@ def fuse(
             belongs to no leg; scores that are NaN or infinite, or not one for each key.
     """
     check_method(normalize, combine, k=k)
-    factors = _checked_weights(weights, legs)
+    weights = weights or {}
+    check_weights(weights, "legs", legs)
     best = {name: _best_scores(name, leg) for name, leg in legs.items()}
     note = None
     if normalize == "background":
@@ -140,7 +141,7 @@ def fuse(
         normalized[name] = dict(zip(scores, values.tolist(), strict=True))
         if combine == "evidence":
             values = _tail_evidence(values, ratios.get(name, 1.0))
-        evidence[name] = dict(zip(scores, (factors[name] * values).tolist(), strict=True))
+        evidence[name] = dict(zip(scores, (weights.get(name, 1.0) * values).tolist(), strict=True))
     documents = []
     for key in dict.fromkeys(key for scores in best.values() for key in scores):
         found = {name: values[key] for name, values in evidence.items() if key in values}
@@ -175,19 +176,25 @@ def check_method(normalize: str, combine: str, *, k: float = RANK_CONSTANT) -> N
         raise InvalidValueError(f"k={k}: must be a number of at least 0")
 
 
-def _checked_weights(
-    weights: Mapping[str, float] | None, legs: Mapping[str, ScoredLeg]
-) -> dict[str, float]:
-    weights = weights or {}
-    unknown = [name for name in weights if name not in legs]
-    if unknown:
-        raise InvalidValueError(f"weights name {unknown[0]!r}; the legs are {', '.join(legs)}")
+def check_weights(weights: Mapping[str, float], what: str, known: Iterable[str]) -> None:
+    """Check early that weights can be multiplied with.
+
+    Args:
+        weights: by name.
+        what: is weighted, such as ``legs``, for the message.
+        known: the names that a weight may have.
+
+    Raises:
+        ValueError: a weight is negative, NaN or infinite, or has another name.
+    """
+    known = list(known)
     for name, weight in weights.items():
+        if name not in known:
+            raise InvalidValueError(f"weights name {name!r}; the {what} are {', '.join(known)}")
         if not (np.isfinite(weight) and weight >= 0):
             raise InvalidValueError(
                 f"the weight of {name} is {weight}: must be a number of at least 0"
             )
-    return {name: float(weights.get(name, 1.0)) for name in legs}
 
 
 def _best_scores(name: str, leg: ScoredLeg) -> dict[str, float]:

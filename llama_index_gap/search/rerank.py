@@ -216,14 +216,10 @@ class MultiModalRerank(LoadingSettings, BaseNodePostprocessor):
             )
         self.calibrator.check_source(self.model_name)
         needed = [
-            {Leg(query, target).pair for target in self._scorer.document_modalities}
+            sorted(Leg(query, target).pair for target in self._scorer.document_modalities)
             for query in sorted(self._scorer.modalities)
         ]
-        if not any(self.calibrator.curves.keys() >= pairs for pairs in needed):
-            raise InvalidValueError(
-                f"the calibrator was fitted for {', '.join(self.calibrator.curves)}, but a query "
-                "needs " + " or ".join(" and ".join(sorted(pairs)) for pairs in needed)
-            )
+        self.calibrator.check_pairs(needed)
 
     @field_serializer("model")
     def _name_of_model(self, model: str | PairScorer) -> str:

@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, get_args
 
 import numpy as np
@@ -37,6 +38,7 @@ from llama_index_gap.search.fusion import (
     Normalize,
     ScoredLeg,
     check_method,
+    check_weights,
     fuse,
 )
 from llama_index_gap.search.legs import (
@@ -177,11 +179,7 @@ class DualIndexRetriever(BaseRetriever):
         stores = [each.store for each in collections.values()]
         if complete and not all(hasattr(store, "nodes_of_documents") for store in stores):
             raise InvalidValueError("complete=True needs stores that give vectors: a DualIndex")
-        for name, weight in (weights or {}).items():
-            if name not in MODALITIES:
-                raise InvalidValueError(f"weights name {name!r}; the modalities are text, image")
-            if not (np.isfinite(weight) and weight >= 0):
-                raise InvalidValueError(f"the weight of {name} is {weight}: must be at least 0")
+        check_weights(weights or {}, "modalities", MODALITIES)
         self._collections = dict(collections)
         self._top_ks: dict[Modality, int] = {
             "text": similarity_top_k,
@@ -353,12 +351,7 @@ class DualIndexRetriever(BaseRetriever):
             [leg.pair for leg in self._asked_legs(text=not image, image=image)]
             for image in (False, True)
         ]
-        fitted = self._calibrator.curves.keys()
-        if not any(pairs and fitted >= set(pairs) for pairs in needed):
-            raise InvalidValueError(
-                f"the calibrator was fitted for {', '.join(fitted)}, but a query needs "
-                + " or ".join(" and ".join(pairs) for pairs in needed if pairs)
-            )
+        self._calibrator.check_pairs([pairs for pairs in needed if pairs])
 
     # --- ranking ---------------------------------------------------------------------------------
 
@@ -377,8 +370,7 @@ class DualIndexRetriever(BaseRetriever):
             kept = len(hits[leg].nodes)
             summaries[leg] = LegSummary(kept, improbable=len(first.nodes) - kept)
         with _timed(timings, "fuse"):
-            fusion = in_span(self, "fuse", lambda: self._fused(hits, by_node=False))
-            nodes = self._nodes_by_document(hits)
+            fusion, nodes = in_span(self, "fuse", lambda: self._fused(hits))
         if fusion.note:
             logger.info("%s", fusion.note)
         documents = fusion.documents[: self._top_k]
@@ -411,8 +403,28 @@ class DualIndexRetriever(BaseRetriever):
         probabilities = self._calibrator.probability(leg.pair, hits.scores)
         return hits[np.flatnonzero(probabilities >= self._min_probability).tolist()]
 
-    def _fused(self, hits: Mapping[Leg, LegHits], *, by_node: bool) -> Fusion:
-        """Fuse the legs' hits by document, or, to compare a document's nodes, by node."""
+    def _fused(
+        self, hits: Mapping[Leg, LegHits]
+    ) -> tuple[Fusion, defaultdict[str, list[BaseNode]]]:
+        """The documents' ranking, and each document's nodes, best first."""
+        by_node = self._scored_nodes(hits)
+        by_document = {
+            leg.name: replace(
+                by_node[leg.name], keys=[document_key(node, self._group_by) for node in found.nodes]
+            )
+            for leg, found in hits.items()
+        }
+        fusion = fuse(
+            by_document,
+            normalize=self._normalize,
+            combine=self._combine,
+            weights={leg.name: self._weights.get(leg.target, 1.0) for leg in hits},
+            k=self._k,
+        )
+        return fusion, self._nodes_by_document(hits, by_node)
+
+    def _scored_nodes(self, hits: Mapping[Leg, LegHits]) -> dict[str, ScoredLeg]:
+        """The legs' hits as the fusion takes them, each node for itself."""
         scored: dict[str, ScoredLeg] = {}
         for leg, found in hits.items():
             background = size = None
@@ -420,23 +432,18 @@ class DualIndexRetriever(BaseRetriever):
                 collection = self._collections[searched_collection(leg, self._collections)]
                 sample, size = collection.sample(), collection.count()
                 background = None if sample is None else sample @ _unit(found.query)
-            group_by: GroupBy = "node" if by_node else self._group_by
-            keys = [document_key(node, group_by) for node in found.nodes]
+            keys = [node.node_id for node in found.nodes]
             scored[leg.name] = ScoredLeg(keys, found.scores, background, size)
-        weights = {leg.name: self._weights.get(leg.target, 1.0) for leg in hits}
-        return fuse(
-            scored,
-            normalize=self._normalize,
-            combine=self._combine,
-            weights=None if by_node else weights,
-            k=self._k,
-        )
+        return scored
 
-    def _nodes_by_document(self, hits: Mapping[Leg, LegHits]) -> dict[str, list[BaseNode]]:
+    def _nodes_by_document(
+        self, hits: Mapping[Leg, LegHits], by_node: Mapping[str, ScoredLeg]
+    ) -> defaultdict[str, list[BaseNode]]:
         """The nodes of each document, best first: by what all legs say of each."""
         found = {node.node_id: node for each in hits.values() for node in each.nodes}
         nodes: defaultdict[str, list[BaseNode]] = defaultdict(list)
-        for ranked in self._fused(hits, by_node=True).documents:
+        fusion = fuse(by_node, normalize=self._normalize, combine=self._combine, k=self._k)
+        for ranked in fusion.documents:
             node = found[ranked.key]
             nodes[document_key(node, self._group_by)].append(node)
         return nodes
@@ -487,7 +494,7 @@ class DualIndexRetriever(BaseRetriever):
                 if found
             }
             if scored:
-                best = self._nodes_by_document(scored)
+                best = self._nodes_by_document(scored, self._scored_nodes(scored))
             else:  # nothing says which passage fits best: the first one then stands for all
                 best = defaultdict(list)
                 for node in sorted(found, key=_place_in_text):

@@ -22,7 +22,7 @@ from llama_index.core.vector_stores.types import (
 from llama_index.vector_stores.milvus import MilvusVectorStore
 
 from llama_index_gap.errors import InvalidValueError, UnsupportedError
-from llama_index_gap.gap.arrays import VectorArray
+from llama_index_gap.gap.arrays import VectorArray, unit_rows
 from llama_index_gap.nodes import document_key
 from llama_index_gap.store.collection import (
     DEFAULT_INDEX,
@@ -509,9 +509,7 @@ class MilvusStore(MilvusVectorStore):
         ids = self.sample_ids(n / max(self.count(), 1), seed)
         vectors = list(self.get_vectors(ids).values())
         rows = np.array(vectors, dtype=np.float32).reshape(-1, self._collection.dim)
-        if self.similarity_metric == "COSINE":
-            rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-        return rows
+        return unit_rows(rows) if self.similarity_metric == "COSINE" else rows
 
     def sample_ids(self, share: float, seed: int = 0) -> list[str]:
         """Draw node ids at random; a node that is in several collections is drawn in all or none.

@@ -28,6 +28,7 @@ from llama_index_gap.images.opening import (
     MAX_PIXELS,
     ImageError,
     check_image,
+    data_uri,
     describe,
     has_image,
     open_image,
@@ -397,6 +398,7 @@ def test_what_lies_below_the_root_is_opened(
 @pytest.mark.parametrize("form", [form for form in sources(Path()) if form != "PIL image"])
 def test_reads_the_file_of_every_form(form: str, flag_file: Path) -> None:
     assert read_image(sources(flag_file)[form]) == PNG
+    assert read_image(data_uri(sources(flag_file)[form])) == PNG
 
 
 def test_what_is_read_is_checked_but_not_decoded(

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,13 @@ from llama_index.core.schema import (
 )
 from llama_index.core.vector_stores import FilterCondition, MetadataFilter, MetadataFilters
 
+from llama_index_gap.gap.arrays import VectorArray
 from llama_index_gap.gap.calibrate import RelevanceCalibrator
 from llama_index_gap.index.dual_index import DualIndex
-from llama_index_gap.modality import Leg
+from llama_index_gap.modality import CollectionName, Leg
 from llama_index_gap.nodes import ScoredNode
 from llama_index_gap.results import LegSummary
+from llama_index_gap.search.legs import SearchedCollection
 from llama_index_gap.search.retriever import DualIndexRetriever
 from llama_index_gap.store.collection import Collection
 from llama_index_gap.store.milvus import MilvusStore
@@ -134,6 +137,22 @@ def test_the_readme_s_question(index: DualIndex) -> None:
 
     assert ids(by_evidence) == ["B-image"]
     assert by_score[0].node.ref_doc_id != "B"
+
+
+def test_a_query_asks_each_leg_s_sample_once(index: DualIndex) -> None:
+    asked: list[str] = []
+
+    def counted(name: CollectionName, collection: SearchedCollection) -> SearchedCollection:
+        def sample() -> VectorArray | None:
+            asked.append(name)
+            return collection.sample()
+
+        return replace(collection, sample=sample)
+
+    collections = {name: counted(name, each) for name, each in index.collections().items()}
+    DualIndexRetriever(collections).retrieve("query")
+
+    assert sorted(asked) == ["image", "text"]
 
 
 def test_a_document_s_best_text_and_image_come_together(small: DualIndex) -> None:
