@@ -37,7 +37,7 @@ def read(
     all_skipped: AllSkipped = False,
 ) -> None:
     """Check a corpus: show how much can be read, and what is skipped and why."""
-    from llama_index_gap.images.opening import MAX_PIXELS
+    from llama_index_gap.images.limits import MAX_PIXELS
 
     corpus = llama_index_gap.read_corpus(
         path,
@@ -69,7 +69,7 @@ def index(
 
     Run again, it embeds only new and changed documents, and completes an interrupted run.
     """
-    from llama_index_gap.images.opening import MAX_PIXELS
+    from llama_index_gap.images.limits import MAX_PIXELS
 
     options.check_models(db, model, image_model, overwrite=overwrite)
     max_pixels, shown = max_pixels or MAX_PIXELS, terminal.stderr.is_terminal

@@ -12,7 +12,7 @@ from llama_index.core.node_parser import NodeParser
 from llama_index.core.schema import BaseNode, ImageNode
 from llama_index.core.utils import get_tqdm_iterable
 
-from llama_index_gap.images.opening import MAX_PIXELS
+from llama_index_gap.images.limits import MAX_PIXELS
 from llama_index_gap.readers.folders import read_folder
 from llama_index_gap.readers.records import (
     CorpusError,
