@@ -90,7 +90,7 @@ def parse_markdown(source: str) -> Page:
     images: list[ImageReference] = []
     unread: list[str] = []
     heading = tag = ""
-    references: dict[str, Any] = {_MOST_TOKENS: 8 * marks + 250_000}
+    references: dict[str, Any] = {_MOST_TOKENS: 8 * marks + 100_000}
     parser.core.ruler.disable("inline")  # a whole page's at once takes much more memory
     tokens = parser.parse(body, references)
     parser.core.ruler.enable("inline")
