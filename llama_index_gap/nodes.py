@@ -15,6 +15,12 @@ from llama_index_gap.images.opening import ImageError, mime_type
 
 GroupBy: TypeAlias = Literal["document", "node"]
 
+# A server's own limits, kept on Milvus Lite too: a corpus that fits one fits the other.
+MOST_TEXT_BYTES = 65_535
+"""Most bytes of a node's text, and of its id, in a new collection."""
+MOST_METADATA_BYTES = 65_536
+"""Most bytes of all else that is stored of a node: its metadata, twice, and its relationships."""
+
 
 class ScoredNode(NodeWithScore):
     """A node with its document's fused score, and where that score comes from.

@@ -120,6 +120,7 @@ class Writing:
                     batch = of_collection[start : start + at_once]
                     new = [row for row in batch if row.node_id not in unchanged]
                     self.report.unchanged += len(batch) - len(new)
+                    new = [row for row in new if self._can_be_stored(name, row)]
                     if new:
                         embedded = self._embedded(name, new)
                         writes.append(writer.submit(self._store, name, embedded))
@@ -167,6 +168,15 @@ class Writing:
         if "image_query" in self._stores:
             rows["image_query"] = rows["image"]
         return {name: list(of_collection.values()) for name, of_collection in rows.items()}
+
+    def _can_be_stored(self, name: CollectionName, row: TextNode) -> bool:
+        """Skip a row that the store refuses, before it is embedded."""
+        try:
+            self._stores[name].check(row)
+        except (InvalidValueError, RecursionError) as error:
+            self._skip_row(row, error)
+            return False
+        return True
 
     def _embedded(self, name: CollectionName, rows: list[TextNode]) -> list[TextNode]:
         """Copies of the rows with their vectors; one that cannot be embedded is skipped."""

@@ -22,9 +22,11 @@ from llama_index.core.schema import (
 
 from llama_index_gap.errors import GapError, InvalidValueError
 from llama_index_gap.images.opening import ImageError, check_image
+from llama_index_gap.nodes import MOST_METADATA_BYTES, MOST_TEXT_BYTES
 
 _CAPTION_KEYS = ("caption", "alt")
 _FIELDS = frozenset(["id", "title", "text", "image", "images", *_CAPTION_KEYS, "captions", "alts"])
+_MOST_IMAGES = 10_000
 _MAX_DEPTH = 50  # what copies metadata or writes it as JSON calls itself at each level
 TOO_DEEP = f"is nested too deeply; at most {_MAX_DEPTH} levels are read"
 
@@ -169,6 +171,9 @@ class NodeMaker:
             texts = self._text_nodes(record)
         except ValueError as error:
             return [], [Skipped(record.source, str(error))]
+        except (RecursionError, TimeoutError) as error:  # NLTK stops regular expressions that hang
+            reason = f"its text cannot be cut into passages ({type(error).__name__}: {error})"
+            return [], [Skipped(record.source, reason)]
         images, skipped = self._image_nodes(record)
         skipped += [Skipped(record.source, problem) for problem in record.problems]
         made = [*texts, *images]
@@ -193,9 +198,11 @@ class NodeMaker:
 
     def _text_nodes(self, record: Record) -> list[BaseNode]:
         texts = [record.id, record.title, record.text, *(p.caption for p in record.images)]
+        about = [*([record.id] * 4), *([record.title, record.metadata] * 2)]
         written = json.dumps([*texts, record.metadata], ensure_ascii=False, default=str)
         try:
             written.encode("utf-8")
+            size = len(json.dumps(about, ensure_ascii=False, default=str).encode("utf-8"))
         except UnicodeEncodeError as error:
             broken = written[error.start]
             raise InvalidValueError(
@@ -203,6 +210,12 @@ class NodeMaker:
             ) from error
         if any("\x00" in text for text in texts):
             raise InvalidValueError("holds a NUL character, which is not text")
+        if size > MOST_METADATA_BYTES:
+            raise InvalidValueError(
+                f"its id, title and metadata take {size:,} bytes in an index, which stores them "
+                f"with each node, some of them again for filters; shorten them to "
+                f"{MOST_METADATA_BYTES:,}"
+            )
         text = record.text if record.text.strip() else record.title
         if not text.strip():
             return []
@@ -215,7 +228,12 @@ class NodeMaker:
         nodes: list[ImageNode] = []
         skipped: list[Skipped] = []
         seen: Counter[str] = Counter()
-        for image in record.images:
+        if len(record.images) > _MOST_IMAGES:
+            reason = (
+                f"shows {len(record.images):,} images; only the first {_MOST_IMAGES:,} are read"
+            )
+            skipped.append(Skipped(record.source, reason))
+        for image in record.images[:_MOST_IMAGES]:
             path = image.path
             file = (image.folder or self._folder) / path
             try:
@@ -235,5 +253,13 @@ class NodeMaker:
             seen[name] += 1
             again = f"~{seen[name]}" if seen[name] > 1 else ""
             node_id = f"{record.id}#image-{name}{again}"
-            nodes.append(ImageNode(id_=node_id, text=image.caption, image_path=str(file)))
+            caption = image.caption
+            if (size := len(caption.encode())) > MOST_TEXT_BYTES:
+                reason = (
+                    f"its caption has {size:,} bytes, and an index takes {MOST_TEXT_BYTES:,}; the "
+                    "image is read without it"
+                )
+                skipped.append(Skipped(f"{record.source}, image {path[:80]}", reason))
+                caption = ""
+            nodes.append(ImageNode(id_=node_id, text=caption, image_path=str(file)))
         return nodes, skipped

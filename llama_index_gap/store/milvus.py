@@ -212,6 +212,17 @@ class MilvusStore(MilvusVectorStore):
             self._collection.call(write, data=batch)
         return [node.node_id for node in nodes]
 
+    def check(self, node: BaseNode) -> None:
+        """Refuse a node that cannot be stored; its embedding, or that it has none, does not matter.
+
+        Args:
+            node: any node.
+
+        Raises:
+            ValueError: says why.
+        """
+        to_row(node, self._collection.max_lengths)
+
     async def async_add(self, nodes: Sequence[BaseNode], **kwargs: Any) -> list[str]:
         """As ``add``, without blocking the event loop."""
         return await asyncio.to_thread(self.add, nodes, **kwargs)

@@ -13,7 +13,7 @@ from llama_index.core.vector_stores.utils import metadata_dict_to_node
 
 from llama_index_gap.errors import InvalidValueError
 from llama_index_gap.gap.arrays import VectorArray
-from llama_index_gap.nodes import CaptionedImageNode
+from llama_index_gap.nodes import MOST_METADATA_BYTES, CaptionedImageNode
 from llama_index_gap.store.connection import StoreError, one_line
 from llama_index_gap.store.filters import DOC_ID_FIELD, ID_FIELD, TEXT_FIELD, literal
 
@@ -39,8 +39,6 @@ _FINGERPRINTED = (
     *("excluded_embed_metadata_keys", "excluded_llm_metadata_keys"),
     *("text_template", "metadata_template", "metadata_separator"),
 )
-# A server's own limits, kept on Milvus Lite too: a corpus that fits one fits the other.
-_MOST_DYNAMIC_BYTES = 65_536
 _INT64 = 2**63
 
 
@@ -84,7 +82,7 @@ def to_row(node: BaseNode, max_lengths: Mapping[str, int]) -> dict[str, Any]:
     }
     check_bytes(
         json.dumps(dynamic, ensure_ascii=False, separators=(",", ":")),
-        _MOST_DYNAMIC_BYTES,
+        MOST_METADATA_BYTES,
         f"{name}: its metadata and relationships",
         "they are stored twice, for filters and for reading; keep long texts out of them",
     )
@@ -201,12 +199,12 @@ def to_node(row: Mapping[str, Any]) -> BaseNode:
 def row_bytes(row: Mapping[str, Any]) -> int:
     """An upper bound, roughly, of what a row with its vector takes in a message."""
     vector: VectorArray = row[VECTOR_FIELD]
-    return vector.nbytes + 4 * (len(row[TEXT_FIELD]) + len(row[ID_FIELD])) + _MOST_DYNAMIC_BYTES
+    return vector.nbytes + 4 * (len(row[TEXT_FIELD]) + len(row[ID_FIELD])) + MOST_METADATA_BYTES
 
 
 def most_row_bytes(dim: int) -> int:
     """An upper bound of what a node with its vector takes in an answer, its text the longest."""
-    return 2 * _MOST_DYNAMIC_BYTES + 4 * dim
+    return 2 * MOST_METADATA_BYTES + 4 * dim
 
 
 def in_buckets(count: int, seed: int) -> str:
