@@ -19,7 +19,8 @@ class ImageFolders:
         known: folders that images lay in when they were indexed. They open nothing: where an image
             is no longer in its place, they tell which part of its path to look for below the
             allowed folders.
-        storage: folder of images that are named by their content, and found by that name.
+        storage: folder of images that are named by their content, and found by that name; nothing
+            else that lies in it is opened.
     """
 
     def __init__(
@@ -39,8 +40,11 @@ class ImageFolders:
 
     @cached_property
     def _resolved(self) -> list[Path]:
-        storage = [] if self.storage is None else [self.storage]
-        return [folder.resolve() for folder in (*self.allowed, *storage)]
+        return [folder.resolve() for folder in self.allowed]
+
+    def keep(self, path: Path) -> bool:
+        """Whether a path, without links, is that of an image in the storage."""
+        return path.parent == self.storage and KEPT_IMAGE.fullmatch(path.name) is not None
 
     def hold(self, path: Path) -> bool:
         """Whether a file lies below one of the folders, wherever links on its path lead.
@@ -53,7 +57,7 @@ class ImageFolders:
             ValueError: it is no path.
         """
         file = path.resolve()
-        return any(file.is_relative_to(folder) for folder in self._resolved)
+        return self.keep(file) or any(file.is_relative_to(each) for each in self._resolved)
 
     def find(self, path: str) -> str:
         """Where an image lies now: at its path, or at the same place below an allowed folder.

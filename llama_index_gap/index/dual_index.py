@@ -35,7 +35,7 @@ from llama_index_gap.index.models import (
     stored_identities,
 )
 from llama_index_gap.index.searching import SearchedIndex
-from llama_index_gap.index.writing import IndexReport, Writing, as_nodes, delete_rows
+from llama_index_gap.index.writing import IndexReport, Writing, as_nodes
 from llama_index_gap.modality import CollectionName
 from llama_index_gap.readers.corpus import Corpus
 from llama_index_gap.search.legs import SearchedCollection
@@ -280,8 +280,11 @@ class DualIndex(SearchedIndex):
 
     def delete_nodes(self, node_ids: Sequence[str]) -> None:
         """Delete nodes from all collections; ids that are not there are no error."""
-        for name, store in self._stores.items():
-            delete_rows(store, name, node_ids, self._images)
+        ids = sorted(node_ids)
+        if ids:
+            with self._images.deleting(ids):
+                for store in self._stores.values():
+                    store.delete_nodes(node_ids=ids)
         self._samples.clear()
 
     def delete_ref_doc(self, ref_doc_id: str) -> None:
@@ -426,15 +429,15 @@ class DualIndex(SearchedIndex):
             store.confine_images(indexed.folders)
         return indexed
 
-    def _stored_images(self, node_ids: Sequence[str]) -> dict[str, str]:
+    def _stored_images(self, node_ids: Sequence[str]) -> dict[str, set[str]]:
         """The names of the images in the storage that stored nodes use, by node id."""
-        nodes = self._stores["image"].get_nodes(list(node_ids))
-        paths = {node.node_id: Path(getattr(node, "image_path", None) or "") for node in nodes}
-        return {
-            node_id: path.name
-            for node_id, path in paths.items()
-            if path.parent == self._images.folder
-        }
+        names: dict[str, set[str]] = {}
+        for each in _COLLECTIONS:
+            for node in self._stores[each].get_nodes(list(node_ids)):
+                path = Path(getattr(node, "image_path", None) or "")
+                if path.parent == self._images.folder:
+                    names.setdefault(node.node_id, set()).add(path.name)
+        return names
 
     def _ids_of(self, ref_doc_ids: Sequence[str]) -> set[str]:
         return {

@@ -92,14 +92,15 @@ class ImageStorage:
         folder: where all of it lies, as ``storage_folder`` gives it.
         owner: what tells the index from others that keep images in the same folder; None as long
             as it has kept none.
-        in_use: the names of the images that stored rows use, by node id, of these nodes.
+        in_use: the names of the images that stored rows use, by node id, of these nodes. There are
+            two where an insert was killed that had replaced one of a node's rows.
     """
 
     def __init__(
         self,
         folder: Path,
         owner: Callable[[], str | None],
-        in_use: Callable[[Sequence[str]], dict[str, str]],
+        in_use: Callable[[Sequence[str]], dict[str, set[str]]],
     ) -> None:
         self.folder = folder
         self._owner, self._in_use = owner, in_use
@@ -186,10 +187,13 @@ class ImageStorage:
             used = self._in_use(list(pending)) if pending else {}
             for node_id, names in pending.items():
                 key = self._key(node_id)
-                now = used.get(node_id)
-                if now is None or not (self._users(now) / key).is_file():
-                    now = None
                 before = self._image_of(key)
+                uses = [
+                    each for each in used.get(node_id, ()) if (self._users(each) / key).is_file()
+                ]
+                if len(uses) > 1:  # until it is inserted again, or deleted
+                    continue
+                now = uses[0] if uses else None
                 if now is not None and now != before:
                     self._write_record("nodes", key, now)
                 if now is None and before is not None:

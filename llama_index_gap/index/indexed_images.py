@@ -71,9 +71,8 @@ class IndexedImages:
             images: their files.
             root: folder that all of them were read below; by default each image's own folder.
         """
-        found = dict.fromkeys(path.resolve().parent for path in images)
-        if self.folders.storage is not None:
-            found.pop(self.folders.storage, None)
+        files = [path.resolve() for path in images]
+        found = dict.fromkeys(file.parent for file in files if not self.folders.keep(file))
         folders = self.named or ([root.resolve()] if root is not None else list(found))
         if not found:
             folders = []
@@ -132,7 +131,7 @@ class IndexedImages:
                 f"{self._of}: its property {IMAGES_PROPERTY!r} is damaged ({str(error)[:200]}); "
                 "pass another name, or overwrite=True to start anew"
             ) from error
-        return own_id, folders
+        return own_id, list(dict.fromkeys(folders))[:MOST_FOLDERS]
 
 
 def named_folders(image_root: ImageRoot) -> list[Path]:

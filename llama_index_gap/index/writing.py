@@ -137,7 +137,9 @@ class Writing:
                 lost = everywhere - {row.node_id for row in of_collection}
                 if name != "text":
                     lost -= self._refused  # what is stored of their images stays
-                delete_rows(store, name, store.existing_ids(sorted(lost)), self._images)
+                if gone := sorted(store.existing_ids(sorted(lost))):
+                    with self._images.deleting(gone) if name == "image" else nullcontext():
+                        store.delete_nodes(node_ids=gone)
                 # In one go, since a server's first read waits.
                 digests = {} if name == "text" else self._digests
                 unchanged, moved = store.compare(of_collection, digests)
@@ -277,23 +279,6 @@ class Writing:
                 self.report.image_query_rows += len(rows)
             case "image":
                 self.report.image_rows += len(rows)
-
-
-def delete_rows(
-    store: MilvusStore, name: CollectionName, node_ids: Iterable[str], images: ImageStorage
-) -> None:
-    """Delete rows of a collection, and the images that no other node uses.
-
-    Args:
-        store: the collection.
-        name: which it is.
-        node_ids: ids; unknown ones are no error.
-        images: where the images are kept.
-    """
-    ids = sorted(node_ids)
-    if ids:
-        with images.deleting(ids) if name == "image" else nullcontext():
-            store.delete_nodes(node_ids=ids)
 
 
 def as_nodes(documents: Sequence[BaseNode], splitter: NodeParser | None) -> list[BaseNode]:
