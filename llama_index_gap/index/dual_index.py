@@ -179,6 +179,8 @@ class DualIndex(SearchedIndex):
             self.close()
             raise
         self._images = ImageStorage(storage, lambda: self._indexed.id, self._stored_images)
+        if overwrite and storage_dir is None:  # it was this index's alone, which is gone
+            self._images.clear(all_owners=True)
         self.report = IndexReport()
         self._samples: dict[CollectionName, tuple[VectorArray, int]] = {}
         self._lock = threading.Lock()

@@ -202,16 +202,22 @@ class ImageStorage:
                     self._release(name, key)
                 (self.folder / "pending" / key).unlink()
 
-    def clear(self) -> None:
-        """Delete all images that this index kept here, and nothing else that may lie here."""
+    def clear(self, *, all_owners: bool = False) -> None:
+        """Delete all images that this index kept here, and nothing else that may lie here.
+
+        Args:
+            all_owners: those of every index that kept images here.
+        """
         owner = self._owner()
-        if owner is None or not self._has_records():
+        if (owner is None and not all_owners) or not self._has_records():
             return
         with _lock(self.folder, exclusive=True, wait=False) as alone, self._one_at_a_time():
             for users in self.folder.glob("*.users"):
                 for user in _files(users, _KEY):
                     pending = self.folder / "pending" / user.name
-                    if _read(user) != owner or (_pending(pending) and not alone):
+                    if not all_owners and _read(user) != owner:
+                        continue
+                    if _pending(pending) and not alone:
                         continue
                     if self._image_of(user.name) is not None:
                         (self.folder / "nodes" / user.name).unlink()

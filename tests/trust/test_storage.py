@@ -431,6 +431,15 @@ def test_images_of_a_killed_insert_go_unless_a_row_uses_them(
         assert [path for path in storage.rglob("*") if path.is_file()] == []
 
 
+def test_an_index_that_is_overwritten_takes_its_images_along(tmp_path: Path, secret: Path) -> None:
+    storage = tmp_path / "gap.db.images" / "gap"
+    with opened(tmp_path / "gap.db") as index:
+        index.insert_nodes([ImageNode(id_="a", image=as_base64(secret))])
+    (storage / "mine.txt").write_text("mine")
+    opened(tmp_path / "gap.db", overwrite=True).close()
+    assert [path.name for path in storage.rglob("*") if path.is_file()] == ["mine.txt"]
+
+
 def test_an_image_that_could_not_be_embedded_does_not_stay(tmp_path: Path, secret: Path) -> None:
     broken = base64.b64encode(secret.read_bytes()[:45]).decode()
     storage = tmp_path / "gap.db.images" / "gap"
