@@ -83,6 +83,7 @@ def index(
             overwrite=overwrite,
             device=device,
             max_pixels=max_pixels,
+            image_root=corpus.root,
         ) as filled:
             report = filled.refresh_ref_docs(corpus.nodes, show_progress=shown)
     terminal.stdout.print(visible(f"Read {corpus.summary()}"), markup=False)

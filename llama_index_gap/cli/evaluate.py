@@ -51,7 +51,9 @@ def evaluate(
         if runs is not None:
             runs.mkdir(parents=True, exist_ok=True)
         scorer = options.load_scorer(reranker)
-        with options.open_or_make_index(db, "gap", model, image_model, image_query_model) as index:
+        with options.open_or_make_index(
+            *(db, "gap", model, image_model, image_query_model), image_root=dataset.corpus.root
+        ) as index:
             report = index.refresh_ref_docs(dataset.corpus.nodes, show_progress=shown)
             experiment = Experiment(dataset, index, scorer)
             folder = Path() if is_server(db) else Path(db).parent

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -72,6 +73,15 @@ ImageQueryModel = Annotated[
 Reranker = Annotated[
     str | None, typer.Option(metavar="MODEL", help=f"Rerank by this model: {_BY_NAME}")
 ]
+ImageRoots = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--image-root",
+        metavar="FOLDER",
+        help="Open images of the index in this folder only; may be given several times.",
+        show_default="the folders that were indexed here",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 Page = Annotated[Path | None, typer.Option(callback=_page, help="Write the result as a page, too.")]
 
@@ -89,10 +99,17 @@ def _is_there(database: str) -> bool:
     return is_server(database) or Path(database).exists()
 
 
-def open_index(database: str, name: str) -> DualIndex:
-    """Open an index that must be there, with the models that it names."""
+def open_index(database: str, name: str, image_root: Sequence[Path] | None = None) -> DualIndex:
+    """Open an index that must be there, with the models that it names.
+
+    Args:
+        database: a file or a server.
+        name: of the index.
+        image_root: folders that images are opened in; by default those that were indexed here.
+    """
     check_is_there(database)
-    return llama_index_gap.DualIndex(database, name, token=token())
+    settings: dict[str, Any] = {"image_root": image_root} if image_root else {}
+    return llama_index_gap.DualIndex(database, name, token=token(), **settings)
 
 
 def check_models(
@@ -109,7 +126,12 @@ def check_models(
 
 
 def open_or_make_index(
-    database: str, name: str, *models: str | None, overwrite: bool = False, **settings: Any
+    database: str,
+    name: str,
+    *models: str | None,
+    overwrite: bool = False,
+    image_root: Path | None = None,
+    **settings: Any,
 ) -> DualIndex:
     """Open an index, or make it where it is missing.
 
@@ -118,6 +140,7 @@ def open_or_make_index(
         name: of the index.
         *models: names of the models for texts, for images and for image queries.
         overwrite: drop what the index holds.
+        image_root: folder that images must lie in.
         **settings: of the embedding models.
     """
 
@@ -136,6 +159,7 @@ def open_or_make_index(
         image_query_embed_model=for_image_queries,
         token=token(),
         overwrite=overwrite,
+        image_root=image_root,
     )
 
 

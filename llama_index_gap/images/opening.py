@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import logging
 import re
 import threading
@@ -20,6 +21,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from llama_index_gap.errors import GapError, InvalidValueError
 from llama_index_gap.files import FileError, open_file, reason
 from llama_index_gap.images.fetching import FetchError, fetch
+from llama_index_gap.images.folders import ImageFolders
 from llama_index_gap.images.limits import (
     MAX_PIXELS,
     costs_too_much,
@@ -136,6 +138,15 @@ def read_image(
         _looked_at(stream, lambda file: _identify(file, name))
         stream.seek(0)
         return stream.read()
+
+
+def image_digest(source: ImageSource) -> str:
+    """The SHA-256 of an image's file in hexadecimal; it is neither identified nor decoded."""
+    with _stream(source, describe(source), None, allow_urls=False) as stream:
+        digest = hashlib.sha256()
+        while block := stream.read(2**20):
+            digest.update(block)
+        return digest.hexdigest()
 
 
 def data_uri(source: ImageSource, *, allow_urls: bool = False) -> str:
@@ -276,7 +287,9 @@ def _stream(source: object, name: str, root: str | Path | None, allow_urls: bool
         if data:
             return _from_base64(data if isinstance(data, str) else data.decode("latin-1"), name)
         if path:
-            return _from_file(Path(path), f"{name} ({path})", root)
+            # A node of an index brings along where its image must lie.
+            folders: ImageFolders | None = getattr(node, "image_folders", None)
+            return _from_file(Path(path), f"{name} ({path})", root, folders)
         if url:
             return _from_url(str(url), name, allow_urls)
         kind = type(node).__name__
@@ -311,11 +324,26 @@ def _stream(source: object, name: str, root: str | Path | None, allow_urls: bool
     )
 
 
-def _from_file(path: Path, name: str, root: str | Path | None) -> IO[bytes]:
+def _from_file(
+    path: Path, name: str, root: str | Path | None, folders: ImageFolders | None = None
+) -> IO[bytes]:
     try:
+        if folders is not None and not folders.hold(path):
+            # The folders are nobody's business who gets a page, which shows the reason only.
+            raise ImageError(
+                f"{name}, image_root={folders}",
+                "lies outside the folders whose images may be opened, links followed; if you trust "
+                "the index, name its folder with image_root= (--image-root)",
+            )
         return open_file(path, root)
     except FileError as error:
         raise ImageError(name, str(error)) from error
+    except (OSError, RuntimeError) as error:  # a loop of links, a name too long, …
+        raise ImageError(name, f"cannot be read ({reason(error)})") from error
+    except ImageError:
+        raise
+    except ValueError as error:
+        raise ImageError(name, f"not a path ({reason(error)})") from error
 
 
 def _from_base64(text: str, name: str) -> BytesIO:

@@ -154,11 +154,18 @@ def _image_references(fields: dict[str, Any]) -> tuple[list[ImageReference], lis
 
 
 class NodeMaker:
-    """Turns records into nodes; remembers which ids are taken."""
+    """Turns records into nodes; remembers which ids are taken.
+
+    Attributes:
+        root: folder that images must lie in.
+    """
 
     def __init__(self, root: Path, folder: Path, splitter: NodeParser, max_pixels: int) -> None:
-        self._root = root.resolve()
+        self.root = root.resolve()
         self._folder = folder.resolve()
+        self._folders = dict.fromkeys(
+            each for f in (folder, root) for each in (f.resolve(), f.absolute())
+        )
         self._splitter = splitter
         self._max_pixels = max_pixels
         self._ids: set[str] = set()
@@ -184,7 +191,8 @@ class NodeMaker:
             reason = f"its node id {min(twice)!r} is taken by an earlier document"
             return [], [Skipped(record.source, reason)]
         # The hash changes whenever the document does, so that a refresh can tell.
-        content = [record.title, record.text, [(p.path, p.caption) for p in record.images]]
+        named = [(self._named(each.path), each.caption) for each in record.images]
+        content = [record.title, record.text, named]
         written = json.dumps([*content, record.metadata], sort_keys=True, default=str)
         digest = hashlib.sha256(written.encode()).hexdigest()
         source = RelatedNodeInfo(node_id=record.id, node_type=ObjectType.DOCUMENT, hash=digest)
@@ -195,6 +203,13 @@ class NodeMaker:
             node.relationships[NodeRelationship.SOURCE] = source
         self._ids.update([record.id], (node.node_id for node in made))
         return made, skipped
+
+    def _named(self, path: str) -> str:
+        """A path as it is wherever the corpus' folder is moved to."""
+        for folder in self._folders:
+            if Path(path).is_absolute() and Path(path).is_relative_to(folder):
+                return Path(path).relative_to(folder).as_posix()
+        return path
 
     def _text_nodes(self, record: Record) -> list[BaseNode]:
         texts = [record.id, record.title, record.text, *(p.caption for p in record.images)]
@@ -239,7 +254,7 @@ class NodeMaker:
             try:
                 if "://" in path or path.startswith("//") or path.lower().startswith("data:"):
                     raise ImageError(path, "is a URL; readers fetch nothing, download it first")
-                check_image(file, root=self._root, max_pixels=self._max_pixels)
+                check_image(file, root=self.root, max_pixels=self._max_pixels)
             except ImageError as error:
                 source = record.source
                 if path != source:
@@ -248,7 +263,7 @@ class NodeMaker:
                 continue
             file = file.resolve()
             # The name in ids is the same wherever the corpus' folder is moved to.
-            below = next((f for f in (self._folder, self._root) if file.is_relative_to(f)), None)
+            below = next((f for f in (self._folder, self.root) if file.is_relative_to(f)), None)
             name = (file.relative_to(below) if below else file).as_posix()
             seen[name] += 1
             again = f"~{seen[name]}" if seen[name] > 1 else ""
