@@ -72,6 +72,12 @@ ImageQueryModel = Annotated[
 Reranker = Annotated[
     str | None, typer.Option(metavar="MODEL", help=f"Rerank by this model: {_BY_NAME}")
 ]
+LocalFilesOnly = Annotated[
+    bool,
+    typer.Option(
+        "--local-files-only", help="Ask no hub for models: take folders or the download cache."
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 Page = Annotated[Path | None, typer.Option(callback=_page, help="Write the result as a page, too.")]
 
@@ -89,10 +95,12 @@ def _is_there(database: str) -> bool:
     return is_server(database) or Path(database).exists()
 
 
-def open_index(database: str, name: str) -> DualIndex:
+def open_index(database: str, name: str, local_files_only: bool = False) -> DualIndex:
     """Open an index that must be there, with the models that it names."""
     check_is_there(database)
-    return llama_index_gap.DualIndex(database, name, token=token())
+    return llama_index_gap.DualIndex(
+        database, name, token=token(), local_files_only=local_files_only
+    )
 
 
 def check_models(
@@ -109,7 +117,12 @@ def check_models(
 
 
 def open_or_make_index(
-    database: str, name: str, *models: str | None, overwrite: bool = False, **settings: Any
+    database: str,
+    name: str,
+    *models: str | None,
+    overwrite: bool = False,
+    local_files_only: bool = False,
+    **settings: Any,
 ) -> DualIndex:
     """Open an index, or make it where it is missing.
 
@@ -118,6 +131,7 @@ def open_or_make_index(
         name: of the index.
         *models: names of the models for texts, for images and for image queries.
         overwrite: drop what the index holds.
+        local_files_only: ask no hub for models.
         **settings: of the embedding models.
     """
 
@@ -125,7 +139,9 @@ def open_or_make_index(
         if model is None:
             return None
         note(f"Loading {model} …")
-        return llama_index_gap.DualEncoderEmbedding(model_name=model, **settings)
+        return llama_index_gap.DualEncoderEmbedding(
+            model_name=model, local_files_only=local_files_only, **settings
+        )
 
     for_texts, for_images, for_image_queries = map(load, models)
     return llama_index_gap.DualIndex(
@@ -135,21 +151,22 @@ def open_or_make_index(
         for_images,
         image_query_embed_model=for_image_queries,
         token=token(),
+        local_files_only=local_files_only,
         overwrite=overwrite,
     )
 
 
-def load_scorer(name: str | None) -> PairScorer | None:
+def load_scorer(name: str | None, local_files_only: bool = False) -> PairScorer | None:
     """Load a reranker's model, if one is named."""
     from llama_index_gap import models
 
     if name is None:
         return None
     note(f"Loading {name} …")
-    return models.load_scorer(name)
+    return models.load_scorer(name, models.LoadingSettings(local_files_only=local_files_only))
 
 
-def load_reranker(name: str | None) -> MultiModalRerank | None:
+def load_reranker(name: str | None, local_files_only: bool = False) -> MultiModalRerank | None:
     """Load a reranker that keeps all candidates, if one is named."""
-    scorer = load_scorer(name)
+    scorer = load_scorer(name, local_files_only)
     return None if scorer is None else llama_index_gap.MultiModalRerank(model=scorer, top_n=None)

@@ -18,6 +18,7 @@ def mcp(
     db: options.Database = "gap.db",
     name: options.Name = "gap",
     reranker: options.Reranker = None,
+    local_files_only: options.LocalFilesOnly = False,
     image_root: Annotated[
         Path | None, typer.Option(help="Clients may also search by images in this folder.")
     ] = None,
@@ -44,8 +45,9 @@ def mcp(
         raise FileNotFoundError(f"{image_root}: no such folder")
 
     def opened() -> tuple[DualIndex, list[Any]]:
-        rerank = options.load_reranker(reranker)
-        return options.open_index(db, name), [rerank] if rerank else []
+        rerank = options.load_reranker(reranker, local_files_only)
+        index = options.open_index(db, name, local_files_only)
+        return index, [rerank] if rerank else []
 
     terminal.note("Serving over stdin and stdout; Ctrl-C ends it.")
     try:

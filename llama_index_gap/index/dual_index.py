@@ -79,6 +79,8 @@ class DualIndex(SearchedIndex):
             the user's data folder for a server.
         index_config: Milvus' vector index; HNSW by default.
         search_config: its search parameters.
+        local_files_only: ask no hub for the models that the index names: they lie in a folder or
+            in the download cache.
         overwrite: start empty.
 
     Raises:
@@ -100,6 +102,7 @@ class DualIndex(SearchedIndex):
         storage_dir: str | Path | None = None,
         index_config: dict[str, Any] | None = None,
         search_config: dict[str, Any] | None = None,
+        local_files_only: bool = False,
         overwrite: bool = False,
     ) -> None:
         if not re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII):
@@ -111,6 +114,7 @@ class DualIndex(SearchedIndex):
 
         super().__init__()
         self.name, self.uri = name, uri
+        self._build = partial(build_model, local_files_only=local_files_only)
         self._stores: dict[CollectionName, MilvusStore] = {}
 
         def collection(each: CollectionName, dim: int | None, **settings: Any) -> MilvusStore:
@@ -195,6 +199,7 @@ class DualIndex(SearchedIndex):
         storage_dir: str | Path | None = None,
         index_config: dict[str, Any] | None = None,
         search_config: dict[str, Any] | None = None,
+        local_files_only: bool = False,
         overwrite: bool = False,
     ) -> DualIndex:
         """Open an index and put documents into it; run again, it embeds only what is missing.
@@ -214,6 +219,7 @@ class DualIndex(SearchedIndex):
             storage_dir=storage_dir,
             index_config=index_config,
             search_config=search_config,
+            local_files_only=local_files_only,
             overwrite=overwrite,
         )
         try:
@@ -421,8 +427,8 @@ class DualIndex(SearchedIndex):
             )
         image = stored["image"]
         return (
-            build_model(stored["text"], self._of, "embed_model"),
-            build_model(image, self._of, "image_embed_model") if image else None,
+            self._build(stored["text"], self._of, "embed_model"),
+            self._build(image, self._of, "image_embed_model") if image else None,
         )
 
     def _open_image_queries(
@@ -439,7 +445,7 @@ class DualIndex(SearchedIndex):
         built = stored.get("image_query")
         argument = "image_query_embed_model"
         if model is None and built is not None:
-            model = build_model(built, self._of, argument)
+            model = self._build(built, self._of, argument)
         if model is None:
             if overwrite:
                 with suppress(InvalidValueError):  # there is none

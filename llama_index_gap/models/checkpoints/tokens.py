@@ -74,7 +74,9 @@ class PromptedTokenizer:
         try:
             # AutoTokenizer would take a model's own class here, and these build their pipeline anew
             # and drop parts of the file's.
-            self._tokenizer = PreTrainedTokenizerFast.from_pretrained(checkpoint.folder)
+            self._tokenizer = PreTrainedTokenizerFast.from_pretrained(
+                checkpoint.folder, local_files_only=True, trust_remote_code=False
+            )
         except Exception as error:  # the tokenizers library raises nothing more precise
             raise ModelError(f"{checkpoint.name}: its tokenizer does not load ({error})") from error
         longest = min(longest, self._tokenizer.model_max_length)

@@ -315,7 +315,7 @@ def _load_model(
     from transformers import Qwen2VLConfig, Qwen2VLModel
 
     try:
-        config: Any = Qwen2VLConfig.from_pretrained(checkpoint.folder)
+        config: Any = Qwen2VLConfig.from_pretrained(checkpoint.folder, local_files_only=True)
     except Exception as error:  # transformers raises types of all kinds
         raise ModelError(f"{checkpoint.name}: its config.json does not load ({error})") from error
     width = config.text_config.hidden_size

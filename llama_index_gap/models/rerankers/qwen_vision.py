@@ -200,7 +200,9 @@ def _load_processor(
     try:
         with quiet_transformers():
             # The PIL path is bit-equal to the processor that the checkpoint was published with.
-            processor = load(checkpoint.folder, backend="pil", trust_remote_code=False)
+            processor = load(
+                checkpoint.folder, backend="pil", local_files_only=True, trust_remote_code=False
+            )
         smallest, largest = (
             int(processor.size[f"{which}_edge"]) for which in ("shortest", "longest")
         )
