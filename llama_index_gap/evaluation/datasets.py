@@ -6,17 +6,21 @@ import csv
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from io import TextIOWrapper
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
 from llama_index.core.schema import QueryBundle
 
 from llama_index_gap.errors import GapError, InvalidValueError
 from llama_index_gap.evaluation.metrics import Qrels
+from llama_index_gap.files import MAX_BYTES, FileError, not_utf8, open_file
 from llama_index_gap.readers.corpus import Corpus, corpus_from_records, read_corpus
 
 _EDIS_RELEVANT = 3
+_MOST_GRADE = 10**6
 _ID_KEYS = ("_id", "id", "corpus_id", "query_id", "candidate_id")
 _NO_POOL = (
     "there is no EDIS_candidates_*.json, so only the queries' own candidates are searched, which "
@@ -225,7 +229,7 @@ def _read_documents(
 
 def _read_tsv(path: Path) -> dict[str, dict[str, int]]:
     qrels: dict[str, dict[str, int]] = defaultdict(dict)
-    with path.open(encoding="utf-8", newline="") as file:
+    with _opened(path) as file:
         rows = csv.reader(file, delimiter="\t")
         for number, row in enumerate(rows, start=1):
             where = f"{path.name}:{number}"
@@ -281,8 +285,12 @@ def _query(
 ) -> LabelledQuery:
     text = fields.get("query") or fields.get("text") or ""
     if not isinstance(text, str):
-        raise DatasetError(f"{where}: the query is {text!r}, not a text")
+        raise DatasetError(f"{where}: the query is {str(text)[:100]!r}, not a text")
     image, kind = _find_image(folder, fields.get("image")), fields.get("kind")
+    if image is not None and not (folder / image).resolve().is_relative_to(folder.resolve()):
+        raise DatasetError(
+            f"{where}: the image {image!r} lies outside {folder}; copy it there, links followed"
+        )
     if not text.strip() and image is None:
         raise DatasetError(f"{where}: has neither a text nor an image to ask with")
     return LabelledQuery(
@@ -303,19 +311,23 @@ def _id(fields: Mapping[str, Any], where: str, default: str | None = None) -> st
 def _grade(value: Any, where: str) -> int:
     try:
         grade = float(value)
-        if grade != int(grade):
+        if grade != int(grade) or abs(grade) > _MOST_GRADE:
             raise ValueError
     except (TypeError, ValueError, OverflowError):
-        raise DatasetError(f"{where}: the grade {value!r} is no whole number") from None
+        raise DatasetError(
+            f"{where}: the grade {str(value)[:60]!r} is no whole number up to {_MOST_GRADE:,}"
+        ) from None
     return int(grade)
 
 
 def _json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """The object on each line, with its place for messages."""
-    with path.open(encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, start=1):
+    with _opened(path) as file:
+        for number, line in enumerate(iter(lambda: file.readline(MAX_BYTES), ""), start=1):
+            where = f"{path.name}:{number}"
+            if len(line) == MAX_BYTES:
+                raise DatasetError(f"{where}: is longer than {MAX_BYTES:,} characters")
             if line.strip():
-                where = f"{path.name}:{number}"
                 yield where, _checked(_parsed(line, where), dict, where)
 
 
@@ -323,10 +335,22 @@ def _json_list(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """The objects of a file that is one list, each with its place for messages."""
     if not path.is_file():
         raise DatasetError(f"{path}: no such file; is it another split?")
-    entries = _parsed(path.read_text(encoding="utf-8-sig"), path.name)
+    with _opened(path) as file:
+        entries = _parsed(file.read(), path.name)
     for number, entry in enumerate(_checked(entries, list, path.name), start=1):
         where = f"{path.name}, entry {number}"
         yield where, _checked(entry, dict, where)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[TextIO]:
+    """A data set's file as text; what is no text, no table or no regular file is an error."""
+    try:
+        with TextIOWrapper(open_file(path), encoding="utf-8-sig", newline="") as file:
+            yield file
+    except (FileError, UnicodeDecodeError, csv.Error) as error:
+        said = not_utf8(error) if isinstance(error, UnicodeDecodeError) else str(error)
+        raise DatasetError(f"{path}: {said}") from error
 
 
 def _parsed(text: str, where: str) -> Any:

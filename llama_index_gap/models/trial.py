@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from llama_index_gap.errors import GapError
@@ -36,18 +37,26 @@ def try_encoder(encoder: Encoder) -> None:
                     f"{encoder.name}: gives vectors of {each.shape[-1]} numbers, but says "
                     f"{encoder.dimension}; download the checkpoint again"
                 )
+            if not np.isfinite(each).all():
+                raise ModelError(
+                    f"{encoder.name}: gives vectors that are no numbers; download it again"
+                )
 
 
 def try_scorer(scorer: PairScorer) -> None:
     """Score a short text or a small image against a short text.
 
     Raises:
-        ModelError: that fails.
+        ModelError: that fails, or gives no number.
     """
     with as_model_errors(scorer.name), _no_huge_images(scorer.name):
         query = "a" if "text" in scorer.modalities else _image()
         for modality in sorted(scorer.document_modalities):
-            scorer.score(query, ["a" if modality == "text" else _image()])
+            scores = scorer.score(query, ["a" if modality == "text" else _image()])
+            if not np.isfinite(scores).all():
+                raise ModelError(
+                    f"{scorer.name}: gives scores that are no numbers; download it again"
+                )
 
 
 def _image() -> Image.Image:

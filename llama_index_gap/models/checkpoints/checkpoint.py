@@ -19,6 +19,7 @@ _FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "README.md"]
 _OTHER_RUNTIMES = ["onnx/*", "openvino/*", "*/onnx/*", "*/openvino/*"]
 _LICENCE = re.compile(r"^license:[ \t]*([\"']?)(\w[\w.,+() -]{0,99}?)\1[ \t]*(#.*)?$", re.MULTILINE)
 _MOST_FRONT_MATTER = 2**22  # characters; results of benchmarks stand there, too
+_MOST_SAID = 300
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
@@ -246,6 +247,8 @@ def quiet_transformers() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def first_line(error: Exception) -> str:
-    """What an error says first; its type where it says nothing."""
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+def first_line(error: BaseException) -> str:
+    """What an error says first, with the next line where that only announces it; or its type."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    said = " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1])
+    return said[:_MOST_SAID] or type(error).__name__

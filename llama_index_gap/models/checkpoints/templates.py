@@ -12,16 +12,19 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import cache, wraps
 from typing import Any
 
-from jinja2 import Template, nodes
+from jinja2 import Template, TemplateSyntaxError, nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
 
 from llama_index_gap.models.base import ModelError
 
 _MOST_SOURCE = 2**20
 _BUDGET = 2**24  # characters; a step of a loop counts as many as the whole template has
+_TIMES = 64  # so often may a template look at all that it is given
 _LEAST_STEP = 256
 _MOST_INT = 10**5
+_MOST_ITEMS = 2**20
 _MOST_BITS = 10_000
 _WIDTH = re.compile(r"\d{5,}")
 # What makes of its arguments more than all of them together.
@@ -88,7 +91,7 @@ class _Template(Template):
     def new_context(self, vars: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Called first by all ways to render."""
         sandbox: Any = self.environment
-        sandbox.budget.left = _BUDGET + 16 * sandbox.size((vars or {}).get("messages"), 2**30)
+        sandbox.budget.left = _BUDGET + _TIMES * sandbox.size((vars or {}).get("messages"), 2**30)
         return super().new_context(vars, *args, **kwargs)
 
 
@@ -97,18 +100,45 @@ class _Budget(threading.local):
 
 
 class _Counting(NodeTransformer):
-    """Let each loop and each joined text pass through a filter that counts it."""
+    """Let loops, and what copies or compares texts and lists, pass through filters that count."""
 
     def visit_For(self, node: nodes.For) -> nodes.Node:  # noqa: N802 (jinja's name)
         if node.recursive:
-            raise ModelError("chat templates with recursive loops are not supported")
+            raise TemplateSyntaxError("recursive loops are not supported", node.lineno)
         self.generic_visit(node)
         node.iter = self._filtered(node.iter, "counted_steps")
         return node
 
     def visit_Concat(self, node: nodes.Concat) -> nodes.Node:  # noqa: N802
         self.generic_visit(node)
+        node.nodes = [self._filtered(each, "counted") for each in node.nodes]
         return self._filtered(node, "counted")
+
+    def visit_List(self, node: nodes.List | nodes.Dict) -> nodes.Node:  # noqa: N802
+        self.generic_visit(node)
+        return self._filtered(node, "counted")
+
+    visit_Dict = visit_List  # noqa: N815
+
+    def visit_Tuple(self, node: nodes.Tuple) -> nodes.Node:  # noqa: N802
+        self.generic_visit(node)
+        return self._filtered(node, "counted") if node.ctx == "load" else node
+
+    def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:  # noqa: N802
+        self.generic_visit(node)
+        return self._filtered(node, "counted") if isinstance(node.arg, nodes.Slice) else node
+
+    def visit_Compare(self, node: nodes.Compare) -> nodes.Node:  # noqa: N802
+        self.generic_visit(node)
+        node.expr = self._filtered(node.expr, "counted")
+        for operand in node.ops:
+            operand.expr = self._filtered(operand.expr, "counted")
+        return node
+
+    def visit_Test(self, node: nodes.Test) -> nodes.Node:  # noqa: N802
+        self.generic_visit(node)
+        node.node = self._filtered(node.node, "counted")
+        return node
 
     @staticmethod
     def _filtered(node: Any, name: str) -> nodes.Filter:
@@ -164,17 +194,29 @@ class _Sandbox(ImmutableSandboxedEnvironment):
     def size(self, value: Any, most: int | None = None) -> int:
         """Characters of a text, or of all texts in a list; stops where there are too many."""
         most = self.budget.left if most is None else most
-        total, rest = 0, [value]
+        total, items, rest = 0, 0, [value]
         while rest and total <= most:
-            each = rest.pop()
+            each, items = rest.pop(), items + 1
             total += len(each) if isinstance(each, str | bytes) else 1
+            if items > _MOST_ITEMS:
+                return most + 1
+            if isinstance(each, Namespace):
+                each = each._Namespace__attrs
             if isinstance(each, dict):
                 rest += [*each.keys(), *each.values()]
             elif isinstance(each, list | tuple | set):
                 rest += each
         return total
 
+    def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
+        """Called where a template names ``format`` of a text."""
+        wrapped = super().wrap_str_format(value)
+        if wrapped is not None and _WIDTH.search(value.__self__):
+            self._give_up()
+        return wrapped
+
     def _check(self, name: str, values: list[Any]) -> None:
+        self._spend(sum(map(self.size, values)))
         if any(type(each) is int and abs(each) > _MOST_INT for each in values):
             self._give_up()
         if name in {"format", "format_map"} and any(

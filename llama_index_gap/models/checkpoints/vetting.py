@@ -25,6 +25,9 @@ _READ = (
     *("chat_template.json", "adapter_config.json", _MODULES, "config_sentence_transformers.json"),
     *("sentence_bert_config.json", "router_config.json"),
 )
+_TEXTS = {".json", ".jinja", ".md", ".model", ".txt"}
+_SUFFIXES = {*_TEXTS, ".safetensors", ".bin", ".py"}
+_MOST_TEXT = 4 * MAX_BYTES
 _MOST_MODULES = 100
 
 # Each layer has a tensor of its own; there are lists as long as these before there is a model.
@@ -46,8 +49,12 @@ _EDGES = re.compile(r"(shortest|longest)_edge|(min|max)_pixels")
 _IN_PIXELS = {"merge_size", "min_pixels", "max_pixels"}
 _MOST_SIDE = 4096
 _MOST_PIXELS = 2**28
-_PATCHES = re.compile(r"max_(num_)?patches|(patch|merge|temporal_patch)_size")
+_PATCHES = re.compile(r"max_(num_)?patches")
 _MOST_PATCHES = 2**16
+_PATCH_SIDES = re.compile(r"(patch|merge|temporal_patch)_size")
+_MOST_PATCH_SIDE = 256
+_CLASSES = re.compile(r"num_(labels|classes)")  # each gets a name, before there is a model
+_MOST_CLASSES = 2**17
 
 
 def check_files(checkpoint: Checkpoint, settings: LoadingSettings) -> None:
@@ -64,6 +71,7 @@ def check_files(checkpoint: Checkpoint, settings: LoadingSettings) -> None:
     """
     stored = stored_weights(checkpoint)
     for folder in _module_folders(checkpoint):
+        _check_entries(checkpoint, folder)
         for name in _READ:
             path = folder / name
             if not path.is_file():
@@ -83,7 +91,6 @@ def check_files(checkpoint: Checkpoint, settings: LoadingSettings) -> None:
                 _check_number(says, key, value, stored, most_edge)
                 if not settings.trust_remote_code:
                     _check_harmless(says, key, value)
-        _check_large_files(checkpoint, folder)
         if not settings.allow_pickle:
             _refuse_pickled_module(checkpoint, folder)
 
@@ -172,12 +179,19 @@ def _check_number(
     if must_be_number and not math.isfinite(value):
         refuse("which must be finite")
     if most_edge is not None:
-        for names, most in ((_PATCHES, _MOST_PATCHES), (_EDGES, most_edge), (_SIDES, _MOST_SIDE)):
+        for names, most in (
+            (_EDGES, most_edge),
+            (_SIDES, _MOST_SIDE),
+            (_PATCHES, _MOST_PATCHES),
+            (_PATCH_SIDES, _MOST_PATCH_SIDE),
+        ):
             if names.fullmatch(key) and value > most:
                 refuse(f"more than {most:,}")
         return
     if _LAYERS.fullmatch(key) and value > max(stored.tensors, 1000):
         refuse(f"but its weights are only {stored.tensors:,} tensors")
+    if _CLASSES.fullmatch(key) and value > _MOST_CLASSES:
+        refuse(f"more than {_MOST_CLASSES:,}")
     if _SIZES.fullmatch(key) and value > max(stored.numbers, _FEWEST_NUMBERS):
         refuse(f"but its weights are only {stored.numbers:,} numbers")
 
@@ -192,14 +206,19 @@ def _check_harmless(says: str, key: str, value: Any) -> None:
         )
 
 
-def _check_large_files(checkpoint: Checkpoint, folder: Path) -> None:
-    for pattern in ("*.json", "*.jinja", "*.txt", "*.model"):
-        for path in folder.glob(pattern):
-            if path.is_file() and path.stat().st_size > 4 * MAX_BYTES:
-                raise ModelError(
-                    f"{checkpoint.name}: {path.name} has {path.stat().st_size:,} bytes, more than "
-                    f"{4 * MAX_BYTES:,}; download the checkpoint again, or remove this file"
-                )
+def _check_entries(checkpoint: Checkpoint, folder: Path) -> None:
+    """Refuse what would hang whoever reads it (a FIFO), and texts without end."""
+    for path in folder.iterdir():
+        if path.suffix not in _SUFFIXES or not path.exists() or path.is_dir():
+            continue
+        file = path.relative_to(checkpoint.folder).as_posix()
+        if not path.is_file():
+            raise ModelError(f"{checkpoint.name}: {file} is no regular file; remove it")
+        if path.suffix in _TEXTS and path.stat().st_size > _MOST_TEXT:
+            raise ModelError(
+                f"{checkpoint.name}: {file} has {path.stat().st_size:,} bytes, more than "
+                f"{_MOST_TEXT:,}; download the checkpoint again, or remove this file"
+            )
 
 
 def _refuse_pickled_module(checkpoint: Checkpoint, folder: Path) -> None:
