@@ -22,9 +22,9 @@ from llama_index_gap.models.base import ModelError
 _MOST_SOURCE = 2**20
 _BUDGET = 2**24  # characters; a step of a loop counts as many as the whole template has
 _TIMES = 64  # so often may a template look at all that it is given
-_LEAST_STEP = 256
+_LEAST_STEP = 1024
 _MOST_INT = 10**5
-_MOST_ITEMS = 2**20
+_MOST_ITEMS = 2**17
 _MOST_BITS = 10_000
 _WIDTH = re.compile(r"\d{5,}")
 # What makes of its arguments more than all of them together.
