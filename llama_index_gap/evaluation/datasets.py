@@ -119,6 +119,18 @@ def read_dataset(path: str | Path, *, split: str = "test", show_progress: bool =
     folder = Path(path).expanduser().resolve()
     if not folder.is_dir():
         raise DatasetError(f"{path}: no such folder")
+    dataset = _read_format(folder, split, show_progress)
+    for query in dataset.queries:
+        image = query.image_path
+        if image is not None and not Path(image).resolve().is_relative_to(folder):
+            raise DatasetError(
+                f"{path}: the image of query {query.id!r} lies outside the folder, links followed "
+                f"({image[:200]}); copy it there"
+            )
+    return dataset
+
+
+def _read_format(folder: Path, split: str, show_progress: bool) -> Dataset:
     edis = sorted(folder.glob("EDIS_*.json"))
     if edis:
         return _read_edis(folder, split, show_progress)
@@ -129,7 +141,8 @@ def read_dataset(path: str | Path, *, split: str = "test", show_progress: bool =
         queries, qrels = read_queries(folder / "queries.jsonl")
         return _judgeable(Dataset(folder.name, corpus, queries, qrels))
     raise DatasetError(
-        f"{path}: holds neither EDIS_{split}.json nor queries.jsonl; read_dataset lists the formats"
+        f"{folder}: holds neither EDIS_{split}.json nor queries.jsonl; read_dataset lists the "
+        "formats"
     )
 
 
@@ -285,12 +298,8 @@ def _query(
 ) -> LabelledQuery:
     text = fields.get("query") or fields.get("text") or ""
     if not isinstance(text, str):
-        raise DatasetError(f"{where}: the query is {str(text)[:100]!r}, not a text")
+        raise DatasetError(f"{where}: the query is {repr(text)[:100]}, not a text")
     image, kind = _find_image(folder, fields.get("image")), fields.get("kind")
-    if image is not None and not (folder / image).resolve().is_relative_to(folder.resolve()):
-        raise DatasetError(
-            f"{where}: the image {image!r} lies outside {folder}; copy it there, links followed"
-        )
     if not text.strip() and image is None:
         raise DatasetError(f"{where}: has neither a text nor an image to ask with")
     return LabelledQuery(
@@ -315,7 +324,7 @@ def _grade(value: Any, where: str) -> int:
             raise ValueError
     except (TypeError, ValueError, OverflowError):
         raise DatasetError(
-            f"{where}: the grade {str(value)[:60]!r} is no whole number up to {_MOST_GRADE:,}"
+            f"{where}: the grade {repr(value)[:60]} is no whole number up to {_MOST_GRADE:,}"
         ) from None
     return int(grade)
 

@@ -378,7 +378,9 @@ def load_aligner(path: str | Path) -> Aligner:
                 f"{path} is damaged (its arrays have changed); fit the aligner again"
             )
     except InvalidValueError as error:
-        raise InvalidValueError(f"{path}: {str(error).removeprefix(f'{path} ')}") from error
+        if str(error).startswith(str(path)):
+            raise
+        raise InvalidValueError(f"{path}: {error}") from error
     except (
         KeyError,
         TypeError,

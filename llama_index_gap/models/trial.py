@@ -39,7 +39,7 @@ def try_encoder(encoder: Encoder) -> None:
                 )
             if not np.isfinite(each).all():
                 raise ModelError(
-                    f"{encoder.name}: gives vectors that are no numbers; download it again"
+                    f"{encoder.name}: gives vectors with NaN or infinity; download it again"
                 )
 
 
@@ -55,7 +55,7 @@ def try_scorer(scorer: PairScorer) -> None:
             scores = scorer.score(query, ["a" if modality == "text" else _image()])
             if not np.isfinite(scores).all():
                 raise ModelError(
-                    f"{scorer.name}: gives scores that are no numbers; download it again"
+                    f"{scorer.name}: gives scores of NaN or infinity; download it again"
                 )
 
 
