@@ -62,6 +62,7 @@ def index(
     device: Annotated[
         str | None, typer.Option(help="Where models run.", show_default="a GPU if there is one")
     ] = None,
+    local_files_only: options.LocalFilesOnly = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Drop the index first.")] = False,
     all_skipped: AllSkipped = False,
 ) -> None:
@@ -81,6 +82,7 @@ def index(
         with options.open_or_make_index(
             *(db, name, model, image_model, image_query_model),
             overwrite=overwrite,
+            local_files_only=local_files_only,
             device=device,
             max_pixels=max_pixels,
             image_root=corpus.root,

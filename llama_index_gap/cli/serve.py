@@ -18,6 +18,7 @@ def mcp(
     db: options.Database = "gap.db",
     name: options.Name = "gap",
     reranker: options.Reranker = None,
+    local_files_only: options.LocalFilesOnly = False,
     image_root: Annotated[
         Path | None,
         typer.Option(
@@ -50,8 +51,8 @@ def mcp(
         raise FileNotFoundError(f"{image_root}: no such folder")
 
     def opened() -> tuple[DualIndex, list[Any]]:
-        rerank = options.load_reranker(reranker)
-        index = options.open_index(db, name)
+        rerank = options.load_reranker(reranker, local_files_only)
+        index = options.open_index(db, name, local_files_only=local_files_only)
         if image_root is not None:
             index.allow_images(image_root)
         return index, [rerank] if rerank else []

@@ -84,6 +84,8 @@ class DualIndex(SearchedIndex):
             storage. Images of a folder that was moved are found below its new place.
         index_config: Milvus' vector index; HNSW by default.
         search_config: its search parameters.
+        local_files_only: ask no hub for the models that the index names: they lie in a folder or
+            in the download cache.
         overwrite: start empty.
 
     Raises:
@@ -106,6 +108,7 @@ class DualIndex(SearchedIndex):
         image_root: ImageRoot | None = None,
         index_config: dict[str, Any] | None = None,
         search_config: dict[str, Any] | None = None,
+        local_files_only: bool = False,
         overwrite: bool = False,
     ) -> None:
         if not re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII):
@@ -117,6 +120,7 @@ class DualIndex(SearchedIndex):
 
         super().__init__()
         self.name, self.uri = name, uri
+        self._build = partial(build_model, local_files_only=local_files_only)
         storage = storage_folder(uri, name, storage_dir)
         self._stores: dict[CollectionName, MilvusStore] = {}
 
@@ -133,11 +137,7 @@ class DualIndex(SearchedIndex):
 
         try:
             if embed_model is None:
-                path = lite_path(uri)
-                if path is not None and not Path(path).exists():  # Milvus Lite would make it
-                    raise InvalidValueError(
-                        f"{uri}: no such database; pass embed_model to make one"
-                    )
+                _check_is_there(uri)
                 kept = None if overwrite else index_config
                 self._stores["text"] = existing = collection("text", None, index_config=kept)
                 embed_model, image_embed_model = self._built_models(existing.initial_properties)
@@ -204,6 +204,7 @@ class DualIndex(SearchedIndex):
         image_root: ImageRoot | None = None,
         index_config: dict[str, Any] | None = None,
         search_config: dict[str, Any] | None = None,
+        local_files_only: bool = False,
         overwrite: bool = False,
     ) -> DualIndex:
         """Open an index and put documents into it; run again, it embeds only what is missing.
@@ -224,6 +225,7 @@ class DualIndex(SearchedIndex):
             image_root=image_root,
             index_config=index_config,
             search_config=search_config,
+            local_files_only=local_files_only,
             overwrite=overwrite,
         )
         try:
@@ -473,8 +475,8 @@ class DualIndex(SearchedIndex):
             )
         image = stored["image"]
         return (
-            build_model(stored["text"], self._of, "embed_model"),
-            build_model(image, self._of, "image_embed_model") if image else None,
+            self._build(stored["text"], self._of, "embed_model"),
+            self._build(image, self._of, "image_embed_model") if image else None,
         )
 
     def _open_image_queries(
@@ -491,7 +493,7 @@ class DualIndex(SearchedIndex):
         built = stored.get("image_query")
         argument = "image_query_embed_model"
         if model is None and built is not None:
-            model = build_model(built, self._of, argument)
+            model = self._build(built, self._of, argument)
         if model is None:
             if overwrite:
                 with suppress(InvalidValueError):  # there is none
@@ -526,3 +528,10 @@ class DualIndex(SearchedIndex):
             return
         with store:
             self._compare(store.initial_properties, identities)
+
+
+def _check_is_there(uri: str) -> None:
+    """Refuse a Lite file that is not there, which Milvus Lite would make."""
+    path = lite_path(uri)
+    if path is not None and not Path(path).exists():
+        raise InvalidValueError(f"{uri}: no such database; pass embed_model to make one")
