@@ -36,7 +36,8 @@ from llama_index_gap.gap.align import (
     load_aligner,
 )
 from llama_index_gap.gap.arrays import VectorArray, unit_rows
-from llama_index_gap.images.opening import MAX_PIXELS, describe, open_image
+from llama_index_gap.images.limits import MAX_PIXELS
+from llama_index_gap.images.opening import describe, open_image
 from llama_index_gap.modality import Kind, Modality
 from llama_index_gap.model_settings import Folder, LoadingSettings, PathText
 from llama_index_gap.models import Encoder, ModelError, load_encoder

@@ -235,22 +235,20 @@ class MultiModalSearchTool(AsyncBaseTool):
         return _Search(given, retriever, bundle, filters, asked.top_k)
 
     def _query_image(self, image: str) -> str:
-        """The image's path, or what it holds as a data URI where it has none."""
+        """The image's content as a data URI; of a file below ``image_root`` the path."""
         assert isinstance(self.retriever, NarrowableRetriever)
         source: BaseNode | str | None
         source = dict(self._returned).get(image) or self.retriever.get_image(image)
-        if source is not None:
-            data, path, _ = image_of(source)
-            if path and not data:
-                return str(path)
-        elif self.allow_urls and "://" in image:
-            source = image
-        elif self.image_root is not None:
-            path = Path(self.image_root, image)
-            check_image(path, root=self.image_root)
-            return str(path.resolve())
-        else:
-            raise ImageError(describe(image), f"no such image here; pass {self._images}")
+        if source is None:
+            if self.allow_urls and "://" in image:
+                source = image
+            elif self.image_root is not None:
+                path = Path(self.image_root, image)
+                check_image(path, root=self.image_root)
+                return str(path.resolve())
+            else:
+                raise ImageError(describe(image), f"no such image here; pass {self._images}")
+        # Not the path: whoever opens that knows nothing of where the index' images must lie.
         return data_uri(source, allow_urls=self.allow_urls)
 
     # --- the answer ------------------------------------------------------------------------------

@@ -36,6 +36,7 @@ def search(
     name: options.Name = "gap",
     top_k: Annotated[int, typer.Option(min=1, help="How many documents to show.")] = 5,
     reranker: options.Reranker = None,
+    image_root: options.ImageRoots = None,
     min_probability: Annotated[
         float | None,
         typer.Option(min=0, max=1, help="Leave out what is less probable, where that is known."),
@@ -43,6 +44,7 @@ def search(
     explain: Annotated[
         bool, typer.Option("--explain", help="Show where each score comes from, and why.")
     ] = False,
+    local_files_only: options.LocalFilesOnly = False,
     as_json: options.AsJson = False,
     html: options.Page = None,
 ) -> None:
@@ -54,8 +56,8 @@ def search(
 
         check_image(image)
     options.check_is_there(db)
-    scorer = options.load_scorer(reranker)
-    with options.open_index(db, name) as index:
+    scorer = options.load_scorer(reranker, local_files_only)
+    with options.open_index(db, name, image_root, local_files_only=local_files_only) as index:
         result = index.search(
             text, image, top_k=top_k, reranker=scorer, min_probability=min_probability
         )
