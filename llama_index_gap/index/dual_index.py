@@ -7,7 +7,7 @@ import logging
 import re
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ from llama_index_gap.index.writing import IndexReport, Writing, as_nodes
 from llama_index_gap.modality import CollectionName
 from llama_index_gap.readers.corpus import Corpus
 from llama_index_gap.search.legs import SearchedCollection
-from llama_index_gap.store.addresses import lite_path
+from llama_index_gap.store.addresses import TIMEOUT_SECONDS, lite_path
 from llama_index_gap.store.connection import StoreError
 from llama_index_gap.store.milvus import MilvusStore
 from llama_index_gap.threads import asynchronous
@@ -84,6 +84,7 @@ class DualIndex(SearchedIndex):
             storage. Images of a folder that was moved are found below its new place.
         index_config: Milvus' vector index; HNSW by default.
         search_config: its search parameters.
+        timeout: seconds that a server may take to answer a call.
         local_files_only: ask no hub for the models that the index names: they lie in a folder or
             in the download cache.
         overwrite: start empty.
@@ -108,6 +109,7 @@ class DualIndex(SearchedIndex):
         image_root: ImageRoot | None = None,
         index_config: dict[str, Any] | None = None,
         search_config: dict[str, Any] | None = None,
+        timeout: float = TIMEOUT_SECONDS,
         local_files_only: bool = False,
         overwrite: bool = False,
     ) -> None:
@@ -132,6 +134,7 @@ class DualIndex(SearchedIndex):
                 dim=dim,
                 token=token,
                 search_config=search_config,
+                timeout=timeout,
                 **settings,
             )
 
@@ -175,14 +178,14 @@ class DualIndex(SearchedIndex):
             )
             self._claim(identities)
             self._indexed = self._confined_images(image_root, storage)
+            self._images = ImageStorage(storage, lambda: self._indexed.id, self._stored_images)
+            if overwrite and storage_dir is None:  # it was this index's alone, which is gone
+                self._images.clear(all_owners=True)
         except BaseException:
             self.close()
             raise
-        self._images = ImageStorage(storage, lambda: self._indexed.id, self._stored_images)
-        if overwrite and storage_dir is None:  # it was this index's alone, which is gone
-            self._images.clear(all_owners=True)
         self.report = IndexReport()
-        self._samples: dict[CollectionName, tuple[VectorArray, int]] = {}
+        self._samples: dict[CollectionName, tuple[tuple[int, int], VectorArray, int]] = {}
         self._lock = threading.Lock()
 
     @classmethod
@@ -204,6 +207,7 @@ class DualIndex(SearchedIndex):
         image_root: ImageRoot | None = None,
         index_config: dict[str, Any] | None = None,
         search_config: dict[str, Any] | None = None,
+        timeout: float = TIMEOUT_SECONDS,
         local_files_only: bool = False,
         overwrite: bool = False,
     ) -> DualIndex:
@@ -225,6 +229,7 @@ class DualIndex(SearchedIndex):
             image_root=image_root,
             index_config=index_config,
             search_config=search_config,
+            timeout=timeout,
             local_files_only=local_files_only,
             overwrite=overwrite,
         )
@@ -274,10 +279,7 @@ class DualIndex(SearchedIndex):
         writing = Writing(
             self._stores, models, self._images, note=note, confine=confine, strict=strict
         )
-        try:
-            writing.write(nodes, show_progress=show_progress)
-        finally:
-            self._samples.clear()
+        writing.write(nodes, show_progress=show_progress)
         return writing.report
 
     upsert_nodes = insert_nodes
@@ -289,7 +291,6 @@ class DualIndex(SearchedIndex):
             with self._images.deleting(ids):
                 for store in self._stores.values():
                     store.delete_nodes(node_ids=ids)
-        self._samples.clear()
 
     def delete_ref_doc(self, ref_doc_id: str) -> None:
         """Delete all nodes of a document."""
@@ -312,7 +313,6 @@ class DualIndex(SearchedIndex):
         for store in self._stores.values():
             store.clear()
         self._images.clear()
-        self._samples.clear()
 
     def allow_images(self, *folders: str | Path) -> None:
         """From now on open images below these folders, too, for as long as this object lives.
@@ -398,8 +398,9 @@ class DualIndex(SearchedIndex):
 
     def close(self) -> None:
         """Let go of the database."""
-        for store in self._stores.values():
-            store.close()
+        with ExitStack() as stores:
+            for store in self._stores.values():
+                stores.callback(store.close)
 
     def __enter__(self) -> DualIndex:
         return self
@@ -437,31 +438,31 @@ class DualIndex(SearchedIndex):
         """The names of the images in the storage that stored nodes use, by node id."""
         names: dict[str, set[str]] = {}
         for each in _COLLECTIONS:
-            for node in self._stores[each].get_nodes(list(node_ids)):
-                path = Path(getattr(node, "image_path", None) or "")
-                if path.parent == self._images.folder:
-                    names.setdefault(node.node_id, set()).add(path.name)
+            for node_id, path in self._stores[each].image_paths(node_ids).items():
+                if Path(path).parent == self._images.folder:
+                    names.setdefault(node_id, set()).add(Path(path).name)
         return names
 
     def _ids_of(self, ref_doc_ids: Sequence[str]) -> set[str]:
         return {
-            node.node_id
+            node_id
             for store in self._stores.values()
-            for node in store.get_nodes(ref_doc_ids=list(ref_doc_ids))
+            for node_id in store.ids_of_documents(ref_doc_ids)
         }
 
     def _sample(self, name: CollectionName) -> VectorArray:
-        return self._sampled(name)[0]
-
-    def _size(self, name: CollectionName) -> int:
         return self._sampled(name)[1]
 
-    def _sampled(self, name: CollectionName) -> tuple[VectorArray, int]:
+    def _size(self, name: CollectionName) -> int:
+        return self._sampled(name)[2]
+
+    def _sampled(self, name: CollectionName) -> tuple[tuple[int, int], VectorArray, int]:
         """Some vectors of a collection, and its rows; asked for once between writes."""
         with self._lock:
-            if name not in self._samples:
-                store = self._stores[name]
-                self._samples[name] = store.sample(SAMPLE_SIZE), store.count()
+            store = self._stores[name]
+            state = store.state()
+            if name not in self._samples or self._samples[name][0] != state:
+                self._samples[name] = state, store.sample(SAMPLE_SIZE), store.count()
             return self._samples[name]
 
     def _built_models(

@@ -23,6 +23,7 @@ from llama_index_gap.gap.arrays import VectorArray
 from llama_index_gap.gap.calibrate import RelevanceCalibrator
 from llama_index_gap.modality import CollectionName, Leg, Modality
 from llama_index_gap.search.tracing import in_span
+from llama_index_gap.threads import stop_if_given_up
 
 ImageQueries: TypeAlias = Literal["images", "also_texts"]
 
@@ -143,6 +144,7 @@ def embed_query(
         model = collections[searched_collection(leg, collections)].embed_model
         if (leg.query, id(model)) in vectors:
             continue
+        stop_if_given_up()
         if leg.query == "text":
             texts = query.embedding_strs
             if not texts:
@@ -221,6 +223,7 @@ def _ask(
     top_k: int,
     filters: MetadataFilters | None,
 ) -> LegHits:
+    stop_if_given_up()
     found = collection.store.query(
         VectorStoreQuery(query_embedding=vector.tolist(), similarity_top_k=top_k, filters=filters)
     )
