@@ -32,7 +32,6 @@ from llama_index_gap.images.opening import ImageError
 from llama_index_gap.modality import LEGS, MODALITIES, PLURAL, Leg
 from llama_index_gap.models.base import Item, LazyImage, ModelError, PairScorer
 from llama_index_gap.nodes import document_key
-from llama_index_gap.search.fusion import SMALLEST_BACKGROUND
 from llama_index_gap.search.legs import LegHits
 from llama_index_gap.search.rerank import MultiModalRerank, ScoreMode
 
@@ -51,9 +50,9 @@ _BY_BOTH = {"similarity_top_k": DEPTH // 2, "image_similarity_top_k": DEPTH // 2
 FIRST_STAGE: Mapping[str, Mapping[str, Any]] = {
     "32 by text": _BY_TEXT,
     "32 by image": _BY_IMAGE,
-    "16+16, raw scores": {**_BY_BOTH, "normalize": "none", "combine": "max"},
-    "16+16, RRF": {**_BY_BOTH, "normalize": "rank", "combine": "sum"},
-    "16+16, min–max": {**_BY_BOTH, "normalize": "minmax", "combine": "sum"},
+    "16+16, raw scores": {**_BY_BOTH, "normalize": "none", "combine": "max", "hubs": False},
+    "16+16, RRF": {**_BY_BOTH, "normalize": "rank", "combine": "sum", "hubs": False},
+    "16+16, min–max": {**_BY_BOTH, "normalize": "minmax", "combine": "sum", "hubs": False},
     DEFAULT: _BY_BOTH,
 }
 """The settings of each ``DualIndexRetriever``; one mixed index ranks by raw scores."""
@@ -302,16 +301,6 @@ class Experiment:
             for name, rows in expected.items()
             if self._rows[name] != rows
         ]
-        thin = []
-        for name, collection in self._index.collections().items():
-            sample = collection.sample()
-            if self._rows[name] and (sample is None or len(sample) < SMALLEST_BACKGROUND):
-                thin.append(name)
-        if thin:
-            notes.append(
-                f"{DEFAULT}: fell back to RRF, with fewer than {SMALLEST_BACKGROUND} vectors of "
-                f"{' and '.join(thin)} to sample"
-            )
         notes += [
             f"16+16, raw scores: each leg embeds {modality} queries by a model of its own, so no "
             "one index could give these scores"

@@ -12,13 +12,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.embeddings import MultiModalEmbedding
 from llama_index.core.node_parser import NodeParser
-from llama_index.core.schema import BaseNode
+from llama_index.core.schema import BaseNode, MetadataMode
 
 from llama_index_gap.errors import InvalidValueError, names_nearest
-from llama_index_gap.gap.arrays import VectorArray
+from llama_index_gap.gap.arrays import VectorArray, unit_rows
+from llama_index_gap.gap.background import Background
 from llama_index_gap.gap.calibrate import RelevanceCalibrator
 from llama_index_gap.index.image_storage import ImageStorage, default_storage
 from llama_index_gap.index.models import (
@@ -35,7 +37,7 @@ from llama_index_gap.index.models import (
 )
 from llama_index_gap.index.searching import SearchedIndex
 from llama_index_gap.index.writing import IndexReport, Writing, as_nodes, delete_rows
-from llama_index_gap.modality import CollectionName
+from llama_index_gap.modality import CollectionName, Modality
 from llama_index_gap.readers.corpus import Corpus
 from llama_index_gap.search.legs import SearchedCollection
 from llama_index_gap.store.addresses import lite_path
@@ -174,7 +176,8 @@ class DualIndex(SearchedIndex):
             Path(storage_dir) if storage_dir is not None else default_storage(uri, name)
         )
         self.report = IndexReport()
-        self._samples: dict[CollectionName, tuple[VectorArray, int]] = {}
+        self._samples: dict[CollectionName, tuple[list[str], VectorArray, int]] = {}
+        self._backgrounds: dict[tuple[CollectionName, Modality], Background] = {}
         self._lock = threading.Lock()
 
     @classmethod
@@ -254,7 +257,7 @@ class DualIndex(SearchedIndex):
         try:
             writing.write(nodes, show_progress=show_progress)
         finally:
-            self._samples.clear()
+            self._forget_samples()
         return writing.report
 
     upsert_nodes = insert_nodes
@@ -263,7 +266,7 @@ class DualIndex(SearchedIndex):
         """Delete nodes from all collections; ids that are not there are no error."""
         for name, store in self._stores.items():
             delete_rows(store, name, node_ids, self._images)
-        self._samples.clear()
+        self._forget_samples()
 
     def delete_ref_doc(self, ref_doc_id: str) -> None:
         """Delete all nodes of a document."""
@@ -286,7 +289,7 @@ class DualIndex(SearchedIndex):
         for store in self._stores.values():
             store.clear()
         self._images.clear()
-        self._samples.clear()
+        self._forget_samples()
 
     # --- reading ---------------------------------------------------------------------------------
 
@@ -349,8 +352,7 @@ class DualIndex(SearchedIndex):
             name: SearchedCollection(
                 store,
                 self._model(name),
-                sample=partial(self._sample, name),
-                count=partial(self._size, name),
+                background=partial(self._background, name),
             )
             for name, store in self._stores.items()
         }
@@ -389,6 +391,11 @@ class DualIndex(SearchedIndex):
             return self.image_query_embed_model
         return self.embed_model if name == "text" else self.image_embed_model
 
+    def _forget_samples(self) -> None:
+        with self._lock:
+            self._samples.clear()
+            self._backgrounds.clear()
+
     def _ids_of(self, ref_doc_ids: Sequence[str]) -> set[str]:
         return {
             node.node_id
@@ -396,19 +403,37 @@ class DualIndex(SearchedIndex):
             for node in store.get_nodes(ref_doc_ids=list(ref_doc_ids))
         }
 
-    def _sample(self, name: CollectionName) -> VectorArray:
-        return self._sampled(name)[0]
-
-    def _size(self, name: CollectionName) -> int:
-        return self._sampled(name)[1]
-
-    def _sampled(self, name: CollectionName) -> tuple[VectorArray, int]:
-        """Some vectors of a collection, and its rows; asked for once between writes."""
+    def _background(self, name: CollectionName, asking: Modality) -> Background:
+        """What hits of a collection are compared with; drawn once between writes."""
         with self._lock:
-            if name not in self._samples:
-                store = self._stores[name]
-                self._samples[name] = store.sample(SAMPLE_SIZE), store.count()
-            return self._samples[name]
+            if (name, asking) not in self._backgrounds:
+                ids, rows, size = self._sampled(name)
+                references = self._references(name, asking)
+                self._backgrounds[name, asking] = Background.of(ids, rows, size, references)
+            return self._backgrounds[name, asking]
+
+    def _sampled(self, name: CollectionName) -> tuple[list[str], VectorArray, int]:
+        """Some nodes of a collection, their vectors of length 1, and its rows."""
+        if name not in self._samples:
+            store = self._stores[name]
+            size = store.count()
+            ids = store.sample_ids(SAMPLE_SIZE / max(size, 1))
+            vectors = store.get_vectors(ids)
+            rows = np.array(list(vectors.values()), dtype=np.float32)
+            rows = unit_rows(rows.reshape(len(vectors), dimension_of(self._model(name))))
+            self._samples[name] = list(vectors), rows, size
+        return self._samples[name]
+
+    def _references(self, name: CollectionName, asking: Modality) -> VectorArray:
+        """Stored vectors that are like queries of a modality, in the space of a collection."""
+        model = self._model(name)
+        if asking == "image":
+            return self._sampled("image_query" if name == "image_query" else "image")[1]
+        if model is self.embed_model:
+            return self._sampled("text")[1]
+        nodes = self._stores["text"].get_nodes(list(self._sampled("text")[0]))
+        texts = [node.get_content(MetadataMode.EMBED) for node in nodes]
+        return unit_rows(np.array(model.get_text_embedding_batch(texts), dtype=np.float32))
 
     def _built_models(
         self, properties: dict[str, str]

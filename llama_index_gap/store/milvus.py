@@ -325,6 +325,15 @@ class MilvusStore(MilvusVectorStore):
             NotImplementedError: a mode other than the default one.
         """
         _refuse_arguments("query", kwargs)
+        return self._result(self._hits(query, NODE_FIELDS))
+
+    def query_vectors(self, query: VectorStoreQuery) -> tuple[VectorStoreQueryResult, VectorArray]:
+        """As ``query``, with the vectors of the nodes as they are stored, float32 (n, dim)."""
+        hits = self._hits(query, [*NODE_FIELDS, VECTOR_FIELD])
+        vectors = np.array([hit["entity"][VECTOR_FIELD] for hit in hits], dtype=np.float32)
+        return self._result(hits), vectors.reshape(len(hits), self._collection.dim)
+
+    def _hits(self, query: VectorStoreQuery, fields: list[str]) -> list[dict[str, Any]]:
         if query.mode is not VectorStoreQueryMode.DEFAULT:
             raise UnsupportedError(
                 f"query mode {query.mode.value!r}: this store searches by vector; use the default"
@@ -338,7 +347,24 @@ class MilvusStore(MilvusVectorStore):
         expression = filter_expression(
             query.filters, node_ids=query.node_ids or None, doc_ids=query.doc_ids or None
         )
-        hits = self._search(vector, k, expression) if k else []
+        if not k:
+            return []
+        settings = dict(self.search_config or {})
+        if "ef" in settings:  # HNSW cannot find more than it looks at
+            settings["ef"] = max(int(settings["ef"]), k)
+        found = self._collection.call(
+            "search",
+            data=[vector],
+            anns_field=VECTOR_FIELD,
+            limit=k,
+            filter=expression,
+            output_fields=fields,
+            search_params={"metric_type": self.similarity_metric, "params": settings},
+            consistency_level="Session",
+        )
+        return list(found[0])
+
+    def _result(self, hits: Sequence[dict[str, Any]]) -> VectorStoreQueryResult:
         sign = -1.0 if self.similarity_metric == "L2" else 1.0
         return VectorStoreQueryResult(
             nodes=[to_node(hit["entity"]) for hit in hits],
@@ -349,22 +375,6 @@ class MilvusStore(MilvusVectorStore):
     async def aquery(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
         """As ``query``, without blocking the event loop."""
         return await asyncio.to_thread(self.query, query, **kwargs)
-
-    def _search(self, vector: VectorArray, k: int, expression: str) -> list[dict[str, Any]]:
-        settings = dict(self.search_config or {})
-        if "ef" in settings:  # HNSW cannot find more than it looks at
-            settings["ef"] = max(int(settings["ef"]), k)
-        found = self._collection.call(
-            "search",
-            data=[vector],
-            anns_field=VECTOR_FIELD,
-            limit=k,
-            filter=expression,
-            output_fields=NODE_FIELDS,
-            search_params={"metric_type": self.similarity_metric, "params": settings},
-            consistency_level="Session",
-        )
-        return list(found[0])
 
     def get_nodes(
         self,
