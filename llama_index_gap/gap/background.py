@@ -135,7 +135,8 @@ def background_z(
             vectors. The whole background's spread then is √(own × sample's).
 
     Returns:
-        Shape (n,); None where there are fewer than 3 others, or all scores are equal.
+        Shape (n,), never lower for a higher score; None where there are fewer than 3 others, or
+        all scores of the background are equal.
     """
     hits, whole = np.asarray(scores, np.float64), np.asarray(background, np.float64)
     own = np.full(hits.shape, -1) if places is None else np.asarray(places, np.int64)
@@ -145,8 +146,10 @@ def background_z(
     z = np.empty(hits.shape)
     z[~among] = _z(hits[~among], whole[None, :], whole.std(), spread)
     if among.any():
-        others = _without(whole, own[among])
-        z[among] = _z(hits[among], others, whole.std(), spread)
+        z[among] = _z(hits[among], _without(whole, own[among]), whole.std(), spread)
+    # Hits in the background and hits beside it have backgrounds that differ a little.
+    order = np.argsort(hits, kind="stable")
+    z[order] = np.maximum.accumulate(z[order])
     return z
 
 

@@ -417,7 +417,7 @@ class DualIndex(SearchedIndex):
         if name not in self._samples:
             store = self._stores[name]
             size = store.count()
-            ids = store.sample_ids(SAMPLE_SIZE / max(size, 1))
+            ids = store.sample_ids(SAMPLE_SIZE / size) if size else []
             vectors = store.get_vectors(ids)
             rows = np.array(list(vectors.values()), dtype=np.float32)
             rows = unit_rows(rows.reshape(len(vectors), dimension_of(self._model(name))))

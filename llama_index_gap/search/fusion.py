@@ -33,23 +33,23 @@ class ScoredLeg:
     Attributes:
         keys: the document of each hit; a document may have several hits.
         scores: a score for each hit, shape (n,); higher is better. The order does not matter.
-        hubs: what is taken off each score because the vector is near to everything, shape (n,);
-            None for nothing.
         background: the query's scores against a sample of all vectors of the leg, hubs taken off,
             shape (m,); None where there is no sample to be had.
         size: how many vectors the leg has in all; None where that is not known.
         places: where each hit lies in the background, −1 where it does not, shape (n,); None
             where no hit lies there.
         spread: of a sample of queries; see ``background_z``.
+        hubs: what is taken off each score because the vector is near to everything, shape (n,);
+            None for nothing.
     """
 
     keys: Sequence[str]
     scores: npt.ArrayLike
-    hubs: npt.ArrayLike | None = None
     background: npt.ArrayLike | None = None
     size: int | None = None
     places: npt.ArrayLike | None = None
     spread: float | None = None
+    hubs: npt.ArrayLike | None = None
 
 
 @dataclass(frozen=True)

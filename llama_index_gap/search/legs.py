@@ -99,6 +99,17 @@ class LegHits:
             hubness=hubness,
         )
 
+    def of(self, nodes: Sequence[BaseNode], rows: VectorArray) -> LegHits:
+        """The same query's exact scores for other nodes.
+
+        Args:
+            nodes: n of them.
+            rows: their vectors, of length 1, shape (n, d).
+        """
+        scores = (rows @ unit_query(self.query)).tolist()
+        hubness = None if self.hubs is None else self.hubs.of(rows, scores)
+        return replace(self, nodes=nodes, scores=scores, hubness=hubness)
+
     def best(self, most: int, strength: float) -> LegHits:
         """The first hits once hubs are taken off.
 
@@ -110,6 +121,11 @@ class LegHits:
             return self[:most]
         corrected = np.asarray(self.scores) - strength * self.hubness
         return self[np.argsort(-corrected, kind="stable")[:most].tolist()]
+
+
+def unit_query(vector: VectorArray) -> VectorArray:
+    """A query of length 1; a query of zeros, which fits nothing, stays."""
+    return unit_rows(vector) if vector.any() else vector
 
 
 def searched_collection(leg: Leg, collections: Collections) -> CollectionName:
@@ -262,7 +278,7 @@ def _ask(
     else:
         query.similarity_top_k = min(HITS_BEFORE_CORRECTION * top_k, MOST_HITS)
         found, vectors = cast("MilvusStore", collection.store).query_vectors(query)
-        hubness = of_leg.of(unit_rows(vectors))
+        hubness = of_leg.of(unit_rows(vectors), found.similarities)
     nodes, scores, ids = found.nodes or [], found.similarities or [], found.ids or []
     if ids and not nodes and collection.nodes is not None:
         nodes = collection.nodes(ids)

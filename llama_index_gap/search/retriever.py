@@ -24,7 +24,7 @@ from llama_index.core.vector_stores.types import (
 
 from llama_index_gap.agents.tool import MultiModalSearchTool
 from llama_index_gap.errors import InvalidValueError, names_nearest
-from llama_index_gap.gap.arrays import VectorArray, unit_rows
+from llama_index_gap.gap.arrays import unit_rows
 from llama_index_gap.gap.background import Background
 from llama_index_gap.gap.calibrate import RelevanceCalibrator
 from llama_index_gap.gap.hubs import hub_strength
@@ -53,6 +53,7 @@ from llama_index_gap.search.legs import (
     asked_legs,
     embed_query,
     searched_collection,
+    unit_query,
 )
 from llama_index_gap.search.tracing import in_span
 from llama_index_gap.threads import in_thread
@@ -455,20 +456,21 @@ class DualIndexRetriever(BaseRetriever):
         scored: dict[str, ScoredLeg] = {}
         for leg, found in hits.items():
             keys = [node.node_id for node in found.nodes]
-            hubs = None if found.hubness is None else self._hubs * found.hubness
-            scored[leg.name] = ScoredLeg(keys, found.scores, hubs)
+            strength = 0.0 if found.hubness is None else self._hubs
+            hubs = None if found.hubness is None else strength * found.hubness
             background = self._background(leg) if found.nodes else None
-            if background is not None:
-                strength = 0.0 if hubs is None else self._hubs
-                scored[leg.name] = ScoredLeg(
-                    keys,
-                    found.scores,
-                    hubs,
-                    background.scores(_unit(found.query), strength),
-                    background.size,
-                    background.places(keys),
-                    background.spread(strength),
-                )
+            if background is None:
+                scored[leg.name] = ScoredLeg(keys, found.scores, hubs=hubs)
+                continue
+            scored[leg.name] = ScoredLeg(
+                keys,
+                found.scores,
+                background.scores(unit_query(found.query), strength),
+                background.size,
+                background.places(keys),
+                background.spread(strength),
+                hubs,
+            )
         return scored
 
     def _background(self, leg: Leg) -> Background | None:
@@ -530,16 +532,7 @@ class DualIndexRetriever(BaseRetriever):
             fetched = store.nodes_of_documents([d.key for d in missing], filters=self._filters)
             found = [node for node, _ in fetched]
             rows = unit_rows([vector for _, vector in fetched])
-            scored = {
-                leg: replace(
-                    hits[leg],
-                    nodes=found,
-                    scores=(rows @ _unit(hits[leg].query)).tolist(),
-                    hubness=None if (hubs := hits[leg].hubs) is None else hubs.of(rows),
-                )
-                for leg in legs
-                if found
-            }
+            scored = {leg: hits[leg].of(found, rows) for leg in legs if found}
             if scored:
                 best = self._nodes_by_document(scored, self._scored_nodes(scored))
             else:  # nothing says which passage fits best: the first one then stands for all
@@ -596,11 +589,6 @@ def _both(first: MetadataFilters, second: MetadataFilters) -> MetadataFilters:
         for part in (group.filters if group.condition in (None, FilterCondition.AND) else [group])
     ]
     return MetadataFilters(filters=parts, condition=FilterCondition.AND)
-
-
-def _unit(vector: VectorArray) -> VectorArray:
-    """A query of length 1; a query of zeros, which fits nothing, stays."""
-    return unit_rows(vector) if vector.any() else vector
 
 
 def _place_in_text(node: BaseNode) -> tuple[int, str]:
