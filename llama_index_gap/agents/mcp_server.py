@@ -139,7 +139,7 @@ def serve(server: Server[Any]) -> None:
         async def answer(message: SessionMessage) -> None:
             await write.send(message)
 
-        stdin = cast(Any, _requests(_lines_of_stdin(), answer))
+        stdin = cast(Any, requests(_lines_of_stdin(), answer))
         async with stdio_server(stdin=stdin) as (read, write):
             await server.run(read, write, server.create_initialization_options())
 
@@ -285,7 +285,7 @@ async def _lines_of_stdin() -> AsyncIterator[bytes]:
         yield line
 
 
-async def _requests(
+async def requests(
     lines: AsyncIterator[bytes], answer: Callable[[SessionMessage], Awaitable[None]]
 ) -> AsyncIterator[str]:
     """The lines that are messages; others are answered here, as the SDK drops them in silence."""
