@@ -229,11 +229,15 @@ def test_the_process_lives_through_all_of_them() -> None:
     ) as process:
         assert process.stdin is not None
         assert process.stdout is not None
+        # A server that leaves one unanswered must not leave the test waiting.
+        watchdog = threading.Timer(120, process.kill)
+        watchdog.start()
         process.stdin.write(b"\n".join(lines) + b"\n")
         process.stdin.flush()
         answers = [json.loads(process.stdout.readline()) for _ in lines]
         process.stdin.close()
         assert process.wait(60) == 0
+        watchdog.cancel()
 
     (found,) = (each for each in answers if each["id"] == 99)
     assert found["result"]["content"][0]["text"] == (
