@@ -307,6 +307,13 @@ class DualEncoderEmbedding(LoadingSettings, MultiModalEmbedding):
         """Embed documents without blocking the event loop; as ``get_text_embedding_batch``."""
         return await in_thread(self.get_text_embedding_batch, texts, show_progress, **kwargs)
 
+    def query_cut_at(self, query: str) -> int | None:
+        """The tokens that the model reads of this query; None where it reads all of it."""
+        encoder = self._text_encoder
+        if "text" in encoder.modalities and encoder.count_truncated([query], "query"):
+            return encoder.max_text_tokens
+        return None
+
     def _embed_texts(self, texts: list[str], kind: Kind) -> list[Embedding]:
         if not texts:
             return []

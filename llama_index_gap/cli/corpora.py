@@ -91,7 +91,7 @@ def index(
     terminal.stdout.print(visible(f"Read {corpus.summary()}"), markup=False)
     minutes, seconds = divmod(round(time.monotonic() - started), 60)
     took = f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
-    terminal.stdout.print(f"Indexed in {took}: {report.summary()}", markup=False)
+    terminal.stdout.print(visible(f"Indexed in {took}: {report.summary()}"), markup=False)
     _print_skipped([*corpus.skipped, *report.skipped], all_skipped)
     if not report.text_rows + report.image_rows + report.unchanged:
         terminal.fail(f"{path}: nothing in it could be indexed")

@@ -100,7 +100,7 @@ def delete(
         if everything:
             if not yes:
                 typer.confirm(
-                    f"Delete all {before:,} rows of {name} in {db}?", abort=True, err=True
+                    visible(f"Delete all {before:,} rows of {name} in {db}?"), abort=True, err=True
                 )
             index.clear()
             left = 0

@@ -101,7 +101,8 @@ def _print_documents(result: SearchResult) -> None:
         meaning = "score = text + image, what each adds"
     else:
         meaning = f"score = mean of text and image, as {visible(result.reranker)} rates them"
-    stdout.print(f"{meaning}; --explain says why, --html shows the images", style="dim")
+    hint = f"{meaning}; --explain says why, --html shows the images"
+    stdout.print(hint, style="dim", markup=False)
 
 
 def _columns(title: str, *numbers: str, style: str = "") -> Table:
