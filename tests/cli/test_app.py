@@ -153,7 +153,7 @@ def test_debug_shows_where_an_error_comes_from() -> None:
 
 
 def test_a_mistake_of_ours_is_one_line_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*_: object) -> None:
+    def broken(*_: object, **__: object) -> None:
         raise KeyError("x")
 
     monkeypatch.setattr("llama_index_gap.cli.options.open_index", broken)
