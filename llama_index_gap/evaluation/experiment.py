@@ -26,7 +26,7 @@ from llama_index_gap.evaluation.metrics import (
     judge,
     judged_queries,
 )
-from llama_index_gap.evaluation.results_cache import ResultsCache
+from llama_index_gap.evaluation.results_cache import ResultsCache, ResultsCacheError
 from llama_index_gap.gap.arrays import VectorArray
 from llama_index_gap.images.opening import ImageError
 from llama_index_gap.modality import LEGS, MODALITIES, PLURAL, Leg
@@ -147,6 +147,10 @@ class Experiment:
                 # A query that was changed is asked again.
                 key = json.dumps([query.id, query.text, query.image_path])
                 answer = cache.get(key)
+                if answer is not None and not self._is_answer(answer):
+                    raise ResultsCacheError(
+                        f"{results}: the record of query {query.id!r} is damaged; delete the file"
+                    )
                 if answer is None:
                     try:
                         answer = self._answer(query)
@@ -172,6 +176,19 @@ class Experiment:
             "legs": {leg.pair: _documents(hits.nodes) for leg, hits in legs.items()},
             "own": self._own_share(legs),
         }
+
+    def _is_answer(self, answer: Any) -> bool:
+        """Whether what the cache holds has the shape that ``_answer`` gives."""
+        match answer:
+            case {"runs": dict(runs), "legs": dict(legs), "own": dict(own)}:
+                rankings = [*runs.values(), *legs.values()]
+                return (
+                    runs.keys() >= self._retrievers.keys()
+                    and all(isinstance(ranking, list) for ranking in rankings)
+                    and all(isinstance(each, str) for ranking in rankings for each in ranking)
+                    and all(isinstance(share, int | float) for share in own.values())
+                )
+        return False
 
     def _own_share(self, legs: Mapping[Leg, LegHits]) -> dict[str, float]:
         """The share of one mixed index's first hits that has the query's own modality.
