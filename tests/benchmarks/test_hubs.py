@@ -58,3 +58,14 @@ def test_small_indexes(
         noise_lead["weight: weighted by captions"]
     )
     assert max(lead["weight: weighted by the text"]) < 0.5
+
+
+@pytest.mark.slow
+def test_newsroom(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shown = run("newsroom_fusion.py", monkeypatch, capsys, tmp_path)
+
+    ndcg, recall = (table(part) for part in re.split(r"\n(?:nDCG|recall)@10\n", shown)[1:])
+    assert ndcg["hubs, intent (sample)"][0] > ndcg["hubs, intent"][0]
+    assert recall["hubs, intent (sample)"][0] > recall["text leg"][0]
