@@ -74,6 +74,39 @@ class Method(NamedTuple):
         return self.normalize in get_args(Normalize) and self.correct != "two-sided"
 
 
+METHODS = {
+    "raw, max": Method("none", "max"),
+    "raw, sum": Method("none", "sum"),
+    "RRF": Method("rank", "sum"),
+    "min–max, sum": Method("minmax", "sum"),
+    "DBSF, sum": Method("dbsf", "sum"),
+    "list z, evidence": Method("zscore", "evidence"),
+    "hubs, list z, evidence": Method("zscore", "evidence", "hubs"),
+    "best hits (sample)": Method("best hits", "max", sample=True),
+    **{
+        f"{correct}{', ' * bool(correct)}{combine}{' (sample)' * sample}": Method(
+            "background", combine, correct, sample
+        )
+        for sample in (False, True)
+        for correct in ("", "hubs", "two-sided")
+        for combine in ("evidence", "intent")
+    },
+    **{
+        f"plain: {correct}{', ' * bool(correct)}{combine}{' (sample)' * sample}": Method(
+            "plain", combine, correct, sample
+        )
+        for correct, combine, sample in (
+            ("", "evidence", False),
+            ("hubs", "evidence", False),
+            ("hubs", "intent", False),
+            ("hubs", "intent", True),
+        )
+    },
+}
+DEFAULT = "hubs, intent"
+WITH_SAMPLE = "hubs, intent (sample)"
+
+
 @dataclass(frozen=True)
 class Searched:
     """The vectors of one modality.

@@ -66,41 +66,10 @@ from llama_index_gap.gap.estimates import Estimate, bootstrap
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "tests" / "support"), str(ROOT / "benchmarks")]
-from first_stage import Method, Searched, evaluate  # noqa: E402
+from first_stage import DEFAULT, METHODS, WITH_SAMPLE, Searched, evaluate  # noqa: E402
 from gap_mitigations import FILE, PAIRS, Features, split  # noqa: E402
 from two_modalities import KINDS, Outcome, Simulation, World, unit  # noqa: E402
 
-METHODS = {
-    "raw, max": Method("none", "max"),
-    "raw, sum": Method("none", "sum"),
-    "RRF": Method("rank", "sum"),
-    "min–max, sum": Method("minmax", "sum"),
-    "DBSF, sum": Method("dbsf", "sum"),
-    "list z, evidence": Method("zscore", "evidence"),
-    "hubs, list z, evidence": Method("zscore", "evidence", "hubs"),
-    "best hits (sample)": Method("best hits", "max", sample=True),
-    **{
-        f"{correct}{', ' * bool(correct)}{combine}{' (sample)' * sample}": Method(
-            "background", combine, correct, sample
-        )
-        for sample in (False, True)
-        for correct in ("", "hubs", "two-sided")
-        for combine in ("evidence", "intent")
-    },
-    **{
-        f"plain: {correct}{', ' * bool(correct)}{combine}{' (sample)' * sample}": Method(
-            "plain", combine, correct, sample
-        )
-        for correct, combine, sample in (
-            ("", "evidence", False),
-            ("hubs", "evidence", False),
-            ("hubs", "intent", False),
-            ("hubs", "intent", True),
-        )
-    },
-}
-DEFAULT = "hubs, intent"
-WITH_SAMPLE = "hubs, intent (sample)"
 WIDTH = 136  # columns of the tables
 PERCENT = (10, 50, 90)
 COSINES = (0.35, 0.6)
