@@ -65,6 +65,7 @@ FUSIONS: dict[str, Method] = {
     "two indexes, RRF": ("rank", "sum"),
     "two indexes, z-score": ("background", "sum"),
     "two indexes, evidence": ("background", "evidence"),
+    "two indexes, intent": ("background", "intent"),
 }
 ONE_INDEX = {SHORT[name]: name for name in list(ALIGNERS)[:3]}
 LISTS: dict[str, Method] = {
