@@ -162,7 +162,7 @@ class Experiment:
         return self._result(answers, failed)
 
     def _answer(self, query: LabelledQuery) -> dict[str, Any]:
-        legs = self._deep.search_legs(query.bundle)
+        legs = self._deep.search_legs(query.bundle, for_others=True)
         if self._scorer is not None:
             self._scorer.forget()
         runs = {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import betaln, ndtri, ndtri_exp, stdtr
 
-from llama_index_gap.gap.arrays import FloatArray, IntArray, VectorArray
+from llama_index_gap.gap.arrays import FloatArray, IntArray, VectorArray, unit_rows
 from llama_index_gap.gap.hubs import Hubs
 
 FEWEST_OTHERS = 3
@@ -21,6 +21,7 @@ UPPER_SHARE = 0.25
 FEWEST_UPPER = 16
 """Scores that this part has at least."""
 
+_MOST_KNOWN = 200_000  # nodes whose hubness is kept: some 20 MB
 _NARROWEST = 0.5  # of the whole background's spread; near duplicates would have none at all
 
 
@@ -64,6 +65,34 @@ class Background:
         references = references if queries is None else queries
         hubs = None if references is None else Hubs.found(sample, references)
         return cls(ids, sample, size, hubs, queries)
+
+    def hubness_of(
+        self, ids: Sequence[str], vectors: Callable[[list[str]], Mapping[str, VectorArray]]
+    ) -> FloatArray:
+        """ρ · hubness of nodes, shape (n,); 0 where there are no hubs.
+
+        It is kept, so that a node's vector is read once only.
+
+        Args:
+            ids: of n nodes.
+            vectors: gives the vectors of nodes, by id; 0 for one that it does not give.
+        """
+        if self.hubs is None:
+            return np.zeros(len(ids))
+        unknown = [node_id for node_id in ids if node_id not in self._known]
+        if unknown:
+            if len(self._known) + len(unknown) > _MOST_KNOWN:
+                self._known.clear()
+                unknown = list(ids)
+            found = vectors(unknown)
+            amounts = self.hubs.of(unit_rows(list(found.values()))) if found else ()
+            self._known.update(dict.fromkeys(unknown, 0.0) | dict(zip(found, amounts, strict=True)))
+        known = self._known
+        return np.array([known.get(node_id, 0.0) for node_id in ids])
+
+    @cached_property
+    def _known(self) -> dict[str, float]:
+        return dict(zip(self.ids, self._hubness.tolist(), strict=True))
 
     @cached_property
     def _hubness(self) -> FloatArray:

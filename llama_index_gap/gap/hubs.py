@@ -95,16 +95,23 @@ class Hubs:
         rho = reliability(sample, references)
         return cls(references, rho) if rho > 0 else None
 
-    def of(self, vectors: npt.ArrayLike, scores: npt.ArrayLike | None = None) -> FloatArray:
+    def of(self, vectors: npt.ArrayLike) -> FloatArray:
         """ρ · hubness of each vector, shape (n,); α times this is taken off its score.
 
         Args:
             vectors: of length 1, shape (n, d).
-            scores: the query's cosines to them, shape (n,). What the query is itself stays first:
-                nothing is taken off a cosine of 1.
         """
-        amount = self.reliability * hubness(vectors, self.references)
-        return amount if scores is None else np.where(np.asarray(scores) < _SAME, amount, 0.0)
+        return self.reliability * hubness(vectors, self.references)
+
+
+def spare_itself(amounts: npt.ArrayLike, scores: npt.ArrayLike) -> FloatArray:
+    """What the query is itself stays first: nothing is taken off a cosine of 1.
+
+    Args:
+        amounts: what is to be taken off, shape (n,).
+        scores: the query's cosines, shape (n,).
+    """
+    return np.where(np.asarray(scores) < _SAME, amounts, 0.0)
 
 
 def hub_strength(hubs: bool | float) -> float:

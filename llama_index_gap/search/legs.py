@@ -22,7 +22,7 @@ from llama_index_gap.errors import InvalidValueError
 from llama_index_gap.gap.arrays import FloatArray, VectorArray, unit_rows
 from llama_index_gap.gap.background import Background
 from llama_index_gap.gap.calibrate import RelevanceCalibrator
-from llama_index_gap.gap.hubs import Hubs
+from llama_index_gap.gap.hubs import Hubs, spare_itself
 from llama_index_gap.modality import CollectionName, Leg, Modality
 from llama_index_gap.search.tracing import in_span
 
@@ -107,7 +107,7 @@ class LegHits:
             rows: their vectors, of length 1, shape (n, d).
         """
         scores = (rows @ unit_query(self.query)).tolist()
-        hubness = None if self.hubs is None else self.hubs.of(rows, scores)
+        hubness = None if self.hubs is None else spare_itself(self.hubs.of(rows), scores)
         return replace(self, nodes=nodes, scores=scores, hubness=hubness)
 
     def best(self, most: int, strength: float) -> LegHits:
@@ -217,7 +217,7 @@ def ask_legs(
     top_ks: Mapping[Modality, int],
     filters: MetadataFilters | None,
     *,
-    hubs: bool,
+    hubs: float,
 ) -> tuple[dict[Leg, LegHits], dict[Leg, Exception]]:
     """Ask all legs, side by side where their stores gain by it.
 
@@ -227,8 +227,9 @@ def ask_legs(
         collections: what is searched.
         top_ks: nodes to take from each modality.
         filters: on metadata.
-        hubs: whether to look for hubs. A leg that has some is asked for four times as many nodes,
-            so that those that move up are among them.
+        hubs: how much of a hub is taken off its score (α). Above 0, a leg that has hubs is asked
+            for four times as many nodes, so that those that move up are among them; both the best
+            by their raw score and the best by what is left of it are given.
 
     Returns:
         What each leg found; and why the others failed.
@@ -268,17 +269,27 @@ def _ask(
     top_k: int,
     filters: MetadataFilters | None,
     *,
-    hubs: bool,
+    hubs: float,
 ) -> LegHits:
     background = collection.background(leg.query) if hubs else None
-    of_leg = None if background is None else background.hubs
     query = VectorStoreQuery(vector.tolist(), similarity_top_k=top_k, filters=filters)
-    if of_leg is None:
-        found, hubness = collection.store.query(query), None
-    else:
+    if background is not None and background.hubs is not None:
+        store = cast("MilvusStore", collection.store)
         query.similarity_top_k = min(HITS_BEFORE_CORRECTION * top_k, MOST_HITS)
-        found, vectors = cast("MilvusStore", collection.store).query_vectors(query)
-        hubness = of_leg.of(unit_rows(vectors), found.similarities)
+        hits = store.query_hits(query)
+        raw = np.array([hit.score for hit in hits])
+        hubness = background.hubness_of([hit.id for hit in hits], store.get_vectors)
+        hubness = spare_itself(hubness, raw)
+        corrected = np.argsort(hubs * hubness - raw, kind="stable")
+        kept = sorted({*range(min(top_k, len(hits))), *corrected[:top_k].tolist()})
+        return LegHits(
+            [hits[i].node() for i in kept],
+            raw[kept].tolist(),
+            vector,
+            background.hubs,
+            hubness[kept],
+        )
+    found = collection.store.query(query)
     nodes, scores, ids = found.nodes or [], found.similarities or [], found.ids or []
     if ids and not nodes and collection.nodes is not None:
         nodes = collection.nodes(ids)
@@ -287,4 +298,4 @@ def _ask(
             f"the {leg.target} store returned {len(nodes)} nodes and {len(scores)} scores for "
             f"{len(ids)} ids; pass the docstore that holds its nodes"
         )
-    return LegHits(list(nodes), [float(score) for score in scores], vector, of_leg, hubness)
+    return LegHits(list(nodes), [float(score) for score in scores], vector)

@@ -306,9 +306,20 @@ class DualIndexRetriever(BaseRetriever):
         """As ``search``, without blocking the event loop."""
         return await in_thread(self.search, query)
 
-    def search_legs(self, query: str | QueryBundle) -> dict[Leg, LegHits]:
-        """What each leg finds with its raw scores, before anything is left out or ranked."""
-        return self._search(QueryBundle(query) if isinstance(query, str) else query, {})[0]
+    def search_legs(
+        self, query: str | QueryBundle, *, for_others: bool = False
+    ) -> dict[Leg, LegHits]:
+        """What each leg finds with its raw scores, before anything is left out or ranked.
+
+        Args:
+            query: a text, or a bundle with an image or both.
+            for_others: give also the hits that are the best with hubs only, or without, so that
+                ``rank_legs`` of other retrievers has theirs.
+        """
+        legs = self._search(QueryBundle(query) if isinstance(query, str) else query, {})[0]
+        if for_others:
+            return legs
+        return {leg: hits.best(self._top_ks[leg.target], self._hubs) for leg, hits in legs.items()}
 
     def rank_legs(self, legs: Mapping[Leg, LegHits]) -> SearchResult:
         """Rank what ``search_legs`` found, also of another retriever over the same index.
@@ -349,7 +360,7 @@ class DualIndexRetriever(BaseRetriever):
                 self._collections,
                 self._top_ks,
                 self._filters,
-                hubs=self._hubs > 0,
+                hubs=self._hubs,
             )
         if errors and (self._on_leg_error == "raise" or not hits):
             raise next(iter(errors.values()))

@@ -6,6 +6,8 @@ import asyncio
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +58,21 @@ from llama_index_gap.store.rows import (
 _DEFAULT_EF = 64
 _MOST_RESULTS = 16_384  # a server's own limit, kept on Milvus Lite too
 _NODES_PER_READ = 400
+
+
+@dataclass(frozen=True)
+class StoredHit:
+    """What a search finds.
+
+    Attributes:
+        id: of the node.
+        score: its similarity.
+        node: makes the node.
+    """
+
+    id: str
+    score: float
+    node: Callable[[], BaseNode]
 
 
 class MilvusStore(MilvusVectorStore):
@@ -358,15 +375,19 @@ class MilvusStore(MilvusVectorStore):
             NotImplementedError: a mode other than the default one.
         """
         _refuse_arguments("query", kwargs)
-        return self._result(self._hits(query, NODE_FIELDS))
+        hits = self.query_hits(query)
+        return VectorStoreQueryResult(
+            nodes=[hit.node() for hit in hits],
+            similarities=[hit.score for hit in hits],
+            ids=[hit.id for hit in hits],
+        )
 
-    def query_vectors(self, query: VectorStoreQuery) -> tuple[VectorStoreQueryResult, VectorArray]:
-        """As ``query``, with the vectors of the nodes as they are stored, float32 (n, dim)."""
-        hits = self._hits(query, [*NODE_FIELDS, VECTOR_FIELD])
-        vectors = np.array([hit["entity"][VECTOR_FIELD] for hit in hits], dtype=np.float32)
-        return self._result(hits), vectors.reshape(len(hits), self._collection.dim)
+    def query_hits(self, query: VectorStoreQuery) -> list[StoredHit]:
+        """As ``query``; a hit's node is made when it is asked for, as most are not.
 
-    def _hits(self, query: VectorStoreQuery, fields: list[str]) -> list[dict[str, Any]]:
+        Args:
+            query: as for ``query``.
+        """
         if query.mode is not VectorStoreQueryMode.DEFAULT:
             raise UnsupportedError(
                 f"query mode {query.mode.value!r}: this store searches by vector; use the default"
@@ -391,19 +412,19 @@ class MilvusStore(MilvusVectorStore):
             anns_field=VECTOR_FIELD,
             limit=k,
             filter=expression,
-            output_fields=fields,
+            output_fields=NODE_FIELDS,
             search_params={"metric_type": self.similarity_metric, "params": settings},
             consistency_level="Session",
         )
-        return list(found[0])
-
-    def _result(self, hits: Sequence[dict[str, Any]]) -> VectorStoreQueryResult:
         sign = -1.0 if self.similarity_metric == "L2" else 1.0
-        return VectorStoreQueryResult(
-            nodes=[self._to_node(hit["entity"]) for hit in hits],
-            similarities=[sign * float(hit["distance"]) for hit in hits],
-            ids=[str(hit[ID_FIELD]) for hit in hits],
-        )
+        return [
+            StoredHit(
+                str(hit[ID_FIELD]),
+                sign * float(hit["distance"]),
+                partial(self._to_node, hit["entity"]),
+            )
+            for hit in found[0]
+        ]
 
     async def aquery(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
         """As ``query``, without blocking the event loop."""

@@ -130,6 +130,21 @@ def test_scores_have_their_hubs_taken_off() -> None:
     assert background.spread(0.6) is None
 
 
+def test_a_node_s_vector_is_read_once() -> None:
+    hubs = Hubs(QUERIES, 0.5)
+    background = Background(["a", "b"], SAMPLE[:2], 1000, hubs)
+    read: list[list[str]] = []
+
+    def vectors(ids: list[str]) -> dict[str, np.ndarray]:
+        read.append(ids)
+        return {node_id: SAMPLE[int(node_id)] for node_id in ids if node_id != "99"}
+
+    expected = [*hubs.of(SAMPLE[:1]), *hubs.of(SAMPLE[7:9]), 0]
+    for _ in range(2):
+        assert background.hubness_of(["a", "7", "8", "99"], vectors) == pytest.approx(expected)
+    assert read == [["7", "8", "99"]]
+
+
 def test_the_spread_of_a_sample_of_queries() -> None:
     hubs = Hubs(QUERIES, 0.5)
     background = Background([str(i) for i in range(50)], SAMPLE, 1000, hubs, QUERIES)
