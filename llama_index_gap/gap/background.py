@@ -12,7 +12,7 @@ import numpy.typing as npt
 from scipy.special import betaln, ndtri, ndtri_exp, stdtr
 
 from llama_index_gap.gap.arrays import FloatArray, IntArray, VectorArray
-from llama_index_gap.gap.hubs import Hubs
+from llama_index_gap.gap.hubs import FEWEST_REFERENCES, Hubs
 
 FEWEST_OTHERS = 3
 """With fewer vectors beside the hit itself, a background says nothing."""
@@ -58,10 +58,11 @@ class Background:
             sample: as above.
             size: as above.
             references: stored vectors that are like queries, shape (r, d): they say which vectors
-                are hubs where there are no sample queries.
+                are hubs where there are no sample queries, or too few.
             queries: as above.
         """
-        references = references if queries is None else queries
+        if queries is not None and (references is None or len(queries) >= FEWEST_REFERENCES):
+            references = queries
         hubs = None if references is None else Hubs.found(sample, references)
         return cls(ids, sample, size, hubs, queries)
 
