@@ -72,6 +72,7 @@ ImageQueryModel = Annotated[
 Reranker = Annotated[
     str | None, typer.Option(metavar="MODEL", help=f"Rerank by this model: {_BY_NAME}")
 ]
+AllSkipped = Annotated[bool, typer.Option("--all", help="List all that is skipped.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 Page = Annotated[Path | None, typer.Option(callback=_page, help="Write the result as a page, too.")]
 

@@ -13,7 +13,6 @@ from llama_index.core.schema import MetadataMode
 from llama_index_gap.gap.arrays import VectorArray, unit_rows
 from llama_index_gap.gap.background import Background
 from llama_index_gap.gap.hubs import FEWEST_REFERENCES
-from llama_index_gap.index.models import dimension_of
 from llama_index_gap.index.query_sample import SampleKeeper
 from llama_index_gap.modality import CollectionName, Modality
 from llama_index_gap.store.milvus import MilvusStore
@@ -98,7 +97,7 @@ class Backgrounds:
             ids = store.sample_ids(SAMPLE_SIZE / size) if size else []
             vectors = store.get_vectors(ids)
             rows = np.array(list(vectors.values()), dtype=np.float32)
-            rows = unit_rows(rows.reshape(len(vectors), dimension_of(self._models[name])))
+            rows = unit_rows(rows.reshape(len(vectors), store.dim or 0))
             self._drawn[name] = list(vectors), rows, size
         return self._drawn[name]
 
@@ -109,7 +108,7 @@ class Backgrounds:
             return self._sampled("image_query" if name == "image_query" else "image")[1]
         ids, rows, size = self._sampled("text")
         if model is self._models["text"] or not size:
-            return rows if len(rows) else np.zeros((0, dimension_of(model)), dtype=np.float32)
+            return rows
         known = self._sample.references(name, size)
         if known is not None:
             return known

@@ -18,7 +18,6 @@ from llama_index_gap.gap.arrays import VectorArray, unit_rows
 from llama_index_gap.index.models import (
     MODELS_PROPERTY,
     Identities,
-    dimension_of,
     in_words,
     stored_identities,
     without_paths,
@@ -41,10 +40,11 @@ _Kind: TypeAlias = Literal[
 ]  # "stored": texts of the index, see references
 _KINDS: tuple[_Kind, ...] = get_args(_Kind)
 _SMALL_INDEX = {"index_type": "FLAT"}
-_AGAIN = (
+LEARN_AGAIN = (
     "learn queries again (index.learn_queries, 'llama-gap learn'), or forget them "
     "(index.forget_queries, 'llama-gap learn --forget')"
 )
+"""The way out where a sample is damaged."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +112,7 @@ class SampleKeeper:
     ) -> None:
         self._name, self._of, self._opens = name, of, opens
         self._beside, self._models = stores["text"], models
+        self._dims = {each: int(store.dim or 0) for each, store in stores.items()}
         known: Identities = {each: identities.get(each) or identities["text"] for each in stores}
         compared = without_paths(known)
         self._slots: dict[CollectionName, CollectionName] = {
@@ -280,12 +281,12 @@ class SampleKeeper:
                         f"they were embedded by {in_words(made_with) or 'an unknown model'}, and "
                         f"the index has {in_words(mine)}"
                     )
-                store.check_dim(dimension_of(self._models[slot]))
+                store.check_dim(self._dims[slot])
                 return kept_queries(store)
         except (StoreError, InvalidValueError) as error:
             raise StoreError(
                 f"{self._of}: the queries that it has learnt, {self._name}_{companion(slot)}, "
-                f"cannot be used ({error}); {_AGAIN}"
+                f"cannot be used ({error}); {LEARN_AGAIN}"
             ) from error
 
     def _write(
