@@ -188,6 +188,27 @@ def _z(hits: FloatArray, others: FloatArray, deviation: float, spread: float | N
     return (z + normal_equivalent(above / math.sqrt(1 + 1 / k), k - 1)) / 2
 
 
+def range_of_spreads(first: npt.ArrayLike, second: npt.ArrayLike) -> float | None:
+    """How much the spreads of two legs differ from query to query.
+
+    Where a query's subject decides in which leg its scores lie wide apart, a spread of its own
+    tells the legs apart, and to divide by it throws that away; a sample of queries keeps it.
+
+    Args:
+        first: scores of q queries against vectors of one leg, shape (q, m).
+        second: of the same queries against vectors of the other, shape (q, n).
+
+    Returns:
+        Of the ratios of the two spreads, the 90th percentile over the 10th; None where a query has
+        no spread.
+    """
+    spreads = [np.asarray(each, np.float64).std(axis=1) for each in (first, second)]
+    if not len(spreads[0]) or min(map(np.min, spreads)) <= 0:
+        return None
+    low, high = np.percentile(spreads[0] / spreads[1], [10, 90])
+    return float(high / low)
+
+
 def normal_equivalent(t: npt.ArrayLike, freedom: int) -> FloatArray:
     """The standard normal z-score with the upper tail probability of a Student's t.
 
