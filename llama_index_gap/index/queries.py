@@ -31,6 +31,8 @@ FEWEST_QUERIES = 30
 MOST_QUERIES = 300
 """Queries of a modality that are kept; more bring nothing that could be measured."""
 
+_LONGEST_NAME = 250  # of a file, nearly everywhere
+
 UnlabelledQuery: TypeAlias = ImageSource | QueryBundle
 """A query to learn from: a ``str`` is a text; a path, bytes or an image is an image."""
 
@@ -91,6 +93,11 @@ def sort_queries(
                 "Path, bytes, an open image, a node), or a QueryBundle"
             )
         text = text.strip()
+        if image is None and _is_image_file(text):
+            raise InvalidValueError(
+                f"{where}, {text[:60]!r}, is an image and no text: pass a Path, or a QueryBundle "
+                "with image_path (in a .jsonl file image_path, too)"
+            )
         if text in texts:
             report.duplicates += 1
         elif text:
@@ -100,6 +107,13 @@ def sort_queries(
         if image is not None:
             images.append((where, image))
     return {"text": [(where, text) for text, where in texts.items()], "image": images}
+
+
+def _is_image_file(text: str) -> bool:
+    if text.startswith("data:image/"):
+        return True
+    suffix = Path(text).suffix.lower() if len(text) < _LONGEST_NAME else ""
+    return suffix in Image.registered_extensions() and Path(text).is_file()
 
 
 def _image(source: ImageSource) -> tuple[str, str]:

@@ -258,7 +258,12 @@ class SampleKeeper:
 
     def _kept(self, slot: CollectionName) -> dict[_Kind, tuple[VectorArray, int]]:
         if slot not in self._read:
-            there = self._beside.has_collection(f"{self._name}_{companion(slot)}")
+            name = f"{self._name}_{companion(slot)}"
+            try:
+                there = self._beside.has_collection(name)
+            except StoreError as error:  # such as a reader that may see the index and no more
+                logger.warning("%s: searched without learnt queries (%s)", self._of, error)
+                there = False
             self._read[slot] = self._checked(slot) if there else {}
         return self._read[slot]
 

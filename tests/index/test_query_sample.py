@@ -139,6 +139,13 @@ def test_what_cannot_be_learnt_changes_nothing(
     assert index.query_sample() == before
 
 
+def test_the_name_of_an_image_is_no_text(index: DualIndex, noise_files: list[str]) -> None:
+    for name in (noise_files[0], "data:image/png;base64,AAAA"):
+        with pytest.raises(ValueError, match=r"query 31, .*, is an image and no text: pass a Path"):
+            index.learn_queries([*texts(0), name])
+    assert index.learn_queries([*texts(0), "0 degrees, none.png"]).texts == 31
+
+
 def test_of_more_than_300_the_same_300_are_drawn(
     index: DualIndex, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -392,7 +399,7 @@ def test_few_queries_steady_the_spread_and_leave_hubs_to_stored_texts(
 ) -> None:
     """It takes 32 references to tell a hub."""
     rng = np.random.default_rng(0)
-    near = rng.normal(0, 20, 60)  # some directions have many neighbours, others few
+    near = np.abs(rng.normal(0, 20, 60))  # some directions have many neighbours, others few
     index.insert_nodes([TextNode(id_=f"n{i}", text=f"{a:.2f} x") for i, a in enumerate(near)])
     stored = index.collections()["text"].background("text").hubs
     index.learn_queries(texts(0, 31))
