@@ -31,7 +31,7 @@ NAMES = {
     "centred": "one index, centred",
     "linear": "one index, linear map",
     "rank": "two indexes, by rank",
-    "evidence": "two indexes, by evidence",
+    "intent": "two indexes, by intent",
 }
 _ALIGNERS = {
     "offset": ("the offset", "OffsetAligner"),
@@ -155,7 +155,7 @@ def _two_spaces(figures: Figures) -> Recommendation | None:
         f"The {figures.stored['text']:,} texts and the {figures.stored['image']:,} images were "
         "embedded by two models without a common space. There is no gap between them to close, and "
         f"one mixed index is impossible.{_gains(figures.before_after, *FUSIONS)}",
-        "index.as_retriever() fuses the two by evidence.",
+        "index.as_retriever() fuses the two by intent.",
     )
 
 
@@ -192,13 +192,12 @@ def _two_indexes(figures: Figures) -> Recommendation | None:
     notes = sorted({f" ({mitigation.note}.)" for mitigation in fused.values() if mitigation.note})
     if before_after.labelled and not _is_lower(before, fused[best]):
         notes.append(" For the labelled queries the intervals show no difference.")
-    by_rank = best == "rank" or fused[best].note is not None
     settings = 'normalize="rank", combine="sum"' if best == "rank" else ""
     then = "; ".join(
         f"fused by {name} it is {_bias_values(mitigation)}" for name, mitigation in fused.items()
     )
     return Recommendation(
-        f"One index for each modality, fused by {'rank' if by_rank else 'evidence'}",
+        f"One index for each modality, fused by {best}",
         f"In one mixed index {shares}; {then}.{_gains(before_after, STORED, *fused)}"
         + "".join(notes),
         f"Search with index.as_retriever({settings}), and let a cross-encoder, MultiModalRerank, "
@@ -382,13 +381,13 @@ def _is_biased(before_after: BeforeAfter) -> bool:
 
 
 def _best(mitigations: Mapping[str, Mitigation]) -> str:
-    """By nDCG where queries are labelled; else evidence if it closes half the bias, or by bias."""
+    """By nDCG where queries are labelled; else intent if it closes half the bias, or by bias."""
 
     def worth(name: str) -> tuple[float, bool, float]:
         mitigation = mitigations[name]
         gain = sum(each.ndcg.value for each in mitigation.asked.values() if each.ndcg is not None)
         closed = mitigation.bias_closed or 0.0
-        return gain, name == "evidence" and closed >= 0.5, closed
+        return gain, name == "intent" and closed >= 0.5, closed
 
     return max(mitigations, key=worth)
 
