@@ -36,7 +36,8 @@ from llama_index_gap.gap.align import (
     load_aligner,
 )
 from llama_index_gap.gap.arrays import VectorArray, unit_rows
-from llama_index_gap.images.opening import MAX_PIXELS, describe, open_image
+from llama_index_gap.images.limits import MAX_PIXELS
+from llama_index_gap.images.opening import describe, open_image
 from llama_index_gap.modality import Kind, Modality
 from llama_index_gap.model_settings import Folder, LoadingSettings, PathText
 from llama_index_gap.models import Encoder, ModelError, load_encoder
@@ -316,6 +317,13 @@ class DualEncoderEmbedding(LoadingSettings, MultiModalEmbedding):
     ) -> list[Embedding]:
         """Embed documents without blocking the event loop; as ``get_text_embedding_batch``."""
         return await in_thread(self.get_text_embedding_batch, texts, show_progress, **kwargs)
+
+    def query_cut_at(self, query: str) -> int | None:
+        """The tokens that the model reads of this query; None where it reads all of it."""
+        encoder = self._text_encoder
+        if "text" in encoder.modalities and encoder.count_truncated([query], "query"):
+            return encoder.max_text_tokens
+        return None
 
     def _embed_texts(self, texts: list[str], kind: Kind) -> list[Embedding]:
         if not texts:

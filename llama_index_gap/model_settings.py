@@ -53,6 +53,12 @@ class LoadingSettings(BaseModel):
     cache_folder: PathText | None = Field(
         frozen=True, default=None, description="Where downloads are kept."
     )
+    local_files_only: bool = Field(
+        frozen=True,
+        default=False,
+        description="Ask no hub and download nothing: take a model from its folder or from the "
+        "download cache. HF_HUB_OFFLINE=1 does so everywhere.",
+    )
     trust_remote_code: bool = Field(
         frozen=True,
         default=False,

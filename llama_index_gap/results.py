@@ -13,7 +13,7 @@ from llama_index_gap.images.opening import describe, has_image
 from llama_index_gap.images.thumbnails import thumbnail
 from llama_index_gap.modality import LEGS, MODALITIES, Leg, Modality
 from llama_index_gap.nodes import GroupBy, by_document, document_key
-from llama_index_gap.text import excerpt
+from llama_index_gap.text import excerpt, visible
 
 _DISPLAY_SIDE = 160  # pixels of an image in a notebook
 _DISPLAY_TEXT = 300  # characters of a passage there
@@ -257,9 +257,10 @@ class SearchResult(Sequence[FoundDocument]):
         for document in self:
             score = "–" if document.score is None else f"{document.score:.4g}"
             lines.append(
-                f"{document.rank}. {document.title} ({score}): {excerpt(document.text, 60)}"
+                f"{document.rank}. {excerpt(document.title, 100)} ({score}): "
+                f"{excerpt(document.text, 60)}"
             )
-        return "\n".join(lines)
+        return visible("\n".join(lines))
 
     def _repr_html_(self) -> str:
         """What a notebook shows: titles, scores, passages and small images, all escaped."""

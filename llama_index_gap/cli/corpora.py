@@ -30,7 +30,7 @@ def read(
     all_skipped: options.AllSkipped = False,
 ) -> None:
     """Check a corpus: show how much can be read, and what is skipped and why."""
-    from llama_index_gap.images.opening import MAX_PIXELS
+    from llama_index_gap.images.limits import MAX_PIXELS
 
     corpus = llama_index_gap.read_corpus(
         path,
@@ -55,6 +55,7 @@ def index(
     device: Annotated[
         str | None, typer.Option(help="Where models run.", show_default="a GPU if there is one")
     ] = None,
+    local_files_only: options.LocalFilesOnly = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Drop the index first.")] = False,
     all_skipped: options.AllSkipped = False,
 ) -> None:
@@ -62,7 +63,7 @@ def index(
 
     Run again, it embeds only new and changed documents, and completes an interrupted run.
     """
-    from llama_index_gap.images.opening import MAX_PIXELS
+    from llama_index_gap.images.limits import MAX_PIXELS
 
     options.check_models(db, model, image_model, overwrite=overwrite)
     max_pixels, shown = max_pixels or MAX_PIXELS, terminal.stderr.is_terminal
@@ -74,14 +75,16 @@ def index(
         with options.open_or_make_index(
             *(db, name, model, image_model, image_query_model),
             overwrite=overwrite,
+            local_files_only=local_files_only,
             device=device,
             max_pixels=max_pixels,
+            image_root=corpus.root,
         ) as filled:
             report = filled.refresh_ref_docs(corpus.nodes, show_progress=shown)
     terminal.stdout.print(visible(f"Read {corpus.summary()}"), markup=False)
     minutes, seconds = divmod(round(time.monotonic() - started), 60)
     took = f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
-    terminal.stdout.print(f"Indexed in {took}: {report.summary()}", markup=False)
+    terminal.stdout.print(visible(f"Indexed in {took}: {report.summary()}"), markup=False)
     terminal.print_skipped([*corpus.skipped, *report.skipped], all_skipped)
     if not report.text_rows + report.image_rows + report.unchanged:
         terminal.fail(f"{path}: nothing in it could be indexed")

@@ -21,6 +21,7 @@ from llama_index_gap.index.dual_index import DualIndex
 from llama_index_gap.models import LoadingSettings, PairScorer, load_scorer
 from llama_index_gap.nodes import by_document
 from llama_index_gap.search.rerank import MultiModalRerank
+from llama_index_gap.text import visible
 
 
 def run_demo(folder: str | Path, console: Console, *, articles: int, queries_per_kind: int) -> None:
@@ -56,7 +57,7 @@ def run_demo(folder: str | Path, console: Console, *, articles: int, queries_per
     model = DualEncoderEmbedding(model_name=str(CHECKPOINT), dtype="float32")  # alike anywhere
     with DualIndex(str(folder / "newsroom.db"), embed_model=model) as index:
         report = index.refresh_ref_docs(dataset.corpus.nodes, show_progress=shown)
-        console.print(report.summary(), highlight=False)
+        console.print(visible(report.summary()), highlight=False, markup=False)
 
         unjudged = folder / "queries.txt"
         unjudged.write_text("\n".join(development_queries()), encoding="utf-8")
@@ -89,7 +90,7 @@ def run_demo(folder: str | Path, console: Console, *, articles: int, queries_per
     page = folder / "newsroom.html"
     page.write_text(render_experiment(result, pick_examples(result, dataset)), encoding="utf-8")
     console.print(
-        Text(f"With their images: {page} (took {time.monotonic() - started:.0f} s)"),
+        Text(visible(f"With their images: {page} (took {time.monotonic() - started:.0f} s)")),
         soft_wrap=True,
     )
 

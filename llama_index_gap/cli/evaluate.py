@@ -28,6 +28,7 @@ def evaluate(
     limit: Annotated[int | None, typer.Option(min=1, help="Ask only so many queries.")] = None,
     split: Annotated[str, typer.Option(help="The split whose queries are asked.")] = "test",
     db: Annotated[str | None, options.database_option("DATA's name with .db, here")] = None,
+    local_files_only: options.LocalFilesOnly = False,
     html: options.Page = None,
     as_json: options.AsJson = False,
     runs: Annotated[Path | None, typer.Option(help="Write rankings here, as TREC files.")] = None,
@@ -50,8 +51,12 @@ def evaluate(
         dataset = read_dataset(data, split=split, show_progress=shown).limited(limit)
         if runs is not None:
             runs.mkdir(parents=True, exist_ok=True)
-        scorer = options.load_scorer(reranker)
-        with options.open_or_make_index(db, "gap", model, image_model, image_query_model) as index:
+        scorer = options.load_scorer(reranker, local_files_only)
+        with options.open_or_make_index(
+            *(db, "gap", model, image_model, image_query_model),
+            image_root=dataset.corpus.root,
+            local_files_only=local_files_only,
+        ) as index:
             report = index.refresh_ref_docs(dataset.corpus.nodes, show_progress=shown)
             experiment = Experiment(dataset, index, scorer)
             folder = Path() if is_server(db) else Path(db).parent

@@ -114,20 +114,22 @@ def delete(
         list[str] | None,
         typer.Argument(metavar="ID", help="Ids of documents, as 'search --explain' shows them."),
     ] = None,
+    *,
     db: options.Database = "gap.db",
     name: options.Name = "gap",
+    local_files_only: options.LocalFilesOnly = False,
     everything: Annotated[bool, typer.Option("--all", help="Delete all documents.")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Delete all without asking.")] = False,
 ) -> None:
     """Delete documents from an index. Their own files stay."""
     if everything == bool(documents):
         raise typer.BadParameter("pass ids of documents, or --all", param_hint="ID")
-    with options.open_index(db, name) as index:
+    with options.open_index(db, name, local_files_only=local_files_only) as index:
         before = left = sum(index.count().values())
         if everything:
             if not yes:
                 typer.confirm(
-                    f"Delete all {before:,} rows of {name} in {db}?", abort=True, err=True
+                    visible(f"Delete all {before:,} rows of {name} in {db}?"), abort=True, err=True
                 )
             index.clear()
             left = 0

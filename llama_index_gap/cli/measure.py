@@ -26,6 +26,8 @@ def measure(
         str | None,
         typer.Option(metavar="MODEL", help="Measure this reranker's gap too, with 16 queries."),
     ] = None,
+    image_root: options.ImageRoots = None,
+    local_files_only: options.LocalFilesOnly = False,
     html: options.Page = None,
     as_json: options.AsJson = False,
 ) -> None:
@@ -38,8 +40,8 @@ def measure(
     from llama_index_gap.evaluation.datasets import read_queries
 
     asked, qrels = read_queries(queries) if queries is not None else ([], {})
-    with options.open_index(db, name) as index:
-        rerank = options.load_reranker(reranker)
+    with options.open_index(db, name, image_root, local_files_only=local_files_only) as index:
+        rerank = options.load_reranker(reranker, local_files_only)
         report = report_gap(
             index, asked, qrels, reranker=rerank, show_progress=terminal.stderr.is_terminal
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -73,6 +74,21 @@ Reranker = Annotated[
     str | None, typer.Option(metavar="MODEL", help=f"Rerank by this model: {_BY_NAME}")
 ]
 AllSkipped = Annotated[bool, typer.Option("--all", help="List all that is skipped.")]
+ImageRoots = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--image-root",
+        metavar="FOLDER",
+        help="Open images of the index in this folder only; may be given several times.",
+        show_default="the folders that were indexed here",
+    ),
+]
+LocalFilesOnly = Annotated[
+    bool,
+    typer.Option(
+        "--local-files-only", help="Ask no hub for models: take folders or the download cache."
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 Page = Annotated[Path | None, typer.Option(callback=_page, help="Write the result as a page, too.")]
 
@@ -90,10 +106,29 @@ def _is_there(database: str) -> bool:
     return is_server(database) or Path(database).exists()
 
 
-def open_index(database: str, name: str) -> DualIndex:
-    """Open an index that must be there, with the models that it names."""
+def open_index(
+    database: str,
+    name: str,
+    image_root: Sequence[Path] | None = None,
+    *,
+    local_files_only: bool = False,
+) -> DualIndex:
+    """Open an index that must be there, with the models that it names.
+
+    Args:
+        database: a file or a server.
+        name: of the index.
+        image_root: folders that images are opened in; by default those that were indexed here.
+        local_files_only: ask no hub for models.
+    """
     check_is_there(database)
-    return llama_index_gap.DualIndex(database, name, token=token())
+    return llama_index_gap.DualIndex(
+        database,
+        name,
+        token=token(),
+        image_root=image_root or None,
+        local_files_only=local_files_only,
+    )
 
 
 def check_models(
@@ -110,7 +145,13 @@ def check_models(
 
 
 def open_or_make_index(
-    database: str, name: str, *models: str | None, overwrite: bool = False, **settings: Any
+    database: str,
+    name: str,
+    *models: str | None,
+    overwrite: bool = False,
+    image_root: Path | None = None,
+    local_files_only: bool = False,
+    **settings: Any,
 ) -> DualIndex:
     """Open an index, or make it where it is missing.
 
@@ -119,6 +160,8 @@ def open_or_make_index(
         name: of the index.
         *models: names of the models for texts, for images and for image queries.
         overwrite: drop what the index holds.
+        image_root: folder that images must lie in.
+        local_files_only: ask no hub for models.
         **settings: of the embedding models.
     """
 
@@ -126,7 +169,9 @@ def open_or_make_index(
         if model is None:
             return None
         note(f"Loading {model} …")
-        return llama_index_gap.DualEncoderEmbedding(model_name=model, **settings)
+        return llama_index_gap.DualEncoderEmbedding(
+            model_name=model, local_files_only=local_files_only, **settings
+        )
 
     for_texts, for_images, for_image_queries = map(load, models)
     return llama_index_gap.DualIndex(
@@ -136,21 +181,23 @@ def open_or_make_index(
         for_images,
         image_query_embed_model=for_image_queries,
         token=token(),
+        local_files_only=local_files_only,
         overwrite=overwrite,
+        image_root=image_root,
     )
 
 
-def load_scorer(name: str | None) -> PairScorer | None:
+def load_scorer(name: str | None, local_files_only: bool = False) -> PairScorer | None:
     """Load a reranker's model, if one is named."""
     from llama_index_gap import models
 
     if name is None:
         return None
     note(f"Loading {name} …")
-    return models.load_scorer(name)
+    return models.load_scorer(name, models.LoadingSettings(local_files_only=local_files_only))
 
 
-def load_reranker(name: str | None) -> MultiModalRerank | None:
+def load_reranker(name: str | None, local_files_only: bool = False) -> MultiModalRerank | None:
     """Load a reranker that keeps all candidates, if one is named."""
-    scorer = load_scorer(name)
+    scorer = load_scorer(name, local_files_only)
     return None if scorer is None else llama_index_gap.MultiModalRerank(model=scorer, top_n=None)

@@ -37,6 +37,7 @@ def search(
     name: options.Name = "gap",
     top_k: Annotated[int, typer.Option(min=1, help="How many documents to show.")] = 5,
     reranker: options.Reranker = None,
+    image_root: options.ImageRoots = None,
     min_probability: Annotated[
         float | None,
         typer.Option(min=0, max=1, help="Leave out what is less probable, where that is known."),
@@ -44,6 +45,7 @@ def search(
     explain: Annotated[
         bool, typer.Option("--explain", help="Show where each score comes from, and why.")
     ] = False,
+    local_files_only: options.LocalFilesOnly = False,
     as_json: options.AsJson = False,
     html: options.Page = None,
 ) -> None:
@@ -55,8 +57,8 @@ def search(
 
         check_image(image)
     options.check_is_there(db)
-    scorer = options.load_scorer(reranker)
-    with options.open_index(db, name) as index:
+    scorer = options.load_scorer(reranker, local_files_only)
+    with options.open_index(db, name, image_root, local_files_only=local_files_only) as index:
         result = index.search(
             text, image, top_k=top_k, reranker=scorer, min_probability=min_probability
         )
@@ -102,7 +104,8 @@ def _print_documents(result: SearchResult) -> None:
         meaning = "score = text + image, what each adds"
     else:
         meaning = f"score = mean of text and image, as {visible(result.reranker)} rates them"
-    stdout.print(f"{meaning}; --explain says why, --html shows the images", style="dim")
+    hint = f"{meaning}; --explain says why, --html shows the images"
+    stdout.print(hint, style="dim", markup=False)
 
 
 def _columns(title: str, *numbers: str, style: str = "") -> Table:

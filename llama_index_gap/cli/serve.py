@@ -18,8 +18,15 @@ def mcp(
     db: options.Database = "gap.db",
     name: options.Name = "gap",
     reranker: options.Reranker = None,
+    local_files_only: options.LocalFilesOnly = False,
     image_root: Annotated[
-        Path | None, typer.Option(help="Clients may also search by images in this folder.")
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Also open images of the index that lie in this folder, and let clients search "
+            "by its images.",
+            show_default="only the folders that were indexed here",
+        ),
     ] = None,
     about: Annotated[
         str, typer.Option(metavar="TEXT", help="Tell the models what the index holds.")
@@ -44,8 +51,11 @@ def mcp(
         raise FileNotFoundError(f"{image_root}: no such folder")
 
     def opened() -> tuple[DualIndex, list[Any]]:
-        rerank = options.load_reranker(reranker)
-        return options.open_index(db, name), [rerank] if rerank else []
+        rerank = options.load_reranker(reranker, local_files_only)
+        index = options.open_index(db, name, local_files_only=local_files_only)
+        if image_root is not None:
+            index.allow_images(image_root)
+        return index, [rerank] if rerank else []
 
     terminal.note("Serving over stdin and stdout; Ctrl-C ends it.")
     try:

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
+import sys
+import threading
+import traceback
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -51,8 +56,58 @@ def note(message: str) -> None:
 
 
 def print_json(value: Any) -> None:
-    """Print what scripts read."""
-    typer.echo(json.dumps(value, indent=2))
+    """Print what scripts read; all but ASCII is escaped."""
+    typer.echo(json.dumps(value, indent=2).replace("\x7f", "\\u007f"))
+
+
+def print_traceback(error: BaseException) -> None:
+    """Print where an error comes from."""
+    _write(type(error), error, error.__traceback__)
+
+
+@contextmanager
+def only_visible() -> Iterator[None]:
+    """Keep what Python itself prints, for whatever library, from steering the terminal.
+
+    These are logs, warnings, and tracebacks of threads and of what nobody can catch.
+    """
+
+    def record(*args: Any, **kwargs: Any) -> logging.LogRecord:
+        return _VisibleRecord(made(*args, **kwargs))
+
+    def warning(*args: Any, **kwargs: Any) -> str:
+        return visible(formatted(*args, **kwargs))
+
+    made, formatted = logging.getLogRecordFactory(), warnings.formatwarning
+    of_threads, of_others = threading.excepthook, sys.unraisablehook
+    logging.setLogRecordFactory(record)
+    warnings.formatwarning = warning
+    threading.excepthook = lambda args: _write(*args[:3])
+    sys.unraisablehook = lambda args: _write(args.exc_type, args.exc_value, args.exc_traceback)
+    try:
+        yield
+    finally:
+        logging.setLogRecordFactory(made)
+        warnings.formatwarning = formatted
+        threading.excepthook, sys.unraisablehook = of_threads, of_others
+
+
+class _VisibleRecord(logging.LogRecord):
+    """A log record whose message and traceback do not steer the terminal."""
+
+    def __init__(self, record: logging.LogRecord) -> None:
+        vars(self).update(vars(record))
+        if self.exc_info and self.exc_info[0] is not None:
+            # Every handler's formatter takes this text, where it is there, for the traceback.
+            self.exc_text = visible("".join(traceback.format_exception(*self.exc_info)).rstrip())
+
+    def getMessage(self) -> str:  # noqa: N802, logging's own name
+        return visible(super().getMessage())
+
+
+def _write(*error: Any) -> None:
+    if error[0] is not SystemExit:
+        sys.stderr.write(visible("".join(traceback.format_exception(*error))))
 
 
 def write_page(path: Path, page: str) -> None:

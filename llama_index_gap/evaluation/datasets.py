@@ -6,18 +6,21 @@ import csv
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from io import TextIOWrapper
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
 from llama_index.core.schema import QueryBundle
 
 from llama_index_gap.errors import GapError, InvalidValueError
 from llama_index_gap.evaluation.metrics import Qrels
-from llama_index_gap.files import FileError, read_text
+from llama_index_gap.files import MAX_BYTES, FileError, not_utf8, open_file, read_text
 from llama_index_gap.readers.corpus import Corpus, corpus_from_records, read_corpus
 
 _EDIS_RELEVANT = 3
+_MOST_GRADE = 10**6
 _ID_KEYS = ("_id", "id", "corpus_id", "query_id", "candidate_id")
 _NO_POOL = (
     "there is no EDIS_candidates_*.json, so only the queries' own candidates are searched, which "
@@ -116,6 +119,18 @@ def read_dataset(path: str | Path, *, split: str = "test", show_progress: bool =
     folder = Path(path).expanduser().resolve()
     if not folder.is_dir():
         raise DatasetError(f"{path}: no such folder")
+    dataset = _read_format(folder, split, show_progress)
+    for query in dataset.queries:
+        image = query.image_path
+        if image is not None and not Path(image).resolve().is_relative_to(folder):
+            raise DatasetError(
+                f"{path}: the image of query {query.id!r} lies outside the folder, links followed "
+                f"({image[:200]}); copy it there"
+            )
+    return dataset
+
+
+def _read_format(folder: Path, split: str, show_progress: bool) -> Dataset:
     edis = sorted(folder.glob("EDIS_*.json"))
     if edis:
         return _read_edis(folder, split, show_progress)
@@ -126,7 +141,8 @@ def read_dataset(path: str | Path, *, split: str = "test", show_progress: bool =
         queries, qrels = read_queries(folder / "queries.jsonl")
         return _judgeable(Dataset(folder.name, corpus, queries, qrels))
     raise DatasetError(
-        f"{path}: holds neither EDIS_{split}.json nor queries.jsonl; read_dataset lists the formats"
+        f"{folder}: holds neither EDIS_{split}.json nor queries.jsonl; read_dataset lists the "
+        "formats"
     )
 
 
@@ -265,7 +281,7 @@ def _read_documents(
 
 def _read_tsv(path: Path) -> dict[str, dict[str, int]]:
     qrels: dict[str, dict[str, int]] = defaultdict(dict)
-    with path.open(encoding="utf-8", newline="") as file:
+    with _opened(path) as file:
         rows = csv.reader(file, delimiter="\t")
         for number, row in enumerate(rows, start=1):
             where = f"{path.name}:{number}"
@@ -321,7 +337,7 @@ def _query(
 ) -> LabelledQuery:
     text = fields.get("query") or fields.get("text") or ""
     if not isinstance(text, str):
-        raise DatasetError(f"{where}: the query is {text!r}, not a text")
+        raise DatasetError(f"{where}: the query is {repr(text)[:100]}, not a text")
     image, kind = _find_image(folder, fields.get("image")), fields.get("kind")
     if not text.strip() and image is None:
         raise DatasetError(f"{where}: has neither a text nor an image to ask with")
@@ -343,19 +359,23 @@ def _id(fields: Mapping[str, Any], where: str, default: str | None = None) -> st
 def _grade(value: Any, where: str) -> int:
     try:
         grade = float(value)
-        if grade != int(grade):
+        if grade != int(grade) or abs(grade) > _MOST_GRADE:
             raise ValueError
     except (TypeError, ValueError, OverflowError):
-        raise DatasetError(f"{where}: the grade {value!r} is no whole number") from None
+        raise DatasetError(
+            f"{where}: the grade {repr(value)[:60]} is no whole number up to {_MOST_GRADE:,}"
+        ) from None
     return int(grade)
 
 
 def _json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """The object on each line, with its place for messages."""
-    with path.open(encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, start=1):
+    with _opened(path) as file:
+        for number, line in enumerate(iter(lambda: file.readline(MAX_BYTES), ""), start=1):
+            where = f"{path.name}:{number}"
+            if len(line) == MAX_BYTES:
+                raise DatasetError(f"{where}: is longer than {MAX_BYTES:,} characters")
             if line.strip():
-                where = f"{path.name}:{number}"
                 yield where, _checked(_parsed(line, where), dict, where)
 
 
@@ -363,10 +383,22 @@ def _json_list(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """The objects of a file that is one list, each with its place for messages."""
     if not path.is_file():
         raise DatasetError(f"{path}: no such file; is it another split?")
-    entries = _parsed(path.read_text(encoding="utf-8-sig"), path.name)
+    with _opened(path) as file:
+        entries = _parsed(file.read(), path.name)
     for number, entry in enumerate(_checked(entries, list, path.name), start=1):
         where = f"{path.name}, entry {number}"
         yield where, _checked(entry, dict, where)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[TextIO]:
+    """A data set's file as text; what is no text, no table or no regular file is an error."""
+    try:
+        with TextIOWrapper(open_file(path), encoding="utf-8-sig", newline="") as file:
+            yield file
+    except (FileError, UnicodeDecodeError, csv.Error) as error:
+        said = not_utf8(error) if isinstance(error, UnicodeDecodeError) else str(error)
+        raise DatasetError(f"{path}: {said}") from error
 
 
 def _parsed(text: str, where: str) -> Any:

@@ -26,7 +26,7 @@ from llama_index_gap.evaluation.metrics import (
     judge,
     judged_queries,
 )
-from llama_index_gap.evaluation.results_cache import ResultsCache
+from llama_index_gap.evaluation.results_cache import ResultsCache, ResultsCacheError
 from llama_index_gap.evaluation.sample_trial import SampleTrial, trial_in_words
 from llama_index_gap.gap.arrays import VectorArray
 from llama_index_gap.gap.hubs import SAME
@@ -154,6 +154,10 @@ class Experiment:
                 # A query that was changed is asked again.
                 key = json.dumps([query.id, query.text, query.image_path])
                 answer = cache.get(key)
+                if answer is not None and not self._is_answer(answer):
+                    raise ResultsCacheError(
+                        f"{results}: the record of query {query.id!r} is damaged; delete the file"
+                    )
                 if answer is None:
                     try:
                         answer = self._answer(query)
@@ -164,6 +168,10 @@ class Experiment:
                 answers[query.id] = answer
                 if self._trial.asks(query):
                     documents = cache.get(self._trial.key(query))
+                    if documents is not None and not _is_ranking(documents):
+                        raise ResultsCacheError(
+                            f"{results}: a record of query {query.id!r} is damaged; delete the file"
+                        )
                     if documents is None and (nodes := self._trial.found(query)) is not None:
                         documents = _documents(nodes)
                         cache.add(self._trial.key(query), documents)
@@ -197,6 +205,18 @@ class Experiment:
         if background is None or background.queries is None:
             return False
         return bool((background.queries @ unit_query(hits.query)).max() >= SAME)
+
+    def _is_answer(self, answer: Any) -> bool:
+        """Whether what the cache holds has the shape that ``_answer`` gives."""
+        match answer:
+            case {"runs": dict(runs), "legs": dict(legs), "own": dict(own)}:
+                rankings = [*runs.values(), *legs.values()]
+                return (
+                    runs.keys() >= self._retrievers.keys()
+                    and all(map(_is_ranking, rankings))
+                    and all(isinstance(share, int | float) for share in own.values())
+                )
+        return False
 
     def _own_share(self, legs: Mapping[Leg, LegHits]) -> dict[str, float]:
         """The share of one mixed index's first hits that has the query's own modality.
@@ -358,7 +378,7 @@ class Experiment:
         if not self._sample.fingerprint:
             return [trial_in_words(default, sampled, qrels, self._dataset.relevant_from)]
         notes = [f"the index has learnt from {self._sample}: “{DEFAULT}” uses them"]
-        known = sum(answers[query]["learnt"] for query in qrels)
+        known = sum(bool(answers[query].get("learnt")) for query in qrels)
         if known:
             notes.append(
                 f"{known:,} of the judged queries are among those that the index has learnt from, "
@@ -399,6 +419,10 @@ class _Remembering(PairScorer):
         """Drop what was kept of the last query."""
         self._prepared.clear()
         self._scores.clear()
+
+
+def _is_ranking(found: Any) -> bool:
+    return isinstance(found, list) and all(isinstance(each, str) for each in found)
 
 
 def _documents(nodes: Iterable[BaseNode]) -> list[str]:

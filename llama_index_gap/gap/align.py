@@ -39,6 +39,7 @@ _FORMAT = "llama_index_gap.aligner"
 _VERSION = 1
 _LENGTH_TOLERANCE = 1e-3  # vectors that were kept in half precision pass
 _NO_DIRECTION = 1e-6
+_DAMAGED = (KeyError, TypeError, AttributeError, StopIteration, ValueError, RecursionError)
 
 
 @dataclass(frozen=True, eq=False)
@@ -376,8 +377,21 @@ def load_aligner(path: str | Path) -> Aligner:
             raise InvalidValueError(
                 f"{path} is damaged (its arrays have changed); fit the aligner again"
             )
-    except (KeyError, TypeError, AttributeError, StopIteration, json.JSONDecodeError) as error:
-        raise InvalidValueError(f"{path} is damaged ({error!r}); fit the aligner again") from error
+    except InvalidValueError as error:
+        if str(error).startswith(str(path)):
+            raise
+        raise InvalidValueError(f"{path}: {error}") from error
+    except (
+        KeyError,
+        TypeError,
+        AttributeError,
+        StopIteration,
+        ValueError,
+        RecursionError,
+    ) as error:
+        raise InvalidValueError(
+            f"{path} is damaged ({str(error)[:200]!r}); fit the aligner again"
+        ) from error
     return aligner
 
 

@@ -54,6 +54,8 @@ class Curve:
             )
         if not np.isfinite(columns).all():
             raise InvalidValueError("a curve holds NaN or infinity")
+        if not all(isinstance(count, int) for count in (self.relevant, self.irrelevant)):
+            raise InvalidValueError("a curve counts its hits in whole numbers")
         if (np.diff(self.scores) <= 0).any() or (np.diff(self.log_odds) < 0).any():
             raise InvalidValueError("a curve's scores must rise, and its log-odds never fall")
 
@@ -235,7 +237,12 @@ class RelevanceCalibrator:
             OSError: there is no such file.
             ValueError: it holds no calibrator.
         """
-        return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
+        try:
+            return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
+        except (ValueError, RecursionError) as error:
+            raise InvalidValueError(
+                f"{path} holds no calibrator ({str(error)[:200]}); fit it again"
+            ) from error
 
     def _curve(self, pair: str) -> Curve:
         if pair not in self.curves:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import logging
 import re
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
 from io import BytesIO
@@ -19,19 +21,24 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from llama_index_gap.errors import GapError, InvalidValueError
 from llama_index_gap.files import FileError, open_file, reason
 from llama_index_gap.images.fetching import FetchError, fetch
+from llama_index_gap.images.folders import ImageFolders
+from llama_index_gap.images.limits import (
+    MAX_PIXELS,
+    costs_too_much,
+    memory_for,
+    without_unused_chunks,
+)
 
 logger = logging.getLogger(__name__)
 
 ImageSource: TypeAlias = str | Path | bytes | BytesIO | Image.Image | BaseNode | NodeWithScore
-
-MAX_PIXELS = 89_478_485
-"""Most pixels that are decoded by default: Pillow's own limit, 256 MiB of RGB."""
 
 # A PIL image may still have to read its file, which only one thread at a time can.
 _LOADING = threading.Lock()
 _DATA_URI = re.compile(r"data:(?P<type>[^,]*?)(?P<base64>;base64)?,", re.IGNORECASE)
 _URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 _LONGEST_PATH = 4096
+_BAND_PIXELS = 2**20
 _SVG_START = re.compile(rb"\s*(<\?xml|<!--|<!DOCTYPE svg|<svg)", re.IGNORECASE)
 
 
@@ -61,14 +68,21 @@ def open_image(
     """Open an image: decoded, upright, RGB, and independent of where it came from.
 
     EXIF orientation is applied. Transparent images are laid on white, as a page shows them.
-    Of an animation the first frame is taken. 16-bit greys keep their 8 upper bits.
+    Of an animation the first frame is taken. 16-bit greys keep their 8 upper bits. A PNG file
+    whose colour profile, texts or EXIF block are damaged is read without them.
+
+    While large images are decoded, other threads wait where all together would take more than
+    512 MiB; see ``images.limits``.
 
     Args:
         source: a path, bytes, ``BytesIO``, base64 text, data URI, PIL image, URL, or a LlamaIndex
             node that holds one of these. Never changed; a ``BytesIO`` is read from its start.
         root: folder that a file must lie in, links followed.
         allow_urls: fetch http and https URLs (public addresses only, with limits on time and size).
-        max_pixels: refuse more pixels than this before decoding them.
+        max_pixels: refuse more pixels than this before decoding them, and images whose file has
+            more bytes than three for each of these pixels. (So 16-bit RGBA, of eight bytes, may
+            have three eighths as many.) JPEG files of more than 100 scans, or whose scans go over
+            more than ten times as many pixels, are refused as well.
 
     Returns:
         An image of mode RGB that the caller owns.
@@ -79,11 +93,11 @@ def open_image(
     """
     name = describe(source)
     if isinstance(source, Image.Image):
-        _check_pixels(source, name, max_pixels)
-        with _LOADING:
-            return _decode(source, name)
+        _check_size(source, name, max_pixels)
+        with memory_for(source), _LOADING:
+            return _decode(source, name, owned=False)
     with _stream(source, name, root, allow_urls) as stream:
-        return _decode(_identify(stream, name, max_pixels), name)
+        return _looked_at(stream, lambda file: _identified_and_decoded(file, name, max_pixels))
 
 
 def check_image(
@@ -107,10 +121,10 @@ def check_image(
     """
     name = describe(source)
     if isinstance(source, Image.Image):
-        _check_pixels(source, name, max_pixels)
+        _check_size(source, name, max_pixels)
         return source.size
     with _stream(source, name, root, allow_urls=False) as stream:
-        return _identify(stream, name, max_pixels).size
+        return _looked_at(stream, lambda file: _identify(file, name, max_pixels)).size
 
 
 def read_image(
@@ -121,9 +135,18 @@ def read_image(
     if isinstance(source, Image.Image):
         raise ImageError(name, "has no file to read; save it, and pass the path or the bytes")
     with _stream(source, name, root, allow_urls) as stream:
-        _identify(stream, name)
+        _looked_at(stream, lambda file: _identify(file, name))
         stream.seek(0)
         return stream.read()
+
+
+def image_digest(source: ImageSource) -> str:
+    """The SHA-256 of an image's file in hexadecimal; it is neither identified nor decoded."""
+    with _stream(source, describe(source), None, allow_urls=False) as stream:
+        digest = hashlib.sha256()
+        while block := stream.read(2**20):
+            digest.update(block)
+        return digest.hexdigest()
 
 
 def data_uri(source: ImageSource, *, allow_urls: bool = False) -> str:
@@ -135,7 +158,8 @@ def data_uri(source: ImageSource, *, allow_urls: bool = False) -> str:
 def mime_type(path: Path) -> str:
     """Say what kind of file an image is, such as ``image/jpeg``, by its content."""
     with _from_file(path, str(path), None) as stream:
-        return Image.MIME[str(_identify(stream, str(path)).format)]
+        image = _looked_at(stream, lambda file: _identify(file, str(path)))
+        return Image.MIME[str(image.format)]
 
 
 def scaled_jpeg(
@@ -200,13 +224,48 @@ def describe(source: object) -> str:
             return f"<{type(source).__name__}>"
 
 
-def _identify(stream: IO[bytes], name: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Read an image's header: what it is and how large, without decoding it."""
+def _looked_at(stream: IO[bytes], look: Callable[[IO[bytes]], Image.Image]) -> Image.Image:
+    """Look at a file; at a damaged PNG file once more, without what its pixels do not need."""
     try:
-        image = Image.open(stream, formats=_formats())
+        return look(stream)
+    except ImageError:
+        readable = without_unused_chunks(stream)
+        if readable is None:
+            raise
+        return look(readable)
+
+
+def _identified_and_decoded(stream: IO[bytes], name: str, max_pixels: int) -> Image.Image:
+    image = _identify(stream, name, max_pixels)
+    with memory_for(image):
+        return _decode(image, name, owned=True)
+
+
+def _identify(stream: IO[bytes], name: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Read an image's header: what it is, how large, and what it costs, without decoding it."""
+    image = _opened(stream, name)
+    _check_size(image, name, max_pixels)
+    place = stream.tell()
+    try:
+        problem = costs_too_much(image, stream, max_pixels)
+    except Exception as error:  # the headers of images in images are as bad as any
+        raise ImageError(name, f"damaged image file ({reason(error)})") from error
+    stream.seek(place)
+    if problem is not None:
+        raise ImageError(
+            name, f"{problem}; scale it down, or raise the limit if you trust the file"
+        )
+    return image
+
+
+def _opened(stream: IO[bytes], name: str) -> Image.Image:
+    stream.seek(0)
+    try:
+        return Image.open(stream, formats=_formats())
     except UnidentifiedImageError as error:
         stream.seek(0)
-        raise ImageError(name, _why_not_an_image(stream.read(256))) from error
+        why = _why_not_an_image(stream.read(256))
+        cause: Exception = error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError(
             name,
@@ -215,9 +274,8 @@ def _identify(stream: IO[bytes], name: str, max_pixels: int = MAX_PIXELS) -> Ima
         ) from error
     # On damaged headers Pillow's readers raise anything from SyntaxError to struct.error.
     except Exception as error:
-        raise ImageError(name, f"damaged image file ({reason(error)})") from error
-    _check_pixels(image, name, max_pixels)
-    return image
+        why, cause = f"damaged image file ({reason(error)})", error
+    raise ImageError(name, why) from cause
 
 
 def _stream(source: object, name: str, root: str | Path | None, allow_urls: bool) -> IO[bytes]:
@@ -229,7 +287,9 @@ def _stream(source: object, name: str, root: str | Path | None, allow_urls: bool
         if data:
             return _from_base64(data if isinstance(data, str) else data.decode("latin-1"), name)
         if path:
-            return _from_file(Path(path), f"{name} ({path})", root)
+            # A node of an index brings along where its image must lie.
+            folders: ImageFolders | None = getattr(node, "image_folders", None)
+            return _from_file(Path(path), f"{name} ({path})", root, folders)
         if url:
             return _from_url(str(url), name, allow_urls)
         kind = type(node).__name__
@@ -264,11 +324,26 @@ def _stream(source: object, name: str, root: str | Path | None, allow_urls: bool
     )
 
 
-def _from_file(path: Path, name: str, root: str | Path | None) -> IO[bytes]:
+def _from_file(
+    path: Path, name: str, root: str | Path | None, folders: ImageFolders | None = None
+) -> IO[bytes]:
     try:
+        if folders is not None and not folders.hold(path):
+            # The folders are nobody's business who gets a page, which shows the reason only.
+            raise ImageError(
+                f"{name}, image_root={folders}",
+                "lies outside the folders whose images may be opened, links followed; if you trust "
+                "the index, name its folder with image_root= (--image-root)",
+            )
         return open_file(path, root)
     except FileError as error:
         raise ImageError(name, str(error)) from error
+    except (OSError, RuntimeError) as error:  # a loop of links, a name too long, …
+        raise ImageError(name, f"cannot be read ({reason(error)})") from error
+    except ImageError:
+        raise
+    except ValueError as error:
+        raise ImageError(name, f"not a path ({reason(error)})") from error
 
 
 def _from_base64(text: str, name: str) -> BytesIO:
@@ -298,7 +373,7 @@ def _from_url(url: str, name: str, allow_urls: bool) -> BytesIO:
         raise ImageError(name, str(error)) from error
 
 
-def _check_pixels(image: Image.Image, name: str, max_pixels: int) -> None:
+def _check_size(image: Image.Image, name: str, max_pixels: int) -> None:
     if max_pixels < 1:
         raise InvalidValueError(f"max_pixels={max_pixels}: must be at least 1")
     width, height = image.size
@@ -312,14 +387,24 @@ def _check_pixels(image: Image.Image, name: str, max_pixels: int) -> None:
         )
 
 
-def _decode(image: Image.Image, name: str) -> Image.Image:
+def _decode(image: Image.Image, name: str, *, owned: bool) -> Image.Image:
+    """Pixels, upright and RGB.
+
+    Args:
+        image: opened.
+        name: for messages.
+        owned: whether it may be changed; else the result is a copy.
+    """
     try:
         image.load()
         try:
-            image = ImageOps.exif_transpose(image)
+            if owned:
+                ImageOps.exif_transpose(image, in_place=True)
+            else:
+                image = ImageOps.exif_transpose(image)
         except Exception as error:  # Pillow's readers of EXIF blocks raise types of all kinds
             logger.warning("%s: EXIF block unreadable (%s); taken as stored", name, reason(error))
-            image = image.copy()
+            image = image if owned else image.copy()
         if image.mode.startswith("I;16"):  # PIL's own conversion clips all above 255 to white
             image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
         if image.mode in {"I", "F"}:
@@ -329,13 +414,23 @@ def _decode(image: Image.Image, name: str) -> Image.Image:
         if image.mode in {"La", "RGBa"}:  # colours already multiplied by their opacity
             image = image.convert({"La": "LA", "RGBa": "RGBA"}[image.mode])
         if image.has_transparency_data:
-            rgba = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+            return _on_white(image)
         return image if image.mode == "RGB" else image.convert("RGB")
     except ImageError:
         raise
     except Exception as error:  # and so do its decoders
         raise ImageError(name, f"truncated or damaged image ({reason(error)})") from error
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    """Lay a transparent image on white, some rows at a time; as a whole it takes six copies."""
+    result = Image.new("RGB", image.size)
+    rows = max(1, _BAND_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        band = image.crop((0, top, image.width, min(top + rows, image.height))).convert("RGBA")
+        white = Image.new("RGBA", band.size, "white")
+        result.paste(Image.alpha_composite(white, band).convert("RGB"), (0, top))
+    return result
 
 
 @cache

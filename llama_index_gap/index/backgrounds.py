@@ -49,10 +49,13 @@ class Backgrounds:
             asking: the modality of the queries.
         """
         with self._lock:
-            if (name, asking) not in self._backgrounds:
+            known = self._backgrounds.get((name, asking))
+            if known is None or not known.size:  # nothing may have become something
+                if known is not None:
+                    self._drawn.pop(name)
                 queries = self._sample.queries(name, asking)
-                self._backgrounds[name, asking] = self._made(name, asking, queries)
-            return self._backgrounds[name, asking]
+                known = self._backgrounds[name, asking] = self._made(name, asking, queries)
+            return known
 
     def with_queries(
         self,

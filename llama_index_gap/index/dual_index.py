@@ -19,7 +19,8 @@ from llama_index.core.schema import BaseNode
 from llama_index_gap.errors import InvalidValueError, names_nearest
 from llama_index_gap.gap.calibrate import RelevanceCalibrator
 from llama_index_gap.index.backgrounds import Backgrounds
-from llama_index_gap.index.image_storage import ImageStorage, default_storage
+from llama_index_gap.index.image_storage import ImageStorage, storage_folder
+from llama_index_gap.index.indexed_images import ImageRoot, IndexedImages, named_folders
 from llama_index_gap.index.learning import LearningIndex
 from llama_index_gap.index.models import (
     MODELS_PROPERTY,
@@ -34,7 +35,7 @@ from llama_index_gap.index.models import (
     stored_identities,
 )
 from llama_index_gap.index.query_sample import SampleKeeper
-from llama_index_gap.index.writing import IndexReport, Writing, as_nodes, delete_rows
+from llama_index_gap.index.writing import IndexReport, Writing, as_nodes
 from llama_index_gap.modality import CollectionName
 from llama_index_gap.readers.corpus import Corpus
 from llama_index_gap.search.legs import SearchedCollection
@@ -75,8 +76,14 @@ class DualIndex(LearningIndex):
         token: for a server.
         storage_dir: where images that come as base64 are kept; by default beside a Lite file, or in
             the user's data folder for a server.
+        image_root: folders that images must lie in, links followed, when they are inserted and
+            whenever they are opened later. By default the folders of the images that this user
+            inserted on this machine, so that an index from elsewhere opens none but those in its
+            storage. Images of a folder that was moved are found below its new place.
         index_config: Milvus' vector index; HNSW by default.
         search_config: its search parameters.
+        local_files_only: ask no hub for the models that the index names: they lie in a folder or
+            in the download cache.
         overwrite: start empty.
 
     Raises:
@@ -96,8 +103,10 @@ class DualIndex(LearningIndex):
         image_query_embed_model: BaseEmbedding | None = None,
         token: str | None = None,
         storage_dir: str | Path | None = None,
+        image_root: ImageRoot | None = None,
         index_config: dict[str, Any] | None = None,
         search_config: dict[str, Any] | None = None,
+        local_files_only: bool = False,
         overwrite: bool = False,
     ) -> None:
         if not re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII):
@@ -109,6 +118,8 @@ class DualIndex(LearningIndex):
 
         super().__init__()
         self.name, self.uri = name, uri
+        self._build = partial(build_model, local_files_only=local_files_only)
+        storage = storage_folder(uri, name, storage_dir)
         self._stores: dict[CollectionName, MilvusStore] = {}
 
         def collection(each: str, dim: int | None, **settings: Any) -> MilvusStore:
@@ -124,11 +135,7 @@ class DualIndex(LearningIndex):
 
         try:
             if embed_model is None:
-                path = lite_path(uri)
-                if path is not None and not Path(path).exists():  # Milvus Lite would make it
-                    raise InvalidValueError(
-                        f"{uri}: no such database; pass embed_model to make one"
-                    )
+                _check_is_there(uri)
                 kept = None if overwrite else index_config
                 self._stores["text"] = existing = collection("text", None, index_config=kept)
                 embed_model, image_embed_model = self._built_models(existing.initial_properties)
@@ -165,19 +172,21 @@ class DualIndex(LearningIndex):
                 image_query_embed_model, collection, identities, index_config, overwrite
             )
             self._claim(identities)
+            self._indexed = self._confined_images(image_root, storage)
         except BaseException:
             self.close()
             raise
-        self._images = ImageStorage(
-            Path(storage_dir) if storage_dir is not None else default_storage(uri, name)
-        )
+        self._images = ImageStorage(storage, lambda: self._indexed.id, self._stored_images)
+        if overwrite and storage_dir is None:  # it was this index's alone, which is gone
+            self._images.clear(all_owners=True)
         self.report = IndexReport()
         models = {each: self._model(each) for each in self._stores}
         self._queries = SampleKeeper(
-            name, self._of, self._stores, models, identities=identities, opens=collection
+            *(name, self._of, self._stores, models),
+            identities=identities,
+            opens=collection,
+            overwrite=overwrite,
         )
-        if overwrite:
-            self._queries.drop()
         self._backgrounds = Backgrounds(self._stores, models, self._queries)
 
     @classmethod
@@ -196,8 +205,10 @@ class DualIndex(LearningIndex):
         strict: bool = False,
         token: str | None = None,
         storage_dir: str | Path | None = None,
+        image_root: ImageRoot | None = None,
         index_config: dict[str, Any] | None = None,
         search_config: dict[str, Any] | None = None,
+        local_files_only: bool = False,
         overwrite: bool = False,
     ) -> DualIndex:
         """Open an index and put documents into it; run again, it embeds only what is missing.
@@ -215,8 +226,10 @@ class DualIndex(LearningIndex):
             image_query_embed_model=image_query_embed_model,
             token=token,
             storage_dir=storage_dir,
+            image_root=image_root,
             index_config=index_config,
             search_config=search_config,
+            local_files_only=local_files_only,
             overwrite=overwrite,
         )
         try:
@@ -224,7 +237,8 @@ class DualIndex(LearningIndex):
             nodes = (
                 documents.nodes if isinstance(documents, Corpus) else as_nodes(documents, splitter)
             )
-            report = index.insert_nodes(nodes, show_progress=show_progress, strict=strict)
+            root = documents.root if isinstance(documents, Corpus) else None
+            report = index._write(nodes, root, show_progress=show_progress, strict=strict)
         except BaseException:
             index.close()  # nobody else has it, and it would hold the file
             raise
@@ -252,8 +266,18 @@ class DualIndex(LearningIndex):
         Returns:
             What was written, and what was skipped and why.
         """
+        return self._write(nodes, None, show_progress=show_progress, strict=strict)
+
+    def _write(
+        self, nodes: Sequence[BaseNode], root: Path | None, *, show_progress: bool, strict: bool
+    ) -> IndexReport:
+        """As ``insert_nodes``, of nodes whose images were all read below a root."""
         models = {name: self._model(name) for name in self._stores}
-        writing = Writing(self._stores, models, self._images, strict=strict)
+        note = partial(self._indexed.note, root=root)
+        confine = self._indexed.folders if self._indexed.named is not None else None
+        writing = Writing(
+            self._stores, models, self._images, note=note, confine=confine, strict=strict
+        )
         try:
             writing.write(nodes, show_progress=show_progress)
         finally:
@@ -264,8 +288,11 @@ class DualIndex(LearningIndex):
 
     def delete_nodes(self, node_ids: Sequence[str]) -> None:
         """Delete nodes from all collections; ids that are not there are no error."""
-        for name, store in self._stores.items():
-            delete_rows(store, name, node_ids, self._images)
+        ids = sorted(node_ids)
+        if ids:
+            with self._images.deleting(ids):
+                for store in self._stores.values():
+                    store.delete_nodes(node_ids=ids)
         self._backgrounds.forget()
 
     def delete_ref_doc(self, ref_doc_id: str) -> None:
@@ -291,6 +318,17 @@ class DualIndex(LearningIndex):
         self._queries.drop()
         self._images.clear()
         self._backgrounds.forget()
+
+    def allow_images(self, *folders: str | Path) -> None:
+        """From now on open images below these folders, too, for as long as this object lives.
+
+        Args:
+            *folders: folders that the user trusts; ``image_root`` names them from the start.
+
+        Raises:
+            ValueError: a folder is not there.
+        """
+        self._indexed.folders.allow(named_folders(folders))
 
     # --- reading ---------------------------------------------------------------------------------
 
@@ -392,6 +430,23 @@ class DualIndex(LearningIndex):
             return self.image_query_embed_model
         return self.embed_model if name == "text" else self.image_embed_model
 
+    def _confined_images(self, image_root: ImageRoot | None, storage: Path) -> IndexedImages:
+        """Whatever node comes out of a store opens its image only where it may lie."""
+        indexed = IndexedImages(self._stores["image"], self.uri, self.name, image_root, storage)
+        for store in self._stores.values():
+            store.confine_images(indexed.folders)
+        return indexed
+
+    def _stored_images(self, node_ids: Sequence[str]) -> dict[str, set[str]]:
+        """The names of the images in the storage that stored nodes use, by node id."""
+        names: dict[str, set[str]] = {}
+        for each in _COLLECTIONS:
+            for node in self._stores[each].get_nodes(list(node_ids)):
+                path = Path(getattr(node, "image_path", None) or "")
+                if path.parent == self._images.folder:
+                    names.setdefault(node.node_id, set()).add(path.name)
+        return names
+
     def _ids_of(self, ref_doc_ids: Sequence[str]) -> set[str]:
         return {
             node.node_id
@@ -410,8 +465,8 @@ class DualIndex(LearningIndex):
             )
         image = stored["image"]
         return (
-            build_model(stored["text"], self._of, "embed_model"),
-            build_model(image, self._of, "image_embed_model") if image else None,
+            self._build(stored["text"], self._of, "embed_model"),
+            self._build(image, self._of, "image_embed_model") if image else None,
         )
 
     def _open_image_queries(
@@ -428,7 +483,7 @@ class DualIndex(LearningIndex):
         built = stored.get("image_query")
         argument = "image_query_embed_model"
         if model is None and built is not None:
-            model = build_model(built, self._of, argument)
+            model = self._build(built, self._of, argument)
         if model is None:
             if overwrite:
                 with suppress(InvalidValueError):  # there is none
@@ -463,3 +518,10 @@ class DualIndex(LearningIndex):
             return
         with store:
             self._compare(store.initial_properties, identities)
+
+
+def _check_is_there(uri: str) -> None:
+    """Refuse a Lite file that is not there, which Milvus Lite would make."""
+    path = lite_path(uri)
+    if path is not None and not Path(path).exists():
+        raise InvalidValueError(f"{uri}: no such database; pass embed_model to make one")

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
+import os
 import re
-import shutil
+import tempfile
 import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from io import BytesIO
 from pathlib import Path
 
@@ -14,8 +18,20 @@ import platformdirs
 from llama_index.core.schema import ImageNode, TextNode
 from PIL import Image
 
-from llama_index_gap.images.opening import check_image
+from llama_index_gap.errors import InvalidValueError
+from llama_index_gap.images.folders import KEPT_IMAGE
+from llama_index_gap.images.opening import ImageError, check_image, describe
 from llama_index_gap.store.addresses import is_server
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+_KEY = re.compile(r"[0-9a-f]{32}")
+_PARTIAL = re.compile(r"\.gap-\w+\.partial")
+_LONGEST_RECORD = 2**20
+_ONE_THREAD = threading.Lock()
 
 
 def default_storage(uri: str, name: str) -> Path:
@@ -32,63 +48,304 @@ def default_storage(uri: str, name: str) -> Path:
     return Path(platformdirs.user_data_path("llama-index-gap")) / where / name
 
 
+def storage_folder(uri: str, name: str, storage_dir: str | Path | None) -> Path:
+    """Where an index keeps images, links followed.
+
+    Args:
+        uri: of its database.
+        name: of the index.
+        storage_dir: what the user says; by default ``default_storage``.
+
+    Raises:
+        ValueError: the default one, which may have come with the database, is a link.
+    """
+    folder = default_storage(uri, name)
+    if storage_dir is not None:
+        return Path(storage_dir).expanduser().resolve()
+    for each in (folder, folder.parent):
+        if each.is_symlink():
+            raise InvalidValueError(
+                f"{each}: is a link, and whoever made the index would say where images are written "
+                "and deleted; put a folder in its place, or pass storage_dir="
+            )
+    return folder.resolve()
+
+
 class ImageStorage:
     """Images that came as base64, each kept once, by its content.
 
-    ``HASH.png`` is an image, ``HASH.png.users/NODE`` an empty file for each node that uses it, and
-    ``nodes/NODE`` says which image a node uses. An image goes with its last user.
+    - ``HASH.png`` is an image. The folder ``HASH.png.users`` was made before it, and says that it
+      was written here; it holds a file ``KEY`` for each node that uses the image.
+    - ``nodes/KEY`` names the image that a stored node uses.
+    - ``pending/KEY`` names a node and the images that it may no longer, or not yet, use. It is
+      written before anything else. ``tidy`` asks the database which of them the node's row uses,
+      and lets go of the others.
+
+    ``KEY`` is a hash of the index and of the node's id. An image goes with its last user. Only
+    regular files with such names and such a record are ever deleted, and no link is followed:
+    whatever else lies in the folder is not ours. An insert that is killed leaves its nodes pending
+    for the next insert or deletion. Each insert holds a shared lock on the folder, and ``tidy``
+    does nothing while any other process holds it. (Windows has no such lock: there, only one
+    process at a time may write.)
+
+    Args:
+        folder: where all of it lies, as ``storage_folder`` gives it.
+        owner: what tells the index from others that keep images in the same folder; None as long
+            as it has kept none.
+        in_use: the names of the images that stored rows use, by node id, of these nodes. There are
+            two where an insert was killed that had replaced one of a node's rows.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder.expanduser().resolve()
+    def __init__(
+        self,
+        folder: Path,
+        owner: Callable[[], str | None],
+        in_use: Callable[[Sequence[str]], dict[str, set[str]]],
+    ) -> None:
+        self.folder = folder
+        self._owner, self._in_use = owner, in_use
+
+    def concerns(self, node: TextNode) -> bool:
+        """Whether an image is to be kept for a node, or was."""
+        if not isinstance(node, ImageNode):
+            return False
+        if node.image or (node.image_path and Path(node.image_path).parent == self.folder):
+            return True
+        return self._image_of(self._key(node.node_id)) is not None
+
+    @contextmanager
+    def inserting(self) -> Iterator[None]:
+        """For as long as images are kept and the rows of their nodes written."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.tidy()
+        with _lock(self.folder, exclusive=False):
+            yield
+        self.tidy()
+
+    @contextmanager
+    def deleting(self, node_ids: Iterable[str]) -> Iterator[None]:
+        """For as long as rows are deleted; then the images that no other node uses go."""
+        if self._has_records():
+            with self._one_at_a_time():
+                for node_id in node_ids:
+                    if self._image_of(self._key(node_id)) is not None:
+                        self._note_pending(node_id)
+        yield
+        self.tidy()
 
     def keep(self, node: TextNode) -> TextNode:
-        """The node with its image in a file, if it came as base64; ``settle`` it once stored."""
-        if not isinstance(node, ImageNode) or not node.image:
+        """The node with its image in a file, if it came as base64; only while ``inserting``.
+
+        Raises:
+            ImageError: it is no image, or something else lies in its place.
+        """
+        if not self.concerns(node):
+            return node
+        assert isinstance(node, ImageNode)
+        if not node.image:
+            path = Path(node.image_path or "")
+            kept = path.parent == self.folder and self._is_ours(path.name)
+            with self._one_at_a_time():
+                self._note_pending(node.node_id, *([path.name] if kept else []))
             return node
         check_image(node)
         data = base64.b64decode(node.image.partition(",")[2] or node.image)
         with Image.open(BytesIO(data)) as image:
             suffix = (image.format or "bin").lower()
-        path = self._folder / f"{hashlib.sha256(data).hexdigest()}.{suffix}"
-        users = self._users(path.name)
-        users.mkdir(parents=True, exist_ok=True)
-        if not path.exists():
-            partial_file = path.with_suffix(f".{threading.get_ident()}.partial")
-            partial_file.write_bytes(data)
-            partial_file.replace(path)
-        (users / _user(node.node_id)).touch()
+        path = self.folder / f"{hashlib.sha256(data).hexdigest()}.{suffix}"
+        with self._one_at_a_time():
+            same = path.is_file() and not path.is_symlink() and path.read_bytes() == data
+            if self._is_ours(path.name) or not (
+                os.path.lexists(path) or os.path.lexists(self._users(path.name))
+            ):
+                self._note_pending(node.node_id, path.name)
+                if not same:
+                    _write(path, data, self._users(path.name))
+            elif not same:
+                raise ImageError(
+                    describe(node),
+                    f"{path} is in the way and was not written here; pass another storage_dir",
+                )
+            # Else it is the user's own file, which is used and never deleted.
         return node.model_copy(update={"image": None, "image_path": str(path)})
 
-    def settle(self, node_id: str, path: str | None) -> None:
-        """Note which image a stored node uses, and let go of the one it used before."""
-        used = self._folder / "nodes" / _user(node_id)
-        before = used.read_text() if used.exists() else None
-        kept = path is not None and Path(path).parent == self._folder
-        now = Path(path).name if path is not None and kept else None
-        if now == before:
+    def tidy(self) -> None:
+        """Let go of pending images that no row uses, unless an insert is running somewhere."""
+        if not self._has_records() or not _files(self.folder / "pending"):
             return
-        if before is not None:
-            users = self._users(before)
-            (users / _user(node_id)).unlink(missing_ok=True)
-            used.unlink()
-            if users.is_dir() and not any(users.iterdir()):
-                users.rmdir()
-                (self._folder / before).unlink(missing_ok=True)
-        if now is not None:
-            used.parent.mkdir(parents=True, exist_ok=True)
-            used.write_text(now)
+        with _lock(self.folder, exclusive=True, wait=False) as alone, self._one_at_a_time():
+            if not alone:
+                return
+            pending: dict[str, list[str]] = {}
+            for file in _files(self.folder / "pending"):
+                if _PARTIAL.fullmatch(file.name):
+                    file.unlink()
+                elif record := _pending(file):
+                    node_id, *names = record
+                    if self._key(node_id) == file.name:  # else it is of another index
+                        pending[node_id] = names
+            used = self._in_use(list(pending)) if pending else {}
+            for node_id, names in pending.items():
+                key = self._key(node_id)
+                before = self._image_of(key)
+                uses = [
+                    each for each in used.get(node_id, ()) if (self._users(each) / key).is_file()
+                ]
+                if len(uses) > 1:  # until it is inserted again, or deleted
+                    continue
+                now = uses[0] if uses else None
+                if now is not None and now != before:
+                    self._write_record("nodes", key, now)
+                if now is None and before is not None:
+                    (self.folder / "nodes" / key).unlink()
+                for name in {*names, *([before] if before else [])} - {now}:
+                    self._release(name, key)
+                (self.folder / "pending" / key).unlink()
 
-    def clear(self) -> None:
-        """Delete all images that were kept here, and nothing else that may lie here."""
-        for users in self._folder.glob("*.users"):
-            (self._folder / users.stem).unlink(missing_ok=True)
-            shutil.rmtree(users)
-        shutil.rmtree(self._folder / "nodes", ignore_errors=True)
+    def clear(self, *, all_owners: bool = False) -> None:
+        """Delete all images that this index kept here, and nothing else that may lie here.
+
+        Args:
+            all_owners: those of every index that kept images here.
+        """
+        owner = self._owner()
+        if (owner is None and not all_owners) or not self._has_records():
+            return
+        with _lock(self.folder, exclusive=True, wait=False) as alone, self._one_at_a_time():
+            for users in self.folder.glob("*.users"):
+                for user in _files(users, _KEY):
+                    pending = self.folder / "pending" / user.name
+                    if not all_owners and _read(user) != owner:
+                        continue
+                    if _pending(pending) and not alone:
+                        continue
+                    if self._image_of(user.name) is not None:
+                        (self.folder / "nodes" / user.name).unlink()
+                    self._release(users.stem, user.name)
+                    if _pending(pending):
+                        pending.unlink()
+
+    # --- records ---------------------------------------------------------------------------------
+
+    def _key(self, node_id: str) -> str:
+        return hashlib.sha256(json.dumps([self._owner(), node_id]).encode()).hexdigest()[:32]
 
     def _users(self, name: str) -> Path:
-        return self._folder / f"{name}.users"
+        return self.folder / f"{name}.users"
+
+    def _has_records(self) -> bool:
+        return _is_folder(self.folder / "nodes")
+
+    def _is_ours(self, name: str) -> bool:
+        """Whether an image, there or not, was to be written here."""
+        return KEPT_IMAGE.fullmatch(name) is not None and _is_folder(self._users(name))
+
+    def _image_of(self, key: str) -> str | None:
+        """The image that a stored node uses."""
+        name = _read(self.folder / "nodes" / key)
+        return name if name is not None and KEPT_IMAGE.fullmatch(name) else None
+
+    def _note_pending(self, node_id: str, *names: str) -> None:
+        """Write down that a node may use these images."""
+        key = self._key(node_id)
+        known = _pending(self.folder / "pending" / key) or [node_id]
+        record = [node_id, *dict.fromkeys([*known[1:], *names])]
+        self._write_record("pending", key, json.dumps(record))
+        for name in names:
+            self._users(name).mkdir(exist_ok=True)
+            _write(self._users(name) / key, str(self._owner()).encode(), self._users(name))
+
+    def _release(self, name: str, key: str) -> None:
+        """Let go of an image; the last user's goes."""
+        if not self._is_ours(name):
+            return
+        path, users = self.folder / name, self._users(name)
+        if not any(user.name != key for user in _files(users, _KEY)):
+            if path.is_file() and not path.is_symlink():
+                path.unlink()
+            for partial in _files(users, _PARTIAL):
+                partial.unlink()
+        if _read(users / key) is not None:
+            (users / key).unlink()
+        with suppress(OSError):  # it has other users, or holds what is not ours
+            users.rmdir()
+
+    def _write_record(self, kind: str, key: str, content: str) -> None:
+        folder = self.folder / kind
+        if not _is_folder(folder):
+            if os.path.lexists(folder):
+                raise ImageError(str(folder), "is no folder of ours; pass another storage_dir")
+            folder.mkdir(parents=True)
+        _write(folder / key, content.encode(), folder)
+
+    @contextmanager
+    def _one_at_a_time(self) -> Iterator[None]:
+        """One change at a time, in whatever thread or process."""
+        records = self.folder / "nodes"
+        if not _is_folder(records):
+            if os.path.lexists(records):
+                raise ImageError(str(records), "is no folder of ours; pass another storage_dir")
+            records.mkdir(parents=True, exist_ok=True)
+        with _ONE_THREAD, _lock(records, exclusive=True):
+            yield
 
 
-def _user(node_id: str) -> str:
-    return hashlib.sha256(node_id.encode()).hexdigest()[:32]
+def _pending(path: Path) -> list[str] | None:
+    """A node's id and names of images, as ``pending/KEY`` holds them."""
+    try:
+        record = json.loads(_read(path) or "null")
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(record, list) or not record or not all(isinstance(x, str) for x in record):
+        return None
+    return record if all(KEPT_IMAGE.fullmatch(name) for name in record[1:]) else None
+
+
+def _is_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
+
+
+def _read(path: Path) -> str | None:
+    """A record: a small regular file in a folder that is no link."""
+    if not _is_folder(path.parent) or path.is_symlink() or not path.is_file():
+        return None
+    with path.open(encoding="utf-8", errors="replace") as file:
+        return file.read(_LONGEST_RECORD)
+
+
+def _files(folder: Path, name: re.Pattern[str] | None = None) -> list[Path]:
+    """The regular files of a folder that is no link, whose names fit."""
+    if not _is_folder(folder):
+        return []
+    return [
+        Path(entry)
+        for entry in os.scandir(folder)
+        if entry.is_file(follow_symlinks=False) and (name is None or name.fullmatch(entry.name))
+    ]
+
+
+def _write(path: Path, data: bytes, partial_in: Path) -> None:
+    """Write a file in one go; a link in its place is replaced, never followed."""
+    descriptor, partial = tempfile.mkstemp(".partial", ".gap-", partial_in)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(data)
+    Path(partial).replace(path)
+
+
+@contextmanager
+def _lock(folder: Path, *, exclusive: bool, wait: bool = True) -> Iterator[bool]:
+    """Hold a lock on a folder, which goes with the process; says whether it could be had."""
+    if fcntl is None:
+        yield True
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        kind = fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH
+        try:
+            fcntl.flock(descriptor, kind if wait else kind | fcntl.LOCK_NB)
+            held = True
+        except OSError:  # another has it, or this file system has no locks
+            held = False
+        yield held
+    finally:
+        os.close(descriptor)

@@ -166,13 +166,16 @@ def without_paths(identities: Identities) -> Identities:
     }
 
 
-def build_model(identity: dict[str, Any], of: str, argument: str) -> BaseEmbedding:
+def build_model(
+    identity: dict[str, Any], of: str, argument: str, *, local_files_only: bool = False
+) -> BaseEmbedding:
     """Build a model again from what identifies it.
 
     Args:
         identity: as ``stored_identities`` gives it.
         of: the index, for the message.
         argument: the parameter that takes the model, for the message.
+        local_files_only: ask no hub for it.
 
     Raises:
         ValueError: it is none of this package's.
@@ -182,7 +185,7 @@ def build_model(identity: dict[str, Any], of: str, argument: str) -> BaseEmbeddi
             f"{of} was made with {in_words({'text': identity})}, which cannot be built from its "
             f"name alone; pass it as {argument}"
         )
-    return DualEncoderEmbedding.from_dict(identity)
+    return DualEncoderEmbedding.from_dict(identity | {"local_files_only": local_files_only})
 
 
 def in_words(identities: Identities) -> str:

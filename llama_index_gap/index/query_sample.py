@@ -98,6 +98,7 @@ class SampleKeeper:
         models: the model of each.
         identities: what identifies the models, as ``stored_identities`` gives it.
         opens: opens a collection.
+        overwrite: start without a sample.
     """
 
     def __init__(
@@ -109,6 +110,7 @@ class SampleKeeper:
         *,
         identities: Identities,
         opens: OpenCollection,
+        overwrite: bool,
     ) -> None:
         self._name, self._of, self._opens = name, of, opens
         self._beside, self._models = stores["text"], models
@@ -130,6 +132,8 @@ class SampleKeeper:
             for modality, collections in asked.items()
         }
         self._read: dict[CollectionName, dict[_Kind, tuple[VectorArray, int]]] = {}
+        if overwrite:
+            self.drop()
 
     # --- learning --------------------------------------------------------------------------------
 

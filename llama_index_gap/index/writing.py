@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, cast
 
 from llama_index.core.base.embeddings.base import BaseEmbedding
@@ -16,7 +18,6 @@ from llama_index.core.schema import (
     Document,
     ImageNode,
     MetadataMode,
-    Node,
     NodeRelationship,
     ObjectType,
     RelatedNodeInfo,
@@ -26,8 +27,11 @@ from tqdm import tqdm
 
 from llama_index_gap.embedding import warn_once_of_cuts
 from llama_index_gap.errors import EXPECTED_ERRORS, InvalidValueError
+from llama_index_gap.images.folders import ImageFolders
+from llama_index_gap.images.opening import ImageError, image_digest
 from llama_index_gap.index.image_storage import ImageStorage
 from llama_index_gap.modality import CollectionName
+from llama_index_gap.nodes import as_row, confined
 from llama_index_gap.readers.records import Skipped
 from llama_index_gap.readers.splitting import default_splitter
 from llama_index_gap.store.milvus import MilvusStore
@@ -47,7 +51,8 @@ class IndexReport:
         text_rows: rows written to the text collection.
         image_rows: rows written to the image collection.
         image_query_rows: rows written to the collection for image queries, where there is one.
-        unchanged: rows that were there already, just so.
+        unchanged: rows that were there already, just so. Where only the path of an image has
+            changed, since its folder was moved, the row is brought up to date with its vector.
         skipped: what was left out, with its reason.
     """
 
@@ -73,6 +78,8 @@ class Writing:
         stores: the collections.
         models: the model of each.
         images: where images that come as base64 are kept.
+        note: is told which images' files are about to be inserted.
+        confine: where they must lie; anywhere if it is None.
         strict: raise at the first node that would be skipped.
 
     Attributes:
@@ -85,10 +92,15 @@ class Writing:
         models: Mapping[CollectionName, BaseEmbedding],
         images: ImageStorage,
         *,
+        note: Callable[[Iterable[Path]], None],
+        confine: ImageFolders | None,
         strict: bool,
     ) -> None:
         self._stores, self._models, self._images = stores, models, images
-        self._strict = strict
+        self._note, self._confine, self._strict = note, confine, strict
+        # By node id, what an image's vector is made from.
+        self._digests: dict[str, str] = {}
+        self._refused: set[str] = set()
         self._told: set[tuple[str, str]] = set()
         self.report = IndexReport()
 
@@ -99,7 +111,19 @@ class Writing:
             nodes: text nodes and image nodes; never changed.
             show_progress: show a progress bar.
         """
-        rows = self._by_collection(nodes)
+        rows = self._rows(nodes)
+        images = [row for row in rows.values() if isinstance(row, ImageNode)]
+        if images:  # only then the index needs to know its id, which the images kept are noted by
+            files = [row for row in images if row.node_id in self._digests and row.image_path]
+            self._note([Path(str(row.image_path)) for row in files])
+        if any(map(self._images.concerns, images)):
+            with self._images.inserting():
+                self._write(self._by_collection(rows), show_progress=show_progress)
+        else:
+            self._images.tidy()
+            self._write(self._by_collection(rows), show_progress=show_progress)
+
+    def _write(self, rows: Mapping[CollectionName, list[TextNode]], *, show_progress: bool) -> None:
         everywhere = {row.node_id for of_collection in rows.values() for row in of_collection}
         total = sum(map(len, rows.values()))
         writes: deque[Future[None]] = deque()
@@ -111,15 +135,29 @@ class Writing:
             for name, of_collection in rows.items():
                 store = self._stores[name]
                 lost = everywhere - {row.node_id for row in of_collection}
-                delete_rows(store, name, store.existing_ids(sorted(lost)), self._images)
+                if name != "text":
+                    lost -= self._refused  # what is stored of their images stays
+                if gone := sorted(store.existing_ids(sorted(lost))):
+                    with self._images.deleting(gone) if name == "image" else nullcontext():
+                        store.delete_nodes(node_ids=gone)
                 # In one go, since a server's first read waits.
-                unchanged = store.unchanged_ids(of_collection)
+                digests = {} if name == "text" else self._digests
+                unchanged, moved = store.compare(of_collection, digests)
                 at_once = self._models[name].embed_batch_size * _PASSES_PER_WRITE
                 for start in range(0, len(of_collection), at_once):
                     stop_if_given_up()
                     batch = of_collection[start : start + at_once]
-                    new = [row for row in batch if row.node_id not in unchanged]
+                    new = [row for row in batch if row.node_id not in unchanged | moved]
                     self.report.unchanged += len(batch) - len(new)
+                    new = [row for row in new if self._can_be_stored(name, row)]
+                    vectors = store.get_vectors([r.node_id for r in batch if r.node_id in moved])
+                    again = [
+                        row.model_copy(update={"embedding": vectors[row.node_id].tolist()})
+                        for row in batch
+                        if row.node_id in vectors
+                    ]
+                    if again:
+                        writes.append(writer.submit(self._add, name, again))
                     if new:
                         embedded = self._embedded(name, new)
                         writes.append(writer.submit(self._store, name, embedded))
@@ -145,28 +183,67 @@ class Writing:
             self._told.add((row.node_id, reason))
             self._skip(row, reason)
 
-    def _by_collection(self, nodes: Sequence[BaseNode]) -> dict[CollectionName, list[TextNode]]:
-        """The rows of each collection, one for each id, images in files."""
-        rows: dict[CollectionName, dict[str, TextNode]] = {"text": {}, "image": {}}
+    def _rows(self, nodes: Sequence[BaseNode]) -> dict[str, TextNode]:
+        """A row for each id; images that are files have absolute paths, and are read once."""
+        rows: dict[str, TextNode] = {}
         last = {node.node_id: node for node in nodes}
         for node in nodes:
             if last[node.node_id] is not node:
                 self._skip(node, "the same id comes again; the last one is taken")
                 continue
             try:
-                row = self._images.keep(as_row(node))
+                row = as_row(node)
             except _BAD_INPUT as error:
                 self._skip(node, error)
                 continue
+            if isinstance(row, ImageNode) and row.image_path and not row.image:
+                folders = self._confine or getattr(row, "image_folders", None)
+                row = row.model_copy(update={"image_path": str(Path(row.image_path).absolute())})
+                if folders is not None:
+                    row = cast(ImageNode, confined(row, folders))
+                try:
+                    self._digests[row.node_id] = image_digest(row)
+                except ImageError as error:
+                    # The model says what it makes of a file that cannot be read; but it knows of no
+                    # folders, so that it is not asked for a file that may lie outside of them.
+                    if folders is not None:
+                        self._refused.add(row.node_id)
+                        self._skip_row(row, error)
+            rows[row.node_id] = row
+        return rows
+
+    def _by_collection(self, rows: Mapping[str, TextNode]) -> dict[CollectionName, list[TextNode]]:
+        """The rows of each collection, images in files."""
+        texts: list[TextNode] = []
+        images: list[TextNode] = []
+        for node_id, made in rows.items():
+            try:
+                row = self._images.keep(made)
+            except _BAD_INPUT as error:
+                self._skip(made, error)
+                continue
+            if isinstance(made, ImageNode) and made.image and isinstance(row, ImageNode):
+                self._digests[node_id] = image_digest(row)
+            has_image = isinstance(row, ImageNode) and bool(row.image_path or row.image_url)
             if row.text.strip():
-                rows["text"][row.node_id] = row
-            if isinstance(row, ImageNode) and (row.image_path or row.image_url):
-                rows["image"][row.node_id] = row
-            if not any(row.node_id in of_collection for of_collection in rows.values()):
-                self._skip(node, "has neither a text nor an image")
+                texts.append(row)
+            if has_image and node_id not in self._refused:
+                images.append(row)
+            if not (row.text.strip() or has_image):
+                self._skip(row, "has neither a text nor an image")
+        by_collection: dict[CollectionName, list[TextNode]] = {"text": texts, "image": images}
         if "image_query" in self._stores:
-            rows["image_query"] = rows["image"]
-        return {name: list(of_collection.values()) for name, of_collection in rows.items()}
+            by_collection["image_query"] = images
+        return by_collection
+
+    def _can_be_stored(self, name: CollectionName, row: TextNode) -> bool:
+        """Skip a row that the store refuses, before it is embedded."""
+        try:
+            self._stores[name].check(row)
+        except (InvalidValueError, RecursionError) as error:
+            self._skip_row(row, error)
+            return False
+        return True
 
     def _embedded(self, name: CollectionName, rows: list[TextNode]) -> list[TextNode]:
         """Copies of the rows with their vectors; one that cannot be embedded is skipped."""
@@ -190,11 +267,14 @@ class Writing:
             for row, vector in zip(rows, vectors, strict=True)
         ]
 
+    def _add(self, name: CollectionName, rows: list[TextNode]) -> None:
+        self._stores[name].add(rows, images={} if name == "text" else self._digests)
+
     def _store(self, name: CollectionName, rows: list[TextNode]) -> None:
         if not rows:
             return
         try:
-            self._stores[name].add(rows)
+            self._add(name, rows)
         except (InvalidValueError, RecursionError) as error:  # before anything was written
             if len(rows) == 1:
                 self._skip_row(rows[0], error)
@@ -209,27 +289,6 @@ class Writing:
                 self.report.image_query_rows += len(rows)
             case "image":
                 self.report.image_rows += len(rows)
-                for row in rows:
-                    self._images.settle(row.node_id, getattr(row, "image_path", None))
-
-
-def delete_rows(
-    store: MilvusStore, name: CollectionName, node_ids: Iterable[str], images: ImageStorage
-) -> None:
-    """Delete rows of a collection, and the images that no other node uses.
-
-    Args:
-        store: the collection.
-        name: which it is.
-        node_ids: ids; unknown ones are no error.
-        images: where the images are kept.
-    """
-    ids = sorted(node_ids)
-    if ids:
-        store.delete_nodes(node_ids=ids)
-    if name == "image":
-        for node_id in ids:
-            images.settle(node_id, None)
 
 
 def as_nodes(documents: Sequence[BaseNode], splitter: NodeParser | None) -> list[BaseNode]:
@@ -254,29 +313,3 @@ def as_nodes(documents: Sequence[BaseNode], splitter: NodeParser | None) -> list
             stable = splitter.model_copy(update={"id_func": lambda i, doc: f"{doc.id_}#text-{i}"})
             nodes += stable.get_nodes_from_documents([document])
     return nodes
-
-
-def as_row(node: BaseNode) -> TextNode:
-    """A node of any class as the text node or image node that is stored."""
-    if isinstance(node, TextNode):
-        return node
-    if not isinstance(node, Node):
-        raise TypeError(f"{type(node).__name__} is neither a text nor an image node")
-    common = {
-        "id_": node.node_id,
-        "text": node.get_content(MetadataMode.NONE),
-        "metadata": node.metadata,
-        "excluded_embed_metadata_keys": node.excluded_embed_metadata_keys,
-        "excluded_llm_metadata_keys": node.excluded_llm_metadata_keys,
-        "relationships": node.relationships,
-    }
-    image = node.image_resource
-    if image is None:
-        return TextNode(**common)
-    return ImageNode(
-        **common,
-        image=image.data.decode() if image.data else None,
-        image_path=str(image.path) if image.path else None,
-        image_url=str(image.url) if image.url else None,
-        image_mimetype=image.mimetype,
-    )

@@ -16,6 +16,7 @@ from llama_index_gap.models.base import Encoder, ModelError, PairScorer
 from llama_index_gap.models.checkpoints.checkpoint import Checkpoint, find_checkpoint
 from llama_index_gap.models.presets import PRESETS, SCORER_PRESETS
 from llama_index_gap.models.runtime import placement
+from llama_index_gap.models.trial import as_model_errors, try_encoder, try_scorer
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +71,10 @@ def load_encoder(
         "query_prompt": query_prompt,
         "document_prompt": document_prompt,
     }
-    encoder = _make_encoder(checkpoints, settings, texts)
+    _check_files(checkpoints, settings)
+    with as_model_errors(" + ".join(checkpoint.name for checkpoint in checkpoints)):
+        encoder = _make_encoder(checkpoints, settings, texts)
+    try_encoder(encoder)
     for checkpoint in checkpoints:
         _check_licence(checkpoint)
     return encoder
@@ -152,11 +156,14 @@ def load_scorer(
         "vision_folder": vision_folder,
     }
     given: dict[str, Any] = {key: value for key, value in options.items() if value is not None}
+    _check_files([checkpoint], settings)
     family = _scorer_family(checkpoint)
     for key, value in given.items():
         if key not in signature(family).parameters:
             raise InvalidValueError(f"{key}={value}: {checkpoint.name} has no such setting")
-    scorer = family(checkpoint, settings, **given)
+    with as_model_errors(checkpoint.name):
+        scorer = family(checkpoint, settings, **given)
+    try_scorer(scorer)
     _check_licence(checkpoint)
     return scorer
 
@@ -179,6 +186,13 @@ def _scorer_family(checkpoint: Checkpoint) -> Callable[..., PairScorer]:
         "(…ForSequenceClassification) and late interaction (…ForRetrieval), or what "
         "sentence-transformers saved as one of these"
     )
+
+
+def _check_files(checkpoints: Sequence[Checkpoint], settings: LoadingSettings) -> None:
+    from llama_index_gap.models.checkpoints.vetting import check_files  # imports torch
+
+    for checkpoint in checkpoints:
+        check_files(checkpoint, settings)
 
 
 def _check_licence(checkpoint: Checkpoint) -> None:

@@ -12,7 +12,7 @@ from llama_index.core.node_parser import NodeParser
 from llama_index.core.schema import BaseNode, ImageNode
 from llama_index.core.utils import get_tqdm_iterable
 
-from llama_index_gap.images.opening import MAX_PIXELS
+from llama_index_gap.images.limits import MAX_PIXELS
 from llama_index_gap.readers.folders import read_folder
 from llama_index_gap.readers.records import (
     CorpusError,
@@ -34,10 +34,12 @@ class Corpus:
     Attributes:
         nodes: text nodes and image nodes, document by document.
         skipped: everything that was left out, with its reason.
+        root: folder that all images lie in; None if that is not known.
     """
 
     nodes: list[BaseNode]
     skipped: list[Skipped]
+    root: Path | None = None
 
     @property
     def text_nodes(self) -> list[BaseNode]:
@@ -163,7 +165,7 @@ def _corpus(
     if not nodes:
         why = "; ".join(f"{skip.source}: {skip.reason}" for skip in skipped[:3])
         raise CorpusError(f"{name}: no document could be read ({why or 'it holds none'})")
-    return Corpus(nodes, skipped)
+    return Corpus(nodes, skipped, maker.root)
 
 
 def _records(path: Path, root: Path) -> Records:

@@ -22,9 +22,11 @@ from llama_index.core.schema import (
 
 from llama_index_gap.errors import GapError, InvalidValueError
 from llama_index_gap.images.opening import ImageError, check_image
+from llama_index_gap.nodes import MOST_METADATA_BYTES, MOST_TEXT_BYTES
 
 _CAPTION_KEYS = ("caption", "alt")
 _FIELDS = frozenset(["id", "title", "text", "image", "images", *_CAPTION_KEYS, "captions", "alts"])
+_MOST_IMAGES = 10_000
 _MAX_DEPTH = 50  # what copies metadata or writes it as JSON calls itself at each level
 TOO_DEEP = f"is nested too deeply; at most {_MAX_DEPTH} levels are read"
 
@@ -152,11 +154,18 @@ def _image_references(fields: dict[str, Any]) -> tuple[list[ImageReference], lis
 
 
 class NodeMaker:
-    """Turns records into nodes; remembers which ids are taken."""
+    """Turns records into nodes; remembers which ids are taken.
+
+    Attributes:
+        root: folder that images must lie in.
+    """
 
     def __init__(self, root: Path, folder: Path, splitter: NodeParser, max_pixels: int) -> None:
-        self._root = root.resolve()
+        self.root = root.resolve()
         self._folder = folder.resolve()
+        self._folders = dict.fromkeys(
+            each for f in (folder, root) for each in (f.resolve(), f.absolute())
+        )
         self._splitter = splitter
         self._max_pixels = max_pixels
         self._ids: set[str] = set()
@@ -169,6 +178,9 @@ class NodeMaker:
             texts = self._text_nodes(record)
         except ValueError as error:
             return [], [Skipped(record.source, str(error))]
+        except (RecursionError, TimeoutError) as error:  # NLTK stops regular expressions that hang
+            reason = f"its text cannot be cut into passages ({type(error).__name__}: {error})"
+            return [], [Skipped(record.source, reason)]
         images, skipped = self._image_nodes(record)
         skipped += [Skipped(record.source, problem) for problem in record.problems]
         made = [*texts, *images]
@@ -179,7 +191,8 @@ class NodeMaker:
             reason = f"its node id {min(twice)!r} is taken by an earlier document"
             return [], [Skipped(record.source, reason)]
         # The hash changes whenever the document does, so that a refresh can tell.
-        content = [record.title, record.text, [(p.path, p.caption) for p in record.images]]
+        named = [(self._named(each.path), each.caption) for each in record.images]
+        content = [record.title, record.text, named]
         written = json.dumps([*content, record.metadata], sort_keys=True, default=str)
         digest = hashlib.sha256(written.encode()).hexdigest()
         source = RelatedNodeInfo(node_id=record.id, node_type=ObjectType.DOCUMENT, hash=digest)
@@ -191,11 +204,20 @@ class NodeMaker:
         self._ids.update([record.id], (node.node_id for node in made))
         return made, skipped
 
+    def _named(self, path: str) -> str:
+        """A path as it is wherever the corpus' folder is moved to."""
+        for folder in self._folders:
+            if Path(path).is_absolute() and Path(path).is_relative_to(folder):
+                return Path(path).relative_to(folder).as_posix()
+        return path
+
     def _text_nodes(self, record: Record) -> list[BaseNode]:
         texts = [record.id, record.title, record.text, *(p.caption for p in record.images)]
+        about = [*([record.id] * 4), *([record.title, record.metadata] * 2)]
         written = json.dumps([*texts, record.metadata], ensure_ascii=False, default=str)
         try:
             written.encode("utf-8")
+            size = len(json.dumps(about, ensure_ascii=False, default=str).encode("utf-8"))
         except UnicodeEncodeError as error:
             broken = written[error.start]
             raise InvalidValueError(
@@ -203,6 +225,12 @@ class NodeMaker:
             ) from error
         if any("\x00" in text for text in texts):
             raise InvalidValueError("holds a NUL character, which is not text")
+        if size > MOST_METADATA_BYTES:
+            raise InvalidValueError(
+                f"its id, title and metadata take {size:,} bytes in an index, which stores them "
+                f"with each node, some of them again for filters; shorten them to "
+                f"{MOST_METADATA_BYTES:,}"
+            )
         text = record.text if record.text.strip() else record.title
         if not text.strip():
             return []
@@ -215,13 +243,18 @@ class NodeMaker:
         nodes: list[ImageNode] = []
         skipped: list[Skipped] = []
         seen: Counter[str] = Counter()
-        for image in record.images:
+        if len(record.images) > _MOST_IMAGES:
+            reason = (
+                f"shows {len(record.images):,} images; only the first {_MOST_IMAGES:,} are read"
+            )
+            skipped.append(Skipped(record.source, reason))
+        for image in record.images[:_MOST_IMAGES]:
             path = image.path
             file = (image.folder or self._folder) / path
             try:
                 if "://" in path or path.startswith("//") or path.lower().startswith("data:"):
                     raise ImageError(path, "is a URL; readers fetch nothing, download it first")
-                check_image(file, root=self._root, max_pixels=self._max_pixels)
+                check_image(file, root=self.root, max_pixels=self._max_pixels)
             except ImageError as error:
                 source = record.source
                 if path != source:
@@ -230,10 +263,18 @@ class NodeMaker:
                 continue
             file = file.resolve()
             # The name in ids is the same wherever the corpus' folder is moved to.
-            below = next((f for f in (self._folder, self._root) if file.is_relative_to(f)), None)
+            below = next((f for f in (self._folder, self.root) if file.is_relative_to(f)), None)
             name = (file.relative_to(below) if below else file).as_posix()
             seen[name] += 1
             again = f"~{seen[name]}" if seen[name] > 1 else ""
             node_id = f"{record.id}#image-{name}{again}"
-            nodes.append(ImageNode(id_=node_id, text=image.caption, image_path=str(file)))
+            caption = image.caption
+            if (size := len(caption.encode())) > MOST_TEXT_BYTES:
+                reason = (
+                    f"its caption has {size:,} bytes, and an index takes {MOST_TEXT_BYTES:,}; the "
+                    "image is read without it"
+                )
+                skipped.append(Skipped(f"{record.source}, image {path[:80]}", reason))
+                caption = ""
+            nodes.append(ImageNode(id_=node_id, text=caption, image_path=str(file)))
         return nodes, skipped

@@ -23,6 +23,7 @@ from llama_index_gap.readers.records import (
     shown,
 )
 
+_MOST_DIGITS = 100
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 
 
@@ -56,6 +57,7 @@ def _read_jsonl(path: Path, root: Path | None) -> Records:
                 fields = json.loads(
                     line.decode("utf-8-sig" if number == 1 else "utf-8"),
                     parse_float=_finite,
+                    parse_int=_integer,
                     parse_constant=_finite,
                     object_pairs_hook=_without_doubles,
                 )
@@ -77,6 +79,12 @@ def _open(path: Path, root: Path | None) -> IO[bytes]:
         return open_file(path, root)
     except FileError as error:
         raise CorpusError(f"{path}: {error}") from error
+
+
+def _integer(text: str) -> int:
+    if len(text) > _MOST_DIGITS:
+        raise InvalidValueError(f"holds a number of {len(text):,} digits; write it as text")
+    return int(text)
 
 
 def _finite(text: str) -> float:

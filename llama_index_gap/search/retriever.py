@@ -281,6 +281,14 @@ class DualIndexRetriever(BaseRetriever):
         store = self._collections["image"].store
         return next(iter(store.get_nodes([node_id], filters=self._filters)), None)
 
+    def query_cut_at(self, query: str) -> int | None:
+        """The tokens that the models read of this query; None where they read all of it."""
+        models = {id(each.embed_model): each.embed_model for each in self._collections.values()}
+        cuts = [
+            model.query_cut_at(query) for model in models.values() if hasattr(model, "query_cut_at")
+        ]
+        return min((cut for cut in cuts if cut is not None), default=None)
+
     # --- searching -------------------------------------------------------------------------------
 
     def search(self, query: str | QueryBundle) -> SearchResult:

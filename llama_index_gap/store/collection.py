@@ -12,6 +12,7 @@ import grpc
 from pymilvus import DataType, MilvusException
 
 from llama_index_gap.errors import InvalidValueError, UnsupportedError
+from llama_index_gap.nodes import MOST_TEXT_BYTES
 from llama_index_gap.store.addresses import is_server
 from llama_index_gap.store.connection import Connection, StoreError, caught_logs, one_line
 from llama_index_gap.store.filters import (
@@ -158,7 +159,9 @@ class Collection:
     def _create(self, dim: int, properties: Mapping[str, str]) -> None:
         schema = self.connection.client.create_schema(auto_id=False, enable_dynamic_field=True)
         for name in (ID_FIELD, DOC_ID_FIELD, TEXT_FIELD):
-            schema.add_field(name, DataType.VARCHAR, max_length=65_535, is_primary=name == ID_FIELD)
+            schema.add_field(
+                name, DataType.VARCHAR, max_length=MOST_TEXT_BYTES, is_primary=name == ID_FIELD
+            )
         schema.add_field(VECTOR_FIELD, DataType.FLOAT_VECTOR, dim=dim)
         self.call(
             "create_collection",

@@ -23,6 +23,7 @@ from llama_index.vector_stores.milvus import MilvusVectorStore
 
 from llama_index_gap.errors import InvalidValueError, UnsupportedError
 from llama_index_gap.gap.arrays import VectorArray, unit_rows
+from llama_index_gap.images.folders import ImageFolders
 from llama_index_gap.nodes import document_key
 from llama_index_gap.store.collection import (
     DEFAULT_INDEX,
@@ -45,6 +46,7 @@ from llama_index_gap.store.rows import (
     fingerprint,
     in_buckets,
     most_row_bytes,
+    only_moved,
     row_bytes,
     to_node,
     to_row,
@@ -77,6 +79,8 @@ class MilvusStore(MilvusVectorStore):
         similarity_metric: COSINE, IP or L2. Similarities are higher for nearer nodes; for L2 they
             are squared distances with a minus.
         batch_size: most rows in one message.
+        image_folders: folders that images of nodes must lie in wherever they are opened; anywhere
+            by default, as with LlamaIndex' own store.
 
     Raises:
         ValueError: a setting is unknown or does not fit the existing collection, or there is none
@@ -99,6 +103,7 @@ class MilvusStore(MilvusVectorStore):
         search_config: Mapping[str, Any] | None = None,
         similarity_metric: str = "COSINE",
         batch_size: int = 1_000,
+        image_folders: ImageFolders | None = None,
     ) -> None:
         uri, metric = str(uri), similarity_metric.upper()
         check_settings(
@@ -148,6 +153,7 @@ class MilvusStore(MilvusVectorStore):
             "search_config": search_config,
             "similarity_metric": similarity_metric,
             "batch_size": batch_size,
+            "image_folders": image_folders,
         }
         self._collection = collection
         self._milvusclient = collection.connection.client
@@ -170,6 +176,13 @@ class MilvusStore(MilvusVectorStore):
     def __exit__(self, *exception: object) -> None:
         self.close()
 
+    def confine_images(self, folders: ImageFolders) -> None:
+        """From now on open images of nodes below these folders only; copies keep to it, too."""
+        self._settings["image_folders"] = folders
+
+    def _to_node(self, row: Mapping[str, Any]) -> BaseNode:
+        return to_node(row, self._settings["image_folders"])
+
     # A copy, and what a pickle becomes, is a store of its own on the same collection.
     def __reduce__(self) -> tuple[Callable[..., MilvusStore], tuple[Any, ...]]:
         return _reopen, (type(self), self._settings)
@@ -182,7 +195,13 @@ class MilvusStore(MilvusVectorStore):
 
     # --- writing ---------------------------------------------------------------------------------
 
-    def add(self, nodes: Sequence[BaseNode], **add_kwargs: Any) -> list[str]:
+    def add(
+        self,
+        nodes: Sequence[BaseNode],
+        *,
+        images: Mapping[str, str] | None = None,
+        **add_kwargs: Any,
+    ) -> list[str]:
         """Store nodes with their embeddings; a node whose id is there already is replaced.
 
         All nodes are checked before the first is written. Metadata is stored as JSON: dates and
@@ -190,6 +209,7 @@ class MilvusStore(MilvusVectorStore):
 
         Args:
             nodes: nodes with embeddings; of two with one id the later one stays.
+            images: by id, a digest of the image that the vector was made from, for ``compare``.
             **add_kwargs: none are known.
 
         Returns:
@@ -201,7 +221,9 @@ class MilvusStore(MilvusVectorStore):
         """
         _refuse_arguments("add", add_kwargs)
         rows = {
-            node.node_id: to_row(node, self._collection.max_lengths)
+            node.node_id: to_row(
+                node, self._collection.max_lengths, (images or {}).get(node.node_id, "")
+            )
             | {VECTOR_FIELD: self._to_vector(node.embedding, f"node {node.node_id[:100]!r}")}
             for node in nodes
         }
@@ -211,6 +233,17 @@ class MilvusStore(MilvusVectorStore):
         for batch in batches(rows.values(), self.batch_size, row_bytes):
             self._collection.call(write, data=batch)
         return [node.node_id for node in nodes]
+
+    def check(self, node: BaseNode) -> None:
+        """Refuse a node that cannot be stored; its embedding, or that it has none, does not matter.
+
+        Args:
+            node: any node.
+
+        Raises:
+            ValueError: says why.
+        """
+        to_row(node, self._collection.max_lengths)
 
     async def async_add(self, nodes: Sequence[BaseNode], **kwargs: Any) -> list[str]:
         """As ``add``, without blocking the event loop."""
@@ -367,7 +400,7 @@ class MilvusStore(MilvusVectorStore):
     def _result(self, hits: Sequence[dict[str, Any]]) -> VectorStoreQueryResult:
         sign = -1.0 if self.similarity_metric == "L2" else 1.0
         return VectorStoreQueryResult(
-            nodes=[to_node(hit["entity"]) for hit in hits],
+            nodes=[self._to_node(hit["entity"]) for hit in hits],
             similarities=[sign * float(hit["distance"]) for hit in hits],
             ids=[str(hit[ID_FIELD]) for hit in hits],
         )
@@ -416,7 +449,7 @@ class MilvusStore(MilvusVectorStore):
         rows = {
             row[ID_FIELD]: row for row in self._collection.read(ids, NODE_FIELDS, _NODES_PER_READ)
         }
-        return [to_node(rows[node_id]) for node_id in dict.fromkeys(ids) if node_id in rows]
+        return [self._to_node(rows[node_id]) for node_id in dict.fromkeys(ids) if node_id in rows]
 
     def get_vectors(self, ids: Sequence[str]) -> dict[str, VectorArray]:
         """Read vectors as they are stored.
@@ -458,7 +491,9 @@ class MilvusStore(MilvusVectorStore):
                     self._collection.find_ids(expression), fields, at_once
                 )
             rows += found
-        read = [(to_node(row), np.asarray(row[VECTOR_FIELD], dtype=np.float32)) for row in rows]
+        read = [
+            (self._to_node(row), np.asarray(row[VECTOR_FIELD], dtype=np.float32)) for row in rows
+        ]
         return [(node, vector) for node, vector in read if document_key(node, "document") in wanted]
 
     def documents_of(self, ids: Iterable[str]) -> dict[str, str]:
@@ -484,17 +519,42 @@ class MilvusStore(MilvusVectorStore):
         Args:
             nodes: any number of nodes; one that cannot be stored is none of them.
         """
+        return self.compare(nodes, {})[0]
+
+    def compare(
+        self, nodes: Iterable[BaseNode], images: Mapping[str, str]
+    ) -> tuple[set[str], set[str]]:
+        """Compare nodes with what is stored.
+
+        Args:
+            nodes: any number of nodes; one that cannot be stored is in neither set.
+            images: by id, a digest of the image that its vector is made from.
+
+        Returns:
+            The ids of those that are stored just as they are; and of those that differ in nothing
+            but the path of their image.
+        """
         asked: dict[str, str] = {}
         for node in nodes:
             with suppress(InvalidValueError):
-                asked[node.node_id] = fingerprint(node)
+                asked[node.node_id] = fingerprint(node, images.get(node.node_id, ""))
         fields = [ID_FIELD, FINGERPRINT_KEY]
         rows = self._collection.read(asked, fields, IDS_PER_MESSAGE)
         stored = {row[ID_FIELD]: row.get(FINGERPRINT_KEY) for row in rows}
-        # Rows of an earlier version, or of LlamaIndex's own store, carry none.
-        bare = [node_id for node_id, known in stored.items() if known is None]
-        stored |= {node.node_id: fingerprint(node) for node in self._read_nodes(bare)}
-        return {node_id for node_id, known in stored.items() if known == asked[node_id]}
+        # Rows of LlamaIndex's own store carry none.
+        bare = [node_id for node_id, known in stored.items() if not isinstance(known, str)]
+        stored |= {
+            node.node_id: fingerprint(node, images.get(node.node_id, ""))
+            for node in self._read_nodes(bare)
+        }
+        return (
+            {node_id for node_id, known in stored.items() if known == asked[node_id]},
+            {
+                node_id
+                for node_id, known in stored.items()
+                if only_moved(str(known), asked[node_id])
+            },
+        )
 
     def count(self) -> int:
         """Count the nodes."""

@@ -13,7 +13,8 @@ from llama_index.core.vector_stores.utils import metadata_dict_to_node
 
 from llama_index_gap.errors import InvalidValueError
 from llama_index_gap.gap.arrays import VectorArray
-from llama_index_gap.nodes import CaptionedImageNode
+from llama_index_gap.images.folders import ImageFolders
+from llama_index_gap.nodes import MOST_METADATA_BYTES, CaptionedImageNode, confined
 from llama_index_gap.store.connection import StoreError, one_line
 from llama_index_gap.store.filters import DOC_ID_FIELD, ID_FIELD, TEXT_FIELD, literal
 
@@ -35,21 +36,20 @@ _RESERVED_KEYS = frozenset(
 _DOC_ID_KEYS = (DOC_ID_FIELD, "document_id", "ref_doc_id")
 # Not all fields: a later LlamaIndex may have more, and no node has changed by that.
 _FINGERPRINTED = (
-    *("id_", "image_path", "image_url", "image_resource", "metadata", "relationships"),
+    *("id_", "image_url", "image_resource", "metadata", "relationships"),
     *("excluded_embed_metadata_keys", "excluded_llm_metadata_keys"),
     *("text_template", "metadata_template", "metadata_separator"),
 )
-# A server's own limits, kept on Milvus Lite too: a corpus that fits one fits the other.
-_MOST_DYNAMIC_BYTES = 65_536
 _INT64 = 2**63
 
 
-def to_row(node: BaseNode, max_lengths: Mapping[str, int]) -> dict[str, Any]:
+def to_row(node: BaseNode, max_lengths: Mapping[str, int], image: str = "") -> dict[str, Any]:
     """A node as a row, but for its vector.
 
     Args:
         node: any node.
         max_lengths: most bytes in each column of text.
+        image: as for ``fingerprint``.
 
     Raises:
         ValueError: a node that cannot be stored; names it.
@@ -80,33 +80,49 @@ def to_row(node: BaseNode, max_lengths: Mapping[str, int]) -> dict[str, Any]:
         "document_id": source,
         "ref_doc_id": source,
         BUCKET_KEY: _bucket(node.node_id),
-        FINGERPRINT_KEY: _digest(content, columns[TEXT_FIELD]),
+        FINGERPRINT_KEY: _digest(content, columns[TEXT_FIELD], image),
     }
     check_bytes(
         json.dumps(dynamic, ensure_ascii=False, separators=(",", ":")),
-        _MOST_DYNAMIC_BYTES,
+        MOST_METADATA_BYTES,
         f"{name}: its metadata and relationships",
         "they are stored twice, for filters and for reading; keep long texts out of them",
     )
     return columns | dynamic
 
 
-def fingerprint(node: BaseNode) -> str:
+def fingerprint(node: BaseNode, image: str = "") -> str:
     """Changes with whatever of a node is stored or embedded; the same before and after storing.
+
+    Where the node names an image's file, the path has a part of its own, after a hyphen: a moved
+    image changes nothing else.
 
     Args:
         node: any node.
+        image: what its vector was made from, if that is an image: a digest of the file's content.
 
     Raises:
         ValueError: its metadata is not JSON.
     """
-    return _digest(_to_json(node, f"node {node.node_id[:100]!r}"), _text_of(node))
+    return _digest(_to_json(node, f"node {node.node_id[:100]!r}"), _text_of(node), image)
 
 
-def _digest(content: Mapping[str, Any], text: str) -> str:
+def only_moved(stored: str, asked: str) -> bool:
+    """Whether two fingerprints differ in nothing but the path of an image's file."""
+    same, path, _ = stored.partition("-")
+    return bool(path) and stored != asked and same == asked.partition("-")[0]
+
+
+def _digest(content: Mapping[str, Any], text: str, image: str) -> str:
     kept = {key: content[key] for key in _FINGERPRINTED if key in content}
-    written = json.dumps([kept, text], sort_keys=True)
-    return hashlib.blake2b(written.encode(), digest_size=12).hexdigest()
+    written = [kept, text, image] if image else [kept, text]
+    digest = _hash(json.dumps(written, sort_keys=True))
+    path = content.get("image_path")
+    return f"{digest}-{_hash(path)}" if path else digest
+
+
+def _hash(text: str) -> str:
+    return hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=12).hexdigest()
 
 
 def _to_json(node: BaseNode, name: str) -> dict[str, Any]:
@@ -171,8 +187,12 @@ def to_vector(
     return vector
 
 
-def to_node(row: Mapping[str, Any]) -> BaseNode:
+def to_node(row: Mapping[str, Any], folders: ImageFolders | None = None) -> BaseNode:
     """The node of a row that was read with ``NODE_FIELDS``.
+
+    Args:
+        row: as somebody stored it.
+        folders: where the image that it names must lie; None for anywhere.
 
     Raises:
         StoreError: the row holds none; names it.
@@ -190,6 +210,8 @@ def to_node(row: Mapping[str, Any]) -> BaseNode:
                 node.set_content(text)
         elif isinstance(node, TextNode):
             node.text = text
+        if folders is not None:
+            node = confined(node, folders)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise StoreError(
             f"row {row.get(ID_FIELD)!r} holds no LlamaIndex node ({one_line(error)}); delete it, "
@@ -201,12 +223,12 @@ def to_node(row: Mapping[str, Any]) -> BaseNode:
 def row_bytes(row: Mapping[str, Any]) -> int:
     """An upper bound, roughly, of what a row with its vector takes in a message."""
     vector: VectorArray = row[VECTOR_FIELD]
-    return vector.nbytes + 4 * (len(row[TEXT_FIELD]) + len(row[ID_FIELD])) + _MOST_DYNAMIC_BYTES
+    return vector.nbytes + 4 * (len(row[TEXT_FIELD]) + len(row[ID_FIELD])) + MOST_METADATA_BYTES
 
 
 def most_row_bytes(dim: int) -> int:
     """An upper bound of what a node with its vector takes in an answer, its text the longest."""
-    return 2 * _MOST_DYNAMIC_BYTES + 4 * dim
+    return 2 * MOST_METADATA_BYTES + 4 * dim
 
 
 def in_buckets(count: int, seed: int) -> str:

@@ -132,8 +132,8 @@ def test_a_cell_that_is_too_long_is_an_error(
 
 
 def test_brackets_in_a_cell_are_text(tmp_path: Path) -> None:
-    (tmp_path / "a.csv").write_text("text,extra\na," + "[" * 100_000)
+    (tmp_path / "a.csv").write_text("text,extra\na," + "[" * 30_000)
 
     (node,) = read_corpus(tmp_path / "a.csv").nodes
 
-    assert node.metadata["extra"] == "[" * 100_000
+    assert node.metadata["extra"] == "[" * 30_000

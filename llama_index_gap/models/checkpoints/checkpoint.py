@@ -12,13 +12,14 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from llama_index_gap.model_settings import LoadingSettings
 from llama_index_gap.models.base import ModelError
 
 _FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "README.md"]
 _OTHER_RUNTIMES = ["onnx/*", "openvino/*", "*/onnx/*", "*/openvino/*"]
+_LICENCE = re.compile(r"^license:[ \t]*([\"']?)(\w[\w.,+() -]{0,99}?)\1[ \t]*(#.*)?$", re.MULTILINE)
+_MOST_FRONT_MATTER = 2**22  # characters; results of benchmarks stand there, too
+_MOST_SAID = 300
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
@@ -74,13 +75,11 @@ class Checkpoint:
         card = self.folder / "README.md"
         if not card.is_file():
             return None
-        front = re.match(r"---\n(.*?)\n---", card.read_text("utf-8", errors="replace"), re.DOTALL)
-        try:
-            fields = yaml.safe_load(front[1]) if front else None
-        except (yaml.YAMLError, ValueError, RecursionError):
-            return None
-        licence = fields.get("license") if isinstance(fields, dict) else None
-        return licence if isinstance(licence, str) else None
+        with card.open(encoding="utf-8", errors="replace") as file:
+            front = file.read(_MOST_FRONT_MATTER).partition("\n---")[0]
+        # Not parsed as YAML, in which a few lines may stand for billions.
+        found = _LICENCE.search(front) if front.startswith("---\n") else None
+        return found[2] if found else None
 
 
 def find_checkpoint(name: str | Path, settings: LoadingSettings | None = None) -> Checkpoint:
@@ -124,11 +123,16 @@ def _download(name: str, settings: LoadingSettings) -> Path:
         ],
         ignore_patterns=_OTHER_RUNTIMES,
     )
+    reason = "local_files_only=True asks no hub"
     try:
+        if settings.local_files_only:
+            return Path(snapshot(local_files_only=True))
         # One question with a short time-out first: without it, a machine without network
         # spends more than a minute in retries before it says so.
         HfApi().model_info(repo, revision=settings.revision, timeout=10)
         return Path(snapshot())
+    except LocalEntryNotFoundError:
+        pass
     except HfHubHTTPError as error:
         reason = f"the model hub says: {first_line(error)}"
     except Exception as error:  # no connection: the types belong to the hub library's transport
@@ -243,6 +247,8 @@ def quiet_transformers() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def first_line(error: Exception) -> str:
-    """What an error says first; its type where it says nothing."""
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+def first_line(error: BaseException) -> str:
+    """What an error says first, with the next line where that only announces it; or its type."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    said = " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1])
+    return said[:_MOST_SAID] or type(error).__name__

@@ -15,6 +15,8 @@ from llama_index_gap.models.checkpoints.checkpoint import (
     first_line,
     load_report,
 )
+from llama_index_gap.models.checkpoints.limits import WithinStoredWeights, stored_weights
+from llama_index_gap.models.checkpoints.templates import keep_within_budget
 from llama_index_gap.models.checkpoints.weights import refuse_broken_numbers
 from llama_index_gap.models.runtime import placement
 
@@ -51,21 +53,25 @@ def load_model(
         ModelError: the files are damaged or of a kind that cannot be loaded.
     """
     device, dtype = placement(settings)
+    stored = stored_weights(checkpoint)
     with load_report() as report, _without_video():
         try:
-            model = kind(
-                str(checkpoint.folder),
-                device=device,
-                trust_remote_code=settings.trust_remote_code,
-                local_files_only=True,
-                model_kwargs={
-                    "dtype": dtype,
-                    "use_safetensors": None if settings.allow_pickle else True,
-                },
-                # The PIL path is bit-equal to the processors these models were published with;
-                # torchvision's resizing differs by up to 0.03.
-                processor_kwargs={"backend": "pil"},
-            )
+            with WithinStoredWeights(checkpoint.name, stored):
+                model = kind(
+                    str(checkpoint.folder),
+                    device=device,
+                    trust_remote_code=settings.trust_remote_code,
+                    local_files_only=True,
+                    model_kwargs={
+                        "dtype": dtype,
+                        "use_safetensors": None if settings.allow_pickle else True,
+                    },
+                    # The PIL path is bit-equal to the processors these models were published with;
+                    # torchvision's resizing differs by up to 0.03.
+                    processor_kwargs={"backend": "pil"},
+                )
+        except ModelError:
+            raise
         # Each library below raises its own types for a checkpoint that it cannot read.
         except Exception as error:
             reason = first_line(error)
@@ -78,6 +84,10 @@ def load_model(
                 f"{checkpoint.name}: sentence-transformers cannot load it: {reason}"
             ) from error
     refuse_broken_numbers(model.state_dict(), checkpoint.name)
+    for module in model:
+        processor = getattr(module, "processor", None)
+        for reader in (processor, getattr(processor, "tokenizer", None)):
+            keep_within_budget(getattr(reader, "chat_template", None), checkpoint.name)
     return model.eval(), report
 
 

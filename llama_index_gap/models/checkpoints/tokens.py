@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from llama_index_gap.errors import InvalidValueError
 from llama_index_gap.modality import Kind
 from llama_index_gap.models.base import ModelError
-from llama_index_gap.models.checkpoints.checkpoint import Checkpoint
+from llama_index_gap.models.checkpoints.checkpoint import Checkpoint, first_line
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -34,7 +34,9 @@ def load_plain_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the tokenizers library raises nothing more precise
-        raise ModelError(f"{checkpoint.name}: its tokenizer does not load ({error})") from error
+        raise ModelError(
+            f"{checkpoint.name}: its tokenizer does not load ({first_line(error)})"
+        ) from error
     tokenizer.no_truncation()
     tokenizer.no_padding()
     tokenizer.encode_special_tokens = True
@@ -74,9 +76,13 @@ class PromptedTokenizer:
         try:
             # AutoTokenizer would take a model's own class here, and these build their pipeline anew
             # and drop parts of the file's.
-            self._tokenizer = PreTrainedTokenizerFast.from_pretrained(checkpoint.folder)
+            self._tokenizer = PreTrainedTokenizerFast.from_pretrained(
+                checkpoint.folder, local_files_only=True, trust_remote_code=False
+            )
         except Exception as error:  # the tokenizers library raises nothing more precise
-            raise ModelError(f"{checkpoint.name}: its tokenizer does not load ({error})") from error
+            raise ModelError(
+                f"{checkpoint.name}: its tokenizer does not load ({first_line(error)})"
+            ) from error
         longest = min(longest, self._tokenizer.model_max_length)
         if max_text_tokens is not None and max_text_tokens > longest:
             raise InvalidValueError(

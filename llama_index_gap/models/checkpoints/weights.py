@@ -9,10 +9,14 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from llama_index_gap.models.base import ModelError
 from llama_index_gap.models.checkpoints.checkpoint import Checkpoint, LoadReport, list_some
+from llama_index_gap.models.checkpoints.limits import (
+    StoredWeights,
+    WithinStoredWeights,
+    shard_names,
+)
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -80,13 +84,7 @@ def read_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
     folder = checkpoint.folder
     files: Sequence[str] = [_WEIGHTS]
     if not (folder / _WEIGHTS).is_file() and (folder / _INDEX).is_file():
-        weight_map = setting(checkpoint, "weight_map", file=_INDEX)
-        if not isinstance(weight_map, dict):
-            raise ModelError(
-                f"{checkpoint.name}: weight_map in {_INDEX} is no JSON object but {weight_map!r}; "
-                "download the checkpoint again"
-            )
-        files = sorted(set(weight_map.values()))
+        files = shard_names(checkpoint, _INDEX, checkpoint.read_json(_INDEX))
     absent = {file for file in files if not (folder / file).is_file()}
     if absent:
         raise ModelError(
@@ -133,9 +131,11 @@ def load_module(
         dtype: of the parameters; buffers, which are computed and not loaded, keep their precision.
 
     Raises:
-        ModelError: tensors are missing, unexpected or wrongly shaped; lists them.
+        ModelError: tensors are missing, unexpected or wrongly shaped; lists them. Or the module
+            asks for many times more than there are.
     """
-    with _ParametersWithoutMemory():
+    stored = StoredWeights(len(tensors), sum(tensor.numel() for tensor in tensors.values()))
+    with _ParametersWithoutMemory(name, stored):
         module = make()
     expected = module.state_dict()
     LoadReport(
@@ -152,7 +152,7 @@ def load_module(
     return module.requires_grad_(False).eval().to(device)
 
 
-class _ParametersWithoutMemory(TorchFunctionMode):
+class _ParametersWithoutMemory(WithinStoredWeights):
     """Put on the meta device what is allocated without values: parameters, but not buffers.
 
     ``torch.device("meta")`` would take the buffers along, and rotary frequencies are in no file.
@@ -166,7 +166,7 @@ class _ParametersWithoutMemory(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         where = {"device": "meta"} if func is torch.empty else {}
-        return func(*args, **{**(kwargs or {}), **where})
+        return super().__torch_function__(func, types, args, {**(kwargs or {}), **where})
 
 
 def rename(key: str, names: Mapping[str, str]) -> str:

@@ -15,6 +15,7 @@ from llama_index_gap.modality import Kind
 from llama_index_gap.model_settings import LoadingSettings
 from llama_index_gap.models.base import Encoder, ModelError
 from llama_index_gap.models.checkpoints.checkpoint import Checkpoint, first_line, load_report
+from llama_index_gap.models.checkpoints.limits import WithinStoredWeights, stored_weights
 from llama_index_gap.models.checkpoints.weights import refuse_broken_numbers
 from llama_index_gap.models.encoders.layers import concatenate, to_numpy
 from llama_index_gap.models.runtime import placement
@@ -73,6 +74,7 @@ class ImageEncoder(Encoder):
         auto: Any = transformers  # has types in part
         local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
         device, dtype = placement(settings)
+        stored = stored_weights(checkpoint)
         with load_report() as report:
             try:
                 # As in sbert.py: bit-equal to what the models were published with.
@@ -80,12 +82,15 @@ class ImageEncoder(Encoder):
                 self._processor = auto.AutoImageProcessor.from_pretrained(
                     checkpoint.folder, backend="pil", **local
                 )
-                model = auto.AutoModel.from_pretrained(
-                    checkpoint.folder,
-                    dtype=dtype,
-                    use_safetensors=None if settings.allow_pickle else True,
-                    **local,
-                )
+                with WithinStoredWeights(checkpoint.name, stored):
+                    model = auto.AutoModel.from_pretrained(
+                        checkpoint.folder,
+                        dtype=dtype,
+                        use_safetensors=None if settings.allow_pickle else True,
+                        **local,
+                    )
+            except ModelError:
+                raise
             # transformers raises its own types for a checkpoint that it cannot read.
             except Exception as error:
                 reason = first_line(error)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from scipy.special import expit
@@ -15,9 +15,6 @@ from llama_index_gap.models.base import Item, Joint, ModelError, PairScorer, che
 from llama_index_gap.models.checkpoints.checkpoint import Checkpoint
 from llama_index_gap.models.checkpoints.sbert import load_model, plain_text, saved_as
 from llama_index_gap.models.rerankers.items import decode_image
-
-if TYPE_CHECKING:
-    pass
 
 
 def fits(checkpoint: Checkpoint) -> bool:
@@ -155,6 +152,8 @@ class CrossEncoderScorer(PairScorer):
         messages = transformer.input_formatter.pair_to_messages(({"text": "query"}, document))
         try:
             return str(transformer.processor.apply_chat_template(messages, tokenize=False))
+        except ModelError:  # it does not end
+            raise
         except Exception:  # templates may raise what they like on what they do not know
             return None
 

@@ -21,7 +21,7 @@ from llama_index_gap.gap.arrays import VectorArray
 from llama_index_gap.modality import Modality
 from llama_index_gap.model_settings import LoadingSettings
 from llama_index_gap.models.base import Item, LazyImage, ModelError, PairScorer, check_at_least_one
-from llama_index_gap.models.checkpoints.checkpoint import Checkpoint
+from llama_index_gap.models.checkpoints.checkpoint import Checkpoint, first_line
 from llama_index_gap.models.checkpoints.tokens import load_plain_tokenizer
 from llama_index_gap.models.checkpoints.weights import (
     check_settings,
@@ -315,9 +315,11 @@ def _load_model(
     from transformers import Qwen2VLConfig, Qwen2VLModel
 
     try:
-        config: Any = Qwen2VLConfig.from_pretrained(checkpoint.folder)
+        config: Any = Qwen2VLConfig.from_pretrained(checkpoint.folder, local_files_only=True)
     except Exception as error:  # transformers raises types of all kinds
-        raise ModelError(f"{checkpoint.name}: its config.json does not load ({error})") from error
+        raise ModelError(
+            f"{checkpoint.name}: its config.json does not load ({first_line(error)})"
+        ) from error
     width = config.text_config.hidden_size
     tensors = read_weights(checkpoint)
     # The language model's own head, if it is stored: the reference has none.

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from llama_index_gap.errors import InvalidValueError
 from llama_index_gap.models.base import ModelError
-from llama_index_gap.models.checkpoints.checkpoint import Checkpoint, quiet_transformers
+from llama_index_gap.models.checkpoints.checkpoint import Checkpoint, first_line, quiet_transformers
 from llama_index_gap.models.checkpoints.weights import check_settings, setting
 from llama_index_gap.models.rerankers.caches import ByteCache, TensorFolder, digest
 from llama_index_gap.models.rerankers.packing import in_batches
@@ -200,13 +200,15 @@ def _load_processor(
     try:
         with quiet_transformers():
             # The PIL path is bit-equal to the processor that the checkpoint was published with.
-            processor = load(checkpoint.folder, backend="pil", trust_remote_code=False)
+            processor = load(
+                checkpoint.folder, backend="pil", local_files_only=True, trust_remote_code=False
+            )
         smallest, largest = (
             int(processor.size[f"{which}_edge"]) for which in ("shortest", "longest")
         )
     except Exception as error:  # transformers raises types of all kinds
         raise ModelError(
-            f"{checkpoint.name}: its {_PREPROCESSOR} does not load ({error})"
+            f"{checkpoint.name}: its {_PREPROCESSOR} does not load ({first_line(error)})"
         ) from error
     if scale_to_pixels is not None:
         if not smallest <= scale_to_pixels <= largest:

@@ -1,0 +1,109 @@
+"""HTML taken apart in linear time, however broken it is."""
+
+from __future__ import annotations
+
+import re
+from html import unescape
+
+_TAG_NAME = re.compile(r"<([a-zA-Z][^\t\n\r\f />\x00]*)")
+_ATTRIBUTE = re.compile(
+    r"""[\s/]*+(?P<name>[^\s/>][^\s/=>]*+)"""
+    r"""(?:\s*+=++\s*+(?P<value>'[^']*+'|"[^"]*+"|(?!['"])[^>\s]*+))?+(?!=)"""
+)
+_TAG_END = re.compile(r"[\s/]*+>")
+_CLOSING_NAME = re.compile(r"</\s*+([a-zA-Z][^\s/>]*+)")
+_ANGLE = re.compile(">")
+# How what a page does not show begins, and how it ends; the first that fits counts.
+_UNSHOWN = {
+    "<!--": re.compile(r"--\s*+>"),
+    "<![CDATA[": re.compile(r"\]\s*+\]\s*+>"),
+    "<!": _ANGLE,
+    "<?": _ANGLE,
+    "</": _ANGLE,
+}
+_HIDING = {name: re.compile(rf"</\s*+{name}\s*+>", re.I) for name in ("script", "style")}
+
+
+class HtmlReader:
+    """Tells the tags and the texts of HTML; comments, scripts and styles are left out.
+
+    Python's own parser reads the rest of a text again for each tag or comment that is not closed,
+    which takes minutes for some hundred kilobytes. Here, what is not closed is text.
+    """
+
+    def __init__(self) -> None:
+        self._hiding = ""  # the script or style that is open
+
+    def on_text(self, text: str) -> None:
+        """Take a text, its entities decoded."""
+
+    def on_tag(self, name: str, attributes: dict[str, str]) -> None:
+        """Take an opening tag."""
+
+    def on_closing_tag(self, name: str) -> None:
+        """Take a closing tag; for ``<br/>`` after the opening one."""
+
+    def add_text(self, text: str) -> None:
+        """Take a text without HTML that stands between parts with it."""
+        if text and not self._hiding:
+            self.on_text(text)
+
+    def feed(self, html: str) -> None:
+        """Take a part of the HTML. A script may go on in the next part, a tag does not."""
+        start = 0
+        absent: set[re.Pattern[str]] = set()  # ends that do not come again
+        while start < len(html):
+            if self._hiding:
+                closed = _HIDING[self._hiding].search(html, start)
+                start, self._hiding = (closed.end(), "") if closed else (len(html), self._hiding)
+                continue
+            opened = html.find("<", start)
+            opened = len(html) if opened < 0 else opened
+            self.add_text(_decoded(html[start:opened]))
+            start = opened
+            if found := _TAG_NAME.match(html, start):
+                start = self._tag(html, start, found)
+            elif start < len(html):
+                start = self._unshown(html, start, absent)
+
+    def _tag(self, html: str, start: int, name: re.Match[str]) -> int:
+        """Take an opening tag, or a text that only begins like one; say where it ends."""
+        attributes: dict[str, str] = {}
+        end = name.end()
+        while found := _ATTRIBUTE.match(html, end):
+            value = found["value"] or ""
+            value = value[1:-1] if value[:1] in {"'", '"'} else value
+            attributes[found["name"].lower()] = _decoded(value)
+            end = found.end()
+        closed = _TAG_END.match(html, end)
+        if closed is None:
+            self.add_text(_decoded(html[start:end]))
+            return end
+        tag = name[1].lower()
+        self.on_tag(tag, attributes)
+        if closed[0].endswith("/>"):
+            self.on_closing_tag(tag)
+        elif tag in _HIDING:
+            self._hiding = tag
+        return closed.end()
+
+    def _unshown(self, html: str, start: int, absent: set[re.Pattern[str]]) -> int:
+        """Take a closing tag or a comment, or a text that only begins like one."""
+        for opening, closing in _UNSHOWN.items():
+            if html.startswith(opening, start):
+                end = None if closing in absent else closing.search(html, start + 2)
+                if end is None:
+                    absent.add(closing)
+                    break
+                if opening == "</" and (name := _CLOSING_NAME.match(html, start)):
+                    self.on_closing_tag(name[1].lower())
+                return end.end()
+        self.add_text("<")
+        return start + 1
+
+
+def _decoded(text: str) -> str:
+    try:
+        return unescape(text)
+    except ValueError:  # "&#999…;" with more digits than Python reads
+        return text

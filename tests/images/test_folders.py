@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from llama_index_gap.images.folders import ImageFolders
+
+HASH = "0" * 64 + ".png"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name in ("new/cats/a.png", "new/b.png", f"kept/{HASH}", "kept/own.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (1, 1)).save(tmp_path / name)
+    (tmp_path / "new" / "in.png").symlink_to(tmp_path / "new" / "b.png")
+    (tmp_path / "new" / "out.png").symlink_to(tmp_path / "kept" / "own.png")
+    return tmp_path
+
+
+def test_files_below_the_folders_are_held_links_followed(folder: Path) -> None:
+    folders = ImageFolders([folder / "new"], storage=folder / "kept")
+    held = ["new/b.png", "new/in.png", f"kept/{HASH}", "new/nothing.png"]
+    for name in [*held, "new/out.png", "kept/own.png", "new/../kept/own.png", f"kept/x/{HASH}"]:
+        assert folders.hold(folder / name) == (name in held), name
+    folders.allow([folder / "kept"])
+    assert folders.hold(folder / "new" / "out.png")
+
+
+@pytest.mark.parametrize(
+    ("stored", "found"),
+    [
+        ("/old/corpus/cats/a.png", "new/cats/a.png"),
+        ("/old/corpus/a.png", None),  # the same name is not the same image
+        ("/older/b.png", None),
+        ("cats/a.png", "new/cats/a.png"),
+        ("/old/corpus/../corpus/out.png", None),
+        (f"/another machine/{HASH}", f"kept/{HASH}"),
+        ("/another machine/own.png", None),
+        ("/old/corpus/\0", None),
+        ("/old/corpus/" + "x" * 5000, None),
+    ],
+)
+def test_a_moved_image_is_found_at_its_place_below(
+    stored: str, found: str | None, folder: Path
+) -> None:
+    folders = ImageFolders([folder / "new"], ["/old/corpus"], folder / "kept")
+    assert folders.find(stored) == (stored if found is None else str(folder / found))
+    assert folders.find(str(folder / "new" / "b.png")) == str(folder / "new" / "b.png")
+
+
+def test_the_folders_in_words() -> None:
+    assert str(ImageFolders([])) == "none"
+    assert str(ImageFolders(["/a", "/b", "/c", "/d", "/e"])) == "/a, /b, /c, … and 2 more"
