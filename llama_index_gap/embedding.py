@@ -273,6 +273,17 @@ class DualEncoderEmbedding(LoadingSettings, MultiModalEmbedding):
     async def _aget_query_embedding(self, query: str) -> Embedding:
         return await in_thread(self._get_query_embedding, query)
 
+    def get_query_embedding_batch(self, queries: list[str]) -> list[Embedding]:
+        """Embed queries, in batches of ``embed_batch_size``, as ``get_query_embedding`` does each.
+
+        Args:
+            queries: n texts.
+        """
+        with warn_once_of_cuts(self):
+            starts = range(0, len(queries), self.embed_batch_size)
+            batches = (queries[start : start + self.embed_batch_size] for start in starts)
+            return [each for batch in batches for each in self._embed_texts(batch, "query")]
+
     def _get_text_embedding(self, text: str) -> Embedding:
         return self._embed_texts([text], "document")[0]
 

@@ -12,9 +12,9 @@ from rich.text import Text
 
 from llama_index_gap.cli.experiment_tables import example_in_words, result_tables
 from llama_index_gap.cli.pages.experiment_page import render_experiment
-from llama_index_gap.demo.newsroom import CHECKPOINT, RERANKER, write_newsroom
+from llama_index_gap.demo.newsroom import CHECKPOINT, RERANKER, development_queries, write_newsroom
 from llama_index_gap.embedding import DualEncoderEmbedding
-from llama_index_gap.evaluation.datasets import read_dataset
+from llama_index_gap.evaluation.datasets import read_dataset, read_unlabelled
 from llama_index_gap.evaluation.examples import pick_examples
 from llama_index_gap.evaluation.experiment import DEFAULT, DEFAULT_RERANKED, Experiment
 from llama_index_gap.index.dual_index import DualIndex
@@ -59,6 +59,13 @@ def run_demo(folder: str | Path, console: Console, *, articles: int, queries_per
         report = index.refresh_ref_docs(dataset.corpus.nodes, show_progress=shown)
         console.print(visible(report.summary()), highlight=False, markup=False)
 
+        unjudged = folder / "queries.txt"
+        unjudged.write_text("\n".join(development_queries()), encoding="utf-8")
+        learnt = index.learn_queries(read_unlabelled(unjudged))
+        console.print(
+            f"and let it [bold]learn[/bold] from {learnt.texts:,} queries to another newsroom, "
+            "which nobody judged: they say how far the scores of a query spread"
+        )
         console.print(
             "\n[bold]3. Search[/bold] it: a third of the queries need the headline (text), a third "
             "the image (image), a third both"

@@ -8,16 +8,20 @@ import sys
 import threading
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
 from llama_index_gap.text import visible
+
+if TYPE_CHECKING:
+    from llama_index_gap.readers.records import Skipped
 
 stdout = Console(highlight=False)
 stderr = Console(stderr=True, highlight=False)
@@ -110,6 +114,24 @@ def write_page(path: Path, page: str) -> None:
     """Write a page, and tell where."""
     path.write_text(page, encoding="utf-8")
     note(f"Written to {path}")
+
+
+def print_skipped(skipped: Sequence[Skipped], all_skipped: bool) -> None:
+    """Print what was skipped and why.
+
+    Args:
+        skipped: all of it.
+        all_skipped: whether to print more than the first ten.
+    """
+    shown = skipped if all_skipped else skipped[:10]
+    if shown:
+        table = Table("skipped", "reason", box=None, padding=(0, 1), pad_edge=False)
+        for skip in shown:
+            cells = (skip.source, skip.reason)
+            table.add_row(*(Text(visible(words), overflow="fold") for words in cells))
+        stdout.print(table)
+    if len(shown) < len(skipped):
+        stdout.print(f"… and {len(skipped) - len(shown):,} more: --all lists them")
 
 
 @contextmanager

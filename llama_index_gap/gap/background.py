@@ -12,7 +12,7 @@ import numpy.typing as npt
 from scipy.special import betaln, ndtri, ndtri_exp, stdtr
 
 from llama_index_gap.gap.arrays import FloatArray, IntArray, VectorArray, unit_rows
-from llama_index_gap.gap.hubs import Hubs
+from llama_index_gap.gap.hubs import FEWEST_REFERENCES, Hubs
 
 FEWEST_OTHERS = 3
 """With fewer vectors beside the hit itself, a background says nothing."""
@@ -59,10 +59,11 @@ class Background:
             sample: as above.
             size: as above.
             references: stored vectors that are like queries, shape (r, d): they say which vectors
-                are hubs where there are no sample queries.
+                are hubs where there are no sample queries, or too few.
             queries: as above.
         """
-        references = references if queries is None else queries
+        if queries is not None and (references is None or len(queries) >= FEWEST_REFERENCES):
+            references = queries
         hubs = None if references is None else Hubs.found(sample, references)
         return cls(ids, sample, size, hubs, queries)
 
@@ -214,6 +215,27 @@ def _z(hits: FloatArray, others: FloatArray, deviation: float, spread: float | N
     widths = np.maximum(upper.std(axis=1, ddof=1) / narrower, _NARROWEST * deviations)
     above = mean + (hits - upper.mean(axis=1)) / widths
     return (z + normal_equivalent(above / math.sqrt(1 + 1 / k), k - 1)) / 2
+
+
+def range_of_spreads(first: npt.ArrayLike, second: npt.ArrayLike) -> float | None:
+    """How much the spreads of two legs differ from query to query.
+
+    Where a query's subject decides in which leg its scores lie wide apart, a spread of its own
+    tells the legs apart, and to divide by it throws that away; a sample of queries keeps it.
+
+    Args:
+        first: scores of q queries against vectors of one leg, shape (q, m).
+        second: of the same queries against vectors of the other, shape (q, n).
+
+    Returns:
+        Of the ratios of the two spreads, the 90th percentile over the 10th; None where a query has
+        no spread.
+    """
+    spreads = [np.asarray(each, np.float64).std(axis=1) for each in (first, second)]
+    if not len(spreads[0]) or min(map(np.min, spreads)) <= 0:
+        return None
+    low, high = np.percentile(spreads[0] / spreads[1], [10, 90])
+    return float(high / low)
 
 
 def normal_equivalent(t: npt.ArrayLike, freedom: int) -> FloatArray:

@@ -17,7 +17,8 @@ STRENGTH = 0.6
 FEWEST_REFERENCES = 2 * NEAREST
 """With fewer references, nearly all of them would be the nearest ones."""
 
-_SAME = 1 - 1e-5  # cosine from which on a vector is taken for the reference itself
+SAME = 1 - 1e-5
+"""Cosine from which on a vector is taken for the reference itself."""
 
 
 def hubness(vectors: npt.ArrayLike, references: npt.ArrayLike, k: int = NEAREST) -> FloatArray:
@@ -39,7 +40,7 @@ def hubness(vectors: npt.ArrayLike, references: npt.ArrayLike, k: int = NEAREST)
     if not len(rows) or not len(bank):
         return np.zeros(len(rows))
     similarities = (rows @ bank.T).astype(np.float64)
-    itself = similarities >= _SAME
+    itself = similarities >= SAME
     similarities[itself] = -np.inf
     k = min(k, len(bank))
     nearest = np.partition(similarities, len(bank) - k, axis=1)[:, len(bank) - k :]
@@ -111,7 +112,7 @@ def spare_itself(amounts: npt.ArrayLike, scores: npt.ArrayLike) -> FloatArray:
         amounts: what is to be taken off, shape (n,).
         scores: the query's cosines, shape (n,).
     """
-    return np.where(np.asarray(scores) < _SAME, amounts, 0.0)
+    return np.where(np.asarray(scores) < SAME, amounts, 0.0)
 
 
 def hub_strength(hubs: bool | float) -> float:

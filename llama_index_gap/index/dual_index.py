@@ -5,25 +5,23 @@ from __future__ import annotations
 import json
 import logging
 import re
-import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.embeddings import MultiModalEmbedding
 from llama_index.core.node_parser import NodeParser
-from llama_index.core.schema import BaseNode, MetadataMode
+from llama_index.core.schema import BaseNode
 
 from llama_index_gap.errors import InvalidValueError, names_nearest
-from llama_index_gap.gap.arrays import VectorArray, unit_rows
-from llama_index_gap.gap.background import Background
 from llama_index_gap.gap.calibrate import RelevanceCalibrator
+from llama_index_gap.index.backgrounds import Backgrounds
 from llama_index_gap.index.image_storage import ImageStorage, storage_folder
 from llama_index_gap.index.indexed_images import ImageRoot, IndexedImages, named_folders
+from llama_index_gap.index.learning import LearningIndex
 from llama_index_gap.index.models import (
     MODELS_PROPERTY,
     Identities,
@@ -36,9 +34,9 @@ from llama_index_gap.index.models import (
     in_words,
     stored_identities,
 )
-from llama_index_gap.index.searching import SearchedIndex
+from llama_index_gap.index.query_sample import SampleKeeper
 from llama_index_gap.index.writing import IndexReport, Writing, as_nodes
-from llama_index_gap.modality import CollectionName, Modality
+from llama_index_gap.modality import CollectionName
 from llama_index_gap.readers.corpus import Corpus
 from llama_index_gap.search.legs import SearchedCollection
 from llama_index_gap.store.addresses import lite_path
@@ -48,8 +46,6 @@ from llama_index_gap.threads import asynchronous
 
 logger = logging.getLogger(__name__)
 
-SAMPLE_SIZE = 300
-"""Vectors of a collection that stand for its background (a few hundred, as fusion was measured)."""
 CALIBRATOR_PROPERTY = "calibrator"
 """Property of the text collection with what ``save_calibrator`` was given."""
 
@@ -57,7 +53,7 @@ CALIBRATOR_PROPERTY = "calibrator"
 _COLLECTIONS: tuple[CollectionName, ...] = ("text", "image")
 
 
-class DualIndex(SearchedIndex):
+class DualIndex(LearningIndex):
     """Texts and images of documents, each in a Milvus collection of its own.
 
     The text collection holds every node that has a text (an image's caption counts), the image
@@ -126,7 +122,7 @@ class DualIndex(SearchedIndex):
         storage = storage_folder(uri, name, storage_dir)
         self._stores: dict[CollectionName, MilvusStore] = {}
 
-        def collection(each: CollectionName, dim: int | None, **settings: Any) -> MilvusStore:
+        def collection(each: str, dim: int | None, **settings: Any) -> MilvusStore:
             """Open one; without its dimension, one that is there."""
             return MilvusStore(
                 uri=uri,
@@ -184,9 +180,14 @@ class DualIndex(SearchedIndex):
         if overwrite and storage_dir is None:  # it was this index's alone, which is gone
             self._images.clear(all_owners=True)
         self.report = IndexReport()
-        self._samples: dict[CollectionName, tuple[list[str], VectorArray, int]] = {}
-        self._backgrounds: dict[tuple[CollectionName, Modality], Background] = {}
-        self._lock = threading.Lock()
+        models = {each: self._model(each) for each in self._stores}
+        self._queries = SampleKeeper(
+            *(name, self._of, self._stores, models),
+            identities=identities,
+            opens=collection,
+            overwrite=overwrite,
+        )
+        self._backgrounds = Backgrounds(self._stores, models, self._queries)
 
     @classmethod
     @names_nearest
@@ -280,7 +281,7 @@ class DualIndex(SearchedIndex):
         try:
             writing.write(nodes, show_progress=show_progress)
         finally:
-            self._forget_samples()
+            self._backgrounds.forget()
         return writing.report
 
     upsert_nodes = insert_nodes
@@ -292,7 +293,7 @@ class DualIndex(SearchedIndex):
             with self._images.deleting(ids):
                 for store in self._stores.values():
                     store.delete_nodes(node_ids=ids)
-        self._forget_samples()
+        self._backgrounds.forget()
 
     def delete_ref_doc(self, ref_doc_id: str) -> None:
         """Delete all nodes of a document."""
@@ -311,11 +312,12 @@ class DualIndex(SearchedIndex):
         return self.insert_nodes(nodes, **settings)
 
     def clear(self) -> None:
-        """Delete everything; the index can be filled again."""
+        """Delete everything, learnt queries too; the index can be filled again."""
         for store in self._stores.values():
             store.clear()
+        self._queries.drop()
         self._images.clear()
-        self._forget_samples()
+        self._backgrounds.forget()
 
     def allow_images(self, *folders: str | Path) -> None:
         """From now on open images below these folders, too, for as long as this object lives.
@@ -389,7 +391,7 @@ class DualIndex(SearchedIndex):
             name: SearchedCollection(
                 store,
                 self._model(name),
-                background=partial(self._background, name),
+                background=partial(self._backgrounds.of, name),
             )
             for name, store in self._stores.items()
         }
@@ -428,11 +430,6 @@ class DualIndex(SearchedIndex):
             return self.image_query_embed_model
         return self.embed_model if name == "text" else self.image_embed_model
 
-    def _forget_samples(self) -> None:
-        with self._lock:
-            self._samples.clear()
-            self._backgrounds.clear()
-
     def _confined_images(self, image_root: ImageRoot | None, storage: Path) -> IndexedImages:
         """Whatever node comes out of a store opens its image only where it may lie."""
         indexed = IndexedImages(self._stores["image"], self.uri, self.name, image_root, storage)
@@ -456,38 +453,6 @@ class DualIndex(SearchedIndex):
             for store in self._stores.values()
             for node in store.get_nodes(ref_doc_ids=list(ref_doc_ids))
         }
-
-    def _background(self, name: CollectionName, asking: Modality) -> Background:
-        """What hits of a collection are compared with; drawn once between writes."""
-        with self._lock:
-            if (name, asking) not in self._backgrounds:
-                ids, rows, size = self._sampled(name)
-                references = self._references(name, asking)
-                self._backgrounds[name, asking] = Background.of(ids, rows, size, references)
-            return self._backgrounds[name, asking]
-
-    def _sampled(self, name: CollectionName) -> tuple[list[str], VectorArray, int]:
-        """Some nodes of a collection, their vectors of length 1, and its rows."""
-        if name not in self._samples:
-            store = self._stores[name]
-            size = store.count()
-            ids = store.sample_ids(SAMPLE_SIZE / size) if size else []
-            vectors = store.get_vectors(ids)
-            rows = np.array(list(vectors.values()), dtype=np.float32)
-            rows = unit_rows(rows.reshape(len(vectors), dimension_of(self._model(name))))
-            self._samples[name] = list(vectors), rows, size
-        return self._samples[name]
-
-    def _references(self, name: CollectionName, asking: Modality) -> VectorArray:
-        """Stored vectors that are like queries of a modality, in the space of a collection."""
-        model = self._model(name)
-        if asking == "image":
-            return self._sampled("image_query" if name == "image_query" else "image")[1]
-        if model is self.embed_model:
-            return self._sampled("text")[1]
-        nodes = self._stores["text"].get_nodes(list(self._sampled("text")[0]))
-        texts = [node.get_content(MetadataMode.EMBED) for node in nodes]
-        return unit_rows(np.array(model.get_text_embedding_batch(texts), dtype=np.float32))
 
     def _built_models(
         self, properties: dict[str, str]

@@ -310,22 +310,37 @@ class Collection:
             )
             consistency = {"consistency_level": "Session"}
 
-    def call(self, method: str, *, timeout: float = _CALL_SECONDS, **arguments: Any) -> Any:
-        """Call the client, with a time limit, one thread at a time on Lite, and one-line errors."""
+    def call(
+        self,
+        method: str,
+        *,
+        beside: str | None = None,
+        timeout: float = _CALL_SECONDS,
+        **arguments: Any,
+    ) -> Any:
+        """Call the client, with a time limit, one thread at a time on Lite, and one-line errors.
+
+        Args:
+            method: of the client.
+            beside: another collection of the database, which is meant in place of this one.
+            timeout: seconds to wait.
+            **arguments: of the method.
+        """
+        name = beside or self.name
         with self.connection.exclusive(), caught_logs():
             if self.connection.closed:
                 raise StoreError(f"{self} was closed; open a new MilvusStore")
             call = getattr(self.connection.client, method)
             if method in _WRITING:
-                self.connection.note_written(self.name)
+                self.connection.note_written(name)
             try:
                 try:
-                    return call(self.name, timeout=timeout, **arguments)
+                    return call(name, timeout=timeout, **arguments)
                 except MilvusException as error:
                     if error.code != _NOT_LOADED or method == "load_collection":
                         raise
                     self._load()  # somebody released it
-                    return call(self.name, timeout=timeout, **arguments)
+                    return call(name, timeout=timeout, **arguments)
             except (MilvusException, grpc.RpcError) as error:
                 reason = one_line(error)
                 if "unsupported pattern" in reason:

@@ -620,6 +620,21 @@ class MilvusStore(MilvusVectorStore):
             )
         return ids
 
+    # --- other collections of the database -------------------------------------------------------
+
+    def has_collection(self, name: str) -> bool:
+        """Whether the database has a collection of this name; opens and loads nothing."""
+        return bool(self._collection.call("has_collection", beside=name))
+
+    def drop_collection(self, name: str) -> None:
+        """Delete another collection of the database, whatever it holds.
+
+        Args:
+            name: of the collection; one that is not there is no error.
+        """
+        if self.has_collection(name):
+            self._collection.call("drop_collection", beside=name)
+
     # --- properties ------------------------------------------------------------------------------
 
     @property

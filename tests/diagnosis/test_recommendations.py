@@ -311,3 +311,16 @@ def test_another_model_where_the_gap_is_wider_than_the_clouds() -> None:
     assert "still 89% and 90%" in found.because
     narrow = figures(CLIP, gap=gap(0.4, 0.9))
     assert not [title for title in titles(narrow) if "model can change" in title]
+
+
+def test_a_sample_of_queries_where_the_legs_spread_by_subject() -> None:
+    def of(found: float | None, learnt: int = 0) -> list[str]:
+        given = figures(CLIP, learnt=learnt, range_of_spreads=found, labelled=["text"])
+        return [title for title in titles(given) if "quer" in title]
+
+    assert of(None) == []
+    assert of(1.5) == ["A sample of queries would bring little"]
+    assert of(40.5) == ["Let the index learn from a sample of queries"]
+    assert of(40.5, 300) == ["The index has learnt from 300 text queries"]
+    because = recommendation(figures(CLIP, range_of_spreads=40.51), "Let the index").because
+    assert "is 40.5 times that of another, or more (90th and 10th percentile of 250)" in because

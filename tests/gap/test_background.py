@@ -7,7 +7,12 @@ from hypothesis import strategies as st
 from scipy.stats import norm, t
 
 from llama_index_gap.gap.arrays import unit_rows
-from llama_index_gap.gap.background import Background, background_z, normal_equivalent
+from llama_index_gap.gap.background import (
+    Background,
+    background_z,
+    normal_equivalent,
+    range_of_spreads,
+)
 from llama_index_gap.gap.hubs import Hubs
 
 
@@ -159,3 +164,13 @@ def test_sample_queries_take_the_place_of_stored_references() -> None:
 
     assert of.queries is QUERIES
     assert of.hubs is None or of.hubs.references is QUERIES
+
+
+def test_the_range_of_spreads_by_hand() -> None:
+    """Spreads of 1 to 11 over the one leg and of 1 over the other: 10 / 2."""
+    wide = [[-spread, spread] for spread in range(1, 12)]
+
+    assert range_of_spreads(wide, [[-1, 1]] * 11) == pytest.approx(5)
+    assert range_of_spreads(wide, wide) == pytest.approx(1)
+    assert range_of_spreads(wide, [[1, 1]] * 11) is None
+    assert range_of_spreads(np.zeros((0, 3)), np.zeros((0, 3))) is None
