@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import stat
+import threading
 from pathlib import Path
 from typing import IO
 
@@ -52,6 +55,30 @@ def read_text(path: Path, root: str | Path | None = None) -> str:
         return data.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
         raise FileError(not_utf8(error)) from error
+
+
+def write_at_once(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all: who reads it, or is killed, never has a part of it.
+
+    Args:
+        path: replaced if it is there; where it is a link, the file that the link names.
+        data: all that it is to hold.
+
+    Raises:
+        OSError: it cannot be written; what was there is still there.
+    """
+    path = path.resolve()
+    partial = path.with_name(f".{path.name[:100]}.{os.getpid()}-{threading.get_ident()}.partial")
+    try:
+        with partial.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise
 
 
 def not_utf8(error: UnicodeDecodeError) -> str:

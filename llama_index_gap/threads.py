@@ -6,8 +6,9 @@ import asyncio
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Coroutine, Generator, Iterable
+from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
@@ -18,13 +19,14 @@ DECODING_THREADS = min(8, os.cpu_count() or 1)
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 _Parameters = ParamSpec("_Parameters")
-_given_up: ContextVar[threading.Event | None] = ContextVar("_given_up", default=None)
+# One for each thread that waits for another one's result, the outermost first.
+_given_up: ContextVar[tuple[threading.Event, ...]] = ContextVar("_given_up", default=())
 
 
 async def in_thread(function: Callable[..., _Result], *args: Any, **kwargs: Any) -> _Result:
     """Run in a thread; when the waiting task is cancelled, ``stop_if_given_up`` stops the work."""
     given_up = threading.Event()
-    token = _given_up.set(given_up)
+    token = _given_up.set((*_given_up.get(), given_up))
     try:
         return await asyncio.to_thread(function, *args, **kwargs)
     except asyncio.CancelledError:
@@ -59,9 +61,18 @@ def asynchronous(
 
 def stop_if_given_up() -> None:
     """Raise where nobody waits for the result any more; to be called before each batch."""
-    given_up = _given_up.get()
-    if given_up is not None and given_up.is_set():
+    if any(given_up.is_set() for given_up in _given_up.get()):
         raise asyncio.CancelledError
+
+
+@contextmanager
+def to_its_end() -> Iterator[None]:
+    """Steps that must not be parted: ``stop_if_given_up`` stops none of them."""
+    token = _given_up.set(())
+    try:
+        yield
+    finally:
+        _given_up.reset(token)
 
 
 def read_ahead(

@@ -7,7 +7,6 @@ import logging
 import pickle
 import re
 import threading
-import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from gate import PATIENCE_S, Gate
 from llama_index.core import Settings, VectorStoreIndex
 from llama_index.core.callbacks import CallbackManager, CBEventType, LlamaDebugHandler
 from llama_index.core.indices import MultiModalVectorStoreIndex
@@ -30,6 +30,7 @@ from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
 from llama_index_gap import DualEncoderEmbedding, ImageError, open_image
 from llama_index_gap.models import ModelError
+from llama_index_gap.threads import DECODING_THREADS
 
 TEXTS = ["a red bicycle", "players celebrate", "a silver trophy", "rain", "a white ship"]
 
@@ -188,31 +189,21 @@ CALLS: dict[str, Callable[[DualEncoderEmbedding, list[str]], Awaitable[Any]]] = 
 def test_the_event_loop_is_never_blocked(
     call: str, clip: DualEncoderEmbedding, noise_files: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    threads: set[int] = set()
+    gate = Gate()
 
-    def slowly(encode: Callable[..., Any]) -> Callable[..., Any]:
-        def encode_slowly(*args: Any) -> Any:
-            threads.add(threading.get_ident())
-            time.sleep(0.3)
+    def gated(encode: Callable[..., Any]) -> Callable[..., Any]:
+        def encode_once_let(*args: Any) -> Any:
+            gate.pass_through()
             return encode(*args)
 
-        return encode_slowly
+        return encode_once_let
 
     encoder = clip._text_encoder
     for name in ("encode_text", "encode_prepared"):
-        monkeypatch.setattr(encoder, name, slowly(getattr(encoder, name)))
+        monkeypatch.setattr(encoder, name, gated(getattr(encoder, name)))
 
-    async def count_ticks() -> int:
-        ticks = 0
-        task = asyncio.ensure_future(CALLS[call](clip, noise_files[:1]))
-        while not task.done():
-            await asyncio.sleep(0.01)
-            ticks += 1
-        await task
-        return ticks
-
-    assert asyncio.run(count_ticks()) >= 10
-    assert threading.get_ident() not in threads
+    asyncio.run(gate.beside(CALLS[call](clip, noise_files[:1])))
+    assert threading.get_ident() not in gate.threads
 
 
 def test_a_cancelled_batch_stops(
@@ -220,21 +211,16 @@ def test_a_cancelled_batch_stops(
 ) -> None:
     encoder = clip._image_encoder
     encode = encoder.encode_prepared
-    batches: list[int] = []
+    gate = Gate(at=3)
 
-    def slowly(prepared: list[Any]) -> Any:
-        batches.append(len(prepared))
-        time.sleep(0.05)
+    def gated(prepared: list[Any]) -> Any:
+        gate.pass_through()
         return encode(prepared)
 
-    monkeypatch.setattr(encoder, "encode_prepared", slowly)
+    monkeypatch.setattr(encoder, "encode_prepared", gated)
 
-    async def impatient() -> None:
-        with pytest.raises(asyncio.TimeoutError):
-            await asyncio.wait_for(clip.aget_image_embedding_batch(noise_files * 40), 0.2)
-
-    asyncio.run(impatient())
-    assert len(batches) < 20  # of 100
+    asyncio.run(gate.cancel(clip.aget_image_embedding_batch(noise_files * 40)))
+    assert gate.passes == 3  # of 100
     assert clip.get_image_embedding_batch(noise_files[:1])  # the next call is not affected
 
 
@@ -318,17 +304,24 @@ def test_after_a_bad_image_no_more_are_decoded(
 ) -> None:
     embedding = DualEncoderEmbedding(model_name=tiny_clip, embed_batch_size=64)
     opened: list[object] = []
+    given_up = threading.Event()
+
+    class Pool(ThreadPoolExecutor):
+        def shutdown(self, *args: Any, **settings: Any) -> None:
+            given_up.set()
+            super().shutdown(*args, **settings)
 
     def counting(image: object, **options: Any) -> Any:
         opened.append(image)
-        time.sleep(0.005)
+        assert image == "no.png" or given_up.wait(PATIENCE_S)
         return open_image(image, **options)
 
     monkeypatch.setattr("llama_index_gap.embedding.open_image", counting)
+    monkeypatch.setattr("llama_index_gap.embedding.ThreadPoolExecutor", Pool)
 
     with pytest.raises(ImageError, match="no such file"):
         embedding.get_image_embedding_batch(["no.png", *noise_files * 40])
-    assert len(opened) < 64
+    assert len(opened) <= DECODING_THREADS + 1
 
 
 def test_image_settings_reach_open_image(tiny_clip: Path, noise_files: list[str]) -> None:

@@ -2,34 +2,30 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from gate import PATIENCE_S, Gate
 
 from llama_index_gap.threads import in_thread, read_ahead, stop_if_given_up
 
 
 def test_work_in_a_thread_stops_when_nobody_waits_any_more() -> None:
-    stopped, steps = threading.Event(), []
+    stopped, gate = threading.Event(), Gate(at=5)
 
-    def work(step: float) -> None:
+    def work(steps: int) -> None:
         try:
-            for _ in range(100):
-                steps.append(step)
-                time.sleep(step)
+            for _ in range(steps):
+                gate.pass_through()
                 stop_if_given_up()
         except asyncio.CancelledError:
             stopped.set()
             raise
 
-    async def impatient() -> None:
-        with pytest.raises(asyncio.TimeoutError):
-            await asyncio.wait_for(in_thread(work, step=0.01), 0.05)
-
-    asyncio.run(impatient())
-    assert stopped.wait(1)
-    assert len(steps) < 50
+    asyncio.run(gate.cancel(in_thread(work, steps=100)))
+    assert stopped.wait(PATIENCE_S)
+    assert gate.passes == 5
 
 
 def test_what_runs_in_a_thread_gives_its_result_or_its_error() -> None:
@@ -41,29 +37,35 @@ def test_what_runs_in_a_thread_gives_its_result_or_its_error() -> None:
 
 
 def test_read_ahead_keeps_the_order_and_the_limit() -> None:
-    begun: list[int] = []
+    asked = []
+    done = [threading.Event() for _ in range(20)]
+
+    def items() -> Iterator[int]:
+        for item in range(20):
+            asked.append(item)
+            yield item
 
     def work(item: int) -> int:
-        begun.append(item)
-        time.sleep(0.001 * (item % 3))
+        """Each even one is done after the odd one that follows it."""
+        assert item % 2 or done[item + 1].wait(PATIENCE_S)
+        done[item].set()
         return item * item
 
     with ThreadPoolExecutor(4) as pool:
-        results = read_ahead(pool, work, range(20), ahead=5)
-        first = next(results)
-        time.sleep(0.05)
-        assert (first, len(begun)) == (0, 5)
+        results = read_ahead(pool, work, items(), ahead=5)
+        assert (next(results), len(asked)) == (0, 5)
         assert list(results) == [i * i for i in range(1, 20)]
 
 
 def test_read_ahead_raises_in_place_and_drops_what_has_not_begun() -> None:
     begun: list[int] = []
+    dropped = threading.Event()
 
     def work(item: int) -> int:
         begun.append(item)
         if item == 2:
             raise KeyError(item)
-        time.sleep(0.02)
+        assert item < 2 or dropped.wait(PATIENCE_S)
         return item
 
     with ThreadPoolExecutor(1) as pool:
@@ -71,4 +73,5 @@ def test_read_ahead_raises_in_place_and_drops_what_has_not_begun() -> None:
         assert [next(results), next(results)] == [0, 1]
         with pytest.raises(KeyError):
             next(results)
-    assert len(begun) < 10
+        dropped.set()
+    assert begun in ([0, 1, 2], [0, 1, 2, 3])

@@ -58,7 +58,10 @@ def _facts(db: str, name: str) -> dict[str, Any]:
         if role == "image_query" and role not in stored:
             continue
         with llama_index_gap.MilvusStore(
-            uri=db, collection_name=f"{name}_{role}", token=options.token()
+            uri=db,
+            collection_name=f"{name}_{role}",
+            token=options.token(),
+            timeout=options.timeout(),
         ) as store:
             stored = stored_identities(store.properties(), f"{db}: {name}")
             if store.has_collection(f"{name}_{companion(role)}"):

@@ -12,7 +12,8 @@ import typer
 
 import llama_index_gap
 from llama_index_gap.cli.terminal import note
-from llama_index_gap.store.addresses import is_server
+from llama_index_gap.errors import InvalidValueError
+from llama_index_gap.store.addresses import TIMEOUT_SECONDS, is_server
 
 if TYPE_CHECKING:
     from llama_index_gap.embedding import DualEncoderEmbedding
@@ -24,6 +25,19 @@ if TYPE_CHECKING:
 def token() -> str | None:
     """What opens a server: ``user:password`` or an API key."""
     return os.environ.get("MILVUS_TOKEN")
+
+
+def timeout() -> float:
+    """Seconds that a server may take to answer a call."""
+    given = os.environ.get("MILVUS_TIMEOUT")
+    if not given:
+        return TIMEOUT_SECONDS
+    try:
+        return float(given)
+    except ValueError as error:
+        raise InvalidValueError(
+            f"MILVUS_TIMEOUT={given!r}: must be seconds, as a number"
+        ) from error
 
 
 def _database(uri: str | None) -> str | None:
@@ -126,6 +140,7 @@ def open_index(
         database,
         name,
         token=token(),
+        timeout=timeout(),
         image_root=image_root or None,
         local_files_only=local_files_only,
     )
@@ -181,6 +196,7 @@ def open_or_make_index(
         for_images,
         image_query_embed_model=for_image_queries,
         token=token(),
+        timeout=timeout(),
         local_files_only=local_files_only,
         overwrite=overwrite,
         image_root=image_root,

@@ -53,8 +53,12 @@ def mcp(
     def opened() -> tuple[DualIndex, list[Any]]:
         rerank = options.load_reranker(reranker, local_files_only)
         index = options.open_index(db, name, local_files_only=local_files_only)
-        if image_root is not None:
-            index.allow_images(image_root)
+        try:
+            if image_root is not None:
+                index.allow_images(image_root)
+        except BaseException:
+            index.close()
+            raise
         return index, [rerank] if rerank else []
 
     terminal.note("Serving over stdin and stdout; Ctrl-C ends it.")

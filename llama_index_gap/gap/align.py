@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -25,6 +24,7 @@ from safetensors.numpy import save
 from scipy.linalg import orthogonal_procrustes
 
 from llama_index_gap.errors import InvalidValueError
+from llama_index_gap.files import write_at_once
 from llama_index_gap.gap.arrays import FloatArray, VectorArray
 from llama_index_gap.modality import Kind, Modality
 
@@ -143,9 +143,7 @@ class Aligner(ABC):
             "fitted_on": dict(self.fitted_on),
         }
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        partial.write_bytes(save(self._arrays(), {_FORMAT: json.dumps(content)}))
-        partial.replace(path)
+        write_at_once(path, save(self._arrays(), {_FORMAT: json.dumps(content)}))
         return path
 
     @abstractmethod

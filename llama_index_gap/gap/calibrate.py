@@ -14,6 +14,7 @@ import numpy.typing as npt
 from scipy.special import expit, logit
 
 from llama_index_gap.errors import InvalidValueError
+from llama_index_gap.files import write_at_once
 from llama_index_gap.gap.arrays import BoolArray, FloatArray
 from llama_index_gap.modality import LEGS
 
@@ -226,8 +227,8 @@ class RelevanceCalibrator:
             ) from error
 
     def save(self, path: str | Path) -> None:
-        """Write it to a JSON file."""
-        Path(path).write_text(json.dumps(self.to_dict(), indent=1), encoding="utf-8")
+        """Write it to a JSON file, at once or not at all."""
+        write_at_once(Path(path), json.dumps(self.to_dict(), indent=1).encode())
 
     @classmethod
     def load(cls, path: str | Path) -> RelevanceCalibrator:

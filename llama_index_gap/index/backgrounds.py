@@ -37,6 +37,7 @@ class Backgrounds:
         sample: SampleKeeper,
     ) -> None:
         self._stores, self._models, self._sample = stores, models, sample
+        self._states: dict[CollectionName, tuple[int, int]] = {}
         self._drawn: dict[CollectionName, tuple[list[str], VectorArray, int]] = {}
         self._backgrounds: dict[tuple[CollectionName, Modality], Background] = {}
         self._lock = threading.Lock()
@@ -49,10 +50,9 @@ class Backgrounds:
             asking: the modality of the queries.
         """
         with self._lock:
+            self._forget_what_changed()
             known = self._backgrounds.get((name, asking))
-            if known is None or not known.size:  # nothing may have become something
-                if known is not None:
-                    self._drawn.pop(name)
+            if known is None:
                 queries = self._sample.queries(name, asking)
                 known = self._backgrounds[name, asking] = self._made(name, asking, queries)
             return known
@@ -72,6 +72,7 @@ class Backgrounds:
         @cache
         def background(asking: Modality) -> Background:
             with self._lock:
+                self._forget_what_changed()
                 queries = self._sample.in_place_of(vectors, name, asking)
                 return self._made(name, asking, queries)
 
@@ -80,9 +81,18 @@ class Backgrounds:
     def forget(self) -> None:
         """Draw everything again when it is next asked for."""
         with self._lock:
-            self._drawn.clear()
-            self._backgrounds.clear()
+            self._states.clear()
+            self._forget_what_changed()
             self._sample.forget()
+
+    def _forget_what_changed(self) -> None:
+        """Whoever wrote: this object, another one on the same database, or another process."""
+        for name, store in self._stores.items():
+            state = store.state()  # before anything is drawn, so that a later write shows
+            if self._states.get(name) != state:
+                self._states[name] = state
+                self._drawn.pop(name, None)
+                self._backgrounds.clear()
 
     def _made(
         self, name: CollectionName, asking: Modality, queries: VectorArray | None

@@ -6,7 +6,7 @@ import json
 import logging
 import re
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ from llama_index_gap.index.writing import IndexReport, Writing, as_nodes
 from llama_index_gap.modality import CollectionName
 from llama_index_gap.readers.corpus import Corpus
 from llama_index_gap.search.legs import SearchedCollection
-from llama_index_gap.store.addresses import lite_path
+from llama_index_gap.store.addresses import TIMEOUT_SECONDS, lite_path
 from llama_index_gap.store.connection import StoreError
 from llama_index_gap.store.milvus import MilvusStore
 from llama_index_gap.threads import asynchronous
@@ -82,6 +82,7 @@ class DualIndex(LearningIndex):
             storage. Images of a folder that was moved are found below its new place.
         index_config: Milvus' vector index; HNSW by default.
         search_config: its search parameters.
+        timeout: seconds that a server may take to answer a call.
         local_files_only: ask no hub for the models that the index names: they lie in a folder or
             in the download cache.
         overwrite: start empty.
@@ -106,6 +107,7 @@ class DualIndex(LearningIndex):
         image_root: ImageRoot | None = None,
         index_config: dict[str, Any] | None = None,
         search_config: dict[str, Any] | None = None,
+        timeout: float = TIMEOUT_SECONDS,
         local_files_only: bool = False,
         overwrite: bool = False,
     ) -> None:
@@ -130,6 +132,7 @@ class DualIndex(LearningIndex):
                 dim=dim,
                 token=token,
                 search_config=search_config,
+                timeout=timeout,
                 **settings,
             )
 
@@ -173,20 +176,20 @@ class DualIndex(LearningIndex):
             )
             self._claim(identities)
             self._indexed = self._confined_images(image_root, storage)
+            self._images = ImageStorage(storage, lambda: self._indexed.id, self._stored_images)
+            if overwrite and storage_dir is None:  # it was this index's alone, which is gone
+                self._images.clear(all_owners=True)
+            models = {each: self._model(each) for each in self._stores}
+            self._queries = SampleKeeper(
+                *(name, self._of, self._stores, models),
+                identities=identities,
+                opens=collection,
+                overwrite=overwrite,
+            )
         except BaseException:
             self.close()
             raise
-        self._images = ImageStorage(storage, lambda: self._indexed.id, self._stored_images)
-        if overwrite and storage_dir is None:  # it was this index's alone, which is gone
-            self._images.clear(all_owners=True)
         self.report = IndexReport()
-        models = {each: self._model(each) for each in self._stores}
-        self._queries = SampleKeeper(
-            *(name, self._of, self._stores, models),
-            identities=identities,
-            opens=collection,
-            overwrite=overwrite,
-        )
         self._backgrounds = Backgrounds(self._stores, models, self._queries)
 
     @classmethod
@@ -208,6 +211,7 @@ class DualIndex(LearningIndex):
         image_root: ImageRoot | None = None,
         index_config: dict[str, Any] | None = None,
         search_config: dict[str, Any] | None = None,
+        timeout: float = TIMEOUT_SECONDS,
         local_files_only: bool = False,
         overwrite: bool = False,
     ) -> DualIndex:
@@ -229,6 +233,7 @@ class DualIndex(LearningIndex):
             image_root=image_root,
             index_config=index_config,
             search_config=search_config,
+            timeout=timeout,
             local_files_only=local_files_only,
             overwrite=overwrite,
         )
@@ -278,10 +283,7 @@ class DualIndex(LearningIndex):
         writing = Writing(
             self._stores, models, self._images, note=note, confine=confine, strict=strict
         )
-        try:
-            writing.write(nodes, show_progress=show_progress)
-        finally:
-            self._backgrounds.forget()
+        writing.write(nodes, show_progress=show_progress)
         return writing.report
 
     upsert_nodes = insert_nodes
@@ -293,7 +295,6 @@ class DualIndex(LearningIndex):
             with self._images.deleting(ids):
                 for store in self._stores.values():
                     store.delete_nodes(node_ids=ids)
-        self._backgrounds.forget()
 
     def delete_ref_doc(self, ref_doc_id: str) -> None:
         """Delete all nodes of a document."""
@@ -317,7 +318,6 @@ class DualIndex(LearningIndex):
             store.clear()
         self._queries.drop()
         self._images.clear()
-        self._backgrounds.forget()
 
     def allow_images(self, *folders: str | Path) -> None:
         """From now on open images below these folders, too, for as long as this object lives.
@@ -402,8 +402,9 @@ class DualIndex(LearningIndex):
 
     def close(self) -> None:
         """Let go of the database."""
-        for store in self._stores.values():
-            store.close()
+        with ExitStack() as stores:
+            for store in self._stores.values():
+                stores.callback(store.close)
 
     def __enter__(self) -> DualIndex:
         return self
@@ -441,17 +442,16 @@ class DualIndex(LearningIndex):
         """The names of the images in the storage that stored nodes use, by node id."""
         names: dict[str, set[str]] = {}
         for each in _COLLECTIONS:
-            for node in self._stores[each].get_nodes(list(node_ids)):
-                path = Path(getattr(node, "image_path", None) or "")
-                if path.parent == self._images.folder:
-                    names.setdefault(node.node_id, set()).add(path.name)
+            for node_id, path in self._stores[each].image_paths(node_ids).items():
+                if Path(path).parent == self._images.folder:
+                    names.setdefault(node_id, set()).add(Path(path).name)
         return names
 
     def _ids_of(self, ref_doc_ids: Sequence[str]) -> set[str]:
         return {
-            node.node_id
+            node_id
             for store in self._stores.values()
-            for node in store.get_nodes(ref_doc_ids=list(ref_doc_ids))
+            for node_id in store.ids_of_documents(ref_doc_ids)
         }
 
     def _built_models(

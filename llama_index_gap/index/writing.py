@@ -188,6 +188,7 @@ class Writing:
         rows: dict[str, TextNode] = {}
         last = {node.node_id: node for node in nodes}
         for node in nodes:
+            stop_if_given_up()
             if last[node.node_id] is not node:
                 self._skip(node, "the same id comes again; the last one is taken")
                 continue
@@ -247,6 +248,7 @@ class Writing:
 
     def _embedded(self, name: CollectionName, rows: list[TextNode]) -> list[TextNode]:
         """Copies of the rows with their vectors; one that cannot be embedded is skipped."""
+        stop_if_given_up()
         model = self._models[name]
         try:
             if name == "text":

@@ -25,6 +25,7 @@ from llama_index_gap.gap.calibrate import RelevanceCalibrator
 from llama_index_gap.gap.hubs import Hubs, spare_itself
 from llama_index_gap.modality import CollectionName, Leg, Modality
 from llama_index_gap.search.tracing import in_span
+from llama_index_gap.threads import stop_if_given_up
 
 if TYPE_CHECKING:
     from llama_index_gap.store.milvus import MilvusStore
@@ -186,6 +187,7 @@ def embed_query(
         model = collections[searched_collection(leg, collections)].embed_model
         if (leg.query, id(model)) in vectors:
             continue
+        stop_if_given_up()
         if leg.query == "text":
             texts = query.embedding_strs
             if not texts:
@@ -271,6 +273,7 @@ def _ask(
     *,
     hubs: float,
 ) -> LegHits:
+    stop_if_given_up()
     background = collection.background(leg.query) if hubs else None
     query = VectorStoreQuery(vector.tolist(), similarity_top_k=top_k, filters=filters)
     if background is not None and background.hubs is not None:

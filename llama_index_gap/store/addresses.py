@@ -5,6 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+TIMEOUT_SECONDS = 30.0
+"""How long a server may take to answer a call."""
+
 
 def is_server(uri: str) -> bool:
     """Whether a URI is the address of a server; any other is the path of a Milvus Lite file."""

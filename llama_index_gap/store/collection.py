@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
-import grpc
 from pymilvus import DataType, MilvusException
 
 from llama_index_gap.errors import InvalidValueError, UnsupportedError
 from llama_index_gap.nodes import MOST_TEXT_BYTES
 from llama_index_gap.store.addresses import is_server
-from llama_index_gap.store.connection import Connection, StoreError, caught_logs, one_line
+from llama_index_gap.store.connection import (
+    FAILURES,
+    Connection,
+    StoreError,
+    caught_logs,
+    one_line,
+)
 from llama_index_gap.store.filters import (
     DOC_ID_FIELD,
     ID_FIELD,
@@ -22,7 +28,9 @@ from llama_index_gap.store.filters import (
     literal,
     literal_list,
 )
+from llama_index_gap.store.lite_files import lost_files
 from llama_index_gap.store.rows import VECTOR_FIELD, check_bytes
+from llama_index_gap.threads import stop_if_given_up, to_its_end
 
 logger = logging.getLogger(__name__)
 
@@ -45,9 +53,8 @@ _MOST_DIMENSIONS = 32_768
 # A server keeps properties in etcd, whose messages hold 1.5 MB: it takes a property of 1 MB, and
 # can then neither alter nor drop the collection.
 _MOST_PROPERTY_BYTES = 131_072
-_CALL_SECONDS = 60.0
 _NOT_LOADED = 101
-_WRITING = ("insert", "upsert", "delete")
+_WRITING = ("insert", "upsert", "delete", "create_collection", "drop_collection")
 
 
 def check_settings(
@@ -58,6 +65,7 @@ def check_settings(
     metric: str,
     index_config: Mapping[str, Any] | None,
     batch_size: int,
+    timeout: float,
 ) -> None:
     """Refuse settings that no collection can have.
 
@@ -85,6 +93,8 @@ def check_settings(
         raise InvalidValueError(f"index_config={dict(index_config)}: names no index_type")
     if batch_size < 1:
         raise InvalidValueError(f"batch_size={batch_size}: must be at least 1")
+    if not 0 < timeout < math.inf:
+        raise InvalidValueError(f"timeout={timeout}: must be more than 0 seconds")
 
 
 class Collection:
@@ -132,6 +142,7 @@ class Collection:
             raise InvalidValueError(
                 f"index_type {asked_index!r}: is none of {', '.join(known)}; choose one of them"
             )
+        self._check_files(overwrite)
         exists = self.call("has_collection")
         if exists and overwrite:
             self.call("drop_collection")
@@ -155,6 +166,14 @@ class Collection:
             self._create_index()
         self._check_index(index or {}, asked_index)
         self._load()
+
+    def _check_files(self, overwrite: bool) -> None:
+        path = self.connection.path
+        if path is not None and (lost := lost_files(path, self.name, overwrite=overwrite)):
+            raise StoreError(
+                f"{self} is damaged: {lost}; bring it back from a copy of the database, or start "
+                "anew with overwrite=True (a DualIndex: with embed_model, too)"
+            )
 
     def _create(self, dim: int, properties: Mapping[str, str]) -> None:
         schema = self.connection.client.create_schema(auto_id=False, enable_dynamic_field=True)
@@ -232,7 +251,7 @@ class Collection:
 
     def clear(self) -> None:
         """Drop it, and make it again with the same properties."""
-        with self.connection.exclusive():
+        with self.connection.exclusive(), to_its_end():
             properties = self.properties()
             self.call("drop_collection")
             self._create(self.dim, properties)
@@ -246,7 +265,7 @@ class Collection:
         if not flush:
             return
         logger.info("%s: flushing and indexing", self)
-        with connection.exclusive():
+        with connection.exclusive(), to_its_end():
             if connection.lite:
                 # Loading builds the index before it returns; a flush of a loaded collection builds
                 # it later, in a thread that tells nobody when it is done.
@@ -315,7 +334,7 @@ class Collection:
         method: str,
         *,
         beside: str | None = None,
-        timeout: float = _CALL_SECONDS,
+        timeout: float | None = None,
         **arguments: Any,
     ) -> Any:
         """Call the client, with a time limit, one thread at a time on Lite, and one-line errors.
@@ -323,25 +342,26 @@ class Collection:
         Args:
             method: of the client.
             beside: another collection of the database, which is meant in place of this one.
-            timeout: seconds to wait.
+            timeout: seconds to wait; the connection's by default.
             **arguments: of the method.
         """
         name = beside or self.name
-        with self.connection.exclusive(), caught_logs():
-            if self.connection.closed:
+        connection = self.connection
+        with connection.exclusive(), caught_logs():
+            stop_if_given_up()
+            if connection.closed:
                 raise StoreError(f"{self} was closed; open a new MilvusStore")
-            call = getattr(self.connection.client, method)
             if method in _WRITING:
-                self.connection.note_written(name)
+                connection.note_written(name)
             try:
                 try:
-                    return call(name, timeout=timeout, **arguments)
+                    return connection.call(method, name, timeout, **arguments)
                 except MilvusException as error:
                     if error.code != _NOT_LOADED or method == "load_collection":
                         raise
                     self._load()  # somebody released it
-                    return call(name, timeout=timeout, **arguments)
-            except (MilvusException, grpc.RpcError) as error:
+                    return connection.call(method, name, timeout, **arguments)
+            except FAILURES as error:
                 reason = one_line(error)
                 if "unsupported pattern" in reason:
                     raise UnsupportedError(
@@ -349,6 +369,9 @@ class Collection:
                         "(Milvus 2.4 and later search all of it)"
                     ) from error
                 raise StoreError(f"{self}: {method} failed: {reason}") from error
+            finally:
+                if method in _WRITING:
+                    connection.note_written(self.name)
 
 
 def batches(

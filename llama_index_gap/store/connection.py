@@ -5,18 +5,44 @@ from __future__ import annotations
 import importlib.util
 import logging
 import threading
+import time
+from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import grpc
 from pymilvus import MilvusClient, MilvusException
 
 from llama_index_gap.errors import GapError
-from llama_index_gap.store.addresses import is_server, lite_path
+from llama_index_gap.store.addresses import TIMEOUT_SECONDS, is_server, lite_path
 
 _CONNECT_SECONDS = 10.0
+# Milvus Lite runs in this process: it may be slow, and never stops.
+_LITE_SECONDS = 900.0
+_CONNECT_FAILED = 2
+_LOST = (
+    *(grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED),
+    _CONNECT_FAILED,
+)
+# gRPC would keep to an earlier connection's waiting time before it tries an address again.
+_OWN: dict[str, Any] = {
+    "dedicated": True,
+    "grpc_options": {"grpc.use_local_subchannel_pool": 1},
+}
+# What does no harm if it comes twice: a server's upsert replaces a row by its id.
+_REPEATABLE = frozenset(
+    {
+        *("search", "query", "has_collection", "describe_collection", "describe_index"),
+        *("upsert", "delete", "flush", "load_collection", "alter_collection_properties"),
+    }
+)
+
+
+FAILURES = (MilvusException, grpc.RpcError, grpc.FutureTimeoutError, OSError)
+"""What pymilvus raises where a database does not do what it is asked."""
 
 
 class StoreError(GapError, RuntimeError):
@@ -43,6 +69,8 @@ class _LiteFile:
 
 _lite_files: dict[str, _LiteFile] = {}
 _opening = threading.Lock()
+# How often this process has written to each collection of each database.
+_writes: Counter[tuple[str, str]] = Counter()
 
 
 class Connection:
@@ -51,6 +79,7 @@ class Connection:
     Args:
         uri: a Milvus Lite file, or the address of a server.
         token: for a server.
+        timeout: seconds that a server may take to answer a call.
 
     Attributes:
         uri: as it was given.
@@ -62,38 +91,99 @@ class Connection:
         StoreError: the file is held by another process, or the server does not answer.
     """
 
-    def __init__(self, uri: str, token: str) -> None:
-        self.uri = uri
-        self._path = path = lite_path(uri)
+    def __init__(self, uri: str, token: str, timeout: float = TIMEOUT_SECONDS) -> None:
+        self.uri, self._token, self._timeout = uri, token, timeout
+        self.path = path = lite_path(uri)
         self._file: _LiteFile | None = None
+        self._lost = False
+        self._generation, self._reconnecting = 0, threading.Lock()
+        seconds = _CONNECT_SECONDS if path else min(timeout, _CONNECT_SECONDS)
+        client: MilvusClient | None = None
         with _opening if path else nullcontext(), caught_logs() as records:
             try:
-                self.client = MilvusClient(
-                    uri, token=token, timeout=_CONNECT_SECONDS, dedicated=True
-                )
-                version = str(self.client.get_server_version(timeout=_CONNECT_SECONDS))
-            except (MilvusException, grpc.RpcError, OSError) as error:
+                client = MilvusClient(uri, token=token, timeout=seconds, **_OWN)
+                version = str(client.get_server_version(timeout=seconds))
+            except BaseException as error:
+                if client is not None:
+                    client.close()
                 if path and path not in _lite_files:
                     _free_lite_file(path)
-                raise StoreError(_why_not_open(uri, error, records)) from error
+                if not isinstance(error, FAILURES):
+                    raise
+                raise StoreError(_why_not_open(uri, error, records, seconds)) from error
             if path:
                 self._file = _lite_files.setdefault(path, _LiteFile())
                 self._file.users += 1
+        self.client = client
         self.closed = False
         self.lite = version.startswith("milvus_lite")
 
     def close(self) -> None:
         """Close it; the last connection to a Lite file frees the file for other processes."""
-        with _opening if self._path else nullcontext():
+        with _opening if self.path else nullcontext():
             if self.closed:
                 return
             self.closed = True
-            self.client.close()
-            if self._path and self._file is not None:
-                self._file.users -= 1
-                if self._file.users == 0:
-                    del _lite_files[self._path]
-                    _free_lite_file(self._path)
+            try:
+                self.client.close()
+            finally:
+                if self.path and self._file is not None:
+                    self._file.users -= 1
+                    if self._file.users == 0:
+                        del _lite_files[self.path]
+                        _free_lite_file(self.path)
+
+    def call(self, method: str, name: str, timeout: float | None, **arguments: Any) -> Any:
+        """Call the client; where a server is lost, once more over a new connection.
+
+        The second time is for what does no harm if it comes twice, and within the time that is
+        left. The first call after a failure begins with a new connection.
+
+        Args:
+            method: of pymilvus' client.
+            name: the collection.
+            timeout: seconds to wait; by default the connection's.
+            **arguments: of the method.
+        """
+        if timeout is None:
+            timeout = _LITE_SECONDS if self.path else self._timeout
+        deadline = time.monotonic() + timeout
+        generation = self._generation
+        if self._lost:
+            self._reconnect(generation, timeout)
+            timeout = max(deadline - time.monotonic(), 0.001)
+        try:
+            return getattr(self.client, method)(name, timeout=timeout, **arguments)
+        except FAILURES as error:
+            if self.path or not _is_lost(error):
+                raise
+            self._lost = self._generation == generation
+            left = deadline - time.monotonic()
+            if left <= 0 or not (method in _REPEATABLE or (self.lite and method == "insert")):
+                raise
+            self._reconnect(generation, left)
+            left = max(deadline - time.monotonic(), 0.001)
+            return getattr(self.client, method)(name, timeout=left, **arguments)
+
+    def _reconnect(self, generation: int, seconds: float) -> None:
+        """Replace the client, unless another thread has done so since this generation."""
+        if not self._reconnecting.acquire(timeout=seconds):
+            return
+        try:
+            if self._generation != generation or self.closed:
+                return
+            client = MilvusClient(
+                self.uri,
+                token=self._token,
+                timeout=min(seconds, _CONNECT_SECONDS),
+                **_OWN,
+            )
+            before, self.client = self.client, client
+            self._generation, self._lost = generation + 1, False
+            with suppress(*FAILURES):
+                before.close()
+        finally:
+            self._reconnecting.release()
 
     @property
     def one_at_a_time(self) -> bool:
@@ -110,9 +200,14 @@ class Connection:
                 yield
 
     def note_written(self, collection: str) -> None:
-        """Remember that a collection was written to."""
+        """Remember that a collection was written to; before the call, and once more after it."""
+        _writes[self.path or self.uri, collection] += 1
         if self._file is not None:
             self._file.written.add(collection)
+
+    def written(self, collection: str) -> int:
+        """A number that changes whenever this process writes to a collection."""
+        return _writes[self.path or self.uri, collection]
 
     def note_flushed(self, collection: str) -> None:
         """Remember that all that was written to a collection has been flushed and indexed."""
@@ -125,9 +220,9 @@ class Connection:
         Lite makes a log with the first row and deletes it with the flush. When it is closed, it
         flushes; the log of a killed process stays, and is read at the next opening.
         """
-        if self._file is None or self._path is None or collection in self._file.written:
+        if self._file is None or self.path is None or collection in self._file.written:
             return True
-        logs = list(Path(self._path).glob(f"**/{collection}/wal"))
+        logs = list(Path(self.path).glob(f"**/{collection}/wal"))
         return not logs or any(any(folder.iterdir()) for folder in logs)
 
 
@@ -191,10 +286,21 @@ def one_line(error: BaseException | None) -> str:
     return lines[0][:500] if lines else type(error).__name__
 
 
-def _why_not_open(uri: str, error: Exception, records: Iterable[logging.LogRecord]) -> str:
+def _is_lost(error: Exception) -> bool:
+    """Whether a failure is the connection's and not the request's."""
+    if isinstance(error, grpc.FutureTimeoutError):
+        return True
+    code = error.code() if isinstance(error, grpc.Call) else getattr(error, "code", None)
+    # Another thread may have replaced the client.
+    return code in _LOST or "closed channel" in str(error)
+
+
+def _why_not_open(
+    uri: str, error: Exception, records: Iterable[logging.LogRecord], seconds: float
+) -> str:
     if is_server(uri):
         return (
-            f"{uri}: does not answer, in {_CONNECT_SECONDS:.0f} s at most ({one_line(error)}); "
+            f"{uri}: does not answer, in {seconds:g} s at most ({one_line(error)}); "
             "is the server running, and is the token right?"
         )
     path = Path(uri)

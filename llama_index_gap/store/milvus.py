@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
+import json
+import logging
 import math
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,11 +24,13 @@ from llama_index.core.vector_stores.types import (
     VectorStoreQueryResult,
 )
 from llama_index.vector_stores.milvus import MilvusVectorStore
+from pymilvus import MilvusClient
 
 from llama_index_gap.errors import InvalidValueError, UnsupportedError
 from llama_index_gap.gap.arrays import VectorArray, unit_rows
 from llama_index_gap.images.folders import ImageFolders
 from llama_index_gap.nodes import document_key
+from llama_index_gap.store.addresses import TIMEOUT_SECONDS
 from llama_index_gap.store.collection import (
     DEFAULT_INDEX,
     IDS_PER_MESSAGE,
@@ -54,7 +58,12 @@ from llama_index_gap.store.rows import (
     to_row,
     to_vector,
 )
+from llama_index_gap.threads import in_thread
 
+logger = logging.getLogger(__name__)
+
+STATE_SECONDS = 1.0
+"""For so long what another process wrote to a server may go unnoticed by ``state``."""
 _DEFAULT_EF = 64
 _MOST_RESULTS = 16_384  # a server's own limit, kept on Milvus Lite too
 _NODES_PER_READ = 400
@@ -96,6 +105,8 @@ class MilvusStore(MilvusVectorStore):
         similarity_metric: COSINE, IP or L2. Similarities are higher for nearer nodes; for L2 they
             are squared distances with a minus.
         batch_size: most rows in one message.
+        timeout: seconds that a server may take to answer a call. If it was lost, a call that does
+            no harm twice (all but making and dropping a collection) is made once more.
         image_folders: folders that images of nodes must lie in wherever they are opened; anywhere
             by default, as with LlamaIndex' own store.
 
@@ -107,6 +118,7 @@ class MilvusStore(MilvusVectorStore):
 
     _collection: Collection = PrivateAttr()
     _settings: dict[str, Any] = PrivateAttr()
+    _rows_asked: tuple[float, int] = PrivateAttr(default=(-math.inf, 0))
 
     def __init__(
         self,
@@ -120,6 +132,7 @@ class MilvusStore(MilvusVectorStore):
         search_config: Mapping[str, Any] | None = None,
         similarity_metric: str = "COSINE",
         batch_size: int = 1_000,
+        timeout: float = TIMEOUT_SECONDS,
         image_folders: ImageFolders | None = None,
     ) -> None:
         uri, metric = str(uri), similarity_metric.upper()
@@ -130,51 +143,57 @@ class MilvusStore(MilvusVectorStore):
             metric=metric,
             index_config=index_config,
             batch_size=batch_size,
+            timeout=timeout,
         )
         collection = Collection(
-            Connection(uri, token or ""),
+            Connection(uri, token or "", timeout),
             collection_name,
             dim=dim,
             metric=metric,
             index_config=index_config,
             overwrite=overwrite,
         )
-        defaults = {"ef": _DEFAULT_EF} if collection.index_type.startswith("HNSW") else {}
-        # The parent's constructor opens an asynchronous client, and takes unknown metrics for L2.
-        fields: dict[str, Any] = {
-            "uri": uri,
-            "collection_name": collection_name,
-            "dim": collection.dim,
-            "overwrite": overwrite,
-            "upsert_mode": True,
-            "similarity_metric": metric,
-            "index_config": dict(index_config or DEFAULT_INDEX),
-            "search_config": dict(search_config or defaults),
-            "batch_size": batch_size,
-            "use_async_client": False,
-            "sparse_index_config": {},
-            "sparse_embedding_function": None,
-            "collection_properties": None,
-            "hybrid_ranker": "RRFRanker",
-            "scalar_field_names": None,
-            "scalar_field_types": None,
-        }
-        BasePydanticVectorStore.__init__(self, **fields)
-        self._async_milvusclient = None
-        self._settings = {
-            "uri": uri,
-            "collection_name": collection_name,
-            "dim": collection.dim,
-            "token": token,
-            "index_config": index_config,
-            "search_config": search_config,
-            "similarity_metric": similarity_metric,
-            "batch_size": batch_size,
-            "image_folders": image_folders,
-        }
-        self._collection = collection
-        self._milvusclient = collection.connection.client
-        self._collection_initialized = True
+        with ExitStack() as opened:
+            opened.callback(collection.connection.close)  # unless all goes well
+            defaults = {"ef": _DEFAULT_EF} if collection.index_type.startswith("HNSW") else {}
+            # The parent's constructor opens an asynchronous client, and takes unknown metrics for
+            # L2.
+            fields: dict[str, Any] = {
+                "uri": uri,
+                "collection_name": collection_name,
+                "dim": collection.dim,
+                "overwrite": overwrite,
+                "upsert_mode": True,
+                "similarity_metric": metric,
+                "index_config": dict(index_config or DEFAULT_INDEX),
+                "search_config": dict(search_config or defaults),
+                "batch_size": batch_size,
+                "use_async_client": False,
+                "sparse_index_config": {},
+                "sparse_embedding_function": None,
+                "collection_properties": None,
+                "hybrid_ranker": "RRFRanker",
+                "scalar_field_names": None,
+                "scalar_field_types": None,
+            }
+            BasePydanticVectorStore.__init__(self, **fields)
+            self._async_milvusclient = None
+            self._settings = {
+                "uri": uri,
+                "collection_name": collection_name,
+                "dim": collection.dim,
+                "token": token,
+                "index_config": index_config,
+                "search_config": search_config,
+                "similarity_metric": similarity_metric,
+                "batch_size": batch_size,
+                "timeout": timeout,
+                "image_folders": image_folders,
+            }
+            self._collection = collection
+            self._milvusclient = collection.connection.client
+            self._collection_initialized = True
+            opened.pop_all()
 
     @classmethod
     def class_name(cls) -> str:
@@ -192,6 +211,11 @@ class MilvusStore(MilvusVectorStore):
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+    @property
+    def client(self) -> MilvusClient:
+        """Of pymilvus; another one after a server was lost."""
+        return self._collection.connection.client
 
     def confine_images(self, folders: ImageFolders) -> None:
         """From now on open images of nodes below these folders only; copies keep to it, too."""
@@ -264,7 +288,7 @@ class MilvusStore(MilvusVectorStore):
 
     async def async_add(self, nodes: Sequence[BaseNode], **kwargs: Any) -> list[str]:
         """As ``add``, without blocking the event loop."""
-        return await asyncio.to_thread(self.add, nodes, **kwargs)
+        return await in_thread(self.add, nodes, **kwargs)
 
     def _to_vector(self, embedding: Sequence[float] | None, name: str) -> VectorArray:
         collection, metric = self._collection, self.similarity_metric
@@ -285,7 +309,7 @@ class MilvusStore(MilvusVectorStore):
 
     async def adelete(self, ref_doc_id: str, **delete_kwargs: Any) -> None:
         """As ``delete``, without blocking the event loop."""
-        await asyncio.to_thread(self.delete, ref_doc_id, **delete_kwargs)
+        await in_thread(self.delete, ref_doc_id, **delete_kwargs)
 
     def delete_nodes(
         self,
@@ -318,7 +342,7 @@ class MilvusStore(MilvusVectorStore):
         **delete_kwargs: Any,
     ) -> None:
         """As ``delete_nodes``, without blocking the event loop."""
-        await asyncio.to_thread(self.delete_nodes, node_ids, filters, **delete_kwargs)
+        await in_thread(self.delete_nodes, node_ids, filters, **delete_kwargs)
 
     def _delete_ids(self, ids: Sequence[str]) -> None:
         for batch in batches(ids, IDS_PER_MESSAGE, len):
@@ -333,12 +357,14 @@ class MilvusStore(MilvusVectorStore):
 
     async def aclear(self) -> None:
         """As ``clear``, without blocking the event loop."""
-        await asyncio.to_thread(self.clear)
+        await in_thread(self.clear)
 
     def drop(self) -> None:
         """Delete the collection itself, and close."""
-        self._collection.call("drop_collection")
-        self.close()
+        try:
+            self._collection.call("drop_collection")
+        finally:
+            self.close()
 
     def finish(self, *, flush: bool | None = None, timeout: float = LOAD_SECONDS) -> None:
         """End a build: write what is in memory to disk and wait until its index is there.
@@ -417,18 +443,30 @@ class MilvusStore(MilvusVectorStore):
             consistency_level="Session",
         )
         sign = -1.0 if self.similarity_metric == "L2" else 1.0
+        hits = [hit for hit in found[0] if math.isfinite(hit["distance"])]
+        self._warn_of_vectors(len(found[0]) - len(hits), "found")
         return [
             StoredHit(
                 str(hit[ID_FIELD]),
                 sign * float(hit["distance"]),
-                partial(self._to_node, hit["entity"]),
+                partial(self._to_node, {ID_FIELD: hit[ID_FIELD], **hit["entity"]}),
             )
-            for hit in found[0]
+            for hit in hits
         ]
 
     async def aquery(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
         """As ``query``, without blocking the event loop."""
-        return await asyncio.to_thread(self.query, query, **kwargs)
+        return await in_thread(self.query, query, **kwargs)
+
+    def _warn_of_vectors(self, bad: int, done: str) -> None:
+        if bad:
+            logger.warning(
+                "%s: %d vectors that are not finite, or of no length, were %s and are left out; "
+                "delete their nodes, or add them again",
+                self._collection,
+                bad,
+                done,
+            )
 
     def get_nodes(
         self,
@@ -464,7 +502,7 @@ class MilvusStore(MilvusVectorStore):
         **kwargs: Any,
     ) -> list[BaseNode]:
         """As ``get_nodes``, without blocking the event loop."""
-        return await asyncio.to_thread(self.get_nodes, node_ids, filters, **kwargs)
+        return await in_thread(self.get_nodes, node_ids, filters, **kwargs)
 
     def _read_nodes(self, ids: Sequence[str]) -> list[BaseNode]:
         rows = {
@@ -526,6 +564,28 @@ class MilvusStore(MilvusVectorStore):
         rows = self._collection.read(ids, [ID_FIELD, DOC_ID_FIELD], IDS_PER_MESSAGE)
         return {row[ID_FIELD]: row[DOC_ID_FIELD] or row[ID_FIELD] for row in rows}
 
+    def ids_of_documents(self, ref_doc_ids: Sequence[str]) -> list[str]:
+        """The ids of the nodes of some documents; a row that holds no node has one, too.
+
+        Args:
+            ref_doc_ids: ids of source documents.
+        """
+        return self._collection.find_ids(filter_expression(doc_ids=list(ref_doc_ids)))
+
+    def image_paths(self, ids: Sequence[str]) -> dict[str, str]:
+        """The file that each node names as its image; a row that holds no node names none.
+
+        Args:
+            ids: node ids; unknown ones are passed over.
+        """
+        paths: dict[str, str] = {}
+        for row in self._collection.read(ids, ["_node_content"], _NODES_PER_READ):
+            with suppress(ValueError, TypeError, KeyError, RecursionError):
+                path = json.loads(row["_node_content"])["image_path"]
+                if isinstance(path, str):
+                    paths[row[ID_FIELD]] = path
+        return paths
+
     def existing_ids(self, ids: Iterable[str]) -> set[str]:
         """Say which of these nodes are stored; for going on with an interrupted build.
 
@@ -564,10 +624,10 @@ class MilvusStore(MilvusVectorStore):
         stored = {row[ID_FIELD]: row.get(FINGERPRINT_KEY) for row in rows}
         # Rows of LlamaIndex's own store carry none.
         bare = [node_id for node_id, known in stored.items() if not isinstance(known, str)]
-        stored |= {
-            node.node_id: fingerprint(node, images.get(node.node_id, ""))
-            for node in self._read_nodes(bare)
-        }
+        for row in self._collection.read(bare, NODE_FIELDS, _NODES_PER_READ):
+            with suppress(StoreError):  # a damaged one is replaced
+                node = self._to_node(row)
+                stored[node.node_id] = fingerprint(node, images.get(node.node_id, ""))
         return (
             {node_id for node_id, known in stored.items() if known == asked[node_id]},
             {
@@ -579,8 +639,25 @@ class MilvusStore(MilvusVectorStore):
 
     def count(self) -> int:
         """Count the nodes."""
-        rows = self._collection.call("query", filter="", output_fields=["count(*)"], **STRONG)
+        return self._count(STRONG)
+
+    def _count(self, consistency: Mapping[str, Any]) -> int:
+        rows = self._collection.call("query", filter="", output_fields=["count(*)"], **consistency)
         return int(rows[0]["count(*)"])
+
+    def state(self) -> tuple[int, int]:
+        """Changes with each write that a search can see, for whoever keeps what was read.
+
+        Whatever this process writes is seen, through any store. What another one writes to a
+        server is, where it changes the number of rows: that is asked for once a second at most,
+        since it takes milliseconds. A Milvus Lite file has no other writer, and is not asked.
+        """
+        connection = self._collection.connection
+        asked, rows = self._rows_asked
+        if not connection.path and time.monotonic() - asked >= STATE_SECONDS:
+            rows = self._count({"consistency_level": "Session"})
+            self._rows_asked = time.monotonic(), rows
+        return connection.written(self.collection_name), rows
 
     def sample(self, n: int, seed: int = 0) -> VectorArray:
         """Draw vectors at random, whatever they are and in whatever order they were stored.
@@ -600,7 +677,11 @@ class MilvusStore(MilvusVectorStore):
         ids = self.sample_ids(n / max(self.count(), 1), seed)
         vectors = list(self.get_vectors(ids).values())
         rows = np.array(vectors, dtype=np.float32).reshape(-1, self._collection.dim)
-        return unit_rows(rows) if self.similarity_metric == "COSINE" else rows
+        if self.similarity_metric == "COSINE":
+            rows = unit_rows(rows)
+        kept = rows[np.isfinite(rows).all(axis=1)]
+        self._warn_of_vectors(len(rows) - len(kept), "drawn")
+        return kept
 
     def sample_ids(self, share: float, seed: int = 0) -> list[str]:
         """Draw node ids at random; a node that is in several collections is drawn in all or none.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import string
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -41,6 +42,11 @@ _FINGERPRINTED = (
     *("text_template", "metadata_template", "metadata_separator"),
 )
 _INT64 = 2**63
+# What LlamaIndex formats texts with, and what it has for them.
+_TEMPLATES = {
+    "text_template": {"content", "metadata_str"},
+    "metadata_template": {"key", "value"},
+}
 
 
 def to_row(node: BaseNode, max_lengths: Mapping[str, int], image: str = "") -> dict[str, Any]:
@@ -72,6 +78,7 @@ def to_row(node: BaseNode, max_lengths: Mapping[str, int], image: str = "") -> d
             f"{name}: metadata key {clash[0]!r} is a field of the collection's own; rename it"
         )
     _check_integers(metadata, name)
+    _check_templates(node, name)
     dynamic = {
         # A null or an empty list cannot be asked for in a filter; a missing key can.
         **{key: value for key, value in metadata.items() if value is not None and value != []},
@@ -210,6 +217,10 @@ def to_node(row: Mapping[str, Any], folders: ImageFolders | None = None) -> Base
                 node.set_content(text)
         elif isinstance(node, TextNode):
             node.text = text
+        if row.get(ID_FIELD, node.node_id) != node.node_id:
+            raise InvalidValueError(f"it holds the node {node.node_id[:100]!r}")
+        _ = node.ref_doc_id  # refuses a source that is a list
+        _check_templates(node, "its node")
         if folders is not None:
             node = confined(node, folders)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
@@ -280,6 +291,20 @@ def _refuse_pixels(node: BaseNode, name: str) -> None:
             f"{name}: pixels are never stored in Milvus: write the {len(pixels):,} bytes of base64 "
             "to a file and set the node's image_path"
         )
+
+
+def _check_templates(node: BaseNode, name: str) -> None:
+    """Refuse templates that take values apart, or pad them to any length."""
+    for template, known in _TEMPLATES.items():
+        try:
+            parts = list(string.Formatter().parse(getattr(node, template, None) or ""))
+        except ValueError as error:
+            raise InvalidValueError(f"{name}: its {template} is none ({error})") from error
+        if any(field is not None and (field not in known or spec) for _, field, spec, _ in parts):
+            raise InvalidValueError(
+                f"{name}: its {template} may hold {{{'} and {'.join(sorted(known))}}}, and no "
+                "other field or format"
+            )
 
 
 def _check_integers(value: Any, name: str) -> None:

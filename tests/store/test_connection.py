@@ -58,7 +58,7 @@ def test_a_server_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
             MilvusStore(
                 uri=f"http://127.0.0.1:{port}", collection_name="nodes", dim=DIM, token="me:secret"
             )
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < 30  # the operating system's own limit is two minutes
     assert "secret" not in str(caught.value)
     assert "\n" not in str(caught.value)
 

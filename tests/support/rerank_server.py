@@ -22,7 +22,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, TypeAlias
 
 KEY = "jina_0123456789abcdef"
-HANGS_S = 5.0
+HANGS_S = 60.0
 
 Results: TypeAlias = list[dict[str, Any]]
 MALFORMED: dict[str, Callable[[Results], Any]] = {

@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -57,13 +56,3 @@ def python(code: str) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
     )
-
-
-def recording(method: Callable[..., Any], calls: list[Any]) -> Callable[..., Any]:
-    """The method, whose first argument is noted."""
-
-    def recorded(self: Any, first: Any) -> Any:
-        calls.append(sorted(first))
-        return method(self, first)
-
-    return recorded

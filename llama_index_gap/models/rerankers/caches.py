@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -15,6 +14,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
+
+from llama_index_gap.files import write_at_once
 
 logger = logging.getLogger(__name__)
 
@@ -107,13 +108,10 @@ class TensorFolder:
     def put(self, key: str, tensors: Mapping[str, Tensor]) -> None:
         """Write the tensors; that a disk does not take them is logged, and no error."""
         path = self._path(key)
-        partial_file = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}.partial")
         on_cpu = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
         try:
-            partial_file.write_bytes(save(on_cpu, metadata={"digest": digest(on_cpu)}))
-            partial_file.replace(path)
+            write_at_once(path, save(on_cpu, metadata={"digest": digest(on_cpu)}))
         except OSError as error:
-            partial_file.unlink(missing_ok=True)
             logger.warning("%s cannot be written (%s); it is not kept", path, error)
 
     def __contains__(self, key: str) -> bool:

@@ -33,6 +33,7 @@ from llama_index_gap.models.base import (
     check_at_least_one,
 )
 from llama_index_gap.models.rerankers.items import decode_image
+from llama_index_gap.threads import stop_if_given_up
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -179,6 +180,7 @@ class RerankService(PairScorer):
         return response
 
     def _send(self, client: httpx2.Client, body: dict[str, Any]) -> httpx2.Response:
+        stop_if_given_up()
         key = self._key()
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         try:

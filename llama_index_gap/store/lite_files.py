@@ -1,0 +1,53 @@
+"""The files of a Milvus Lite database, and what of them is lost."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+
+def lost_files(database: str, collection: str, *, overwrite: bool) -> str | None:
+    """Say which of its files a collection has lost.
+
+    Milvus Lite takes a collection without ``schema.json`` for one that is not there, and one that
+    has lost its list of files, or the files themselves, for an empty one. What a process left that
+    was killed while it made the collection is removed.
+
+    Args:
+        database: path of the database.
+        collection: its name.
+        overwrite: it is about to be dropped, so that nothing is lost.
+
+    Returns:
+        What is lost, in words; None if nothing is, or the database has another layout.
+    """
+    folder = Path(database) / "collections" / collection
+    if not folder.is_dir():
+        return None
+    if not (folder / "schema.json").is_file():
+        held = [path for path in folder.rglob("*") if not path.is_dir()]
+        if held and not overwrite and held != [folder / "schema.json.tmp"]:
+            return f"{folder / 'schema.json'} is not there"
+        shutil.rmtree(folder)  # as Milvus Lite would, which can neither drop it so nor make it
+        return None
+    if overwrite:  # it will be dropped
+        return None
+    partitions = folder / "partitions"
+    manifests = [folder / "manifest.json", folder / "manifest.json.prev"]
+    if not any(manifest.is_file() for manifest in manifests):
+        stored = next(partitions.glob("*/data/*.parquet"), None)
+        return None if stored is None else f"{manifests[0]}, which lists {stored}, is not there"
+    try:
+        listed = json.loads(manifests[0].read_text(encoding="utf-8"))["partitions"]
+        files = [
+            partitions / name / file
+            for name, of_partition in listed.items()
+            for kind in ("data_files", "delta_files")
+            for file in of_partition[kind]
+        ]
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return None  # Milvus Lite reads it, and says so
+    lost = [file for file in files if not file.is_file()]
+    more = f" and {len(lost) - 1} more of its files are" if len(lost) > 1 else " is"
+    return f"{lost[0]}{more} not there" if lost else None

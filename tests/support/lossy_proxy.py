@@ -1,0 +1,86 @@
+"""A way to a server on this machine that can be lost."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+
+class LossyProxy:
+    """Passes on what comes to its port.
+
+    Args:
+        port: of the server.
+
+    Attributes:
+        address: where it listens.
+    """
+
+    def __init__(self, port: int) -> None:
+        self._target = ("127.0.0.1", port)
+        self._own = ("127.0.0.1", 0)
+        self._open: list[socket.socket] = []
+        self._flows = threading.Event()
+        self._flows.set()
+        self.listen()
+        self.address = f"http://127.0.0.1:{self._own[1]}"
+
+    def listen(self) -> None:
+        """Be there, again."""
+        self._listener = socket.create_server(self._own)
+        self._own = self._listener.getsockname()
+        threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
+
+    def hang_up(self) -> None:
+        """Break off all connections."""
+        while self._open:
+            with suppress(OSError):
+                self._open.pop().shutdown(socket.SHUT_RDWR)
+
+    def go(self) -> None:
+        """Break off all connections, and refuse new ones."""
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self.hang_up()
+
+    def freeze(self) -> None:
+        """Take what comes and pass nothing on, as a stopped process does."""
+        self._flows.clear()
+
+    def thaw(self) -> None:
+        """Pass on again; what came while it was frozen is lost, as are its connections."""
+        self.hang_up()
+        self._flows.set()
+
+    def _accept(self, listener: socket.socket) -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = listener.accept()
+                server = socket.create_connection(self._target)
+                self._open += [client, server]
+                for ends in ((client, server), (server, client)):
+                    threading.Thread(target=self._pass_on, args=ends, daemon=True).start()
+
+    def _pass_on(self, source: socket.socket, target: socket.socket) -> None:
+        with suppress(OSError):
+            while data := source.recv(65_536):
+                self._flows.wait()
+                target.sendall(data)
+        for end in (source, target):
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+        source.close()
+
+
+@contextmanager
+def lossy_proxy(port: int) -> Iterator[LossyProxy]:
+    """A proxy for a block; afterwards it is gone."""
+    proxy = LossyProxy(port)
+    try:
+        yield proxy
+    finally:
+        proxy.thaw()
+        with suppress(OSError):
+            proxy.go()
