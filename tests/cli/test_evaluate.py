@@ -36,11 +36,11 @@ def test_evaluate_prints_the_table_and_goes_on_where_it_stopped(
 ) -> None:
     search, asked = DualIndexRetriever.search_legs, []
 
-    def interrupted(self: DualIndexRetriever, query: Any) -> Any:
+    def interrupted(self: DualIndexRetriever, query: Any, **settings: Any) -> Any:
         asked.append(query.query_str)
         if len(asked) == 2:
             signal.raise_signal(signal.SIGINT)
-        return search(self, query)
+        return search(self, query, **settings)
 
     monkeypatch.setattr(DualIndexRetriever, "search_legs", interrupted)
     stopped = gap("evaluate", edis, "--model", tiny_clip)
