@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias, get_args
 
 import numpy as np
@@ -165,12 +165,14 @@ def fuse(
     }
     normalized: dict[str, dict[str, float]] = {}
     evidence: dict[str, dict[str, float]] = {}
+    silent: set[str] = set()
     for name, hits in best.items():
         values = _normalized(hits, normalize, k)
         weight, size = weights.get(name, 1.0), sizes.get(name, 1)
-        if values is None:
-            says = _says_nothing(combine, len(hits.keys), size)
-            values = np.zeros(len(hits.keys))
+        if values is None or (combine == "intent" and weight == 0):
+            silent.add(name)
+            values = np.zeros(len(hits.keys)) if values is None else values
+            says = np.zeros(len(hits.keys))
         elif combine == "intent":
             says = _log_odds(values, size, weight)
         elif combine == "evidence":
@@ -179,20 +181,27 @@ def fuse(
             says = weight * values
         normalized[name] = dict(zip(hits.keys, values.tolist(), strict=True))
         evidence[name] = dict(zip(hits.keys, says.tolist(), strict=True))
-    documents = []
+    documents: list[FusedDocument] = []
+    last: list[FusedDocument] = []
     by_size = sorted(sizes, key=lambda name: sizes[name])
     for key in dict.fromkeys(key for hits in best.values() for key in hits.keys):
         found = {name: values[key] for name, values in evidence.items() if key in values}
-        if combine == "intent":
-            score = _mixture([(found[name], sizes[name]) for name in by_size if name in found])
+        says_so = {name: value for name, value in found.items() if name not in silent}
+        if not says_so:
+            score = 0.0
+        elif combine == "intent":
+            score = _mixture([(says_so[name], sizes[name]) for name in by_size if name in says_so])
         else:
-            score = max(found.values()) if combine == "max" else sum(found.values())
+            score = max(says_so.values()) if combine == "max" else sum(says_so.values())
         scores, hubs = (
             {name: values[name][key] for name in found if name in values} for values in (raw, taken)
         )
         on_scale = {name: normalized[name][key] for name in found}
-        documents.append(FusedDocument(key, score, scores, hubs, on_scale, found))
+        document = FusedDocument(key, score, scores, hubs, on_scale, found)
+        (documents if says_so else last).append(document)
     documents.sort(key=lambda document: -document.score)  # stable
+    lowest = min([0.0, *(document.score for document in documents[-1:])])
+    documents += [replace(document, score=lowest) for document in last]
     return Fusion(documents, normalize, combine, note)
 
 
@@ -312,13 +321,6 @@ def _sizes(legs: Mapping[str, ScoredLeg]) -> dict[str, int]:
     return sizes if len(sizes) == len(legs) else dict.fromkeys(legs, 1)
 
 
-def _says_nothing(combine: Combine, hits: int, size: int) -> FloatArray:
-    """What hits add whose leg cannot be judged: as little as any hit does."""
-    if combine != "intent":
-        return np.zeros(hits)
-    return _log_odds(np.full(hits, -np.inf), size, 1.0)
-
-
 def _tail_evidence(z: FloatArray, ratio: float) -> FloatArray:
     """−log of the probability that the best of so many standard normal variables is as high."""
     log_p = log_ndtr(-z)
@@ -332,9 +334,9 @@ def _log_odds(z: FloatArray, size: int, weight: float) -> FloatArray:
     """log(weight · L(z) / N): a likelihood ratio that never falls where z rises."""
     variance = RELEVANT_SPREAD**2
     lowest = RELEVANT_MEAN / (1 - variance)  # below, so wide a bell would overtake the narrow one
-    z = np.maximum(z, lowest) if weight else np.full_like(z, lowest)
+    z = np.maximum(z, lowest)
     ratio = z * z / 2 - np.square(z - RELEVANT_MEAN) / (2 * variance) - math.log(RELEVANT_SPREAD)
-    return ratio + math.log((weight or 1.0) / size)
+    return ratio + math.log(weight / size)
 
 
 def _mixture(found: Sequence[tuple[float, int]]) -> float:
