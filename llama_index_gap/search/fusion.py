@@ -169,16 +169,12 @@ def fuse(
     for name, hits in best.items():
         values = _normalized(hits, normalize, k)
         weight, size = weights.get(name, 1.0), sizes.get(name, 1)
-        if values is None or (combine == "intent" and weight == 0):
+        says = _says(values, combine, size, size / smallest, weight)
+        if says is None:
             silent.add(name)
-            values = np.zeros(len(hits.keys)) if values is None else values
             says = np.zeros(len(hits.keys))
-        elif combine == "intent":
-            says = _log_odds(values, size, weight)
-        elif combine == "evidence":
-            says = weight * _tail_evidence(values, size / smallest)
-        else:
-            says = weight * values
+        if values is None:
+            values = np.zeros(len(hits.keys))
         normalized[name] = dict(zip(hits.keys, values.tolist(), strict=True))
         evidence[name] = dict(zip(hits.keys, says.tolist(), strict=True))
     documents: list[FusedDocument] = []
@@ -319,6 +315,17 @@ def _sizes(legs: Mapping[str, ScoredLeg]) -> dict[str, int]:
         if size < 1:
             raise InvalidValueError(f"the {name} leg has hits, but its size is {size}")
     return sizes if len(sizes) == len(legs) else dict.fromkeys(legs, 1)
+
+
+def _says(
+    values: FloatArray | None, combine: Combine, size: int, ratio: float, weight: float
+) -> FloatArray | None:
+    """What a leg says by itself of its hits; None where it says nothing."""
+    if values is None or (combine == "intent" and weight == 0):
+        return None
+    if combine == "intent":
+        return _log_odds(values, size, weight)
+    return weight * (_tail_evidence(values, ratio) if combine == "evidence" else values)
 
 
 def _tail_evidence(z: FloatArray, ratio: float) -> FloatArray:
