@@ -2,12 +2,18 @@
 
     python benchmarks/fusion_study.py [FEATURES] [--each] [--quick]
 
-Every method goes through ``llama_index_gap.search.fusion.fuse``, with 16 candidates of each leg, up
-to 300 vectors of its collection as the background, and the collection's size; ``evidence, unsized``
-is the default without the sizes. Tables show nDCG@10 and recall@10; ± is half of a 95 % bootstrap
-interval over queries (over COCO's pairs where the features are real). In the summary, *rank* is the
-mean rank over the settings, *regret* the mean distance from the best method of each setting,
-*worst* the largest distance.
+All methods get 16 candidates of each leg, or the best 16 of 64 where hubs are corrected, up to 300
+vectors of its collection as the background, and the collection's size. ``first_stage.py`` computes
+them for all queries at once. It checks itself against ``llama_index_gap.search.fusion.fuse`` in
+every setting, and explains the methods that the package does not have. References for hubs are up
+to 300 stored vectors of the query's modality. With ``(sample)``, some 180 to 250 queries that
+nobody judges are known, too: they are the references, and the spread is √(own × sample's). In the
+real parts they are captions or images of the background's pairs, as they are or told again.
+``plain:`` leaves the upper quarter of the background out.
+
+Tables show nDCG@10 and recall@10; ± is half of a 95 % bootstrap interval over queries (over COCO's
+pairs where the features are real). In the summary, *rank* is the mean rank over the settings,
+*regret* the mean distance from the best method of each setting, *worst* the largest distance.
 
 **One modality.** Each document is a text or an image, with real CLIP ViT-B/16 features of 500
 image–caption pairs of COCO (FEATURES; by default data/clip_features/features_clip.npy in the folder
@@ -34,8 +40,8 @@ two_modalities.py``: with a gap like CLIP's (0.85) or a narrow one (0.41, where 
 most of a vector); with texts, images or neither easier to find; with an image in every document or
 in every fifth; and with one or eight documents that answer a query.
 
-``two_modalities.evaluate`` takes any other features: vectors of queries, of texts and of images,
-and the relevant documents of each query.
+``first_stage.evaluate`` takes any other features: vectors of queries, of texts and of images, and
+the relevant documents of each query. ``hubs.py`` asks those of other dual encoders.
 """
 
 from __future__ import annotations
@@ -45,7 +51,6 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -58,41 +63,20 @@ from scipy.stats import rankdata
 
 from llama_index_gap.gap.arrays import FloatArray, IntArray
 from llama_index_gap.gap.estimates import Estimate, bootstrap
-from llama_index_gap.search.fusion import fuse
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "tests" / "support"), str(ROOT / "benchmarks")]
+from first_stage import DEFAULT, METHODS, WITH_SAMPLE, Searched, evaluate  # noqa: E402
 from gap_mitigations import FILE, PAIRS, Features, split  # noqa: E402
-from two_modalities import (  # noqa: E402
-    KINDS,
-    Collection,
-    Fuse,
-    Outcome,
-    Simulation,
-    World,
-    ask,
-    evaluate,
-    unit,
-    unsized,
-)
+from two_modalities import KINDS, Outcome, Simulation, World, unit  # noqa: E402
 
-METHODS: dict[str, Fuse] = {
-    "raw, max": partial(fuse, normalize="none", combine="max"),
-    "raw, sum": partial(fuse, normalize="none", combine="sum"),
-    "RRF": partial(fuse, normalize="rank", combine="sum"),
-    "min–max, sum": partial(fuse, normalize="minmax", combine="sum"),
-    "list z, sum": partial(fuse, normalize="zscore", combine="sum"),
-    "list z, evidence": partial(fuse, normalize="zscore", combine="evidence"),
-    "backgr. z, max": partial(fuse, normalize="background", combine="max"),
-    "backgr. z, sum": partial(fuse, normalize="background", combine="sum"),
-    "evidence, unsized": unsized,
-    "evidence": partial(fuse, normalize="background", combine="evidence"),
-}
-DEFAULT = "evidence"
+WIDTH = 136  # columns of the tables
 PERCENT = (10, 50, 90)
 COSINES = (0.35, 0.6)
 ANSWERS = (1, 4)
 AMONG_ANSWERS = 0.8
+AGAIN = 0.5  # the centred cosine of a sample query with what it tells again
+SAMPLE_OF_KIND = 60
 ACROSS = (0, 25, 50, 75, 100)
 GAPS = {
     "CLIP-like gap": {},
@@ -169,6 +153,22 @@ def several(
     return told_again(np.repeat(rows, answers, axis=0), fit, AMONG_ANSWERS, rng)
 
 
+def like_queries(rows: FloatArray, rng: np.random.Generator, kinds: int = 2) -> FloatArray:
+    """A sample of queries: stored vectors, others told again, and with three kinds both.
+
+    Args:
+        rows: of pairs that are never asked for, shape (n, d).
+        rng: for telling them again.
+        kinds: of queries, 2 or 3.
+    """
+    parts = np.array_split(rows, kinds)
+    asks = [parts[0], told_again(parts[1], rows, AGAIN, rng)]
+    if kinds == 3:
+        others = told_again(np.roll(parts[2], 1, axis=0), rows, AGAIN, rng)
+        asks.append(unit(parts[2] + others))
+    return np.vstack(asks)
+
+
 def one_modality(features: Features, scale: Scale) -> Iterator[Experiment]:
     views = {f"{share} %": {"across": share / 100, "own": 1 - share / 100} for share in ACROSS}
     rows = {"text": features.texts, "image": features.images}
@@ -181,8 +181,8 @@ def one_modality(features: Features, scale: Scale) -> Iterator[Experiment]:
             rng = np.random.default_rng([seed, percent])
             images, texts = np.split(test, [round(len(test) * percent / 100)])
             pairs = {"text": texts, "image": images}
-            collections = {
-                name: Collection(
+            legs = {
+                name: Searched(
                     several(rows[name][pairs[name]], rows[name][fit], answers, rng),
                     np.arange(answers * len(pairs[name])) + answers * PAIRS * (name == "image"),
                     rows[name][fit],
@@ -192,12 +192,14 @@ def one_modality(features: Features, scale: Scale) -> Iterator[Experiment]:
             closeness = cosine if answers == 1 else cosine / AMONG_ANSWERS
             again = told_again(rows[asking][pairs[asking]], rows[asking][fit], closeness, rng)
             queries = np.vstack([rows[asking][pairs[other]], again])
-            wanted = [
-                set(documents.tolist())
-                for name in (other, asking)
-                for documents in collections[name].documents.reshape(-1, answers)
-            ]
-            outcomes.append(evaluate(queries, collections, wanted, METHODS))
+            wanted = np.vstack(
+                [legs[name].documents.reshape(-1, answers) for name in (other, asking)]
+            )
+            known = {
+                "references": rows[asking][fit],
+                "sample": like_queries(rows[asking][fit], rng),
+            }
+            outcomes.append(evaluate(queries, legs, wanted, METHODS, **known))
             kinds += ["across"] * len(pairs[other]) + ["own"] * len(pairs[asking])
             units += [pairs[other], pairs[asking]]
         yield Experiment(
@@ -235,30 +237,17 @@ EACH_KIND = {
 }
 
 
-def two_modalities(features: Features, scale: Scale) -> Iterator[Experiment]:
-    texts, images = features.texts, features.images
-    for answers, cosine in product(ANSWERS, scale.cosines):
+def two_modalities(
+    features: Features, scale: Scale, answers_of: Sequence[int] = ANSWERS
+) -> Iterator[Experiment]:
+    for answers, cosine in product(answers_of, scale.cosines):
         outcomes, units = [], []
         for seed in range(scale.splits):
-            fit, test = split(seed)
+            fit, test = split(seed, len(features.texts))
+            headlines, shown = np.split(test[: len(test) // 2 * 2], 2)
             rng = np.random.default_rng(seed)
-            headlines, shown = np.split(test, 2)
-            documents = np.arange(answers * len(headlines))
-            collections = {
-                name: Collection(
-                    several(rows[pairs], rows[fit], answers, rng), documents, rows[fit]
-                )
-                for name, rows, pairs in (
-                    ("text", texts, headlines),
-                    ("image", images, shown),
-                )
-            }
-            closeness = cosine if answers == 1 else cosine / AMONG_ANSWERS
-            of_shown = texts[shown]
-            of_headline = told_again(texts[headlines], texts[fit], closeness, rng)
-            queries = np.vstack([of_shown, of_headline, unit(of_shown + of_headline)])
-            wanted = [set(alike.tolist()) for alike in documents.reshape(-1, answers)] * len(KINDS)
-            outcomes.append(evaluate(queries, collections, wanted, METHODS))
+            settings = {"answers": answers, "cosine": cosine}
+            outcomes.append(two_sided(features, fit, headlines, shown, rng=rng, **settings))
             units += [shown, headlines, shown]
         yield Experiment(
             f"{counted(answers)}, headlines at {cosine}",
@@ -272,25 +261,76 @@ def two_modalities(features: Features, scale: Scale) -> Iterator[Experiment]:
         )
 
 
+def two_sided(
+    features: Features,
+    fit: IntArray,
+    headlines: IntArray,
+    shown: IntArray,
+    *,
+    answers: int,
+    cosine: float,
+    rng: np.random.Generator,
+) -> Outcome:
+    """Documents of a caption and the image of another pair, asked for either and for both."""
+    texts, images = features.texts, features.images
+    documents = np.arange(answers * len(headlines))
+    legs = {
+        name: Searched(several(rows[pairs], rows[fit], answers, rng), documents, rows[fit])
+        for name, rows, pairs in (("text", texts, headlines), ("image", images, shown))
+    }
+    closeness = cosine if answers == 1 else cosine / AMONG_ANSWERS
+    of_shown = texts[shown]
+    of_headline = told_again(texts[headlines], texts[fit], closeness, rng)
+    queries = np.vstack([of_shown, of_headline, unit(of_shown + of_headline)])
+    wanted = np.tile(documents.reshape(-1, answers), (len(KINDS), 1))
+    known = {"references": texts[fit], "sample": like_queries(texts[fit], rng, 3)}
+    return evaluate(queries, legs, wanted, METHODS, **known)
+
+
 def simulated(scale: Scale) -> Iterator[Experiment]:
     for number, (alike, gap, signal, imaged) in enumerate(product(ALIKE, GAPS, SIGNALS, IMAGED)):
         world = World(scale.documents, imaged, alike=alike, **GAPS[gap], **SIGNALS[signal])
-        outcomes, kinds = [], []
-        for seed in range(scale.seeds):
-            simulation = Simulation([number, seed], world)
-            for kind in KINDS:
-                outcomes.append(ask(simulation, kind, scale.queries, METHODS))
-                kinds += [kind] * scale.queries
+        outcomes = [
+            ask(Simulation([number, seed], world), scale.queries) for seed in range(scale.seeds)
+        ]
+        kinds = np.tile(np.repeat(KINDS, scale.queries), scale.seeds)
         yield Experiment(
             f"{gap}, {signal}, {imaged:.0%} with an image, {counted(alike)}",
             "two modalities, simulated",
             f"two modalities, simulated: {gap}, {counted(alike)}",
             alike,
-            np.array(kinds),
+            kinds,
             np.arange(len(kinds)),
             joined(outcomes),
             EACH_KIND,
         )
+
+
+def ask(simulation: Simulation, queries: int) -> Outcome:
+    """So many queries of each kind; the sample of queries is about other subjects."""
+    legs = {}
+    for name, rows in (("text", simulation.texts), ("image", simulation.images)):
+        places = np.full(len(rows), -1)
+        drawn = simulation.samples[name]
+        places[drawn] = np.arange(len(drawn))
+        legs[name] = Searched(rows, np.arange(len(rows)), rows[drawn], places)
+    world = simulation.world
+    others = min(SAMPLE_OF_KIND, simulation.imaged // world.alike - queries)
+    asked, wanted, sample = [], [], []
+    for kind in KINDS:
+        subjects = simulation.subjects(kind, queries + others)
+        vectors = simulation.queries(kind, subjects)
+        asked.append(vectors[:queries])
+        sample.append(vectors[queries:])
+        wanted.append(subjects[:queries, None] * world.alike + np.arange(world.alike))
+    return evaluate(
+        np.vstack(asked),
+        legs,
+        np.vstack(wanted),
+        METHODS,
+        references=legs["text"].sample,
+        sample=np.vstack(sample),
+    )
 
 
 # --- what came out -------------------------------------------------------------------------------
@@ -364,7 +404,10 @@ class Study:
             "mean": means,
             "rank": rankdata(-means, axis=1),
             "regret": regret,
-            "lead": means[:, [list(METHODS).index(DEFAULT)]] - means,
+            **{
+                f"lead of {name}": means[:, [list(METHODS).index(name)]] - means
+                for name in (DEFAULT, WITH_SAMPLE)
+            },
         }
         summary = {}
         for group, those in self.groups.items():
@@ -395,7 +438,7 @@ def one_numbering(experiments: Sequence[Experiment]) -> tuple[list[IntArray], In
 
 
 def table_of(columns: Sequence[str], rows: Mapping[str, Sequence[str]]) -> Table:
-    table = Table(box=box.MARKDOWN, pad_edge=False)  # 80 columns
+    table = Table(box=box.MARKDOWN, pad_edge=False)
     table.add_column("", no_wrap=True)
     for column in columns:
         table.add_column(column, justify="right", no_wrap=True)
@@ -430,24 +473,37 @@ def show_summary(study: Study, console: Console, rounds: int) -> None:
     found = bootstrap(study.summary, study.strata, rounds=rounds)
     means = study.all_means(np.ones(len(study.strata)))
     regret = means.max(axis=1, keepdims=True) - means
-    columns = ("mean", "rank", "regret", "worst", f"{DEFAULT} leads by")
+    leaders = {f"lead of {name}": f"{name} leads by" for name in (DEFAULT, WITH_SAMPLE)}
+    columns = ("mean", "rank", "regret", "worst", *leaders.values())
     for group, those in study.groups.items():
         rows = {}
         for method in METHODS:
-            lead = found[group, method, "lead"]
+            leads = [found[group, method, name] for name in leaders]
             rows[method] = [
                 with_error(found[group, method, "mean"]),
                 f"{found[group, method, 'rank'].value:.1f}",
                 short(found[group, method, "regret"].value),
                 short(found[group, method, "worst"].value),
-                f"{short(lead.value, '+')} ({short(lead.low, '+')} {short(lead.high, '+')})",
+                *(
+                    f"{short(lead.value, '+')} ({short(lead.low, '+')} {short(lead.high, '+')})"
+                    for lead in leads
+                ),
             ]
         console.print(f"\n{group}: {those.sum()} settings", highlight=False)
         console.print(table_of(columns, rows))
-    console.print("\nWhere each method is worst, against the best one there:\n")
-    for method, of_method in zip(METHODS, regret.T, strict=True):
-        worst = study.settings[int(of_method.argmax())]
-        console.print(f"{method}: {short(of_method.max())} – {worst}", highlight=False)
+    console.print(f"\nIn how many settings {DEFAULT} is better and worse, and by how much")
+    console.print("on average; and where each method is worst, against the best one there:\n")
+    default = means[:, list(METHODS).index(DEFAULT)]
+    for method, of_method, of_regret in zip(METHODS, means.T, regret.T, strict=True):
+        leads = np.round(default - of_method, 9)
+        better, worse = leads[leads > 0], -leads[leads < 0]
+        by = [
+            f"{len(each)} ({short(each.mean() if len(each) else 0.0)})" for each in (better, worse)
+        ]
+        worst = study.settings[int(of_regret.argmax())]
+        console.print(
+            f"{method}: {' and '.join(by)}; {short(of_regret.max())} – {worst}", highlight=False
+        )
 
 
 def main() -> None:
@@ -461,6 +517,7 @@ def main() -> None:
         options.features = Path(os.environ["GAP_SHARED"]) / FILE
 
     console = Console()
+    console.width = max(console.width, WIDTH)
     experiments = list(simulated(scale))
     if options.features is None:
         console.print("Neither FEATURES nor GAP_SHARED is given: no real features")

@@ -17,7 +17,8 @@ Next to every figure stands an earlier one, measured by other code (*before*). T
    earlier corpus was made is not known, nor how it ranked equal scores.
 
 One index goes through the aligners of ``llama_index_gap.gap.align``, two through
-``llama_index_gap.search.fusion.fuse``, over full lists.
+``llama_index_gap.search.fusion.fuse``, over full lists. The earlier z-scores took the background
+as a whole; now the upper quarter of it counts, too.
 """
 
 from __future__ import annotations
@@ -64,6 +65,7 @@ FUSIONS: dict[str, Method] = {
     "two indexes, RRF": ("rank", "sum"),
     "two indexes, z-score": ("background", "sum"),
     "two indexes, evidence": ("background", "evidence"),
+    "two indexes, intent": ("background", "intent"),
 }
 ONE_INDEX = {SHORT[name]: name for name in list(ALIGNERS)[:3]}
 LISTS: dict[str, Method] = {
@@ -112,10 +114,10 @@ BEFORE_BY_SHARE = {
 class Features:
     """Unit vectors of texts and images, row i of each a pair."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, pairs: int | None = PAIRS) -> None:
         raw = np.load(path).astype(np.float64)
-        if raw.ndim != 3 or raw.shape[:2] != (2, PAIRS):
-            raise ValueError(f"{path}: shape {raw.shape}; must be (2, {PAIRS}, d), images first")
+        if raw.ndim != 3 or raw.shape[:2] != (2, pairs or raw.shape[1]):
+            raise ValueError(f"{path}: shape {raw.shape}; must be (2, {pairs or 'n'}, d)")
         self.images, self.texts = unit_rows(raw, np.float64)
 
     def aligner(self, name: str, fit: IntArray) -> Aligner | None:
@@ -130,10 +132,10 @@ class Features:
         return {modality: aligner.apply(rows[modality], modality) for modality in rows}
 
 
-def split(seed: int) -> tuple[IntArray, IntArray]:
+def split(seed: int, pairs: int = PAIRS) -> tuple[IntArray, IntArray]:
     """The pairs to fit, and those to test."""
-    order = np.random.RandomState(seed).permutation(PAIRS)
-    return order[: PAIRS // 2], order[PAIRS // 2 :]
+    order = np.random.RandomState(seed).permutation(pairs)
+    return order[: pairs // 2], order[pairs // 2 :]
 
 
 # --- 1. the gap ----------------------------------------------------------------------------------

@@ -22,7 +22,8 @@ with tempfile.TemporaryDirectory() as folder:
     with DualIndex(f"{folder}/gap.db", embed_model=embedding) as index:
         print(index.insert_nodes(corpus.nodes).summary())
         for query in QUERIES:
-            print(f"\n{query}\n evidence = headline + image")
+            print(f"\n{query}\n log odds  headline  image")
             for document in index.search(query, top_k=3):
-                headline, image = (document.part(each) or 0 for each in ("text", "image"))
-                print(f"{document.score:9.1f}{headline:11.1f}{image:10.1f}  {document.text}")
+                parts = [document.part(each) for each in ("text", "image")]
+                headline, image = ("–" if part is None else f"{part:.1f}" for part in parts)
+                print(f"{document.score:9.1f}{headline:>10}{image:>7}  {document.text}")

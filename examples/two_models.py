@@ -31,7 +31,8 @@ with tempfile.TemporaryDirectory() as folder:
 
         # A text query is embedded by both models, one for each leg.
         query = "firefighters in Wrenfield, pictured with a white motor car in wet weather"
-        print(f"\n{query}\n evidence = words + image")
+        print(f"\n{query}\n log odds  words  image")
         for document in index.search(query, top_k=3):
-            words, image = (document.part(each) or 0 for each in ("text", "image"))
-            print(f"{document.score:9.1f}{words:8.1f}{image:10.1f}  {document.text}")
+            parts = [document.part(each) for each in ("text", "image")]
+            words, image = ("–" if part is None else f"{part:.1f}" for part in parts)
+            print(f"{document.score:9.1f}{words:>7}{image:>7}  {document.text}")

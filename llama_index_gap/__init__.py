@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from llama_index_gap.gap.calibrate import RelevanceCalibrator
     from llama_index_gap.images.opening import ImageError, open_image
     from llama_index_gap.index.dual_index import DualIndex
+    from llama_index_gap.index.queries import LearntQueries
     from llama_index_gap.index.writing import IndexReport
     from llama_index_gap.models import ModelError, PairScorer
     from llama_index_gap.nodes import ScoredNode
@@ -35,6 +36,7 @@ __all__ = [
     "GapError",
     "ImageError",
     "IndexReport",
+    "LearntQueries",
     "LinearAligner",
     "MilvusStore",
     "ModelError",
@@ -64,6 +66,7 @@ _HOMES = {
     "gap.calibrate": ("RelevanceCalibrator",),
     "images.opening": ("ImageError", "open_image"),
     "index.dual_index": ("DualIndex",),
+    "index.queries": ("LearntQueries",),
     "index.writing": ("IndexReport",),
     "models": ("ModelError", "PairScorer"),
     "nodes": ("ScoredNode",),

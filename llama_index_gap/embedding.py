@@ -273,6 +273,17 @@ class DualEncoderEmbedding(LoadingSettings, MultiModalEmbedding):
     async def _aget_query_embedding(self, query: str) -> Embedding:
         return await in_thread(self._get_query_embedding, query)
 
+    def get_query_embedding_batch(self, queries: list[str]) -> list[Embedding]:
+        """Embed queries, in batches of ``embed_batch_size``, as ``get_query_embedding`` does each.
+
+        Args:
+            queries: n texts.
+        """
+        with warn_once_of_cuts(self):
+            starts = range(0, len(queries), self.embed_batch_size)
+            batches = (queries[start : start + self.embed_batch_size] for start in starts)
+            return [each for batch in batches for each in self._embed_texts(batch, "query")]
+
     def _get_text_embedding(self, text: str) -> Embedding:
         return self._embed_texts([text], "document")[0]
 
@@ -306,6 +317,13 @@ class DualEncoderEmbedding(LoadingSettings, MultiModalEmbedding):
     ) -> list[Embedding]:
         """Embed documents without blocking the event loop; as ``get_text_embedding_batch``."""
         return await in_thread(self.get_text_embedding_batch, texts, show_progress, **kwargs)
+
+    def query_cut_at(self, query: str) -> int | None:
+        """The tokens that the model reads of this query; None where it reads all of it."""
+        encoder = self._text_encoder
+        if "text" in encoder.modalities and encoder.count_truncated([query], "query"):
+            return encoder.max_text_tokens
+        return None
 
     def _embed_texts(self, texts: list[str], kind: Kind) -> list[Embedding]:
         if not texts:

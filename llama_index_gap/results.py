@@ -13,7 +13,7 @@ from llama_index_gap.images.opening import describe, has_image
 from llama_index_gap.images.thumbnails import thumbnail
 from llama_index_gap.modality import LEGS, MODALITIES, Leg, Modality
 from llama_index_gap.nodes import GroupBy, by_document, document_key
-from llama_index_gap.text import excerpt
+from llama_index_gap.text import excerpt, visible
 
 _DISPLAY_SIDE = 160  # pixels of an image in a notebook
 _DISPLAY_TEXT = 300  # characters of a passage there
@@ -26,8 +26,9 @@ class LegScore:
     Attributes:
         leg: which one.
         raw: the best score there, as the database gives it.
-        evidence: what the leg adds to the document's score; None if the document is not among the
-            leg's hits.
+        evidence: what the leg says of the document; None if it is not among the leg's hits.
+        hub: what was taken off ``raw`` because the vector is near to everything; None where hubs
+            were not corrected.
         sigma: standard deviations above what the query gets anyway, where it was ranked by that.
         probability: of relevance, where there is a calibrator.
     """
@@ -37,6 +38,7 @@ class LegScore:
     evidence: float | None
     sigma: float | None = None
     probability: float | None = None
+    hub: float | None = None
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,7 @@ class FoundDocument:
                 scores.get(f"{leg.name}_evidence"),
                 scores.get(f"{leg.name}_sigma"),
                 scores.get(f"{leg.name}_probability"),
+                scores.get(f"{leg.name}_hub"),
             )
             for leg in LEGS
             if leg.name in scores
@@ -141,11 +144,17 @@ class FusionUsed:
         normalize: the normalization that was used.
         combine: the combination that was used.
         note: why these are not the ones asked for; None if they are.
+        hubs: how much of a hub's nearness was taken off the scores of each leg, by name (α · ρ);
+            a leg without hubs is not in it.
+        sample_queries: how many queries the index has learnt from, of the modalities that were
+            asked with.
     """
 
     normalize: str
     combine: str
     note: str | None = None
+    hubs: Mapping[str, float] = field(default_factory=dict)
+    sample_queries: int = 0
 
 
 @dataclass(frozen=True)
@@ -248,9 +257,10 @@ class SearchResult(Sequence[FoundDocument]):
         for document in self:
             score = "–" if document.score is None else f"{document.score:.4g}"
             lines.append(
-                f"{document.rank}. {document.title} ({score}): {excerpt(document.text, 60)}"
+                f"{document.rank}. {excerpt(document.title, 100)} ({score}): "
+                f"{excerpt(document.text, 60)}"
             )
-        return "\n".join(lines)
+        return visible("\n".join(lines))
 
     def _repr_html_(self) -> str:
         """What a notebook shows: titles, scores, passages and small images, all escaped."""
@@ -287,6 +297,7 @@ def _document_as_dict(document: FoundDocument) -> dict[str, Any]:
         "legs": {
             each.leg.name: {
                 "cosine": each.raw,
+                "hub": each.hub,
                 "sigma": each.sigma,
                 "evidence": each.evidence,
                 "probability": each.probability,

@@ -2,13 +2,53 @@
 
 from __future__ import annotations
 
+import json
+import re
+from collections.abc import Callable
+from typing import Any
+from unicodedata import category
+
+_UNUSUAL = re.compile(r"[^\x20-\x7e\n]")
+_JOINERS = "\u200c\u200d"  # Persian, Hindi and others are written with them, and some emojis
+# From a path's start to its last slash; over spaces, too, for these may be in names of folders.
+_FOLDERS = re.compile(
+    r"""(?<![\w/\\.…~])(?<!:(?=//))                      # not in the middle of a word or a URL
+    (?: file:/*[^\n"'<>;:]{0,500}/ | ~?/(?:[^\n"'<>;:]{0,500}/)?     # POSIX
+      | (?:[A-Za-z]:[\\/]|\\\\)(?:[^\n"'<>;:]{0,500}[\\/])? ) # Windows
+    (?=[^\s/\\])""",
+    re.VERBOSE | re.IGNORECASE,
+)
+
 
 def visible(text: str) -> str:
-    """Text of somebody else's, without the characters that steer a terminal."""
-    return "".join(
-        character if character.isprintable() or character == "\n" else ascii(character)[1:-1]
-        for character in text
-    )
+    """Text of somebody else's, without the characters that steer a terminal or cannot be seen."""
+    return _escaped(text, ascii)
+
+
+def quoted(value: Any) -> str:
+    """A text of somebody else's, or another value, as JSON on one line, escaped as by ``visible``.
+
+    Raises:
+        ValueError: it cannot be written as JSON.
+    """
+    return _escaped(json.dumps(value, ensure_ascii=False, allow_nan=False), json.dumps)
+
+
+def _escaped(text: str, escape: Callable[[str], str]) -> str:
+    def shown(match: re.Match[str]) -> str:
+        character = match[0]
+        if character.isprintable() or category(character) == "Zs":
+            return character
+        if character in _JOINERS and text[match.start() - 1 : match.start()] > "\x7f":
+            return character
+        return escape(character)[1:-1]
+
+    return _UNUSUAL.sub(shown, text)
+
+
+def without_folders(text: str) -> str:
+    """Text in which absolute paths of files are reduced to their last names."""
+    return _FOLDERS.sub("…/", text)
 
 
 def excerpt(text: str, longest: int) -> str:

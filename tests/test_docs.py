@@ -29,7 +29,7 @@ from llama_index_gap import (
     read_corpus,
 )
 from llama_index_gap.cli.app import app, main
-from llama_index_gap.demo.newsroom import CHECKPOINT, write_newsroom
+from llama_index_gap.demo.newsroom import CHECKPOINT, development_queries, write_newsroom
 from llama_index_gap.diagnosis.report import report_gap
 from tests.test_package import ROOMS
 
@@ -68,6 +68,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
         with DualIndex("articles.db", embed_model=embedding) as index:
             index.insert_nodes(read_corpus("gap-demo/newsroom").nodes)
         shutil.copytree("articles.db", "gap-demo/newsroom.db")
+        Path("gap-demo/queries.txt").write_text("\n".join(development_queries(20)), "utf-8")
     for kept in ("llama_index_gap", "tests", "examples"):
         (folder / kept).symlink_to(ROOT / kept)
     return folder

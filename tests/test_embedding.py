@@ -117,6 +117,16 @@ def test_query_and_document_prompts(tiny_clip: Path, clip: DualEncoderEmbedding)
         np.testing.assert_allclose(got, expected, atol=1e-6)
 
 
+def test_a_batch_of_queries_has_the_prompt_of_queries(tiny_clip: Path) -> None:
+    prompted = DualEncoderEmbedding(model_name=tiny_clip, query_prompt="q: ", embed_batch_size=2)
+    queries = ["a cat", "a red dog", "a bicycle"]
+
+    found = prompted.get_query_embedding_batch(queries)
+
+    np.testing.assert_allclose(found, [*map(prompted.get_query_embedding, queries)], atol=1e-5)
+    assert prompted.get_query_embedding_batch([]) == []
+
+
 def test_another_model_for_images(
     tiny_clip: Path, tmp_path: Path, clip: DualEncoderEmbedding, noise_files: list[str]
 ) -> None:

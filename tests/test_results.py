@@ -133,7 +133,7 @@ def test_it_is_json() -> None:
     assert (found["query"], found["note"]) == ({"text": "query", "image": None}, "too few")
     (document,) = found["documents"]
     assert document["legs"]["text"] == {
-        **{"cosine": 0.7, "sigma": 2.0, "evidence": 3.0, "probability": None}
+        **{"cosine": 0.7, "hub": None, "sigma": 2.0, "evidence": 3.0, "probability": None}
     }
     assert found["fusion"]["normalize"] == "rank"
     assert document["images"][0]["path"] == "/a.png"

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import sys
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
 from copy import copy
 from functools import partial
@@ -19,28 +20,45 @@ from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.tools import ToolMetadata, ToolOutput
 from mcp.server.lowlevel import Server
 from mcp.server.stdio import stdio_server
+from mcp.shared.message import SessionMessage
 from mcp.types import (
+    INVALID_REQUEST,
+    PARSE_ERROR,
     CallToolRequestParams,
     CallToolResult,
+    ErrorData,
     ImageContent,
+    JSONRPCError,
+    JSONRPCNotification,
     ListToolsResult,
     TextContent,
     Tool,
     ToolAnnotations,
+    jsonrpc_message_adapter,
 )
+from pydantic_core import from_json
 
 import llama_index_gap
-from llama_index_gap.agents.tool import MultiModalSearchTool
+from llama_index_gap.agents.tool import MultiModalSearchTool, error_in_words
 from llama_index_gap.agents.tool_arguments import (
     DESCRIPTION,
     MAX_TOP_K,
     images_to_name,
     search_arguments,
 )
+from llama_index_gap.text import excerpt
 
 logger = logging.getLogger(__name__)
 
 SEARCH, SIMILAR = "search", "similar_images"
+_LONGEST_REQUEST = 2**20
+# Strings, brackets, and what stands behind "id"; no string is ever scanned twice.
+_TOKENS = re.compile(
+    r'"id"\s*:\s*(?:(?P<number>-?\d{1,18})(?=\s*[,}])|"(?P<text>[^"\\\x00-\x1f]{1,200})"(?=\s*[,}]))'
+    r'|"(?:[^"\\]|\\.)*"?|[][{}]',
+    re.DOTALL,
+)
+_MISTAKES = 5
 _MAX_IMAGE_SIDE = 512  # some clients take no answer of more than 1 MB
 _SIMILAR = (
     "Find the images that look most like an image of this collection, with the documents that "
@@ -98,7 +116,11 @@ def make_server(
             searches = await context.lifespan_context.searches()
         except Exception as error:  # whatever the reason, it is what to tell
             return _failed(f"the index cannot be opened: {error}")
-        output: ToolOutput = await searches[params.name].acall(**given)
+        try:
+            output: ToolOutput = await searches[params.name].acall(**given)
+        except Exception as error:  # a mistake in the program must not tell of this machine
+            logger.exception("%s failed", params.name)
+            return _failed(f"{type(error).__name__}: {error}")
         return CallToolResult(content=_contents(output.blocks), is_error=output.is_error)
 
     return Server(
@@ -114,7 +136,10 @@ def serve(server: Server[Any]) -> None:
     """Serve over stdin and stdout until stdin ends; what else is printed goes to stderr."""
 
     async def run() -> None:
-        stdin = cast(Any, _lines_of_stdin())
+        async def answer(message: SessionMessage) -> None:
+            await write.send(message)
+
+        stdin = cast(Any, requests(_lines_of_stdin(), answer))
         async with stdio_server(stdin=stdin) as (read, write):
             await server.run(read, write, server.create_initialization_options())
 
@@ -204,17 +229,18 @@ def _parameters(arguments: type[Any]) -> dict[str, Any]:
 def _problem(tools: Mapping[str, Tool], name: str, given: Mapping[str, Any]) -> str:
     """What is wrong with the names in a call, if anything."""
     if name not in tools:
-        return f"{name}: no such tool; there are {', '.join(tools)}"
+        return f"{excerpt(name, 80)}: no such tool; there are {', '.join(tools)}"
     schema = tools[name].input_schema
     known: Iterable[str] = schema["properties"]
-    wrong = [f"{each}: no such argument" for each in given if each not in known]
+    unknown = [excerpt(each, 80) for each in given if each not in known]
+    wrong = [f"{each}: no such argument" for each in unknown[:_MISTAKES]]
     wrong += [f"{each}: is missing" for each in schema["required"] if each not in given]
     return f"{'; '.join(wrong)}; the arguments are {', '.join(known)}" if wrong else ""
 
 
 def _failed(message: str) -> CallToolResult:
     return CallToolResult(
-        content=[TextContent(type="text", text=f"Error: {message}")], is_error=True
+        content=[TextContent(type="text", text=f"Error: {error_in_words(message)}")], is_error=True
     )
 
 
@@ -233,24 +259,73 @@ def _contents(blocks: Iterable[ContentBlock]) -> list[Any]:
 # --- stdin ---------------------------------------------------------------------------------------
 
 
-async def _lines_of_stdin() -> AsyncIterator[str]:
-    """The lines of stdin, read by a thread that Ctrl-C need not wait for.
+async def _lines_of_stdin() -> AsyncIterator[bytes]:
+    """The lines of stdin, read by a thread that Ctrl-C need not wait for; long ones are cut.
 
     The SDK's own reader waits, once interrupted, for another line or the end of stdin.
     """
     loop = asyncio.get_running_loop()
-    lines: asyncio.Queue[str] = asyncio.Queue()
+    lines: asyncio.Queue[bytes] = asyncio.Queue()
 
     def read() -> None:
         # A reader of its own: sys.stdin's would be locked when the interpreter ends.
         with (
             suppress(RuntimeError),  # the loop has ended
-            open(sys.stdin.fileno(), encoding="utf-8", errors="replace", closefd=False) as stdin,
+            open(sys.stdin.fileno(), "rb", closefd=False) as stdin,
         ):
-            for line in stdin:
+            while line := stdin.readline(_LONGEST_REQUEST + 1):
+                rest = line
+                while rest and not rest.endswith(b"\n"):
+                    rest = stdin.readline(_LONGEST_REQUEST)
                 loop.call_soon_threadsafe(lines.put_nowait, line)
-            loop.call_soon_threadsafe(lines.put_nowait, "")
+            loop.call_soon_threadsafe(lines.put_nowait, b"")
 
     Thread(target=read, name="stdin", daemon=True).start()
     while line := await lines.get():
         yield line
+
+
+async def requests(
+    lines: AsyncIterator[bytes], answer: Callable[[SessionMessage], Awaitable[None]]
+) -> AsyncIterator[str]:
+    """The lines that are messages; others are answered here, as the SDK drops them in silence."""
+    async for line in lines:
+        if problem := _why_no_message(line):
+            code, message = problem
+            logger.warning("a request was refused: %s", message)
+            error = ErrorData(code=code, message=message)
+            refusal = JSONRPCError(jsonrpc="2.0", id=_id_of(line), error=error)
+            await answer(SessionMessage(refusal))
+        elif line.strip():
+            yield line.decode()
+
+
+def _why_no_message(line: bytes) -> tuple[int, str] | None:
+    """The error code and the reason; None for a message, and for an empty line."""
+    if len(line) > _LONGEST_REQUEST:
+        return INVALID_REQUEST, f"the request is longer than {_LONGEST_REQUEST:,} bytes"
+    if not line.strip():
+        return None
+    try:
+        message = from_json(line.decode(), allow_inf_nan=False)
+    except ValueError as error:  # no UTF-8, no JSON, lone surrogates, nested too deep, …
+        return PARSE_ERROR, error_in_words(f"the request is no JSON that can be read: {error}")
+    try:
+        read = jsonrpc_message_adapter.validate_python(message, by_name=False)
+    except ValueError:
+        return INVALID_REQUEST, "the request is no JSON-RPC 2.0 message"
+    if isinstance(read, JSONRPCNotification) and "id" in message:
+        return INVALID_REQUEST, "the id of a request must be text or a whole number"
+    return None
+
+
+def _id_of(line: bytes) -> str | int | None:
+    """The id of a request that cannot be parsed, as far as it can be told."""
+    depth = 0
+    for token in _TOKENS.finditer(line.decode(errors="replace")):
+        if depth == 1 and token["number"]:
+            return int(token["number"])
+        if depth == 1 and token["text"]:
+            return token["text"]
+        depth += (token[0] in "[{") - (token[0] in "]}")
+    return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import reprlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
@@ -33,7 +34,11 @@ DESCRIPTION = (
 )
 TOP_K = 5
 MAX_TOP_K = 20
-LONGEST_NAME = 4096
+LONGEST_QUERY = 10_000
+_LONGEST_NAME = 4096
+_MOST_FILTERS = 32
+_MOST_VALUES = 1000
+_MISTAKES = 5
 _QUERY_OR_IMAGE = "What to look for, in plain words; may be left out with an image."
 _FILTERS = "Only documents whose metadata meet all of these conditions."
 _OPERATORS = (
@@ -61,12 +66,15 @@ def search_arguments(
         images: how an image may be named; None where none may.
         filter_fields: as for ``MultiModalSearchTool``.
     """
-    query: Any = (str, Field(description="What to look for, in plain words."))
+    query: Any = (
+        str,
+        Field(max_length=LONGEST_QUERY, description="What to look for, in plain words."),
+    )
     fields: dict[str, Any] = {}
     if images is not None:
-        query = (str, Field(default="", description=_QUERY_OR_IMAGE))
+        query = (str, Field(default="", max_length=LONGEST_QUERY, description=_QUERY_OR_IMAGE))
         about = f"Search by this image: {images}."
-        fields["image"] = (str, Field(default="", max_length=LONGEST_NAME, description=about))
+        fields["image"] = (str, Field(default="", max_length=_LONGEST_NAME, description=about))
     about = "How many documents to return."
     fields["top_k"] = (int, Field(default=top_k, ge=1, le=max_top_k, description=about))
     if filter_fields is None or filter_fields:
@@ -74,14 +82,14 @@ def search_arguments(
         schema = {"type": "array", "items": condition.model_json_schema()}
         fields["filters"] = (
             Annotated[list[condition], BeforeValidator(_from_json), WithJsonSchema(schema)],  # type: ignore[valid-type]
-            Field(default=[], description=_FILTERS),
+            Field(default=[], max_length=_MOST_FILTERS, description=_FILTERS),
         )
     return create_model("Search", __base__=_Arguments, query=query, **fields)
 
 
 def images_to_name(image_root: str | Path | None, allow_urls: bool) -> str:
     """How an agent may name an image to search by, in words."""
-    ways = ["the id or path of an image that a search returned"]
+    ways = ["the id of an image that a search returned"]
     ways += ["a path below the image folder"] if image_root is not None else []
     ways += ["an http(s) URL"] if allow_urls else []
     return ", or ".join(ways)
@@ -108,14 +116,23 @@ def check_arguments(schema: type[BaseModel], given: Mapping[str, Any]) -> Any:
     except ValidationError as error:
         wrong = []
         for each in error.errors():
-            where = ".".join(map(str, each["loc"]))
+            where = excerpt(".".join(map(str, each["loc"])), 80)
             if each["type"] == "extra_forbidden" and len(each["loc"]) == 1:
                 known = ", ".join(schema.model_fields)
                 wrong.append(f"{where}: no such argument; there are {known}")
             else:
                 said = each["msg"].removeprefix("Value error, ")
-                wrong.append(f"{where}: {said} (not {excerpt(repr(each['input']), 80)})")
-        raise InvalidValueError("; ".join(wrong)) from error
+                wrong.append(f"{where}: {said} (not {_in_words(each['input'])})")
+        more = [f"{len(wrong) - _MISTAKES:,} more"] if len(wrong) > _MISTAKES else []
+        raise InvalidValueError("; ".join(wrong[:_MISTAKES] + more)) from error
+
+
+def _in_words(value: Any) -> str:
+    """A value as short as an error can hold it, however long or deep it is."""
+    try:
+        return excerpt(reprlib.repr(value), 80)
+    except ValueError:  # a number of thousands of digits
+        return f"<{type(value).__name__}>"
 
 
 def filters_of(asked: Any) -> MetadataFilters | None:
@@ -151,7 +168,11 @@ def _condition(fields: Sequence[str] | None) -> type[BaseModel]:
         __base__=_Arguments,
         key=(
             Annotated[str, BeforeValidator(known)],
-            Field(description="Field of the metadata.", json_schema_extra=named),
+            Field(
+                max_length=_LONGEST_NAME,
+                description="Field of the metadata.",
+                json_schema_extra=named,
+            ),
         ),
         operator=(Operator, Field(default="==", description=_OPERATORS)),
         value=(
@@ -164,8 +185,14 @@ def _condition(fields: Sequence[str] | None) -> type[BaseModel]:
 def _plain_value(value: Any) -> Any:
     if isinstance(value, bool):  # as LlamaIndex' filters, which take no booleans, are written
         return int(value)
+    if isinstance(value, list) and len(value) > _MOST_VALUES:
+        raise InvalidValueError(f"{len(value):,} values; at most {_MOST_VALUES:,} are compared")
     if isinstance(value, list) and all(isinstance(each, str | int | float) for each in value):
         return [_plain_value(each) for each in value]
+    if isinstance(value, str) and len(value) > _LONGEST_NAME:
+        raise InvalidValueError(
+            f"{len(value):,} characters; at most {_LONGEST_NAME:,} are compared"
+        )
     if isinstance(value, str | int | float):
         return value
     raise InvalidValueError("must be text, a number, true or false, or a list of these")
@@ -175,5 +202,5 @@ def _from_json(value: Any) -> Any:
     """Some chat models write a list as JSON within JSON."""
     try:
         return json.loads(value) if isinstance(value, str) else value
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise InvalidValueError("must be a list of filters") from error

@@ -10,8 +10,8 @@ from typing import Annotated, Any
 import typer
 
 import llama_index_gap
-from llama_index_gap.cli import corpora, evaluate, info, measure, models, search, serve
-from llama_index_gap.cli.terminal import fail, say, stdout
+from llama_index_gap.cli import corpora, evaluate, info, learn, measure, models, search, serve
+from llama_index_gap.cli.terminal import fail, only_visible, print_traceback, say, stdout
 from llama_index_gap.errors import EXPECTED_ERRORS
 
 app = typer.Typer(
@@ -24,7 +24,12 @@ app = typer.Typer(
 
 
 def main() -> None:
-    """Run the command line; errors become one line and exit code 1, unless --debug is given."""
+    """Run the command line; errors become one line and exit code 1, --debug shows their origin."""
+    with only_visible():
+        _run()
+
+
+def _run() -> None:
     # Pillow warns of images with too many pixels; the report says that they were skipped.
     warnings.filterwarnings("ignore", message="Image size .* decompression bomb")
     given: dict[str, Any] = {}
@@ -32,7 +37,8 @@ def main() -> None:
         app(obj=given)
     except Exception as error:
         if given.get("debug"):
-            raise
+            print_traceback(error)
+            raise SystemExit(1) from error
         if isinstance(error, OSError) and error.filename and error.strerror:
             fail(f"{error.filename}: {error.strerror}")
         if isinstance(error, EXPECTED_ERRORS):
@@ -75,7 +81,8 @@ def _options(
 
 
 _COMMANDS: tuple[Callable[..., None], ...] = (
-    *(corpora.read, corpora.index, search.search, measure.measure, info.info, info.delete),
+    *(corpora.read, corpora.index, search.search, learn.learn, measure.measure),
+    *(info.info, info.delete),
     *(evaluate.evaluate, evaluate.demo, serve.mcp, models.models),
 )
 for _command in _COMMANDS:

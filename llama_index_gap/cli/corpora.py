@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-from rich.table import Table
-from rich.text import Text
 
 import llama_index_gap
 from llama_index_gap.cli import options, terminal
 from llama_index_gap.text import visible
-
-if TYPE_CHECKING:
-    from llama_index_gap.readers.records import Skipped
 
 CorpusPath = Annotated[
     Path, typer.Argument(help="A .jsonl, .csv or .tsv file, or a folder.", metavar="PATH")
@@ -27,14 +21,13 @@ Root = Annotated[
 MaxPixels = Annotated[
     int | None, typer.Option(min=1, help="Skip larger images.", show_default="89 megapixels")
 ]
-AllSkipped = Annotated[bool, typer.Option("--all", help="List all that is skipped.")]
 
 
 def read(
     path: CorpusPath,
     root: Root = None,
     max_pixels: MaxPixels = None,
-    all_skipped: AllSkipped = False,
+    all_skipped: options.AllSkipped = False,
 ) -> None:
     """Check a corpus: show how much can be read, and what is skipped and why."""
     from llama_index_gap.images.limits import MAX_PIXELS
@@ -46,7 +39,7 @@ def read(
         show_progress=terminal.stderr.is_terminal,
     )
     terminal.stdout.print(visible(corpus.summary()), markup=False)
-    _print_skipped(corpus.skipped, all_skipped)
+    terminal.print_skipped(corpus.skipped, all_skipped)
 
 
 def index(
@@ -64,7 +57,7 @@ def index(
     ] = None,
     local_files_only: options.LocalFilesOnly = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Drop the index first.")] = False,
-    all_skipped: AllSkipped = False,
+    all_skipped: options.AllSkipped = False,
 ) -> None:
     """Put a corpus into an index; make the index if it is missing.
 
@@ -91,19 +84,7 @@ def index(
     terminal.stdout.print(visible(f"Read {corpus.summary()}"), markup=False)
     minutes, seconds = divmod(round(time.monotonic() - started), 60)
     took = f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
-    terminal.stdout.print(f"Indexed in {took}: {report.summary()}", markup=False)
-    _print_skipped([*corpus.skipped, *report.skipped], all_skipped)
+    terminal.stdout.print(visible(f"Indexed in {took}: {report.summary()}"), markup=False)
+    terminal.print_skipped([*corpus.skipped, *report.skipped], all_skipped)
     if not report.text_rows + report.image_rows + report.unchanged:
         terminal.fail(f"{path}: nothing in it could be indexed")
-
-
-def _print_skipped(skipped: Sequence[Skipped], all_skipped: bool) -> None:
-    shown = skipped if all_skipped else skipped[:10]
-    if shown:
-        table = Table("skipped", "reason", box=None, padding=(0, 1), pad_edge=False)
-        for skip in shown:
-            cells = (skip.source, skip.reason)
-            table.add_row(*(Text(visible(words), overflow="fold") for words in cells))
-        terminal.stdout.print(table)
-    if len(shown) < len(skipped):
-        terminal.stdout.print(f"… and {len(skipped) - len(shown):,} more: --all lists them")

@@ -12,15 +12,16 @@ from rich.text import Text
 
 from llama_index_gap.cli.experiment_tables import example_in_words, result_tables
 from llama_index_gap.cli.pages.experiment_page import render_experiment
-from llama_index_gap.demo.newsroom import CHECKPOINT, RERANKER, write_newsroom
+from llama_index_gap.demo.newsroom import CHECKPOINT, RERANKER, development_queries, write_newsroom
 from llama_index_gap.embedding import DualEncoderEmbedding
-from llama_index_gap.evaluation.datasets import read_dataset
+from llama_index_gap.evaluation.datasets import read_dataset, read_unlabelled
 from llama_index_gap.evaluation.examples import pick_examples
 from llama_index_gap.evaluation.experiment import DEFAULT, DEFAULT_RERANKED, Experiment
 from llama_index_gap.index.dual_index import DualIndex
 from llama_index_gap.models import LoadingSettings, PairScorer, load_scorer
 from llama_index_gap.nodes import by_document
 from llama_index_gap.search.rerank import MultiModalRerank
+from llama_index_gap.text import visible
 
 
 def run_demo(folder: str | Path, console: Console, *, articles: int, queries_per_kind: int) -> None:
@@ -56,8 +57,15 @@ def run_demo(folder: str | Path, console: Console, *, articles: int, queries_per
     model = DualEncoderEmbedding(model_name=str(CHECKPOINT), dtype="float32")  # alike anywhere
     with DualIndex(str(folder / "newsroom.db"), embed_model=model) as index:
         report = index.refresh_ref_docs(dataset.corpus.nodes, show_progress=shown)
-        console.print(report.summary(), highlight=False)
+        console.print(visible(report.summary()), highlight=False, markup=False)
 
+        unjudged = folder / "queries.txt"
+        unjudged.write_text("\n".join(development_queries()), encoding="utf-8")
+        learnt = index.learn_queries(read_unlabelled(unjudged))
+        console.print(
+            f"and let it [bold]learn[/bold] from {learnt.texts:,} queries to another newsroom, "
+            "which nobody judged: they say how far the scores of a query spread"
+        )
         console.print(
             "\n[bold]3. Search[/bold] it: a third of the queries need the headline (text), a third "
             "the image (image), a third both"
@@ -82,7 +90,7 @@ def run_demo(folder: str | Path, console: Console, *, articles: int, queries_per
     page = folder / "newsroom.html"
     page.write_text(render_experiment(result, pick_examples(result, dataset)), encoding="utf-8")
     console.print(
-        Text(f"With their images: {page} (took {time.monotonic() - started:.0f} s)"),
+        Text(visible(f"With their images: {page} (took {time.monotonic() - started:.0f} s)")),
         soft_wrap=True,
     )
 

@@ -32,7 +32,7 @@ def result_tables(result: ExperimentResult) -> Iterator[RenderableType]:
         if method.reranked and not result.methods[number - 1].reranked:
             methods.add_row()
         methods.add_row(
-            method.name,
+            Text(visible(method.name)),
             str(method.metrics["recall@10"]),
             *(f"{method.metrics[metric].value:.3f}" for metric in ("ndcg@10", "mrr@10")),
             difference(method.against_default.get("recall@10")),
@@ -46,7 +46,7 @@ def result_tables(result: ExperimentResult) -> Iterator[RenderableType]:
         by_kind = _table("recall@10 by kind", *titles)
         for method in result.methods:
             recall = (method.by_kind[kind]["recall@10"] for kind in shown)
-            by_kind.add_row(method.name, *(f"{each.value:.3f}" for each in recall))
+            by_kind.add_row(Text(visible(method.name)), *(f"{each.value:.3f}" for each in recall))
         yield by_kind
     legs = _table("recall@10 of each leg alone", *(PLURAL[target] for target in MODALITIES))
     for name, cells in leg_rows(result):

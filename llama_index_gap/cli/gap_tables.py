@@ -54,7 +54,7 @@ def print_report(report: Report, console: Console) -> None:
         console.print(_scorers(report))
     heading("What to do")
     for number, recommendation in enumerate(report.recommendations, 1):
-        console.print(Text(f"{number}. ").append(recommendation.title, "bold"))
+        console.print(Text(f"{number}. ").append(visible(recommendation.title), "bold"))
         _print_hanging(console, "   ", recommendation.because)
         _print_hanging(console, " → ", recommendation.do)
     if not report.recommendations:
@@ -106,7 +106,7 @@ def _scorers(report: Report) -> Table:
     table = _table("", "texts", "images", "overlap", "apart")
     for name, scored in report.figures.scorers.items():
         table.add_row(
-            name,
+            Text(visible(name)),
             f"{scored.text_mean.value:.2f} ± {scored.text_std.value:.2f}",
             f"{scored.image_mean.value:.2f} ± {scored.image_std.value:.2f}",
             _interval(scored.overlap),
@@ -116,7 +116,7 @@ def _scorers(report: Report) -> Table:
 
 
 def _print_hanging(console: Console, mark: str, words: str) -> None:
-    for i, line in enumerate(Text(words).wrap(console, console.width - len(mark))):
+    for i, line in enumerate(Text(visible(words)).wrap(console, console.width - len(mark))):
         console.print(Text(mark if i == 0 else " " * len(mark)).append(line))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 from rich.table import Table
@@ -11,8 +11,10 @@ from rich.text import Text
 
 import llama_index_gap
 from llama_index_gap.cli import options, terminal
-from llama_index_gap.modality import PLURAL
+from llama_index_gap.modality import MODALITIES, PLURAL, CollectionName
 from llama_index_gap.text import visible
+
+COLLECTIONS: tuple[CollectionName, ...] = get_args(CollectionName)
 
 
 def info(
@@ -31,6 +33,9 @@ def info(
         for_both = role == "text" and "image" not in facts["models"]
         title = "model" if for_both else f"model of {PLURAL[role]}"
         rows.append((title, f"{model['name']} (licence: {model['licence'] or 'not stated'})"))
+    learnt = facts["queries_learnt"]
+    counts = [f"{count:,} {name} queries" for name, count in learnt.items() if count]
+    rows.append(("learnt from", " and ".join(counts) or "no queries (see 'llama-gap learn')"))
     rows.append(("images in", facts["images"]))
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_column(style="bold")
@@ -43,11 +48,13 @@ def info(
 def _facts(db: str, name: str) -> dict[str, Any]:
     from llama_index_gap.index.image_storage import default_storage
     from llama_index_gap.index.models import stored_identities
+    from llama_index_gap.index.query_sample import LEARN_AGAIN, companion, kept_queries
 
     options.check_is_there(db)
     held: dict[str, Any] = {}
+    companions: list[CollectionName] = []
     stored: dict[str, Any] = {}
-    for role in PLURAL:
+    for role in COLLECTIONS:
         if role == "image_query" and role not in stored:
             continue
         with llama_index_gap.MilvusStore(
@@ -57,19 +64,41 @@ def _facts(db: str, name: str) -> dict[str, Any]:
             timeout=options.timeout(),
         ) as store:
             stored = stored_identities(store.properties(), f"{db}: {name}")
+            if store.has_collection(f"{name}_{companion(role)}"):
+                companions.append(role)
             held[role] = {
                 "name": store.collection_name,
                 "rows": store.count(),
                 "dimension": store.dim,
             }
+    learnt = dict.fromkeys(MODALITIES, 0)
+    for role in companions:
+        with llama_index_gap.MilvusStore(
+            uri=db, collection_name=f"{name}_{companion(role)}", token=options.token()
+        ) as store:
+            try:
+                kept = kept_queries(store)
+            except llama_index_gap.StoreError as error:
+                raise llama_index_gap.StoreError(
+                    f"{db}: {store.collection_name} is damaged ({error}); {LEARN_AGAIN}"
+                ) from error
+        for modality in MODALITIES:
+            if modality in kept:
+                learnt[modality] = max(learnt[modality], len(kept[modality][0]))
     models = {}
-    for role in PLURAL:
+    for role in COLLECTIONS:
         if identity := stored.get(role):
             model = str(identity["model_name"])
             models[role] = {"name": model, "licence": licence(model), "settings": identity}
-    kept = default_storage(db, name)
-    images = str(kept) if kept.is_dir() else "their own files"
-    return {"database": db, "name": name, "collections": held, "models": models, "images": images}
+    storage = default_storage(db, name)
+    return {
+        "database": db,
+        "name": name,
+        "collections": held,
+        "models": models,
+        "queries_learnt": learnt,
+        "images": str(storage) if storage.is_dir() else "their own files",
+    }
 
 
 def licence(model: str) -> str | None:
@@ -103,7 +132,7 @@ def delete(
         if everything:
             if not yes:
                 typer.confirm(
-                    f"Delete all {before:,} rows of {name} in {db}?", abort=True, err=True
+                    visible(f"Delete all {before:,} rows of {name} in {db}?"), abort=True, err=True
                 )
             index.clear()
             left = 0

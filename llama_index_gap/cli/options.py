@@ -87,6 +87,7 @@ ImageQueryModel = Annotated[
 Reranker = Annotated[
     str | None, typer.Option(metavar="MODEL", help=f"Rerank by this model: {_BY_NAME}")
 ]
+AllSkipped = Annotated[bool, typer.Option("--all", help="List all that is skipped.")]
 ImageRoots = Annotated[
     list[Path] | None,
     typer.Option(

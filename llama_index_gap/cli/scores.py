@@ -25,3 +25,8 @@ def format_score(result: SearchResult, score: float | None) -> str:
 def by_place(result: SearchResult) -> bool:
     """Whether the legs were fused by rank, so that scores are worth of places, not evidence."""
     return result.fusion is not None and result.fusion.normalize == "rank"
+
+
+def by_intent(result: SearchResult) -> bool:
+    """Whether scores are log odds, which can be below 0."""
+    return result.fusion is not None and result.fusion.combine == "intent"

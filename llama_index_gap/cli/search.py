@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from llama_index_gap.cli import options
-from llama_index_gap.cli.scores import by_place, format_fused, format_score
+from llama_index_gap.cli.scores import by_intent, by_place, format_fused, format_score
 from llama_index_gap.cli.terminal import print_json, stdout, write_page
 from llama_index_gap.modality import MODALITIES
 from llama_index_gap.text import excerpt, visible
@@ -97,11 +98,14 @@ def _print_documents(result: SearchResult) -> None:
             ),
         )
     stdout.print(table)
-    if result.reranker is None:
+    if result.reranker is None and by_intent(result):
+        meaning = "score = log odds that it is meant; text, image: by each alone"
+    elif result.reranker is None:
         meaning = "score = text + image, what each adds"
     else:
         meaning = f"score = mean of text and image, as {visible(result.reranker)} rates them"
-    stdout.print(f"{meaning}; --explain says why, --html shows the images", style="dim")
+    hint = f"{meaning}; --explain says why, --html shows the images"
+    stdout.print(hint, style="dim", markup=False)
 
 
 def _columns(title: str, *numbers: str, style: str = "") -> Table:
@@ -147,7 +151,9 @@ def _print_explanation(result: SearchResult) -> None:
             of = ", ".join(read) or "neither text nor image could be read"
             stdout.print(f"   score {format_score(result, document.score)}: {of}", markup=False)
         fused = "score" if result.reranker is None else "found with"
-        stdout.print(f"   {fused} {format_fused(result, document.fused)}{_shares(document)}")
+        stdout.print(
+            f"   {fused} {format_fused(result, document.fused)}{_shares(result, document)}"
+        )
         place = by_raw.index(document) + 1
         if place != document.rank:
             stdout.print(f"   by its highest cosine it would be number {place} of these")
@@ -157,27 +163,41 @@ def _print_explanation(result: SearchResult) -> None:
 
 
 def _legs(result: SearchResult, document: FoundDocument) -> Table:
-    ranks = by_place(result)
+    ranks, intent = by_place(result), by_intent(result)
+    hubs = any(each.hub is not None for each in document.legs)
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
     table.add_column("  ")
     table.add_column("leg")
     table.add_column("cosine", justify="right")
+    if hubs:
+        table.add_column("hub", justify="right")
     if not ranks:
         table.add_column("above usual", justify="right")
-    table.add_column("for its place" if ranks else "evidence", justify="right")
+    says = "for its place" if ranks else "log odds" if intent else "evidence"
+    table.add_column(says, justify="right")
     for each in document.legs:
-        sigma = "" if each.sigma is None else f"{each.sigma:+.2f} σ"
+        hub = [f"{-each.hub:+.4f}" if each.hub else ""] if hubs else []
+        sigma = [] if ranks else ["" if each.sigma is None else f"{each.sigma:+.2f} σ"]
         added = "not found" if each.evidence is None else format_fused(result, each.evidence)
-        table.add_row("", each.leg.title, f"{each.raw:.4f}", *([] if ranks else [sigma]), added)
+        table.add_row("", each.leg.title, f"{each.raw:.4f}", *hub, *sigma, added)
     return table
 
 
-def _shares(document: FoundDocument) -> str:
-    """Which leg contributes most of the fused score."""
+def _shares(result: SearchResult, document: FoundDocument) -> str:
+    """Which leg contributes most of the fused score; with intent, what the query is about."""
     found = [each for each in document.legs if each.evidence is not None]
-    total = sum(each.evidence or 0 for each in found)
-    if len(found) < 2 or not total:
+    if len(found) < 2:
         return f": all of it from {found[0].leg.title}" if found else ""
+    if by_intent(result):
+        of_each = {
+            each.leg.title: math.exp((each.evidence or 0) - (document.fused or 0)) for each in found
+        }
+        together = max(0.0, 1 - sum(of_each.values()))
+        of_each["both" if len(found) == 2 else "several together"] = together
+        return ": by " + ", ".join(f"{name} {share:.0%}" for name, share in of_each.items())
+    total = sum(each.evidence or 0 for each in found)
+    if not total:
+        return ""
     best = max(found, key=lambda each: each.evidence or 0)
     return f": {(best.evidence or 0) / total:.0%} of it from {best.leg.title}"
 
@@ -191,16 +211,38 @@ def _method(result: SearchResult) -> list[str]:
             "and the score is their mean. How it was found:"
         )
     if by_place(result):
-        why = f" {result.note}." if result.note else ""
-        lines.append(f"Ranked by place:{why} Each leg adds 1 / (60 + the document's place in it).")
+        lines.append("Ranked by place: each leg adds 1 / (60 + the document's place in it).")
     else:
         lines.append(
             "Cosines of texts and of images cannot be compared: between them lies the modality "
             "gap. So each counts by how many standard deviations (σ) it lies above what this "
-            "query gets from a sample of the same collection. Evidence is −log of the probability "
-            "of lying as high by chance, which is likelier in a larger collection; the evidence "
-            "of the legs is added. A leg marked 'not found' does not have the document among its "
-            "top hits, so it adds nothing."
+            "query gets from other vectors of the same collection."
+        )
+    if by_intent(result):
+        lines.append(
+            "Log odds say how much likelier the query is about this than about anything else in "
+            "the collection. The score adds the odds that it is about the text, about the image, "
+            "and about both. A leg marked 'not found' does not have the document among its top "
+            "hits, so it adds nothing."
+        )
+    elif result.fusion is not None and result.fusion.combine == "evidence":
+        lines.append(
+            "Evidence is −log of the probability of lying as high by chance, which is likelier in "
+            "a larger collection; the evidence of the legs is added. A leg marked 'not found' does "
+            "not have the document among its top hits, so it adds nothing."
+        )
+    if result.note:
+        lines.append(f"There was {result.note}.")
+    if result.fusion is not None and result.fusion.hubs:
+        taken = ", ".join(f"{name} {share:.2f}" for name, share in result.fusion.hubs.items())
+        lines.append(
+            "Some vectors are near to every query: hubs. That was taken off their cosines, by this "
+            f"much of it: {taken}."
+        )
+    if result.fusion is not None and result.fusion.sample_queries:
+        lines.append(
+            f"The index has learnt from {result.fusion.sample_queries} queries how far scores "
+            "usually spread."
         )
     lines += [
         f"The {leg.title} leg left out {summary.improbable} hits as too improbable."

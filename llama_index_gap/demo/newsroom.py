@@ -390,6 +390,17 @@ def write_newsroom(
     return folder
 
 
+def development_queries(per_kind: int = 100, seed: int = 0) -> list[str]:
+    """Queries to learn from, about articles that are in no newsroom of the test fold.
+
+    Args:
+        per_kind: queries of each kind.
+        seed: the same seed gives the same queries on every machine.
+    """
+    articles = make_articles(1_000, "development", seed)
+    return [query.text for query in make_queries(articles, per_kind, seed)]
+
+
 def _needs_both(query: Query, articles: Sequence[Article]) -> bool:
     halves = (query.said, query.shown)
     return all(sum(half <= article.claims for article in articles) > 1 for half in halves)

@@ -31,7 +31,7 @@ BACKGROUND = 300
 STORED = "stored"
 FUSIONS: Mapping[str, tuple[Normalize, Combine]] = {
     "rank": ("rank", "sum"),
-    "evidence": ("background", "evidence"),
+    "intent": ("background", "intent"),
 }
 
 
@@ -107,7 +107,7 @@ class BeforeAfter:
         labelled: the modalities whose queries are labelled; the other queries are stored vectors.
         left_out: labelled queries that have no relevant document in the corpus.
         mitigations: by name: ``stored``, ``offset``, ``centred`` and ``linear`` are one mixed
-            index, ``rank`` and ``evidence`` two that are fused; without those that cannot be
+            index, ``rank`` and ``intent`` two that are fused; without those that cannot be
             measured.
     """
 

@@ -23,13 +23,15 @@ THIN = 100
 THIN_QUERIES = 30
 RARE = 0.05
 """A threshold is set where no more of the unrelated images lie above it."""
+WIDE = 2.0
+"""From this range of spreads on, a sample of queries brings more than a hundredth of nDCG."""
 NAMES = {
     "stored": "one index, as stored",
     "offset": "one index, offset",
     "centred": "one index, centred",
     "linear": "one index, linear map",
     "rank": "two indexes, by rank",
-    "evidence": "two indexes, by evidence",
+    "intent": "two indexes, by intent",
 }
 _ALIGNERS = {
     "offset": ("the offset", "OffsetAligner"),
@@ -51,6 +53,9 @@ class Figures:
             for image queries; None where there is none, or hardly any document has several images.
         scorers: the scores that the ``embedder`` and the ``reranker`` give texts and images of the
             same hits; empty where no reranker was measured.
+        learnt: how many text queries the index has learnt from.
+        range_of_spreads: how much the spreads of the legs differ from one labelled text query to
+            another, see ``gap.background``; None where there are too few of them.
     """
 
     stored: Mapping[Modality, int]
@@ -59,6 +64,8 @@ class Figures:
     one_space: bool = True
     within: RecallComparison | None = None
     scorers: Mapping[str, ScoreComparison] = field(default_factory=dict)
+    learnt: int = 0
+    range_of_spreads: float | None = None
 
 
 @dataclass(frozen=True)
@@ -93,6 +100,7 @@ def recommend(figures: Figures) -> list[Recommendation]:
         _one_modality,
         _two_spaces,
         _two_indexes,
+        _learn,
         _cross_encoder,
         _align,
         _images_by_image,
@@ -147,7 +155,7 @@ def _two_spaces(figures: Figures) -> Recommendation | None:
         f"The {figures.stored['text']:,} texts and the {figures.stored['image']:,} images were "
         "embedded by two models without a common space. There is no gap between them to close, and "
         f"one mixed index is impossible.{_gains(figures.before_after, *FUSIONS)}",
-        "index.as_retriever() fuses the two by evidence.",
+        "index.as_retriever() fuses the two by intent.",
     )
 
 
@@ -184,17 +192,47 @@ def _two_indexes(figures: Figures) -> Recommendation | None:
     notes = sorted({f" ({mitigation.note}.)" for mitigation in fused.values() if mitigation.note})
     if before_after.labelled and not _is_lower(before, fused[best]):
         notes.append(" For the labelled queries the intervals show no difference.")
-    by_rank = best == "rank" or fused[best].note is not None
     settings = 'normalize="rank", combine="sum"' if best == "rank" else ""
     then = "; ".join(
         f"fused by {name} it is {_bias_values(mitigation)}" for name, mitigation in fused.items()
     )
     return Recommendation(
-        f"One index for each modality, fused by {'rank' if by_rank else 'evidence'}",
+        f"One index for each modality, fused by {best}",
         f"In one mixed index {shares}; {then}.{_gains(before_after, STORED, *fused)}"
         + "".join(notes),
         f"Search with index.as_retriever({settings}), and let a cross-encoder, MultiModalRerank, "
         "decide the final order.",
+    )
+
+
+def _learn(figures: Figures) -> Recommendation | None:
+    found = figures.range_of_spreads
+    if found is None or not all(figures.stored.values()):
+        return None
+    numbers = (
+        f"A text query's scores lie wider apart over the texts or over the images, as its subject "
+        f"has it: for one labelled query in ten the ratio of the two is {found:.1f} times that of "
+        f"another, or more (90th and 10th percentile of "
+        f"{figures.before_after.queries['text']:,})."
+    )
+    if figures.learnt:
+        return Recommendation(
+            f"The index has learnt from {figures.learnt:,} text queries",
+            f"{numbers} The sample keeps part of what that ratio tells.",
+            "Nothing; learn again where users come to ask for other things.",
+        )
+    if found < WIDE:
+        return Recommendation(
+            "A sample of queries would bring little",
+            f"{numbers} There is little in that for a sample to keep.",
+            "Search as it is; 'llama-gap evaluate' measures what a sample would bring.",
+        )
+    return Recommendation(
+        "Let the index learn from a sample of queries",
+        f"{numbers} The default divides the scores of each leg by the query's own spread, and so "
+        "loses what that ratio tells; a sample of queries keeps part of it.",
+        "llama-gap learn QUERIES.txt, with 100 to 300 unlabelled queries other than these; "
+        "'llama-gap evaluate' measures what it brings.",
     )
 
 
@@ -343,13 +381,13 @@ def _is_biased(before_after: BeforeAfter) -> bool:
 
 
 def _best(mitigations: Mapping[str, Mitigation]) -> str:
-    """By nDCG where queries are labelled; else evidence if it closes half the bias, or by bias."""
+    """By nDCG where queries are labelled; else intent if it closes half the bias, or by bias."""
 
     def worth(name: str) -> tuple[float, bool, float]:
         mitigation = mitigations[name]
         gain = sum(each.ndcg.value for each in mitigation.asked.values() if each.ndcg is not None)
         closed = mitigation.bias_closed or 0.0
-        return gain, name == "evidence" and closed >= 0.5, closed
+        return gain, name == "intent" and closed >= 0.5, closed
 
     return max(mitigations, key=worth)
 

@@ -17,9 +17,15 @@ from llama_index_gap.diagnosis.mitigations import (
     before_and_after,
     measure_drawn,
 )
-from llama_index_gap.diagnosis.recommendations import Figures, Recommendation, recommend
+from llama_index_gap.diagnosis.recommendations import (
+    THIN_QUERIES,
+    Figures,
+    Recommendation,
+    recommend,
+)
+from llama_index_gap.gap.background import range_of_spreads
 from llama_index_gap.gap.estimates import FEWEST, ROUNDS
-from llama_index_gap.modality import PLURAL
+from llama_index_gap.modality import MODALITIES, PLURAL
 
 if TYPE_CHECKING:
     from llama_index.core.postprocessor.types import BaseNodePostprocessor
@@ -106,6 +112,8 @@ def report_gap(
         one_space=drawn.one_space,
         within=collector.recall_within(drawn, k, rounds),
         scorers={} if reranker is None else collector.scorers(reranker, queries, rounds),
+        learnt=index.query_sample().texts,
+        range_of_spreads=_range_of_spreads(drawn),
     )
     return Report(
         database=index.uri,
@@ -115,6 +123,18 @@ def report_gap(
         figures=figures,
         notes=(*collector.notes, *_notes(drawn, before_after)),
         recommendations=tuple(recommend(figures)),
+    )
+
+
+def _range_of_spreads(drawn: Drawn) -> float | None:
+    """How much the spreads of the legs differ among labelled text queries, if there are enough."""
+    asking = drawn.queries.get("text")
+    if asking is None or asking.relevant is None or len(asking) < THIN_QUERIES:
+        return None
+    if not (len(drawn.texts) and len(drawn.images)):
+        return None
+    return range_of_spreads(
+        *(asking.vectors[each] @ drawn.of(each).vectors.T for each in MODALITIES)
     )
 
 

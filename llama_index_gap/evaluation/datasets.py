@@ -16,7 +16,7 @@ from llama_index.core.schema import QueryBundle
 
 from llama_index_gap.errors import GapError, InvalidValueError
 from llama_index_gap.evaluation.metrics import Qrels
-from llama_index_gap.files import MAX_BYTES, FileError, not_utf8, open_file
+from llama_index_gap.files import MAX_BYTES, FileError, not_utf8, open_file, read_text
 from llama_index_gap.readers.corpus import Corpus, corpus_from_records, read_corpus
 
 _EDIS_RELEVANT = 3
@@ -179,6 +179,45 @@ def read_queries(path: str | Path) -> tuple[list[LabelledQuery], Qrels]:
     if not queries:
         raise DatasetError(f"{path}: holds no query")
     return queries, qrels
+
+
+def read_unlabelled(path: str | Path) -> list[QueryBundle]:
+    """Read queries that nobody has judged: a text on each line, or a JSON object on each line.
+
+    Objects are as for ``read_queries``, without ``relevant``: ``query`` (or ``text``) is the
+    question, ``image`` (or ``image_path``) an image to ask with, its path relative to the file's
+    folder. Blank lines are passed over.
+
+    Returns:
+        The queries, as ``DualIndex.learn_queries`` takes them.
+
+    Raises:
+        DatasetError: the file cannot be read, a line is broken or has no query, or there is none.
+    """
+    path = Path(path).expanduser()
+    try:
+        text = read_text(path)
+    except FileError as error:
+        raise DatasetError(f"{path}: {error}") from error
+    lines = [(f"{path.name}:{i}", line) for i, line in enumerate(text.split("\n"), start=1)]
+    lines = [(where, line) for where, line in lines if line.strip()]
+    if not lines:
+        raise DatasetError(f"{path}: holds no query")
+    kind = path.suffix.lower()
+    if kind in {".json", ".csv", ".tsv"}:
+        raise DatasetError(
+            f"{path}: a {kind} file is not read; write a text on each line (.txt), or an object "
+            '{"text": …} on each line (.jsonl)'
+        )
+    if kind not in {".jsonl", ".ndjson"} and not lines[0][1].lstrip().startswith("{"):
+        return [QueryBundle(line.strip()) for _, line in lines]
+    queries = []
+    for where, line in lines:
+        fields = _checked(_parsed(line, where), dict, where)
+        image = fields.get("image") or fields.get("image_path")
+        query = _query(fields | {"image": image}, path.parent, where, default_id=where)
+        queries.append(query.bundle)
+    return queries
 
 
 def _read_edis(folder: Path, split: str, show_progress: bool) -> Dataset:

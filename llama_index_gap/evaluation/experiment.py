@@ -27,13 +27,14 @@ from llama_index_gap.evaluation.metrics import (
     judged_queries,
 )
 from llama_index_gap.evaluation.results_cache import ResultsCache, ResultsCacheError
+from llama_index_gap.evaluation.sample_trial import SampleTrial, trial_in_words
 from llama_index_gap.gap.arrays import VectorArray
+from llama_index_gap.gap.hubs import SAME
 from llama_index_gap.images.opening import ImageError
 from llama_index_gap.modality import LEGS, MODALITIES, PLURAL, Leg
 from llama_index_gap.models.base import Item, LazyImage, ModelError, PairScorer
 from llama_index_gap.nodes import document_key
-from llama_index_gap.search.fusion import SMALLEST_BACKGROUND
-from llama_index_gap.search.legs import LegHits
+from llama_index_gap.search.legs import LegHits, searched_collection, unit_query
 from llama_index_gap.search.rerank import MultiModalRerank, ScoreMode
 
 if TYPE_CHECKING:
@@ -51,9 +52,9 @@ _BY_BOTH = {"similarity_top_k": DEPTH // 2, "image_similarity_top_k": DEPTH // 2
 FIRST_STAGE: Mapping[str, Mapping[str, Any]] = {
     "32 by text": _BY_TEXT,
     "32 by image": _BY_IMAGE,
-    "16+16, raw scores": {**_BY_BOTH, "normalize": "none", "combine": "max"},
-    "16+16, RRF": {**_BY_BOTH, "normalize": "rank", "combine": "sum"},
-    "16+16, min–max": {**_BY_BOTH, "normalize": "minmax", "combine": "sum"},
+    "16+16, raw scores": {**_BY_BOTH, "normalize": "none", "combine": "max", "hubs": False},
+    "16+16, RRF": {**_BY_BOTH, "normalize": "rank", "combine": "sum", "hubs": False},
+    "16+16, min–max": {**_BY_BOTH, "normalize": "minmax", "combine": "sum", "hubs": False},
     DEFAULT: _BY_BOTH,
 }
 """The settings of each ``DualIndexRetriever``; one mixed index ranks by raw scores."""
@@ -83,7 +84,10 @@ class Experiment:
     ) -> None:
         self._dataset, self._index = dataset, index
         self._rows = {str(name): rows for name, rows in index.count().items()}
-        collections = index.collections()
+        self._sample = index.query_sample()
+        tried = [] if self._sample.fingerprint else dataset.queries
+        self._trial = SampleTrial(index, tried, FIRST_STAGE[DEFAULT])
+        self._collections = collections = index.collections()
         # The modalities of queries that one model embeds for both legs.
         self._one_space = set(MODALITIES)
         if collections["text"].embed_model is not collections["image"].embed_model:
@@ -114,6 +118,7 @@ class Experiment:
             "corpus": hashlib.sha256(json.dumps(nodes).encode()).hexdigest()[:16],
             "models": self._index.models(),
             "rows": self._rows,
+            "queries_learnt": self._sample.fingerprint,
             "depth": DEPTH,
             "reranker": None if self._scorer is None else self._scorer.name,
         }
@@ -138,6 +143,7 @@ class Experiment:
             ValueError: no query could be answered, or none has a relevant document.
         """
         answers: dict[str, dict[str, Any]] = {}
+        sampled: dict[str, list[str]] = {}
         failed: dict[str, str] = {}
         queries = self._dataset.queries
         with (
@@ -160,10 +166,21 @@ class Experiment:
                         continue
                     cache.add(key, answer)
                 answers[query.id] = answer
-        return self._result(answers, failed)
+                if self._trial.asks(query):
+                    documents = cache.get(self._trial.key(query))
+                    if documents is not None and not _is_ranking(documents):
+                        raise ResultsCacheError(
+                            f"{results}: a record of query {query.id!r} is damaged; delete the file"
+                        )
+                    if documents is None and (nodes := self._trial.found(query)) is not None:
+                        documents = _documents(nodes)
+                        cache.add(self._trial.key(query), documents)
+                    if documents is not None:
+                        sampled[query.id] = documents
+        return self._result(answers, sampled, failed)
 
     def _answer(self, query: LabelledQuery) -> dict[str, Any]:
-        legs = self._deep.search_legs(query.bundle)
+        legs = self._deep.search_legs(query.bundle, for_others=True)
         if self._scorer is not None:
             self._scorer.forget()
         runs = {}
@@ -176,7 +193,18 @@ class Experiment:
             "runs": runs,
             "legs": {leg.pair: _documents(hits.nodes) for leg, hits in legs.items()},
             "own": self._own_share(legs),
+            "learnt": any(self._has_learnt(leg, hits) for leg, hits in legs.items()),
         }
+
+    def _has_learnt(self, leg: Leg, hits: LegHits) -> bool:
+        """Whether a query is one of those that the index has learnt from."""
+        if not self._sample.fingerprint:
+            return False
+        collection = self._collections[searched_collection(leg, self._collections)]
+        background = collection.background(leg.query)
+        if background is None or background.queries is None:
+            return False
+        return bool((background.queries @ unit_query(hits.query)).max() >= SAME)
 
     def _is_answer(self, answer: Any) -> bool:
         """Whether what the cache holds has the shape that ``_answer`` gives."""
@@ -185,8 +213,7 @@ class Experiment:
                 rankings = [*runs.values(), *legs.values()]
                 return (
                     runs.keys() >= self._retrievers.keys()
-                    and all(isinstance(ranking, list) for ranking in rankings)
-                    and all(isinstance(each, str) for ranking in rankings for each in ranking)
+                    and all(map(_is_ranking, rankings))
                     and all(isinstance(share, int | float) for share in own.values())
                 )
         return False
@@ -206,7 +233,10 @@ class Experiment:
     # --- the result ------------------------------------------------------------------------------
 
     def _result(
-        self, answers: Mapping[str, dict[str, Any]], failed: dict[str, str]
+        self,
+        answers: Mapping[str, dict[str, Any]],
+        sampled: Mapping[str, list[str]],
+        failed: dict[str, str],
     ) -> ExperimentResult:
         dataset, least = self._dataset, self._dataset.relevant_from
         if not answers:
@@ -247,7 +277,11 @@ class Experiment:
             legs=legs,
             own_modality=own_modality,
             failed=failed,
-            notes=(*dataset.notes, *self._notes(len(answers) - len(qrels), failed, legs)),
+            notes=(
+                *dataset.notes,
+                *self._notes(len(answers) - len(qrels), failed, legs),
+                *self._notes_on_learning(answers, sampled, runs[DEFAULT], qrels),
+            ),
             runs=runs,
             qrels=qrels,
             relevant_from=least,
@@ -319,16 +353,6 @@ class Experiment:
             for name, rows in expected.items()
             if self._rows[name] != rows
         ]
-        thin = []
-        for name, collection in self._index.collections().items():
-            sample = collection.sample()
-            if self._rows[name] and (sample is None or len(sample) < SMALLEST_BACKGROUND):
-                thin.append(name)
-        if thin:
-            notes.append(
-                f"{DEFAULT}: fell back to RRF, with fewer than {SMALLEST_BACKGROUND} vectors of "
-                f"{' and '.join(thin)} to sample"
-            )
         notes += [
             f"16+16, raw scores: each leg embeds {modality} queries by a model of its own, so no "
             "one index could give these scores"
@@ -342,6 +366,24 @@ class Experiment:
                 for name in RERANKED
                 if name not in self._rerankers
             ]
+        return notes
+
+    def _notes_on_learning(
+        self,
+        answers: Mapping[str, dict[str, Any]],
+        sampled: Mapping[str, list[str]],
+        default: Mapping[str, list[str]],
+        qrels: Qrels,
+    ) -> list[str]:
+        if not self._sample.fingerprint:
+            return [trial_in_words(default, sampled, qrels, self._dataset.relevant_from)]
+        notes = [f"the index has learnt from {self._sample}: “{DEFAULT}” uses them"]
+        known = sum(bool(answers[query].get("learnt")) for query in qrels)
+        if known:
+            notes.append(
+                f"{known:,} of the judged queries are among those that the index has learnt from, "
+                "so that their figures may be too good: learn from others"
+            )
         return notes
 
 
@@ -377,6 +419,10 @@ class _Remembering(PairScorer):
         """Drop what was kept of the last query."""
         self._prepared.clear()
         self._scores.clear()
+
+
+def _is_ranking(found: Any) -> bool:
+    return isinstance(found, list) and all(isinstance(each, str) for each in found)
 
 
 def _documents(nodes: Iterable[BaseNode]) -> list[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import re
-import threading
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from functools import partial
@@ -18,10 +17,11 @@ from llama_index.core.node_parser import NodeParser
 from llama_index.core.schema import BaseNode
 
 from llama_index_gap.errors import InvalidValueError, names_nearest
-from llama_index_gap.gap.arrays import VectorArray
 from llama_index_gap.gap.calibrate import RelevanceCalibrator
+from llama_index_gap.index.backgrounds import Backgrounds
 from llama_index_gap.index.image_storage import ImageStorage, storage_folder
 from llama_index_gap.index.indexed_images import ImageRoot, IndexedImages, named_folders
+from llama_index_gap.index.learning import LearningIndex
 from llama_index_gap.index.models import (
     MODELS_PROPERTY,
     Identities,
@@ -34,7 +34,7 @@ from llama_index_gap.index.models import (
     in_words,
     stored_identities,
 )
-from llama_index_gap.index.searching import SearchedIndex
+from llama_index_gap.index.query_sample import SampleKeeper
 from llama_index_gap.index.writing import IndexReport, Writing, as_nodes
 from llama_index_gap.modality import CollectionName
 from llama_index_gap.readers.corpus import Corpus
@@ -46,8 +46,6 @@ from llama_index_gap.threads import asynchronous
 
 logger = logging.getLogger(__name__)
 
-SAMPLE_SIZE = 300
-"""Vectors of a collection that stand for its background (a few hundred, as fusion was measured)."""
 CALIBRATOR_PROPERTY = "calibrator"
 """Property of the text collection with what ``save_calibrator`` was given."""
 
@@ -55,7 +53,7 @@ CALIBRATOR_PROPERTY = "calibrator"
 _COLLECTIONS: tuple[CollectionName, ...] = ("text", "image")
 
 
-class DualIndex(SearchedIndex):
+class DualIndex(LearningIndex):
     """Texts and images of documents, each in a Milvus collection of its own.
 
     The text collection holds every node that has a text (an image's caption counts), the image
@@ -126,7 +124,7 @@ class DualIndex(SearchedIndex):
         storage = storage_folder(uri, name, storage_dir)
         self._stores: dict[CollectionName, MilvusStore] = {}
 
-        def collection(each: CollectionName, dim: int | None, **settings: Any) -> MilvusStore:
+        def collection(each: str, dim: int | None, **settings: Any) -> MilvusStore:
             """Open one; without its dimension, one that is there."""
             return MilvusStore(
                 uri=uri,
@@ -181,12 +179,18 @@ class DualIndex(SearchedIndex):
             self._images = ImageStorage(storage, lambda: self._indexed.id, self._stored_images)
             if overwrite and storage_dir is None:  # it was this index's alone, which is gone
                 self._images.clear(all_owners=True)
+            models = {each: self._model(each) for each in self._stores}
+            self._queries = SampleKeeper(
+                *(name, self._of, self._stores, models),
+                identities=identities,
+                opens=collection,
+                overwrite=overwrite,
+            )
         except BaseException:
             self.close()
             raise
         self.report = IndexReport()
-        self._samples: dict[CollectionName, tuple[tuple[int, int], VectorArray, int]] = {}
-        self._lock = threading.Lock()
+        self._backgrounds = Backgrounds(self._stores, models, self._queries)
 
     @classmethod
     @names_nearest
@@ -309,9 +313,10 @@ class DualIndex(SearchedIndex):
         return self.insert_nodes(nodes, **settings)
 
     def clear(self) -> None:
-        """Delete everything; the index can be filled again."""
+        """Delete everything, learnt queries too; the index can be filled again."""
         for store in self._stores.values():
             store.clear()
+        self._queries.drop()
         self._images.clear()
 
     def allow_images(self, *folders: str | Path) -> None:
@@ -386,8 +391,7 @@ class DualIndex(SearchedIndex):
             name: SearchedCollection(
                 store,
                 self._model(name),
-                sample=partial(self._sample, name),
-                count=partial(self._size, name),
+                background=partial(self._backgrounds.of, name),
             )
             for name, store in self._stores.items()
         }
@@ -449,21 +453,6 @@ class DualIndex(SearchedIndex):
             for store in self._stores.values()
             for node_id in store.ids_of_documents(ref_doc_ids)
         }
-
-    def _sample(self, name: CollectionName) -> VectorArray:
-        return self._sampled(name)[1]
-
-    def _size(self, name: CollectionName) -> int:
-        return self._sampled(name)[2]
-
-    def _sampled(self, name: CollectionName) -> tuple[tuple[int, int], VectorArray, int]:
-        """Some vectors of a collection, and its rows; asked for once between writes."""
-        with self._lock:
-            store = self._stores[name]
-            state = store.state()
-            if name not in self._samples or self._samples[name][0] != state:
-                self._samples[name] = state, store.sample(SAMPLE_SIZE), store.count()
-            return self._samples[name]
 
     def _built_models(
         self, properties: dict[str, str]

@@ -147,13 +147,6 @@ def check_identities(stored: Identities, given: Identities, uri: str, name: str)
     Raises:
         ValueError: they differ.
     """
-
-    def without_paths(identities: Identities) -> Identities:  # a copy of a file is the same aligner
-        return {
-            key: each and each | {"aligner": each.get("aligner", {}).get("fingerprint")}
-            for key, each in identities.items()
-        }
-
     # A model for image queries may join an index that has none.
     joins = "image_query" not in stored or "image_query" not in given
     either = {"image_query": None} if joins else {}
@@ -163,6 +156,14 @@ def check_identities(stored: Identities, given: Identities, uri: str, name: str)
             "without models to take the stored ones, or pass another name, or overwrite=True to "
             "start anew"
         )
+
+
+def without_paths(identities: Identities) -> Identities:
+    """What decides whether models are the same: a copy of a file is the same aligner."""
+    return {
+        key: each and each | {"aligner": each.get("aligner", {}).get("fingerprint")}
+        for key, each in identities.items()
+    }
 
 
 def build_model(

@@ -57,8 +57,9 @@ class SearchedIndex(Searchable):
         similarity_top_k: int | None = None,
         image_similarity_top_k: int | None = None,
         normalize: Normalize = "background",
-        combine: Combine = "evidence",
+        combine: Combine = "intent",
         weights: Mapping[str, float] | None = None,
+        hubs: bool | float = True,
         min_probability: float | None = None,
         group_by: GroupBy = "document",
         passages_per_document: int = PASSAGES,
@@ -83,6 +84,7 @@ class SearchedIndex(Searchable):
             normalize: as for ``DualIndexRetriever``, like all that follow.
             combine: how the legs are brought together.
             weights: by modality.
+            hubs: how much of a hub is taken off its score.
             min_probability: leave out what is less probable.
             group_by: documents, or single nodes.
             passages_per_document: most passages of a document.
@@ -108,6 +110,7 @@ class SearchedIndex(Searchable):
             normalize=normalize,
             combine=combine,
             weights=weights,
+            hubs=hubs,
             min_probability=min_probability,
             group_by=group_by,
             passages_per_document=passages_per_document,
@@ -142,9 +145,10 @@ class SearchedIndex(Searchable):
         image_similarity_top_k: int | None = None,
         top_k: int | None = None,
         normalize: Normalize = "background",
-        combine: Combine = "evidence",
+        combine: Combine = "intent",
         weights: Mapping[str, float] | None = None,
         k: float = RANK_CONSTANT,
+        hubs: bool | float = True,
         filters: MetadataFilters | None = None,
         calibrator: RelevanceCalibrator | None = None,
         min_probability: float | None = None,
@@ -166,6 +170,7 @@ class SearchedIndex(Searchable):
             combine=combine,
             weights=weights,
             k=k,
+            hubs=hubs,
             filters=filters,
             calibrator=calibrator,
             min_probability=min_probability,

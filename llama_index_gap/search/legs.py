@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
-from dataclasses import dataclass
-from typing import Literal, Protocol, TypeAlias
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias, cast
 
 import numpy as np
 from llama_index.core.base.embeddings.base import BaseEmbedding
@@ -19,13 +19,22 @@ from llama_index.core.vector_stores.types import (
 )
 
 from llama_index_gap.errors import InvalidValueError
-from llama_index_gap.gap.arrays import VectorArray
+from llama_index_gap.gap.arrays import FloatArray, VectorArray, unit_rows
+from llama_index_gap.gap.background import Background
 from llama_index_gap.gap.calibrate import RelevanceCalibrator
+from llama_index_gap.gap.hubs import Hubs, spare_itself
 from llama_index_gap.modality import CollectionName, Leg, Modality
 from llama_index_gap.search.tracing import in_span
 from llama_index_gap.threads import stop_if_given_up
 
+if TYPE_CHECKING:
+    from llama_index_gap.store.milvus import MilvusStore
+
 ImageQueries: TypeAlias = Literal["images", "also_texts"]
+HITS_BEFORE_CORRECTION = 4
+"""Times the hits that are wanted: 64 for 16 lose nothing that could be measured."""
+MOST_HITS = 16_384
+"""What Milvus returns at most."""
 
 
 @dataclass(frozen=True)
@@ -35,16 +44,14 @@ class SearchedCollection:
     Attributes:
         store: holds the vectors.
         embed_model: embeds the queries.
-        sample: gives an (m, d) sample of the stored vectors, of length 1; None where none can be
-            had.
-        count: gives how many vectors there are; None where that cannot be told.
+        background: gives what hits are compared with, for queries of a modality; None where
+            nothing can be drawn from the store.
         nodes: gives the nodes with these ids, for a store that keeps only vectors.
     """
 
     store: BasePydanticVectorStore
     embed_model: BaseEmbedding
-    sample: Callable[[], VectorArray | None] = lambda: None
-    count: Callable[[], int | None] = lambda: None
+    background: Callable[[Modality], Background | None] = lambda _: None
     nodes: Callable[[list[str]], list[BaseNode]] | None = None
 
 
@@ -66,24 +73,60 @@ class Searchable(Protocol):
 
 @dataclass(frozen=True)
 class LegHits:
-    """What one leg finds, best first.
+    """What one leg finds, highest raw score first.
 
     Attributes:
         nodes: the n nodes.
         scores: their raw scores, n of them.
         query: the vector that it was asked with, shape (d,).
+        hubs: what says which vectors are hubs; None where they are not corrected.
+        hubness: ρ · hubness of each node's vector, shape (n,); None likewise.
     """
 
     nodes: Sequence[BaseNode]
     scores: Sequence[float]
     query: VectorArray
+    hubs: Hubs | None = None
+    hubness: FloatArray | None = None
 
     def __getitem__(self, kept: slice | Sequence[int]) -> LegHits:
         """Some of the hits, by a slice or by their places."""
         places = range(len(self.nodes))[kept] if isinstance(kept, slice) else kept
-        return LegHits(
-            [self.nodes[i] for i in places], [self.scores[i] for i in places], self.query
+        hubness = None if self.hubness is None else self.hubness[list(places)]
+        return replace(
+            self,
+            nodes=[self.nodes[i] for i in places],
+            scores=[self.scores[i] for i in places],
+            hubness=hubness,
         )
+
+    def of(self, nodes: Sequence[BaseNode], rows: VectorArray) -> LegHits:
+        """The same query's exact scores for other nodes.
+
+        Args:
+            nodes: n of them.
+            rows: their vectors, of length 1, shape (n, d).
+        """
+        scores = (rows @ unit_query(self.query)).tolist()
+        hubness = None if self.hubs is None else spare_itself(self.hubs.of(rows), scores)
+        return replace(self, nodes=nodes, scores=scores, hubness=hubness)
+
+    def best(self, most: int, strength: float) -> LegHits:
+        """The first hits once hubs are taken off.
+
+        Args:
+            most: how many.
+            strength: α; with 0 the raw scores decide.
+        """
+        if self.hubness is None or not strength:
+            return self[:most]
+        corrected = np.asarray(self.scores) - strength * self.hubness
+        return self[np.argsort(-corrected, kind="stable")[:most].tolist()]
+
+
+def unit_query(vector: VectorArray) -> VectorArray:
+    """A query of length 1; a query of zeros, which fits nothing, stays."""
+    return unit_rows(vector) if vector.any() else vector
 
 
 def searched_collection(leg: Leg, collections: Collections) -> CollectionName:
@@ -175,6 +218,8 @@ def ask_legs(
     collections: Collections,
     top_ks: Mapping[Modality, int],
     filters: MetadataFilters | None,
+    *,
+    hubs: float,
 ) -> tuple[dict[Leg, LegHits], dict[Leg, Exception]]:
     """Ask all legs, side by side where their stores gain by it.
 
@@ -184,6 +229,9 @@ def ask_legs(
         collections: what is searched.
         top_ks: nodes to take from each modality.
         filters: on metadata.
+        hubs: how much of a hub is taken off its score (α). Above 0, a leg that has hubs is asked
+            for four times as many nodes, so that those that move up are among them; both the best
+            by their raw score and the best by what is left of it are given.
 
     Returns:
         What each leg found; and why the others failed.
@@ -195,7 +243,7 @@ def ask_legs(
             return in_span(
                 owner,
                 f"search_{leg.name}",
-                lambda: _ask(leg, vectors[leg], collection, top_ks[leg.target], filters),
+                lambda: _ask(leg, vectors[leg], collection, top_ks[leg.target], filters, hubs=hubs),
             )
         except Exception as error:  # a leg's failure, of whatever kind, is that leg's
             return error
@@ -222,11 +270,29 @@ def _ask(
     collection: SearchedCollection,
     top_k: int,
     filters: MetadataFilters | None,
+    *,
+    hubs: float,
 ) -> LegHits:
     stop_if_given_up()
-    found = collection.store.query(
-        VectorStoreQuery(query_embedding=vector.tolist(), similarity_top_k=top_k, filters=filters)
-    )
+    background = collection.background(leg.query) if hubs else None
+    query = VectorStoreQuery(vector.tolist(), similarity_top_k=top_k, filters=filters)
+    if background is not None and background.hubs is not None:
+        store = cast("MilvusStore", collection.store)
+        query.similarity_top_k = min(HITS_BEFORE_CORRECTION * top_k, MOST_HITS)
+        hits = store.query_hits(query)
+        raw = np.array([hit.score for hit in hits])
+        hubness = background.hubness_of([hit.id for hit in hits], store.get_vectors)
+        hubness = spare_itself(hubness, raw)
+        corrected = np.argsort(hubs * hubness - raw, kind="stable")
+        kept = sorted({*range(min(top_k, len(hits))), *corrected[:top_k].tolist()})
+        return LegHits(
+            [hits[i].node() for i in kept],
+            raw[kept].tolist(),
+            vector,
+            background.hubs,
+            hubness[kept],
+        )
+    found = collection.store.query(query)
     nodes, scores, ids = found.nodes or [], found.similarities or [], found.ids or []
     if ids and not nodes and collection.nodes is not None:
         nodes = collection.nodes(ids)

@@ -24,8 +24,10 @@ from llama_index.core.vector_stores.types import (
 
 from llama_index_gap.agents.tool import MultiModalSearchTool
 from llama_index_gap.errors import InvalidValueError, names_nearest
-from llama_index_gap.gap.arrays import VectorArray, unit_rows
+from llama_index_gap.gap.arrays import unit_rows
+from llama_index_gap.gap.background import Background
 from llama_index_gap.gap.calibrate import RelevanceCalibrator
+from llama_index_gap.gap.hubs import hub_strength
 from llama_index_gap.images.opening import has_image
 from llama_index_gap.modality import LEGS, MODALITIES, Leg, Modality
 from llama_index_gap.nodes import GroupBy, ScoredNode, document_key
@@ -51,6 +53,7 @@ from llama_index_gap.search.legs import (
     asked_legs,
     embed_query,
     searched_collection,
+    unit_query,
 )
 from llama_index_gap.search.tracing import in_span
 from llama_index_gap.threads import in_thread
@@ -98,6 +101,9 @@ class DualIndexRetriever(BaseRetriever):
         combine: see ``fuse``.
         weights: by modality of what is found (``text``, ``image``); see ``fuse``.
         k: see ``fuse``.
+        hubs: how much of a hub is taken off its score, 0 to 1; True for 0.6, False for nothing. A
+            hub is a vector that is near to everything, see ``gap.hubs``. Nothing is taken off, and
+            nothing more is fetched, where an index has no hubs.
         filters: on metadata; apply to all collections.
         calibrator: gives each hit its probability of relevance, from its score and its leg. One
             fitted for other models than the index's is refused; over other vector stores this
@@ -132,9 +138,10 @@ class DualIndexRetriever(BaseRetriever):
         image_similarity_top_k: int | None = None,
         top_k: int | None = None,
         normalize: Normalize = "background",
-        combine: Combine = "evidence",
+        combine: Combine = "intent",
         weights: Mapping[str, float] | None = None,
         k: float = RANK_CONSTANT,
+        hubs: bool | float = True,
         filters: MetadataFilters | None = None,
         calibrator: RelevanceCalibrator | None = None,
         min_probability: float | None = None,
@@ -187,6 +194,7 @@ class DualIndexRetriever(BaseRetriever):
         }
         self._top_k = top_k
         self._normalize, self._combine, self._k = normalize, combine, k
+        self._hubs = hub_strength(hubs)
         self._weights: dict[str, float] = dict(weights or {})
         self._filters = filters
         self._image_queries = image_queries
@@ -273,6 +281,14 @@ class DualIndexRetriever(BaseRetriever):
         store = self._collections["image"].store
         return next(iter(store.get_nodes([node_id], filters=self._filters)), None)
 
+    def query_cut_at(self, query: str) -> int | None:
+        """The tokens that the models read of this query; None where they read all of it."""
+        models = {id(each.embed_model): each.embed_model for each in self._collections.values()}
+        cuts = [
+            model.query_cut_at(query) for model in models.values() if hasattr(model, "query_cut_at")
+        ]
+        return min((cut for cut in cuts if cut is not None), default=None)
+
     # --- searching -------------------------------------------------------------------------------
 
     def search(self, query: str | QueryBundle) -> SearchResult:
@@ -290,9 +306,20 @@ class DualIndexRetriever(BaseRetriever):
         """As ``search``, without blocking the event loop."""
         return await in_thread(self.search, query)
 
-    def search_legs(self, query: str | QueryBundle) -> dict[Leg, LegHits]:
-        """What each leg finds with its raw scores, before anything is left out or ranked."""
-        return self._search(QueryBundle(query) if isinstance(query, str) else query, {})[0]
+    def search_legs(
+        self, query: str | QueryBundle, *, for_others: bool = False
+    ) -> dict[Leg, LegHits]:
+        """What each leg finds with its raw scores, before anything is left out or ranked.
+
+        Args:
+            query: a text, or a bundle with an image or both.
+            for_others: give also the hits that are the best with hubs only, or without, so that
+                ``rank_legs`` of other retrievers has theirs.
+        """
+        legs = self._search(QueryBundle(query) if isinstance(query, str) else query, {})[0]
+        if for_others:
+            return legs
+        return {leg: hits.best(self._top_ks[leg.target], self._hubs) for leg, hits in legs.items()}
 
     def rank_legs(self, legs: Mapping[Leg, LegHits]) -> SearchResult:
         """Rank what ``search_legs`` found, also of another retriever over the same index.
@@ -327,7 +354,14 @@ class DualIndexRetriever(BaseRetriever):
                 self, "embed_query", lambda: embed_query(query, legs, self._collections)
             )
         with _timed(timings, "search"):
-            hits, errors = ask_legs(self, vectors, self._collections, self._top_ks, self._filters)
+            hits, errors = ask_legs(
+                self,
+                vectors,
+                self._collections,
+                self._top_ks,
+                self._filters,
+                hubs=self._hubs,
+            )
         if errors and (self._on_leg_error == "raise" or not hits):
             raise next(iter(errors.values()))
         for leg, error in errors.items():
@@ -365,7 +399,7 @@ class DualIndexRetriever(BaseRetriever):
         hits: dict[Leg, LegHits] = {}
         summaries = {leg: LegSummary(0, error=str(error)) for leg, error in errors.items()}
         for leg, found in legs.items():
-            first = found[: self._top_ks[leg.target]]
+            first = found.best(self._top_ks[leg.target], self._hubs)
             hits[leg] = self._probable(leg, first)
             kept = len(hits[leg].nodes)
             summaries[leg] = LegSummary(kept, improbable=len(first.nodes) - kept)
@@ -391,10 +425,23 @@ class DualIndexRetriever(BaseRetriever):
             documents_of(scored, self._group_by),
             text=query.query_str,
             image=query.image_path,
-            fusion=FusionUsed(fusion.normalize, fusion.combine, fusion.note),
+            fusion=FusionUsed(
+                fusion.normalize, fusion.combine, fusion.note, *self._corrections(hits)
+            ),
             legs=summaries,
             timings=timings,
         )
+
+    def _corrections(self, hits: Mapping[Leg, LegHits]) -> tuple[dict[str, float], int]:
+        """How much of a hub each leg takes off (α · ρ), and how many sample queries it knows."""
+        strengths = {
+            leg.name: self._hubs * found.hubs.reliability
+            for leg, found in hits.items()
+            if found.hubs is not None and self._hubs
+        }
+        backgrounds = [self._background(leg) for leg, found in hits.items() if found.nodes]
+        queries = [len(each.queries) for each in backgrounds if each and each.queries is not None]
+        return strengths, max(queries, default=0)
 
     def _probable(self, leg: Leg, hits: LegHits) -> LegHits:
         """The hits that are probable enough."""
@@ -427,14 +474,30 @@ class DualIndexRetriever(BaseRetriever):
         """The legs' hits as the fusion takes them, each node for itself."""
         scored: dict[str, ScoredLeg] = {}
         for leg, found in hits.items():
-            background = size = None
-            if self._normalize == "background" and found.nodes:
-                collection = self._collections[searched_collection(leg, self._collections)]
-                sample, size = collection.sample(), collection.count()
-                background = None if sample is None else sample @ _unit(found.query)
             keys = [node.node_id for node in found.nodes]
-            scored[leg.name] = ScoredLeg(keys, found.scores, background, size)
+            strength = 0.0 if found.hubness is None else self._hubs
+            hubs = None if found.hubness is None else strength * found.hubness
+            background = self._background(leg) if found.nodes else None
+            if background is None:
+                scored[leg.name] = ScoredLeg(keys, found.scores, hubs=hubs)
+                continue
+            scored[leg.name] = ScoredLeg(
+                keys,
+                found.scores,
+                background.scores(unit_query(found.query), strength),
+                background.size,
+                background.places(keys),
+                background.spread(strength),
+                hubs,
+            )
         return scored
+
+    def _background(self, leg: Leg) -> Background | None:
+        """What a leg's hits are compared with, where the fusion needs it."""
+        if self._normalize != "background":
+            return None
+        collection = self._collections[searched_collection(leg, self._collections)]
+        return collection.background(leg.query)
 
     def _nodes_by_document(
         self, hits: Mapping[Leg, LegHits], by_node: Mapping[str, ScoredLeg]
@@ -488,11 +551,7 @@ class DualIndexRetriever(BaseRetriever):
             fetched = store.nodes_of_documents([d.key for d in missing], filters=self._filters)
             found = [node for node, _ in fetched]
             rows = unit_rows([vector for _, vector in fetched])
-            scored = {
-                leg: LegHits(found, (rows @ _unit(hits[leg].query)).tolist(), hits[leg].query)
-                for leg in legs
-                if found
-            }
+            scored = {leg: hits[leg].of(found, rows) for leg in legs if found}
             if scored:
                 best = self._nodes_by_document(scored, self._scored_nodes(scored))
             else:  # nothing says which passage fits best: the first one then stands for all
@@ -551,11 +610,6 @@ def _both(first: MetadataFilters, second: MetadataFilters) -> MetadataFilters:
     return MetadataFilters(filters=parts, condition=FilterCondition.AND)
 
 
-def _unit(vector: VectorArray) -> VectorArray:
-    """A query of length 1; a query of zeros, which fits nothing, stays."""
-    return unit_rows(vector) if vector.any() else vector
-
-
 def _place_in_text(node: BaseNode) -> tuple[int, str]:
     return getattr(node, "start_char_idx", None) or 0, node.node_id
 
@@ -565,6 +619,7 @@ def _origin(document: FusedDocument, normalize: Normalize) -> dict[str, float]:
     sigmas = document.normalized if normalize in {"zscore", "background"} else {}
     return {
         **document.scores,
+        **{f"{name}_hub": value for name, value in document.hubs.items()},
         **{f"{name}_sigma": value for name, value in sigmas.items()},
         **{f"{name}_evidence": value for name, value in document.evidence.items()},
     }

@@ -332,23 +332,38 @@ class Collection:
             )
             consistency = {"consistency_level": "Session"}
 
-    def call(self, method: str, *, timeout: float | None = None, **arguments: Any) -> Any:
-        """Call the client, with a time limit, one thread at a time on Lite, and one-line errors."""
+    def call(
+        self,
+        method: str,
+        *,
+        beside: str | None = None,
+        timeout: float | None = None,
+        **arguments: Any,
+    ) -> Any:
+        """Call the client, with a time limit, one thread at a time on Lite, and one-line errors.
+
+        Args:
+            method: of the client.
+            beside: another collection of the database, which is meant in place of this one.
+            timeout: seconds to wait; the connection's by default.
+            **arguments: of the method.
+        """
+        name = beside or self.name
         connection = self.connection
         with connection.exclusive(), caught_logs():
             stop_if_given_up()
             if connection.closed:
                 raise StoreError(f"{self} was closed; open a new MilvusStore")
             if method in _WRITING:
-                connection.note_written(self.name)
+                connection.note_written(name)
             try:
                 try:
-                    return connection.call(method, self.name, timeout, **arguments)
+                    return connection.call(method, name, timeout, **arguments)
                 except MilvusException as error:
                     if error.code != _NOT_LOADED or method == "load_collection":
                         raise
                     self._load()  # somebody released it
-                    return connection.call(method, self.name, timeout, **arguments)
+                    return connection.call(method, name, timeout, **arguments)
             except FAILURES as error:
                 reason = one_line(error)
                 if "unsupported pattern" in reason:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import math
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,9 +62,26 @@ from llama_index_gap.threads import in_thread
 
 logger = logging.getLogger(__name__)
 
+STATE_SECONDS = 1.0
+"""For so long what another process wrote to a server may go unnoticed by ``state``."""
 _DEFAULT_EF = 64
 _MOST_RESULTS = 16_384  # a server's own limit, kept on Milvus Lite too
 _NODES_PER_READ = 400
+
+
+@dataclass(frozen=True)
+class StoredHit:
+    """What a search finds.
+
+    Attributes:
+        id: of the node.
+        score: its similarity.
+        node: makes the node.
+    """
+
+    id: str
+    score: float
+    node: Callable[[], BaseNode]
 
 
 class MilvusStore(MilvusVectorStore):
@@ -98,6 +118,7 @@ class MilvusStore(MilvusVectorStore):
 
     _collection: Collection = PrivateAttr()
     _settings: dict[str, Any] = PrivateAttr()
+    _rows_asked: tuple[float, int] = PrivateAttr(default=(-math.inf, 0))
 
     def __init__(
         self,
@@ -380,6 +401,19 @@ class MilvusStore(MilvusVectorStore):
             NotImplementedError: a mode other than the default one.
         """
         _refuse_arguments("query", kwargs)
+        hits = self.query_hits(query)
+        return VectorStoreQueryResult(
+            nodes=[hit.node() for hit in hits],
+            similarities=[hit.score for hit in hits],
+            ids=[hit.id for hit in hits],
+        )
+
+    def query_hits(self, query: VectorStoreQuery) -> list[StoredHit]:
+        """As ``query``; a hit's node is made when it is asked for, as most are not.
+
+        Args:
+            query: as for ``query``.
+        """
         if query.mode is not VectorStoreQueryMode.DEFAULT:
             raise UnsupportedError(
                 f"query mode {query.mode.value!r}: this store searches by vector; use the default"
@@ -393,19 +427,8 @@ class MilvusStore(MilvusVectorStore):
         expression = filter_expression(
             query.filters, node_ids=query.node_ids or None, doc_ids=query.doc_ids or None
         )
-        hits = self._search(vector, k, expression) if k else []
-        sign = -1.0 if self.similarity_metric == "L2" else 1.0
-        return VectorStoreQueryResult(
-            nodes=[self._to_node({ID_FIELD: hit[ID_FIELD], **hit["entity"]}) for hit in hits],
-            similarities=[sign * float(hit["distance"]) for hit in hits],
-            ids=[str(hit[ID_FIELD]) for hit in hits],
-        )
-
-    async def aquery(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
-        """As ``query``, without blocking the event loop."""
-        return await in_thread(self.query, query, **kwargs)
-
-    def _search(self, vector: VectorArray, k: int, expression: str) -> list[dict[str, Any]]:
+        if not k:
+            return []
         settings = dict(self.search_config or {})
         if "ef" in settings:  # HNSW cannot find more than it looks at
             settings["ef"] = max(int(settings["ef"]), k)
@@ -419,9 +442,21 @@ class MilvusStore(MilvusVectorStore):
             search_params={"metric_type": self.similarity_metric, "params": settings},
             consistency_level="Session",
         )
+        sign = -1.0 if self.similarity_metric == "L2" else 1.0
         hits = [hit for hit in found[0] if math.isfinite(hit["distance"])]
         self._warn_of_vectors(len(found[0]) - len(hits), "found")
-        return hits
+        return [
+            StoredHit(
+                str(hit[ID_FIELD]),
+                sign * float(hit["distance"]),
+                partial(self._to_node, {ID_FIELD: hit[ID_FIELD], **hit["entity"]}),
+            )
+            for hit in hits
+        ]
+
+    async def aquery(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
+        """As ``query``, without blocking the event loop."""
+        return await in_thread(self.query, query, **kwargs)
 
     def _warn_of_vectors(self, bad: int, done: str) -> None:
         if bad:
@@ -614,11 +649,14 @@ class MilvusStore(MilvusVectorStore):
         """Changes with each write that a search can see, for whoever keeps what was read.
 
         Whatever this process writes is seen, through any store. What another one writes to a
-        server, where it changes the number of rows: asking for that takes milliseconds. A Milvus
-        Lite file has no other writer, and is not asked.
+        server is, where it changes the number of rows: that is asked for once a second at most,
+        since it takes milliseconds. A Milvus Lite file has no other writer, and is not asked.
         """
         connection = self._collection.connection
-        rows = 0 if connection.path else self._count({"consistency_level": "Session"})
+        asked, rows = self._rows_asked
+        if not connection.path and time.monotonic() - asked >= STATE_SECONDS:
+            rows = self._count({"consistency_level": "Session"})
+            self._rows_asked = time.monotonic(), rows
         return connection.written(self.collection_name), rows
 
     def sample(self, n: int, seed: int = 0) -> VectorArray:
@@ -662,6 +700,21 @@ class MilvusStore(MilvusVectorStore):
                 "they were written by another store: add them again with this one"
             )
         return ids
+
+    # --- other collections of the database -------------------------------------------------------
+
+    def has_collection(self, name: str) -> bool:
+        """Whether the database has a collection of this name; opens and loads nothing."""
+        return bool(self._collection.call("has_collection", beside=name))
+
+    def drop_collection(self, name: str) -> None:
+        """Delete another collection of the database, whatever it holds.
+
+        Args:
+            name: of the collection; one that is not there is no error.
+        """
+        if self.has_collection(name):
+            self._collection.call("drop_collection", beside=name)
 
     # --- properties ------------------------------------------------------------------------------
 

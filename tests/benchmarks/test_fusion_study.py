@@ -1,4 +1,4 @@
-"""The study of fusions runs, and docs/fusion.md says what there is."""
+"""The study of fusions runs, is the package's own, and the documentation says what there is."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from paths import ROOT
-from two_modalities import Collection, evaluate
 
-from llama_index_gap.search.fusion import ScoredLeg, fuse
+from llama_index_gap.search.fusion import fuse
+from llama_index_gap.search.retriever import DualIndexRetriever
 
 SCRIPT = ROOT / "benchmarks" / "fusion_study.py"
-DOC = (ROOT / "docs" / "fusion.md").read_text(encoding="utf-8")
+PAGE, APPENDIX = (
+    (ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("fusion.md", "fusion-study.md")
+)
 STUDY = runpy.run_path(str(SCRIPT))
-UNIT = [-1.0, 1.0] * 50  # mean 0 and standard deviation 1
 
 
 @pytest.mark.slow
@@ -28,7 +29,6 @@ def test_quick_run(
 ) -> None:
     features = gap_shared / "data" / "clip_features" / "features_clip.npy"
     monkeypatch.setattr(sys, "argv", [str(SCRIPT), str(features), "--quick"])
-    monkeypatch.setenv("COLUMNS", "80")
 
     runpy.run_path(str(SCRIPT), run_name="__main__")
 
@@ -42,38 +42,58 @@ def test_quick_run(
         rows = {name.strip(): values for _, name, *values in cells if name.strip()}
         if table.startswith("one modality: 50 %"):
             # With one modality to a document there is nothing to combine.
-            assert rows["evidence"] == rows["backgr. z, max"] == rows["backgr. z, sum"]
-            assert rows["evidence"] == rows["evidence, unsized"]  # 125 of each
             assert rows["raw, max"] == rows["raw, sum"]
+            assert rows["evidence"] == rows["intent"]  # 125 of each
             assert rows["raw, max"][-2].strip() == ".000±.000"
         if table.startswith("two modalities") and "settings" not in table:
             assert [*rows][2:] == [*STUDY["METHODS"]]
 
 
-def test_features_of_any_kind() -> None:
-    """Two documents, the second with a text only: other features are passed in like this."""
-    north, east, west = np.array([[0.0, 1.0], [1.0, 0.0], [-1.0, 0.0]])
-    background = np.tile([east, west], (25, 1))
-    collections = {
-        "text": Collection(np.array([east, north]), np.array([0, 1]), background),
-        "image": Collection(np.array([west]), np.array([0]), background),
-    }
+@pytest.mark.parametrize("answers", [1, 2])
+def test_its_fusion_is_the_packages(answers: int) -> None:
+    """Legs of different sizes, hits that lie in the background, real hubs, a sample of queries."""
+    rng = np.random.default_rng(answers)
 
-    found = evaluate(np.array([north + 0.1 * east, west]), collections, [{1}, {0, 1}])
+    def cone(n: int, at: int) -> np.ndarray:
+        rows = rng.normal(size=(n, 16))
+        rows[:, at] += 4 + rng.normal(size=n)
+        return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
-    assert found.recall["evidence"].tolist() == [1, 1]
-    assert found.ndcg["text leg"].tolist() == pytest.approx([1, 1])
-    assert found.recall["image leg"].tolist() == [0, 0.5]
+    legs = {}
+    for at, (name, size) in enumerate((("text", 400), ("image", 90))):
+        rows = cone(size, at)
+        drawn = rng.permutation(size)[:70]
+        places = np.full(size, -1)
+        places[drawn] = np.arange(70)
+        legs[name] = STUDY["Searched"](rows, np.arange(size), rows[drawn], places)
+    queries = cone(12, 0)
+    methods = {name: each for name, each in STUDY["METHODS"].items() if each.of_package}
+    wanted = rng.permutation(90)[: 12 * answers].reshape(12, answers)
+
+    found = STUDY["evaluate"](  # raises where ``fuse`` says otherwise
+        queries, legs, wanted, methods, references=cone(100, 0), sample=cone(60, 0), checked=12
+    )
+
+    assert [*found.ndcg] == ["text leg", "image leg", *methods]
+    assert len(methods) > 12
 
 
-def test_only_the_unsized_evidence_does_not_know_the_sizes() -> None:
-    legs = {"text": ScoredLeg(["t"], [2.0], UNIT, 50), "image": ScoredLeg(["i"], [2.1], UNIT, 100)}
+def test_other_scores_than_the_packages_are_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(20, 4))
+    leg = STUDY["Searched"](rows, np.arange(20), rows[:10])
+    evaluate = STUDY["evaluate"]
+    monkeypatch.setitem(evaluate.__globals__, "RANK_CONSTANT", 61)
 
-    def first(method: str) -> str:
-        return STUDY["METHODS"][method](legs).documents[0].key
-
-    assert first("evidence") == "t"
-    assert first("evidence, unsized") == first("backgr. z, max") == "i"
+    with pytest.raises(AssertionError, match="RRF: fuse gives"):
+        evaluate(
+            rows[:2],
+            {"text": leg, "image": leg},
+            np.array([[0], [1]]),
+            {"RRF": STUDY["METHODS"]["RRF"]},
+            references=rows,
+            sample=rows,
+        )
 
 
 def test_told_again_keeps_a_modality_as_it_is() -> None:
@@ -93,21 +113,21 @@ def test_told_again_keeps_a_modality_as_it_is() -> None:
     assert spreads[0] == pytest.approx(spreads[1], rel=0.1)
 
 
-# --- docs/fusion.md ------------------------------------------------------------------------------
+# --- the documentation ---------------------------------------------------------------------------
 
 
 def test_its_commands_exist() -> None:
-    commands = re.findall(r"^```sh\n(.*?)^```", DOC, re.DOTALL | re.MULTILINE)
+    commands = re.findall(r"^```sh\n(.*?)^```", PAGE + APPENDIX, re.DOTALL | re.MULTILINE)
 
     assert len(commands) >= 2
     for command in "".join(commands).splitlines():
         program, script, *_ = shlex.split(command)
         assert program in {"python", "llama-gap"}
-        assert script == "demo" if program == "llama-gap" else (ROOT / script).is_file()
+        assert program == "llama-gap" or (ROOT / script).is_file()
 
 
 def test_its_methods_are_those_of_the_study() -> None:
-    named = set(re.findall(r"^\| ([a-zR][^|]*?) *\| *[.\d]", DOC, re.MULTILINE))
+    named = set(re.findall(r"^\| ([a-zA-Z][^|]*?) *\| *[.\d]", APPENDIX, re.MULTILINE))
 
     assert set(STUDY["METHODS"]) <= named
 
@@ -115,8 +135,10 @@ def test_its_methods_are_those_of_the_study() -> None:
 def test_its_default_is_the_default() -> None:
     defaults = inspect.signature(fuse).parameters
     chosen = defaults["normalize"].default, defaults["combine"].default
+    hubs = inspect.signature(DualIndexRetriever).parameters["hubs"].default
 
-    assert "the default, `{}` × `{}`".format(*chosen) in DOC
-    assert STUDY["METHODS"][STUDY["DEFAULT"]].keywords == dict(
-        zip(("normalize", "combine"), chosen, strict=True)
-    )
+    assert "`{}` × `{}`".format(*chosen) in PAGE
+    assert hubs is True
+    default = STUDY["METHODS"][STUDY["DEFAULT"]]
+    assert default == (*chosen, "hubs", False)
+    assert STUDY["METHODS"][STUDY["WITH_SAMPLE"]] == (*chosen, "hubs", True)

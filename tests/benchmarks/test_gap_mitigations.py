@@ -19,7 +19,8 @@ BEFORE = {
     "each modality centred": (0.91, 0.484),
     "centred + ridge, λ = 1": (0.30, 0.772),
     "two indexes, RRF": (0.50, 0.868),
-    "two indexes, z-score": (0.37, 0.900),
+    # Against the background as a whole it was 0.37 and 0.900.
+    "two indexes, z-score": (0.43, 0.888),
 }
 
 

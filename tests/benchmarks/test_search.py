@@ -23,6 +23,6 @@ def test_quick_run() -> None:
     assert run.returncode == 0, run.stderr
     assert "Milvus Lite" in run.stdout
     assert "found different nodes" not in run.stdout
-    for row in ("two raw searches", "LlamaIndex' own", "bare encoding and inserts"):
+    for row in ("two raw searches", "ours, raw", "LlamaIndex' own", "bare encoding and inserts"):
         assert row in run.stdout
-    assert run.stdout.count(" ×") == 4
+    assert run.stdout.count(" ×") == 10

@@ -145,12 +145,15 @@ def test_a_server_that_does_not_answer_is_one_line(monkeypatch: pytest.MonkeyPat
 
 
 def test_debug_shows_where_an_error_comes_from() -> None:
-    with pytest.raises(FileNotFoundError, match="no such database"):
-        gap("--debug", "search", "ship", "--db", "no.db")
+    shown = gap("--debug", "search", "ship", "--db", "no.db")
+
+    assert shown.code == 1
+    assert "Traceback" in shown.err
+    assert "FileNotFoundError: no.db: no such database" in shown.err
 
 
 def test_a_mistake_of_ours_is_one_line_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*_: object) -> None:
+    def broken(*_: object, **__: object) -> None:
         raise KeyError("x")
 
     monkeypatch.setattr("llama_index_gap.cli.options.open_index", broken)

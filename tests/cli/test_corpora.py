@@ -128,10 +128,10 @@ def test_ctrl_c_leaves_what_the_next_run_completes(
 
 
 def test_nothing_that_could_be_indexed_is_an_error(tmp_path: Path, tiny_clip: Path) -> None:
-    documents = [{"id": "long", "text": "ä"}]
+    documents = [{"id": "long", "text": "ä", "kind": "x"}]
     (tmp_path / "docs.jsonl").write_text("\n".join(map(json.dumps, documents)))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("llama_index_gap.store.rows._MOST_DYNAMIC_BYTES", 10)
+        patch.setattr("llama_index_gap.store.rows.MOST_METADATA_BYTES", 10)
         shown = gap("index", tmp_path, "--db", tmp_path / "gap.db", "--model", tiny_clip)
 
     assert shown.code == 1

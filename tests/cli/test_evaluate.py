@@ -36,11 +36,11 @@ def test_evaluate_prints_the_table_and_goes_on_where_it_stopped(
 ) -> None:
     search, asked = DualIndexRetriever.search_legs, []
 
-    def interrupted(self: DualIndexRetriever, query: Any) -> Any:
+    def interrupted(self: DualIndexRetriever, query: Any, **settings: Any) -> Any:
         asked.append(query.query_str)
         if len(asked) == 2:
             signal.raise_signal(signal.SIGINT)
-        return search(self, query)
+        return search(self, query, **settings)
 
     monkeypatch.setattr(DualIndexRetriever, "search_legs", interrupted)
     stopped = gap("evaluate", edis, "--model", tiny_clip)
@@ -94,6 +94,8 @@ def test_the_demo_measures_and_shows(tmp_path: Path) -> None:
     words = " ".join(shown.out.split())
     assert "trained on such newsrooms only" in words
     assert "100 texts and 100 images written" in words
+    assert "learn from 300 queries to another newsroom, which nobody judged" in words
+    assert "the index has learnt from 300 text queries" in words
     assert "newsroom: 100 documents, 12 queries" in words
     assert "✓ right" in words
     assert max(map(len, shown.out.splitlines()[:-1])) <= 80

@@ -55,7 +55,7 @@ def test_a_reranker_is_measured_too(demo: Path, reranker: Path) -> None:
     ("arguments", "message"),
     [
         (("--db", "no.db"), "no.db: no such database"),
-        (("--queries", "no.jsonl"), "no.jsonl: No such file"),
+        (("--queries", "no.jsonl"), "no.jsonl: no such file"),
         (("--html", "nowhere/a.html"), "there is no folder nowhere"),
         (("--reranker", "nowhere/model"), "nowhere/model"),
     ],

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -21,7 +22,7 @@ def test_a_search_is_a_table_of_80_columns(demo: Path, monkeypatch: pytest.Monke
     assert (shown.code, shown.err) == (0, "")
     assert max(map(len, shown.out.splitlines())) <= 80
     assert shown.out.split()[:5] == ["#", "document", "score", "text", "image"]
-    for words in ("12 Council passes the budget", "A ferry for the old harbour"):
+    for words in ("Council passes the budget", "A ferry for the old harbour"):
         assert words in " ".join(shown.out.split())
     assert "corpus/images/ferry.png" in [line.strip() for line in shown.out.splitlines()]
 
@@ -68,20 +69,18 @@ def test_an_image_finds_itself(demo: Path) -> None:
 
 
 def test_explain_shows_each_leg_and_the_reason(big: Path, demo: Path) -> None:
-    by_evidence = gap("search", "text number 7", "--db", big, "--explain", "--top-k", 2)
+    one_leg = gap("search", "text number 7", "--db", big, "--explain", "--top-k", 2)
     image = demo / "corpus" / "images" / "ferry.png"
-    by_rank = gap("search", "ship", "--image", image, "--db", demo / "gap.db", "--explain")
+    two_legs = gap("search", "ship", "--image", image, "--db", demo / "gap.db", "--explain")
 
-    words = " ".join(by_evidence.out.split())
-    assert "leg cosine above usual evidence text 0." in words
+    words = " ".join(one_leg.out.split())
+    assert re.search(r"leg cosine (hub )?above usual log odds text 0\.", words)
     assert ": all of it from text" in words
     assert "between them lies the modality gap" in words
-    words = " ".join(by_rank.out.split())
-    assert "Ranked by place" in words
-    assert "no background of at least 50 scores" in words
+    words = " ".join(two_legs.out.split())
     assert all(leg in words for leg in ("image by image", "text by image"))
-    assert "σ" not in words
-    for shown in (by_evidence, by_rank):
+    assert "several together" in words
+    for shown in (one_leg, two_legs):
         assert max(map(len, shown.out.splitlines())) <= 80
 
 
@@ -98,13 +97,12 @@ def test_a_reranker_has_the_last_word(
     assert [d["score"] for d in documents] == sorted((d["score"] for d in documents), reverse=True)
     first = documents[0]
     assert first["score"] == pytest.approx(np.mean(list(first["reranked"].values())))
-    assert first["fused"] > 0
     for shown in (plain, explained):
         assert max(map(len, shown.out.splitlines())) <= 80
     assert f"score = mean of text and image, as {reranker.name} rates" in plain.out
     assert f"score {first['score']:.3f}: text" in explained.out
     assert f"{reranker.name} has read what was found" in explained.out
-    assert f"found with {first['fused']:.4f}" in explained.out
+    assert f"found with {first['fused']:.2f}" in explained.out
 
 
 def test_what_is_too_improbable_is_left_out(own_db: Path) -> None:

@@ -46,6 +46,14 @@ def queries(articles: list[Article]) -> list[Query]:
     return make_queries(articles, 50, 0)
 
 
+def test_development_queries_ask_for_nothing_that_is_judged(queries: list[Query]) -> None:
+    learnt = newsroom.development_queries()
+
+    assert len(learnt) == 300
+    assert learnt == newsroom.development_queries()
+    assert not {*learnt} & {query.text for query in queries}
+
+
 # --- articles ------------------------------------------------------------------------------------
 
 

@@ -17,7 +17,7 @@ from llama_index_gap.diagnosis.mitigations import (
 from llama_index_gap.gap.measure import measure_gap
 
 ONE_INDEX = ["stored", "offset", "centred", "linear"]
-TWO_INDEXES = ["rank", "evidence"]
+TWO_INDEXES = ["rank", "intent"]
 
 
 def drawn(n: int = 120, **settings: Any) -> Drawn:
@@ -99,7 +99,7 @@ def test_bias_counts_above_and_below_the_corpus_share() -> None:
 
 
 def test_intervals_are_over_the_queries(different: BeforeAfter) -> None:
-    bias = different.mitigations["evidence"].asked["text"].bias
+    bias = different.mitigations["intent"].asked["text"].bias
 
     assert bias.low < bias.value < bias.high
     assert bias.high - bias.low < 0.2
@@ -126,12 +126,10 @@ def test_without_aligners_all_is_searched(given: Drawn) -> None:
     assert set(found.fitted_on.values()) == {0}
 
 
-def test_small_collections_are_fused_by_rank_and_it_says_so() -> None:
+def test_small_collections_are_fused_as_all_are() -> None:
     found = run(drawn(12))
 
-    assert found.mitigations["evidence"].note is not None
-    assert "background" in found.mitigations["evidence"].note
-    assert found.mitigations["rank"].note is None
+    assert [found.mitigations[name].note for name in TWO_INDEXES] == [None, None]
 
 
 def test_one_modality_has_no_gap() -> None:
@@ -204,7 +202,7 @@ def test_a_stored_vector_does_not_find_itself() -> None:
     same = Rows(given.texts.vectors, given.images.documents)
     found = run(replace(given, images=same), k=1)
 
-    for name in ("stored", "evidence"):
+    for name in ("stored", "intent"):
         assert biases(found, name) == [0, 0], name
 
 

@@ -14,7 +14,7 @@ from llama_index_gap.gap.measure import GapReport, ScoreFigures
 from llama_index_gap.gap.neighbours import RecallComparison
 from llama_index_gap.gap.scores import Histograms, ScoreComparison
 
-FUSED = {"rank": (0.5, 0.5), "evidence": (0.4, 0.45)}
+FUSED = {"rank": (0.5, 0.5), "intent": (0.4, 0.45)}
 """The share of the own modality, for text queries and for image queries."""
 
 
@@ -95,7 +95,7 @@ def recommendation(given: Figures, start: str) -> Recommendation:
 
 def test_a_gap_as_clips_gets_the_whole_guide() -> None:
     assert titles(figures(CLIP)) == [
-        "One index for each modality, fused by evidence",
+        "One index for each modality, fused by intent",
         "If the model must stay and it must be one index: align by a linear map",
         "Thresholds: one for each pair of modalities",
         "If the model can change: one with a narrower gap",
@@ -138,7 +138,7 @@ def test_two_models_keep_two_indexes() -> None:
     (only,) = recommend(figures(mitigations, one_space=False, gap=None, labelled=["text"]))
 
     assert only.title == "Two models: keep two indexes"
-    assert "two indexes, by evidence 0.60 (0.58 to 0.62)" in only.because
+    assert "two indexes, by intent 0.60 (0.58 to 0.62)" in only.because
 
 
 # --- one index or two ----------------------------------------------------------------------------
@@ -148,14 +148,14 @@ def test_two_indexes_where_one_is_biased() -> None:
     found = recommendation(figures(CLIP), "One index for each modality")
 
     assert "100% (98% to 102%) of a text query's first 10 are texts, where 50%" in found.because
-    assert "fused by rank it is 50% and 50%; fused by evidence it is 40% and 45%" in found.because
+    assert "fused by rank it is 50% and 50%; fused by intent it is 40% and 45%" in found.because
     assert "as_retriever()" in found.do
 
 
-def test_labelled_queries_decide_between_evidence_and_rank() -> None:
+def test_labelled_queries_decide_between_intent_and_rank() -> None:
     mitigations = CLIP | {
         "rank": mitigation(0.5, 0.5, gain=0.9),
-        "evidence": mitigation(0.4, 0.4, gain=0.7),
+        "intent": mitigation(0.4, 0.4, gain=0.7),
     }
     found = recommendation(figures(mitigations, labelled=["text"]), "One index for each modality")
 
@@ -164,25 +164,24 @@ def test_labelled_queries_decide_between_evidence_and_rank() -> None:
     assert "two indexes, by rank 0.90 (0.88 to 0.92)" in found.because
 
 
-def test_without_labels_evidence_must_close_half_of_the_bias() -> None:
+def test_without_labels_intent_must_close_half_of_the_bias() -> None:
     swung = {
         "rank": mitigation(0.5, 0.5, bias_closed=1.0),
-        "evidence": mitigation(0, 0.1, bias_closed=0.1),
+        "intent": mitigation(0, 0.1, bias_closed=0.1),
     }
     found = recommendation(figures(CLIP | swung), "One index for each modality")
 
     assert found.title.endswith("fused by rank")
-    assert "fused by evidence it is 0% and 10%" in found.because
+    assert "fused by intent it is 0% and 10%" in found.because
 
 
-def test_where_evidence_fell_back_to_rank_it_says_so() -> None:
-    note = "no background of at least 50 scores"
-    mitigations = CLIP | {"evidence": mitigation(0.5, 0.5, bias_closed=1.0, note=note)}
+def test_where_the_fusion_fell_back_it_says_so() -> None:
+    note = "no background for: image"
+    mitigations = CLIP | {"intent": mitigation(0.5, 0.5, bias_closed=1.0, note=note)}
+
     found = recommendation(figures(mitigations), "One index for each modality")
 
-    assert found.title.endswith("fused by rank")
-    assert "no background of at least 50 scores" in found.because
-    assert "as_retriever()" in found.do  # which falls back by itself
+    assert note in found.because
 
 
 @pytest.mark.parametrize(("fused", "differs"), [(0.79, False), (0.9, True)])
@@ -190,7 +189,7 @@ def test_where_labelled_queries_find_no_difference_it_says_so(fused: float, diff
     mitigations = CLIP | {
         "stored": mitigation(1, 1, 0.85, gain=0.77),
         "rank": mitigation(0.5, 0.5, gain=0.7),
-        "evidence": mitigation(0.5, 0.5, gain=fused),
+        "intent": mitigation(0.5, 0.5, gain=fused),
     }
     found = recommendation(figures(mitigations, labelled=["text"]), "One index for each modality")
 
@@ -201,7 +200,7 @@ def test_one_index_where_labelled_queries_find_more_in_it() -> None:
     mitigations = CLIP | {
         "stored": mitigation(1, 1, 0.85, gain=0.9),
         "rank": mitigation(0.5, 0.5, gain=0.6),
-        "evidence": mitigation(0.5, 0.5, gain=0.7),
+        "intent": mitigation(0.5, 0.5, gain=0.7),
     }
     found = recommendation(figures(mitigations, labelled=["text"]), "One index serves")
 
@@ -229,7 +228,7 @@ def test_aligners_come_with_what_they_moved() -> None:
 
 
 def test_the_best_aligner_is_named_by_ndcg_where_queries_are_labelled() -> None:
-    gains = {"stored": 0.1, "offset": 0.8, "centred": 0.5, "linear": 0.6, "evidence": 0.9}
+    gains = {"stored": 0.1, "offset": 0.8, "centred": 0.5, "linear": 0.6, "intent": 0.9}
     mitigations = {
         name: replace(each, asked={"text": replace(each.asked["text"], ndcg=about(gains[name]))})
         for name, each in CLIP.items()
@@ -240,7 +239,7 @@ def test_the_best_aligner_is_named_by_ndcg_where_queries_are_labelled() -> None:
 
     assert "the offset" in found.title
     assert "OffsetAligner" in found.do
-    assert "two indexes, by evidence 0.90" in found.because
+    assert "two indexes, by intent 0.90" in found.because
 
 
 def test_where_no_aligner_closes_the_gap_it_says_so() -> None:
@@ -312,3 +311,16 @@ def test_another_model_where_the_gap_is_wider_than_the_clouds() -> None:
     assert "still 89% and 90%" in found.because
     narrow = figures(CLIP, gap=gap(0.4, 0.9))
     assert not [title for title in titles(narrow) if "model can change" in title]
+
+
+def test_a_sample_of_queries_where_the_legs_spread_by_subject() -> None:
+    def of(found: float | None, learnt: int = 0) -> list[str]:
+        given = figures(CLIP, learnt=learnt, range_of_spreads=found, labelled=["text"])
+        return [title for title in titles(given) if "quer" in title]
+
+    assert of(None) == []
+    assert of(1.5) == ["A sample of queries would bring little"]
+    assert of(40.5) == ["Let the index learn from a sample of queries"]
+    assert of(40.5, 300) == ["The index has learnt from 300 text queries"]
+    because = recommendation(figures(CLIP, range_of_spreads=40.51), "Let the index").because
+    assert "is 40.5 times that of another, or more (90th and 10th percentile of 250)" in because

@@ -96,7 +96,7 @@ def test_it_is_json(report: Report) -> None:
     content = json.loads(json.dumps(report.to_dict()))
 
     mitigations = content["figures"]["before_after"]["mitigations"]
-    assert list(mitigations) == ["stored", "offset", "centred", "rank", "evidence"]
+    assert list(mitigations) == ["stored", "offset", "centred", "rank", "intent"]
     assert "cloud" not in mitigations["stored"]
     assert report.figures.before_after.mitigations["stored"].cloud is not None
     assert content["recommendations"][0].keys() == {"title", "because", "do"}
@@ -240,7 +240,7 @@ def test_two_models_have_two_spaces(tmp_path: Path) -> None:
         found = run(index, *asked(*(by_text(i) for i in range(10)), by_image(11)))
 
     assert found.figures.gap is None
-    assert list(found.figures.before_after.mitigations) == ["rank", "evidence"]
+    assert list(found.figures.before_after.mitigations) == ["rank", "intent"]
     assert found.figures.before_after.queries == {"text": 10, "image": 1}
     assert "Two models: keep two indexes" in [
         recommendation.title for recommendation in found.recommendations
@@ -254,7 +254,7 @@ def test_vectors_that_are_aligned_already(tmp_path: Path) -> None:
     with build(tmp_path, [image(i) for i in range(N)], embed_model=Aligned(TEXTS, IMAGES)) as index:
         found = run(index)
 
-    assert list(found.figures.before_after.mitigations) == ["stored", "rank", "evidence"]
+    assert list(found.figures.before_after.mitigations) == ["stored", "rank", "intent"]
     assert any("own aligner has already moved" in note for note in found.notes)
 
 

@@ -307,7 +307,7 @@ def test_an_index_builds_its_aligned_model_again(
     with DualIndex(uri, embed_model=aligned) as index:
         index.insert_nodes(nodes)
         expected = [hit.node_id for hit in index.as_retriever().retrieve("rain")]
-        sample = index.collections()["image"].sample()
+        sample = index.collections()["image"].background("text").sample
 
     with DualIndex(uri) as again:
         assert again.embed_model.aligner == aligned.aligner
@@ -322,7 +322,10 @@ def test_an_aligner_is_fitted_on_an_index_by_its_samples(
     with DualIndex(str(tmp_path / "gap.db"), embed_model=clip) as index:
         index.insert_nodes(nodes)
         collections = index.collections()
-        aligner = OffsetAligner.fit(collections["text"].sample(), collections["image"].sample())
+        aligner = OffsetAligner.fit(
+            collections["text"].background("text").sample,
+            collections["image"].background("text").sample,
+        )
 
     expected = aligner_from_nodes(nodes, clip, OffsetAligner)
     np.testing.assert_allclose(aligner.offset, expected.offset, atol=1e-6)

@@ -270,7 +270,7 @@ def test_each_image_of_the_blog_finds_itself(blog: Corpus, blog_index: DualIndex
         (hit,) = retriever.retrieve(QueryBundle("", image_path=path))
         if hit.node.image_path != path:  # a tie: files that look the same to the model
             assert hit.scores["image_by_image"] == pytest.approx(1, abs=1e-5)
-        assert hit.score == pytest.approx(1, abs=1e-5)
+        assert hit.score == pytest.approx(1, abs=2e-5)  # nothing is taken off what it is itself
 
 
 def test_another_process_opens_it_by_its_path(

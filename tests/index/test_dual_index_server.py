@@ -265,6 +265,18 @@ def test_a_collection_for_image_queries_joins(
         assert (hit.node_id, hit.scores["image_by_image"]) == (noise_files[3], pytest.approx(1))
 
 
+def test_queries_are_learnt_by_every_process(index: DualIndex, milvus_url: str) -> None:
+    index.learn_queries([f"news of the {topic}, {n}" for topic in TOPICS for n in range(8)])
+    known = index.query_sample()
+
+    with DualIndex(milvus_url, "news") as again:
+        assert again.query_sample() == known
+        assert again.search("news of the bridge").fusion.sample_queries == known.texts == 40
+        again.forget_queries()
+    with DualIndex(milvus_url, "news") as again:
+        assert again.query_sample().texts == 0
+
+
 def test_clear_then_insert(index: DualIndex, nodes: list[TextNode], milvus_url: str) -> None:
     index.clear()
     assert index.count() == {"text": 0, "image": 0}

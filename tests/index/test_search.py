@@ -68,8 +68,8 @@ def test_a_search_says_how_it_was_done(index: DualIndex) -> None:
     assert isinstance(found, SearchResult)
     assert [document.rank for document in found] == [1, 2, 3]
     assert found.legs.keys() == {Leg("text", "text"), Leg("text", "image")}
-    assert (found.fusion.normalize, found.fusion.combine) == ("rank", "sum")
-    assert found.note.startswith("no background of at least 50 scores for: image")
+    assert (found.fusion.normalize, found.fusion.combine) == ("background", "intent")
+    assert found.note is None
     assert found.timings.keys() == {"embed", "search", "fuse", "complete"}
     assert (found.text, found.image, found.database) == ("a bicycle", None, index.uri)
     assert all(document.passages for document in found)
@@ -126,6 +126,7 @@ OPTIONS: list[tuple[str, Any]] = [
     ("image_similarity_top_k", 0),
     ("normalize", "rank"),
     ("weights", {"text": 0.5}),
+    ("hubs", False),
     ("min_probability", 0.2),
     ("group_by", "node"),
     ("passages_per_document", 0),
@@ -155,12 +156,10 @@ def test_every_pair_of_options_holds_and_says_the_truth(
     assert ("complete" in found.timings) == (
         asked.get("complete", True) and asked.get("group_by") != "node"
     )
-    # What is said of the fusion is what was done: no note where nothing fell back.
-    fell_back = "normalize" not in asked and any(
-        leg.target == "image" and summary.hits for leg, summary in found.legs.items()
-    )
-    assert (found.note is not None) == fell_back
-    assert (found.fusion.normalize == "rank") == (fell_back or "normalize" in asked)
+    assert found.note is None
+    assert (found.fusion.normalize == "rank") == ("normalize" in asked)
+    if "hubs" in asked:
+        assert not found.fusion.hubs
     for document in found:
         assert document.nodes
         if "group_by" not in asked:

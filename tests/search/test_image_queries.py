@@ -223,10 +223,12 @@ def test_its_background_is_its_own(tmp_path: Path) -> None:
     ) as index:
         nodes = [ImageNode(id_=name, image_path=f"/images/{name}") for name in names]
         index.insert_nodes([*nodes, BOATS[1]])
-        hits = index.as_retriever(similarity_top_k=0).retrieve(PHOTO)
+        hits = index.as_retriever(similarity_top_k=0, hubs=False).retrieve(PHOTO)
 
     background = [*(x for x, _ in crowd.values()), 0.9]
-    expected = fuse({"image_by_image": ScoredLeg(["0.png", "ferry"], [1.0, 0.9], background)})
+    expected = fuse(
+        {"image_by_image": ScoredLeg(["0.png", "ferry"], [1.0, 0.9], background, 61, [0, 60])}
+    )
     scores = {hit.node.ref_doc_id or hit.node_id: hit.score for hit in hits}
     assert {document.key: document.score for document in expected.documents} == pytest.approx(
         {key: scores[key] for key in ("0.png", "ferry")}, abs=0.01

@@ -1,9 +1,7 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +19,11 @@ from llama_index.core.schema import (
 )
 from llama_index.core.vector_stores import FilterCondition, MetadataFilter, MetadataFilters
 
-from llama_index_gap.gap.arrays import VectorArray
 from llama_index_gap.gap.calibrate import RelevanceCalibrator
 from llama_index_gap.index.dual_index import DualIndex
-from llama_index_gap.modality import CollectionName, Leg
+from llama_index_gap.modality import Leg
 from llama_index_gap.nodes import ScoredNode
-from llama_index_gap.results import LegSummary
-from llama_index_gap.search.legs import SearchedCollection
+from llama_index_gap.results import FusionUsed, LegSummary
 from llama_index_gap.search.retriever import DualIndexRetriever
 from llama_index_gap.store.collection import Collection
 from llama_index_gap.store.milvus import MilvusStore
@@ -127,6 +123,20 @@ def ids(hits: list[Any]) -> list[str]:
     return [hit.node_id for hit in hits]
 
 
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Every call to the database: method and collection."""
+    made: list[str] = []
+    call = Collection.call
+
+    def noting(of: Collection, method: str, **arguments: Any) -> Any:
+        made.append(f"{method} {of.name}")
+        return call(of, method, **arguments)
+
+    monkeypatch.setattr(Collection, "call", noting)
+    return made
+
+
 # --- the ranking --------------------------------------------------------------------------------
 
 
@@ -139,20 +149,15 @@ def test_the_readme_s_question(index: DualIndex) -> None:
     assert by_score[0].node.ref_doc_id != "B"
 
 
-def test_a_query_asks_each_leg_s_sample_once(index: DualIndex) -> None:
-    asked: list[str] = []
+def test_the_second_query_only_searches(index: DualIndex, calls: list[str]) -> None:
+    """What hits are compared with is drawn once."""
+    retriever = index.as_retriever()
+    retriever.retrieve("query")
+    calls.clear()
 
-    def counted(name: CollectionName, collection: SearchedCollection) -> SearchedCollection:
-        def sample() -> VectorArray | None:
-            asked.append(name)
-            return collection.sample()
+    retriever.retrieve("query")
 
-        return replace(collection, sample=sample)
-
-    collections = {name: counted(name, each) for name, each in index.collections().items()}
-    DualIndexRetriever(collections).retrieve("query")
-
-    assert sorted(asked) == ["image", "text"]
+    assert sorted(calls) == ["search gap_image", "search gap_text"]
 
 
 def test_a_document_s_best_text_and_image_come_together(small: DualIndex) -> None:
@@ -217,14 +222,12 @@ def test_filters_apply_to_both_sides(index: DualIndex) -> None:
     assert ids(index.as_retriever(filters=filters).retrieve("query")) == ["A-text", "A-image"]
 
 
-def test_too_few_to_sample_are_ranked_by_rank_and_it_is_said(
-    small: DualIndex, caplog: pytest.LogCaptureFixture
-) -> None:
-    with caplog.at_level(logging.INFO, "llama_index_gap.search.retriever"):
-        hits = small.as_retriever().retrieve("query")
+def test_two_documents_come_in_the_order_of_the_texts(small: DualIndex) -> None:
+    """With so few vectors nothing can be said of a score; the search does not fail."""
+    found = small.as_retriever().search("query")
 
-    assert hits[0].score == pytest.approx(1 / 61 + 1 / 62)
-    assert "all legs were fused by rank" in caplog.text
+    assert [document.key for document in found] == ["A", "B"]
+    assert found.fusion == FusionUsed("background", "intent")
 
 
 def test_complete_fetches_the_other_side_with_its_exact_score(index: DualIndex) -> None:
@@ -284,20 +287,13 @@ def test_a_document_is_never_without_nodes(recipe: DualIndex) -> None:
     assert of_compote(recipe, similarity_top_k=1, images_per_document=0) == ["p-image"]
 
 
-def test_completing_asks_each_collection_once(
-    recipe: DualIndex, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    calls: list[str] = []
-    call = Collection.call
-
-    def counting(of: Collection, method: str, **arguments: Any) -> Any:
-        calls.append(f"{method} {of.name}")
-        return call(of, method, **arguments)
-
+def test_completing_asks_each_collection_once(recipe: DualIndex, calls: list[str]) -> None:
     retriever = recipe.as_retriever(
         similarity_top_k=1, image_similarity_top_k=1, complete=True, normalize="none", combine="max"
     )
-    monkeypatch.setattr(Collection, "call", counting)
+    retriever.retrieve("query")  # draws what hubs are told by
+    calls.clear()
+
     retriever.retrieve("query")
 
     assert sorted(calls) == ["query gap_text", "search gap_image", "search gap_text"]
@@ -577,7 +573,8 @@ def test_an_empty_query_is_an_error(small: DualIndex) -> None:
         ({"similarity_top_k": -1}, "similarity_top_k=-1: must be at least 0"),
         ({"top_k": 0}, "top_k=0: must be at least 1"),
         ({"similarity_top_k": 0, "image_similarity_top_k": 0}, "are both 0"),
-        ({"normalize": "rank"}, "combine='evidence' turns z-scores"),
+        ({"normalize": "rank"}, "combine='intent' turns z-scores"),
+        ({"hubs": 2}, "hubs=2: must be True, False, or a number from 0 to 1"),
         ({"group_by": "chapter"}, "group_by='chapter': must be one of document, node"),
         ({"on_leg_error": "ignore"}, "must be one of raise, degrade"),
         ({"weights": {"sound": 1}}, "weights name 'sound'; the modalities are text, image"),
@@ -692,11 +689,11 @@ def test_nodes_found_are_not_changed_by_ranking(small: DualIndex) -> None:
 def test_samples_follow_what_is_written(tmp_path: Path) -> None:
     with DualIndex(str(tmp_path / "gap.db"), embed_model=Angles()) as index:
         index.insert_nodes(CROWD[:55])
-        assert index.collections()["text"].sample().shape == (55, D)
+        assert index.collections()["text"].background("text").sample.shape == (55, D)
         index.insert_nodes(CROWD[55:60])
-        assert index.collections()["text"].sample().shape == (60, D)
+        assert index.collections()["text"].background("text").sample.shape == (60, D)
         index.delete_nodes([node.node_id for node in CROWD[:20]])
-        assert index.collections()["text"].sample().shape == (40, D)
+        assert index.collections()["text"].background("text").sample.shape == (40, D)
 
 
 # --- for tools ----------------------------------------------------------------------------------

@@ -21,7 +21,12 @@ def render_page(result: SearchResult) -> str:
     Args:
         result: what to show. An image that cannot be opened leaves its reason in its place.
     """
-    evidence = [each.evidence or 0.0 for document in result for each in document.legs]
+    evidence = [
+        each.evidence for document in result for each in document.legs if each.evidence is not None
+    ]
+    # Bars begin at 0; log odds have no 0 that means anything, so theirs begin below the lowest.
+    most, least = max(evidence, default=0.0), min([0.0, *evidence])
+    least -= (most - least) / 10 if least else 0.0
 
     def content(node: BaseNode) -> str:
         return excerpt(node.get_content(MetadataMode.NONE), _LONGEST_TEXT)
@@ -29,7 +34,7 @@ def render_page(result: SearchResult) -> str:
     return render(
         "page",
         result=result,
-        most=max(evidence, default=0.0) or 1.0,
+        bar=lambda says: 0.0 if says is None else 100 * (says - least) / ((most - least) or 1.0),
         asked_with=thumbnail(result.image) if result.image else None,
         shown=[
             (

@@ -149,6 +149,20 @@ def test_bars_are_as_long_as_the_evidence() -> None:
     assert "cosine 0.200, not among this leg's top hits: adds nothing" in page
 
 
+def test_log_odds_may_be_below_0_and_hubs_are_said() -> None:
+    scores = {
+        **{"text": 0.7, "text_hub": 0.05, "text_evidence": 1.0, "text_sigma": 3.0},
+        **{"image": 0.3, "image_evidence": -4.0, "image_sigma": 1.0},
+    }
+    used = FusionUsed("background", "intent", hubs={"text": 0.5})
+    page = render_page(result(found(text(), **scores), fusion=used))
+
+    assert re.findall(r'<rect class="(?:text|image)" width="([\d.]+)"', page) == ["100.0", "9.1"]
+    assert "cosine 0.700 − 0.050 for its hub, +3.0 σ" in page
+    assert "A bar is log odds" in page
+    assert "near to every query" in page
+
+
 def test_all_passages_are_shown() -> None:
     page = render_page(
         result(found(text("the first"), text("the second"), image("/no.png", "cap")))
@@ -175,6 +189,6 @@ def test_a_ranking_by_place_says_so_and_shows_no_sigma() -> None:
     by_place = FusionUsed("rank", "sum", "too few to sample")
     page = render_page(result(found(text(), score=0.0325), fusion=by_place))
 
-    assert "fused by rank: too few to sample" in page
+    assert "There was too few to sample." in page
     assert "0.0325" in page
     assert "σ" not in page

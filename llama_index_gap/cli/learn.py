@@ -1,0 +1,60 @@
+"""llama-gap learn: an index learns what its queries look like."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llama_index_gap.cli import options, terminal
+from llama_index_gap.text import visible
+
+
+def learn(
+    queries: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="QUERIES",
+            help="A text file with a query on each line, or a .jsonl file with an object on each "
+            'line: {"text": …}, {"image_path": …}, or both; images lie relative to the file.',
+        ),
+    ] = None,
+    *,
+    db: options.Database = "gap.db",
+    name: options.Name = "gap",
+    forget: Annotated[
+        bool, typer.Option("--forget", help="Forget the queries that were learnt.")
+    ] = False,
+    as_json: options.AsJson = False,
+    all_skipped: options.AllSkipped = False,
+) -> None:
+    """Learn from 100 to 300 unlabelled queries, so that each search finds more.
+
+    Take them from a log, or from a development set: never those that are judged later.
+    Only their vectors are kept, in place of earlier ones of the same modality.
+    """
+    from llama_index_gap.evaluation.datasets import read_unlabelled
+
+    if forget == (queries is not None):
+        raise typer.BadParameter("pass a file of queries, or --forget", param_hint="QUERIES")
+    given = [] if queries is None else read_unlabelled(queries)
+    with options.open_index(db, name) as index:
+        if queries is None:
+            index.forget_queries()
+            terminal.stdout.print(f"{name} has forgotten its queries", markup=False)
+            return
+        report = index.learn_queries(given)
+        sample = index.query_sample()
+    if as_json:
+        skipped = [{"source": each.source, "reason": each.reason} for each in report.skipped]
+        terminal.print_json({**vars(report), "skipped": skipped})
+        return
+    terminal.stdout.print(visible(report.summary().capitalize()), markup=False)
+    terminal.print_skipped(report.skipped, all_skipped)
+    terminal.stdout.print(
+        f"Each search of {name} now compares its scores with those of {sample}, in every process "
+        "that opens it from now on. 'llama-gap evaluate' says what that brings on judged queries.",
+        style="dim",
+        markup=False,
+    )

@@ -1,0 +1,224 @@
+"""Queries to learn from, as they are given: sorted, drawn and embedded."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from io import BytesIO
+from pathlib import Path
+from typing import Any, TypeAlias, cast
+
+import numpy as np
+from llama_index.core.base.embeddings.base import BaseEmbedding
+from llama_index.core.embeddings import MultiModalEmbedding
+from llama_index.core.schema import QueryBundle
+from PIL import Image
+
+from llama_index_gap.embedding import DualEncoderEmbedding
+from llama_index_gap.errors import EXPECTED_ERRORS, InvalidValueError
+from llama_index_gap.files import FileError, open_file
+from llama_index_gap.gap.arrays import VectorArray, unit_rows
+from llama_index_gap.images.opening import ImageSource, data_uri, describe
+from llama_index_gap.modality import PLURAL, Modality
+from llama_index_gap.readers.records import Skipped
+from llama_index_gap.threads import stop_if_given_up
+
+FEWEST_QUERIES = 30
+"""With fewer queries of a modality, their mean spread is a matter of chance."""
+MOST_QUERIES = 300
+"""Queries of a modality that are kept; more bring nothing that could be measured."""
+
+_LONGEST_NAME = 250  # of a file, nearly everywhere
+
+UnlabelledQuery: TypeAlias = ImageSource | QueryBundle
+"""A query to learn from: a ``str`` is a text; a path, bytes or an image is an image."""
+
+
+@dataclass
+class LearntQueries:
+    """What ``learn_queries`` has learnt from, and what not.
+
+    Attributes:
+        texts: text queries that were kept; 0 where none were given, and earlier ones stay.
+        images: image queries that were kept, likewise.
+        duplicates: how many came again.
+        left_out: how many were not drawn, because there were more than 300 of a modality.
+        skipped: what could not be embedded, with its reason.
+    """
+
+    texts: int = 0
+    images: int = 0
+    duplicates: int = 0
+    left_out: int = 0
+    skipped: list[Skipped] = field(default_factory=list)
+
+    def summary(self) -> str:
+        """The counts in one line."""
+        drawn = f", {self.left_out:,} left out by chance" if self.left_out else ""
+        return (
+            f"learnt from {self.texts:,} text queries and {self.images:,} image queries; "
+            f"{self.duplicates:,} duplicates{drawn}, {len(self.skipped):,} skipped"
+        )
+
+
+def sort_queries(
+    queries: Iterable[UnlabelledQuery], report: LearntQueries
+) -> dict[Modality, list[tuple[str, Any]]]:
+    """Texts and images apart, each with where it was given; texts once, blank ones left out.
+
+    Args:
+        queries: as for ``DualIndex.learn_queries``.
+        report: is told what was left out.
+
+    Raises:
+        ValueError: one of them is no query.
+    """
+    if isinstance(queries, str | bytes | QueryBundle):
+        raise InvalidValueError(f"queries={queries!r:.60}: must be a list of queries, not one")
+    texts: dict[str, str] = {}
+    images: list[tuple[str, Any]] = []
+    for number, query in enumerate(queries, start=1):
+        where = f"query {number:,}"
+        text, image = "", cast(Any, query)
+        if isinstance(query, str):
+            text, image = query, None
+        elif isinstance(query, QueryBundle):
+            text, image = query.query_str or "", query.image_path
+        if image is not None and describe(image) == f"<{type(image).__name__}>":
+            raise InvalidValueError(
+                f"{where} is of type {type(image).__name__}: must be a text (str), an image (a "
+                "Path, bytes, an open image, a node), or a QueryBundle"
+            )
+        text = text.strip()
+        if image is None and _is_image_file(text):
+            raise InvalidValueError(
+                f"{where}, {text[:60]!r}, is an image and no text: pass a Path, or a QueryBundle "
+                "with image_path (in a .jsonl file image_path, too)"
+            )
+        if text in texts:
+            report.duplicates += 1
+        elif text:
+            texts[text] = where
+        elif image is None:
+            report.skipped.append(Skipped(where, "it is blank"))
+        if image is not None:
+            images.append((where, image))
+    return {"text": [(where, text) for text, where in texts.items()], "image": images}
+
+
+def _is_image_file(text: str) -> bool:
+    if text.startswith("data:image/"):
+        return True
+    suffix = Path(text).suffix.lower() if len(text) < _LONGEST_NAME else ""
+    return suffix in Image.registered_extensions() and Path(text).is_file()
+
+
+def _image(source: ImageSource) -> tuple[str, str]:
+    """An image as a query holds one, a path or a data URI; and a digest of its content."""
+    if isinstance(source, Image.Image):
+        buffer = BytesIO()
+        source.save(buffer, "PNG")
+        uri = f"data:;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+        return uri, _digest(buffer.getvalue())
+    if not isinstance(source, str | Path):
+        uri = data_uri(source)
+        return uri, _digest(base64.b64decode(uri.partition(",")[2]))
+    try:
+        with open_file(Path(source)) as file:
+            return str(source), _digest(file.read())
+    except FileError:  # whatever else a query may name: the model opens it, or says why not
+        return str(source), str(source)
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _vectors(
+    model: BaseEmbedding, modality: Modality, queries: list[str]
+) -> list[VectorArray | Exception]:
+    """Embed queries as a search does: vectors of length 1, or why there is none, for each."""
+    try:
+        if modality == "image":
+            found = cast(MultiModalEmbedding, model).get_image_embedding_batch(list(queries))
+        elif isinstance(model, DualEncoderEmbedding):
+            found = model.get_query_embedding_batch(queries)
+        else:
+            found = [model.get_agg_embedding_from_queries([query]) for query in queries]
+    except EXPECTED_ERRORS as error:
+        if len(queries) == 1:
+            return [error]
+        return [each for query in queries for each in _vectors(model, modality, [query])]
+    rows = [np.asarray(each, dtype=np.float32) for each in found]
+    return [
+        unit_rows(row)
+        if np.isfinite(row).all() and row.any()
+        else InvalidValueError("its embedding has no direction")
+        for row in rows
+    ]
+
+
+def embed_sample(
+    modality: Modality,
+    candidates: Sequence[tuple[str, Any]],
+    models: Sequence[BaseEmbedding],
+    report: LearntQueries,
+) -> list[VectorArray]:
+    """Embed at most 300 queries, drawn at random, by each model.
+
+    Args:
+        modality: of the queries.
+        candidates: for each, where it was given, and what it is; as ``sort_queries`` gives them.
+        models: m models.
+        report: is told what was left out.
+
+    Returns:
+        m arrays of vectors of length 1, shape (q, d), of the same queries.
+
+    Raises:
+        ValueError: fewer than 30 queries could be embedded.
+    """
+    waiting = deque(candidates)
+    if len(waiting) > MOST_QUERIES:
+        order = np.random.default_rng(0).permutation(len(waiting))
+        waiting = deque(candidates[place] for place in order.tolist())
+    seen: set[str] = set()
+    kept: list[list[VectorArray]] = []
+    at_once = min(model.embed_batch_size for model in models)
+    while waiting and len(kept) < MOST_QUERIES:
+        stop_if_given_up()
+        batch: list[tuple[str, str]] = []
+        while waiting and len(batch) < min(at_once, MOST_QUERIES - len(kept)):
+            where, query = waiting.popleft()
+            if modality == "image":
+                try:
+                    query, content = _image(query)
+                except EXPECTED_ERRORS as error:
+                    report.skipped.append(Skipped(where, str(error)))
+                    continue
+                if content in seen:
+                    report.duplicates += 1
+                    continue
+                seen.add(content)
+            batch.append((where, query))
+        asked = [query for _, query in batch]
+        by_model = [_vectors(model, modality, asked) for model in models]
+        for (where, _), *rows in zip(batch, *by_model, strict=True):
+            embedded = [row for row in rows if not isinstance(row, Exception)]
+            if len(embedded) == len(models):
+                kept.append(embedded)
+            else:
+                why = next(row for row in rows if isinstance(row, Exception))
+                report.skipped.append(Skipped(where, str(why)))
+    report.left_out += len(waiting)
+    if len(kept) < FEWEST_QUERIES:
+        why_skipped = f", the first because {report.skipped[0].reason}" if report.skipped else ""
+        raise InvalidValueError(
+            f"{len(kept):,} {modality} queries to learn from ({report.duplicates:,} duplicates and "
+            f"{len(report.skipped):,} skipped{why_skipped}): it takes at least {FEWEST_QUERIES} of "
+            f"a modality; pass more of them, or no {PLURAL[modality]}"
+        )
+    return [np.array(rows, dtype=np.float32) for rows in zip(*kept, strict=True)]

@@ -1,0 +1,160 @@
+"""The default first stage over corpora that are not as the studies have them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from llama_index.core.embeddings import MultiModalEmbedding
+from llama_index.core.schema import ImageNode, NodeRelationship, RelatedNodeInfo, TextNode
+from llama_index.core.vector_stores import MetadataFilter, MetadataFilters
+
+from llama_index_gap.index.dual_index import DualIndex
+
+D = 32
+
+
+class Seeded(MultiModalEmbedding):
+    """Each name has a direction of its own; what is written after ``like`` shares it in part."""
+
+    model_name: str = "seeded"
+    lean: float = 0.0
+
+    def _vector(self, name: str) -> list[float]:
+        own, _, like = name.partition(" like ")
+        rng = np.random.default_rng(list(own.encode()))
+        vector = rng.normal(size=D) / np.sqrt(D)
+        if like:
+            vector = 0.6 * vector + 0.8 * np.array(self._vector(like))
+        elif self.lean:  # to one side, some of them far: those are hubs
+            vector[0] += self.lean * rng.uniform()
+        return (vector / np.linalg.norm(vector)).tolist()
+
+    def _get_text_embedding(self, text: str) -> list[float]:
+        return self._vector(text)
+
+    def _get_query_embedding(self, query: str) -> list[float]:
+        return self._vector(query)
+
+    async def _aget_query_embedding(self, query: str) -> list[float]:
+        return self._vector(query)
+
+    def _get_image_embedding(self, img_file_path: Any) -> list[float]:
+        return self._vector(Path(img_file_path).name)
+
+    async def _aget_image_embedding(self, img_file_path: Any) -> list[float]:
+        return self._get_image_embedding(img_file_path)
+
+
+class Constant(Seeded):
+    """Knows nothing: every image and every query has the same vector."""
+
+    model_name: str = "constant"
+
+    def _vector(self, name: str) -> list[float]:
+        return [1.0] + [0.0] * (D - 1)
+
+
+def text(key: str, words: str = "", **metadata: Any) -> TextNode:
+    return TextNode(
+        id_=f"{key}#text",
+        text=words or f"text {key}",
+        relationships={NodeRelationship.SOURCE: RelatedNodeInfo(node_id=key)},
+        metadata=metadata,
+        excluded_embed_metadata_keys=list(metadata),
+    )
+
+
+def image(key: str, name: str = "", **metadata: Any) -> ImageNode:
+    return ImageNode(
+        id_=f"{key}#image",
+        image_path=f"/images/{name or f'image {key}'}",
+        relationships={NodeRelationship.SOURCE: RelatedNodeInfo(node_id=key)},
+        metadata=metadata,
+    )
+
+
+def made(uri: Path, nodes: list[Any], *models: MultiModalEmbedding) -> DualIndex:
+    index = DualIndex(str(uri), "gap", *(models or (Seeded(),)))
+    index.insert_nodes(nodes)
+    return index
+
+
+def first(index: DualIndex, query: str, **settings: Any) -> str:
+    return index.search(query, **settings)[0].key
+
+
+@pytest.mark.parametrize(("texts", "images"), [(15, 4), (30, 6), (120, 40), (400, 40)])
+def test_a_few_images_do_not_come_before_the_right_text(
+    texts: int, images: int, tmp_path: Path
+) -> None:
+    """By rank, any of them would: each image of four has a good place."""
+    nodes = [text(str(i)) for i in range(texts)] + [image(str(i)) for i in range(images)]
+    with made(tmp_path / "gap.db", nodes) as index:
+        for i in range(images, images + 5):
+            assert first(index, f"asked {i} like text {i}") == str(i)
+        for i in range(3):
+            assert first(index, f"asked {i} like image {i}") == str(i)
+
+
+def test_an_image_leg_that_knows_nothing_changes_no_order(tmp_path: Path) -> None:
+    """No space in common: all images lie in one place for the other model."""
+    nodes = [text(str(i)) for i in range(60)] + [image(str(i)) for i in range(60)]
+    with made(tmp_path / "gap.db", nodes, Seeded(), Constant()) as index:
+        found = index.search("asked like text 7", top_k=5)
+        alone = index.search("asked like text 7", top_k=5, image_similarity_top_k=0)
+
+    assert [document.key for document in found] == [document.key for document in alone]
+    assert found[0].key == "7"
+    assert "image" not in found.fusion.hubs
+
+
+def test_all_texts_alike(tmp_path: Path) -> None:
+    nodes = [text(str(i), "the same words") for i in range(60)]
+    with made(tmp_path / "gap.db", [*nodes, *(image(str(i)) for i in range(60))]) as index:
+        assert first(index, "asked like image 7") == "7"
+        assert len(index.search("the same words", top_k=10)) == 10
+
+
+def test_a_text_that_lies_there_forty_times_is_no_hub(tmp_path: Path) -> None:
+    """Copies lie near each other, but not near the queries: they are found when asked for."""
+    copies = [text(f"copy {i}", "boilerplate") for i in range(40)]
+    nodes = [*copies, *(text(str(i)) for i in range(60))]
+    with made(tmp_path / "gap.db", nodes) as index:
+        assert first(index, "asked like boilerplate").startswith("copy")
+        assert first(index, "asked like text 7") == "7"
+
+
+def test_a_filter_leaves_the_background_as_it_is(tmp_path: Path) -> None:
+    nodes = [text(str(i), kind="rare" if i < 3 else "common") for i in range(100)]
+    nodes += [image(str(i), kind="rare" if i < 3 else "common") for i in range(100)]
+    rare = MetadataFilters(filters=[MetadataFilter(key="kind", value="rare")])
+    with made(tmp_path / "gap.db", nodes) as index:
+        found = index.search("asked like text 2", filters=rare)
+        nothing = MetadataFilters(filters=[MetadataFilter(key="kind", value="none")])
+        assert len(index.search("asked", filters=nothing)) == 0
+
+    assert found[0].key == "2"
+    assert {document.key for document in found} <= {"0", "1", "2"}
+
+
+def test_hubs_are_found_taken_off_and_said(tmp_path: Path) -> None:
+    nodes = [text(str(i)) for i in range(200)]
+    with made(tmp_path / "gap.db", nodes, Seeded(lean=3.0)) as index:
+        corrected = index.search("text 7 again", top_k=3)
+        half = index.search("text 7 again", top_k=3, hubs=0.3)
+        plain = index.search("text 7 again", top_k=3, hubs=False)
+
+    assert 0.4 < corrected.fusion.hubs["text"] <= 0.6
+    assert half.fusion.hubs["text"] == pytest.approx(corrected.fusion.hubs["text"] / 2)
+    assert plain.fusion.hubs == {}
+    assert corrected[0].scores["text_hub"] > 0
+    assert "text_hub" not in plain[0].scores
+
+
+def test_what_the_query_is_itself_comes_first_however_much_of_a_hub(tmp_path: Path) -> None:
+    nodes = [text(str(i)) for i in range(200)]
+    with made(tmp_path / "gap.db", nodes, Seeded(lean=3.0)) as index:
+        assert [first(index, f"text {i}") for i in range(20)] == [str(i) for i in range(20)]
