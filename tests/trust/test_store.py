@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from gate import Gate
-from index_nodes import labelled, of_document
+from index_nodes import as_base64, labelled, of_document
 from llama_index.core.embeddings import MockEmbedding
 from llama_index.core.llms import MockLLM
 from llama_index.core.schema import ImageNode, MetadataMode, Node, TextNode
@@ -320,6 +320,26 @@ def test_rows_that_a_killed_process_was_flushing_are_there_once(tmp_path: Path) 
     with MilvusStore(uri=path, collection_name="nodes") as store:
         assert store.count() == 2
         assert sorted(store.query(QUERY).ids or []) == ["a", "b"]
+
+
+def test_a_deletion_that_was_killed_before_its_images_went_is_completed(
+    uri: str, clip: DualEncoderEmbedding, noise_files: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It had deleted the rows, so that the second one finds none."""
+    image = ImageNode(id_="i", image=as_base64(noise_files[0]), relationships=of_document("d"))
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with DualIndex(uri, embed_model=clip) as index:
+        index.insert_nodes([image])
+        kept = Path(str(getattr(index.get_nodes(["i"])[0], "image_path", None)))
+        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+            patched.setattr(ImageStorage, "tidy", killed)
+            index.delete_ref_doc("d")
+        assert kept.exists()
+        index.delete_ref_doc("d")
+        assert not [file for file in kept.parent.rglob("*") if file.suffix == ".png"]
 
 
 # --- files that are written whole ----------------------------------------------------------------
