@@ -304,7 +304,10 @@ class Collection:
             check_bytes(value, _MOST_PROPERTY_BYTES, f"property {key!r}", "keep it in a file")
         if properties:
             prefixed = {_PROPERTY_PREFIX + key: value for key, value in properties.items()}
-            self.call("alter_collection_properties", properties=prefixed)
+            # Milvus 2.3.5 keeps on disk what was there before the last change: a server that is
+            # killed forgets that one. So it is made twice.
+            for _ in range(1 if self.connection.lite else 2):
+                self.call("alter_collection_properties", properties=prefixed)
 
     def find_ids(self, expression: str) -> list[str]:
         """The ids of all rows that fit a filter, an empty one included."""

@@ -48,7 +48,14 @@ def why_no_server() -> str | None:
 
 @contextmanager
 def milvus_server(folder: Path) -> Iterator[str]:
-    """Run a standalone server while the block runs.
+    """Run a standalone server while the block runs, and give its address."""
+    with milvus_process(folder) as (address, _):
+        yield address
+
+
+@contextmanager
+def milvus_process(folder: Path) -> Iterator[tuple[str, Any]]:
+    """Run a standalone server while the block runs, unless the block kills it.
 
     Its components speak to each other over the loopback interface, but Milvus 2.3 has no setting
     to keep their ports from being open on the others: behind a firewall only.
@@ -57,7 +64,7 @@ def milvus_server(folder: Path) -> Iterator[str]:
         folder: where it keeps its data and logs.
 
     Yields:
-        Its address.
+        Its address, and the server, whose process is ``server_proc``.
 
     Raises:
         RuntimeError: it does not start.
@@ -78,7 +85,7 @@ def milvus_server(folder: Path) -> Iterator[str]:
         if server.listen_port != port:
             raise RuntimeError(f"port {port} was taken meanwhile; run the tests again")
         _wait(server, folder)
-        yield f"http://127.0.0.1:{port}"
+        yield f"http://127.0.0.1:{port}", server
     finally:
         server.stop()  # by its process id; its data goes with the folder
 

@@ -1,0 +1,301 @@
+"""Whether an index is whole again after what wrote it was killed, and it was run once more.
+
+    python benchmarks/faults.py [--kills 20] [--documents 200] [--seed 0] [--server]
+
+A process indexes documents, or deletes half of those of an index, on Milvus Lite, and is killed (kill
+-9) at a random moment from its start to its end. Then the same is run again, and ids, nodes, vectors
+and images are compared with those of a run that nobody disturbed. With ``--server`` a Milvus server
+(2.3.5) is started, killed in the middle of a write and started again, three times. Each document has
+a text and an image, which every tenth one shares with the one before. Exits with 1 if anything
+differs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import hashlib
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from io import BytesIO
+from multiprocessing.connection import Connection as Pipe
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from llama_index.core.embeddings import MultiModalEmbedding
+from llama_index.core.schema import ImageNode, NodeRelationship, RelatedNodeInfo, TextNode
+from PIL import Image
+
+from llama_index_gap import DualIndex, StoreError
+
+sys.path.append(str(Path(__file__).parents[1] / "tests" / "support"))
+
+DIMENSIONS, SERVER_KILLS, PATIENCE = 64, 3, 300
+COLUMNS = ("lost rows", "foreign rows", "wrong nodes", "wrong vectors", "lost images", "left over")
+# Children are forked from this process, which has imported everything and never opens a database:
+# a client does not survive a fork.
+processes = multiprocessing.get_context("fork")
+
+
+class Free(MultiModalEmbedding):
+    """A direction for each text, and for each image by its file's content; costs nothing."""
+
+    model_name: str = "free"
+    embed_batch_size: int = 4
+
+    def _direction(self, content: bytes) -> list[float]:
+        seed = list(hashlib.sha256(content).digest())
+        return [float(x) for x in np.random.default_rng(seed).normal(size=DIMENSIONS)]
+
+    def _get_text_embedding(self, text: str) -> list[float]:
+        return self._direction(text.encode())
+
+    def _get_image_embedding(self, img_file_path: Any) -> list[float]:
+        return self._direction(Path(str(img_file_path)).read_bytes())
+
+    _get_query_embedding = _get_text_embedding
+
+    async def _aget_query_embedding(self, query: str) -> list[float]:
+        return self._get_text_embedding(query)
+
+    async def _aget_image_embedding(self, img_file_path: Any) -> list[float]:
+        return self._get_image_embedding(img_file_path)
+
+
+def corpus(documents: int) -> list[TextNode]:
+    nodes: list[TextNode] = []
+    for number in range(documents):
+        source = {NodeRelationship.SOURCE: RelatedNodeInfo(node_id=f"d{number}")}
+        file, shown = BytesIO(), number - 1 if number % 10 == 9 else number
+        Image.new("RGB", (8, 8), (shown % 256, shown // 256, 7)).save(file, "png")
+        pixels = base64.b64encode(file.getvalue()).decode()
+        nodes += [
+            TextNode(id_=f"d{number}#text", text=f"article {number}", relationships=source),
+            ImageNode(
+                id_=f"d{number}#image",
+                text=f"caption {number}",
+                image=pixels,
+                relationships=source,
+            ),
+        ]
+    return nodes
+
+
+# --- in children ---------------------------------------------------------------------------------
+
+
+def opened(uri: str, storage: Path) -> DualIndex:
+    return DualIndex(uri, embed_model=Free(), storage_dir=storage, timeout=10)
+
+
+def do(operation: str, index: DualIndex, documents: int) -> None:
+    if operation == "index":
+        index.insert_nodes(corpus(documents))
+    else:
+        for number in range(0, documents, 2):
+            index.delete_ref_doc(f"d{number}")
+
+
+def run(answer: Pipe, operation: str, documents: int, uri: str, storage: Path) -> None:
+    """Do it; says when it begins, and how it ended."""
+    answer.send("begun")
+    try:
+        with opened(uri, storage) as index:
+            do(operation, index, documents)
+    except StoreError as error:  # of a server that was killed
+        answer.send(str(error))
+    else:
+        answer.send("done")
+
+
+def run_again(answer: Pipe, operation: str, documents: int, uri: str, storage: Path) -> None:
+    """Count what is there, do it, and tell what there is then."""
+    with opened(uri, storage) as index:
+        before = sum(index.count().values())
+        do(operation, index, documents)
+        answer.send((before, contents(index, storage)))
+
+
+def contents(index: DualIndex, storage: Path) -> dict[str, dict[str, str]]:
+    """Hashes of nodes, vectors and images, by what names them."""
+    found: dict[str, dict[str, str]] = {"nodes": {}, "vectors": {}, "images": {}, "records": {}}
+    for name, collection in index.collections().items():
+        nodes = collection.store.get_nodes()
+        vectors = collection.store.get_vectors([node.node_id for node in nodes])
+        for node in nodes:
+            told = node.to_dict()
+            if told.get("image_path"):
+                told["image_path"] = Path(told["image_path"]).name
+            key = f"{name} {node.node_id}"
+            found["nodes"][key] = digest(json.dumps(told, sort_keys=True).encode())
+            found["vectors"][key] = digest(vectors[node.node_id].tobytes())
+    for file in storage.rglob("*"):
+        if file.is_file():
+            folder = file.parent.relative_to(storage).parts
+            # Other files are named by the index' id, which is drawn: of these the number counts.
+            if not folder and file.suffix == ".png":
+                found["images"][file.name] = digest(file.read_bytes())
+            elif file.name != ".lock":
+                kind = folder[0] if folder else file.suffix
+                found["records"][kind] = str(int(found["records"].get(kind, 0)) + 1)
+    return found
+
+
+def digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+# --- in the parent -------------------------------------------------------------------------------
+
+
+def start(work: Callable[..., None], *arguments: Any) -> tuple[Any, Pipe]:
+    answer, told = processes.Pipe(duplex=False)
+    child = processes.Process(target=work, args=(told, *arguments))
+    child.start()
+    told.close()
+    return child, answer
+
+
+def result(child: Any, answer: Pipe) -> Any:
+    if not answer.poll(PATIENCE):
+        child.kill()
+        raise TimeoutError(f"no answer in {PATIENCE} s")
+    found = answer.recv()
+    child.join()
+    return found
+
+
+def disturbed(seconds: float, kill: Callable[[Any], None], *arguments: Any) -> str:
+    """Run it, and kill something after so many seconds; says how it ended."""
+    child, answer = start(run, *arguments)
+    assert answer.poll(PATIENCE) and answer.recv() == "begun"
+    time.sleep(seconds)
+    kill(child)
+    child.join(PATIENCE)
+    try:
+        return str(answer.recv())
+    except EOFError:
+        return "killed"
+
+
+def compared(found: dict[str, dict[str, str]], right: dict[str, dict[str, str]]) -> dict[str, int]:
+    both = found["nodes"].keys() & right["nodes"].keys()
+    records = found["records"].keys() | right["records"].keys()
+    return {
+        "lost rows": len(right["nodes"].keys() - both),
+        "foreign rows": len(found["nodes"].keys() - both),
+        "wrong nodes": sum(found["nodes"][key] != right["nodes"][key] for key in both),
+        "wrong vectors": sum(found["vectors"][key] != right["vectors"][key] for key in both),
+        "lost images": len(right["images"].items() - found["images"].items()),
+        "left over": len(found["images"].items() - right["images"].items())
+        + sum(
+            abs(int(found["records"].get(kind, 0)) - int(right["records"].get(kind, 0)))
+            for kind in records
+        ),
+    }
+
+
+def show(operation: str, moment: float, ended: str, rows: int, faults: dict[str, int]) -> None:
+    cells = [f"{faults[column]:>{len(column)}}" for column in COLUMNS]
+    end = "killed" if ended == "killed" else "was done" if ended == "done" else "failed"
+    print(f"{operation:<16}{moment:>8.2f} s {end:<9}{rows:>13,}  {'  '.join(cells)}", flush=True)
+
+
+def on_lite(operation: str, kills: int, documents: int, rng: random.Random, work: Path) -> int:
+    """Kill the writing process; returns how much differs."""
+    uri, storage = str(work / "gap.db"), work / "images"
+    before = work / f"before {operation}"
+
+    def restore() -> None:
+        for path in (Path(uri), storage):
+            shutil.rmtree(path, ignore_errors=True)
+            if (before / path.name).exists():
+                shutil.copytree(before / path.name, path)
+
+    before.mkdir()
+    restore()
+    if operation == "delete":
+        result(*start(run_again, "index", documents, uri, storage))
+        for path in (Path(uri), storage):
+            shutil.copytree(path, before / path.name)
+    started = time.monotonic()
+    start(run, operation, documents, uri, storage)[0].join()
+    longest = time.monotonic() - started
+    _, right = result(*start(run_again, operation, documents, uri, storage))
+    wrong = 0
+    for _ in range(kills):
+        restore()
+        moment = rng.uniform(0, longest)
+        arguments = (operation, documents, uri, storage)
+        ended = disturbed(moment, lambda child: os.kill(child.pid, signal.SIGKILL), *arguments)
+        rows, found = result(*start(run_again, *arguments))
+        faults = compared(found, right)
+        show(operation, moment, ended, rows, faults)
+        wrong += sum(faults.values())
+    return wrong
+
+
+def on_server(documents: int, rng: random.Random, work: Path) -> int:
+    """Kill the server in the middle of a write; returns how much differs."""
+    from milvus_server import milvus_process, why_no_server
+
+    if reason := why_no_server():
+        raise SystemExit(reason)
+    wrong, longest = 0, 0.0
+    right: dict[str, dict[str, str]] = {}
+    for number in range(SERVER_KILLS + 1):
+        folder, storage = work / f"server {number}", work / f"server {number} images"
+        folder.mkdir()
+        with milvus_process(folder) as (url, server):
+            start(run, "delete", 0, url, storage)[0].join()  # makes the collections
+            arguments = ("index", documents, url, storage)
+            if not number:
+                started = time.monotonic()
+                start(run, *arguments)[0].join()
+                longest = time.monotonic() - started
+                _, right = result(*start(run_again, *arguments))
+                continue
+            moment = rng.uniform(0.3 * longest, longest)
+            kill = partial(lambda process, _: process.kill(), server.server_proc)
+            ended = disturbed(moment, kill, *arguments)
+        with milvus_process(folder) as (url, _):
+            rows, found = result(*start(run_again, "index", documents, url, storage))
+        faults = compared(found, right)
+        show("index, server", moment, ended, rows, faults)
+        wrong += sum(faults.values())
+    return wrong
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=20, help="of each operation on Milvus Lite")
+    parser.add_argument("--documents", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--server", action="store_true", help="a server too, which is killed")
+    options = parser.parse_args()
+    rng, started = random.Random(options.seed), time.monotonic()
+    print(f"{'':<16}{'killed at':>10} {'the run':<9}{'rows at kill':>13}  {'  '.join(COLUMNS)}")
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["XDG_DATA_HOME"] = folder  # where an index notes the folders of its images
+        work = Path(folder)
+        wrong = 0
+        for operation in ("index", "delete"):
+            wrong += on_lite(operation, options.kills, options.documents, rng, work)
+        if options.server:
+            wrong += on_server(options.documents, rng, work)
+    print(f"{wrong} differences, in {time.monotonic() - started:.0f} s")
+    sys.exit(1 if wrong else 0)
+
+
+if __name__ == "__main__":
+    main()
