@@ -2,12 +2,12 @@
 
     python benchmarks/faults.py [--kills 20] [--documents 200] [--seed 0] [--server]
 
-A process indexes documents, or deletes half of those of an index, on Milvus Lite, and is killed (kill
--9) at a random moment from its start to its end. Then the same is run again, and ids, nodes, vectors
-and images are compared with those of a run that nobody disturbed. With ``--server`` a Milvus server
-(2.3.5) is started, killed in the middle of a write and started again, three times. Each document has
-a text and an image, which every tenth one shares with the one before. Exits with 1 if anything
-differs.
+A process indexes documents, or deletes half of those of an index, on Milvus Lite, and is killed
+(kill -9) at a random moment from its start to its end. Then the same is run again, and ids, nodes,
+vectors and images are compared with those of a run that nobody disturbed. With ``--server`` a
+Milvus server (2.3.5) is started, killed in the middle of a write and started again, three times.
+Each document has a text and an image, which every tenth one shares with the one before. Exits with
+1 if anything differs.
 """
 
 from __future__ import annotations
@@ -127,11 +127,13 @@ def run_again(answer: Pipe, operation: str, documents: int, uri: str, storage: P
 
 
 def contents(index: DualIndex, storage: Path) -> dict[str, dict[str, str]]:
-    """Hashes of nodes, vectors and images, by what names them."""
+    """Hashes of nodes, vectors and images, by what names them; and the number of other files."""
     found: dict[str, dict[str, str]] = {"nodes": {}, "vectors": {}, "images": {}, "records": {}}
     for name, collection in index.collections().items():
         nodes = collection.store.get_nodes()
         vectors = collection.store.get_vectors([node.node_id for node in nodes])
+        for number in range(len(nodes), collection.store.count()):
+            found["nodes"][f"{name}, one more {number}"] = "a row that is there twice"
         for node in nodes:
             told = node.to_dict()
             if told.get("image_path"):
@@ -178,7 +180,8 @@ def result(child: Any, answer: Pipe) -> Any:
 def disturbed(seconds: float, kill: Callable[[Any], None], *arguments: Any) -> str:
     """Run it, and kill something after so many seconds; says how it ended."""
     child, answer = start(run, *arguments)
-    assert answer.poll(PATIENCE) and answer.recv() == "begun"
+    assert answer.poll(PATIENCE)
+    assert answer.recv() == "begun"
     time.sleep(seconds)
     kill(child)
     child.join(PATIENCE)

@@ -143,6 +143,7 @@ class Collection:
                 f"index_type {asked_index!r}: is none of {', '.join(known)}; choose one of them"
             )
         self._check_files(overwrite)
+        left = self.connection.was_left_unflushed(self.name)
         exists = self.call("has_collection")
         if exists and overwrite:
             self.call("drop_collection")
@@ -166,6 +167,8 @@ class Collection:
             self._create_index()
         self._check_index(index or {}, asked_index)
         self._load()
+        if exists and left:
+            self.finish(flush=True, timeout=LOAD_SECONDS)
 
     def _check_files(self, overwrite: bool) -> None:
         path = self.connection.path

@@ -225,6 +225,12 @@ class Connection:
         logs = list(Path(self.path).glob(f"**/{collection}/wal"))
         return not logs or any(any(folder.iterdir()) for folder in logs)
 
+    def was_left_unflushed(self, collection: str) -> bool:
+        """Whether a killed process left a log, whose rows Milvus Lite may have twice then."""
+        if self._file is None or self.path is None or collection in self._file.written:
+            return False
+        return any(Path(self.path).glob(f"**/{collection}/wal/*"))
+
 
 def _free_lite_file(path: str) -> None:
     """Stop the engine that pymilvus started for a file; pymilvus itself never does."""

@@ -34,6 +34,8 @@ from llama_index_gap import (
 from llama_index_gap.cli.app import app
 from llama_index_gap.files import write_at_once
 from llama_index_gap.gap.align import OffsetAligner
+from llama_index_gap.gap.arrays import VectorArray
+from llama_index_gap.gap.background import Background
 from llama_index_gap.gap.calibrate import RelevanceCalibrator
 from llama_index_gap.index.dual_index import CALIBRATOR_PROPERTY
 from llama_index_gap.index.image_storage import ImageStorage
@@ -267,7 +269,9 @@ def test_vectors_that_are_none_are_left_out_and_counted(
         client.insert("gap_text", [row | {"embedding": [float("nan")] * len(row["embedding"])}])
 
         assert "1" not in [node.node_id for node in index.search("text 1").nodes]
-    assert "1 vectors that are not finite, or of no length" in caplog.text
+        assert index._stores["text"].sample(9).shape[0] == 3
+    assert "1 vectors that are not finite, or of no length, were found" in caplog.text
+    assert "1 of 4 vectors that were drawn have no direction" in caplog.text
 
 
 # --- files that are lost -------------------------------------------------------------------------
@@ -302,6 +306,20 @@ def test_a_collection_that_was_killed_while_it_was_made_is_made(
 
     with DualIndex(str(tmp_path / "gap.db"), embed_model=clip) as index:
         assert index.count() == {"text": 0, "image": 0}
+
+
+def test_rows_that_a_killed_process_was_flushing_are_there_once(tmp_path: Path) -> None:
+    """Milvus Lite had written them, and had not yet deleted its log."""
+    path, kept = tmp_path / "gap.db", tmp_path / "log"
+    log = path / "collections" / "nodes" / "wal"
+    with MilvusStore(uri=path, collection_name="nodes", dim=2) as store:
+        store.add([node("a"), node("b")])
+        shutil.copytree(log, kept)
+    shutil.copytree(kept, log, dirs_exist_ok=True)
+
+    with MilvusStore(uri=path, collection_name="nodes") as store:
+        assert store.count() == 2
+        assert sorted(store.query(QUERY).ids or []) == ["a", "b"]
 
 
 # --- files that are written whole ----------------------------------------------------------------
@@ -358,10 +376,19 @@ def test_a_second_index_on_a_file_sees_what_the_first_one_writes(
 ) -> None:
     with DualIndex(uri, embed_model=clip) as first, DualIndex(uri, embed_model=clip) as second:
 
-        def rows() -> list[int | None]:
-            return [index.collections()["text"].count() for index in (first, second)]
+        def background(index: DualIndex) -> Background:
+            of = index.collections()["text"].background
+            assert of is not None
+            found = of("text")
+            assert found is not None
+            return found
 
-        drawn = second.collections()["text"].sample
+        def rows() -> list[int | None]:
+            return [background(index).size for index in (first, second)]
+
+        def drawn() -> VectorArray:
+            return background(second).sample
+
         assert rows() == [4, 4]
         before = drawn()
         assert drawn() is before  # nothing is asked again
