@@ -3,11 +3,12 @@
     python benchmarks/faults.py [--kills 20] [--documents 200] [--seed 0] [--server]
 
 A process indexes documents, or deletes half of those of an index, on Milvus Lite, and is killed
-(kill -9) at a random moment from its start to its end. Then the same is run again, and ids, nodes,
-vectors and images are compared with those of a run that nobody disturbed. With ``--server`` a
-Milvus server (2.3.5) is started, killed in the middle of a write and started again, three times.
-Each document has a text and an image, which every tenth one shares with the one before. Exits with
-1 if anything differs.
+(kill -9) at a random moment: up to 20 ms after one of its steps, which are the calls of the
+database and the images that are kept, drawn from the first to the last. Then the same is run again,
+and ids, nodes, vectors and images are compared with those of a run that nobody disturbed. With
+``--server`` a Milvus server (2.3.5) is started, killed in the middle of a write and started again,
+three times. Each document has a text and an image, which every tenth one shares with the one
+before. Exits with 1 if anything differs.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ import multiprocessing
 import os
 import random
 import shutil
-import signal
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from io import BytesIO
 from multiprocessing.connection import Connection as Pipe
@@ -37,10 +38,12 @@ from llama_index.core.schema import ImageNode, NodeRelationship, RelatedNodeInfo
 from PIL import Image
 
 from llama_index_gap import DualIndex, StoreError
+from llama_index_gap.index.image_storage import ImageStorage
+from llama_index_gap.store.connection import Connection
 
 sys.path.append(str(Path(__file__).parents[1] / "tests" / "support"))
 
-DIMENSIONS, SERVER_KILLS, PATIENCE = 64, 3, 300
+DIMENSIONS, AFTER_SECONDS, SERVER_KILLS, PATIENCE = 64, 0.02, 3, 300
 COLUMNS = ("lost rows", "foreign rows", "wrong nodes", "wrong vectors", "lost images", "left over")
 # Children are forked from this process, which has imported everything and never opens a database:
 # a client does not survive a fork.
@@ -51,7 +54,7 @@ class Free(MultiModalEmbedding):
     """A direction for each text, and for each image by its file's content; costs nothing."""
 
     model_name: str = "free"
-    embed_batch_size: int = 4
+    embed_batch_size: int = 1  # small batches: many writes
 
     def _direction(self, content: bytes) -> list[float]:
         seed = list(hashlib.sha256(content).digest())
@@ -107,8 +110,18 @@ def do(operation: str, index: DualIndex, documents: int) -> None:
 
 
 def run(answer: Pipe, operation: str, documents: int, uri: str, storage: Path) -> None:
-    """Do it; says when it begins, and how it ended."""
-    answer.send("begun")
+    """Do it; says when a step begins, and how it ended."""
+
+    def told(step: Callable[..., Any]) -> Callable[..., Any]:
+        def tells(*args: Any, **kwargs: Any) -> Any:
+            if not isinstance(args[1], TextNode) or isinstance(args[1], ImageNode):
+                answer.send("step")
+            return step(*args, **kwargs)
+
+        return tells
+
+    Connection.call = told(Connection.call)  # type: ignore[method-assign]
+    ImageStorage.keep = told(ImageStorage.keep)  # type: ignore[method-assign]
     try:
         with opened(uri, storage) as index:
             do(operation, index, documents)
@@ -177,18 +190,30 @@ def result(child: Any, answer: Pipe) -> Any:
     return found
 
 
-def disturbed(seconds: float, kill: Callable[[Any], None], *arguments: Any) -> str:
-    """Run it, and kill something after so many seconds; says how it ended."""
+def steps_of(*arguments: Any) -> int:
+    """Run it undisturbed, and count its steps."""
     child, answer = start(run, *arguments)
-    assert answer.poll(PATIENCE)
-    assert answer.recv() == "begun"
-    time.sleep(seconds)
-    kill(child)
-    child.join(PATIENCE)
-    try:
-        return str(answer.recv())
-    except EOFError:
-        return "killed"
+    steps = 0
+    while (said := answer.recv()) == "step":
+        steps += 1
+    child.join()
+    assert said == "done", said
+    return steps
+
+
+def disturbed(step: int, seconds: float, kill: Callable[[Any], None], *arguments: Any) -> str:
+    """Run it, and kill something so long after a step; says how it ended."""
+    child, answer = start(run, *arguments)
+    said, steps = "", 0
+    with suppress(EOFError):  # once the child is killed
+        while said in {"", "step"}:
+            said = answer.recv()
+            steps += said == "step"
+            if said == "step" and steps == step:
+                time.sleep(seconds)
+                kill(child)
+    child.join()
+    return "killed" if said == "step" else said
 
 
 def compared(found: dict[str, dict[str, str]], right: dict[str, dict[str, str]]) -> dict[str, int]:
@@ -208,10 +233,10 @@ def compared(found: dict[str, dict[str, str]], right: dict[str, dict[str, str]])
     }
 
 
-def show(operation: str, moment: float, ended: str, rows: int, faults: dict[str, int]) -> None:
+def show(operation: str, moment: str, ended: str, rows: int, faults: dict[str, int]) -> None:
     cells = [f"{faults[column]:>{len(column)}}" for column in COLUMNS]
     end = "killed" if ended == "killed" else "was done" if ended == "done" else "failed"
-    print(f"{operation:<16}{moment:>8.2f} s {end:<9}{rows:>13,}  {'  '.join(cells)}", flush=True)
+    print(f"{operation:<14}{moment:>15}  {end:<9}{rows:>13,}  {'  '.join(cells)}", flush=True)
 
 
 def on_lite(operation: str, kills: int, documents: int, rng: random.Random, work: Path) -> int:
@@ -231,19 +256,17 @@ def on_lite(operation: str, kills: int, documents: int, rng: random.Random, work
         result(*start(run_again, "index", documents, uri, storage))
         for path in (Path(uri), storage):
             shutil.copytree(path, before / path.name)
-    started = time.monotonic()
-    start(run, operation, documents, uri, storage)[0].join()
-    longest = time.monotonic() - started
+    steps = steps_of(operation, documents, uri, storage)
     _, right = result(*start(run_again, operation, documents, uri, storage))
     wrong = 0
     for _ in range(kills):
         restore()
-        moment = rng.uniform(0, longest)
+        step, seconds = rng.randint(1, steps), rng.uniform(0, AFTER_SECONDS)
         arguments = (operation, documents, uri, storage)
-        ended = disturbed(moment, lambda child: os.kill(child.pid, signal.SIGKILL), *arguments)
+        ended = disturbed(step, seconds, lambda child: child.kill(), *arguments)
         rows, found = result(*start(run_again, *arguments))
         faults = compared(found, right)
-        show(operation, moment, ended, rows, faults)
+        show(operation, f"{step:,} of {steps:,}", ended, rows, faults)
         wrong += sum(faults.values())
     return wrong
 
@@ -254,7 +277,7 @@ def on_server(documents: int, rng: random.Random, work: Path) -> int:
 
     if reason := why_no_server():
         raise SystemExit(reason)
-    wrong, longest = 0, 0.0
+    wrong = steps = 0
     right: dict[str, dict[str, str]] = {}
     for number in range(SERVER_KILLS + 1):
         folder, storage = work / f"server {number}", work / f"server {number} images"
@@ -263,18 +286,16 @@ def on_server(documents: int, rng: random.Random, work: Path) -> int:
             start(run, "delete", 0, url, storage)[0].join()  # makes the collections
             arguments = ("index", documents, url, storage)
             if not number:
-                started = time.monotonic()
-                start(run, *arguments)[0].join()
-                longest = time.monotonic() - started
+                steps = steps_of(*arguments)
                 _, right = result(*start(run_again, *arguments))
                 continue
-            moment = rng.uniform(0.3 * longest, longest)
+            step = rng.randint(documents, steps)  # once images are kept
             kill = partial(lambda process, _: process.kill(), server.server_proc)
-            ended = disturbed(moment, kill, *arguments)
+            ended = disturbed(step, rng.uniform(0, AFTER_SECONDS), kill, *arguments)
         with milvus_process(folder) as (url, _):
             rows, found = result(*start(run_again, "index", documents, url, storage))
         faults = compared(found, right)
-        show("index, server", moment, ended, rows, faults)
+        show("index, server", f"{step:,} of {steps:,}", ended, rows, faults)
         wrong += sum(faults.values())
     return wrong
 
@@ -287,7 +308,7 @@ def main() -> None:
     parser.add_argument("--server", action="store_true", help="a server too, which is killed")
     options = parser.parse_args()
     rng, started = random.Random(options.seed), time.monotonic()
-    print(f"{'':<16}{'killed at':>10} {'the run':<9}{'rows at kill':>13}  {'  '.join(COLUMNS)}")
+    print(f"{'':<14}{'killed at step':>15}  {'it':<9}{'rows at kill':>13}  {'  '.join(COLUMNS)}")
     with tempfile.TemporaryDirectory() as folder:
         os.environ["XDG_DATA_HOME"] = folder  # where an index notes the folders of its images
         work = Path(folder)

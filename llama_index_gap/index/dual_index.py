@@ -295,6 +295,8 @@ class DualIndex(LearningIndex):
             with self._images.deleting(ids):
                 for store in self._stores.values():
                     store.delete_nodes(node_ids=ids)
+        else:  # a deletion that was killed may have left images, and no rows
+            self._images.tidy()
 
     def delete_ref_doc(self, ref_doc_id: str) -> None:
         """Delete all nodes of a document."""

@@ -374,6 +374,8 @@ class Collection:
                         "filter 'text_match': this server searches text by its beginning only "
                         "(Milvus 2.4 and later search all of it)"
                     ) from error
+                if connection.lost:
+                    reason += "; is the server running? timeout= says how long to wait for it"
                 raise StoreError(f"{self}: {method} failed: {reason}") from error
             finally:
                 if method in _WRITING:

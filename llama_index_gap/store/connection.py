@@ -86,6 +86,7 @@ class Connection:
         client: pymilvus' client.
         lite: whether Milvus Lite answers; ``milvus-lite server`` does so under an http address.
         closed: whether ``close`` was called.
+        lost: whether the last call found no server; the next one begins with a new connection.
 
     Raises:
         StoreError: the file is held by another process, or the server does not answer.
@@ -95,7 +96,7 @@ class Connection:
         self.uri, self._token, self._timeout = uri, token, timeout
         self.path = path = lite_path(uri)
         self._file: _LiteFile | None = None
-        self._lost = False
+        self.lost = False
         self._generation, self._reconnecting = 0, threading.Lock()
         seconds = _CONNECT_SECONDS if path else min(timeout, _CONNECT_SECONDS)
         client: MilvusClient | None = None
@@ -149,7 +150,7 @@ class Connection:
             timeout = _LITE_SECONDS if self.path else self._timeout
         deadline = time.monotonic() + timeout
         generation = self._generation
-        if self._lost:
+        if self.lost:
             self._reconnect(generation, timeout)
             timeout = max(deadline - time.monotonic(), 0.001)
         try:
@@ -157,7 +158,7 @@ class Connection:
         except FAILURES as error:
             if self.path or not _is_lost(error):
                 raise
-            self._lost = self._generation == generation
+            self.lost = self._generation == generation
             left = deadline - time.monotonic()
             if left <= 0 or not (method in _REPEATABLE or (self.lite and method == "insert")):
                 raise
@@ -179,7 +180,7 @@ class Connection:
                 **_OWN,
             )
             before, self.client = self.client, client
-            self._generation, self._lost = generation + 1, False
+            self._generation, self.lost = generation + 1, False
             with suppress(*FAILURES):
                 before.close()
         finally:
