@@ -190,12 +190,13 @@ class ImageStorage:
                 if len(uses) > 1:  # until it is inserted again, or deleted
                     continue
                 now = uses[0] if uses else None
+                # The record goes last: who is killed here must find the image again.
+                for name in {*names, *([before] if before else [])} - {now}:
+                    self._release(name, key)
                 if now is not None and now != before:
                     self._write_record("nodes", key, now)
                 if now is None and before is not None:
                     (self.folder / "nodes" / key).unlink()
-                for name in {*names, *([before] if before else [])} - {now}:
-                    self._release(name, key)
                 (self.folder / "pending" / key).unlink()
 
     def clear(self, *, all_owners: bool = False) -> None:

@@ -322,8 +322,13 @@ def test_rows_that_a_killed_process_was_flushing_are_there_once(tmp_path: Path) 
         assert sorted(store.query(QUERY).ids or []) == ["a", "b"]
 
 
+@pytest.mark.parametrize("step", ["tidy", "_release"])
 def test_a_deletion_that_was_killed_before_its_images_went_is_completed(
-    uri: str, clip: DualEncoderEmbedding, noise_files: list[str], monkeypatch: pytest.MonkeyPatch
+    uri: str,
+    clip: DualEncoderEmbedding,
+    noise_files: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    step: str,
 ) -> None:
     """It had deleted the rows, so that the second one finds none."""
     image = ImageNode(id_="i", image=as_base64(noise_files[0]), relationships=of_document("d"))
@@ -335,7 +340,7 @@ def test_a_deletion_that_was_killed_before_its_images_went_is_completed(
         index.insert_nodes([image])
         kept = Path(str(getattr(index.get_nodes(["i"])[0], "image_path", None)))
         with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-            patched.setattr(ImageStorage, "tidy", killed)
+            patched.setattr(ImageStorage, step, killed)
             index.delete_ref_doc("d")
         assert kept.exists()
         index.delete_ref_doc("d")
