@@ -5,28 +5,44 @@ from __future__ import annotations
 import struct
 import threading
 import zlib
+from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import BytesIO
 from typing import IO, cast
 
-from PIL import IcoImagePlugin, Image
+from PIL import BmpImagePlugin, IcoImagePlugin, Image, PngImagePlugin
+
+from llama_index_gap.images import jpeg2000
+from llama_index_gap.images.jpeg import segments_and_scans
 
 MAX_PIXELS = 89_478_485
 """Most pixels that are decoded by default: Pillow's own limit, 256 MiB in RGB files."""
 BYTES_PER_PIXEL = 3
 """Of these, most bytes for each pixel that is allowed: an image with more may have fewer pixels."""
+WORKING_BYTES = 16
+"""Most bytes of memory for each pixel that is allowed, while an image is decoded: 1.4 GB by
+default. An image whose format takes more may have fewer pixels."""
 MAX_SCANS = 100
 """Most scans of a JPEG image. Encoders write about 10; each goes over all pixels again."""
-MAX_PLAIN_BYTES = 4 * 2**20
-"""Of a PPM file that writes its numbers out, which are read one by one: some seconds."""
-WORKING_BYTES = 9
-"""Of memory for each pixel, at most, while an image is decoded and made RGB; measured."""
+MAX_SLOW_BYTES = 4 * 2**20
+"""Of a file that Pillow decodes in Python: PPM of 16 bits or of numbers written out, packed BMP. As
+many bytes, or four times as many pixels, take some seconds."""
 MEMORY = 512 * 2**20
 """Bytes that all images may take together while they are decoded; one alone may take more."""
 
+# Bytes of memory for each pixel until an image is RGB, measured (tests/trust/test_images.py): the
+# decoder's own, the image, and a copy.
+_WORKING = {"AVIF": 24, "ICO": 24, "JPEG": 14, "MPO": 14, "TIFF": 16, "WEBP": 24}
+_WORKING_OF_OTHERS = 12
+_WORKING_OF_JPEG2000, _WORKING_OF_A_JPEG2000_BAND = 4, 10  # for each band besides
+# Any number of code blocks of 16 times 16 pixels is allowed, and some layers of larger ones.
+_MOST_JPEG2000_PIECES, _PIXELS_OF_A_PIECE = 50_000, 30
+_STRIPS, _STRIP_SIZES, _TILES, _TILE_SIZES = 273, 279, 324, 325
+
 _PNG = b"\x89PNG\r\n\x1a\n"
-_UNUSED_CHUNKS = frozenset({b"iCCP", b"iTXt", b"tEXt", b"zTXt", b"eXIf"})
+_TRANSPARENCY, _LAST = b"tRNS", b"IEND"
+_ANCILLARY = 32  # in the first letter of a chunk's name: a small one
 
 
 def costs_too_much(image: Image.Image, stream: IO[bytes], max_pixels: int) -> str | None:
@@ -37,32 +53,62 @@ def costs_too_much(image: Image.Image, stream: IO[bytes], max_pixels: int) -> st
         stream: its file; left at another place.
         max_pixels: how many pixels it may have. Its scans may go over ten times as many.
     """
-    pixels = image.width * image.height
-    if image.format == "ICO":  # the images in it may be larger than it says
-        icons = cast("IcoImagePlugin.IcoImageFile", image).ico
-        inside = icons.frame(icons.getentryindex(image.size))
-        pixels = max(pixels, inside.width * inside.height)
+    if image.format == "ICO" and (problem := costs_too_much(_in_icon(image), stream, max_pixels)):
+        return problem
+    pixels, limit = image.width * image.height, f"more than max_pixels={max_pixels:,}"
     if pixels > max_pixels:
-        size = f"{image.width}×{image.height}"
-        return f"{size} is {pixels:,} pixels, more than max_pixels={max_pixels:,}"
+        return f"{image.width}×{image.height} is {pixels:,} pixels, {limit}"
     stored = pixels * _bytes_per_pixel(image)
     if stored > BYTES_PER_PIXEL * max_pixels:
         return (
-            f"{pixels:,} pixels of {_bytes_per_pixel(image)} bytes are {stored:,} bytes, more than "
-            f"max_pixels={max_pixels:,} times {BYTES_PER_PIXEL}"
+            f"{pixels:,} pixels of {_bytes_per_pixel(image)} bytes are {stored:,} bytes, "
+            f"{limit} times {BYTES_PER_PIXEL}"
         )
-    if image.format in {"JPEG", "MPO", "TIFF"}:
-        scans = _scans(image, stream)
-        if scans > MAX_SCANS or scans * pixels > 10 * max_pixels:
-            return f"{scans} scans over {pixels:,} pixels, where 10 are usual"
-    if image.format == "PPM":
-        stream.seek(0)
-        if stream.read(2) in {b"P1", b"P2", b"P3"} and stream.seek(0, 2) > MAX_PLAIN_BYTES:
-            return (
-                f"a PPM file of numbers written out, of more than {MAX_PLAIN_BYTES // 2**20} MiB; "
-                "save it in binary form"
-            )
+    if working_bytes(image) > WORKING_BYTES * max_pixels:
+        return (
+            f"to decode {pixels:,} pixels of {image.format} takes {working_bytes(image):,} bytes "
+            f"of memory, {limit} times {WORKING_BYTES}"
+        )
+    match image.format:
+        case "JPEG" | "MPO":
+            return _too_many_scans(segments_and_scans(stream)[1], pixels, max_pixels)
+        case "TIFF":
+            return _strips_cost_too_much(image, stream, max_pixels)
+        case "JPEG2000":
+            most = _MOST_JPEG2000_PIECES + pixels // _PIXELS_OF_A_PIECE
+            if jpeg2000.pieces(stream, most) > most:
+                return f"more than {most:,} tiles, layers and blocks for {pixels:,} pixels"
+    slow = any(tile[0] in Image.DECODERS for tile in getattr(image, "tile", ()))
+    if slow and max(_size(stream), pixels // 4) > MAX_SLOW_BYTES:
+        return (
+            f"a {image.format} file that is decoded slowly (of 16 bits, of numbers written out, or "
+            f"packed), of more than {MAX_SLOW_BYTES // 2**20} MiB; save it as PNG"
+        )
     return None
+
+
+def working_bytes(image: Image.Image) -> int:
+    """Most bytes of memory that an image takes until it is RGB."""
+    pixels = image.width * image.height
+    each = _WORKING.get(str(image.format), _WORKING_OF_OTHERS)
+    if image.format == "JPEG2000":
+        each = _WORKING_OF_JPEG2000 + _WORKING_OF_A_JPEG2000_BAND * len(image.getbands())
+    if image.format == "ICO":
+        with suppress(Exception):  # damaged, in some way: decoding it says so
+            inside = _in_icon(image)
+            pixels = max(pixels, inside.width * inside.height)
+    return each * pixels
+
+
+def _in_icon(image: Image.Image) -> Image.Image:
+    """The image of an icon, not decoded; it may be larger than the icon says."""
+    icons = cast("IcoImagePlugin.IcoImageFile", image).ico
+    icons.buf.seek(icons.entry[icons.getentryindex(image.size)].offset)
+    start = icons.buf.read(len(_PNG))
+    icons.buf.seek(-len(start), 1)
+    if start == _PNG:
+        return PngImagePlugin.PngImageFile(icons.buf)
+    return BmpImagePlugin.DibImageFile(icons.buf)  # twice as high, for its mask
 
 
 def _bytes_per_pixel(image: Image.Image) -> int:
@@ -71,51 +117,62 @@ def _bytes_per_pixel(image: Image.Image) -> int:
     tiles = getattr(image, "tile", None)
     arguments = tiles[0][3] if tiles else None
     named = arguments if isinstance(arguments, tuple) else (arguments,)
-    if image.mode.startswith("I;16") or any("16" in str(each) for each in named):
+    if image.mode.startswith("I;16") or any(";16" in each for each in named if type(each) is str):
         depth = 2
     return depth * len(image.getbands())
 
 
-def _scans(image: Image.Image, stream: IO[bytes]) -> int:
-    """How often the decoder goes over the pixels: the start-of-scan markers of the file.
+def _too_many_scans(scans: int, pixels: int, max_pixels: int) -> str | None:
+    if scans > MAX_SCANS or scans * pixels > 10 * max_pixels:
+        return f"{scans} scans over {pixels:,} pixels, where 10 are usual"
+    return None
 
-    In compressed data a byte 255 is followed by 0, so the marker's two bytes mean nothing else. The
-    strips or tiles of a TIFF image are JPEG images of their own.
-    """
-    stream.seek(0)
-    markers, before = 0, b""
-    while part := stream.read(2**20):
-        markers += (before + part).count(b"\xff\xda")
-        before = part[-1:]
-    if image.format != "TIFF":
-        return markers
+
+def _strips_cost_too_much(image: Image.Image, stream: IO[bytes], max_pixels: int) -> str | None:
+    """Of a TIFF file: its strips or tiles may be the same bytes, decoded again for each."""
     tags = getattr(image, "tag_v2", {})
-    pieces = max((len(tags.get(tag) or ()) for tag in (273, 324)), default=0)  # strips, tiles
-    return -(-markers // max(pieces, 1)) if "jpeg" in str(image.info.get("compression")) else 0
+    places = (*tags.get(_STRIPS, ()), *tags.get(_TILES, ()))
+    sizes = (*tags.get(_STRIP_SIZES, ()), *tags.get(_TILE_SIZES, ()))
+    in_file, together = _size(stream), sum(sizes)
+    if together > max(in_file, BYTES_PER_PIXEL * max_pixels):
+        return f"{len(sizes):,} strips or tiles of {together:,} bytes in a file of {in_file:,}"
+    if image.info.get("compression") != "jpeg":
+        return None
+    most = 0
+    for place, size in set(zip(places, sizes, strict=False)):  # each is a JPEG image of its own
+        stream.seek(place)
+        most = max(most, segments_and_scans(BytesIO(stream.read(size)))[1])
+    return _too_many_scans(most, image.width * image.height, max_pixels)
+
+
+def _size(stream: IO[bytes]) -> int:
+    return stream.seek(0, 2)
 
 
 def without_unused_chunks(stream: IO[bytes]) -> BytesIO | None:
-    """A PNG file without colour profile, texts and EXIF, for one of which it cannot be read.
+    """A PNG file with its pixels only, as it may be unreadable for what stands beside them.
+
+    Colour profile, texts, EXIF and all other chunks that pixels do not need are left out.
 
     Args:
         stream: a file; left at another place.
 
     Returns:
-        None if it is no PNG file, is damaged elsewhere, or has none of these.
+        None if it is no PNG file, is damaged elsewhere, or has no such chunks.
     """
     stream.seek(0)
     if stream.read(len(_PNG)) != _PNG:
         return None
-    kept, dropped = BytesIO(_PNG), False
+    kept, dropped, kind = BytesIO(_PNG), False, b""
     kept.seek(0, 2)
-    while len(head := stream.read(8)) == 8:
+    while kind != _LAST and len(head := stream.read(8)) == 8:
         length, kind = struct.unpack(">I4s", head)
         if length > 2**31 - 1:
             return None
         body = stream.read(length + 4)
         if len(body) != length + 4:
             return None
-        if kind in _UNUSED_CHUNKS:
+        if kind[0] & _ANCILLARY and kind != _TRANSPARENCY:
             dropped = True
         elif zlib.crc32(kind + body[:-4]) != struct.unpack(">I", body[-4:])[0]:
             return None
@@ -130,19 +187,30 @@ class _Memory:
 
     def __init__(self, most: int) -> None:
         self._most, self._used = most, 0
+        self._waiting: deque[object] = deque()
         self._changed = threading.Condition()
 
     @contextmanager
     def taken(self, size: int) -> Iterator[None]:
+        turn = object()
         with self._changed:
-            self._changed.wait_for(lambda: not self._used or self._used + size <= self._most)
-            self._used += size
+            self._waiting.append(turn)
+            try:
+                # In turn: many small images would keep a large one waiting for ever.
+                self._changed.wait_for(lambda: self._waiting[0] is turn and self._has(size))
+                self._used += size
+            finally:
+                self._waiting.remove(turn)
+                self._changed.notify_all()
         try:
             yield
         finally:
             with self._changed:
                 self._used -= size
                 self._changed.notify_all()
+
+    def _has(self, size: int) -> bool:
+        return not self._used or self._used + size <= self._most
 
 
 _memory = _Memory(MEMORY)
@@ -154,5 +222,5 @@ def memory_for(image: Image.Image) -> Iterator[None]:
 
     A thread that has memory never asks for more, so that threads cannot wait for each other.
     """
-    with _memory.taken(WORKING_BYTES * image.width * image.height):
+    with _memory.taken(working_bytes(image)):
         yield

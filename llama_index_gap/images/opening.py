@@ -22,6 +22,7 @@ from llama_index_gap.errors import GapError, InvalidValueError
 from llama_index_gap.files import FileError, open_file, reason
 from llama_index_gap.images.fetching import FetchError, fetch
 from llama_index_gap.images.folders import ImageFolders
+from llama_index_gap.images.jpeg import MAX_SEGMENTS, is_jpeg, segments_and_scans
 from llama_index_gap.images.limits import (
     MAX_PIXELS,
     costs_too_much,
@@ -68,21 +69,23 @@ def open_image(
     """Open an image: decoded, upright, RGB, and independent of where it came from.
 
     EXIF orientation is applied. Transparent images are laid on white, as a page shows them.
-    Of an animation the first frame is taken. 16-bit greys keep their 8 upper bits. A PNG file
-    whose colour profile, texts or EXIF block are damaged is read without them.
+    Of an animation the first frame is taken. 16-bit greys keep their 8 upper bits. Colour profiles
+    are not applied. A PNG file whose profile, texts or other chunks beside the pixels are damaged
+    is read without them.
 
-    While large images are decoded, other threads wait where all together would take more than
-    512 MiB; see ``images.limits``.
+    While images are decoded, threads wait where all together would take more than 512 MiB; a
+    larger image is decoded alone. Finished images are not counted.
 
     Args:
         source: a path, bytes, ``BytesIO``, base64 text, data URI, PIL image, URL, or a LlamaIndex
             node that holds one of these. Never changed; a ``BytesIO`` is read from its start.
         root: folder that a file must lie in, links followed.
         allow_urls: fetch http and https URLs (public addresses only, with limits on time and size).
-        max_pixels: refuse more pixels than this before decoding them, and images whose file has
-            more bytes than three for each of these pixels. (So 16-bit RGBA, of eight bytes, may
-            have three eighths as many.) JPEG files of more than 100 scans, or whose scans go over
-            more than ten times as many pixels, are refused as well.
+        max_pixels: refuse more pixels than this before decoding them. The other limits follow from
+            it: three bytes in the file for each of these pixels (16-bit RGBA, of eight bytes, may
+            have three eighths as many), and 16 bytes of memory for each while decoding (WebP and
+            AVIF take 24, JPEG2000 up to 44, all others less). JPEG scans may go over ten times as
+            many pixels. Files of more than 100 scans, or cut into too many pieces, are refused.
 
     Returns:
         An image of mode RGB that the caller owns.
@@ -155,11 +158,16 @@ def data_uri(source: ImageSource, *, allow_urls: bool = False) -> str:
     return f"data:;base64,{base64.b64encode(content).decode()}"
 
 
+def image_format(source: ImageSource) -> str:
+    """Say what format an image's file has, by its content, in Pillow's words, such as ``JPEG``."""
+    name = describe(source)
+    with _stream(source, name, None, allow_urls=False) as stream:
+        return str(_looked_at(stream, lambda file: _identify(file, name)).format)
+
+
 def mime_type(path: Path) -> str:
     """Say what kind of file an image is, such as ``image/jpeg``, by its content."""
-    with _from_file(path, str(path), None) as stream:
-        image = _looked_at(stream, lambda file: _identify(file, str(path)))
-        return Image.MIME[str(image.format)]
+    return Image.MIME[image_format(path)]
 
 
 def scaled_jpeg(
@@ -253,12 +261,16 @@ def _identify(stream: IO[bytes], name: str, max_pixels: int = MAX_PIXELS) -> Ima
     stream.seek(place)
     if problem is not None:
         raise ImageError(
-            name, f"{problem}; scale it down, or raise the limit if you trust the file"
+            name,
+            f"{problem}; scale it down or save it anew, or raise max_pixels if you trust the file",
         )
     return image
 
 
 def _opened(stream: IO[bytes], name: str) -> Image.Image:
+    # Pillow adds each EXIF segment to a copy of those before.
+    if is_jpeg(stream) and segments_and_scans(stream)[0] > MAX_SEGMENTS:
+        raise ImageError(name, f"a JPEG file of more than {MAX_SEGMENTS:,} segments; save it anew")
     stream.seek(0)
     try:
         return Image.open(stream, formats=_formats())
@@ -313,8 +325,7 @@ def _stream(source: object, name: str, root: str | Path | None, allow_urls: bool
             except ImageError:  # a base64 JPEG, which starts with "/9j/", can look like a path
                 with suppress(Exception):  # no image either: the missing file is the news
                     decoded = _from_base64(source, name)
-                    Image.open(decoded, formats=_formats())
-                    decoded.seek(0)
+                    _opened(decoded, name)
                     return decoded
                 raise
     raise ImageError(

@@ -11,16 +11,14 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from io import BytesIO
 from pathlib import Path
 
 import platformdirs
 from llama_index.core.schema import ImageNode, TextNode
-from PIL import Image
 
 from llama_index_gap.errors import InvalidValueError
 from llama_index_gap.images.folders import KEPT_IMAGE
-from llama_index_gap.images.opening import ImageError, check_image, describe
+from llama_index_gap.images.opening import ImageError, check_image, describe, image_format
 from llama_index_gap.store.addresses import is_server
 
 try:
@@ -150,9 +148,7 @@ class ImageStorage:
             return node
         check_image(node)
         data = base64.b64decode(node.image.partition(",")[2] or node.image)
-        with Image.open(BytesIO(data)) as image:
-            suffix = (image.format or "bin").lower()
-        path = self.folder / f"{hashlib.sha256(data).hexdigest()}.{suffix}"
+        path = self.folder / f"{hashlib.sha256(data).hexdigest()}.{image_format(data).lower()}"
         with self._one_at_a_time():
             same = path.is_file() and not path.is_symlink() and path.read_bytes() == data
             if self._is_ours(path.name) or not (

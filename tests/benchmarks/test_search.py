@@ -25,4 +25,4 @@ def test_quick_run() -> None:
     assert "found different nodes" not in run.stdout
     for row in ("two raw searches", "ours, raw", "LlamaIndex' own", "bare encoding and inserts"):
         assert row in run.stdout
-    assert run.stdout.count(" ×") == 10
+    assert run.stdout.count(" ×") == 12

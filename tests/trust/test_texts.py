@@ -27,10 +27,13 @@ SLOW = [
 
 
 def seconds(work: Callable[[], Any]) -> float:
-    """Of this process alone: other ones on the machine do not count."""
-    started = time.process_time()
-    work()
-    return time.process_time() - started
+    """Of this thread alone, the least of three: whatever else runs does not count."""
+    least = float("inf")
+    for _ in range(3):
+        started = time.thread_time()
+        work()
+        least = min(least, time.thread_time() - started)
+    return least
 
 
 @pytest.mark.parametrize("before", ["", "<div>\n"])

@@ -1,0 +1,52 @@
+"""The markers of a JPEG file, counted without decoding it."""
+
+from __future__ import annotations
+
+import re
+from typing import IO
+
+MAX_SEGMENTS = 1000
+"""Most segments of a JPEG file: metadata in pieces of up to 64 kB, tables and scans."""
+
+_START = b"\xff\xd8\xff"
+_SCAN, _END = 0xDA, 0xD9
+# Neither a stuffed byte (0), a filling one (255), nor one that stands among compressed data.
+_MARKER = re.compile(rb"\xff[\x02-\xcf\xd8-\xfe]")
+_BLOCK = 2**16
+
+
+def is_jpeg(stream: IO[bytes]) -> bool:
+    """Whether a stream holds a JPEG file; it is left at another place."""
+    stream.seek(0)
+    return stream.read(len(_START)) == _START
+
+
+def segments_and_scans(stream: IO[bytes]) -> tuple[int, int]:
+    """Count a JPEG file's segments, and those that are scans over the pixels.
+
+    What segments hold is passed over, and so is what follows the end of the image: the film of a
+    moving photograph, or another image. Counting stops after ``MAX_SEGMENTS`` and one.
+
+    Args:
+        stream: a JPEG file; left at another place.
+    """
+    position = segments = scans = 0
+    while segments <= MAX_SEGMENTS:
+        stream.seek(position)
+        block = stream.read(_BLOCK)
+        found = _MARKER.search(block)
+        if found is None:
+            if len(block) < _BLOCK:
+                break
+            position += len(block) - 1  # its last byte may begin a marker
+            continue
+        kind = found[0][1]
+        if kind == _END:
+            break
+        segments += 1
+        scans += kind == _SCAN
+        position += found.end()
+        if kind >= 0xC0 and kind != _START[1]:  # the others have no length
+            stream.seek(position)
+            position += max(int.from_bytes(stream.read(2), "big"), 2)
+    return segments, scans
