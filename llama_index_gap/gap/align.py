@@ -363,33 +363,26 @@ def load_aligner(path: str | Path) -> Aligner:
     try:
         content = json.loads(header)
         version, kind = content["version"], content["kind"]
-        if version != _VERSION or kind not in kinds:
-            raise InvalidValueError(
-                f"{path} holds a {kind} in version {version} of the format; this package reads "
-                f"{', '.join(kinds)} in version {_VERSION}: install the one that wrote it"
-            )
-        aligner: Aligner = kinds[kind](
-            **arrays, **content["settings"], fitted_on=content["fitted_on"], path=path
-        )
-        if aligner.fingerprint != content["fingerprint"]:
-            raise InvalidValueError(
-                f"{path} is damaged (its arrays have changed); fit the aligner again"
-            )
+        aligner: Aligner | None = None
+        if version == _VERSION and kind in kinds:
+            settings, fitted_on = content["settings"], content["fitted_on"]
+            aligner = kinds[kind](**arrays, **settings, fitted_on=fitted_on, path=path)
+            changed = aligner.fingerprint != content["fingerprint"]
     except InvalidValueError as error:
-        if str(error).startswith(str(path)):
-            raise
         raise InvalidValueError(f"{path}: {error}") from error
-    except (
-        KeyError,
-        TypeError,
-        AttributeError,
-        StopIteration,
-        ValueError,
-        RecursionError,
-    ) as error:
+    except _DAMAGED as error:
         raise InvalidValueError(
             f"{path} is damaged ({str(error)[:200]!r}); fit the aligner again"
         ) from error
+    if aligner is None:
+        raise InvalidValueError(
+            f"{path} holds a {kind} in version {version} of the format; this package reads "
+            f"{', '.join(kinds)} in version {_VERSION}: install the one that wrote it"
+        )
+    if changed:
+        raise InvalidValueError(
+            f"{path} is damaged (its arrays have changed); fit the aligner again"
+        )
     return aligner
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -17,8 +16,6 @@ from llama_index_gap.gap.hubs import FEWEST_REFERENCES
 from llama_index_gap.index.query_sample import SampleKeeper
 from llama_index_gap.modality import CollectionName, Modality
 from llama_index_gap.store.milvus import MilvusStore
-
-logger = logging.getLogger(__name__)
 
 SAMPLE_SIZE = 300
 """Vectors of a collection that stand for its background (a few hundred, as fusion was measured)."""
@@ -108,23 +105,7 @@ class Backgrounds:
     def _sampled(self, name: CollectionName) -> tuple[list[str], VectorArray, int]:
         """Some nodes of a collection, their vectors of length 1, and its rows."""
         if name not in self._drawn:
-            store = self._stores[name]
-            size = store.count()
-            ids = store.sample_ids(SAMPLE_SIZE / size) if size else []
-            vectors = store.get_vectors(ids)
-            rows = np.array(list(vectors.values()), dtype=np.float32)
-            rows = unit_rows(rows.reshape(len(vectors), store.dim or 0))
-            kept = np.flatnonzero(np.isfinite(rows).all(axis=1))
-            if len(kept) < len(rows):
-                logger.warning(
-                    "%s: %d of %d vectors that were drawn have no direction and are left out; "
-                    "delete their nodes, or add them again",
-                    store.collection_name,
-                    len(rows) - len(kept),
-                    len(rows),
-                )
-            ids = list(vectors)
-            self._drawn[name] = [ids[place] for place in kept], rows[kept], size
+            self._drawn[name] = self._stores[name].draw(SAMPLE_SIZE)
         return self._drawn[name]
 
     def _references(self, name: CollectionName, asking: Modality) -> VectorArray:

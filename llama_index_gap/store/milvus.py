@@ -444,7 +444,13 @@ class MilvusStore(MilvusVectorStore):
         )
         sign = -1.0 if self.similarity_metric == "L2" else 1.0
         hits = [hit for hit in found[0] if math.isfinite(hit["distance"])]
-        self._warn_of_vectors(len(found[0]) - len(hits), "found")
+        if len(hits) < len(found[0]):
+            logger.warning(
+                "%s: %d vectors that are not finite, or of no length, were found and are left out; "
+                "delete their nodes, or add them again",
+                self._collection,
+                len(found[0]) - len(hits),
+            )
         return [
             StoredHit(
                 str(hit[ID_FIELD]),
@@ -457,16 +463,6 @@ class MilvusStore(MilvusVectorStore):
     async def aquery(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
         """As ``query``, without blocking the event loop."""
         return await in_thread(self.query, query, **kwargs)
-
-    def _warn_of_vectors(self, bad: int, done: str) -> None:
-        if bad:
-            logger.warning(
-                "%s: %d vectors that are not finite, or of no length, were %s and are left out; "
-                "delete their nodes, or add them again",
-                self._collection,
-                bad,
-                done,
-            )
 
     def get_nodes(
         self,
@@ -672,16 +668,34 @@ class MilvusStore(MilvusVectorStore):
         Returns:
             float32 (m, dim) with m near n; of length 1 each where the metric is COSINE.
         """
+        return self.draw(n, seed)[1]
+
+    def draw(self, n: int, seed: int = 0) -> tuple[list[str], VectorArray, int]:
+        """As ``sample``, with the ids of the m nodes, and how many nodes there are in all.
+
+        Args:
+            n: as for ``sample``, like ``seed``.
+            seed: as for ``sample``.
+        """
         if n < 1:
             raise InvalidValueError(f"n={n}: a sample has at least 1 vector")
-        ids = self.sample_ids(n / max(self.count(), 1), seed)
-        vectors = list(self.get_vectors(ids).values())
-        rows = np.array(vectors, dtype=np.float32).reshape(-1, self._collection.dim)
+        size = self.count()
+        vectors = self.get_vectors(self.sample_ids(n / size, seed) if size else [])
+        rows = np.array(list(vectors.values()), dtype=np.float32)
+        rows = rows.reshape(-1, self._collection.dim)
         if self.similarity_metric == "COSINE":
             rows = unit_rows(rows)
-        kept = rows[np.isfinite(rows).all(axis=1)]
-        self._warn_of_vectors(len(rows) - len(kept), "drawn")
-        return kept
+        kept = np.flatnonzero(np.isfinite(rows).all(axis=1))
+        if len(kept) < len(rows):
+            logger.warning(
+                "%s: %d of %d vectors that were drawn have no direction and are left out; "
+                "delete their nodes, or add them again",
+                self._collection,
+                len(rows) - len(kept),
+                len(rows),
+            )
+        ids = list(vectors)
+        return [ids[place] for place in kept], rows[kept], size
 
     def sample_ids(self, share: float, seed: int = 0) -> list[str]:
         """Draw node ids at random; a node that is in several collections is drawn in all or none.

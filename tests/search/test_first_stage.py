@@ -10,42 +10,28 @@ import pytest
 from llama_index.core.embeddings import MultiModalEmbedding
 from llama_index.core.schema import ImageNode, NodeRelationship, RelatedNodeInfo, TextNode
 from llama_index.core.vector_stores import MetadataFilter, MetadataFilters
+from named_vectors import NamedVectors
 
 from llama_index_gap.index.dual_index import DualIndex
 
 D = 32
 
 
-class Seeded(MultiModalEmbedding):
+class Seeded(NamedVectors):
     """Each name has a direction of its own; what is written after ``like`` shares it in part."""
 
     model_name: str = "seeded"
     lean: float = 0.0
 
-    def _vector(self, name: str) -> list[float]:
+    def vector_of(self, name: str) -> list[float]:
         own, _, like = name.partition(" like ")
         rng = np.random.default_rng(list(own.encode()))
         vector = rng.normal(size=D) / np.sqrt(D)
         if like:
-            vector = 0.6 * vector + 0.8 * np.array(self._vector(like))
+            vector = 0.6 * vector + 0.8 * np.array(self.vector_of(like))
         elif self.lean:  # to one side, some of them far: those are hubs
             vector[0] += self.lean * rng.uniform()
         return (vector / np.linalg.norm(vector)).tolist()
-
-    def _get_text_embedding(self, text: str) -> list[float]:
-        return self._vector(text)
-
-    def _get_query_embedding(self, query: str) -> list[float]:
-        return self._vector(query)
-
-    async def _aget_query_embedding(self, query: str) -> list[float]:
-        return self._vector(query)
-
-    def _get_image_embedding(self, img_file_path: Any) -> list[float]:
-        return self._vector(Path(img_file_path).name)
-
-    async def _aget_image_embedding(self, img_file_path: Any) -> list[float]:
-        return self._get_image_embedding(img_file_path)
 
 
 class Constant(Seeded):
@@ -53,7 +39,7 @@ class Constant(Seeded):
 
     model_name: str = "constant"
 
-    def _vector(self, name: str) -> list[float]:
+    def vector_of(self, name: str) -> list[float]:
         return [1.0] + [0.0] * (D - 1)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from counting import CountingEmbedding
-from llama_index.core.embeddings import MockEmbedding, MultiModalEmbedding
+from llama_index.core.embeddings import MockEmbedding
 from llama_index.core.schema import (
     ImageNode,
     NodeRelationship,
@@ -22,6 +22,7 @@ from llama_index.core.schema import (
     TextNode,
 )
 from llama_index.core.vector_stores import MetadataFilter, MetadataFilters
+from named_vectors import NamedVectors
 
 from llama_index_gap import DualEncoderEmbedding, MilvusStore
 from llama_index_gap.demo.tiny import make_tiny_dinov2
@@ -30,32 +31,16 @@ from llama_index_gap.index.dual_index import DualIndex, IndexReport
 from llama_index_gap.search.fusion import ScoredLeg, fuse
 
 
-class Table(MultiModalEmbedding):
+class Table(NamedVectors):
     """Vectors by hand: each text, and each image's name, has one."""
 
     table: dict[str, list[float]]
     dimension: int = 2
     asked: list[str] = []
 
-    def _look_up(self, key: Any) -> list[float]:
-        name = Path(str(key)).name
+    def vector_of(self, name: str) -> list[float]:
         self.asked.append(name)
         return self.table[name]
-
-    def _get_text_embedding(self, text: str) -> list[float]:
-        return self._look_up(text)
-
-    def _get_query_embedding(self, query: str) -> list[float]:
-        return self._look_up(query)
-
-    async def _aget_query_embedding(self, query: str) -> list[float]:
-        return self._look_up(query)
-
-    def _get_image_embedding(self, img_file_path: Any) -> list[float]:
-        return self._look_up(img_file_path)
-
-    async def _aget_image_embedding(self, img_file_path: Any) -> list[float]:
-        return self._look_up(img_file_path)
 
 
 # The photo that is asked with shows the ferry, from the bridge. To the dual encoder both boats are
