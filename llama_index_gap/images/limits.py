@@ -45,13 +45,16 @@ _TRANSPARENCY, _LAST = b"tRNS", b"IEND"
 _ANCILLARY = 32  # in the first letter of a chunk's name: a small one
 
 
-def costs_too_much(image: Image.Image, stream: IO[bytes], max_pixels: int) -> str | None:
+def costs_too_much(
+    image: Image.Image, stream: IO[bytes], max_pixels: int, scans: int = 0
+) -> str | None:
     """Say what makes an image too expensive to decode; None if nothing does.
 
     Args:
         image: opened, not decoded.
         stream: its file; left at another place.
         max_pixels: how many pixels it may have. Its scans may go over ten times as many.
+        scans: of a JPEG file, how many scans it has.
     """
     if image.format == "ICO" and (problem := costs_too_much(_in_icon(image), stream, max_pixels)):
         return problem
@@ -71,7 +74,7 @@ def costs_too_much(image: Image.Image, stream: IO[bytes], max_pixels: int) -> st
         )
     match image.format:
         case "JPEG" | "MPO":
-            return _too_many_scans(segments_and_scans(stream)[1], pixels, max_pixels)
+            return _too_many_scans(scans, pixels, max_pixels)
         case "TIFF":
             return _strips_cost_too_much(image, stream, max_pixels)
         case "JPEG2000":

@@ -251,11 +251,15 @@ def _identified_and_decoded(stream: IO[bytes], name: str, max_pixels: int) -> Im
 
 def _identify(stream: IO[bytes], name: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Read an image's header: what it is, how large, and what it costs, without decoding it."""
+    # Pillow adds each EXIF segment to a copy of those before.
+    segments, scans = segments_and_scans(stream) if is_jpeg(stream) else (0, 0)
+    if segments > MAX_SEGMENTS:
+        raise ImageError(name, f"a JPEG file of more than {MAX_SEGMENTS:,} segments; save it anew")
     image = _opened(stream, name)
     _check_size(image, name, max_pixels)
     place = stream.tell()
     try:
-        problem = costs_too_much(image, stream, max_pixels)
+        problem = costs_too_much(image, stream, max_pixels, scans)
     except Exception as error:  # the headers of images in images are as bad as any
         raise ImageError(name, f"damaged image file ({reason(error)})") from error
     stream.seek(place)
@@ -268,9 +272,6 @@ def _identify(stream: IO[bytes], name: str, max_pixels: int = MAX_PIXELS) -> Ima
 
 
 def _opened(stream: IO[bytes], name: str) -> Image.Image:
-    # Pillow adds each EXIF segment to a copy of those before.
-    if is_jpeg(stream) and segments_and_scans(stream)[0] > MAX_SEGMENTS:
-        raise ImageError(name, f"a JPEG file of more than {MAX_SEGMENTS:,} segments; save it anew")
     stream.seek(0)
     try:
         return Image.open(stream, formats=_formats())

@@ -379,7 +379,7 @@ class Collection:
                 raise StoreError(f"{self}: {method} failed: {reason}") from error
             finally:
                 if method in _WRITING:
-                    connection.note_written(self.name)
+                    connection.note_written(name)
 
 
 def batches(
