@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 from rich.table import Table
@@ -14,6 +14,9 @@ from llama_index_gap.cli import options, terminal
 from llama_index_gap.modality import MODALITIES, PLURAL, CollectionName
 from llama_index_gap.text import visible
 
+if TYPE_CHECKING:
+    from llama_index_gap.store.milvus import MilvusStore
+
 COLLECTIONS: tuple[CollectionName, ...] = get_args(CollectionName)
 
 
@@ -21,6 +24,8 @@ def info(
     db: options.Database = "gap.db", name: options.Name = "gap", as_json: options.AsJson = False
 ) -> None:
     """Show what an index holds, and which models made it. Loads no model."""
+    from llama_index_gap.index.query_sample import QuerySample
+
     facts = _facts(db, name)
     if as_json:
         terminal.print_json(facts)
@@ -34,8 +39,8 @@ def info(
         title = "model" if for_both else f"model of {PLURAL[role]}"
         rows.append((title, f"{model['name']} (licence: {model['licence'] or 'not stated'})"))
     learnt = facts["queries_learnt"]
-    counts = [f"{count:,} {name} queries" for name, count in learnt.items() if count]
-    rows.append(("learnt from", " and ".join(counts) or "no queries (see 'llama-gap learn')"))
+    hint = "" if any(learnt.values()) else " (see 'llama-gap learn')"
+    rows.append(("learnt from", f"{QuerySample(learnt['text'], learnt['image'])}{hint}"))
     rows.append(("images in", facts["images"]))
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_column(style="bold")
@@ -50,6 +55,14 @@ def _facts(db: str, name: str) -> dict[str, Any]:
     from llama_index_gap.index.models import stored_identities
     from llama_index_gap.index.query_sample import LEARN_AGAIN, companion, kept_queries
 
+    def opened(collection: str) -> MilvusStore:
+        return llama_index_gap.MilvusStore(
+            uri=db,
+            collection_name=f"{name}_{collection}",
+            token=options.token(),
+            timeout=options.timeout(),
+        )
+
     options.check_is_there(db)
     held: dict[str, Any] = {}
     companions: list[CollectionName] = []
@@ -57,12 +70,7 @@ def _facts(db: str, name: str) -> dict[str, Any]:
     for role in COLLECTIONS:
         if role == "image_query" and role not in stored:
             continue
-        with llama_index_gap.MilvusStore(
-            uri=db,
-            collection_name=f"{name}_{role}",
-            token=options.token(),
-            timeout=options.timeout(),
-        ) as store:
+        with opened(role) as store:
             stored = stored_identities(store.properties(), f"{db}: {name}")
             if store.has_collection(f"{name}_{companion(role)}"):
                 companions.append(role)
@@ -73,9 +81,7 @@ def _facts(db: str, name: str) -> dict[str, Any]:
             }
     learnt = dict.fromkeys(MODALITIES, 0)
     for role in companions:
-        with llama_index_gap.MilvusStore(
-            uri=db, collection_name=f"{name}_{companion(role)}", token=options.token()
-        ) as store:
+        with opened(companion(role)) as store:
             try:
                 kept = kept_queries(store)
             except llama_index_gap.StoreError as error:
