@@ -268,22 +268,22 @@ class ImageStorage:
             users.rmdir()
 
     def _write_record(self, kind: str, key: str, content: str) -> None:
+        folder = self._records(kind)
+        _write(folder / key, content.encode(), folder)
+
+    def _records(self, kind: str) -> Path:
+        """A folder of records, made if it is missing."""
         folder = self.folder / kind
         if not _is_folder(folder):
             if os.path.lexists(folder):
                 raise ImageError(str(folder), "is no folder of ours; pass another storage_dir")
-            folder.mkdir(parents=True)
-        _write(folder / key, content.encode(), folder)
+            folder.mkdir(parents=True, exist_ok=True)
+        return folder
 
     @contextmanager
     def _one_at_a_time(self) -> Iterator[None]:
         """One change at a time, in whatever thread or process."""
-        records = self.folder / "nodes"
-        if not _is_folder(records):
-            if os.path.lexists(records):
-                raise ImageError(str(records), "is no folder of ours; pass another storage_dir")
-            records.mkdir(parents=True, exist_ok=True)
-        with _ONE_THREAD, _lock(records, exclusive=True):
+        with _ONE_THREAD, _lock(self._records("nodes"), exclusive=True):
             yield
 
 
