@@ -25,13 +25,14 @@ from llama_index_gap.index.learning import LearningIndex
 from llama_index_gap.index.models import (
     MODELS_PROPERTY,
     Identities,
+    asked_dimension,
     build_model,
     check_identities,
-    dimension_of,
     embeds,
     identity_of,
     image_model,
     in_words,
+    known_dimension,
     stored_identities,
 )
 from llama_index_gap.index.query_sample import SampleKeeper
@@ -159,14 +160,14 @@ class DualIndex(LearningIndex):
                 "text": identity_of(embed_model),
                 "image": None if both else identity_of(self.image_embed_model),
             }
-            settings = {"index_config": index_config, "overwrite": overwrite}
+            settings: dict[str, Any] = {"index_config": index_config, "overwrite": overwrite}
             for each in _COLLECTIONS:
-                dim = dimension_of(self._model(each))
+                model = self._model(each)
                 if each in self._stores:
-                    self._stores[each].check_dim(dim)
+                    self._stores[each].check_dim(known_dimension(model))
                     continue
                 try:
-                    self._stores[each] = collection(each, dim, **settings)
+                    self._stores[each] = _opened(partial(collection, each), model, **settings)
                 except InvalidValueError:
                     if not overwrite:  # if another model is the cause, say so
                         self._blame_models(partial(collection, each, None), identities)
@@ -494,8 +495,9 @@ class DualIndex(LearningIndex):
         self.image_query_embed_model = model = image_model(model, argument)
         identities["image_query"] = identity_of(model)
         check_identities(stored, identities, self.uri, self.name)
-        self._stores["image_query"] = collection(
-            "image_query", dimension_of(model), index_config=index_config, overwrite=overwrite
+        opens = partial(collection, "image_query")
+        self._stores["image_query"] = _opened(
+            opens, model, index_config=index_config, overwrite=overwrite
         )
 
     def _claim(self, identities: Identities) -> None:
@@ -520,6 +522,21 @@ class DualIndex(LearningIndex):
             return
         with store:
             self._compare(store.initial_properties, identities)
+
+
+def _opened(
+    opens: Callable[..., MilvusStore],
+    model: BaseEmbedding,
+    *,
+    index_config: dict[str, Any] | None,
+    overwrite: bool,
+) -> MilvusStore:
+    """A collection with the length of a model's vectors, which a paid call is not made for."""
+    dim = known_dimension(model)
+    if dim is None and not overwrite:
+        with suppress(InvalidValueError):  # there is none yet
+            return opens(None, index_config=index_config)
+    return opens(dim or asked_dimension(model), index_config=index_config, overwrite=overwrite)
 
 
 def _check_is_there(uri: str) -> None:

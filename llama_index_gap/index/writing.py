@@ -25,7 +25,7 @@ from llama_index.core.schema import (
 )
 from tqdm import tqdm
 
-from llama_index_gap.embedding import warn_once_of_cuts
+from llama_index_gap.embedding.dual_encoder import warn_once_of_cuts
 from llama_index_gap.errors import EXPECTED_ERRORS, InvalidValueError
 from llama_index_gap.images.folders import ImageFolders
 from llama_index_gap.images.opening import ImageError, image_digest
