@@ -16,7 +16,8 @@ from tenacity import (
     Retrying,
     retry_if_exception_type,
     stop_after_attempt,
-    wait_exponential_jitter,
+    wait_exponential,
+    wait_random,
 )
 
 from llama_index_gap.errors import InvalidValueError
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 LONGEST_PAUSE_S = 60.0
 """How long it waits before asking again; a service that wants more time is an error."""
 
-_BACK_OFF = wait_exponential_jitter(multiplier=0.5, max=LONGEST_PAUSE_S, jitter=0.5)
+_BACK_OFF = wait_exponential(multiplier=0.5, max=LONGEST_PAUSE_S) + wait_random(0, 0.5)
 
 
 class HttpService:
