@@ -62,6 +62,13 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
+class _Downloads(logging.Handler):
+    """Says how much is about to be downloaded."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        say("note", record.getMessage())
+
+
 @app.callback()
 def _options(
     context: typer.Context,
@@ -78,6 +85,10 @@ def _options(
         logging.basicConfig(level=logging.INFO)
     elif not any(isinstance(handler, _Warnings) for handler in logger.handlers):
         logger.addHandler(_Warnings(logging.WARNING))
+    downloads = logging.getLogger("llama_index_gap.models.checkpoints.hub")
+    if not debug and not downloads.handlers:
+        downloads.addHandler(_Downloads(logging.INFO))
+        downloads.setLevel(logging.INFO)
 
 
 _COMMANDS: tuple[Callable[..., None], ...] = (

@@ -83,6 +83,7 @@ class DualIndex(LearningIndex):
         index_config: Milvus' vector index; HNSW by default.
         search_config: its search parameters.
         timeout: seconds that a server may take to answer a call.
+        cache_folder: where downloads of the models that the index names are kept.
         local_files_only: ask no hub for the models that the index names: they lie in a folder or
             in the download cache.
         overwrite: start empty.
@@ -108,6 +109,7 @@ class DualIndex(LearningIndex):
         index_config: dict[str, Any] | None = None,
         search_config: dict[str, Any] | None = None,
         timeout: float = TIMEOUT_SECONDS,
+        cache_folder: str | Path | None = None,
         local_files_only: bool = False,
         overwrite: bool = False,
     ) -> None:
@@ -120,7 +122,9 @@ class DualIndex(LearningIndex):
 
         super().__init__()
         self.name, self.uri = name, uri
-        self._build = partial(build_model, local_files_only=local_files_only)
+        self._build = partial(
+            build_model, cache_folder=cache_folder, local_files_only=local_files_only
+        )
         storage = storage_folder(uri, name, storage_dir)
         self._stores: dict[CollectionName, MilvusStore] = {}
 
@@ -212,6 +216,7 @@ class DualIndex(LearningIndex):
         index_config: dict[str, Any] | None = None,
         search_config: dict[str, Any] | None = None,
         timeout: float = TIMEOUT_SECONDS,
+        cache_folder: str | Path | None = None,
         local_files_only: bool = False,
         overwrite: bool = False,
     ) -> DualIndex:
@@ -234,6 +239,7 @@ class DualIndex(LearningIndex):
             index_config=index_config,
             search_config=search_config,
             timeout=timeout,
+            cache_folder=cache_folder,
             local_files_only=local_files_only,
             overwrite=overwrite,
         )

@@ -28,8 +28,12 @@ _IDENTITY = (
     "document_prompt",
     "max_text_tokens",
     "revision",
+    "pooling",
     "aligner",
 )
+
+
+_NOT_TEXTS = {"dimensions", "max_text_tokens", "pooling", "aligner"}
 
 
 def dimension_of(model: BaseEmbedding) -> int:
@@ -125,9 +129,11 @@ def _known_settings(stored: Any) -> dict[str, Any]:
         match key, value:
             case "dimensions" | "max_text_tokens", int() if not isinstance(value, bool):
                 continue
+            case "pooling", "last" | "mean" | "cls":
+                continue
             case "aligner", {"path": str(), "fingerprint": str(), **rest} if not rest:
                 continue
-            case _, str() if key not in {"dimensions", "max_text_tokens", "aligner"}:
+            case _, str() if key not in _NOT_TEXTS:
                 continue
         raise InvalidValueError(f"{key} is {str(value)[:60]!r}")
     if not {"class_name", "model_name"} <= known.keys():
@@ -167,7 +173,12 @@ def without_paths(identities: Identities) -> Identities:
 
 
 def build_model(
-    identity: dict[str, Any], of: str, argument: str, *, local_files_only: bool = False
+    identity: dict[str, Any],
+    of: str,
+    argument: str,
+    *,
+    cache_folder: str | Path | None = None,
+    local_files_only: bool = False,
 ) -> BaseEmbedding:
     """Build a model again from what identifies it.
 
@@ -175,6 +186,7 @@ def build_model(
         identity: as ``stored_identities`` gives it.
         of: the index, for the message.
         argument: the parameter that takes the model, for the message.
+        cache_folder: where downloads are kept.
         local_files_only: ask no hub for it.
 
     Raises:
@@ -185,7 +197,8 @@ def build_model(
             f"{of} was made with {in_words({'text': identity})}, which cannot be built from its "
             f"name alone; pass it as {argument}"
         )
-    return DualEncoderEmbedding.from_dict(identity | {"local_files_only": local_files_only})
+    places = {"cache_folder": cache_folder, "local_files_only": local_files_only}
+    return DualEncoderEmbedding.from_dict(identity | places)
 
 
 def in_words(identities: Identities) -> str:

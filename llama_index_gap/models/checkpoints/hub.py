@@ -118,8 +118,7 @@ def _fetch(name: str, repo: str, settings: LoadingSettings, check: Check | None)
         return folder
     size = sum(sizes[file] for file in new)
     _check_space(name, size, folder)
-    if size >= 10**6:
-        logger.info("Downloading %s: %s in %d files", name, in_words(size), len(new))
+    logger.info("Downloading %s: %s in %d files", name, in_words(size), len(new))
     return Path(snapshot(allow_patterns=_exactly(wanted)))
 
 

@@ -128,8 +128,9 @@ def _places(usable: set[str], checkpoint: Checkpoint, settings: LoadingSettings)
     own = sorted({kind for kind, _ in modules if not kind.startswith("sentence_transformers.")})
     if own and not settings.trust_remote_code:
         raise ModelError(
-            f"{checkpoint.name}: {MODULES} names {list_some(set(own), 3)}, code of the model's "
-            f"own, which is not run unless you ask; if you trust its makers, pass {TRUST_REMOTE_CODE}"
+            f"{checkpoint.name}: {MODULES} names {list_some(set(own), 3)}, code of the "
+            "model's own, which is not run unless you ask; if you trust its makers, pass "
+            f"{TRUST_REMOTE_CODE}"
         )
     places = {""} | {f"{path.strip('/')}/" for _, path in modules if path.strip("./")}
     # A router keeps its own modules a level below.

@@ -1,0 +1,210 @@
+"""Options that say which models a command loads, and how; the same in every command that does."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
+
+import typer
+
+import llama_index_gap
+from llama_index_gap.cli.terminal import note
+
+if TYPE_CHECKING:
+    from llama_index_gap.embedding import DualEncoderEmbedding
+    from llama_index_gap.models import PairScorer
+    from llama_index_gap.search.rerank import MultiModalRerank
+
+BY_NAME = "a name that 'llama-gap models' lists, a hub name, or a folder."
+Reranker = Annotated[
+    str | None, typer.Option(metavar="MODEL", help=f"Rerank by this model: {BY_NAME}")
+]
+
+
+@dataclass(frozen=True)
+class Models:
+    """The models that somebody named on the command line, and how they are loaded.
+
+    What these options allow holds for the models that are named there. A model that an index names
+    is loaded without code of its own and without pickles, whatever is allowed for others.
+
+    Attributes:
+        names: the models for texts, for images and for image queries.
+        allowed: revision, allow_pickle and trust_remote_code, as far as they are given.
+        places: cache_folder and local_files_only, which hold for stored models too.
+        texts: pooling and prompts of the model for texts, as far as they are given.
+    """
+
+    names: tuple[str | None, str | None, str | None]
+    allowed: dict[str, Any]
+    places: dict[str, Any]
+    texts: dict[str, Any]
+
+    def check(self, reranker: str | None = None) -> None:
+        """Refuse options that belong to no model, or to one of several.
+
+        Args:
+            reranker: the model that was named for it.
+        """
+        named = [each for each in (*self.names, reranker) if each is not None]
+        if self.names[1] is not None and self.names[0] is None:
+            raise typer.BadParameter("needs --model too, for texts", param_hint="--image-model")
+        if self.texts and self.names[0] is None:
+            raise typer.BadParameter(
+                "belongs to a model; name it with --model",
+                param_hint=_option(next(iter(self.texts))),
+            )
+        for name in self.allowed:
+            if not named:
+                raise typer.BadParameter(
+                    "holds for models that you name, with --model or --reranker; what an index "
+                    "names is loaded without it",
+                    param_hint=_option(name),
+                )
+        if "revision" in self.allowed and len(named) > 1:
+            raise typer.BadParameter(
+                f"belongs to one model, and {' and '.join(named)} are named; an index remembers "
+                "its model's revision: make it first, then leave --model out",
+                param_hint="--revision",
+            )
+
+    def load(self, **settings: Any) -> list[DualEncoderEmbedding | None]:
+        """Load the models that are named, for texts, images and image queries.
+
+        Args:
+            **settings: of each of them.
+        """
+        loaded: list[DualEncoderEmbedding | None] = []
+        for place, name in enumerate(self.names):
+            if name is None:
+                loaded.append(None)
+                continue
+            note(f"Loading {name} …")
+            texts = self.texts if place == 0 else {}
+            loaded.append(
+                llama_index_gap.DualEncoderEmbedding(
+                    model_name=name, **self.allowed, **self.places, **texts, **settings
+                )
+            )
+        return loaded
+
+    def load_scorer(self, name: str | None) -> PairScorer | None:
+        """Load a reranker's model, if one is named."""
+        from llama_index_gap import models
+
+        if name is None:
+            return None
+        note(f"Loading {name} …")
+        return models.load_scorer(name, models.LoadingSettings(**self.allowed, **self.places))
+
+    def load_reranker(self, name: str | None) -> MultiModalRerank | None:
+        """Load a reranker that keeps all candidates, if one is named."""
+        scorer = self.load_scorer(name)
+        return (
+            None if scorer is None else llama_index_gap.MultiModalRerank(model=scorer, top_n=None)
+        )
+
+
+def _options(
+    *,
+    model: Annotated[
+        str | None, typer.Option(help=f"The model: {BY_NAME}", show_default="the index's own")
+    ] = None,
+    image_model: Annotated[
+        str | None, typer.Option(help="Another model, for images.", show_default="the same")
+    ] = None,
+    image_query_model: Annotated[
+        str | None,
+        typer.Option(
+            help="A third model, for image queries.", show_default="the index's own, or none"
+        ),
+    ] = None,
+    revision: Annotated[
+        str | None,
+        typer.Option(
+            help="Branch, tag or commit of the model on the hub.", show_default="the newest"
+        ),
+    ] = None,
+    pooling: Annotated[
+        Literal["last", "mean", "cls"] | None,
+        typer.Option(help="How --model makes a vector, if its files do not say."),
+    ] = None,
+    query_prompt: Annotated[
+        str | None, typer.Option(help="Put before queries.", show_default="what the model says")
+    ] = None,
+    document_prompt: Annotated[
+        str | None, typer.Option(help="Put before documents.", show_default="what the model says")
+    ] = None,
+    allow_pickle: Annotated[
+        bool,
+        typer.Option(
+            "--allow-pickle", help="Read pickled weights of the named models; they can carry code."
+        ),
+    ] = False,
+    trust_remote_code: Annotated[
+        bool,
+        typer.Option("--trust-remote-code", help="Run code that comes with the named models."),
+    ] = False,
+    cache_folder: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", help="Keep downloads here.", show_default="the hub's own cache"
+        ),
+    ] = None,
+    local_files_only: Annotated[
+        bool,
+        typer.Option(
+            "--local-files-only", help="Ask no hub for models: take folders or the download cache."
+        ),
+    ] = False,
+) -> Models:
+    given = {"revision": revision, "allow_pickle": allow_pickle}
+    given["trust_remote_code"] = trust_remote_code
+    texts = {"pooling": pooling, "query_prompt": query_prompt, "document_prompt": document_prompt}
+    return Models(
+        (model, image_model, image_query_model),
+        {name: value for name, value in given.items() if value not in {None, False}},
+        {"cache_folder": cache_folder, "local_files_only": local_files_only},
+        {name: value for name, value in texts.items() if value is not None},
+    )
+
+
+def with_models(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options about models, in place of its parameter ``models``.
+
+    Args:
+        command: takes ``models``, what these options say.
+    """
+    own = inspect.signature(command).parameters.values()
+    added = inspect.signature(_options).parameters.values()
+    hints = get_type_hints(command, include_extras=True) | get_type_hints(
+        _options, include_extras=True
+    )
+
+    @wraps(command)
+    def with_options(*args: Any, **given: Any) -> None:
+        of_models = {each.name: given.pop(each.name) for each in added if each.name in given}
+        models = _options(**of_models)
+        models.check(given.get("reranker"))
+        command(*args, models=models, **given)
+
+    parameters: list[inspect.Parameter] = []
+    for each in own:
+        parameters += added if each.name == "models" else [each]
+    # Typer reads both.
+    setattr(  # noqa: B010
+        with_options,
+        "__signature__",
+        inspect.Signature([each.replace(annotation=hints[each.name]) for each in parameters]),
+    )
+    with_options.__annotations__ = {each.name: hints[each.name] for each in parameters}
+    del with_options.__wrapped__
+    return with_options
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
