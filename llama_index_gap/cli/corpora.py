@@ -55,6 +55,14 @@ def index(
         str | None, typer.Option(help="Where models run.", show_default="a GPU if there is one")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Drop the index first.")] = False,
+    chunk_size: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Cut texts into chunks of so many tokens.",
+            show_default="512, or fewer that the model reads",
+        ),
+    ] = None,
     all_skipped: options.AllSkipped = False,
 ) -> None:
     """Put a corpus into an index; make the index if it is missing.
@@ -68,7 +76,11 @@ def index(
     started = time.monotonic()
     with terminal.resumable(" without --overwrite" if overwrite else ""):
         corpus = llama_index_gap.read_corpus(
-            path, root=root, max_pixels=max_pixels, show_progress=shown
+            path,
+            root=root,
+            chunk_size=chunk_size,
+            max_pixels=max_pixels,
+            show_progress=shown,
         )
         with options.open_or_make_index(
             *(db, name, models),
