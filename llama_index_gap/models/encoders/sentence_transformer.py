@@ -79,6 +79,7 @@ class SentenceTransformerEncoder(Encoder):
             "query": self._prompt("query", query_prompt),
             "document": self._prompt("document", document_prompt),
         }
+        self._around: dict[Kind, int] = {}
         self._wraps_texts = hasattr(self._model[0], "modality_config")
         # Models that take images through a chat template build one sequence for the whole batch.
         self._one_by_one = self._wraps_texts and "message" not in self._model[0].modality_config
@@ -115,9 +116,10 @@ class SentenceTransformerEncoder(Encoder):
             return self._forward(features)
 
     def count_tokens(self, texts: Sequence[str], kind: Kind) -> list[int] | None:
-        """The length of each text in tokens, prompt included; None where it has no tokenizer.
+        """The length of each text in tokens, prompt and special tokens included.
 
-        For models that read texts through a chat template, its few tokens are not counted.
+        The tokens of a chat template, through which some models read texts, count too. None where
+        the model has no tokenizer.
         """
         self._require("text")
         tokenizer = self._model.tokenizer
@@ -128,7 +130,21 @@ class SentenceTransformerEncoder(Encoder):
         prompted = [self._prompts[kind] + text for text in self._as_trained(texts)]
         with self._lock:
             ids = tokenizer(prompted, truncation=False, verbose=False)["input_ids"]
-        return [len(each) for each in ids]
+        return [len(each) + self._template_tokens(kind) for each in ids]
+
+    def _template_tokens(self, kind: Kind) -> int:
+        """How many tokens a chat template puts around a text."""
+        if kind not in self._around:
+            self._around[kind] = 0
+            if self._wraps_texts and "message" in self._model[0].modality_config:
+                prompt = self._prompts[kind]
+                with self._lock:
+                    whole = self._model.preprocess(
+                        [{"text": "a"}], prompt=prompt or None, task=kind
+                    )
+                    plain = self._model.tokenizer(prompt + "a", verbose=False)["input_ids"]
+                self._around[kind] = int(whole["input_ids"].shape[-1]) - len(plain)
+        return self._around[kind]
 
     def prepare_image(self, image: Image.Image) -> Any:
         """Resize and normalize one RGB image (models with a chat template do it in the batch)."""
