@@ -68,6 +68,7 @@ class Row:
 
 JINA, LAION = "jinaai/jina-clip-v2", "laion/CLIP-ViT-B-32-laion2B-s34B-b79K"
 NOMIC = "nomic-ai/nomic-embed-text-v1.5"
+NOMIC_VISION = "nomic-ai/nomic-embed-vision-v1.5"
 ROWS = [
     Row("clip"),
     Row("openai/clip-vit-base-patch32"),
@@ -76,7 +77,7 @@ ROWS = [
     Row("sentence-transformers/clip-ViT-B-32"),
     Row("openai/clip-vit-large-patch14"),
     Row("nomic"),
-    Row(NOMIC, options=["--revision", "refs/pr/56"]),
+    Row(NOMIC, options=["--revision", "refs/pr/56", "--image-model", NOMIC_VISION]),
     Row(JINA),
     Row(JINA, options=["--allow-pickle"]),
     Row(LAION),
@@ -156,7 +157,10 @@ def main() -> None:
                     weights = [each for each in names if not each.endswith(_SETTINGS)]
                     size = sum(hub.fetched.values())
                     print(f"\n{row.title}\n  {said}")
-                    print(f"  fetched {size:,} bytes: {', '.join(weights) or 'no weights'}", flush=True)
+                    print(
+                        f"  fetched {size:,} bytes: {', '.join(weights) or 'no weights'}",
+                        flush=True,
+                    )
             finally:
                 child.kill()
                 child.wait()

@@ -45,7 +45,7 @@ class Models:
     texts: dict[str, Any]
 
     def check(self, reranker: str | None = None) -> None:
-        """Refuse options that belong to no model, or to one of several.
+        """Refuse options that belong to no model.
 
         Args:
             reranker: the model that was named for it.
@@ -65,12 +65,13 @@ class Models:
                     "names is loaded without it",
                     param_hint=_option(name),
                 )
-        if "revision" in self.allowed and len(named) > 1:
-            raise typer.BadParameter(
-                f"belongs to one model, and {' and '.join(named)} are named; an index remembers "
-                "its model's revision: make it first, then leave --model out",
-                param_hint="--revision",
-            )
+
+    def _allowed(self, name: str) -> dict[str, Any]:
+        """What is allowed for a model; the revision belongs to --model, else to the other one."""
+        first = next((each for each in self.names if each is not None), name)
+        return {
+            key: value for key, value in self.allowed.items() if key != "revision" or name == first
+        }
 
     def load(self, **settings: Any) -> list[DualEncoderEmbedding | None]:
         """Load the models that are named, for texts, images and image queries.
@@ -87,7 +88,7 @@ class Models:
             texts = self.texts if place == 0 else {}
             loaded.append(
                 llama_index_gap.DualEncoderEmbedding(
-                    model_name=name, **self.allowed, **self.places, **texts, **settings
+                    model_name=name, **self._allowed(name), **self.places, **texts, **settings
                 )
             )
         return loaded
@@ -99,7 +100,9 @@ class Models:
         if name is None:
             return None
         note(f"Loading {name} …")
-        return models.load_scorer(name, models.LoadingSettings(**self.allowed, **self.places))
+        return models.load_scorer(
+            name, models.LoadingSettings(**self._allowed(name), **self.places)
+        )
 
     def load_reranker(self, name: str | None) -> MultiModalRerank | None:
         """Load a reranker that keeps all candidates, if one is named."""
@@ -126,7 +129,8 @@ def _options(
     revision: Annotated[
         str | None,
         typer.Option(
-            help="Branch, tag or commit of the model on the hub.", show_default="the newest"
+            help="Branch, tag or commit of --model on the hub (without it, of --reranker).",
+            show_default="the newest, or a preset's own",
         ),
     ] = None,
     pooling: Annotated[

@@ -213,12 +213,13 @@ def _check_kind(name: str | Path, own: Collection[str], others: Collection[str])
             if name in PRESETS
             else ("rerankers", "MultiModalRerank(model=…), or on the command line as --reranker")
         )
-        raise InvalidValueError(
+        error = ModelError if kinds == "rerankers" else InvalidValueError
+        raise error(
             f"{name} is a preset of {kinds}; pass it as {instead}; here pass a folder, a hub name "
             f"or one of {', '.join(own)}"
         )
     if name.lower() in {*own, *others} and not Path(name).expanduser().exists():
-        raise InvalidValueError(f"{name}: no such model; did you mean {name.lower()!r}?")
+        raise ModelError(f"{name}: no such model; did you mean {name.lower()!r}?")
 
 
 def _check_files(checkpoints: Sequence[Checkpoint], settings: LoadingSettings) -> None:

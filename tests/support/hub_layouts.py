@@ -93,7 +93,9 @@ def make_repositories(folder: Path) -> dict[str, Repository]:
                 "model.safetensors": clip["model.safetensors"],
             }
         },
-        "owner/gguf": {"main": {"model-q4.gguf": b"gguf" * 100, "config.json": clip["config.json"]}},
+        "owner/gguf": {
+            "main": {"model-q4.gguf": b"gguf" * 100, "config.json": clip["config.json"]}
+        },
         "owner/onnx": {"main": {"onnx/model.onnx": b"onnx", "config.json": clip["config.json"]}},
         "owner/empty": {"main": {".gitattributes": b"", "README.md": _CARD}},
     }
@@ -113,7 +115,9 @@ def _parity(name: str) -> dict[str, bytes]:
 
 def _pickled(files: Mapping[str, bytes]) -> dict[str, bytes]:
     return {
-        name: content for name, content in _with_pickle(files).items() if name != "model.safetensors"
+        name: content
+        for name, content in _with_pickle(files).items()
+        if name != "model.safetensors"
     }
 
 

@@ -18,6 +18,7 @@ from llama_index_gap.models.checkpoints.hub_errors import explain, is_of_disk
 from llama_index_gap.models.checkpoints.layout import (
     MODULES,
     Check,
+    OnlyAdaptersError,
     is_setting,
     needed_files,
     refuse_other_libraries,
@@ -113,13 +114,28 @@ def _fetch(name: str, repo: str, settings: LoadingSettings, check: Check | None)
     with _quiet():
         folder = Path(snapshot(allow_patterns=_exactly(first)))
     checkpoint = Checkpoint(name, folder)
-    wanted = _judged(list(sizes), checkpoint, settings, check)
+    try:
+        wanted = _judged(list(sizes), checkpoint, settings, check)
+    except OnlyAdaptersError as error:
+        if merged := _merged(repo):
+            raise ModelError(f"{error}; the hub has {merged}: pass that") from error
+        raise
     if not (new := missing(wanted)):
         return folder
     size = sum(sizes[file] for file in new)
     _check_space(name, size, folder)
     logger.info("Downloading %s: %s in %d files", name, in_words(size), len(new))
     return Path(snapshot(allow_patterns=_exactly(wanted)))
+
+
+def _merged(repo: str) -> str | None:
+    """The repository where transformers' own conversion of adapters is kept, if the hub has it."""
+    from huggingface_hub import HfApi
+
+    with suppress(Exception):  # only a hint
+        HfApi().model_info(f"{repo}-hf", timeout=_TIMEOUT)
+        return f"{repo}-hf"
+    return None
 
 
 def _cached(name: str, repo: str, settings: LoadingSettings, check: Check | None) -> Path | None:

@@ -93,6 +93,10 @@ def needed_files(
     return sorted(weights | texts | adapters | (more - doubles))
 
 
+class OnlyAdaptersError(ModelError):
+    """A repository that holds adapters and no model."""
+
+
 _EXTRA = ("additional_chat_templates/",)
 
 
@@ -206,7 +210,7 @@ def refuse_other_libraries(files: Sequence[str], checkpoint: Checkpoint) -> None
     own = {"model.safetensors", "pytorch_model.bin"}
     full = own | {each + _INDEX for each in own}
     if "adapter_config.json" in usable and not (full & usable and "model_type" in config):
-        raise ModelError(_only_adapters(checkpoint))
+        raise OnlyAdaptersError(_only_adapters(checkpoint))
     if "model_index.json" in usable and "config.json" not in usable:
         raise ModelError(
             f"{name}: is a pipeline that draws images (diffusers), which embeds and ranks nothing; "
