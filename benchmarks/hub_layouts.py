@@ -2,8 +2,8 @@
 
     python benchmarks/hub_layouts.py [--code FOLDER] [ROW …]
 
-For each row ``llama-gap index`` or ``llama-gap search --reranker`` runs with an empty download cache;
-shown are its last line, and the bytes and files that it fetched. ``--code`` runs the
+For each row ``llama-gap index`` or ``llama-gap search --reranker`` runs with an empty download
+cache; shown are its last line, and the bytes and files that it fetched. ``--code`` runs the
 command of another checkout. Nothing leaves this machine.
 """
 

@@ -13,6 +13,7 @@ import pytest
 from index_nodes import as_base64, labelled, of_document
 from llama_index.core.embeddings import MockEmbedding
 from llama_index.core.schema import (
+    BaseNode,
     ImageNode,
     QueryBundle,
     TextNode,

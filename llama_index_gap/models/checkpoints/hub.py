@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from llama_index_gap.errors import GapError
 from llama_index_gap.model_settings import LoadingSettings
 from llama_index_gap.models.base import ModelError
 from llama_index_gap.models.checkpoints.checkpoint import Checkpoint, list_some
@@ -81,7 +82,7 @@ def download(name: str, settings: LoadingSettings, check: Check | None) -> Path:
         return cached
     try:
         return _fetch(name, repo, settings, check)
-    except ModelError:
+    except GapError:
         raise
     except Exception as error:  # the types of a lost connection belong to the hub's transport
         if not is_of_disk(error):
