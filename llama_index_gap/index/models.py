@@ -29,6 +29,7 @@ _IDENTITY = (
     "document_prompt",
     "max_text_tokens",
     "revision",
+    "pooling",
     "aligner",
 )
 # Of other classes: how fast, where, by whom and for whom a service is asked, how that is shown, and
@@ -43,6 +44,7 @@ _MOVES_NOTHING = re.compile(
     r"counter|usage|asked|seen|history|stats|log|total\w*)($|_env$)",
     re.IGNORECASE,
 )
+_NOT_TEXTS = {"dimensions", "max_text_tokens", "pooling", "aligner"}
 
 
 def known_dimension(model: BaseEmbedding) -> int | None:
@@ -168,9 +170,11 @@ def _known_settings(stored: Any) -> dict[str, Any]:
         match key, value:
             case "dimensions" | "max_text_tokens", int() if not isinstance(value, bool):
                 continue
+            case "pooling", "last" | "mean" | "cls":
+                continue
             case "aligner", {"path": str(), "fingerprint": str(), **rest} if not rest:
                 continue
-            case _, str() if key not in {"dimensions", "max_text_tokens", "aligner"}:
+            case _, str() if key not in _NOT_TEXTS:
                 continue
             case _, _ if key not in _IDENTITY:
                 continue
@@ -212,7 +216,12 @@ def without_paths(identities: Identities) -> Identities:
 
 
 def build_model(
-    identity: dict[str, Any], of: str, argument: str, *, local_files_only: bool = False
+    identity: dict[str, Any],
+    of: str,
+    argument: str,
+    *,
+    cache_folder: str | Path | None = None,
+    local_files_only: bool = False,
 ) -> BaseEmbedding:
     """Build a model again from what identifies it.
 
@@ -220,6 +229,7 @@ def build_model(
         identity: as ``stored_identities`` gives it.
         of: the index, for the message.
         argument: the parameter that takes the model, for the message.
+        cache_folder: where downloads are kept.
         local_files_only: ask no hub for it.
 
     Raises:
@@ -231,7 +241,8 @@ def build_model(
             f"so: pass it as {argument}, or on the command line --model {identity['class_name']} "
             "with --model-setting KEY=VALUE for what it needs besides"
         )
-    return DualEncoderEmbedding.from_dict(identity | {"local_files_only": local_files_only})
+    places = {"cache_folder": cache_folder, "local_files_only": local_files_only}
+    return DualEncoderEmbedding.from_dict(identity | places)
 
 
 def in_words(identities: Identities) -> str:

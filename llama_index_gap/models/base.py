@@ -58,8 +58,17 @@ class Encoder(ABC):
         """
 
     @abstractmethod
+    def count_tokens(self, texts: Sequence[str], kind: Kind) -> list[int] | None:
+        """The length of each text in tokens, prompt and special tokens included.
+
+        Returns:
+            n lengths; None where the model has no tokenizer that could count.
+        """
+
     def count_truncated(self, texts: Sequence[str], kind: Kind) -> int:
         """How many of these texts ``encode_text`` would cut."""
+        lengths, limit = self.count_tokens(texts, kind) or [], self.max_text_tokens
+        return sum(limit is not None and length > limit for length in lengths)
 
     @abstractmethod
     def prepare_image(self, image: Image) -> Any:
