@@ -11,7 +11,17 @@ import typer
 from pydantic import ValidationError
 
 import llama_index_gap
-from llama_index_gap.cli import corpora, evaluate, info, learn, measure, models, search, serve
+from llama_index_gap.cli import (
+    check,
+    corpora,
+    evaluate,
+    info,
+    learn,
+    measure,
+    models,
+    search,
+    serve,
+)
 from llama_index_gap.cli.terminal import fail, only_visible, print_traceback, say, stdout
 from llama_index_gap.errors import EXPECTED_ERRORS, GapError
 
@@ -104,7 +114,7 @@ def _options(
 _COMMANDS: tuple[Callable[..., None], ...] = (
     *(corpora.read, corpora.index, search.search, learn.learn, measure.measure),
     *(info.info, info.delete),
-    *(evaluate.evaluate, evaluate.demo, serve.mcp, models.models),
+    *(evaluate.evaluate, evaluate.demo, serve.mcp, models.models, check.check),
 )
 for _command in _COMMANDS:
     app.command()(_command)

@@ -35,7 +35,7 @@ def check_encoder(
             pooling open.
         ValueError: there is a pooling, and the checkpoint says itself how it pools.
     """
-    if _is_reranker(checkpoint):
+    if is_reranker(checkpoint):
         raise ModelError(
             f"{checkpoint.name}: is a reranker, not an encoder; pass it as "
             "MultiModalRerank(model=…), or on the command line as --reranker"
@@ -78,7 +78,8 @@ def check_scorer(checkpoint: Checkpoint, settings: LoadingSettings) -> None:
     )
 
 
-def _is_reranker(checkpoint: Checkpoint) -> bool:
+def is_reranker(checkpoint: Checkpoint) -> bool:
+    """Whether a checkpoint's settings say that it ranks, by a cross-encoder or late interaction."""
     from llama_index_gap.models.rerankers import cross_encoder, late_interaction
 
     named = any(name.endswith(_RERANKER_CLASSES) for name in checkpoint.architectures)
