@@ -32,6 +32,10 @@ _QUESTIONS = (
     ("How many legs does a spider have?", "Spiders walk on eight legs."),
     ("Where do penguins live?", "Penguins live in the far south, on ice and rocks."),
     ("What is bread made of?", "Bread is made of flour, water, salt and yeast."),
+    ("Who flies an aeroplane?", "An aeroplane is flown by its pilot."),
+    ("Which month comes after June?", "July comes after June."),
+    ("What do cows eat?", "Cows eat grass and hay."),
+    ("How does a ship float?", "A ship floats because it pushes water aside."),
 )
 
 
@@ -216,16 +220,17 @@ def _same(what: str, one: Matrix, other: Matrix, dtype: str) -> Finding:
 def _matched(what: str, scores: Matrix) -> Finding:
     """Whether what belongs together, on the diagonal, scores higher than if shuffled."""
     count = len(scores)
-    matched, mismatched = (
-        np.trace(scores) / count,
-        (scores.sum() - np.trace(scores)) / (count * (count - 1)),
-    )
+    own = np.trace(scores) / count
+    others = (scores.sum() - np.trace(scores)) / (count * (count - 1))
+    # By rank within each row: one outlying score must not decide.
+    ranks = scores.argsort(axis=1).argsort(axis=1)
     rng = np.random.default_rng(0)
-    shuffled = [scores[np.arange(count), rng.permutation(count)].mean() for _ in range(_SHUFFLES)]
-    as_high = float(np.mean(np.array(shuffled) >= matched))
-    first = int((scores.argmax(axis=1) == np.arange(count)).sum())
+    rows = np.arange(count)
+    shuffled = np.array([ranks[rows, rng.permutation(count)].sum() for _ in range(_SHUFFLES)])
+    as_high = float((shuffled >= np.trace(ranks)).mean())
+    first = int((scores.argmax(axis=1) == rows).sum())
     detail = (
-        f"{matched:.3f} against {mismatched:.3f}; {first} of {count} come first; shuffled, "
-        f"{as_high:.1%} are as high, allowed {_CHANCE:.0%}"
+        f"{own:.3f} against {others:.3f}; {first} of {count} come first; shuffled, "
+        f"{as_high:.1%} rank as high, allowed {_CHANCE:.0%}"
     )
     return Finding(f"{what}: matched pairs above mismatched ones", as_high <= _CHANCE, detail)
