@@ -42,7 +42,8 @@ def check(
         str | None, typer.Option(help="Where it runs.", show_default="a GPU if there is one")
     ] = None,
     dtype: Annotated[
-        Literal["float32", "bfloat16", "float16", "auto"], typer.Option(help="Number format; an index takes auto.")
+        Literal["float32", "bfloat16", "float16", "auto"],
+        typer.Option(help="Number format; an index takes auto."),
     ] = "float32",
     revision: Annotated[
         str | None, typer.Option(help="Branch, tag or commit.", show_default="the preset's own")

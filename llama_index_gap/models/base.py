@@ -57,13 +57,17 @@ class Encoder(ABC):
             Array of shape (n, dimension), rows of length 1.
         """
 
-    @abstractmethod
     def count_tokens(self, texts: Sequence[str], kind: Kind) -> list[int] | None:
         """The length of each text in tokens, prompt and special tokens included.
 
+        Args:
+            texts: n texts.
+            kind: whether they are queries or documents; decides the prompt.
+
         Returns:
-            n lengths; None where the model has no tokenizer that could count.
+            n lengths; None where the model has no tokenizer that could count, as by default.
         """
+        return None
 
     def count_truncated(self, texts: Sequence[str], kind: Kind) -> int:
         """How many of these texts ``encode_text`` would cut."""
