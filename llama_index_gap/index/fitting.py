@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import count
 from typing import Any
 
@@ -27,6 +28,7 @@ from llama_index_gap.threads import stop_if_given_up
 _AT_ONCE = 256
 _FEWEST_TOKENS = 4  # with fewer left beside title and prompt, a cut would make crumbs
 _TRIES = 4
+_KEPT = 4096
 _FIRST_LOOK = 8
 _BAD_INPUT = (*EXPECTED_ERRORS, TypeError, RecursionError)
 
@@ -64,8 +66,11 @@ def fit_nodes(
     limit, counts = getattr(model, "longest_text", None), getattr(model, "count_tokens", None)
     if limit is None or counts is None or counts([""]) is None:
         return Fitted(list(nodes))
+    (special,) = counts([""])
     fitted = Fitted()
     last = {node.node_id: node for node in nodes}
+    # A word of many thousand letters is cut letter by letter.
+    size = lru_cache(_KEPT)(lambda text: range(max(counts([text])[0] - special, 0)))
     with tqdm(
         total=len(nodes), desc="Counting tokens", unit="node", disable=not show_progress
     ) as bar:
@@ -74,7 +79,7 @@ def fit_nodes(
             batch = nodes[start : start + _AT_ONCE]
             contents = [_content(node) if last[node.node_id] is node else "" for node in batch]
             for node, length in zip(batch, counts(contents), strict=True):
-                parts = _parts(as_row(node), counts, limit) if length > limit else [node]
+                parts = _parts(as_row(node), counts, size, limit) if length > limit else [node]
                 fitted.nodes += parts
                 if len(parts) > 1:
                     fitted.cut += 1
@@ -117,20 +122,20 @@ def _content(node: BaseNode) -> str:
 
 
 def _parts(
-    row: TextNode, counts: Callable[[list[str]], list[int]], limit: int
+    row: TextNode,
+    counts: Callable[[list[str]], list[int]],
+    size: Callable[[str], Sequence[int]],
+    limit: int,
 ) -> Sequence[BaseNode]:
     if isinstance(row, ImageNode):
         return [row]
-    (special,) = counts([""])
     (around,) = counts([row.model_copy(update={"text": ""}).get_content(MetadataMode.EMBED)])
     texts: list[str] = []
     room = limit - around
     for _ in range(_TRIES):
         if room < _FEWEST_TOKENS:
             return [row]
-        texts = splitter_of(
-            room, lambda text: range(max(counts([text])[0] - special, 0))
-        ).split_text(row.text)
+        texts = splitter_of(room, size).split_text(row.text)
         contents = [
             row.model_copy(update={"text": text}).get_content(MetadataMode.EMBED) for text in texts
         ]

@@ -163,7 +163,8 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
                 if self.headers.get("authorization"):
                     self._refuse(404, "RepoNotFound", "Repository not found")
                 else:
-                    self._refuse(401, "", "Invalid username or password.")
+                    # The code is how the client knows, since it does by https addresses otherwise.
+                    self._refuse(401, "RepoNotFound", "Invalid username or password.")
                 return None
             if repository.refuses is not None:
                 limits = {"RateLimit": '"api";r=0;t=57'} if repository.refuses == 429 else {}

@@ -53,7 +53,7 @@ def make_repositories(folder: Path) -> dict[str, Repository]:
     }
     open_clip = {
         "open_clip_config.json": b"{}",
-        "open_clip_model.safetensors": clip["model.safetensors"],
+        "open_clip_model.safetensors": clip["model.safetensors"] + b"of open_clip",
         "open_clip_pytorch_model.bin": pickled_clip["pytorch_model.bin"],
     }
     revisions: dict[str, dict[str, dict[str, bytes]]] = {
@@ -81,9 +81,11 @@ def make_repositories(folder: Path) -> dict[str, Repository]:
         "facebook/dinov2-base": {"main": dinov2},
         "owner/plain-vision-language": {"main": vlm},
         "llamaindex/vdr-2b-multi-v1": {"main": vlm | own_code},
-        "jinaai/jina-embeddings-v5-omni": {"main": _config_only("jina_omni", "JinaOmni")},
-        "jinaai/jina-reranker-v3": {"main": _config_only("qwen3", "JinaForRanking", own=True)},
-        "owner/own-model-type": {"main": _config_only("mine", "Mine", own=True)},
+        "jinaai/jina-embeddings-v5-omni": {"main": _config_only(clip, "jina_omni", "JinaOmni")},
+        "jinaai/jina-reranker-v3": {
+            "main": _config_only(clip, "qwen3", "JinaForRanking", own=True)
+        },
+        "owner/own-model-type": {"main": _config_only(clip, "mine", "Mine", own=True)},
         "cross-encoder/ms-marco-MiniLM-L6-v2": {"main": bert},
         "timm/vit_base_patch16_224": {
             "main": {
@@ -158,16 +160,14 @@ def _native(config: bytes) -> bytes:
     )
 
 
-def _config_only(model_type: str, architecture: str, *, own: bool = False) -> dict[str, bytes]:
+def _config_only(
+    files: Mapping[str, bytes], model_type: str, architecture: str, *, own: bool = False
+) -> dict[str, bytes]:
     """A model whose weights would be fetched in vain."""
     config: dict[str, Any] = {"model_type": model_type, "architectures": [architecture]}
     if own:
         config["auto_map"] = {"AutoModel": f"modeling.{architecture}"}
-    return {
-        "config.json": _json(config),
-        "model.safetensors": b"weights" * 1000,
-        "modeling.py": b"x = 1",
-    }
+    return {**files, "config.json": _json(config), "modeling.py": b"x = 1"}
 
 
 def _json(content: Any) -> bytes:

@@ -18,6 +18,7 @@ TRUST_REMOTE_CODE = "trust_remote_code=True (on the command line --trust-remote-
 MODULES = "modules.json"
 _SETTINGS = (MODULES, "config.json", "config_sentence_transformers.json", "adapter_config.json")
 _INDEX = ".index.json"
+_ROUTER = "router_config.json"
 _TEXTS = {".json", ".txt", ".model", ".jinja"}
 # Other runtimes', other libraries', and what training left behind.
 _OTHER_FOLDER = re.compile(
@@ -141,8 +142,9 @@ def _places(usable: set[str], checkpoint: Checkpoint, settings: LoadingSettings)
     below = {
         f"{name.rpartition('/')[0]}/"
         for name in usable
-        for place in places - {""}
-        if name.startswith(place) and "/" in name.removeprefix(place)
+        for place in places
+        if (place or _ROUTER in usable) and name.startswith(place)
+        if "/" in name.removeprefix(place)
     }
     return sorted(places | below)
 
