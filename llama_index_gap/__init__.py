@@ -7,7 +7,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from llama_index_gap.agents.tool import MultiModalSearchTool
     from llama_index_gap.diagnosis.calibration import collect_scores
-    from llama_index_gap.embedding import DualEncoderEmbedding, aligner_from_nodes
+    from llama_index_gap.embedding import (
+        DualEncoderEmbedding,
+        EmbeddingService,
+        aligner_from_nodes,
+    )
     from llama_index_gap.errors import GapError
     from llama_index_gap.gap.align import CenterAligner, LinearAligner, OffsetAligner, load_aligner
     from llama_index_gap.gap.calibrate import RelevanceCalibrator
@@ -33,6 +37,7 @@ __all__ = [
     "DualEncoderEmbedding",
     "DualIndex",
     "DualIndexRetriever",
+    "EmbeddingService",
     "GapError",
     "ImageError",
     "IndexReport",
@@ -60,7 +65,7 @@ __all__ = [
 _HOMES = {
     "agents.tool": ("MultiModalSearchTool",),
     "diagnosis.calibration": ("collect_scores",),
-    "embedding": ("DualEncoderEmbedding", "aligner_from_nodes"),
+    "embedding": ("DualEncoderEmbedding", "EmbeddingService", "aligner_from_nodes"),
     "errors": ("GapError",),
     "gap.align": ("CenterAligner", "LinearAligner", "OffsetAligner", "load_aligner"),
     "gap.calibrate": ("RelevanceCalibrator",),

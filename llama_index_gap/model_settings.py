@@ -10,6 +10,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationIn
 from llama_index_gap.errors import InvalidValueError
 
 Dtype: TypeAlias = Literal["auto", "float32", "bfloat16", "float16"]
+Pooling: TypeAlias = Literal["last", "mean", "cls"]
+"""How token vectors become one vector: the last, their mean, or the first."""
 
 
 def _as_text(value: Any) -> Any:

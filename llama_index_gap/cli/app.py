@@ -8,11 +8,22 @@ from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
+from pydantic import ValidationError
 
 import llama_index_gap
-from llama_index_gap.cli import corpora, evaluate, info, learn, measure, models, search, serve
+from llama_index_gap.cli import (
+    check,
+    corpora,
+    evaluate,
+    info,
+    learn,
+    measure,
+    models,
+    search,
+    serve,
+)
 from llama_index_gap.cli.terminal import fail, only_visible, print_traceback, say, stdout
-from llama_index_gap.errors import EXPECTED_ERRORS
+from llama_index_gap.errors import EXPECTED_ERRORS, GapError
 
 app = typer.Typer(
     name="llama-gap",
@@ -42,11 +53,20 @@ def _run() -> None:
         if isinstance(error, OSError) and error.filename and error.strerror:
             fail(f"{error.filename}: {error.strerror}")
         if isinstance(error, EXPECTED_ERRORS):
-            fail(str(error))
+            fail(_said(error))
         fail(
             f"{type(error).__name__}: {error} (a bug in llama-gap: please report it, with what "
             "'llama-gap --debug …' shows)"
         )
+
+
+def _said(error: Exception) -> str:
+    """What an error says, without what pydantic puts around an error of a model's own."""
+    if isinstance(error, ValidationError):
+        own = [each.get("ctx", {}).get("error") for each in error.errors()]
+        if own and all(isinstance(each, GapError) for each in own):
+            return "; ".join(map(str, own))
+    return str(error)
 
 
 class _Warnings(logging.Handler):
@@ -60,6 +80,13 @@ def _version(wanted: bool) -> None:
     if wanted:
         stdout.print(llama_index_gap.__version__)
         raise typer.Exit
+
+
+class _Downloads(logging.Handler):
+    """Says how much is about to be downloaded."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        say("note", record.getMessage())
 
 
 @app.callback()
@@ -78,12 +105,16 @@ def _options(
         logging.basicConfig(level=logging.INFO)
     elif not any(isinstance(handler, _Warnings) for handler in logger.handlers):
         logger.addHandler(_Warnings(logging.WARNING))
+    downloads = logging.getLogger("llama_index_gap.models.checkpoints.hub")
+    if not debug and not downloads.handlers:
+        downloads.addHandler(_Downloads(logging.INFO))
+        downloads.setLevel(logging.INFO)
 
 
 _COMMANDS: tuple[Callable[..., None], ...] = (
     *(corpora.read, corpora.index, search.search, learn.learn, measure.measure),
     *(info.info, info.delete),
-    *(evaluate.evaluate, evaluate.demo, serve.mcp, models.models),
+    *(evaluate.evaluate, evaluate.demo, serve.mcp, models.models, check.check),
 )
 for _command in _COMMANDS:
     app.command()(_command)

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 import llama_index_gap
-from llama_index_gap.cli import options, terminal
+from llama_index_gap.cli import model_options, options, terminal
 from llama_index_gap.text import visible
 
 CorpusPath = Annotated[
@@ -42,12 +42,11 @@ def read(
     terminal.print_skipped(corpus.skipped, all_skipped)
 
 
+@model_options.with_models
 def index(
     path: CorpusPath,
     *,
-    model: options.Model = None,
-    image_model: options.ImageModel = None,
-    image_query_model: options.ImageQueryModel = None,
+    models: model_options.Models,
     db: options.Database = "gap.db",
     name: options.Name = "gap",
     root: Root = None,
@@ -55,8 +54,15 @@ def index(
     device: Annotated[
         str | None, typer.Option(help="Where models run.", show_default="a GPU if there is one")
     ] = None,
-    local_files_only: options.LocalFilesOnly = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Drop the index first.")] = False,
+    chunk_size: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Cut texts into chunks of so many tokens.",
+            show_default="512, or fewer that the model reads",
+        ),
+    ] = None,
     all_skipped: options.AllSkipped = False,
 ) -> None:
     """Put a corpus into an index; make the index if it is missing.
@@ -65,17 +71,20 @@ def index(
     """
     from llama_index_gap.images.limits import MAX_PIXELS
 
-    options.check_models(db, model, image_model, overwrite=overwrite)
+    options.check_models(db, models, overwrite=overwrite)
     max_pixels, shown = max_pixels or MAX_PIXELS, terminal.stderr.is_terminal
     started = time.monotonic()
     with terminal.resumable(" without --overwrite" if overwrite else ""):
         corpus = llama_index_gap.read_corpus(
-            path, root=root, max_pixels=max_pixels, show_progress=shown
+            path,
+            root=root,
+            chunk_size=chunk_size,
+            max_pixels=max_pixels,
+            show_progress=shown,
         )
         with options.open_or_make_index(
-            *(db, name, model, image_model, image_query_model),
+            *(db, name, models),
             overwrite=overwrite,
-            local_files_only=local_files_only,
             device=device,
             max_pixels=max_pixels,
             image_root=corpus.root,

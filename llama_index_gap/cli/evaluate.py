@@ -7,10 +7,11 @@ from typing import Annotated
 
 import typer
 
-from llama_index_gap.cli import options, terminal
+from llama_index_gap.cli import model_options, options, terminal
 from llama_index_gap.store.addresses import is_server
 
 
+@model_options.with_models
 def evaluate(
     data: Annotated[
         Path,
@@ -21,14 +22,11 @@ def evaluate(
         ),
     ],
     *,
-    model: options.Model = None,
-    image_model: options.ImageModel = None,
-    image_query_model: options.ImageQueryModel = None,
-    reranker: options.Reranker = None,
+    models: model_options.Models,
+    reranker: model_options.Reranker = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Ask only so many queries.")] = None,
     split: Annotated[str, typer.Option(help="The split whose queries are asked.")] = "test",
     db: Annotated[str | None, options.database_option("DATA's name with .db, here")] = None,
-    local_files_only: options.LocalFilesOnly = False,
     html: options.Page = None,
     as_json: options.AsJson = False,
     runs: Annotated[Path | None, typer.Option(help="Write rankings here, as TREC files.")] = None,
@@ -45,17 +43,16 @@ def evaluate(
     from llama_index_gap.evaluation.experiment import Experiment
 
     db = db or f"{data.expanduser().resolve().name}.db"
-    options.check_models(db, model, image_model)
+    options.check_models(db, models)
     shown = terminal.stderr.is_terminal
     with terminal.resumable():
         dataset = read_dataset(data, split=split, show_progress=shown).limited(limit)
         if runs is not None:
             runs.mkdir(parents=True, exist_ok=True)
-        scorer = options.load_scorer(reranker, local_files_only)
+        scorer = models.load_scorer(reranker)
         with options.open_or_make_index(
-            *(db, "gap", model, image_model, image_query_model),
+            *(db, "gap", models),
             image_root=dataset.corpus.root,
-            local_files_only=local_files_only,
         ) as index:
             report = index.refresh_ref_docs(dataset.corpus.nodes, show_progress=shown)
             experiment = Experiment(dataset, index, scorer)

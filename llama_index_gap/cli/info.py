@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 import llama_index_gap
-from llama_index_gap.cli import options, terminal
+from llama_index_gap.cli import model_options, options, terminal
 from llama_index_gap.modality import MODALITIES, PLURAL, CollectionName
 from llama_index_gap.text import visible
 
@@ -118,6 +118,7 @@ def licence(model: str) -> str | None:
     return Checkpoint(model, Path(model)).licence if Path(model).is_dir() else None
 
 
+@model_options.with_models
 def delete(
     documents: Annotated[
         list[str] | None,
@@ -126,14 +127,14 @@ def delete(
     *,
     db: options.Database = "gap.db",
     name: options.Name = "gap",
-    local_files_only: options.LocalFilesOnly = False,
+    models: model_options.Models,
     everything: Annotated[bool, typer.Option("--all", help="Delete all documents.")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Delete all without asking.")] = False,
 ) -> None:
     """Delete documents from an index. Their own files stay."""
     if everything == bool(documents):
         raise typer.BadParameter("pass ids of documents, or --all", param_hint="ID")
-    with options.open_index(db, name, local_files_only=local_files_only) as index:
+    with options.open_index(db, name, models=models) as index:
         before = left = sum(index.count().values())
         if everything:
             if not yes:

@@ -7,10 +7,11 @@ from typing import Annotated
 
 import typer
 
-from llama_index_gap.cli import options, terminal
+from llama_index_gap.cli import model_options, options, terminal
 from llama_index_gap.text import visible
 
 
+@model_options.with_models
 def learn(
     queries: Annotated[
         Path | None,
@@ -26,6 +27,7 @@ def learn(
     forget: Annotated[
         bool, typer.Option("--forget", help="Forget the queries that were learnt.")
     ] = False,
+    models: model_options.Models,
     as_json: options.AsJson = False,
     all_skipped: options.AllSkipped = False,
 ) -> None:
@@ -39,7 +41,7 @@ def learn(
     if forget == (queries is not None):
         raise typer.BadParameter("pass a file of queries, or --forget", param_hint="QUERIES")
     given = [] if queries is None else read_unlabelled(queries)
-    with options.open_index(db, name) as index:
+    with options.open_index(db, name, models=models) as index:
         if queries is None:
             index.forget_queries()
             terminal.stdout.print(f"{name} has forgotten its queries", markup=False)

@@ -7,9 +7,10 @@ from typing import Annotated
 
 import typer
 
-from llama_index_gap.cli import options, terminal
+from llama_index_gap.cli import model_options, options, terminal
 
 
+@model_options.with_models
 def measure(
     *,
     db: options.Database = "gap.db",
@@ -27,7 +28,7 @@ def measure(
         typer.Option(metavar="MODEL", help="Measure this reranker's gap too, with 16 queries."),
     ] = None,
     image_root: options.ImageRoots = None,
-    local_files_only: options.LocalFilesOnly = False,
+    models: model_options.Models,
     html: options.Page = None,
     as_json: options.AsJson = False,
 ) -> None:
@@ -40,8 +41,8 @@ def measure(
     from llama_index_gap.evaluation.datasets import read_queries
 
     asked, qrels = read_queries(queries) if queries is not None else ([], {})
-    with options.open_index(db, name, image_root, local_files_only=local_files_only) as index:
-        rerank = options.load_reranker(reranker, local_files_only)
+    with options.open_index(db, name, image_root, models=models) as index:
+        rerank = models.load_reranker(reranker)
         report = report_gap(
             index, asked, qrels, reranker=rerank, show_progress=terminal.stderr.is_terminal
         )

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 from rich.table import Table
 from rich.text import Text
 
 from llama_index_gap.cli import options, terminal
+
+if TYPE_CHECKING:
+    from llama_index_gap.models.presets import Preset, ScorerPreset
+
+_COMMIT = 12  # characters of a commit that are shown; --json has all
 
 
 def models(as_json: options.AsJson = False) -> None:
@@ -25,7 +31,7 @@ def models(as_json: options.AsJson = False) -> None:
     table.add_column("size", justify="right")
     table.add_column("tokens", justify="right")
     table.add_column("languages")
-    table.add_column("licence")
+    table.add_column("licence", overflow="fold")
     for preset in PRESETS.values():
         about = Text(preset.suits)
         for checkpoint in preset.checkpoints:
@@ -34,24 +40,43 @@ def models(as_json: options.AsJson = False) -> None:
             about.append(f"\nMatryoshka {' '.join(smaller)}", style="dim")
         table.add_row(
             preset.name,
-            about,
+            about.append(_download(preset), style="dim"),
             str(preset.dimension),
             f"{preset.max_text_tokens:,}" if preset.max_text_tokens else "–",
             preset.languages or "–",
-            preset.licence,
+            _licence(preset),
         )
     for scorer in SCORER_PRESETS.values():
+        about = Text("reranker: ").append(scorer.suits)
+        about.append(f"\n{scorer.checkpoint}", style="cyan")
         table.add_row(
             scorer.name,
-            Text("reranker: ").append(scorer.suits).append(f"\n{scorer.checkpoint}", style="cyan"),
+            about.append(_download(scorer), style="dim"),
             "–",
             f"{scorer.max_tokens:,}",
             scorer.languages,
-            scorer.licence,
+            _licence(scorer),
         )
     terminal.stdout.print(table)
     terminal.stdout.print(
-        '\nLoad one by its name: DualEncoderEmbedding(model_name="jina"), '
+        "\nLicences are those of the weights, which are loaded at their newest revision unless one "
+        'is named.\nLoad one by its name: DualEncoderEmbedding(model_name="jina"), '
         'MultiModalRerank(model="jina-m0")',
         markup=False,
     )
+
+
+def _download(preset: Preset | ScorerPreset) -> str:
+    from llama_index_gap.models.checkpoints.hub import in_words
+
+    parts = []
+    if preset.download_bytes is not None:
+        parts.append(f"download {in_words(preset.download_bytes)}")
+    if preset.revision is not None:
+        parts.append(f"revision {preset.revision[:_COMMIT]}")
+    return f"\n{', '.join(parts)}" if parts else ""
+
+
+def _licence(preset: Preset | ScorerPreset) -> str:
+    code = f"code: {preset.code_licence}" if preset.code_licence else ""
+    return "; ".join(each for each in (preset.licence, code, preset.note) if each)

@@ -11,15 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import llama_index_gap
-from llama_index_gap.cli.terminal import note
+from llama_index_gap.cli.model_options import Models
 from llama_index_gap.errors import InvalidValueError
 from llama_index_gap.store.addresses import TIMEOUT_SECONDS, is_server
 
 if TYPE_CHECKING:
-    from llama_index_gap.embedding import DualEncoderEmbedding
     from llama_index_gap.index.dual_index import DualIndex
-    from llama_index_gap.models import PairScorer
-    from llama_index_gap.search.rerank import MultiModalRerank
 
 
 def token() -> str | None:
@@ -71,22 +68,8 @@ def _page(path: Path | None) -> Path | None:
     return path
 
 
-_BY_NAME = "a name that 'llama-gap models' lists, a hub name, or a folder."
 Database = Annotated[str, database_option()]
 Name = Annotated[str, typer.Option(help="The name of the index in the database.")]
-Model = Annotated[
-    str | None, typer.Option(help=f"The model: {_BY_NAME}", show_default="the index's own")
-]
-ImageModel = Annotated[
-    str | None, typer.Option(help="Another model, for images.", show_default="the same")
-]
-ImageQueryModel = Annotated[
-    str | None,
-    typer.Option(help="A third model, for image queries.", show_default="the index's own, or none"),
-]
-Reranker = Annotated[
-    str | None, typer.Option(metavar="MODEL", help=f"Rerank by this model: {_BY_NAME}")
-]
 AllSkipped = Annotated[bool, typer.Option("--all", help="List all that is skipped.")]
 ImageRoots = Annotated[
     list[Path] | None,
@@ -95,12 +78,6 @@ ImageRoots = Annotated[
         metavar="FOLDER",
         help="Open images of the index in this folder only; may be given several times.",
         show_default="the folders that were indexed here",
-    ),
-]
-LocalFilesOnly = Annotated[
-    bool,
-    typer.Option(
-        "--local-files-only", help="Ask no hub for models: take folders or the download cache."
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
@@ -125,34 +102,34 @@ def open_index(
     name: str,
     image_root: Sequence[Path] | None = None,
     *,
-    local_files_only: bool = False,
+    models: Models,
 ) -> DualIndex:
-    """Open an index that must be there, with the models that it names.
+    """Open an index that must be there, with the models that are named, or those it names itself.
 
     Args:
         database: a file or a server.
         name: of the index.
         image_root: folders that images are opened in; by default those that were indexed here.
-        local_files_only: ask no hub for models.
+        models: what the command line says of models.
     """
     check_is_there(database)
+    for_texts, for_images, for_image_queries = models.load(_stored(database, name, models))
     return llama_index_gap.DualIndex(
         database,
         name,
+        for_texts,
+        for_images,
+        image_query_embed_model=for_image_queries,
         token=token(),
         timeout=timeout(),
         image_root=image_root or None,
-        local_files_only=local_files_only,
+        **models.places,
     )
 
 
-def check_models(
-    database: str, model: str | None, image_model: str | None, *, overwrite: bool = False
-) -> None:
+def check_models(database: str, models: Models, *, overwrite: bool = False) -> None:
     """Reject models that cannot make an index, before any of them is loaded."""
-    if image_model is not None and model is None:
-        raise typer.BadParameter("needs --model too, for texts", param_hint="--image-model")
-    if model is None and (overwrite or not _is_there(database)):
+    if models.names[0] is None and (overwrite or not _is_there(database)):
         raise typer.BadParameter(
             f"a new index in {database} needs a model; 'llama-gap models' lists some",
             param_hint="--model",
@@ -162,10 +139,10 @@ def check_models(
 def open_or_make_index(
     database: str,
     name: str,
-    *models: str | None,
+    models: Models,
+    *,
     overwrite: bool = False,
     image_root: Path | None = None,
-    local_files_only: bool = False,
     **settings: Any,
 ) -> DualIndex:
     """Open an index, or make it where it is missing.
@@ -173,22 +150,14 @@ def open_or_make_index(
     Args:
         database: a file or a server.
         name: of the index.
-        *models: names of the models for texts, for images and for image queries.
+        models: what the command line says of models.
         overwrite: drop what the index holds.
         image_root: folder that images must lie in.
-        local_files_only: ask no hub for models.
         **settings: of the embedding models.
     """
-
-    def load(model: str | None) -> DualEncoderEmbedding | None:
-        if model is None:
-            return None
-        note(f"Loading {model} …")
-        return llama_index_gap.DualEncoderEmbedding(
-            model_name=model, local_files_only=local_files_only, **settings
-        )
-
-    for_texts, for_images, for_image_queries = map(load, models)
+    there = _is_there(database) and not overwrite
+    stored = _stored(database, name, models) if there else None
+    for_texts, for_images, for_image_queries = models.load(stored, **settings)
     return llama_index_gap.DualIndex(
         database,
         name,
@@ -197,23 +166,19 @@ def open_or_make_index(
         image_query_embed_model=for_image_queries,
         token=token(),
         timeout=timeout(),
-        local_files_only=local_files_only,
         overwrite=overwrite,
         image_root=image_root,
+        **models.places,
     )
 
 
-def load_scorer(name: str | None, local_files_only: bool = False) -> PairScorer | None:
-    """Load a reranker's model, if one is named."""
-    from llama_index_gap import models
-
-    if name is None:
+def _stored(database: str, name: str, models: Models) -> dict[str, Any] | None:
+    """What an index says of its models, where one is named by its class alone."""
+    if not models.by_class:
         return None
-    note(f"Loading {name} …")
-    return models.load_scorer(name, models.LoadingSettings(local_files_only=local_files_only))
+    from llama_index_gap.index.model_classes import identities_in
 
-
-def load_reranker(name: str | None, local_files_only: bool = False) -> MultiModalRerank | None:
-    """Load a reranker that keeps all candidates, if one is named."""
-    scorer = load_scorer(name, local_files_only)
-    return None if scorer is None else llama_index_gap.MultiModalRerank(model=scorer, top_n=None)
+    try:
+        return identities_in(database, name, token=token(), timeout=timeout())
+    except InvalidValueError:  # a new index
+        return None

@@ -13,7 +13,7 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
-from llama_index_gap.cli import options
+from llama_index_gap.cli import model_options, options
 from llama_index_gap.cli.scores import by_intent, by_place, format_fused, format_score
 from llama_index_gap.cli.terminal import print_json, stdout, write_page
 from llama_index_gap.modality import MODALITIES
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 _EXCERPT = 150  # characters of a passage on a terminal
 
 
+@model_options.with_models
 def search(
     text: Annotated[str, typer.Argument(metavar="TEXT", help="What to search for.")] = "",
     *,
@@ -36,7 +37,7 @@ def search(
     db: options.Database = "gap.db",
     name: options.Name = "gap",
     top_k: Annotated[int, typer.Option(min=1, help="How many documents to show.")] = 5,
-    reranker: options.Reranker = None,
+    reranker: model_options.Reranker = None,
     image_root: options.ImageRoots = None,
     min_probability: Annotated[
         float | None,
@@ -45,7 +46,7 @@ def search(
     explain: Annotated[
         bool, typer.Option("--explain", help="Show where each score comes from, and why.")
     ] = False,
-    local_files_only: options.LocalFilesOnly = False,
+    models: model_options.Models,
     as_json: options.AsJson = False,
     html: options.Page = None,
 ) -> None:
@@ -57,8 +58,8 @@ def search(
 
         check_image(image)
     options.check_is_there(db)
-    scorer = options.load_scorer(reranker, local_files_only)
-    with options.open_index(db, name, image_root, local_files_only=local_files_only) as index:
+    scorer = models.load_scorer(reranker)
+    with options.open_index(db, name, image_root, models=models) as index:
         result = index.search(
             text, image, top_k=top_k, reranker=scorer, min_probability=min_probability
         )

@@ -7,18 +7,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llama_index_gap.cli import options, terminal
+from llama_index_gap.cli import model_options, options, terminal
 
 if TYPE_CHECKING:
     from llama_index_gap.index.dual_index import DualIndex
 
 
+@model_options.with_models
 def mcp(
     *,
     db: options.Database = "gap.db",
     name: options.Name = "gap",
-    reranker: options.Reranker = None,
-    local_files_only: options.LocalFilesOnly = False,
+    reranker: model_options.Reranker = None,
+    models: model_options.Models,
     image_root: Annotated[
         Path | None,
         typer.Option(
@@ -51,8 +52,8 @@ def mcp(
         raise FileNotFoundError(f"{image_root}: no such folder")
 
     def opened() -> tuple[DualIndex, list[Any]]:
-        rerank = options.load_reranker(reranker, local_files_only)
-        index = options.open_index(db, name, local_files_only=local_files_only)
+        rerank = models.load_reranker(reranker)
+        index = options.open_index(db, name, models=models)
         try:
             if image_root is not None:
                 index.allow_images(image_root)

@@ -16,28 +16,31 @@ from llama_index.core.embeddings import MultiModalEmbedding
 from llama_index.core.node_parser import NodeParser
 from llama_index.core.schema import BaseNode
 
-from llama_index_gap.errors import InvalidValueError, names_nearest
+from llama_index_gap.errors import InvalidValueError, check_names, names_nearest
 from llama_index_gap.gap.calibrate import RelevanceCalibrator
 from llama_index_gap.index.backgrounds import Backgrounds
+from llama_index_gap.index.fitting import Fitted, fit_nodes, parts_of
 from llama_index_gap.index.image_storage import ImageStorage, storage_folder
 from llama_index_gap.index.indexed_images import ImageRoot, IndexedImages, named_folders
 from llama_index_gap.index.learning import LearningIndex
 from llama_index_gap.index.models import (
     MODELS_PROPERTY,
     Identities,
+    asked_dimension,
     build_model,
     check_identities,
-    dimension_of,
     embeds,
     identity_of,
     image_model,
     in_words,
+    known_dimension,
     stored_identities,
 )
 from llama_index_gap.index.query_sample import SampleKeeper
 from llama_index_gap.index.writing import IndexReport, Writing, as_nodes
 from llama_index_gap.modality import CollectionName
 from llama_index_gap.readers.corpus import Corpus
+from llama_index_gap.readers.splitting import chosen_splitter
 from llama_index_gap.search.legs import SearchedCollection
 from llama_index_gap.store.addresses import TIMEOUT_SECONDS, lite_path
 from llama_index_gap.store.connection import StoreError
@@ -83,6 +86,7 @@ class DualIndex(LearningIndex):
         index_config: Milvus' vector index; HNSW by default.
         search_config: its search parameters.
         timeout: seconds that a server may take to answer a call.
+        cache_folder: where downloads of the models that the index names are kept.
         local_files_only: ask no hub for the models that the index names: they lie in a folder or
             in the download cache.
         overwrite: start empty.
@@ -108,6 +112,7 @@ class DualIndex(LearningIndex):
         index_config: dict[str, Any] | None = None,
         search_config: dict[str, Any] | None = None,
         timeout: float = TIMEOUT_SECONDS,
+        cache_folder: str | Path | None = None,
         local_files_only: bool = False,
         overwrite: bool = False,
     ) -> None:
@@ -120,7 +125,9 @@ class DualIndex(LearningIndex):
 
         super().__init__()
         self.name, self.uri = name, uri
-        self._build = partial(build_model, local_files_only=local_files_only)
+        self._build = partial(
+            build_model, cache_folder=cache_folder, local_files_only=local_files_only
+        )
         storage = storage_folder(uri, name, storage_dir)
         self._stores: dict[CollectionName, MilvusStore] = {}
 
@@ -159,14 +166,14 @@ class DualIndex(LearningIndex):
                 "text": identity_of(embed_model),
                 "image": None if both else identity_of(self.image_embed_model),
             }
-            settings = {"index_config": index_config, "overwrite": overwrite}
+            settings: dict[str, Any] = {"index_config": index_config, "overwrite": overwrite}
             for each in _COLLECTIONS:
-                dim = dimension_of(self._model(each))
+                model = self._model(each)
                 if each in self._stores:
-                    self._stores[each].check_dim(dim)
+                    self._stores[each].check_dim(known_dimension(model))
                     continue
                 try:
-                    self._stores[each] = collection(each, dim, **settings)
+                    self._stores[each] = _opened(partial(collection, each), model, **settings)
                 except InvalidValueError:
                     if not overwrite:  # if another model is the cause, say so
                         self._blame_models(partial(collection, each, None), identities)
@@ -204,6 +211,7 @@ class DualIndex(LearningIndex):
         *,
         image_query_embed_model: BaseEmbedding | None = None,
         splitter: NodeParser | None = None,
+        chunk_size: int | None = None,
         show_progress: bool = False,
         strict: bool = False,
         token: str | None = None,
@@ -212,16 +220,24 @@ class DualIndex(LearningIndex):
         index_config: dict[str, Any] | None = None,
         search_config: dict[str, Any] | None = None,
         timeout: float = TIMEOUT_SECONDS,
+        cache_folder: str | Path | None = None,
         local_files_only: bool = False,
         overwrite: bool = False,
     ) -> DualIndex:
         """Open an index and put documents into it; run again, it embeds only what is missing.
 
         What went in, and what did not, is then in ``index.report``. ``documents`` are a corpus,
-        nodes, or LlamaIndex documents, whose texts ``splitter`` cuts (into 512 tokens by default).
+        nodes, or LlamaIndex documents, whose texts ``splitter`` cuts (by default into
+        ``chunk_size`` tokens, as LlamaIndex counts them, or 512). A text that is still longer than
+        the model reads is cut into parts that fit, as ``insert_nodes`` does.
         ``show_progress`` shows progress bars; ``strict`` raises at the first node that would be
         skipped. All other parameters are those of the class.
         """
+        if isinstance(documents, Corpus) and not (splitter is None and chunk_size is None):
+            raise InvalidValueError(
+                "splitter= and chunk_size= cut LlamaIndex documents, and this corpus is cut "
+                "already; pass them to read_corpus"
+            )
         index = cls(
             uri,
             name,
@@ -234,13 +250,16 @@ class DualIndex(LearningIndex):
             index_config=index_config,
             search_config=search_config,
             timeout=timeout,
+            cache_folder=cache_folder,
             local_files_only=local_files_only,
             overwrite=overwrite,
         )
         try:
             skipped = documents.skipped if isinstance(documents, Corpus) else []
             nodes = (
-                documents.nodes if isinstance(documents, Corpus) else as_nodes(documents, splitter)
+                documents.nodes
+                if isinstance(documents, Corpus)
+                else as_nodes(documents, chosen_splitter(splitter, chunk_size))
             )
             root = documents.root if isinstance(documents, Corpus) else None
             report = index._write(nodes, root, show_progress=show_progress, strict=strict)
@@ -261,7 +280,9 @@ class DualIndex(LearningIndex):
         """Put nodes into the index; those that are there already, just so, are left alone.
 
         A node whose id is there with another content replaces it; one that has lost its text or its
-        image loses the row of that modality.
+        image loses the row of that modality. A text that is longer than the model reads, with the
+        title and metadata that are embedded with it, is cut into parts that fit: the first keeps
+        the node's id, the others are called ``ID#part-2`` and so on, and go when the node goes.
 
         Args:
             nodes: text nodes and image nodes; never changed.
@@ -271,26 +292,42 @@ class DualIndex(LearningIndex):
         Returns:
             What was written, and what was skipped and why.
         """
-        return self._write(nodes, None, show_progress=show_progress, strict=strict)
+        return self._write(nodes, show_progress=show_progress, strict=strict)
 
     def _write(
-        self, nodes: Sequence[BaseNode], root: Path | None, *, show_progress: bool, strict: bool
+        self,
+        nodes: Sequence[BaseNode] | Fitted,
+        root: Path | None = None,
+        *,
+        show_progress: bool = False,
+        strict: bool = False,
     ) -> IndexReport:
         """As ``insert_nodes``, of nodes whose images were all read below a root."""
+        fitted = (
+            nodes
+            if isinstance(nodes, Fitted)
+            else fit_nodes(nodes, self.embed_model, show_progress=show_progress)
+        )
+        ids = [node.node_id for node in fitted.nodes]
+        if stale := parts_of(ids, self._stores["text"].existing_ids).difference(ids):
+            self.delete_nodes(sorted(stale))
         models = {name: self._model(name) for name in self._stores}
         note = partial(self._indexed.note, root=root)
         confine = self._indexed.folders if self._indexed.named is not None else None
         writing = Writing(
             self._stores, models, self._images, note=note, confine=confine, strict=strict
         )
-        writing.write(nodes, show_progress=show_progress)
-        return writing.report
+        report = writing.report
+        report.cut_texts, report.cut_into = fitted.cut, fitted.parts
+        report.too_long = fitted.too_long
+        writing.write(fitted.nodes, show_progress=show_progress)
+        return report
 
     upsert_nodes = insert_nodes
 
     def delete_nodes(self, node_ids: Sequence[str]) -> None:
         """Delete nodes from all collections; ids that are not there are no error."""
-        ids = sorted(node_ids)
+        ids = sorted({*node_ids, *parts_of(node_ids, self._stores["text"].existing_ids)})
         if ids:
             with self._images.deleting(ids):
                 for store in self._stores.values():
@@ -310,9 +347,13 @@ class DualIndex(LearningIndex):
             **settings: as for ``insert_nodes``.
         """
         documents = sorted({node.ref_doc_id for node in nodes if node.ref_doc_id})
-        gone = self._ids_of(documents) - {node.node_id for node in nodes}
+        fitted = fit_nodes(
+            nodes, self.embed_model, show_progress=settings.get("show_progress", False)
+        )
+        gone = self._ids_of(documents) - {node.node_id for node in fitted.nodes}
         self.delete_nodes(sorted(gone))
-        return self.insert_nodes(nodes, **settings)
+        check_names("refresh_ref_docs", settings, ("show_progress", "strict"))
+        return self._write(fitted, **settings)
 
     def clear(self) -> None:
         """Delete everything, learnt queries too; the index can be filled again."""
@@ -494,8 +535,9 @@ class DualIndex(LearningIndex):
         self.image_query_embed_model = model = image_model(model, argument)
         identities["image_query"] = identity_of(model)
         check_identities(stored, identities, self.uri, self.name)
-        self._stores["image_query"] = collection(
-            "image_query", dimension_of(model), index_config=index_config, overwrite=overwrite
+        opens = partial(collection, "image_query")
+        self._stores["image_query"] = _opened(
+            opens, model, index_config=index_config, overwrite=overwrite
         )
 
     def _claim(self, identities: Identities) -> None:
@@ -520,6 +562,21 @@ class DualIndex(LearningIndex):
             return
         with store:
             self._compare(store.initial_properties, identities)
+
+
+def _opened(
+    opens: Callable[..., MilvusStore],
+    model: BaseEmbedding,
+    *,
+    index_config: dict[str, Any] | None,
+    overwrite: bool,
+) -> MilvusStore:
+    """A collection with the length of a model's vectors, which a paid call is not made for."""
+    dim = known_dimension(model)
+    if dim is None and not overwrite:
+        with suppress(InvalidValueError):  # there is none yet
+            return opens(None, index_config=index_config)
+    return opens(dim or asked_dimension(model), index_config=index_config, overwrite=overwrite)
 
 
 def _check_is_there(uri: str) -> None:

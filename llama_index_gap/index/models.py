@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -18,7 +19,7 @@ MODELS_PROPERTY = "models"
 """Property of all collections that says which models made them."""
 Identities: TypeAlias = dict[str, Any]
 """For ``text``, ``image`` and, where there is one, ``image_query`` what identifies the model."""
-# What decides where in its space a model puts something; device, batch size and such do not.
+# What decides where in its space a DualEncoderEmbedding puts something; device and such do not.
 _IDENTITY = (
     "class_name",
     "model_name",
@@ -28,14 +29,33 @@ _IDENTITY = (
     "document_prompt",
     "max_text_tokens",
     "revision",
+    "pooling",
     "aligner",
 )
+# Of other classes: how fast, where, by whom and for whom a service is asked, how that is shown, and
+# what a class counts while it is used.
+_MOVES_NOTHING = re.compile(
+    r"^api|^aws|^azure_(ad|endpoint)|(^|_)(url|uri|base|endpoint|host|port|region|profile|proxy|"
+    r"headers?|keys?|token|secret|password|credentials?|organi[sz]ation|project|user|client|"
+    r"batch_size|batch|num_workers|workers|callback_manager|embeddings_cache|cache_folder|"
+    r"cache_dir|rate_limiter|timeout(_s)?|retries|retry|max_retries|show_progress(_bar)?|"
+    r"verbose|device|devices|target_devices|parallel_process|requests_at_once|keep_alive|"
+    r"image_root|max_pixels|allow_http|allow_urls|reuse_client|trust_remote_code|calls?|counts?|"
+    r"counter|usage|asked|seen|history|stats|log|total\w*)($|_env$)",
+    re.IGNORECASE,
+)
+_NOT_TEXTS = {"dimensions", "max_text_tokens", "pooling", "aligner"}
 
 
-def dimension_of(model: BaseEmbedding) -> int:
-    """How many numbers a model's vectors have; asks it if it does not say."""
+def known_dimension(model: BaseEmbedding) -> int | None:
+    """How many numbers a model's vectors have, if it says so without being asked to embed."""
     known = getattr(model, "dimension", None)
-    return known if isinstance(known, int) else len(model.get_query_embedding("a"))
+    return known if isinstance(known, int) else None
+
+
+def asked_dimension(model: BaseEmbedding) -> int:
+    """How many numbers a model's vectors have; embeds one query to know."""
+    return len(model.get_query_embedding("a"))
 
 
 def embeds(model: BaseEmbedding, modality: Modality) -> bool:
@@ -71,7 +91,7 @@ def identity_of(model: BaseEmbedding) -> dict[str, Any]:
         ValueError: its aligner is in memory only.
     """
     settings = model.to_dict()
-    known = {key: settings[key] for key in _IDENTITY if settings.get(key) is not None}
+    known = _identifying(settings)
     for key in ("model_name", "image_model_name"):
         # A folder is found again from another working directory.
         if key in known and Path(str(known[key])).is_dir():
@@ -82,6 +102,31 @@ def identity_of(model: BaseEmbedding) -> dict[str, Any]:
             "what it moved: keep it with aligner.save(path), and pass that path as aligner"
         )
     return known
+
+
+def _identifying(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings that may move a vector, of those that a model has or an index holds."""
+    if settings["class_name"] != DualEncoderEmbedding.class_name():
+        return _moving_settings(settings)
+    return {key: settings[key] for key in _IDENTITY if settings.get(key) is not None}
+
+
+def _moving_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings of any class that may move a vector; never a key, an address or a header.
+
+    What a setting means is known to its class alone, so all texts and numbers are taken but those
+    whose names say that they are of another kind. Lists are what a class keeps while it works.
+    """
+    found: dict[str, Any] = {}
+    for key, value in settings.items():
+        if key != "class_name" and _MOVES_NOTHING.search(key):
+            continue
+        match value:
+            case dict():
+                found[key] = _moving_settings(value)
+            case str() | int() | float():  # bool is an int
+                found[key] = value
+    return {key: value for key, value in found.items() if value not in ("", {})}
 
 
 def stored_identities(properties: dict[str, str], of: str) -> Identities:
@@ -119,15 +164,19 @@ def stored_identities(properties: dict[str, str], of: str) -> Identities:
 
 
 def _known_settings(stored: Any) -> dict[str, Any]:
-    """The settings of ``_IDENTITY``, each of its type; whatever else is stored is left out."""
-    known = {key: stored[key] for key in _IDENTITY if stored.get(key) is not None}
+    """The settings that identify a model, each of its type; whatever else is stored is left out."""
+    known = _identifying(stored)
     for key, value in known.items():
         match key, value:
             case "dimensions" | "max_text_tokens", int() if not isinstance(value, bool):
                 continue
+            case "pooling", "last" | "mean" | "cls":
+                continue
             case "aligner", {"path": str(), "fingerprint": str(), **rest} if not rest:
                 continue
-            case _, str() if key not in {"dimensions", "max_text_tokens", "aligner"}:
+            case _, str() if key not in _NOT_TEXTS:
+                continue
+            case _, _ if key not in _IDENTITY:
                 continue
         raise InvalidValueError(f"{key} is {str(value)[:60]!r}")
     if not {"class_name", "model_name"} <= known.keys():
@@ -167,7 +216,12 @@ def without_paths(identities: Identities) -> Identities:
 
 
 def build_model(
-    identity: dict[str, Any], of: str, argument: str, *, local_files_only: bool = False
+    identity: dict[str, Any],
+    of: str,
+    argument: str,
+    *,
+    cache_folder: str | Path | None = None,
+    local_files_only: bool = False,
 ) -> BaseEmbedding:
     """Build a model again from what identifies it.
 
@@ -175,6 +229,7 @@ def build_model(
         identity: as ``stored_identities`` gives it.
         of: the index, for the message.
         argument: the parameter that takes the model, for the message.
+        cache_folder: where downloads are kept.
         local_files_only: ask no hub for it.
 
     Raises:
@@ -182,10 +237,12 @@ def build_model(
     """
     if identity["class_name"] != DualEncoderEmbedding.class_name():
         raise InvalidValueError(
-            f"{of} was made with {in_words({'text': identity})}, which cannot be built from its "
-            f"name alone; pass it as {argument}"
+            f"{of} was made with {in_words({'text': identity})}, which is asked only where you say "
+            f"so: pass it as {argument}, or on the command line --model {identity['class_name']} "
+            "with --model-setting KEY=VALUE for what it needs besides"
         )
-    return DualEncoderEmbedding.from_dict(identity | {"local_files_only": local_files_only})
+    places = {"cache_folder": cache_folder, "local_files_only": local_files_only}
+    return DualEncoderEmbedding.from_dict(identity | places)
 
 
 def in_words(identities: Identities) -> str:
@@ -194,7 +251,10 @@ def in_words(identities: Identities) -> str:
     for name in ("text", "image", "image_query"):
         if identity := identities.get(name):
             rest = {k: v for k, v in identity.items() if k not in {"class_name", "model_name"}}
+            model_name = identity["model_name"]
+            if model_name == "unknown":  # as LlamaIndex calls a model whose setting is "model"
+                model_name = identity.get("model", model_name)
             extra = "".join(f", {key}={value!r}" for key, value in rest.items())
             what_for = " for image queries" if name == "image_query" else ""
-            texts.append(f"{identity['class_name']}({identity['model_name']!r}{extra}){what_for}")
+            texts.append(f"{identity['class_name']}({model_name!r}{extra}){what_for}")
     return " and ".join(texts)

@@ -25,7 +25,7 @@ from llama_index.core.schema import (
 )
 from tqdm import tqdm
 
-from llama_index_gap.embedding import warn_once_of_cuts
+from llama_index_gap.embedding.dual_encoder import warn_once_of_cuts
 from llama_index_gap.errors import EXPECTED_ERRORS, InvalidValueError
 from llama_index_gap.images.folders import ImageFolders
 from llama_index_gap.images.opening import ImageError, image_digest
@@ -54,6 +54,9 @@ class IndexReport:
         unchanged: rows that were there already, just so. Where only the path of an image has
             changed, since its folder was moved, the row is brought up to date with its vector.
         skipped: what was left out, with its reason.
+        cut_texts: texts that are longer than the model reads, and were cut into parts that fit.
+        cut_into: how many parts these became.
+        too_long: texts that cannot be cut so, such as captions: the model read their beginning.
     """
 
     text_rows: int = 0
@@ -61,13 +64,26 @@ class IndexReport:
     image_query_rows: int = 0
     unchanged: int = 0
     skipped: list[Skipped] = field(default_factory=list)
+    cut_texts: int = 0
+    cut_into: int = 0
+    too_long: int = 0
 
     def summary(self) -> str:
         """The counts in one line."""
+        cut = (
+            f"; {self.cut_texts:,} texts were cut into {self.cut_into:,} that fit the model"
+            if self.cut_texts
+            else ""
+        )
+        too_long = (
+            f"; of {self.too_long:,} texts the model reads only the beginning"
+            if self.too_long
+            else ""
+        )
         again = f"{self.image_query_rows:,} for image queries, " if self.image_query_rows else ""
         return (
             f"{self.text_rows:,} texts and {self.image_rows:,} images written, {again}"
-            f"{self.unchanged:,} unchanged, {len(self.skipped):,} skipped"
+            f"{self.unchanged:,} unchanged, {len(self.skipped):,} skipped{cut}{too_long}"
         )
 
 

@@ -57,9 +57,22 @@ class Encoder(ABC):
             Array of shape (n, dimension), rows of length 1.
         """
 
-    @abstractmethod
+    def count_tokens(self, texts: Sequence[str], kind: Kind) -> list[int] | None:
+        """The length of each text in tokens, prompt and special tokens included.
+
+        Args:
+            texts: n texts.
+            kind: whether they are queries or documents; decides the prompt.
+
+        Returns:
+            n lengths; None where the model has no tokenizer that could count, as by default.
+        """
+        return None
+
     def count_truncated(self, texts: Sequence[str], kind: Kind) -> int:
         """How many of these texts ``encode_text`` would cut."""
+        lengths, limit = self.count_tokens(texts, kind) or [], self.max_text_tokens
+        return sum(limit is not None and length > limit for length in lengths)
 
     @abstractmethod
     def prepare_image(self, image: Image) -> Any:

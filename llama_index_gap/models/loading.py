@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cache
 from inspect import signature
 from pathlib import Path
 from typing import Any
 
 from llama_index_gap.errors import InvalidValueError
-from llama_index_gap.model_settings import LoadingSettings
+from llama_index_gap.model_settings import LoadingSettings, Pooling
 from llama_index_gap.models.base import Encoder, ModelError, PairScorer
 from llama_index_gap.models.checkpoints.checkpoint import Checkpoint, find_checkpoint
+from llama_index_gap.models.kinds import (
+    IMAGE_ENCODERS,
+    JINA_RERANKER,
+    check_encoder,
+    check_scorer,
+)
 from llama_index_gap.models.presets import PRESETS, SCORER_PRESETS
 from llama_index_gap.models.runtime import placement
 from llama_index_gap.models.trial import as_model_errors, try_encoder, try_scorer
 
 logger = logging.getLogger(__name__)
 
-_JINA_RERANKER = "JinaVLForRanking"
-_IMAGE_ENCODERS = {"dinov2", "dinov2_with_registers", "dinov3_vit", "vit"}
 _NON_COMMERCIAL = re.compile(r"\bnc\b|non-?commercial", re.IGNORECASE)
 # For downloads without their model card.
 _LICENCES = {
@@ -37,6 +41,7 @@ def load_encoder(
     max_text_tokens: int | None = None,
     query_prompt: str | None = None,
     document_prompt: str | None = None,
+    pooling: Pooling | None = None,
 ) -> Encoder:
     """Load the encoder that a checkpoint holds.
 
@@ -45,19 +50,25 @@ def load_encoder(
 
     Args:
         name: a preset (``llama-gap models`` lists them), a folder or a hub name. A folder that is
-            called like a preset is written ``./jina``, or passed as a ``Path``.
+            called like a preset is written ``./jina``, or passed as a ``Path``. A preset is loaded
+            at its own revision where it names one, unless ``settings`` say another.
         settings: how to find and load it.
         max_text_tokens: cut texts earlier than the checkpoint does.
         query_prompt: put before each query; None for the checkpoint's own.
         document_prompt: put before each document; None for the checkpoint's own.
+        pooling: how token vectors become one vector: the ``"last"``, the ``"mean"`` or ``"cls"``,
+            the first. Needed by checkpoints that do not say so themselves, and refused by others.
 
     Raises:
-        ModelError: the checkpoint cannot be found or loaded.
+        ModelError: the checkpoint cannot be found or loaded, is a reranker, or does not say how it
+            makes its vectors.
         ValueError: an argument does not fit this machine or the checkpoint.
     """
     settings = settings or LoadingSettings()
+    _check_kind(name, PRESETS, SCORER_PRESETS)
     preset = PRESETS.get(name) if isinstance(name, str) else None
     names: Sequence[str | Path] = (name,) if preset is None else preset.checkpoints
+    revisions: Mapping[str, str | None] = {} if preset is None else preset.revisions
     if settings.revision is not None and len(names) > 1:
         raise InvalidValueError(
             f"revision={settings.revision!r}: {name} is made of {' and '.join(map(str, names))}, "
@@ -65,12 +76,21 @@ def load_encoder(
             "names"
         )
     placement(settings)  # a device that is not there fails before a download
-    checkpoints = [find_checkpoint(each, settings) for each in names]
+    checkpoints = [
+        find_checkpoint(
+            each,
+            settings.model_copy(update={"revision": settings.revision or revisions.get(str(each))}),
+            lambda found: check_encoder(found, settings, pooling),
+        )
+        for each in names
+    ]
     texts: dict[str, Any] = {
         "max_text_tokens": max_text_tokens,
         "query_prompt": query_prompt,
         "document_prompt": document_prompt,
     }
+    if pooling is not None:
+        texts["pooling"] = pooling
     _check_files(checkpoints, settings)
     with as_model_errors(" + ".join(checkpoint.name for checkpoint in checkpoints)):
         encoder = _make_encoder(checkpoints, settings, texts)
@@ -94,7 +114,7 @@ def _make_encoder(
 
         return JinaClipEncoder(checkpoint, settings, **texts)
     # A model that sentence-transformers saved says itself how it pools.
-    if family in _IMAGE_ENCODERS and not (checkpoint.folder / "modules.json").is_file():
+    if family in IMAGE_ENCODERS and not (checkpoint.folder / "modules.json").is_file():
         from llama_index_gap.models.encoders.image_encoder import ImageEncoder
 
         return ImageEncoder(checkpoint, settings, **texts)
@@ -138,15 +158,14 @@ def load_scorer(
         ValueError: an argument does not fit this machine or the checkpoint.
     """
     settings = settings or LoadingSettings()
-    if isinstance(name, str):
-        if name in PRESETS:
-            raise InvalidValueError(
-                f"{name} is a preset of encoders; for a reranker pass a folder, a hub name or one "
-                f"of {', '.join(SCORER_PRESETS)}"
-            )
-        name = SCORER_PRESETS[name].checkpoint if name in SCORER_PRESETS else name
+    _check_kind(name, SCORER_PRESETS, PRESETS)
+    preset = SCORER_PRESETS.get(name) if isinstance(name, str) else None
+    wanted = settings
+    if preset is not None:
+        name = preset.checkpoint
+        wanted = settings.model_copy(update={"revision": settings.revision or preset.revision})
     placement(settings)  # a device that is not there fails before a download
-    checkpoint = find_checkpoint(name, settings)
+    checkpoint = find_checkpoint(name, wanted, lambda found: check_scorer(found, settings))
     options = {
         "scale_to_pixels": scale_to_pixels,
         "max_length": max_length,
@@ -172,7 +191,7 @@ def _scorer_family(checkpoint: Checkpoint) -> Callable[..., PairScorer]:
     """By what the files say they hold: ``model_type`` is often that of something else."""
     from llama_index_gap.models.rerankers import cross_encoder, late_interaction
 
-    if _JINA_RERANKER in checkpoint.architectures:
+    if JINA_RERANKER in checkpoint.architectures:
         from llama_index_gap.models.rerankers.jina_reranker import JinaRerankerScorer
 
         return JinaRerankerScorer
@@ -180,12 +199,27 @@ def _scorer_family(checkpoint: Checkpoint) -> Callable[..., PairScorer]:
         return late_interaction.LateInteractionScorer
     if cross_encoder.fits(checkpoint):
         return cross_encoder.CrossEncoderScorer
-    raise ModelError(
-        f"{checkpoint.name}: no reranker that can be loaded; its config.json says "
-        f"architectures={checkpoint.architectures}, and known are {_JINA_RERANKER}, cross-encoders "
-        "(…ForSequenceClassification) and late interaction (…ForRetrieval), or what "
-        "sentence-transformers saved as one of these"
-    )
+    check_scorer(checkpoint, LoadingSettings())  # says what it is instead
+    raise ModelError(f"{checkpoint.name}: no reranker that can be loaded")
+
+
+def _check_kind(name: str | Path, own: Collection[str], others: Collection[str]) -> None:
+    """Refuse a plain name that means a model of the other kind, or is one but for its capitals."""
+    if not isinstance(name, str) or name in own:
+        return
+    if name in others:
+        kinds, instead = (
+            ("encoders", "DualEncoderEmbedding(model_name=…), or on the command line as --model")
+            if name in PRESETS
+            else ("rerankers", "MultiModalRerank(model=…), or on the command line as --reranker")
+        )
+        error = ModelError if kinds == "rerankers" else InvalidValueError
+        raise error(
+            f"{name} is a preset of {kinds}; pass it as {instead}; here pass a folder, a hub name "
+            f"or one of {', '.join(own)}"
+        )
+    if name.lower() in {*own, *others} and not Path(name).expanduser().exists():
+        raise ModelError(f"{name}: no such model; did you mean {name.lower()!r}?")
 
 
 def _check_files(checkpoints: Sequence[Checkpoint], settings: LoadingSettings) -> None:

@@ -18,9 +18,16 @@ class Preset:
         languages: how many, or which; None without texts.
         licence: of the weights.
         commercial: whether that licence allows commercial use.
-        matryoshka: dimensions that vectors may be cut to (arXiv 2205.13147); empty if it was not
-            trained for it.
+        matryoshka: dimensions that vectors may be cut to, as the model card names them (arXiv
+            2205.13147); empty if it was not trained for it.
         suits: what to choose it for.
+        revision: commit of ``text`` (of ``image`` where that is all) that is loaded; None where no
+            commit is known to load, so that the newest one is.
+        image_revision: the same of ``image``, where that is another repository.
+        download_bytes: how much is downloaded, rounded; None where that is not known.
+        code_licence: of the makers' code, where the repository or card names one; no such code is
+            run here.
+        note: what else a user must know; shown beside the licence.
     """
 
     name: str
@@ -33,11 +40,22 @@ class Preset:
     commercial: bool
     matryoshka: tuple[int, ...]
     suits: str
+    revision: str | None = None
+    image_revision: str | None = None
+    download_bytes: int | None = None
+    code_licence: str | None = None
+    note: str = ""
 
     @property
     def checkpoints(self) -> tuple[str, ...]:
         """The hub names, each once."""
         return tuple(dict.fromkeys(each for each in (self.text, self.image) if each))
+
+    @property
+    def revisions(self) -> dict[str, str | None]:
+        """The commit of each hub name; None for the newest."""
+        first, *second = self.checkpoints
+        return {first: self.revision, **dict.fromkeys(second, self.image_revision)}
 
 
 PRESETS = {
@@ -52,8 +70,9 @@ PRESETS = {
             languages="89",
             licence="CC BY-NC 4.0",
             commercial=False,
-            matryoshka=(32, 64, 128, 256, 512, 768, 1024),
+            matryoshka=(64, 128, 256, 512, 768, 1024),
             suits="text with images, multilingual",
+            download_bytes=1_750_000_000,
         ),
         Preset(
             name="nomic",
@@ -99,10 +118,15 @@ PRESETS = {
             dimension=512,
             max_text_tokens=77,
             languages="English",
-            licence="MIT",
-            commercial=True,
+            licence="none stated",
+            commercial=False,
             matryoshka=(),
             suits="images only, small and fast",
+            # The conversion to safetensors; main holds pickles only.
+            revision="c237dc49a33fc61debc9276459120b7eac67e7ef",
+            download_bytes=605_157_884,
+            code_licence="MIT",
+            note="its card puts any deployed use out of scope",
         ),
         Preset(
             name="dinov2",
@@ -132,6 +156,12 @@ class ScorerPreset:
         licence: of the weights.
         commercial: whether that licence allows commercial use.
         suits: what to choose it for.
+        revision: commit that is loaded; None where no commit is known to load, so that the newest
+            one is.
+        download_bytes: how much is downloaded, rounded; None where that is not known.
+        code_licence: of the makers' code, where the repository or card names one; no such code is
+            run here.
+        note: what else a user must know; shown beside the licence.
     """
 
     name: str
@@ -141,6 +171,10 @@ class ScorerPreset:
     licence: str
     commercial: bool
     suits: str
+    revision: str | None = None
+    download_bytes: int | None = None
+    code_licence: str | None = None
+    note: str = ""
 
 
 SCORER_PRESETS = {
@@ -154,6 +188,7 @@ SCORER_PRESETS = {
             licence="CC BY-NC 4.0",
             commercial=False,
             suits="texts and images, as query and as document",
+            download_bytes=4_890_000_000,
         ),
     )
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from llama_index_gap.errors import InvalidValueError
@@ -44,6 +45,8 @@ def placement(settings: LoadingSettings) -> tuple[str, torch.dtype]:
         with torch.cuda.device(device):
             native = torch.cuda.is_bf16_supported(including_emulation=False)
     elif device == "cpu":
-        capabilities = torch.cpu.get_capabilities()
+        # Older versions of torch cannot say it, and run in float32.
+        ask: Callable[[], dict[str, bool]] = getattr(torch.cpu, "get_capabilities", dict)
+        capabilities = ask()
         native = bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
     return device, torch.bfloat16 if native else torch.float32

@@ -21,7 +21,7 @@ from llama_index_gap.readers.records import (
     Skipped,
     record_from_fields,
 )
-from llama_index_gap.readers.splitting import default_splitter
+from llama_index_gap.readers.splitting import chosen_splitter, default_splitter
 from llama_index_gap.readers.tables import read_table
 
 _TABLE_FILES = ("docs.jsonl", "docs.csv", "docs.tsv")
@@ -74,6 +74,7 @@ def read_corpus(
     *,
     root: str | Path | None = None,
     splitter: NodeParser | None = None,
+    chunk_size: int | None = None,
     max_pixels: int = MAX_PIXELS,
     strict: bool = False,
     show_progress: bool = False,
@@ -100,7 +101,8 @@ def read_corpus(
         root: folder that images must lie in, and that links to texts may lead to; by default the
             folder of the corpus.
         splitter: cuts long texts; by default LlamaIndex's ``SentenceSplitter`` with chunks of 512
-            tokens that overlap by 64.
+            tokens that overlap by 64. An index cuts what is longer than its model reads once more.
+        chunk_size: the most tokens of a chunk, as LlamaIndex counts them; in place of ``splitter``.
         max_pixels: skip images with more pixels than this.
         strict: raise at the first document or image that would be skipped.
         show_progress: show a progress bar.
@@ -112,7 +114,7 @@ def read_corpus(
     path = Path(path).expanduser()
     folder = path if path.is_dir() else path.parent
     root = folder if root is None else Path(root).expanduser()
-    maker = NodeMaker(root, folder, splitter or default_splitter(), max_pixels)
+    maker = NodeMaker(root, folder, chosen_splitter(splitter, chunk_size), max_pixels)
     records = _records(path, root)
     return _corpus(records, maker, str(path), strict=strict, show_progress=show_progress)
 

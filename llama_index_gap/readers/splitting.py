@@ -1,19 +1,66 @@
-"""How long texts are cut where nobody says how."""
+"""How long texts are cut."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from llama_index.core.node_parser import NodeParser, SentenceSplitter
 from llama_index.core.node_parser.text.utils import split_by_sentence_tokenizer
+
+from llama_index_gap.errors import InvalidValueError
 
 _LONG_WORD = re.compile(r"((?<!\S)\S{256,})")
 _MOST_MARKS = 100
 
 
-def default_splitter() -> NodeParser:
-    """LlamaIndex's ``SentenceSplitter`` with chunks of 512 tokens that overlap by 64."""
-    return SentenceSplitter(chunk_size=512, chunk_overlap=64, chunking_tokenizer_fn=_sentences)
+def default_splitter(chunk_size: int | None = None) -> NodeParser:
+    """LlamaIndex's ``SentenceSplitter`` with chunks that overlap by an eighth.
+
+    Args:
+        chunk_size: the most tokens of a chunk, as LlamaIndex counts them; 512 by default.
+
+    Raises:
+        ValueError: a chunk would be shorter than a token.
+    """
+    size = 512 if chunk_size is None else chunk_size
+    if size < 1:
+        raise InvalidValueError(f"chunk_size={size}: must be at least 1")
+    return splitter_of(size)
+
+
+def chosen_splitter(splitter: NodeParser | None, chunk_size: int | None) -> NodeParser:
+    """The splitter that is given, or the default one.
+
+    Raises:
+        ValueError: both are given.
+    """
+    if splitter is None:
+        return default_splitter(chunk_size)
+    if chunk_size is not None:
+        raise InvalidValueError(
+            f"chunk_size={chunk_size} and splitter= both say how texts are cut; pass one of them"
+        )
+    return splitter
+
+
+def splitter_of(
+    chunk_size: int, tokenizer: Callable[[str], Sequence[Any]] | None = None
+) -> SentenceSplitter:
+    """A ``SentenceSplitter`` whose chunks overlap by an eighth.
+
+    Args:
+        chunk_size: the most tokens of a chunk.
+        tokenizer: makes tokens of a text; by default LlamaIndex's own.
+    """
+    own: dict[str, Any] = {} if tokenizer is None else {"tokenizer": tokenizer}
+    return SentenceSplitter(
+        chunk_size=chunk_size,
+        chunk_overlap=chunk_size // 8,
+        chunking_tokenizer_fn=_sentences,
+        **own,
+    )
 
 
 def _sentences(text: str) -> list[str]:

@@ -237,16 +237,16 @@ class Collection:
         """Load the collection: Lite opens each one released, and after a crash replays its log."""
         self.call("load_collection", timeout=LOAD_SECONDS)
 
-    def check_dim(self, dim: int) -> None:
+    def check_dim(self, dim: int | None) -> None:
         """Refuse vectors of other dimensions than those that are stored.
 
         Args:
-            dim: how many numbers a vector has.
+            dim: how many numbers a vector has; None where that is not known yet.
 
         Raises:
             ValueError: the collection's have another number.
         """
-        if dim != self.dim:
+        if dim not in (None, self.dim):
             raise InvalidValueError(
                 f"{self} holds vectors of {self.dim} dimensions, and dim={dim} was asked "
                 "for; use the model it was built with, another name, or overwrite=True"

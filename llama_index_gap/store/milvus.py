@@ -757,11 +757,11 @@ class MilvusStore(MilvusVectorStore):
         """
         self._collection.set_properties(properties)
 
-    def check_dim(self, dim: int) -> None:
+    def check_dim(self, dim: int | None) -> None:
         """Refuse vectors of other dimensions than those that are stored.
 
         Args:
-            dim: how many numbers a vector has.
+            dim: how many numbers a vector has; None where that is not known yet.
 
         Raises:
             ValueError: the collection's have another number.

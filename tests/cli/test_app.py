@@ -51,7 +51,9 @@ def test_version() -> None:
 
 
 def test_warnings_are_one_line_each(tmp_path: Path, tiny_clip: Path) -> None:
-    (tmp_path / "docs.jsonl").write_text(json.dumps({"id": "a", "text": "word " * 100}))
+    # With such a title, no part of the text fits the model.
+    titled = {"id": "a", "title": "word " * 100, "text": "word"}
+    (tmp_path / "docs.jsonl").write_text(json.dumps(titled))
 
     shown = gap("index", tmp_path, "--db", tmp_path / "gap.db", "--model", tiny_clip)
 

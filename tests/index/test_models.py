@@ -91,6 +91,6 @@ def test_a_foreign_text_model_must_be_passed_again(
     mock = MockEmbedding(embed_dim=4)
     DualIndex(uri, embed_model=mock, image_embed_model=clip).close()
 
-    with pytest.raises(ValueError, match=r"MockEmbedding.* cannot be built from its name alone"):
+    with pytest.raises(ValueError, match=r"MockEmbedding.*: pass it as embed_model"):
         DualIndex(uri)
     DualIndex(uri, embed_model=mock, image_embed_model=clip).close()

@@ -17,7 +17,7 @@ def test_names():
 
 @pytest.mark.parametrize("preset", PRESETS.values(), ids=PRESETS)
 def test_what_they_state_fits_together(preset):
-    assert preset.commercial == ("NC" not in preset.licence)
+    assert preset.commercial == (preset.licence == "Apache-2.0")
     assert list(preset.matryoshka) == sorted(preset.matryoshka)
     assert not preset.matryoshka or preset.matryoshka[-1] == preset.dimension
 
@@ -27,3 +27,15 @@ def test_scorers():
     assert not SCORER_PRESETS.keys() & PRESETS.keys()
     for preset in SCORER_PRESETS.values():
         assert preset.commercial == ("NC" not in preset.licence)
+
+
+def test_revisions():
+    """Only commits that were seen to load; a name without one is loaded at its newest."""
+    clip = PRESETS["clip"]
+    assert clip.revisions == {
+        "openai/clip-vit-base-patch32": "c237dc49a33fc61debc9276459120b7eac67e7ef"
+    }
+    assert (clip.licence, clip.code_licence) == ("none stated", "MIT")
+    assert clip.download_bytes == 605_157_884
+    assert set(PRESETS["nomic"].revisions) == set(PRESETS["nomic"].checkpoints)
+    assert PRESETS["jina"].matryoshka[0] == 64

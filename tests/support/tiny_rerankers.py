@@ -80,7 +80,7 @@ def make_tiny_qwen_reranker(
         template: the chat template.
         no: the word whose logit is taken from that of "y"; None for the latter alone.
     """
-    tokenizer = _byte_tokenizer()
+    tokenizer = byte_tokenizer()
     ids = tokenizer.get_vocab()
     config = Qwen3VLConfig(
         text_config={
@@ -169,7 +169,7 @@ def make_tiny_qwen_reranker(
     return folder
 
 
-def _byte_tokenizer() -> PreTrainedTokenizerBase:
+def byte_tokenizer() -> PreTrainedTokenizerBase:
     letters = sorted(ByteLevel.alphabet())
     vocab = {token: index for index, token in enumerate([*letters, *_CONTROL_TOKENS])}
     return Qwen2Tokenizer(

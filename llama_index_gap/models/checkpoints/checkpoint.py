@@ -5,22 +5,23 @@ from __future__ import annotations
 import json
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from llama_index_gap.model_settings import LoadingSettings
 from llama_index_gap.models.base import ModelError
 
-_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "README.md"]
-_OTHER_RUNTIMES = ["onnx/*", "openvino/*", "*/onnx/*", "*/openvino/*"]
 _LICENCE = re.compile(r"^license:[ \t]*([\"']?)(\w[\w.,+() -]{0,99}?)\1[ \t]*(#.*)?$", re.MULTILINE)
 _MOST_FRONT_MATTER = 2**22  # characters; results of benchmarks stand there, too
 _MOST_SAID = 300
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_HUB_PAGE = re.compile(
+    r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)(?:/.*)?"
+)
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,11 @@ class Checkpoint:
         return found[2] if found else None
 
 
-def find_checkpoint(name: str | Path, settings: LoadingSettings | None = None) -> Checkpoint:
+def find_checkpoint(
+    name: str | Path,
+    settings: LoadingSettings | None = None,
+    check: Callable[[Checkpoint], None] | None = None,
+) -> Checkpoint:
     """Find a checkpoint in a local folder or on the hub; without the hub, in the download cache.
 
     Args:
@@ -90,60 +95,31 @@ def find_checkpoint(name: str | Path, settings: LoadingSettings | None = None) -
             A ``Path`` is a folder.
         settings: how to find it. The checkpoint's own Python code, and weights in pickle format,
             which can carry code, are downloaded only where these allow it.
+        check: judges the checkpoint by its settings, before weights are downloaded; with it a
+            folder is judged, too.
 
     Raises:
-        ModelError: no such folder, no such model, or no hub within reach.
+        ModelError: no such folder, no such model, no hub within reach, or no files that make a
+            model that may be loaded.
     """
+    from llama_index_gap.models.checkpoints import hub
+
+    settings = settings or LoadingSettings()
     folder = Path(name).expanduser()
     if folder.is_dir():
-        return Checkpoint(str(name), folder.resolve())
+        checkpoint = Checkpoint(str(name), folder.resolve())
+        if check is not None:
+            hub.check_folder(checkpoint, settings, check)
+        return checkpoint
     if folder.exists():
         raise ModelError(f"{name} is a file; a model is a folder that holds config.json")
     if isinstance(name, Path):
         raise ModelError(f"{name}: no such folder; pass a hub name as text")
     if not _HUB_NAME.fullmatch(name):
-        raise ModelError(f"{name}: no such folder, and no hub name (owner/name)")
-    return Checkpoint(name, _download(name, settings or LoadingSettings()))
-
-
-def _download(name: str, settings: LoadingSettings) -> Path:
-    from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    repo = name if "/" in name else f"sentence-transformers/{name}"
-    snapshot = partial(
-        snapshot_download,
-        repo,
-        revision=settings.revision,
-        cache_dir=settings.cache_folder,
-        allow_patterns=[
-            *_FILES,
-            *(["*.py"] if settings.trust_remote_code else []),
-            *(["*.bin"] if settings.allow_pickle else []),
-        ],
-        ignore_patterns=_OTHER_RUNTIMES,
-    )
-    reason = "local_files_only=True asks no hub"
-    try:
-        if settings.local_files_only:
-            return Path(snapshot(local_files_only=True))
-        # One question with a short time-out first: without it, a machine without network
-        # spends more than a minute in retries before it says so.
-        HfApi().model_info(repo, revision=settings.revision, timeout=10)
-        return Path(snapshot())
-    except LocalEntryNotFoundError:
-        pass
-    except HfHubHTTPError as error:
-        reason = f"the model hub says: {first_line(error)}"
-    except Exception as error:  # no connection: the types belong to the hub library's transport
-        reason = f"the model hub cannot be reached ({first_line(error)})"
-    try:
-        return Path(snapshot(local_files_only=True))
-    except LocalEntryNotFoundError:
-        raise ModelError(
-            f"{name}: not a folder here, not in the download cache, and {reason}; "
-            "pass the folder of a downloaded model, or see what runs offline with: llama-gap demo"
-        ) from None
+        page = _HUB_PAGE.fullmatch(name)
+        hint = f"; for that page of the hub pass {page[1]!r}" if page else ""
+        raise ModelError(f"{name}: no such folder, and no hub name (owner/name){hint}")
+    return Checkpoint(name, hub.download(name, settings, check))
 
 
 @dataclass

@@ -88,13 +88,16 @@ def stored_weights(checkpoint: Checkpoint) -> StoredWeights:
     return StoredWeights(tensors, numbers)
 
 
-def shard_names(checkpoint: Checkpoint, file: str, index: Any) -> list[str]:
+def shard_names(
+    checkpoint: Checkpoint, file: str, index: Any, *, suffix: str = "safetensors"
+) -> list[str]:
     """The files that the weights are spread over.
 
     Args:
         checkpoint: where they lie.
         file: the index, for the message.
         index: what it holds.
+        suffix: how the files' names end.
 
     Raises:
         ModelError: it names none, or files that lie elsewhere.
@@ -106,10 +109,10 @@ def shard_names(checkpoint: Checkpoint, file: str, index: Any) -> list[str]:
             f"{str(weight_map)[:100]!r}; download the checkpoint again"
         )
     for shard in weight_map.values():
-        if not isinstance(shard, str) or not re.fullmatch(r"[\w.-]+\.safetensors", shard):
+        if not isinstance(shard, str) or not re.fullmatch(rf"[\w.-]+\.{suffix}", shard):
             raise ModelError(
                 f"{checkpoint.name}: {file} names the weights {str(shard)[:100]!r}; "
-                "they are safetensors files in the same folder: download the checkpoint again"
+                f"they are {suffix} files in the same folder: download the checkpoint again"
             )
     return sorted(set(weight_map.values()))
 

@@ -84,11 +84,36 @@ def load_model(
                 f"{checkpoint.name}: sentence-transformers cannot load it: {reason}"
             ) from error
     refuse_broken_numbers(model.state_dict(), checkpoint.name)
+    _check_template(model, checkpoint.name)
     for module in model:
         processor = getattr(module, "processor", None)
         for reader in (processor, getattr(processor, "tokenizer", None)):
             keep_within_budget(getattr(reader, "chat_template", None), checkpoint.name)
     return model.eval(), report
+
+
+def _check_template(model: BaseModel, name: str) -> None:
+    """Refuse a model that reads conversations, and does not say how they are written down."""
+    for module in model:
+        ways = getattr(module, "modality_config", None)
+        if not ways or getattr(module, "transformer_task", None) == "retrieval":
+            continue
+        processor: Any = getattr(module, "processor", None)
+        templates = [
+            getattr(each, "chat_template", None)
+            for each in (processor, getattr(processor, "tokenizer", None))
+        ]
+        in_prompt = (
+            hasattr(processor, "image_token")
+            and "image" in ways
+            and ways["image"]["method"] == "forward"
+        )
+        if ("message" in ways or in_prompt) and not any(templates):
+            raise ModelError(
+                f"{name}: has no chat template, without which its prompts and images cannot be "
+                "put together as it was trained; download it again with its chat_template.jinja, "
+                "or choose a model that has one"
+            )
 
 
 def plain_text(model: BaseModel) -> Callable[[str], str]:

@@ -95,7 +95,7 @@ class PromptedTokenizer:
         # Truncation is a setting of the tokenizer, not of the call.
         self._lock = threading.Lock()
         for kind in prompts:
-            (taken,) = self._lengths([""], kind)
+            (taken,) = self.count_tokens([""], kind)
             if self.max_text_tokens <= taken:
                 raise InvalidValueError(
                     f"max_text_tokens={self.max_text_tokens} leaves no room for a text: {kind} "
@@ -114,11 +114,8 @@ class PromptedTokenizer:
             )
         return tokens
 
-    def count_truncated(self, texts: Sequence[str], kind: Kind) -> int:
-        """How many of these texts are longer than ``max_text_tokens``."""
-        return sum(length > self.max_text_tokens for length in self._lengths(texts, kind))
-
-    def _lengths(self, texts: Sequence[str], kind: Kind) -> list[int]:
+    def count_tokens(self, texts: Sequence[str], kind: Kind) -> list[int]:
+        """The length of each text in tokens, prompt and special tokens included."""
         if not texts:
             return []
         with self._lock:

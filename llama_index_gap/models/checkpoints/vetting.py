@@ -115,17 +115,19 @@ def read_any_json(checkpoint: Checkpoint, file: str) -> Any:
         ) from error
 
 
-def _module_folders(checkpoint: Checkpoint) -> list[Path]:
-    """The folder itself, and those of sentence-transformers' modules that lie in it."""
-    folders = [checkpoint.folder]
-    if not (checkpoint.folder / _MODULES).is_file():
-        return folders
+def module_paths(checkpoint: Checkpoint) -> list[tuple[str, str]]:
+    """The class and the folder of each module that sentence-transformers put into a checkpoint.
+
+    Raises:
+        ModelError: what says so is damaged, or names folders that lie elsewhere.
+    """
     modules = read_any_json(checkpoint, _MODULES)
     if not isinstance(modules, list) or len(modules) > _MOST_MODULES:
         raise ModelError(
             f"{checkpoint.name}: {_MODULES} is no list of at most {_MOST_MODULES} modules; "
             "download the checkpoint again"
         )
+    found: list[tuple[str, str]] = []
     for module in modules:
         path = module.get("path") if isinstance(module, dict) else None
         kind = module.get("type") if isinstance(module, dict) else None
@@ -135,6 +137,16 @@ def _module_folders(checkpoint: Checkpoint) -> list[Path]:
                 f"path {str(path)[:100]!r}; a module has a type, and a path below the checkpoint's "
                 "folder: download it again"
             )
+        found.append((kind, path))
+    return found
+
+
+def _module_folders(checkpoint: Checkpoint) -> list[Path]:
+    """The folder itself, and those of sentence-transformers' modules that lie in it."""
+    folders = [checkpoint.folder]
+    if not (checkpoint.folder / _MODULES).is_file():
+        return folders
+    for _, path in module_paths(checkpoint):
         folder = checkpoint.folder / path
         if folder not in folders and folder.is_dir():
             # A router keeps its own modules a level below.
@@ -229,6 +241,6 @@ def _refuse_pickled_module(checkpoint: Checkpoint, folder: Path) -> None:
     if not (folder / "model.safetensors").is_file() and not (folder / _INDEX).is_file():
         raise ModelError(
             f"{checkpoint.name}: {folder.name}/{pickled.name} holds weights in pickle format, "
-            "which can carry code; pass allow_pickle=True if you trust it, or save the model again "
-            "as safetensors"
+            "which can carry code; pass allow_pickle=True (--allow-pickle) if you trust it, or "
+            "save the model again as safetensors"
         )

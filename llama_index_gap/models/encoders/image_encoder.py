@@ -110,9 +110,11 @@ class ImageEncoder(Encoder):
             "and this model as image_query_embed_model of a DualIndex"
         )
 
-    def count_truncated(self, texts: Sequence[str], kind: Kind) -> NoReturn:
+    def count_tokens(self, texts: Sequence[str], kind: Kind) -> NoReturn:
         """Raise ModelError: there are no texts."""
         self.encode_text(texts, kind)
+
+    count_truncated = count_tokens
 
     def prepare_image(self, image: Image) -> Any:
         """Resize and normalize one RGB image, as the checkpoint says."""

@@ -187,9 +187,9 @@ class JinaClipEncoder(Encoder):
             hidden = self._text(input_ids=ids, attention_mask=mask.long()).last_hidden_state
             return unit_rows(to_numpy(masked_mean(hidden, mask)))
 
-    def count_truncated(self, texts: Sequence[str], kind: Kind) -> int:
-        """How many of these texts ``encode_text`` would cut."""
-        return self._tokenizer.count_truncated(texts, kind)
+    def count_tokens(self, texts: Sequence[str], kind: Kind) -> list[int]:
+        """The length of each text in tokens, prompt and special tokens included."""
+        return self._tokenizer.count_tokens(texts, kind)
 
     def prepare_image(self, image: Image) -> VectorArray:
         """Scale and crop an image to the model's square; returns shape (3, size, size)."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -54,6 +54,15 @@ _SUPPORTED = {
     "use_rms_norm": False,
 }
 _SUPPORTED_TEXT = {**_SUPPORTED, "prenorm": False, "rotary_emb_fraction": 1.0}
+_SUPPORTED_NATIVE = {
+    "hidden_act": "silu",
+    "rope_parameters.partial_rotary_factor": 1.0,
+    "rope_parameters.rope_type": "default",
+}
+_NATIVE_TEXT_SETTINGS = (
+    *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"),
+    *("intermediate_size", "type_vocab_size", "layer_norm_eps"),
+)
 _SUPPORTED_VISION = {
     **_SUPPORTED,
     "learned_pos_embedding": False,
@@ -142,7 +151,7 @@ class NomicEncoder(Encoder):
             raise ModelError(f"{vision.name} is a text checkpoint; pass it as text=")
         checkpoints = [checkpoint for checkpoint in (text, vision) if checkpoint is not None]
         self.name = " + ".join(checkpoint.name for checkpoint in checkpoints)
-        dimensions = [setting(checkpoint, "n_embd") for checkpoint in checkpoints]
+        dimensions = [_width(checkpoint) for checkpoint in checkpoints]
         if len(set(dimensions)) > 1:
             raise ModelError(
                 f"{self.name}: their vectors have {dimensions[0]} and {dimensions[1]} numbers, so "
@@ -180,13 +189,13 @@ class NomicEncoder(Encoder):
         tokens = model.tokenizer(texts, kind)
         return unit_rows(model.features(tokens["input_ids"], tokens["attention_mask"]))
 
-    def count_truncated(self, texts: Sequence[str], kind: Kind) -> int:
-        """How many of these texts ``encode_text`` would cut.
+    def count_tokens(self, texts: Sequence[str], kind: Kind) -> list[int]:
+        """The length of each text in tokens, prompt and special tokens included.
 
         Raises:
             ModelError: there is no text checkpoint.
         """
-        return self._text_model().tokenizer.count_truncated(texts, kind)
+        return self._text_model().tokenizer.count_tokens(texts, kind)
 
     def prepare_image(self, image: Image) -> VectorArray:
         """Squash an image to the model's square; returns shape (3, size, size).
@@ -232,6 +241,52 @@ def is_vision(checkpoint: Checkpoint) -> bool:
     return not setting(checkpoint, "vocab_size", 0)
 
 
+def _is_native(checkpoint: Checkpoint) -> bool:
+    """Whether ``config.json`` has transformers' names, as some revisions of the text model do."""
+    return "hidden_size" in checkpoint.config and "n_embd" not in checkpoint.config
+
+
+def _width(checkpoint: Checkpoint) -> int:
+    width: int = setting(checkpoint, "hidden_size" if _is_native(checkpoint) else "n_embd")
+    return width
+
+
+def _text_settings(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The text model's settings by transformers' names, which ignores the makers' own.
+
+    The reference goes on to n_positions (8192), with rotary frequencies that it stretches only
+    beyond max_trained_positions (``rotary_scaling_factor``); up to there both are the same.
+    """
+    trained = setting(checkpoint, "max_trained_positions", 2048)
+    if _is_native(checkpoint):
+        check_settings(checkpoint, _SUPPORTED_NATIVE)
+        # Older files have the angle of the rotation beside the other settings.
+        theta = setting(checkpoint, "rope_parameters.rope_theta", None) or setting(
+            checkpoint, "rope_theta", 1000.0
+        )
+        positions = setting(checkpoint, "max_position_embeddings")
+        settings = {name: setting(checkpoint, name) for name in _NATIVE_TEXT_SETTINGS}
+    else:
+        check_settings(checkpoint, _SUPPORTED_TEXT)
+        theta = setting(checkpoint, "rotary_emb_base")
+        positions = setting(checkpoint, "n_positions")
+        multiple = setting(checkpoint, "pad_vocab_size_multiple")
+        settings = {
+            "vocab_size": math.ceil(setting(checkpoint, "vocab_size") / multiple) * multiple,
+            "hidden_size": setting(checkpoint, "n_embd"),
+            "num_hidden_layers": setting(checkpoint, "n_layer"),
+            "num_attention_heads": setting(checkpoint, "n_head"),
+            "intermediate_size": int(setting(checkpoint, "n_inner")),
+            "type_vocab_size": setting(checkpoint, "type_vocab_size"),
+            "layer_norm_eps": setting(checkpoint, "layer_norm_epsilon"),
+        }
+    return {
+        **settings,
+        "max_position_embeddings": int(min(trained, positions)),
+        "rope_parameters": {"rope_type": "default", "rope_theta": float(theta)},
+    }
+
+
 class _TextModel:
     def __init__(
         self,
@@ -242,32 +297,14 @@ class _TextModel:
     ) -> None:
         from transformers import NomicBertConfig, NomicBertModel
 
-        check_settings(checkpoint, _SUPPORTED_TEXT)
         if (checkpoint.folder / _POOLING).is_file():  # others of this architecture pool otherwise
             check_settings(checkpoint, _SUPPORTED_POOLING, file=_POOLING)
-        # The reference goes on to n_positions (8192), with rotary frequencies that it stretches
-        # only beyond max_trained_positions (``rotary_scaling_factor``); up to there both are the
-        # same.
-        trained = setting(checkpoint, "max_trained_positions", 2048)
-        longest = int(min(trained, setting(checkpoint, "n_positions")))
+        config = NomicBertConfig(**_text_settings(checkpoint))
         self.tokenizer = PromptedTokenizer(
-            checkpoint, prompts, longest=longest, max_text_tokens=max_text_tokens
-        )
-        # The native configuration has its own names for these and ignores the checkpoint's.
-        multiple = setting(checkpoint, "pad_vocab_size_multiple")
-        config = NomicBertConfig(
-            vocab_size=math.ceil(setting(checkpoint, "vocab_size") / multiple) * multiple,
-            hidden_size=setting(checkpoint, "n_embd"),
-            num_hidden_layers=setting(checkpoint, "n_layer"),
-            num_attention_heads=setting(checkpoint, "n_head"),
-            intermediate_size=int(setting(checkpoint, "n_inner")),
-            max_position_embeddings=longest,
-            type_vocab_size=setting(checkpoint, "type_vocab_size"),
-            layer_norm_eps=setting(checkpoint, "layer_norm_epsilon"),
-            rope_parameters={
-                "rope_type": "default",
-                "rope_theta": float(setting(checkpoint, "rotary_emb_base")),
-            },
+            checkpoint,
+            prompts,
+            longest=config.max_position_embeddings,
+            max_text_tokens=max_text_tokens,
         )
         tensors: dict[str, Tensor] = {}
         for key, tensor in read_weights(checkpoint).items():

@@ -12,9 +12,10 @@ from PIL import Image
 from llama_index_gap.errors import InvalidValueError
 from llama_index_gap.gap.arrays import VectorArray, unit_rows
 from llama_index_gap.modality import Kind
-from llama_index_gap.model_settings import LoadingSettings
+from llama_index_gap.model_settings import LoadingSettings, Pooling
 from llama_index_gap.models.base import Encoder, ModelError
 from llama_index_gap.models.checkpoints.checkpoint import Checkpoint
+from llama_index_gap.models.checkpoints.layout import MODULES, needs_pooling
 from llama_index_gap.models.checkpoints.sbert import load_model
 from llama_index_gap.models.encoders.layers import concatenate
 
@@ -34,10 +35,12 @@ class SentenceTransformerEncoder(Encoder):
         max_text_tokens: cut texts earlier than the checkpoint does.
         query_prompt: put before each query; None for the checkpoint's own.
         document_prompt: put before each document; None for the checkpoint's own.
+        pooling: how token vectors become one vector; needed where the checkpoint does not say so.
 
     Raises:
-        ModelError: the files are damaged, incomplete or of a kind that cannot be loaded.
-        ValueError: ``max_text_tokens`` does not fit the checkpoint.
+        ModelError: the files are damaged, incomplete or of a kind that cannot be loaded, or say
+            nothing of their pooling.
+        ValueError: ``max_text_tokens`` or ``pooling`` does not fit the checkpoint.
     """
 
     def __init__(
@@ -48,17 +51,16 @@ class SentenceTransformerEncoder(Encoder):
         max_text_tokens: int | None = None,
         query_prompt: str | None = None,
         document_prompt: str | None = None,
+        pooling: Pooling | None = None,
     ) -> None:
         from sentence_transformers import SentenceTransformer
-        from sentence_transformers.sentence_transformer.modules import Pooling
 
         self.name = checkpoint.name
         self.licence = checkpoint.licence
         self._lock = threading.Lock()
         self._model: Any
         self._model, report = load_model(SentenceTransformer, checkpoint, settings)
-        pooled = any(isinstance(module, Pooling) for module in self._model)
-        report.raise_if_incomplete(self.name, pooler_unused=pooled)
+        report.raise_if_incomplete(self.name, pooler_unused=self._pools(checkpoint, pooling))
         self.modalities = frozenset({"text", "image"} & set(self._model.modalities))  # type: ignore[arg-type]
         if not self.modalities:
             raise ModelError(
@@ -68,11 +70,16 @@ class SentenceTransformerEncoder(Encoder):
         family = getattr(self._model.config, "model_type", None)
         self._is_siglip = family in {"siglip", "siglip2"}
         self._is_naflex = family == "siglip2"  # fixed resolutions of SigLIP 2 say "siglip"
+        if self._is_siglip and self._model.tokenizer is not None:
+            # SigLIP was trained so, and reads its padding; a tokenizer's file may say "left".
+            self._model.tokenizer.padding_side = "right"
+            self._model.tokenizer.truncation_side = "right"
         self.max_text_tokens = self._limit(max_text_tokens)
         self._prompts = {
             "query": self._prompt("query", query_prompt),
             "document": self._prompt("document", document_prompt),
         }
+        self._around: dict[Kind, int] = {}
         self._wraps_texts = hasattr(self._model[0], "modality_config")
         # Models that take images through a chat template build one sequence for the whole batch.
         self._one_by_one = self._wraps_texts and "message" not in self._model[0].modality_config
@@ -108,18 +115,36 @@ class SentenceTransformerEncoder(Encoder):
             )
             return self._forward(features)
 
-    def count_truncated(self, texts: Sequence[str], kind: Kind) -> int:
-        """How many of these texts are longer than ``max_text_tokens``, prompt included.
+    def count_tokens(self, texts: Sequence[str], kind: Kind) -> list[int] | None:
+        """The length of each text in tokens, prompt and special tokens included.
 
-        For models that read texts through a chat template, its few tokens are not counted.
+        The tokens of a chat template, through which some models read texts, count too. None where
+        the model has no tokenizer.
         """
+        self._require("text")
         tokenizer = self._model.tokenizer
-        if self.max_text_tokens is None or tokenizer is None:
-            return 0
+        if tokenizer is None:
+            return None
+        if not texts:
+            return []
         prompted = [self._prompts[kind] + text for text in self._as_trained(texts)]
         with self._lock:
-            lengths = map(len, tokenizer(prompted, truncation=False, verbose=False)["input_ids"])
-            return sum(length > self.max_text_tokens for length in lengths)
+            ids = tokenizer(prompted, truncation=False, verbose=False)["input_ids"]
+        return [len(each) + self._template_tokens(kind) for each in ids]
+
+    def _template_tokens(self, kind: Kind) -> int:
+        """How many tokens a chat template puts around a text."""
+        if kind not in self._around:
+            self._around[kind] = 0
+            if self._wraps_texts and "message" in self._model[0].modality_config:
+                prompt = self._prompts[kind]
+                with self._lock:
+                    whole = self._model.preprocess(
+                        [{"text": "a"}], prompt=prompt or None, task=kind
+                    )
+                    plain = self._model.tokenizer(prompt + "a", verbose=False)["input_ids"]
+                self._around[kind] = int(whole["input_ids"].shape[-1]) - len(plain)
+        return self._around[kind]
 
     def prepare_image(self, image: Image.Image) -> Any:
         """Resize and normalize one RGB image (models with a chat template do it in the batch)."""
@@ -146,6 +171,24 @@ class SentenceTransformerEncoder(Encoder):
                     list(prepared), prompt=self._prompts["document"] or None, task="document"
                 )
             return self._forward(features)
+
+    def _pools(self, checkpoint: Checkpoint, wanted: Pooling | None) -> bool:
+        """Whether token vectors are pooled, as the caller or the checkpoint says; never guessed."""
+        from sentence_transformers.sentence_transformer.modules import Pooling as PoolingModule
+
+        modules = [module for module in self._model if isinstance(module, PoolingModule)]
+        if (checkpoint.folder / MODULES).is_file():
+            return bool(modules)
+        if modules and wanted is None:
+            raise ModelError(needs_pooling(self.name))
+        if wanted is not None:
+            if not modules:
+                raise InvalidValueError(
+                    f"pooling={wanted!r}: {self.name} says itself how it makes a vector; leave it "
+                    "out (on the command line --pooling)"
+                )
+            modules[0].pooling_mode = "lasttoken" if wanted == "last" else wanted
+        return bool(modules)
 
     def _forward(self, features: dict[str, Any]) -> VectorArray:
         device = self._model.device

@@ -467,7 +467,7 @@ def test_pickled_weights_are_read_only_when_asked(tiny_clip: Path, tmp_path: Pat
     (tmp_path / "model.safetensors").unlink()
     torch.save(weights, tmp_path / "pytorch_model.bin")
 
-    with pytest.raises(ModelError, match="cannot load it"):
+    with pytest.raises(ModelError, match=r"only pickled weights .* --allow-pickle"):
         load(tmp_path)
     encoder = load(tmp_path, allow_pickle=True)
     np.testing.assert_array_equal(

@@ -238,7 +238,9 @@ def test_threads_get_the_same_vectors(clip: DualEncoderEmbedding) -> None:
 
 
 def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [r.getMessage() for r in caplog.records if r.name == "llama_index_gap.embedding"]
+    return [
+        r.getMessage() for r in caplog.records if r.name == "llama_index_gap.embedding.dual_encoder"
+    ]
 
 
 @pytest.mark.parametrize("way", ["sync", "async", "pipeline"])
@@ -316,8 +318,8 @@ def test_after_a_bad_image_no_more_are_decoded(
         assert image == "no.png" or given_up.wait(PATIENCE_S)
         return open_image(image, **options)
 
-    monkeypatch.setattr("llama_index_gap.embedding.open_image", counting)
-    monkeypatch.setattr("llama_index_gap.embedding.ThreadPoolExecutor", Pool)
+    monkeypatch.setattr("llama_index_gap.embedding.dual_encoder.open_image", counting)
+    monkeypatch.setattr("llama_index_gap.embedding.dual_encoder.ThreadPoolExecutor", Pool)
 
     with pytest.raises(ImageError, match="no such file"):
         embedding.get_image_embedding_batch(["no.png", *noise_files * 40])

@@ -39,7 +39,7 @@ from llama_index_gap.gap.arrays import VectorArray, unit_rows
 from llama_index_gap.images.limits import MAX_PIXELS
 from llama_index_gap.images.opening import describe, open_image
 from llama_index_gap.modality import Kind, Modality
-from llama_index_gap.model_settings import Folder, LoadingSettings, PathText
+from llama_index_gap.model_settings import Folder, LoadingSettings, PathText, Pooling
 from llama_index_gap.models import Encoder, ModelError, load_encoder
 from llama_index_gap.threads import DECODING_THREADS, in_thread, read_ahead, stop_if_given_up
 
@@ -97,6 +97,12 @@ class DualEncoderEmbedding(LoadingSettings, MultiModalEmbedding):
         frozen=True,
         default=None,
         description="Put before each document; by default what the model says.",
+    )
+    pooling: Pooling | None = Field(
+        frozen=True,
+        default=None,
+        description="How token vectors become one: the 'last', their 'mean', or 'cls', the first; "
+        "only for models that do not say so themselves, and as their model card says.",
     )
     max_text_tokens: int | None = Field(
         frozen=True, default=None, gt=0, description="Cut texts earlier than the model does."
@@ -180,6 +186,7 @@ class DualEncoderEmbedding(LoadingSettings, MultiModalEmbedding):
             max_text_tokens=self.max_text_tokens,
             query_prompt=self.query_prompt,
             document_prompt=self.document_prompt,
+            pooling=self.pooling,
         )
         if self.image_model_name is not None:
             # A revision belongs to one checkpoint.
@@ -317,6 +324,22 @@ class DualEncoderEmbedding(LoadingSettings, MultiModalEmbedding):
     ) -> list[Embedding]:
         """Embed documents without blocking the event loop; as ``get_text_embedding_batch``."""
         return await in_thread(self.get_text_embedding_batch, texts, show_progress, **kwargs)
+
+    @property
+    def longest_text(self) -> int | None:
+        """The most tokens that the model reads of a text; None where it states no limit."""
+        return self._text_encoder.max_text_tokens
+
+    def count_tokens(self, texts: Sequence[str]) -> list[int] | None:
+        """How many tokens the model makes of documents, prompt and special tokens included.
+
+        Args:
+            texts: n texts.
+
+        Returns:
+            n numbers; None where the model has no tokenizer that could count.
+        """
+        return self._text_encoder.count_tokens(texts, "document")
 
     def query_cut_at(self, query: str) -> int | None:
         """The tokens that the model reads of this query; None where it reads all of it."""

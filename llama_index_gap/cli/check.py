@@ -1,0 +1,176 @@
+"""llama-gap check: whether a model works here as it should."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from llama_index_gap.cli import model_options, options, terminal
+from llama_index_gap.text import visible
+
+if TYPE_CHECKING:
+    from llama_index_gap.evaluation.model_check import Finding, Speed
+    from llama_index_gap.models import LoadingSettings
+
+FAILED = 3
+"""The exit code where a model was loaded and does not work as it should."""
+
+_MARKS = {True: ("pass", "green"), False: ("FAIL", "bold red"), None: ("–", "dim")}
+
+
+def check(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help=f"Encoder or reranker: {model_options.BY_NAME}")
+    ],
+    *,
+    image: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="CATS.JPG",
+            help="COCO's photograph of two cats (val2017, 000000039769.jpg), for published answers "
+            "that need it.",
+        ),
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="Where it runs.", show_default="a GPU if there is one")
+    ] = None,
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16", "auto"],
+        typer.Option(help="Number format; an index takes auto."),
+    ] = "float32",
+    revision: Annotated[
+        str | None, typer.Option(help="Branch, tag or commit.", show_default="the preset's own")
+    ] = None,
+    allow_pickle: Annotated[
+        bool, typer.Option("--allow-pickle", help="Read pickled weights; they can carry code.")
+    ] = False,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
+    ] = False,
+    cache_folder: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Keep downloads here.")
+    ] = None,
+    local_files_only: Annotated[
+        bool, typer.Option("--local-files-only", help="Ask no hub.")
+    ] = False,
+    as_json: options.AsJson = False,
+) -> None:
+    """Load a model as an index would, and say whether it works as it should on this machine.
+
+    It is asked for the answers that its makers published, where some are known, and tested by
+    itself. Exit code: 0 where all passed, 3 where something failed, 1 where it cannot be loaded.
+    """
+    from llama_index_gap.images.opening import open_image
+    from llama_index_gap.models import LoadingSettings
+
+    settings = LoadingSettings(
+        device=device,
+        dtype=dtype,
+        revision=revision,
+        cache_folder=None if cache_folder is None else str(cache_folder),
+        local_files_only=local_files_only,
+        trust_remote_code=trust_remote_code,
+        allow_pickle=allow_pickle,
+    )
+    cats = None if image is None else open_image(image)
+    terminal.note(f"Loading {model} …")
+    started = time.monotonic()
+    kind, name, licence, findings, speeds = _looked_at(model, settings, cats)
+    took = time.monotonic() - started
+    passed = all(each.passed is not False for each in findings)
+    if as_json:
+        terminal.print_json(
+            {
+                "model": name,
+                "kind": kind,
+                "passed": passed,
+                "licence": licence,
+                "memory_bytes": _memory(),
+                "findings": [asdict(each) for each in findings],
+                "speeds": [asdict(each) for each in speeds],
+            }
+        )
+    else:
+        terminal.stdout.print(visible(f"{name}: {kind}, checked in {took:.0f} s"), markup=False)
+        _print(findings, speeds, licence)
+    if not passed:
+        raise typer.Exit(FAILED)
+
+
+def _looked_at(
+    model: str, settings: LoadingSettings, cats: Any
+) -> tuple[str, str, str | None, list[Finding], list[Speed]]:
+    from llama_index_gap.evaluation.model_check import check_encoder, check_scorer, speeds
+    from llama_index_gap.models import load_encoder, load_scorer
+    from llama_index_gap.models.checkpoints.checkpoint import find_checkpoint
+    from llama_index_gap.models.kinds import is_reranker
+    from llama_index_gap.models.presets import PRESETS, SCORER_PRESETS
+    from llama_index_gap.models.runtime import placement
+
+    number_format = str(placement(settings)[1]).removeprefix("torch.")
+    ranks: list[bool] = []
+    if model not in {*PRESETS, *SCORER_PRESETS}:
+        # By its settings alone, before its weights are fetched.
+        find_checkpoint(model, settings, lambda found: ranks.append(is_reranker(found)))
+    if model in SCORER_PRESETS or any(ranks):
+        scorer = load_scorer(model, settings)
+        findings = check_scorer(scorer, dtype=number_format)
+        return "reranker", scorer.name, scorer.licence, findings, []
+    encoder = load_encoder(model, settings)
+    preset = PRESETS.get(model)
+    revisions = {model: None} if preset is None else preset.revisions
+    checkpoints = [
+        find_checkpoint(
+            name, settings.model_copy(update={"revision": settings.revision or revision})
+        )
+        for name, revision in revisions.items()
+    ]
+    findings = check_encoder(
+        encoder,
+        lambda: load_encoder(model, settings, query_prompt="", document_prompt=""),
+        checkpoints,
+        dtype=number_format,
+        cats=cats,
+    )
+    return "encoder", encoder.name, encoder.licence, findings, speeds(encoder)
+
+
+def _print(findings: Sequence[Finding], speeds: Sequence[Speed], licence: str | None) -> None:
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, show_header=False)
+    table.add_column()
+    table.add_column(overflow="fold")
+    for each in findings:
+        word, style = _MARKS[each.passed]
+        text = Text(visible(each.what)).append(f"\n{visible(each.detail)}", style="dim")
+        table.add_row(Text(word, style=style), text)
+    for speed in speeds:
+        figures = f"{speed.per_second:,.1f} {speed.what} a second, {speed.batch} at a time"
+        table.add_row("speed", Text(figures))
+    if (memory := _memory()) is not None:
+        table.add_row(
+            "memory", Text(f"{memory / 2**30:.1f} GiB at most, Python and torch included")
+        )
+    allowed = licence or "the model card names none; read it before you use the model"
+    table.add_row("licence", Text(visible(allowed)))
+    terminal.stdout.print(table)
+    failed = sum(each.passed is False for each in findings)
+    left = sum(each.passed is None for each in findings)
+    words = f"{failed} failed" if failed else "All passed"
+    rest = f"; {left} not tried" if left else ""
+    terminal.stdout.print(f"{words} of {len(findings)}{rest}.", markup=False)
+
+
+def _memory() -> int | None:
+    """The most bytes of memory that this process had; None where the system does not say."""
+    try:
+        import resource  # not on Windows
+    except ImportError:
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,262 @@
+"""Options that say which models a command loads, and how; the same in every command that does."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
+
+import typer
+
+import llama_index_gap
+from llama_index_gap.cli.terminal import note
+
+if TYPE_CHECKING:
+    from llama_index.core.base.embeddings.base import BaseEmbedding
+
+    from llama_index_gap.models import PairScorer
+    from llama_index_gap.search.rerank import MultiModalRerank
+
+BY_NAME = "a name that 'llama-gap models' lists, a hub name, or a folder."
+Reranker = Annotated[
+    str | None, typer.Option(metavar="MODEL", help=f"Rerank by this model: {BY_NAME}")
+]
+
+
+@dataclass(frozen=True)
+class Models:
+    """The models that somebody named on the command line, and how they are loaded.
+
+    What these options allow holds for the models that are named there. A model that an index names
+    is loaded without code of its own and without pickles, whatever is allowed for others.
+
+    Attributes:
+        names: the models for texts, for images and for image queries.
+        allowed: revision, allow_pickle and trust_remote_code, as far as they are given.
+        places: cache_folder and local_files_only, which hold for stored models too.
+        texts: pooling and prompts of the model for texts, as far as they are given.
+        settings: of the model for texts, where a class is named.
+    """
+
+    names: tuple[str | None, str | None, str | None]
+    allowed: dict[str, Any]
+    places: dict[str, Any]
+    texts: dict[str, Any]
+    settings: dict[str, Any]
+
+    @property
+    def by_class(self) -> bool:
+        """Whether any of them is named by its class."""
+        return any(_names_a_class(each) for each in self.names)
+
+    def check(self, reranker: str | None = None) -> None:
+        """Refuse options that belong to no model.
+
+        Args:
+            reranker: the model that was named for it.
+        """
+        named = [each for each in (*self.names, reranker) if each is not None]
+        if self.names[1] is not None and self.names[0] is None:
+            raise typer.BadParameter("needs --model too, for texts", param_hint="--image-model")
+        if self.texts and self.names[0] is None:
+            raise typer.BadParameter(
+                "belongs to a model; name it with --model",
+                param_hint=_option(next(iter(self.texts))),
+            )
+        if self.settings and not _names_a_class(self.names[0]):
+            raise typer.BadParameter(
+                "belongs to a class, such as --model EmbeddingService", param_hint="--model-setting"
+            )
+        for name in self.allowed:
+            if not named:
+                raise typer.BadParameter(
+                    "holds for models that you name, with --model or --reranker; what an index "
+                    "names is loaded without it",
+                    param_hint=_option(name),
+                )
+
+    def _allowed(self, name: str) -> dict[str, Any]:
+        """What is allowed for a model; the revision belongs to --model, else to the other one."""
+        first = next((each for each in self.names if each is not None), name)
+        return {
+            key: value for key, value in self.allowed.items() if key != "revision" or name == first
+        }
+
+    def load(
+        self, stored: Mapping[str, Any] | None = None, **settings: Any
+    ) -> list[BaseEmbedding | None]:
+        """Load the models that are named, for texts, images and image queries.
+
+        Args:
+            stored: what an index says of its models, for those that are named by their class.
+            **settings: of each of them.
+        """
+        loaded: list[BaseEmbedding | None] = []
+        for place, name in enumerate(self.names):
+            if name is None:
+                loaded.append(None)
+                continue
+            note(f"Loading {name} …")
+            if _names_a_class(name):
+                from llama_index_gap.index.model_classes import build_from_class
+
+                role = ("text", "image", "image_query")[place]
+                own = self.settings if place == 0 else {}
+                loaded.append(build_from_class(name, own, (stored or {}).get(role)))
+                continue
+            texts = self.texts if place == 0 else {}
+            loaded.append(
+                llama_index_gap.DualEncoderEmbedding(
+                    model_name=name, **self._allowed(name), **self.places, **texts, **settings
+                )
+            )
+        return loaded
+
+    def load_scorer(self, name: str | None) -> PairScorer | None:
+        """Load a reranker's model, if one is named."""
+        from llama_index_gap import models
+
+        if name is None:
+            return None
+        note(f"Loading {name} …")
+        return models.load_scorer(
+            name, models.LoadingSettings(**self._allowed(name), **self.places)
+        )
+
+    def load_reranker(self, name: str | None) -> MultiModalRerank | None:
+        """Load a reranker that keeps all candidates, if one is named."""
+        scorer = self.load_scorer(name)
+        return (
+            None if scorer is None else llama_index_gap.MultiModalRerank(model=scorer, top_n=None)
+        )
+
+
+def _options(
+    *,
+    model: Annotated[
+        str | None, typer.Option(help=f"The model: {BY_NAME}", show_default="the index's own")
+    ] = None,
+    image_model: Annotated[
+        str | None, typer.Option(help="Another model, for images.", show_default="the same")
+    ] = None,
+    image_query_model: Annotated[
+        str | None,
+        typer.Option(
+            help="A third model, for image queries.", show_default="the index's own, or none"
+        ),
+    ] = None,
+    model_setting: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=VALUE",
+            help="A setting of --model where that is a class; may be given several times.",
+        ),
+    ] = None,
+    revision: Annotated[
+        str | None,
+        typer.Option(
+            help="Branch, tag or commit of --model on the hub (without it, of --reranker).",
+            show_default="the newest, or a preset's own",
+        ),
+    ] = None,
+    pooling: Annotated[
+        Literal["last", "mean", "cls"] | None,
+        typer.Option(help="How --model makes a vector, if its files do not say."),
+    ] = None,
+    query_prompt: Annotated[
+        str | None, typer.Option(help="Put before queries.", show_default="what the model says")
+    ] = None,
+    document_prompt: Annotated[
+        str | None, typer.Option(help="Put before documents.", show_default="what the model says")
+    ] = None,
+    allow_pickle: Annotated[
+        bool,
+        typer.Option(
+            "--allow-pickle", help="Read pickled weights of the named models; they can carry code."
+        ),
+    ] = False,
+    trust_remote_code: Annotated[
+        bool,
+        typer.Option("--trust-remote-code", help="Run code that comes with the named models."),
+    ] = False,
+    cache_folder: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", help="Keep downloads here.", show_default="the hub's own cache"
+        ),
+    ] = None,
+    local_files_only: Annotated[
+        bool,
+        typer.Option(
+            "--local-files-only", help="Ask no hub for models: take folders or the download cache."
+        ),
+    ] = False,
+) -> Models:
+    given = {"revision": revision, "allow_pickle": allow_pickle}
+    given["trust_remote_code"] = trust_remote_code
+    texts = {"pooling": pooling, "query_prompt": query_prompt, "document_prompt": document_prompt}
+    return Models(
+        (model, image_model, image_query_model),
+        {name: value for name, value in given.items() if value not in {None, False}},
+        {"cache_folder": cache_folder, "local_files_only": local_files_only},
+        {name: value for name, value in texts.items() if value is not None},
+        dict(map(_setting, model_setting or [])),
+    )
+
+
+def with_models(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options about models, in place of its parameter ``models``.
+
+    Args:
+        command: takes ``models``, what these options say.
+    """
+    own = inspect.signature(command).parameters.values()
+    added = inspect.signature(_options).parameters.values()
+    hints = get_type_hints(command, include_extras=True) | get_type_hints(
+        _options, include_extras=True
+    )
+
+    @wraps(command)
+    def with_options(*args: Any, **given: Any) -> None:
+        of_models = {each.name: given.pop(each.name) for each in added if each.name in given}
+        models = _options(**of_models)
+        models.check(given.get("reranker"))
+        command(*args, models=models, **given)
+
+    parameters: list[inspect.Parameter] = []
+    for each in own:
+        parameters += added if each.name == "models" else [each]
+    # Typer reads both.
+    setattr(  # noqa: B010
+        with_options,
+        "__signature__",
+        inspect.Signature([each.replace(annotation=hints[each.name]) for each in parameters]),
+    )
+    with_options.__annotations__ = {each.name: hints[each.name] for each in parameters}
+    del with_options.__wrapped__
+    return with_options
+
+
+def _names_a_class(name: str | None) -> bool:
+    from llama_index_gap.index.model_classes import names_a_class
+
+    return name is not None and names_a_class(name) and not Path(name).exists()
+
+
+def _setting(given: str) -> tuple[str, Any]:
+    """``dimensions=256`` as a name and what JSON reads in the value, else a text."""
+    key, equals, value = given.partition("=")
+    if not key or not equals:
+        raise typer.BadParameter(f"{given!r} is no KEY=VALUE", param_hint="--model-setting")
+    try:
+        return key, json.loads(value)
+    except ValueError:
+        return key, value
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
