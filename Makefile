@@ -1,5 +1,6 @@
 # make demo   installs into .venv, then measures what the modality gap costs, offline
 # make test   installs what the tests need, then runs them
+# make test-lowest   the same with the lowest versions that pyproject.toml allows, in .venv-lowest
 # make check  lint, format and types
 # make docs   the documentation as a site, in site/
 # make dist   wheel and sdist in dist/, and the demo from each in an environment of its own
@@ -17,7 +18,7 @@ INSTALL := $(BIN)/python $(PIP_INSTALL)
 TRY := fresh/bin/python $(PIP_INSTALL)
 TORCH := $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
 
-.PHONY: demo test check docs dist clean
+.PHONY: demo test test-lowest check docs dist clean
 
 demo: $(VENV)/.installed
 	$(BIN)/llama-gap demo
@@ -25,6 +26,22 @@ demo: $(VENV)/.installed
 test: $(VENV)/.tools-installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not server" --numprocesses 2 --dist loadfile
 	$(BIN)/python -m pytest -m server  # by themselves: a machine can run but one
+
+# SMOKE=1 runs a part of the tests only, as .ci/run does. torch's oldest package for Linux brings CUDA.
+LOWEST := .venv-lowest
+SMOKED := tests/models/test_loading.py tests/embedding tests/store/test_milvus.py tests/index/test_search.py
+
+test-lowest: $(LOWEST)/.installed
+	$(LOWEST)/bin/llama-gap demo --articles 300 --queries 20 --folder $(LOWEST)/demo
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -m "not server" --numprocesses 2 \
+		--dist loadfile $(if $(SMOKE),$(SMOKED))
+
+$(LOWEST)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet uv
+	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python \
+		--resolution lowest-direct --editable '.[test]'
+	touch $@
 
 check: $(VENV)/.tools-installed
 	$(BIN)/ruff check .
@@ -57,4 +74,4 @@ $(VENV)/.tools-installed: $(VENV)/.installed
 	touch $@
 
 clean:
-	rm -rf $(VENV) gap-demo site .mypy_cache .pytest_cache .ruff_cache .hypothesis dist
+	rm -rf $(VENV) $(LOWEST) gap-demo site .mypy_cache .pytest_cache .ruff_cache .hypothesis dist
