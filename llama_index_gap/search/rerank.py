@@ -40,6 +40,7 @@ from llama_index_gap.models import Joint, LazyImage, ModelError, PairScorer, loa
 from llama_index_gap.models.base import Item
 from llama_index_gap.nodes import GroupBy, ScoredNode, by_document
 from llama_index_gap.search.tracing import in_span
+from llama_index_gap.text import is_blank
 from llama_index_gap.threads import DECODING_THREADS, in_thread, read_ahead, stop_if_given_up
 
 if TYPE_CHECKING:
@@ -395,7 +396,7 @@ class MultiModalRerank(LoadingSettings, BaseNodePostprocessor):
     def _queries(self, bundle: QueryBundle) -> list[_Query]:
         text, image = bundle.query_str, None
         items: dict[str, Item] = {}
-        if text.strip():
+        if not is_blank(text):
             items["text"] = text
         if bundle.image_path is not None:
             items["image"] = image = self._lazy_image(bundle.image_path)

@@ -7,7 +7,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from copy import copy
+from copy import copy, deepcopy
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, get_args
 
@@ -19,6 +19,8 @@ from llama_index.core.schema import BaseNode, IndexNode, NodeWithScore, QueryBun
 from llama_index.core.vector_stores.types import (
     BasePydanticVectorStore,
     FilterCondition,
+    FilterOperator,
+    MetadataFilter,
     MetadataFilters,
 )
 
@@ -29,9 +31,10 @@ from llama_index_gap.gap.background import Background
 from llama_index_gap.gap.calibrate import RelevanceCalibrator
 from llama_index_gap.gap.hubs import hub_strength
 from llama_index_gap.images.opening import has_image
-from llama_index_gap.modality import LEGS, MODALITIES, Leg, Modality
+from llama_index_gap.modality import LEGS, MODALITIES, Leg
 from llama_index_gap.nodes import GroupBy, ScoredNode, document_key
 from llama_index_gap.results import FusionUsed, LegSummary, SearchResult, documents_of
+from llama_index_gap.search.asking import Wanted, ask_legs
 from llama_index_gap.search.fusion import (
     RANK_CONSTANT,
     Combine,
@@ -49,13 +52,13 @@ from llama_index_gap.search.legs import (
     LegHits,
     Searchable,
     SearchedCollection,
-    ask_legs,
     asked_legs,
     embed_query,
     searched_collection,
     unit_query,
 )
 from llama_index_gap.search.tracing import in_span
+from llama_index_gap.text import is_blank
 from llama_index_gap.threads import in_thread
 
 if TYPE_CHECKING:
@@ -69,10 +72,13 @@ logger = logging.getLogger(__name__)
 OnLegError: TypeAlias = Literal["raise", "degrade"]
 TOP_K = 16
 """Nodes to take from each leg."""
+DOCUMENTS = 5
+"""Documents that each leg is to bring, where nobody says how many."""
 PASSAGES = 3
 """Passages to return of a document."""
 IMAGES = 1
 """Images to return of a document."""
+_EXAMPLES = 100  # nodes of each modality that say which fields and values there are
 
 
 class DualIndexRetriever(BaseRetriever):
@@ -92,11 +98,15 @@ class DualIndexRetriever(BaseRetriever):
     Args:
         index: what to search: a ``DualIndex``; or its collections ``text``, ``image`` and, for
             images that are searched by an image, ``image_query``.
-        similarity_top_k: nodes to take from each leg, 16 by default; of texts only, where
-            ``image_similarity_top_k`` is given too. 0 leaves the texts out.
+        similarity_top_k: nodes to take from each leg, by default 16, or ``top_k`` if that is more;
+            of texts only, where ``image_similarity_top_k`` is given too. 0 leaves the texts out.
+            Where few documents have all these nodes, a leg is asked again, see ``top_k``; but not
+            if you ask for fewer nodes than documents.
         image_similarity_top_k: nodes to take from each leg that searches images; 0 leaves the
             images out.
-        top_k: documents to return; None for all that were found.
+        top_k: documents to return; None for all that were found. Each leg is asked again, 16 times
+            in all at most, until it has found so many documents (without ``top_k`` and
+            ``similarity_top_k`` 5), or there are no others.
         normalize: see ``fuse``.
         combine: see ``fuse``.
         weights: by modality of what is found (``text``, ``image``); see ``fuse``.
@@ -157,10 +167,12 @@ class DualIndexRetriever(BaseRetriever):
         verbose: bool = False,
     ) -> None:
         collections = index if isinstance(index, Mapping) else index.collections()
+        by_default = max(TOP_K, top_k or 0)
+        self._as_many_as_wanted = similarity_top_k is None and image_similarity_top_k is None
         if image_similarity_top_k is None:
-            image_similarity_top_k = similarity_top_k or TOP_K
+            image_similarity_top_k = similarity_top_k or by_default
         if similarity_top_k is None:
-            similarity_top_k = TOP_K
+            similarity_top_k = by_default
         check_method(normalize, combine, k=k)
         for name, value, least in (
             ("similarity_top_k", similarity_top_k, 0),
@@ -188,10 +200,11 @@ class DualIndexRetriever(BaseRetriever):
             raise InvalidValueError("complete=True needs stores that give vectors: a DualIndex")
         check_weights(weights or {}, "modalities", MODALITIES)
         self._collections = dict(collections)
-        self._top_ks: dict[Modality, int] = {
-            "text": similarity_top_k,
-            "image": image_similarity_top_k,
-        }
+        self._wanted = Wanted(
+            {"text": similarity_top_k, "image": image_similarity_top_k},
+            top_k or (DOCUMENTS if self._as_many_as_wanted else 0),
+            group_by,
+        )
         self._top_k = top_k
         self._normalize, self._combine, self._k = normalize, combine, k
         self._hubs = hub_strength(hubs)
@@ -272,6 +285,35 @@ class DualIndexRetriever(BaseRetriever):
         other._filters = filters if self._filters is None else _both(self._filters, filters)
         return other
 
+    def __copy__(self) -> DualIndexRetriever:
+        other = object.__new__(type(self))
+        vars(other).update(vars(self))
+        return other
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> DualIndexRetriever:
+        """A copy over the same database and with the same callbacks; its settings are its own."""
+        memo[id(self.callback_manager)] = self.callback_manager
+        memo[id(self)] = other = copy(self)
+        vars(other).update(deepcopy(vars(self), memo))
+        return other
+
+    def for_documents(self, documents: int) -> DualIndexRetriever:
+        """A copy that finds documents for somebody who returns so many of them.
+
+        That may be a reranker or an agent's tool. A ``top_k`` and a ``similarity_top_k`` that this
+        retriever was given hold instead.
+
+        Args:
+            documents: how many each leg should bring.
+        """
+        if self._top_k is not None:
+            return self
+        other, nodes = copy(self), self._wanted.nodes
+        if self._as_many_as_wanted:
+            nodes = {modality: max(most, documents) for modality, most in nodes.items()}
+        other._wanted = replace(self._wanted, nodes=nodes, documents=documents)
+        return other
+
     def get_image(self, node_id: str) -> BaseNode | None:
         """The image node with this id; None if there is none that fits the filters.
 
@@ -280,6 +322,25 @@ class DualIndexRetriever(BaseRetriever):
         """
         store = self._collections["image"].store
         return next(iter(store.get_nodes([node_id], filters=self._filters)), None)
+
+    def examples(self, field: str | None = None) -> list[BaseNode] | None:
+        """Some nodes that may be found, whatever the query; None where the stores cannot tell.
+
+        Args:
+            field: of their metadata, which all of them have; None for any nodes.
+        """
+        filters = self._filters
+        if field is not None:
+            empty = MetadataFilter(key=field, operator=FilterOperator.IS_EMPTY, value=None)
+            there = MetadataFilters(filters=[empty], condition=FilterCondition.NOT)
+            filters = there if filters is None else _both(filters, there)
+        found: dict[str, BaseNode] = {}
+        for modality in MODALITIES:
+            store = self._collections[modality].store
+            if not hasattr(store, "some_nodes"):
+                return None
+            found |= {node.node_id: node for node in store.some_nodes(_EXAMPLES, filters)}
+        return list(found.values())
 
     def query_cut_at(self, query: str) -> int | None:
         """The tokens that the models read of this query; None where they read all of it."""
@@ -319,7 +380,7 @@ class DualIndexRetriever(BaseRetriever):
         legs = self._search(QueryBundle(query) if isinstance(query, str) else query, {})[0]
         if for_others:
             return legs
-        return {leg: hits.best(self._top_ks[leg.target], self._hubs) for leg, hits in legs.items()}
+        return {leg: self._wanted.first(leg, hits, self._hubs) for leg, hits in legs.items()}
 
     def rank_legs(self, legs: Mapping[Leg, LegHits]) -> SearchResult:
         """Rank what ``search_legs`` found, also of another retriever over the same index.
@@ -327,7 +388,7 @@ class DualIndexRetriever(BaseRetriever):
         So several settings can be compared over one search. Of each leg the first hits are taken,
         as many as this retriever takes from a search of its own.
         """
-        asked = {leg: hits for leg, hits in legs.items() if self._top_ks[leg.target]}
+        asked = {leg: hits for leg, hits in legs.items() if self._wanted.nodes[leg.target]}
         return self._ranked(asked, {}, {}, QueryBundle(""))
 
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
@@ -339,7 +400,7 @@ class DualIndexRetriever(BaseRetriever):
     def _search(
         self, query: QueryBundle, timings: dict[str, float]
     ) -> tuple[dict[Leg, LegHits], dict[Leg, Exception]]:
-        has_text = any(map(str.strip, query.embedding_strs)) or query.embedding is not None
+        has_text = query.embedding is not None or not all(map(is_blank, query.embedding_strs))
         has_query_image = query.image_path is not None
         if not (has_text or has_query_image):
             raise InvalidValueError("the query is empty: pass a text, an image_path, or both")
@@ -358,7 +419,7 @@ class DualIndexRetriever(BaseRetriever):
                 self,
                 vectors,
                 self._collections,
-                self._top_ks,
+                self._wanted,
                 self._filters,
                 hubs=self._hubs,
             )
@@ -371,7 +432,7 @@ class DualIndexRetriever(BaseRetriever):
     def _asked_legs(self, *, text: bool, image: bool) -> list[Leg]:
         return asked_legs(
             self._collections,
-            self._top_ks,
+            self._wanted.nodes,
             text=text,
             image=image,
             image_queries=self._image_queries,
@@ -399,10 +460,14 @@ class DualIndexRetriever(BaseRetriever):
         hits: dict[Leg, LegHits] = {}
         summaries = {leg: LegSummary(0, error=str(error)) for leg, error in errors.items()}
         for leg, found in legs.items():
-            first = found.best(self._top_ks[leg.target], self._hubs)
+            first = self._wanted.first(leg, found, self._hubs)
             hits[leg] = self._probable(leg, first)
-            kept = len(hits[leg].nodes)
-            summaries[leg] = LegSummary(kept, improbable=len(first.nodes) - kept)
+            kept, note = len(hits[leg].nodes), self._wanted.note(leg, first)
+            if note:
+                logger.info("the %s leg was %s", leg.name, note)
+            summaries[leg] = LegSummary(
+                kept, improbable=len(first.nodes) - kept, asked=first.asked, note=note
+            )
         with _timed(timings, "fuse"):
             fusion, nodes = in_span(self, "fuse", lambda: self._fused(hits))
         if fusion.note:

@@ -42,7 +42,13 @@ from llama_index_gap.store.collection import (
     check_settings,
 )
 from llama_index_gap.store.connection import Connection, StoreError
-from llama_index_gap.store.filters import DOC_ID_FIELD, ID_FIELD, filter_expression, literal_list
+from llama_index_gap.store.filters import (
+    DOC_ID_FIELD,
+    ID_FIELD,
+    NO_DOCUMENT,
+    filter_expression,
+    literal_list,
+)
 from llama_index_gap.store.rows import (
     BUCKET_KEY,
     BUCKETS,
@@ -75,11 +81,13 @@ class StoredHit:
 
     Attributes:
         id: of the node.
+        document: the document that it belongs to, as ``document_key`` names it.
         score: its similarity.
         node: makes the node.
     """
 
     id: str
+    document: str
     score: float
     node: Callable[[], BaseNode]
 
@@ -408,11 +416,14 @@ class MilvusStore(MilvusVectorStore):
             ids=[hit.id for hit in hits],
         )
 
-    def query_hits(self, query: VectorStoreQuery) -> list[StoredHit]:
+    def query_hits(
+        self, query: VectorStoreQuery, *, other_than: Sequence[str] = ()
+    ) -> list[StoredHit]:
         """As ``query``; a hit's node is made when it is asked for, as most are not.
 
         Args:
             query: as for ``query``.
+            other_than: keys of documents whose nodes are left out.
         """
         if query.mode is not VectorStoreQueryMode.DEFAULT:
             raise UnsupportedError(
@@ -425,7 +436,10 @@ class MilvusStore(MilvusVectorStore):
             )
         vector = self._to_vector(query.query_embedding, "the query")
         expression = filter_expression(
-            query.filters, node_ids=query.node_ids or None, doc_ids=query.doc_ids or None
+            query.filters,
+            node_ids=query.node_ids or None,
+            doc_ids=query.doc_ids or None,
+            other_than=other_than,
         )
         if not k:
             return []
@@ -438,7 +452,7 @@ class MilvusStore(MilvusVectorStore):
             anns_field=VECTOR_FIELD,
             limit=k,
             filter=expression,
-            output_fields=NODE_FIELDS,
+            output_fields=[*NODE_FIELDS, DOC_ID_FIELD],
             search_params={"metric_type": self.similarity_metric, "params": settings},
             consistency_level="Session",
         )
@@ -454,6 +468,7 @@ class MilvusStore(MilvusVectorStore):
         return [
             StoredHit(
                 str(hit[ID_FIELD]),
+                str(_document_of(hit["entity"][DOC_ID_FIELD], hit[ID_FIELD])),
                 sign * float(hit["distance"]),
                 partial(self._to_node, {ID_FIELD: hit[ID_FIELD], **hit["entity"]}),
             )
@@ -518,6 +533,19 @@ class MilvusStore(MilvusVectorStore):
         at_once = max(1, MESSAGE_BYTES // (4 * self._collection.dim))
         rows = self._collection.read(ids, [VECTOR_FIELD], min(at_once, IDS_PER_MESSAGE))
         return {row[ID_FIELD]: np.asarray(row[VECTOR_FIELD], dtype=np.float32) for row in rows}
+
+    def some_nodes(self, most: int, filters: MetadataFilters | None = None) -> list[BaseNode]:
+        """Read a few nodes that fit filters, whichever the database gives first.
+
+        Args:
+            most: how many.
+            filters: conditions on the metadata.
+        """
+        expression = filter_expression(filters)
+        rows = self._collection.call(
+            "query", filter=expression, output_fields=NODE_FIELDS, limit=most, **STRONG
+        )
+        return [self._to_node(row) for row in rows]
 
     def nodes_of_documents(
         self, keys: Iterable[str], filters: MetadataFilters | None = None
@@ -767,6 +795,10 @@ class MilvusStore(MilvusVectorStore):
             ValueError: the collection's have another number.
         """
         self._collection.check_dim(dim)
+
+
+def _document_of(doc_id: str, node_id: str) -> str:
+    return node_id if doc_id in NO_DOCUMENT else doc_id
 
 
 def _reopen(kind: type[MilvusStore], settings: dict[str, Any]) -> MilvusStore:
