@@ -51,6 +51,11 @@ dispatcher = get_dispatcher(__name__)
 
 ScoreMode: TypeAlias = Literal["mean", "max", "text", "image", "by_modality", "joint"]
 
+_OF_SCORER = (
+    "scale_to_pixels",
+    "vision_folder",
+    "vision_disk_bytes",
+)  # settings of ``load_scorer``
 # What is scored: its modality (or "joint"), and its content.
 _Key: TypeAlias = tuple[str, ...]
 _Hits: TypeAlias = Sequence[NodeWithScore]
@@ -151,6 +156,20 @@ class MultiModalRerank(LoadingSettings, BaseNodePostprocessor):
         "says.",
     )
 
+    vision_folder: PathText | None = Field(
+        frozen=True,
+        default=None,
+        description="Where vectors of images are kept on disk, so that no later query encodes them "
+        "again; by default, of late-interaction models in the user's cache folder, of others "
+        "nowhere.",
+    )
+    vision_disk_bytes: int | None = Field(
+        frozen=True,
+        default=None,
+        ge=0,
+        description="How much is kept there, 2 GiB by default; 0 for nothing.",
+    )
+
     _scorer: PairScorer = PrivateAttr()
 
     @classmethod
@@ -170,7 +189,7 @@ class MultiModalRerank(LoadingSettings, BaseNodePostprocessor):
             fields = type(self).model_fields
             if given := [
                 name
-                for name in (*LoadingSettings.model_fields, "scale_to_pixels")
+                for name in (*LoadingSettings.model_fields, *_OF_SCORER)
                 if getattr(self, name) != fields[name].default
             ]:
                 raise InvalidValueError(
@@ -179,9 +198,8 @@ class MultiModalRerank(LoadingSettings, BaseNodePostprocessor):
                 )
             self._scorer = self.model
         else:
-            self._scorer = load_scorer(
-                self.model, self.loading, scale_to_pixels=self.scale_to_pixels
-            )
+            options: dict[str, Any] = {name: getattr(self, name) for name in _OF_SCORER}
+            self._scorer = load_scorer(self.model, self.loading, **options)
         self._check_mode()
         self._check_calibrator()
 
