@@ -199,7 +199,8 @@ class MultiModalRerank(LoadingSettings, BaseNodePostprocessor):
             self._scorer = self.model
         else:
             options: dict[str, Any] = {name: getattr(self, name) for name in _OF_SCORER}
-            self._scorer = load_scorer(self.model, self.loading, **options)
+            given_options = {name: value for name, value in options.items() if value is not None}
+            self._scorer = load_scorer(self.model, self.loading, **given_options)
         self._check_mode()
         self._check_calibrator()
 
