@@ -51,11 +51,7 @@ dispatcher = get_dispatcher(__name__)
 
 ScoreMode: TypeAlias = Literal["mean", "max", "text", "image", "by_modality", "joint"]
 
-_OF_SCORER = (
-    "scale_to_pixels",
-    "vision_folder",
-    "vision_disk_bytes",
-)  # settings of ``load_scorer``
+_ON_DISK = ("vision_folder", "vision_disk_bytes")  # settings that only some models have
 # What is scored: its modality (or "joint"), and its content.
 _Key: TypeAlias = tuple[str, ...]
 _Hits: TypeAlias = Sequence[NodeWithScore]
@@ -189,7 +185,7 @@ class MultiModalRerank(LoadingSettings, BaseNodePostprocessor):
             fields = type(self).model_fields
             if given := [
                 name
-                for name in (*LoadingSettings.model_fields, *_OF_SCORER)
+                for name in (*LoadingSettings.model_fields, "scale_to_pixels", *_ON_DISK)
                 if getattr(self, name) != fields[name].default
             ]:
                 raise InvalidValueError(
@@ -198,9 +194,13 @@ class MultiModalRerank(LoadingSettings, BaseNodePostprocessor):
                 )
             self._scorer = self.model
         else:
-            options: dict[str, Any] = {name: getattr(self, name) for name in _OF_SCORER}
-            given_options = {name: value for name, value in options.items() if value is not None}
-            self._scorer = load_scorer(self.model, self.loading, **given_options)
+            on_disk = {name: getattr(self, name) for name in _ON_DISK}
+            self._scorer = load_scorer(
+                self.model,
+                self.loading,
+                scale_to_pixels=self.scale_to_pixels,
+                **{name: value for name, value in on_disk.items() if value is not None},
+            )
         self._check_mode()
         self._check_calibrator()
 
