@@ -42,6 +42,7 @@ from llama_index_gap.store.collection import (
     check_settings,
 )
 from llama_index_gap.store.connection import Connection, StoreError
+from llama_index_gap.store.exact import LITE_EF, missed_hits
 from llama_index_gap.store.filters import (
     DOC_ID_FIELD,
     ID_FIELD,
@@ -446,25 +447,40 @@ class MilvusStore(MilvusVectorStore):
         settings = dict(self.search_config or {})
         if "ef" in settings:  # HNSW cannot find more than it looks at
             settings["ef"] = max(int(settings["ef"]), k)
-        found = self._collection.call(
+        lite = self._collection.connection.lite
+        if lite and expression and "ef" in settings:
+            settings["ef"] = max(settings["ef"], LITE_EF)
+        fields = [*NODE_FIELDS, DOC_ID_FIELD]
+        (found,) = self._collection.call(
             "search",
             data=[vector],
             anns_field=VECTOR_FIELD,
             limit=k,
             filter=expression,
-            output_fields=[*NODE_FIELDS, DOC_ID_FIELD],
+            output_fields=fields,
             search_params={"metric_type": self.similarity_metric, "params": settings},
             consistency_level="Session",
         )
         sign = -1.0 if self.similarity_metric == "L2" else 1.0
-        hits = [hit for hit in found[0] if math.isfinite(hit["distance"])]
-        if len(hits) < len(found[0]):
+        hits = [hit for hit in found if math.isfinite(hit["distance"])]
+        if len(hits) < len(found):
             logger.warning(
                 "%s: %d vectors that are not finite, or of no length, were found and are left out; "
                 "delete their nodes, or add them again",
                 self._collection,
-                len(found[0]) - len(hits),
+                len(found) - len(hits),
             )
+        if lite and len(found) < k and self._collection.index_type != "FLAT":
+            hits += missed_hits(
+                self._collection,
+                expression,
+                vector,
+                {hit[ID_FIELD] for hit in found},
+                fields,
+                metric=self.similarity_metric,
+                most=k - len(found),
+            )
+            hits.sort(key=lambda hit: -sign * hit["distance"])  # stable
         return [
             StoredHit(
                 str(hit[ID_FIELD]),
