@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
 from typing import Any, TypeAlias
@@ -83,9 +84,20 @@ def _known(key: str, nodes: Sequence[BaseNode], examples: Examples) -> str:
     fields = list(dict.fromkeys(field for node in others for field in visible_metadata(node)))
     known = ", ".join(map(quote, fields[:_FIELDS_NAMED])) or "none"
     plain = {_plain(field): field for field in fields}
-    near = get_close_matches(_plain(key), plain, n=1)
-    meant = f" Did you mean {quote(plain[near[0]])}?" if near else ""
+    near = [plain[each] for each in get_close_matches(_plain(key), plain, n=1)]
+    # A rare field need not be among the examples: ask for what is often mixed up.
+    near = near or [each for each in _spellings(key) if _visible_values(each, examples(each) or ())]
+    meant = f" Did you mean {quote(near[0])}?" if near else ""
     return f"their fields are: {known}.{meant}"
+
+
+def _spellings(key: str) -> list[str]:
+    """A key in small and capital letters, in the singular and plural, with other dashes."""
+    bare = key.strip()
+    dashed = [bare, *(re.sub(r"[\s_-]+", dash, bare) for dash in "_- ")]
+    ways = [each for way in dashed for each in (way, way.lower(), way.upper(), way.capitalize())]
+    ways += [each.removesuffix("s") if each.endswith("s") else f"{each}s" for each in ways[:2]]
+    return [each for each in dict.fromkeys(ways) if each not in {key, ""}]
 
 
 def _plain(field: str) -> str:

@@ -78,7 +78,7 @@ PASSAGES = 3
 """Passages to return of a document."""
 IMAGES = 1
 """Images to return of a document."""
-_EXAMPLES = 100  # nodes of each modality that say which fields and values there are
+_EXAMPLES = 1_000  # nodes of each modality that say which fields there are
 
 
 class DualIndexRetriever(BaseRetriever):
@@ -339,7 +339,8 @@ class DualIndexRetriever(BaseRetriever):
             store = self._collections[modality].store
             if not hasattr(store, "some_nodes"):
                 return None
-            found |= {node.node_id: node for node in store.some_nodes(_EXAMPLES, filters)}
+            most = _EXAMPLES if field is None else _EXAMPLES // 10
+            found |= {node.node_id: node for node in store.some_nodes(most, filters)}
         return list(found.values())
 
     def query_cut_at(self, query: str) -> int | None:
