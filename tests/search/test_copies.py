@@ -121,5 +121,5 @@ def test_a_query_in_which_nothing_can_be_seen_is_empty(
 
 
 def test_blank_queries_are_not_learnt_from(index: DualIndex) -> None:
-    with pytest.raises(ValueError, match="no queries to learn from .*51 skipped"):
+    with pytest.raises(ValueError, match=r"no queries to learn from .*51 skipped"):
         index.learn_queries(BLANK * 3)
