@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import logging
-import time
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
 from copy import copy, deepcopy
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
-import numpy as np
 from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.callbacks import CallbackManager
@@ -26,25 +22,18 @@ from llama_index.core.vector_stores.types import (
 
 from llama_index_gap.agents.tool import MultiModalSearchTool
 from llama_index_gap.errors import InvalidValueError, names_nearest
-from llama_index_gap.gap.arrays import unit_rows
-from llama_index_gap.gap.background import Background
 from llama_index_gap.gap.calibrate import RelevanceCalibrator
 from llama_index_gap.gap.hubs import hub_strength
-from llama_index_gap.images.opening import has_image
-from llama_index_gap.modality import LEGS, MODALITIES, Leg
-from llama_index_gap.nodes import GroupBy, ScoredNode, document_key
-from llama_index_gap.results import FusionUsed, LegSummary, SearchResult, documents_of
+from llama_index_gap.modality import MODALITIES, Leg
+from llama_index_gap.nodes import GroupBy
+from llama_index_gap.results import SearchResult
 from llama_index_gap.search.asking import Wanted, ask_legs
 from llama_index_gap.search.fusion import (
     RANK_CONSTANT,
     Combine,
-    FusedDocument,
-    Fusion,
     Normalize,
-    ScoredLeg,
     check_method,
     check_weights,
-    fuse,
 )
 from llama_index_gap.search.legs import (
     Collections,
@@ -54,9 +43,8 @@ from llama_index_gap.search.legs import (
     SearchedCollection,
     asked_legs,
     embed_query,
-    searched_collection,
-    unit_query,
 )
+from llama_index_gap.search.ranking import Ranking, timed
 from llama_index_gap.search.tracing import in_span
 from llama_index_gap.text import is_blank
 from llama_index_gap.threads import in_thread
@@ -65,7 +53,6 @@ if TYPE_CHECKING:
     from llama_index.core.indices import MultiModalVectorStoreIndex
     from llama_index.core.storage.docstore import BaseDocumentStore
 
-    from llama_index_gap.store.milvus import MilvusStore
 
 logger = logging.getLogger(__name__)
 
@@ -206,18 +193,21 @@ class DualIndexRetriever(BaseRetriever):
             group_by,
         )
         self._top_k = top_k
-        self._normalize, self._combine, self._k = normalize, combine, k
         self._hubs = hub_strength(hubs)
-        self._weights: dict[str, float] = dict(weights or {})
         self._filters = filters
         self._image_queries = image_queries
         self._calibrator = _calibrator_of(index, calibrator, min_probability)
-        self._min_probability = min_probability or 0.0
         self._check_calibrator()
-        self._group_by = group_by
-        self._most = (passages_per_document, images_per_document)
-        self._complete = complete
         self._on_leg_error = on_leg_error
+        self._ranked_by: dict[str, Any] = {
+            "normalize": normalize,
+            "combine": combine,
+            "weights": dict(weights or {}),
+            "k": k,
+            "min_probability": min_probability or 0.0,
+            "most": (passages_per_document, images_per_document),
+            "complete": complete,
+        }
         super().__init__(
             callback_manager=callback_manager,
             objects=objects,
@@ -362,7 +352,7 @@ class DualIndexRetriever(BaseRetriever):
         bundle = QueryBundle(query) if isinstance(query, str) else query
         timings: dict[str, float] = {}
         legs, errors = self._search(bundle, timings)
-        return self._ranked(legs, errors, timings, bundle)
+        return self._ranking().ranked(legs, errors, timings, bundle)
 
     async def asearch(self, query: str | QueryBundle) -> SearchResult:
         """As ``search``, without blocking the event loop."""
@@ -390,7 +380,7 @@ class DualIndexRetriever(BaseRetriever):
         as many as this retriever takes from a search of its own.
         """
         asked = {leg: hits for leg, hits in legs.items() if self._wanted.nodes[leg.target]}
-        return self._ranked(asked, {}, {}, QueryBundle(""))
+        return self._ranking().ranked(asked, {}, {}, QueryBundle(""))
 
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         return self.search(query_bundle).nodes
@@ -411,11 +401,11 @@ class DualIndexRetriever(BaseRetriever):
                 "an image query cannot search these texts: no model embeds images and texts "
                 "alike; raise image_similarity_top_k to search the images"
             )
-        with _timed(timings, "embed"):
+        with timed(timings, "embed"):
             vectors = in_span(
                 self, "embed_query", lambda: embed_query(query, legs, self._collections)
             )
-        with _timed(timings, "search"):
+        with timed(timings, "search"):
             hits, errors = ask_legs(
                 self,
                 vectors,
@@ -429,6 +419,18 @@ class DualIndexRetriever(BaseRetriever):
         for leg, error in errors.items():
             logger.warning("the %s leg failed and is left out of the ranking: %s", leg.name, error)
         return hits, errors
+
+    def _ranking(self) -> Ranking:
+        return Ranking(
+            owner=self,
+            collections=self._collections,
+            wanted=self._wanted,
+            top_k=self._top_k,
+            hubs=self._hubs,
+            filters=self._filters,
+            calibrator=self._calibrator,
+            **self._ranked_by,
+        )
 
     def _asked_legs(self, *, text: bool, image: bool) -> list[Leg]:
         return asked_legs(
@@ -448,199 +450,6 @@ class DualIndexRetriever(BaseRetriever):
             for image in (False, True)
         ]
         self._calibrator.check_pairs([pairs for pairs in needed if pairs])
-
-    # --- ranking ---------------------------------------------------------------------------------
-
-    def _ranked(
-        self,
-        legs: Mapping[Leg, LegHits],
-        errors: Mapping[Leg, Exception],
-        timings: dict[str, float],
-        query: QueryBundle,
-    ) -> SearchResult:
-        hits: dict[Leg, LegHits] = {}
-        summaries = {leg: LegSummary(0, error=str(error)) for leg, error in errors.items()}
-        for leg, found in legs.items():
-            first = self._wanted.first(leg, found, self._hubs)
-            hits[leg] = self._probable(leg, first)
-            kept, note = len(hits[leg].nodes), self._wanted.note(leg, first)
-            if note:
-                logger.info("the %s leg was %s", leg.name, note)
-            summaries[leg] = LegSummary(
-                kept, improbable=len(first.nodes) - kept, asked=first.asked, note=note
-            )
-        with _timed(timings, "fuse"):
-            fusion, nodes = in_span(self, "fuse", lambda: self._fused(hits))
-        if fusion.note:
-            logger.info("%s", fusion.note)
-        documents = fusion.documents[: self._top_k]
-        exact: dict[str, dict[str, float]] = {}
-        if self._complete and self._group_by == "document":
-            with _timed(timings, "complete"):
-                exact = in_span(self, "complete", lambda: self._add_missing(documents, nodes, hits))
-        probabilities = self._probabilities(documents)
-        scored: list[NodeWithScore] = []
-        for document in documents:
-            scores = exact.get(document.key, {}) | _origin(document, fusion.normalize)
-            scores |= probabilities[document.key]
-            scored += [
-                ScoredNode(node=node, score=document.score, scores=scores)
-                for node in self._shown(nodes[document.key])
-            ]
-        return SearchResult(
-            documents_of(scored, self._group_by),
-            text=query.query_str,
-            image=query.image_path,
-            fusion=FusionUsed(
-                fusion.normalize, fusion.combine, fusion.note, *self._corrections(hits)
-            ),
-            legs=summaries,
-            timings=timings,
-        )
-
-    def _corrections(self, hits: Mapping[Leg, LegHits]) -> tuple[dict[str, float], int]:
-        """How much of a hub each leg takes off (α · ρ), and how many sample queries it knows."""
-        strengths = {
-            leg.name: self._hubs * found.hubs.reliability
-            for leg, found in hits.items()
-            if found.hubs is not None and self._hubs
-        }
-        backgrounds = [self._background(leg) for leg, found in hits.items() if found.nodes]
-        queries = [len(each.queries) for each in backgrounds if each and each.queries is not None]
-        return strengths, max(queries, default=0)
-
-    def _probable(self, leg: Leg, hits: LegHits) -> LegHits:
-        """The hits that are probable enough."""
-        if self._calibrator is None:
-            return hits
-        probabilities = self._calibrator.probability(leg.pair, hits.scores)
-        return hits[np.flatnonzero(probabilities >= self._min_probability).tolist()]
-
-    def _fused(
-        self, hits: Mapping[Leg, LegHits]
-    ) -> tuple[Fusion, defaultdict[str, list[BaseNode]]]:
-        """The documents' ranking, and each document's nodes, best first."""
-        by_node = self._scored_nodes(hits)
-        by_document = {
-            leg.name: replace(
-                by_node[leg.name], keys=[document_key(node, self._group_by) for node in found.nodes]
-            )
-            for leg, found in hits.items()
-        }
-        fusion = fuse(
-            by_document,
-            normalize=self._normalize,
-            combine=self._combine,
-            weights={leg.name: self._weights.get(leg.target, 1.0) for leg in hits},
-            k=self._k,
-        )
-        return fusion, self._nodes_by_document(hits, by_node)
-
-    def _scored_nodes(self, hits: Mapping[Leg, LegHits]) -> dict[str, ScoredLeg]:
-        """The legs' hits as the fusion takes them, each node for itself."""
-        scored: dict[str, ScoredLeg] = {}
-        for leg, found in hits.items():
-            keys = [node.node_id for node in found.nodes]
-            strength = 0.0 if found.hubness is None else self._hubs
-            hubs = None if found.hubness is None else strength * found.hubness
-            background = self._background(leg) if found.nodes else None
-            if background is None:
-                scored[leg.name] = ScoredLeg(keys, found.scores, hubs=hubs)
-                continue
-            scored[leg.name] = ScoredLeg(
-                keys,
-                found.scores,
-                background.scores(unit_query(found.query), strength),
-                background.size,
-                background.places(keys),
-                background.spread(strength),
-                hubs,
-            )
-        return scored
-
-    def _background(self, leg: Leg) -> Background | None:
-        """What a leg's hits are compared with, where the fusion needs it."""
-        if self._normalize != "background":
-            return None
-        collection = self._collections[searched_collection(leg, self._collections)]
-        return collection.background(leg.query)
-
-    def _nodes_by_document(
-        self, hits: Mapping[Leg, LegHits], by_node: Mapping[str, ScoredLeg]
-    ) -> defaultdict[str, list[BaseNode]]:
-        """The nodes of each document, best first: by what all legs say of each."""
-        found = {node.node_id: node for each in hits.values() for node in each.nodes}
-        nodes: defaultdict[str, list[BaseNode]] = defaultdict(list)
-        fusion = fuse(by_node, normalize=self._normalize, combine=self._combine, k=self._k)
-        for ranked in fusion.documents:
-            node = found[ranked.key]
-            nodes[document_key(node, self._group_by)].append(node)
-        return nodes
-
-    def _shown(self, nodes: Sequence[BaseNode]) -> list[BaseNode]:
-        """What is returned of a document: passages, then images; never nothing."""
-        passages = [node for node in nodes if not has_image(node)]
-        images = [node for node in nodes if has_image(node)]
-        most_passages, most_images = self._most
-        return [*passages[:most_passages], *images[:most_images]] or list(nodes[:1])
-
-    def _probabilities(self, documents: Sequence[FusedDocument]) -> dict[str, dict[str, float]]:
-        """Each document's probability of relevance, by leg."""
-        found: dict[str, dict[str, float]] = defaultdict(dict)
-        if self._calibrator is None:
-            return found
-        pairs = {leg.name: leg.pair for leg in LEGS}
-        for name in {name: None for document in documents for name in document.scores}:
-            of_leg = {d.key: d.scores[name] for d in documents if name in d.scores}
-            values = self._calibrator.probability(pairs[name], list(of_leg.values()))
-            for key, value in zip(of_leg, values.tolist(), strict=True):
-                found[key][f"{name}_probability"] = value
-        return found
-
-    def _add_missing(
-        self,
-        documents: Sequence[FusedDocument],
-        nodes: dict[str, list[BaseNode]],
-        hits: Mapping[Leg, LegHits],
-    ) -> dict[str, dict[str, float]]:
-        """Fetch what documents lack, one query per collection; gives the exact scores of it."""
-        exact: defaultdict[str, dict[str, float]] = defaultdict(dict)
-        for name, collection in self._collections.items():
-            legs = [leg for leg in hits if searched_collection(leg, self._collections) == name]
-            if name == "text":
-                missing = [d for d in documents if all(map(has_image, nodes[d.key]))]
-            else:
-                missing = [d for d in documents if not any(leg.name in d.scores for leg in legs)]
-            if not missing or (name != "text" and not legs):
-                continue
-            store = cast("MilvusStore", collection.store)
-            fetched = store.nodes_of_documents([d.key for d in missing], filters=self._filters)
-            found = [node for node, _ in fetched]
-            rows = unit_rows([vector for _, vector in fetched])
-            scored = {leg: hits[leg].of(found, rows) for leg in legs if found}
-            if scored:
-                best = self._nodes_by_document(scored, self._scored_nodes(scored))
-            else:  # nothing says which passage fits best: the first one then stands for all
-                best = defaultdict(list)
-                for node in sorted(found, key=_place_in_text):
-                    best[document_key(node, "document")].append(node)
-            for document in missing:
-                for node in best[document.key]:
-                    if has_image(node) == (name != "text"):
-                        nodes[document.key].append(node)
-                        break
-            for leg, of_leg in scored.items():
-                for node, score in zip(found, of_leg.scores, strict=True):
-                    scores = exact[document_key(node, "document")]
-                    scores[leg.name] = max(score, scores.get(leg.name, score))
-        return exact
-
-
-@contextmanager
-def _timed(timings: dict[str, float], step: str) -> Iterator[None]:
-    started = time.perf_counter()
-    yield
-    timings[step] = time.perf_counter() - started
 
 
 def _calibrator_of(
@@ -674,18 +483,3 @@ def _both(first: MetadataFilters, second: MetadataFilters) -> MetadataFilters:
         for part in (group.filters if group.condition in (None, FilterCondition.AND) else [group])
     ]
     return MetadataFilters(filters=parts, condition=FilterCondition.AND)
-
-
-def _place_in_text(node: BaseNode) -> tuple[int, str]:
-    return getattr(node, "start_char_idx", None) or 0, node.node_id
-
-
-def _origin(document: FusedDocument, normalize: Normalize) -> dict[str, float]:
-    """Where a document's score comes from, as ``ScoredNode`` names it."""
-    sigmas = document.normalized if normalize in {"zscore", "background"} else {}
-    return {
-        **document.scores,
-        **{f"{name}_hub": value for name, value in document.hubs.items()},
-        **{f"{name}_sigma": value for name, value in sigmas.items()},
-        **{f"{name}_evidence": value for name, value in document.evidence.items()},
-    }

@@ -128,6 +128,7 @@ class MilvusStore(MilvusVectorStore):
     _collection: Collection = PrivateAttr()
     _settings: dict[str, Any] = PrivateAttr()
     _rows_asked: tuple[float, int] = PrivateAttr(default=(-math.inf, 0))
+    _rows_counted: tuple[int, int] = PrivateAttr(default=(-1, 0))
 
     def __init__(
         self,
@@ -470,7 +471,7 @@ class MilvusStore(MilvusVectorStore):
                 self._collection,
                 len(found) - len(hits),
             )
-        if lite and len(found) < k and self._collection.index_type != "FLAT":
+        if lite and len(found) < k and self._may_miss(len(found), expression):
             hits += missed_hits(
                 self._collection,
                 expression,
@@ -490,6 +491,17 @@ class MilvusStore(MilvusVectorStore):
             )
             for hit in hits
         ]
+
+    def _may_miss(self, found: int, expression: str) -> bool:
+        """Whether a search on Milvus Lite that found too few may not have come to all rows."""
+        if self._collection.index_type == "FLAT":
+            return False
+        if expression:
+            return True
+        written = self._collection.connection.written(self.collection_name)
+        if self._rows_counted[0] != written:  # a Lite file has no other writer
+            self._rows_counted = written, self.count()
+        return found < self._rows_counted[1]
 
     async def aquery(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
         """As ``query``, without blocking the event loop."""
