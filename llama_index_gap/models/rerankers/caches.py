@@ -99,6 +99,8 @@ class TensorFolder:
 
     def __init__(self, folder: Path, part: str = "", *, max_bytes: int | None = None) -> None:
         self._root, self._folder, self.max_bytes = folder, folder / part, max_bytes
+        if folder.exists() and not folder.is_dir():
+            raise NotADirectoryError(f"{folder} is no folder")
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._folder.mkdir(exist_ok=True, mode=0o700)
         self._lock = threading.Lock()

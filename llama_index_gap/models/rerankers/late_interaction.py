@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from llama_index_gap.models.checkpoints.fingerprint import fingerprint
 from llama_index_gap.models.checkpoints.sbert import load_model, plain_text, saved_as
 from llama_index_gap.models.rerankers.caches import DISK_BYTES, ByteCache, TensorFolder
 from llama_index_gap.models.rerankers.items import content_key, decode_image
+
+logger = logging.getLogger(__name__)
 
 _LIBRARIES = ("transformers", "sentence-transformers", "pillow", "llama-index-gap")
 
@@ -78,7 +81,8 @@ class LateInteractionScorer(PairScorer):
 
     Raises:
         ModelError: not a late-interaction model, or damaged or incomplete.
-        ValueError: ``batch_size`` or ``scale_to_pixels`` is less than 1.
+        ValueError: ``batch_size`` or ``scale_to_pixels`` is less than 1, a number of bytes is less
+            than 0, or ``vision_folder`` is a file.
     """
 
     def __init__(
@@ -129,7 +133,17 @@ class LateInteractionScorer(PairScorer):
         self._disk: TensorFolder | None = None
         if vision_folder is not None and vision_disk_bytes and "image" in self.modalities:
             part = self._identity(checkpoint)
-            self._disk = TensorFolder(Path(vision_folder), part, max_bytes=vision_disk_bytes)
+            try:
+                self._disk = TensorFolder(Path(vision_folder), part, max_bytes=vision_disk_bytes)
+            except NotADirectoryError as error:
+                raise InvalidValueError(f"vision_folder={vision_folder}: is no folder") from error
+            except OSError as error:  # a home folder that cannot be written is no reason to stop
+                logger.warning(
+                    "vision_folder=%s cannot be written (%s): vectors of images are kept in memory "
+                    "only",
+                    vision_folder,
+                    error.strerror,
+                )
 
     @property
     def document_modalities(self) -> frozenset[Modality]:

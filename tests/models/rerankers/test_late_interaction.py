@@ -26,6 +26,7 @@ from transformers import AutoImageProcessor, AutoTokenizer, ColQwen2ForRetrieval
 
 from llama_index_gap.models import Joint, LazyImage, ModelError
 from llama_index_gap.models.checkpoints.checkpoint import Checkpoint, quiet_transformers
+from llama_index_gap.models.rerankers import late_interaction
 from llama_index_gap.models.rerankers.caches import digest
 from llama_index_gap.models.rerankers.late_interaction import LateInteractionScorer, fits
 
@@ -454,6 +455,28 @@ def test_vectors_on_disk_are_kept_apart_by_all_that_decides_them(
     assert not (tmp_path / "none").exists()
     with pytest.raises(ValueError, match="vision_disk_bytes=-1: must be at least 0"):
         load(COLQWEN, vision_disk_bytes=-1)
+
+
+def test_a_folder_that_cannot_be_written_stops_nothing(
+    tmp_path: Path,
+    noise: list[Image.Image],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    (tmp_path / "file").write_text("a file", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"vision_folder=.*file: is no folder"):
+        load(COLQWEN, vision_folder=tmp_path / "file")
+
+    monkeypatch.setattr(late_interaction, "TensorFolder", refuse)
+    scorer = load(COLQWEN, vision_folder=tmp_path / "seen")
+
+    assert "vectors of images are kept in memory only" in caplog.text
+    np.testing.assert_array_equal(
+        scorer.score(QUERY, noise[:1]), load(COLQWEN).score(QUERY, noise[:1])
+    )
 
 
 def test_passages_are_not_written_to_disk(tmp_path: Path) -> None:
