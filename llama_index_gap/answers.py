@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import base64
 import logging
-from collections.abc import Callable, Sequence
-from typing import Any, TypedDict, Unpack, get_type_hints
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, TypedDict, Unpack, get_type_hints
 
 from llama_index.core import Settings
 from llama_index.core.base.base_query_engine import BaseQueryEngine
@@ -25,13 +26,24 @@ from llama_index.core.query_engine.citation_query_engine import (
     CITATION_REFINE_TEMPLATE,
 )
 from llama_index.core.response_synthesizers import ResponseMode, get_response_synthesizer
-from llama_index.core.schema import ImageNode, MetadataMode, NodeWithScore, QueryBundle
+from llama_index.core.schema import (
+    BaseNode,
+    ImageNode,
+    MediaResource,
+    MetadataMode,
+    Node,
+    NodeWithScore,
+    QueryBundle,
+    TextNode,
+)
 from llama_index.core.tools import BaseTool
 from llama_index.core.types import BasePydanticProgram
+from pydantic import AnyUrl
 
 from llama_index_gap.errors import InvalidValueError, check_names
+from llama_index_gap.images.folders import ImageFolders
 from llama_index_gap.images.opening import ImageError, has_image, open_image, read_image
-from llama_index_gap.nodes import CaptionedImageNode
+from llama_index_gap.nodes import CaptionedImageNode, as_row, confined
 
 logger = logging.getLogger(__name__)
 
@@ -205,6 +217,67 @@ class ReadableImages(BaseNodePostprocessor):
         return node.model_copy(update={"image": base64.b64encode(data).decode()})
 
 
+class TextSource(TextNode):
+    """A numbered source that is a text."""
+
+    image_resource: ClassVar[None] = None
+
+    @classmethod
+    def class_name(cls) -> str:
+        """The name that LlamaIndex stores with the node."""
+        return "TextSource"
+
+
+class ImageSource(CaptionedImageNode):
+    """A numbered source that is an image; its text is the number, and a caption that fits in."""
+
+    @classmethod
+    def class_name(cls) -> str:
+        """The name that LlamaIndex stores with the node."""
+        return "ImageSource"
+
+    @property
+    def image_resource(self) -> MediaResource:
+        """The image, as LlamaIndex' own sources have it."""
+        return MediaResource(
+            data=self.image.encode() if self.image else None,
+            path=Path(self.image_path) if self.image_path else None,
+            url=AnyUrl(self.image_url) if self.image_url else None,
+            mimetype=self.image_mimetype,
+        )
+
+
+class CitingQueryEngine(CitationQueryEngine):
+    """LlamaIndex' ``CitationQueryEngine``, with sources that are text nodes and image nodes.
+
+    LlamaIndex makes them of the class ``Node``, on which ``NodeWithScore.text`` and ``get_text()``
+    raise.
+    """
+
+    def _create_citation_nodes(self, nodes: list[NodeWithScore]) -> list[NodeWithScore]:
+        folders = {
+            hit.node.image_path: hit.node.image_folders
+            for hit in nodes
+            if isinstance(hit.node, CaptionedImageNode) and hit.node.image_path
+        }
+        return [
+            hit.model_copy(update={"node": _as_source(hit.node, folders)})
+            for hit in super()._create_citation_nodes(nodes)
+        ]
+
+
+def _as_source(node: BaseNode, folders: Mapping[str, ImageFolders | None]) -> BaseNode:
+    """A source that LlamaIndex made, as a text or image node; with sound or film as it is."""
+    if not isinstance(node, Node) or node.audio_resource or node.video_resource:
+        return node
+    row = as_row(node)
+    if not isinstance(row, ImageNode):
+        return TextSource.model_validate(row.model_dump())
+    source = ImageSource.model_validate(row.model_dump())
+    allowed = folders.get(source.image_path or "")
+    return source if allowed is None else confined(source, allowed)
+
+
 def query_engine(
     retriever: BaseRetriever,
     llm: LLM | None = None,
@@ -267,5 +340,5 @@ def query_engine(
         "callback_manager": callback_manager,
     }
     if citations:
-        return CitationQueryEngine(llm=llm, multimodal=multimodal, **of_engine, **shared)
+        return CitingQueryEngine(llm=llm, multimodal=multimodal, **of_engine, **shared)
     return RetrieverQueryEngine(**shared)

@@ -28,6 +28,20 @@ class UnknownParameterError(GapError, TypeError):
     """A parameter that a function does not have."""
 
 
+class NotPicklableError(GapError, TypeError):
+    """An object that holds an open database, and so cannot go to another process.
+
+    Args:
+        what: the object, in words.
+    """
+
+    def __init__(self, what: str) -> None:
+        super().__init__(
+            f"{what} holds an open connection and cannot be pickled; open the index anew where you "
+            "need it: DualIndex(uri, name)"
+        )
+
+
 EXPECTED_ERRORS = (GapError, ValueError, OSError, NotImplementedError)
 """Errors whose messages are written for users, pydantic's and the file system's among them."""
 

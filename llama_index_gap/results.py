@@ -165,11 +165,15 @@ class LegSummary:
         hits: how many nodes took part in the ranking.
         improbable: how many were left out because they are less probable than was asked for.
         error: why the leg failed and was left out; None if it did not.
+        asked: how often its collection was asked: again, where few documents had all its hits.
+        note: what came of asking again; None if it was not.
     """
 
     hits: int
     improbable: int = 0
     error: str | None = None
+    asked: int = 1
+    note: str | None = None
 
 
 @dataclass(frozen=True, repr=False)

@@ -8,6 +8,13 @@ from collections.abc import Callable
 from typing import Any
 from unicodedata import category
 
+# Characters that leave no mark on paper: control and format characters, spaces, and those that
+# Unicode lets a font ignore (Default_Ignorable_Code_Point) or that are blank by their name.
+_UNSEEN = {"Cc", "Cf", "Zs", "Zl", "Zp"}
+_ALSO_UNSEEN = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2065\u2800\u3164\ufe00-\ufe0f\uffa0"
+    "\ufff0-\ufff8\U000e0000-\U000e0fff]"
+)
 _UNUSUAL = re.compile(r"[^\x20-\x7e\n]")
 _JOINERS = "\u200c\u200d"  # Persian, Hindi and others are written with them, and some emojis
 # From a path's start to its last slash; over spaces, too, for these may be in names of folders.
@@ -18,6 +25,11 @@ _FOLDERS = re.compile(
     (?=[^\s/\\])""",
     re.VERBOSE | re.IGNORECASE,
 )
+
+
+def is_blank(text: str) -> bool:
+    """Whether a text has nothing that can be seen: spaces, control and invisible characters."""
+    return all(category(each) in _UNSEEN or _ALSO_UNSEEN.match(each) for each in text)
 
 
 def visible(text: str) -> str:

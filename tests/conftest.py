@@ -18,9 +18,10 @@ from llama_index_gap.demo.tiny import make_tiny_clip, make_tiny_dinov2
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_data_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """What the package notes in the user's data folder, tests note in one of their own."""
+    """What the package keeps in the user's folders, tests keep in folders of their own."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_DATA_HOME", str(tmp_path_factory.mktemp("data")))
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
 
 

@@ -31,6 +31,7 @@ from recording import RecordingLLM, articles, shown
 
 from llama_index_gap import DualEncoderEmbedding, DualIndex, DualIndexRetriever
 from llama_index_gap.answers import ImagesWithTheirTexts, ReadableImages, query_engine
+from llama_index_gap.images.opening import open_image
 from llama_index_gap.nodes import CaptionedImageNode
 
 QUESTION = "what happened?"
@@ -207,6 +208,11 @@ def test_citations_number_captions_and_images_in_order(
     ]
     pictured = [part.startswith("image") for part in expected]
     assert [source.image_resource is not None for source in sources] == pictured
+    # What LlamaIndex' users read a source with.
+    for hit in answer.source_nodes:
+        assert hit.text == hit.get_text() == hit.node.text == hit.node.get_content()
+        assert isinstance(hit.node, ImageNode) == (hit.node.image_resource is not None)
+    open_image(next(source for source in sources if isinstance(source, ImageNode)))
     prompt = "".join(block.text for block in llm.calls[0][0].blocks if block.block_type == "text")
     assert "cite the appropriate source(s)" in prompt
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import re
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -17,8 +15,17 @@ from llama_index.core.base.llms.types import ContentBlock, ImageBlock, TextBlock
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore, QueryBundle
 from llama_index.core.tools import AsyncBaseTool, ToolMetadata, ToolOutput
-from llama_index.core.vector_stores.types import MetadataFilter, MetadataFilters
+from llama_index.core.vector_stores.types import MetadataFilters
 
+from llama_index_gap.agents.filter_advice import mistaken_filters, values_of
+from llama_index_gap.agents.quoting import (
+    LONGEST_LINE,
+    facts,
+    lines_of,
+    name_of,
+    quote,
+    visible_metadata,
+)
 from llama_index_gap.agents.tool_arguments import (
     DESCRIPTION,
     MAX_TOP_K,
@@ -40,20 +47,13 @@ from llama_index_gap.images.opening import (
     scaled_jpeg,
 )
 from llama_index_gap.results import FoundDocument, SearchResult, documents_of
-from llama_index_gap.store.filters import COLUMNS
-from llama_index_gap.text import excerpt, quoted, visible, without_folders
+from llama_index_gap.text import excerpt, is_blank, quoted, visible, without_folders
 from llama_index_gap.threads import in_thread
 
 logger = logging.getLogger(__name__)
 
-_LONGEST_LINE = 300
-_LONGEST_FACTS = 1000
 _LONGEST_ERROR = 1000
-_DEEPEST = 8
 _REMEMBERED = 1000
-_VALUES_NAMED = 5
-_FIELDS_NAMED = 50
-_SHORT = 40
 
 
 @runtime_checkable
@@ -65,6 +65,12 @@ class NarrowableRetriever(Protocol):
 
     def get_image(self, node_id: str) -> BaseNode | None:
         """The image node with this id, if there is one that may be found."""
+
+    def for_documents(self, documents: int) -> BaseRetriever:
+        """A copy that finds documents for somebody who returns so many of them."""
+
+    def examples(self, field: str | None = None) -> Sequence[BaseNode] | None:
+        """Some nodes that may be found, with a field of metadata; None where nobody knows."""
 
     def query_cut_at(self, query: str) -> int | None:
         """The tokens that are read of this query; None where all of it is."""
@@ -230,16 +236,17 @@ class MultiModalSearchTool(AsyncBaseTool):
         assert self._metadata.fn_schema is not None
         asked = check_arguments(self._metadata.fn_schema, given)
         image = getattr(asked, "image", "")
-        if not asked.query.strip() and not image:
+        text = "" if is_blank(asked.query) else asked.query.strip()
+        if not text and not image:
             also = ", an image, or both" if self._images else ""
             raise InvalidValueError(f"the query is empty: pass a query{also}")
         retriever, filters = self.retriever, filters_of(asked)
         if filters is not None:
             assert isinstance(retriever, NarrowableRetriever)
             retriever = retriever.filtered(filters)
-        bundle = QueryBundle(
-            asked.query.strip(), image_path=self._query_image(image) if image else None
-        )
+        if isinstance(retriever, NarrowableRetriever):
+            retriever = retriever.for_documents(asked.top_k)
+        bundle = QueryBundle(text, image_path=self._query_image(image) if image else None)
         return _Search(given, retriever, bundle, filters, asked.top_k)
 
     def _query_image(self, image: str) -> str:
@@ -273,14 +280,18 @@ class MultiModalSearchTool(AsyncBaseTool):
         for document in result:
             lines, images = _about(document), []
             for node in document.passages:
-                lines += _quoted(node.get_content(MetadataMode.NONE), self.max_characters)
+                lines += lines_of(node.get_content(MetadataMode.NONE), self.max_characters)
             for node in document.images:
                 said, image = shown.show(node)
                 lines.append(said)
                 images += image
-                self._returned.append((_name(node.node_id), node))
+                self._returned.append((name_of(node.node_id), node))
             blocks += [TextBlock(text="\n".join(lines)), *images]
-        notes = [*shown.notes(), *self._cut(search), *_absent_fields(search.filters, result.nodes)]
+        notes = [
+            *shown.notes(),
+            *self._cut(search),
+            *mistaken_filters(search.filters, result.nodes, self._examples),
+        ]
         if notes:
             blocks.append(TextBlock(text=" ".join(notes)))
         return self._output(search.given, blocks, result.nodes)
@@ -300,19 +311,16 @@ class MultiModalSearchTool(AsyncBaseTool):
         hits = self.retriever.retrieve(search.bundle)
         if not hits:
             return "Nothing was found, nor is there without the filters."
-        if absent := _absent_fields(search.filters, hits):
-            raise InvalidValueError(f"filters: {' '.join(absent)}")
-        keys = {each.key for each in _flat(search.filters)}
-        values = {key: value for key, value in _fields(hits).items() if key in keys}
+        if mistakes := mistaken_filters(search.filters, hits, self._examples):
+            raise InvalidValueError(f"filters: {' '.join(mistakes)}")
         return " ".join(
-            [
-                "Nothing fits the filters.",
-                *(
-                    f"Without them, {_quote(key)} is {', '.join(some)}, …"
-                    for key, some in values.items()
-                ),
-            ]
+            ["Nothing fits the filters.", *values_of(search.filters, hits, self._examples)]
         )
+
+    def _examples(self, field: str | None) -> Sequence[BaseNode] | None:
+        """Some nodes that may be found, with a field; None where that cannot be told."""
+        assert isinstance(self.retriever, NarrowableRetriever)
+        return self.retriever.examples(field)
 
     def _failure(self, query: str, arguments: Mapping[str, Any], error: Exception) -> ToolOutput:
         name = self._metadata.get_name()
@@ -358,10 +366,10 @@ class _Images:
 
     def show(self, node: BaseNode) -> tuple[str, list[ImageBlock]]:
         """What to say of an image, and the image."""
-        facts = [f"image {quoted(_name(node.node_id))}"]
+        facts = [f"image {quoted(name_of(node.node_id))}"]
         _, path, url = image_of(node)
         if url and not path:
-            facts.append(f"url {_quote(describe(str(url)))}")
+            facts.append(f"url {quote(describe(str(url)))}")
         image: list[ImageBlock] = []
         if self._shown == self._most:
             self._left_out += 1
@@ -373,8 +381,8 @@ class _Images:
                 self._shown += 1
             except ImageError as error:
                 self._unreadable += 1
-                facts.append(f"cannot be shown: {_quote(error.reason)}")
-        if caption := excerpt(node.get_content(MetadataMode.NONE), _LONGEST_LINE):
+                facts.append(f"cannot be shown: {quote(error.reason)}")
+        if caption := excerpt(node.get_content(MetadataMode.NONE), LONGEST_LINE):
             facts.append(f"caption {quoted(caption)}")
         return " | ".join(facts), image
 
@@ -399,108 +407,13 @@ def _about(document: FoundDocument) -> list[str]:
     """The first lines on a document."""
     metadata: dict[str, Any] = {}
     for hit in reversed(document.nodes):
-        metadata |= _visible_metadata(hit.node)
-    title, key = str(metadata.pop("title", "")).strip(), quoted(_name(document.key))
+        metadata |= visible_metadata(hit.node)
+    title, key = str(metadata.pop("title", "")).strip(), quoted(name_of(document.key))
     made_of = ", ".join(f"{name} {value:.4g}" for name, value in document.scores.items())
     return [
-        f"[{document.rank}] {_quote(title) if title else key}",
+        f"[{document.rank}] {quote(title) if title else key}",
         *([f"document {key}"] if title else []),
         f"score {'none' if document.score is None else f'{document.score:.4g}'}"
         + (f" ({made_of})" if made_of else ""),
-        *([_facts(metadata)] if metadata else []),
+        *([facts(metadata)] if metadata else []),
     ]
-
-
-def _facts(metadata: Mapping[str, Any]) -> str:
-    """Metadata as one line of JSON, as far as there is room for it."""
-    shown: list[str] = []
-    for key, value in metadata.items():
-        shown.append(f"{_quote(key)}: {_json(value)}")
-        if sum(map(len, shown)) > _LONGEST_FACTS:
-            shown.pop()
-            break
-    rest = len(metadata) - len(shown)
-    return f"metadata {{{', '.join(shown)}}}" + (f" ({rest:,} more are left out)" if rest else "")
-
-
-def _quoted(text: str, longest: int) -> list[str]:
-    """A passage, each of its lines marked as such."""
-    rest = len(text) - longest
-    cut = [f"({rest:,} more characters are left out)"] if rest > 0 else []
-    lines = text[:longest].expandtabs(4).splitlines()
-    return [*(f"> {visible(line)}" for line in lines), *cut]
-
-
-def _name(key: str) -> str:
-    """An id as agents are told it, and may pass it; unique where it had to be shortened, too."""
-    name = without_folders(excerpt(key, _LONGEST_LINE))
-    return (
-        name
-        if name == key
-        else f"{name}#{hashlib.sha256(key.encode(errors='replace')).hexdigest()[:8]}"
-    )
-
-
-def _quote(text: str, longest: int = _LONGEST_LINE) -> str:
-    return quoted(without_folders(excerpt(str(text), longest)))
-
-
-def _json(value: Any, longest: int = _LONGEST_LINE) -> str:
-    """A value of metadata as JSON on one line; one that is too long or no JSON as a string."""
-    try:
-        written = quoted(_shortened(value))
-    except ValueError:  # NaN, or a number of thousands of digits
-        return _quote(f"<{type(value).__name__}>")
-    return written if len(written) <= longest else quoted(excerpt(written, longest))
-
-
-def _shortened(value: Any, deepest: int = _DEEPEST) -> Any:
-    """A value without absolute paths, and without what lies too deep to be shown."""
-    match value:
-        case str():
-            return without_folders(excerpt(value, _LONGEST_LINE))
-        case Mapping() | list() | tuple() if not deepest:
-            return "…"
-        case Mapping():
-            items = islice(value.items(), _LONGEST_LINE)
-            return {_shortened(str(key)): _shortened(each, deepest - 1) for key, each in items}
-        case list() | tuple():
-            return [_shortened(each, deepest - 1) for each in value[:_LONGEST_LINE]]
-        case None | bool() | int() | float():
-            return value
-        case _:
-            return _shortened(str(value))
-
-
-# --- metadata ------------------------------------------------------------------------------------
-
-
-def _visible_metadata(node: BaseNode) -> dict[str, Any]:
-    """What chat models may see of it."""
-    return {k: v for k, v in node.metadata.items() if k not in node.excluded_llm_metadata_keys}
-
-
-def _fields(hits: Sequence[NodeWithScore]) -> dict[str, list[str]]:
-    """The fields that these documents have, with some of their values."""
-    found: dict[str, dict[str, None]] = {}
-    for hit in hits:
-        for key, value in _visible_metadata(hit.node).items():
-            found.setdefault(key, {})[_json(value, _SHORT)] = None
-    return {key: list(values)[:_VALUES_NAMED] for key, values in found.items()}
-
-
-def _absent_fields(filters: MetadataFilters | None, hits: Sequence[NodeWithScore]) -> list[str]:
-    """Name the filter fields that no document has."""
-    there = {*COLUMNS, *(key for hit in hits for key in hit.node.metadata)}
-    absent = dict.fromkeys(each.key for each in _flat(filters) if each.key not in there)
-    known = ", ".join(map(_quote, [*_fields(hits)][:_FIELDS_NAMED])) or "none"
-    return [
-        f"No document that was found has the field {_quote(key)}; their fields are: {known}."
-        for key in absent
-    ]
-
-
-def _flat(filters: MetadataFilters | None) -> list[MetadataFilter]:
-    """The filters' conditions; agents cannot nest them."""
-    listed = filters.filters if filters else []
-    return [each for each in listed if isinstance(each, MetadataFilter)]

@@ -188,7 +188,11 @@ def _plain_value(value: Any) -> Any:
     if isinstance(value, list) and len(value) > _MOST_VALUES:
         raise InvalidValueError(f"{len(value):,} values; at most {_MOST_VALUES:,} are compared")
     if isinstance(value, list) and all(isinstance(each, str | int | float) for each in value):
-        return [_plain_value(each) for each in value]
+        values = [_plain_value(each) for each in value]
+        if len({isinstance(each, str) for each in values}) > 1:
+            raise InvalidValueError("must be a list of texts or of numbers, not of both")
+        # LlamaIndex' filters take no list of both kinds of numbers.
+        return [float(each) for each in values] if float in map(type, values) else values
     if isinstance(value, str) and len(value) > _LONGEST_NAME:
         raise InvalidValueError(
             f"{len(value):,} characters; at most {_LONGEST_NAME:,} are compared"

@@ -17,7 +17,7 @@ from llama_index_gap.cli import model_options, options
 from llama_index_gap.cli.scores import by_intent, by_place, format_fused, format_score
 from llama_index_gap.cli.terminal import print_json, stdout, write_page
 from llama_index_gap.modality import MODALITIES
-from llama_index_gap.text import excerpt, visible
+from llama_index_gap.text import excerpt, is_blank, visible
 
 if TYPE_CHECKING:
     from llama_index.core.schema import BaseNode
@@ -51,7 +51,7 @@ def search(
     html: options.Page = None,
 ) -> None:
     """Search an index by a text, an image, or both."""
-    if not text.strip() and image is None:
+    if is_blank(text) and image is None:
         raise typer.BadParameter("pass a text, or an image with --image", param_hint="TEXT")
     if image is not None:
         from llama_index_gap.images.opening import check_image

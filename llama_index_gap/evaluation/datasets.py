@@ -18,6 +18,7 @@ from llama_index_gap.errors import GapError, InvalidValueError
 from llama_index_gap.evaluation.metrics import Qrels
 from llama_index_gap.files import MAX_BYTES, FileError, not_utf8, open_file, read_text
 from llama_index_gap.readers.corpus import Corpus, corpus_from_records, read_corpus
+from llama_index_gap.text import is_blank
 
 _EDIS_RELEVANT = 3
 _MOST_GRADE = 10**6
@@ -339,7 +340,8 @@ def _query(
     if not isinstance(text, str):
         raise DatasetError(f"{where}: the query is {repr(text)[:100]}, not a text")
     image, kind = _find_image(folder, fields.get("image")), fields.get("kind")
-    if not text.strip() and image is None:
+    text = "" if is_blank(text) else text
+    if not text and image is None:
         raise DatasetError(f"{where}: has neither a text nor an image to ask with")
     return LabelledQuery(
         _id(fields, where, default_id),

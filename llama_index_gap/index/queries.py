@@ -24,6 +24,7 @@ from llama_index_gap.gap.arrays import VectorArray, unit_rows
 from llama_index_gap.images.opening import ImageSource, data_uri, describe
 from llama_index_gap.modality import PLURAL, Modality
 from llama_index_gap.readers.records import Skipped
+from llama_index_gap.text import is_blank
 from llama_index_gap.threads import stop_if_given_up
 
 FEWEST_QUERIES = 30
@@ -92,7 +93,7 @@ def sort_queries(
                 f"{where} is of type {type(image).__name__}: must be a text (str), an image (a "
                 "Path, bytes, an open image, a node), or a QueryBundle"
             )
-        text = text.strip()
+        text = "" if is_blank(text) else text.strip()
         if image is None and _is_image_file(text):
             raise InvalidValueError(
                 f"{where}, {text[:60]!r}, is an image and no text: pass a Path, or a QueryBundle "

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Unpack, get_type_hints
+from typing import Any, NoReturn, Self, Unpack, get_type_hints
 
 from llama_index.core.base.base_query_engine import BaseQueryEngine
 from llama_index.core.base.base_retriever import BaseRetriever
@@ -20,7 +20,12 @@ from llama_index.core.schema import QueryBundle
 from llama_index.core.vector_stores.types import MetadataFilters
 
 from llama_index_gap.answers import DOCUMENTS, EngineSettings, query_engine
-from llama_index_gap.errors import InvalidValueError, check_names, names_nearest
+from llama_index_gap.errors import (
+    InvalidValueError,
+    NotPicklableError,
+    check_names,
+    names_nearest,
+)
 from llama_index_gap.gap.calibrate import RelevanceCalibrator
 from llama_index_gap.images.opening import ImageSource, data_uri
 from llama_index_gap.models import PairScorer
@@ -30,6 +35,7 @@ from llama_index_gap.search.fusion import RANK_CONSTANT, Combine, Normalize
 from llama_index_gap.search.legs import ImageQueries, Searchable
 from llama_index_gap.search.rerank import MultiModalRerank
 from llama_index_gap.search.retriever import IMAGES, PASSAGES, TOP_K, DualIndexRetriever, OnLegError
+from llama_index_gap.text import is_blank
 from llama_index_gap.threads import in_thread
 
 
@@ -44,6 +50,16 @@ class SearchedIndex(Searchable):
 
     def __init__(self) -> None:
         self._rerankers: dict[str, MultiModalRerank] = {}
+
+    # It is one database, and may be used by several threads: a copy is the index itself.
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self
+
+    def __reduce__(self) -> NoReturn:
+        raise NotPicklableError(type(self).__name__)
 
     @names_nearest
     def search(
@@ -119,7 +135,10 @@ class SearchedIndex(Searchable):
             image_queries=image_queries,
             on_leg_error=on_leg_error,
         )
-        query = QueryBundle((text or "").strip(), image_path=_query_image(image))
+        if reranker is not None:
+            retriever = retriever.for_documents(top_k)
+        text = "" if text is None or is_blank(text) else text.strip()
+        query = QueryBundle(text, image_path=_query_image(image))
         reranks = None if reranker is None else self._reranker(reranker, top_k, group_by)
         result = replace(retriever.search(query), database=self.uri)
         if reranks is None:
@@ -250,6 +269,8 @@ class SearchedIndex(Searchable):
             if top_k is None and not node_postprocessors:
                 searching["top_k"] = DOCUMENTS
             retriever = self.as_retriever(**{**searching, "complete": complete is not False})
+            kept = [getattr(each, "top_n", None) or 0 for each in node_postprocessors or ()]
+            retriever = retriever.for_documents(max([DOCUMENTS, *kept]))
         elif given:
             raise InvalidValueError(
                 f"retriever, and {', '.join(given)}: the retriever has settings of its own; pass "

@@ -133,6 +133,7 @@ def load_scorer(
     prefix_bytes: int | None = None,
     vision_bytes: int | None = None,
     vision_folder: str | Path | None = None,
+    vision_disk_bytes: int | None = None,
 ) -> PairScorer:
     """Load the reranker that a checkpoint holds.
 
@@ -151,7 +152,9 @@ def load_scorer(
         prefix_bytes: how much is kept of what the model made of documents, for the next query; 0
             for nothing.
         vision_bytes: how much is kept of what it saw in images; 0 for nothing.
-        vision_folder: where to keep that on disk as well.
+        vision_folder: where to keep that on disk as well; late interaction keeps it in the user's
+            cache folder by default, unless ``vision_bytes`` or ``vision_disk_bytes`` is 0.
+        vision_disk_bytes: how much is kept on disk; by default 2 GiB.
 
     Raises:
         ModelError: the checkpoint cannot be found or loaded, or is no reranker.
@@ -173,6 +176,7 @@ def load_scorer(
         "prefix_bytes": prefix_bytes,
         "vision_bytes": vision_bytes,
         "vision_folder": vision_folder,
+        "vision_disk_bytes": vision_disk_bytes,
     }
     given: dict[str, Any] = {key: value for key, value in options.items() if value is not None}
     _check_files([checkpoint], settings)
@@ -180,6 +184,10 @@ def load_scorer(
     for key, value in given.items():
         if key not in signature(family).parameters:
             raise InvalidValueError(f"{key}={value}: {checkpoint.name} has no such setting")
+    if family.__name__ == "LateInteractionScorer" and vision_folder is None and vision_bytes != 0:
+        from llama_index_gap.models.rerankers.caches import user_cache_folder  # imports torch
+
+        given["vision_folder"] = user_cache_folder()
     with as_model_errors(checkpoint.name):
         scorer = family(checkpoint, settings, **given)
     try_scorer(scorer)

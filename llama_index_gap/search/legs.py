@@ -3,38 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextvars import copy_context
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias, cast
+from typing import Any, Literal, NoReturn, Protocol, TypeAlias
 
 import numpy as np
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.embeddings import MultiModalEmbedding
 from llama_index.core.schema import BaseNode, QueryBundle
-from llama_index.core.vector_stores.types import (
-    BasePydanticVectorStore,
-    MetadataFilters,
-    VectorStoreQuery,
-)
+from llama_index.core.vector_stores.types import BasePydanticVectorStore
 
-from llama_index_gap.errors import InvalidValueError
+from llama_index_gap.errors import InvalidValueError, NotPicklableError
 from llama_index_gap.gap.arrays import FloatArray, VectorArray, unit_rows
 from llama_index_gap.gap.background import Background
 from llama_index_gap.gap.calibrate import RelevanceCalibrator
 from llama_index_gap.gap.hubs import Hubs, spare_itself
 from llama_index_gap.modality import CollectionName, Leg, Modality
-from llama_index_gap.search.tracing import in_span
+from llama_index_gap.nodes import GroupBy, document_key
 from llama_index_gap.threads import stop_if_given_up
 
-if TYPE_CHECKING:
-    from llama_index_gap.store.milvus import MilvusStore
-
 ImageQueries: TypeAlias = Literal["images", "also_texts"]
-HITS_BEFORE_CORRECTION = 4
-"""Times the hits that are wanted: 64 for 16 lose nothing that could be measured."""
-MOST_HITS = 16_384
-"""What Milvus returns at most."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +40,16 @@ class SearchedCollection:
     embed_model: BaseEmbedding
     background: Callable[[Modality], Background | None] = lambda _: None
     nodes: Callable[[list[str]], list[BaseNode]] | None = None
+
+    # Copies of what searches it, however deep, search the same database.
+    def __copy__(self) -> SearchedCollection:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> SearchedCollection:
+        return self
+
+    def __reduce__(self) -> NoReturn:
+        raise NotPicklableError("what searches a database")
 
 
 Collections: TypeAlias = Mapping[CollectionName, SearchedCollection]
@@ -81,6 +78,8 @@ class LegHits:
         query: the vector that it was asked with, shape (d,).
         hubs: what says which vectors are hubs; None where they are not corrected.
         hubness: ρ · hubness of each node's vector, shape (n,); None likewise.
+        asked: how often the collection was asked, see ``ask_legs``.
+        exhausted: whether the collection has no further documents.
     """
 
     nodes: Sequence[BaseNode]
@@ -88,6 +87,8 @@ class LegHits:
     query: VectorArray
     hubs: Hubs | None = None
     hubness: FloatArray | None = None
+    asked: int = 1
+    exhausted: bool = True
 
     def __getitem__(self, kept: slice | Sequence[int]) -> LegHits:
         """Some of the hits, by a slice or by their places."""
@@ -111,17 +112,47 @@ class LegHits:
         hubness = None if self.hubs is None else spare_itself(self.hubs.of(rows), scores)
         return replace(self, nodes=nodes, scores=scores, hubness=hubness)
 
-    def best(self, most: int, strength: float) -> LegHits:
-        """The first hits once hubs are taken off.
+    def first(
+        self, nodes: int, documents: int, strength: float, group_by: GroupBy = "document"
+    ) -> LegHits:
+        """The first hits once hubs are taken off, and as many more as bring enough documents.
 
         Args:
-            most: how many.
+            nodes: how many hits at least.
+            documents: how many documents they are to belong to.
             strength: α; with 0 the raw scores decide.
+            group_by: what counts as a document.
         """
-        if self.hubness is None or not strength:
-            return self[:most]
-        corrected = np.asarray(self.scores) - strength * self.hubness
-        return self[np.argsort(-corrected, kind="stable")[:most].tolist()]
+        scores = np.asarray(self.scores)
+        if self.hubness is not None and strength:
+            scores = scores - strength * self.hubness
+            order = np.argsort(-scores, kind="stable").tolist()
+        else:
+            order = list(range(len(scores)))
+        keys = [document_key(node, group_by) for node in self.nodes]
+        return self[first_places(order, keys, nodes, documents)]
+
+
+def first_places(
+    order: Sequence[int], keys: Sequence[str], nodes: int, documents: int
+) -> list[int]:
+    """The first places of an order, and beyond them those up to the last document that is wanted.
+
+    Args:
+        order: places of hits, best first.
+        keys: the document of each hit.
+        nodes: places to take at least.
+        documents: documents that are wanted.
+    """
+    seen: set[str] = set()
+    end = min(nodes, len(order))
+    for number, place in enumerate(order, 1):
+        if number > nodes and len(seen) >= documents:
+            break
+        if keys[place] not in seen:
+            seen.add(keys[place])
+            end = max(end, number)
+    return list(order[:end])
 
 
 def unit_query(vector: VectorArray) -> VectorArray:
@@ -210,95 +241,3 @@ def embed_query(
         )
         for leg in legs
     }
-
-
-def ask_legs(
-    owner: object,
-    vectors: Mapping[Leg, VectorArray],
-    collections: Collections,
-    top_ks: Mapping[Modality, int],
-    filters: MetadataFilters | None,
-    *,
-    hubs: float,
-) -> tuple[dict[Leg, LegHits], dict[Leg, Exception]]:
-    """Ask all legs, side by side where their stores gain by it.
-
-    Args:
-        owner: whose search it is, for the trace.
-        vectors: what each leg asks with.
-        collections: what is searched.
-        top_ks: nodes to take from each modality.
-        filters: on metadata.
-        hubs: how much of a hub is taken off its score (α). Above 0, a leg that has hubs is asked
-            for four times as many nodes, so that those that move up are among them; both the best
-            by their raw score and the best by what is left of it are given.
-
-    Returns:
-        What each leg found; and why the others failed.
-    """
-
-    def ask(leg: Leg) -> LegHits | Exception:
-        collection = collections[searched_collection(leg, collections)]
-        try:
-            return in_span(
-                owner,
-                f"search_{leg.name}",
-                lambda: _ask(leg, vectors[leg], collection, top_ks[leg.target], filters, hubs=hubs),
-            )
-        except Exception as error:  # a leg's failure, of whatever kind, is that leg's
-            return error
-
-    first, *others = vectors
-    stores = [collection.store for collection in collections.values()]
-    if not others or all(getattr(store, "one_at_a_time", False) for store in stores):
-        outcomes = {leg: ask(leg) for leg in vectors}
-    else:
-        with ThreadPoolExecutor(len(others), "leg") as pool:
-            # The context goes along, so that traces know whose these searches are.
-            futures = {leg: pool.submit(copy_context().run, ask, leg) for leg in others}
-            outcomes = {first: ask(first)}
-            outcomes |= {leg: future.result() for leg, future in futures.items()}
-    return (
-        {leg: found for leg, found in outcomes.items() if isinstance(found, LegHits)},
-        {leg: found for leg, found in outcomes.items() if isinstance(found, Exception)},
-    )
-
-
-def _ask(
-    leg: Leg,
-    vector: VectorArray,
-    collection: SearchedCollection,
-    top_k: int,
-    filters: MetadataFilters | None,
-    *,
-    hubs: float,
-) -> LegHits:
-    stop_if_given_up()
-    background = collection.background(leg.query) if hubs else None
-    query = VectorStoreQuery(vector.tolist(), similarity_top_k=top_k, filters=filters)
-    if background is not None and background.hubs is not None:
-        store = cast("MilvusStore", collection.store)
-        query.similarity_top_k = min(HITS_BEFORE_CORRECTION * top_k, MOST_HITS)
-        hits = store.query_hits(query)
-        raw = np.array([hit.score for hit in hits])
-        hubness = background.hubness_of([hit.id for hit in hits], store.get_vectors)
-        hubness = spare_itself(hubness, raw)
-        corrected = np.argsort(hubs * hubness - raw, kind="stable")
-        kept = sorted({*range(min(top_k, len(hits))), *corrected[:top_k].tolist()})
-        return LegHits(
-            [hits[i].node() for i in kept],
-            raw[kept].tolist(),
-            vector,
-            background.hubs,
-            hubness[kept],
-        )
-    found = collection.store.query(query)
-    nodes, scores, ids = found.nodes or [], found.similarities or [], found.ids or []
-    if ids and not nodes and collection.nodes is not None:
-        nodes = collection.nodes(ids)
-    if len(nodes) != len(scores):
-        raise InvalidValueError(
-            f"the {leg.target} store returned {len(nodes)} nodes and {len(scores)} scores for "
-            f"{len(ids)} ids; pass the docstore that holds its nodes"
-        )
-    return LegHits(list(nodes), [float(score) for score in scores], vector)

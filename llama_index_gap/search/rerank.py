@@ -40,6 +40,7 @@ from llama_index_gap.models import Joint, LazyImage, ModelError, PairScorer, loa
 from llama_index_gap.models.base import Item
 from llama_index_gap.nodes import GroupBy, ScoredNode, by_document
 from llama_index_gap.search.tracing import in_span
+from llama_index_gap.text import is_blank
 from llama_index_gap.threads import DECODING_THREADS, in_thread, read_ahead, stop_if_given_up
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ dispatcher = get_dispatcher(__name__)
 
 ScoreMode: TypeAlias = Literal["mean", "max", "text", "image", "by_modality", "joint"]
 
+_ON_DISK = ("vision_folder", "vision_disk_bytes")  # settings that only some models have
 # What is scored: its modality (or "joint"), and its content.
 _Key: TypeAlias = tuple[str, ...]
 _Hits: TypeAlias = Sequence[NodeWithScore]
@@ -150,6 +152,20 @@ class MultiModalRerank(LoadingSettings, BaseNodePostprocessor):
         "says.",
     )
 
+    vision_folder: PathText | None = Field(
+        frozen=True,
+        default=None,
+        description="Where vectors of images are kept on disk, so that no later query encodes them "
+        "again; by default, of late-interaction models in the user's cache folder, of others "
+        "nowhere.",
+    )
+    vision_disk_bytes: int | None = Field(
+        frozen=True,
+        default=None,
+        ge=0,
+        description="How much is kept there, 2 GiB by default; 0 for nothing.",
+    )
+
     _scorer: PairScorer = PrivateAttr()
 
     @classmethod
@@ -169,7 +185,7 @@ class MultiModalRerank(LoadingSettings, BaseNodePostprocessor):
             fields = type(self).model_fields
             if given := [
                 name
-                for name in (*LoadingSettings.model_fields, "scale_to_pixels")
+                for name in (*LoadingSettings.model_fields, "scale_to_pixels", *_ON_DISK)
                 if getattr(self, name) != fields[name].default
             ]:
                 raise InvalidValueError(
@@ -178,8 +194,12 @@ class MultiModalRerank(LoadingSettings, BaseNodePostprocessor):
                 )
             self._scorer = self.model
         else:
+            on_disk = {name: getattr(self, name) for name in _ON_DISK}
             self._scorer = load_scorer(
-                self.model, self.loading, scale_to_pixels=self.scale_to_pixels
+                self.model,
+                self.loading,
+                scale_to_pixels=self.scale_to_pixels,
+                **{name: value for name, value in on_disk.items() if value is not None},
             )
         self._check_mode()
         self._check_calibrator()
@@ -395,7 +415,7 @@ class MultiModalRerank(LoadingSettings, BaseNodePostprocessor):
     def _queries(self, bundle: QueryBundle) -> list[_Query]:
         text, image = bundle.query_str, None
         items: dict[str, Item] = {}
-        if text.strip():
+        if not is_blank(text):
             items["text"] = text
         if bundle.image_path is not None:
             items["image"] = image = self._lazy_image(bundle.image_path)

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import logging
-import time
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from copy import copy
+from collections.abc import Mapping
+from copy import copy, deepcopy
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
-import numpy as np
 from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.callbacks import CallbackManager
@@ -19,29 +15,25 @@ from llama_index.core.schema import BaseNode, IndexNode, NodeWithScore, QueryBun
 from llama_index.core.vector_stores.types import (
     BasePydanticVectorStore,
     FilterCondition,
+    FilterOperator,
+    MetadataFilter,
     MetadataFilters,
 )
 
 from llama_index_gap.agents.tool import MultiModalSearchTool
 from llama_index_gap.errors import InvalidValueError, names_nearest
-from llama_index_gap.gap.arrays import unit_rows
-from llama_index_gap.gap.background import Background
 from llama_index_gap.gap.calibrate import RelevanceCalibrator
 from llama_index_gap.gap.hubs import hub_strength
-from llama_index_gap.images.opening import has_image
-from llama_index_gap.modality import LEGS, MODALITIES, Leg, Modality
-from llama_index_gap.nodes import GroupBy, ScoredNode, document_key
-from llama_index_gap.results import FusionUsed, LegSummary, SearchResult, documents_of
+from llama_index_gap.modality import MODALITIES, Leg
+from llama_index_gap.nodes import GroupBy
+from llama_index_gap.results import SearchResult
+from llama_index_gap.search.asking import Wanted, ask_legs
 from llama_index_gap.search.fusion import (
     RANK_CONSTANT,
     Combine,
-    FusedDocument,
-    Fusion,
     Normalize,
-    ScoredLeg,
     check_method,
     check_weights,
-    fuse,
 )
 from llama_index_gap.search.legs import (
     Collections,
@@ -49,30 +41,31 @@ from llama_index_gap.search.legs import (
     LegHits,
     Searchable,
     SearchedCollection,
-    ask_legs,
     asked_legs,
     embed_query,
-    searched_collection,
-    unit_query,
 )
+from llama_index_gap.search.ranking import Ranking, timed
 from llama_index_gap.search.tracing import in_span
+from llama_index_gap.text import is_blank
 from llama_index_gap.threads import in_thread
 
 if TYPE_CHECKING:
     from llama_index.core.indices import MultiModalVectorStoreIndex
     from llama_index.core.storage.docstore import BaseDocumentStore
 
-    from llama_index_gap.store.milvus import MilvusStore
 
 logger = logging.getLogger(__name__)
 
 OnLegError: TypeAlias = Literal["raise", "degrade"]
 TOP_K = 16
 """Nodes to take from each leg."""
+DOCUMENTS = 5
+"""Documents that each leg is to bring, where nobody says how many."""
 PASSAGES = 3
 """Passages to return of a document."""
 IMAGES = 1
 """Images to return of a document."""
+_EXAMPLES = 1_000  # nodes of each modality that say which fields there are
 
 
 class DualIndexRetriever(BaseRetriever):
@@ -92,11 +85,15 @@ class DualIndexRetriever(BaseRetriever):
     Args:
         index: what to search: a ``DualIndex``; or its collections ``text``, ``image`` and, for
             images that are searched by an image, ``image_query``.
-        similarity_top_k: nodes to take from each leg, 16 by default; of texts only, where
-            ``image_similarity_top_k`` is given too. 0 leaves the texts out.
+        similarity_top_k: nodes to take from each leg, by default 16, or ``top_k`` if that is more;
+            of texts only, where ``image_similarity_top_k`` is given too. 0 leaves the texts out.
+            Where few documents have all these nodes, a leg is asked again, see ``top_k``; but not
+            if you ask for fewer nodes than documents.
         image_similarity_top_k: nodes to take from each leg that searches images; 0 leaves the
             images out.
-        top_k: documents to return; None for all that were found.
+        top_k: documents to return; None for all that were found. Each leg is asked again, 16 times
+            in all at most, until it has found so many documents (without ``top_k`` and
+            ``similarity_top_k`` 5), or there are no others.
         normalize: see ``fuse``.
         combine: see ``fuse``.
         weights: by modality of what is found (``text``, ``image``); see ``fuse``.
@@ -157,10 +154,12 @@ class DualIndexRetriever(BaseRetriever):
         verbose: bool = False,
     ) -> None:
         collections = index if isinstance(index, Mapping) else index.collections()
+        by_default = max(TOP_K, top_k or 0)
+        self._as_many_as_wanted = similarity_top_k is None and image_similarity_top_k is None
         if image_similarity_top_k is None:
-            image_similarity_top_k = similarity_top_k or TOP_K
+            image_similarity_top_k = similarity_top_k or by_default
         if similarity_top_k is None:
-            similarity_top_k = TOP_K
+            similarity_top_k = by_default
         check_method(normalize, combine, k=k)
         for name, value, least in (
             ("similarity_top_k", similarity_top_k, 0),
@@ -188,23 +187,27 @@ class DualIndexRetriever(BaseRetriever):
             raise InvalidValueError("complete=True needs stores that give vectors: a DualIndex")
         check_weights(weights or {}, "modalities", MODALITIES)
         self._collections = dict(collections)
-        self._top_ks: dict[Modality, int] = {
-            "text": similarity_top_k,
-            "image": image_similarity_top_k,
-        }
+        self._wanted = Wanted(
+            {"text": similarity_top_k, "image": image_similarity_top_k},
+            top_k or (DOCUMENTS if self._as_many_as_wanted else 0),
+            group_by,
+        )
         self._top_k = top_k
-        self._normalize, self._combine, self._k = normalize, combine, k
         self._hubs = hub_strength(hubs)
-        self._weights: dict[str, float] = dict(weights or {})
         self._filters = filters
         self._image_queries = image_queries
         self._calibrator = _calibrator_of(index, calibrator, min_probability)
-        self._min_probability = min_probability or 0.0
         self._check_calibrator()
-        self._group_by = group_by
-        self._most = (passages_per_document, images_per_document)
-        self._complete = complete
         self._on_leg_error = on_leg_error
+        self._ranked_by: dict[str, Any] = {
+            "normalize": normalize,
+            "combine": combine,
+            "weights": dict(weights or {}),
+            "k": k,
+            "min_probability": min_probability or 0.0,
+            "most": (passages_per_document, images_per_document),
+            "complete": complete,
+        }
         super().__init__(
             callback_manager=callback_manager,
             objects=objects,
@@ -272,6 +275,35 @@ class DualIndexRetriever(BaseRetriever):
         other._filters = filters if self._filters is None else _both(self._filters, filters)
         return other
 
+    def __copy__(self) -> DualIndexRetriever:
+        other = object.__new__(type(self))
+        vars(other).update(vars(self))
+        return other
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> DualIndexRetriever:
+        """A copy over the same database and with the same callbacks; its settings are its own."""
+        memo[id(self.callback_manager)] = self.callback_manager
+        memo[id(self)] = other = copy(self)
+        vars(other).update(deepcopy(vars(self), memo))
+        return other
+
+    def for_documents(self, documents: int) -> DualIndexRetriever:
+        """A copy that finds documents for somebody who returns so many of them.
+
+        That may be a reranker or an agent's tool. A ``top_k`` and a ``similarity_top_k`` that this
+        retriever was given hold instead.
+
+        Args:
+            documents: how many each leg should bring.
+        """
+        if self._top_k is not None:
+            return self
+        other, nodes = copy(self), self._wanted.nodes
+        if self._as_many_as_wanted:
+            nodes = {modality: max(most, documents) for modality, most in nodes.items()}
+        other._wanted = replace(self._wanted, nodes=nodes, documents=documents)
+        return other
+
     def get_image(self, node_id: str) -> BaseNode | None:
         """The image node with this id; None if there is none that fits the filters.
 
@@ -280,6 +312,26 @@ class DualIndexRetriever(BaseRetriever):
         """
         store = self._collections["image"].store
         return next(iter(store.get_nodes([node_id], filters=self._filters)), None)
+
+    def examples(self, field: str | None = None) -> list[BaseNode] | None:
+        """Some nodes that may be found, whatever the query; None where the stores cannot tell.
+
+        Args:
+            field: of their metadata, which all of them have; None for any nodes.
+        """
+        filters = self._filters
+        if field is not None:
+            empty = MetadataFilter(key=field, operator=FilterOperator.IS_EMPTY, value=None)
+            there = MetadataFilters(filters=[empty], condition=FilterCondition.NOT)
+            filters = there if filters is None else _both(filters, there)
+        found: dict[str, BaseNode] = {}
+        for modality in MODALITIES:
+            store = self._collections[modality].store
+            if not hasattr(store, "some_nodes"):
+                return None
+            most = _EXAMPLES if field is None else _EXAMPLES // 10
+            found |= {node.node_id: node for node in store.some_nodes(most, filters)}
+        return list(found.values())
 
     def query_cut_at(self, query: str) -> int | None:
         """The tokens that the models read of this query; None where they read all of it."""
@@ -300,7 +352,7 @@ class DualIndexRetriever(BaseRetriever):
         bundle = QueryBundle(query) if isinstance(query, str) else query
         timings: dict[str, float] = {}
         legs, errors = self._search(bundle, timings)
-        return self._ranked(legs, errors, timings, bundle)
+        return self._ranking().ranked(legs, errors, timings, bundle)
 
     async def asearch(self, query: str | QueryBundle) -> SearchResult:
         """As ``search``, without blocking the event loop."""
@@ -319,7 +371,7 @@ class DualIndexRetriever(BaseRetriever):
         legs = self._search(QueryBundle(query) if isinstance(query, str) else query, {})[0]
         if for_others:
             return legs
-        return {leg: hits.best(self._top_ks[leg.target], self._hubs) for leg, hits in legs.items()}
+        return {leg: self._wanted.first(leg, hits, self._hubs) for leg, hits in legs.items()}
 
     def rank_legs(self, legs: Mapping[Leg, LegHits]) -> SearchResult:
         """Rank what ``search_legs`` found, also of another retriever over the same index.
@@ -327,8 +379,8 @@ class DualIndexRetriever(BaseRetriever):
         So several settings can be compared over one search. Of each leg the first hits are taken,
         as many as this retriever takes from a search of its own.
         """
-        asked = {leg: hits for leg, hits in legs.items() if self._top_ks[leg.target]}
-        return self._ranked(asked, {}, {}, QueryBundle(""))
+        asked = {leg: hits for leg, hits in legs.items() if self._wanted.nodes[leg.target]}
+        return self._ranking().ranked(asked, {}, {}, QueryBundle(""))
 
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         return self.search(query_bundle).nodes
@@ -339,7 +391,7 @@ class DualIndexRetriever(BaseRetriever):
     def _search(
         self, query: QueryBundle, timings: dict[str, float]
     ) -> tuple[dict[Leg, LegHits], dict[Leg, Exception]]:
-        has_text = any(map(str.strip, query.embedding_strs)) or query.embedding is not None
+        has_text = query.embedding is not None or not all(map(is_blank, query.embedding_strs))
         has_query_image = query.image_path is not None
         if not (has_text or has_query_image):
             raise InvalidValueError("the query is empty: pass a text, an image_path, or both")
@@ -349,16 +401,16 @@ class DualIndexRetriever(BaseRetriever):
                 "an image query cannot search these texts: no model embeds images and texts "
                 "alike; raise image_similarity_top_k to search the images"
             )
-        with _timed(timings, "embed"):
+        with timed(timings, "embed"):
             vectors = in_span(
                 self, "embed_query", lambda: embed_query(query, legs, self._collections)
             )
-        with _timed(timings, "search"):
+        with timed(timings, "search"):
             hits, errors = ask_legs(
                 self,
                 vectors,
                 self._collections,
-                self._top_ks,
+                self._wanted,
                 self._filters,
                 hubs=self._hubs,
             )
@@ -368,10 +420,22 @@ class DualIndexRetriever(BaseRetriever):
             logger.warning("the %s leg failed and is left out of the ranking: %s", leg.name, error)
         return hits, errors
 
+    def _ranking(self) -> Ranking:
+        return Ranking(
+            owner=self,
+            collections=self._collections,
+            wanted=self._wanted,
+            top_k=self._top_k,
+            hubs=self._hubs,
+            filters=self._filters,
+            calibrator=self._calibrator,
+            **self._ranked_by,
+        )
+
     def _asked_legs(self, *, text: bool, image: bool) -> list[Leg]:
         return asked_legs(
             self._collections,
-            self._top_ks,
+            self._wanted.nodes,
             text=text,
             image=image,
             image_queries=self._image_queries,
@@ -386,195 +450,6 @@ class DualIndexRetriever(BaseRetriever):
             for image in (False, True)
         ]
         self._calibrator.check_pairs([pairs for pairs in needed if pairs])
-
-    # --- ranking ---------------------------------------------------------------------------------
-
-    def _ranked(
-        self,
-        legs: Mapping[Leg, LegHits],
-        errors: Mapping[Leg, Exception],
-        timings: dict[str, float],
-        query: QueryBundle,
-    ) -> SearchResult:
-        hits: dict[Leg, LegHits] = {}
-        summaries = {leg: LegSummary(0, error=str(error)) for leg, error in errors.items()}
-        for leg, found in legs.items():
-            first = found.best(self._top_ks[leg.target], self._hubs)
-            hits[leg] = self._probable(leg, first)
-            kept = len(hits[leg].nodes)
-            summaries[leg] = LegSummary(kept, improbable=len(first.nodes) - kept)
-        with _timed(timings, "fuse"):
-            fusion, nodes = in_span(self, "fuse", lambda: self._fused(hits))
-        if fusion.note:
-            logger.info("%s", fusion.note)
-        documents = fusion.documents[: self._top_k]
-        exact: dict[str, dict[str, float]] = {}
-        if self._complete and self._group_by == "document":
-            with _timed(timings, "complete"):
-                exact = in_span(self, "complete", lambda: self._add_missing(documents, nodes, hits))
-        probabilities = self._probabilities(documents)
-        scored: list[NodeWithScore] = []
-        for document in documents:
-            scores = exact.get(document.key, {}) | _origin(document, fusion.normalize)
-            scores |= probabilities[document.key]
-            scored += [
-                ScoredNode(node=node, score=document.score, scores=scores)
-                for node in self._shown(nodes[document.key])
-            ]
-        return SearchResult(
-            documents_of(scored, self._group_by),
-            text=query.query_str,
-            image=query.image_path,
-            fusion=FusionUsed(
-                fusion.normalize, fusion.combine, fusion.note, *self._corrections(hits)
-            ),
-            legs=summaries,
-            timings=timings,
-        )
-
-    def _corrections(self, hits: Mapping[Leg, LegHits]) -> tuple[dict[str, float], int]:
-        """How much of a hub each leg takes off (α · ρ), and how many sample queries it knows."""
-        strengths = {
-            leg.name: self._hubs * found.hubs.reliability
-            for leg, found in hits.items()
-            if found.hubs is not None and self._hubs
-        }
-        backgrounds = [self._background(leg) for leg, found in hits.items() if found.nodes]
-        queries = [len(each.queries) for each in backgrounds if each and each.queries is not None]
-        return strengths, max(queries, default=0)
-
-    def _probable(self, leg: Leg, hits: LegHits) -> LegHits:
-        """The hits that are probable enough."""
-        if self._calibrator is None:
-            return hits
-        probabilities = self._calibrator.probability(leg.pair, hits.scores)
-        return hits[np.flatnonzero(probabilities >= self._min_probability).tolist()]
-
-    def _fused(
-        self, hits: Mapping[Leg, LegHits]
-    ) -> tuple[Fusion, defaultdict[str, list[BaseNode]]]:
-        """The documents' ranking, and each document's nodes, best first."""
-        by_node = self._scored_nodes(hits)
-        by_document = {
-            leg.name: replace(
-                by_node[leg.name], keys=[document_key(node, self._group_by) for node in found.nodes]
-            )
-            for leg, found in hits.items()
-        }
-        fusion = fuse(
-            by_document,
-            normalize=self._normalize,
-            combine=self._combine,
-            weights={leg.name: self._weights.get(leg.target, 1.0) for leg in hits},
-            k=self._k,
-        )
-        return fusion, self._nodes_by_document(hits, by_node)
-
-    def _scored_nodes(self, hits: Mapping[Leg, LegHits]) -> dict[str, ScoredLeg]:
-        """The legs' hits as the fusion takes them, each node for itself."""
-        scored: dict[str, ScoredLeg] = {}
-        for leg, found in hits.items():
-            keys = [node.node_id for node in found.nodes]
-            strength = 0.0 if found.hubness is None else self._hubs
-            hubs = None if found.hubness is None else strength * found.hubness
-            background = self._background(leg) if found.nodes else None
-            if background is None:
-                scored[leg.name] = ScoredLeg(keys, found.scores, hubs=hubs)
-                continue
-            scored[leg.name] = ScoredLeg(
-                keys,
-                found.scores,
-                background.scores(unit_query(found.query), strength),
-                background.size,
-                background.places(keys),
-                background.spread(strength),
-                hubs,
-            )
-        return scored
-
-    def _background(self, leg: Leg) -> Background | None:
-        """What a leg's hits are compared with, where the fusion needs it."""
-        if self._normalize != "background":
-            return None
-        collection = self._collections[searched_collection(leg, self._collections)]
-        return collection.background(leg.query)
-
-    def _nodes_by_document(
-        self, hits: Mapping[Leg, LegHits], by_node: Mapping[str, ScoredLeg]
-    ) -> defaultdict[str, list[BaseNode]]:
-        """The nodes of each document, best first: by what all legs say of each."""
-        found = {node.node_id: node for each in hits.values() for node in each.nodes}
-        nodes: defaultdict[str, list[BaseNode]] = defaultdict(list)
-        fusion = fuse(by_node, normalize=self._normalize, combine=self._combine, k=self._k)
-        for ranked in fusion.documents:
-            node = found[ranked.key]
-            nodes[document_key(node, self._group_by)].append(node)
-        return nodes
-
-    def _shown(self, nodes: Sequence[BaseNode]) -> list[BaseNode]:
-        """What is returned of a document: passages, then images; never nothing."""
-        passages = [node for node in nodes if not has_image(node)]
-        images = [node for node in nodes if has_image(node)]
-        most_passages, most_images = self._most
-        return [*passages[:most_passages], *images[:most_images]] or list(nodes[:1])
-
-    def _probabilities(self, documents: Sequence[FusedDocument]) -> dict[str, dict[str, float]]:
-        """Each document's probability of relevance, by leg."""
-        found: dict[str, dict[str, float]] = defaultdict(dict)
-        if self._calibrator is None:
-            return found
-        pairs = {leg.name: leg.pair for leg in LEGS}
-        for name in {name: None for document in documents for name in document.scores}:
-            of_leg = {d.key: d.scores[name] for d in documents if name in d.scores}
-            values = self._calibrator.probability(pairs[name], list(of_leg.values()))
-            for key, value in zip(of_leg, values.tolist(), strict=True):
-                found[key][f"{name}_probability"] = value
-        return found
-
-    def _add_missing(
-        self,
-        documents: Sequence[FusedDocument],
-        nodes: dict[str, list[BaseNode]],
-        hits: Mapping[Leg, LegHits],
-    ) -> dict[str, dict[str, float]]:
-        """Fetch what documents lack, one query per collection; gives the exact scores of it."""
-        exact: defaultdict[str, dict[str, float]] = defaultdict(dict)
-        for name, collection in self._collections.items():
-            legs = [leg for leg in hits if searched_collection(leg, self._collections) == name]
-            if name == "text":
-                missing = [d for d in documents if all(map(has_image, nodes[d.key]))]
-            else:
-                missing = [d for d in documents if not any(leg.name in d.scores for leg in legs)]
-            if not missing or (name != "text" and not legs):
-                continue
-            store = cast("MilvusStore", collection.store)
-            fetched = store.nodes_of_documents([d.key for d in missing], filters=self._filters)
-            found = [node for node, _ in fetched]
-            rows = unit_rows([vector for _, vector in fetched])
-            scored = {leg: hits[leg].of(found, rows) for leg in legs if found}
-            if scored:
-                best = self._nodes_by_document(scored, self._scored_nodes(scored))
-            else:  # nothing says which passage fits best: the first one then stands for all
-                best = defaultdict(list)
-                for node in sorted(found, key=_place_in_text):
-                    best[document_key(node, "document")].append(node)
-            for document in missing:
-                for node in best[document.key]:
-                    if has_image(node) == (name != "text"):
-                        nodes[document.key].append(node)
-                        break
-            for leg, of_leg in scored.items():
-                for node, score in zip(found, of_leg.scores, strict=True):
-                    scores = exact[document_key(node, "document")]
-                    scores[leg.name] = max(score, scores.get(leg.name, score))
-        return exact
-
-
-@contextmanager
-def _timed(timings: dict[str, float], step: str) -> Iterator[None]:
-    started = time.perf_counter()
-    yield
-    timings[step] = time.perf_counter() - started
 
 
 def _calibrator_of(
@@ -608,18 +483,3 @@ def _both(first: MetadataFilters, second: MetadataFilters) -> MetadataFilters:
         for part in (group.filters if group.condition in (None, FilterCondition.AND) else [group])
     ]
     return MetadataFilters(filters=parts, condition=FilterCondition.AND)
-
-
-def _place_in_text(node: BaseNode) -> tuple[int, str]:
-    return getattr(node, "start_char_idx", None) or 0, node.node_id
-
-
-def _origin(document: FusedDocument, normalize: Normalize) -> dict[str, float]:
-    """Where a document's score comes from, as ``ScoredNode`` names it."""
-    sigmas = document.normalized if normalize in {"zscore", "background"} else {}
-    return {
-        **document.scores,
-        **{f"{name}_hub": value for name, value in document.hubs.items()},
-        **{f"{name}_sigma": value for name, value in sigmas.items()},
-        **{f"{name}_evidence": value for name, value in document.evidence.items()},
-    }

@@ -21,6 +21,8 @@ Scalar: TypeAlias = str | int | float
 ID_FIELD = "id"
 DOC_ID_FIELD = "doc_id"
 TEXT_FIELD = "text"
+NO_DOCUMENT = ("", "None")
+"""What ``doc_id`` says of a node without a document; the latter in LlamaIndex's own store."""
 
 # Columns of the collection; every other key is looked up in the row's dynamic field.
 COLUMNS = {
@@ -56,6 +58,7 @@ def filter_expression(
     node_ids: Sequence[str] | None = None,
     doc_ids: Sequence[str] | None = None,
     document_keys: Sequence[str] | None = None,
+    other_than: Sequence[str] = (),
 ) -> str:
     """Translate filters and ids, all of which must hold, into one Milvus expression.
 
@@ -71,6 +74,7 @@ def filter_expression(
         node_ids: only these nodes; an empty list matches nothing.
         doc_ids: only nodes of these documents; an empty list matches nothing.
         document_keys: only nodes of these documents, and nodes with one of these ids.
+        other_than: no nodes of the documents with these keys.
 
     Returns:
         The expression; ``""`` where there is nothing to restrict.
@@ -87,6 +91,12 @@ def filter_expression(
     if document_keys is not None:
         keys = literal_list(document_keys)
         parts.append(f"({DOC_ID_FIELD} in {keys}) or ({ID_FIELD} in {keys})")
+    if other_than:
+        keys, none = literal_list(other_than), literal_list(NO_DOCUMENT)
+        parts.append(
+            f"({DOC_ID_FIELD} not in {keys}) and "
+            f"(({ID_FIELD} not in {keys}) or ({DOC_ID_FIELD} not in {none}))"
+        )
     parts = [part for part in parts if part]
     return parts[0] if len(parts) == 1 else " and ".join(f"({part})" for part in parts)
 

@@ -42,7 +42,14 @@ from llama_index_gap.store.collection import (
     check_settings,
 )
 from llama_index_gap.store.connection import Connection, StoreError
-from llama_index_gap.store.filters import DOC_ID_FIELD, ID_FIELD, filter_expression, literal_list
+from llama_index_gap.store.exact import LITE_EF, missed_hits
+from llama_index_gap.store.filters import (
+    DOC_ID_FIELD,
+    ID_FIELD,
+    NO_DOCUMENT,
+    filter_expression,
+    literal_list,
+)
 from llama_index_gap.store.rows import (
     BUCKET_KEY,
     BUCKETS,
@@ -75,11 +82,13 @@ class StoredHit:
 
     Attributes:
         id: of the node.
+        document: the document that it belongs to, as ``document_key`` names it.
         score: its similarity.
         node: makes the node.
     """
 
     id: str
+    document: str
     score: float
     node: Callable[[], BaseNode]
 
@@ -119,6 +128,7 @@ class MilvusStore(MilvusVectorStore):
     _collection: Collection = PrivateAttr()
     _settings: dict[str, Any] = PrivateAttr()
     _rows_asked: tuple[float, int] = PrivateAttr(default=(-math.inf, 0))
+    _rows_counted: tuple[int, int] = PrivateAttr(default=(-1, 0))
 
     def __init__(
         self,
@@ -408,11 +418,14 @@ class MilvusStore(MilvusVectorStore):
             ids=[hit.id for hit in hits],
         )
 
-    def query_hits(self, query: VectorStoreQuery) -> list[StoredHit]:
+    def query_hits(
+        self, query: VectorStoreQuery, *, other_than: Sequence[str] = ()
+    ) -> list[StoredHit]:
         """As ``query``; a hit's node is made when it is asked for, as most are not.
 
         Args:
             query: as for ``query``.
+            other_than: keys of documents whose nodes are left out.
         """
         if query.mode is not VectorStoreQueryMode.DEFAULT:
             raise UnsupportedError(
@@ -425,40 +438,70 @@ class MilvusStore(MilvusVectorStore):
             )
         vector = self._to_vector(query.query_embedding, "the query")
         expression = filter_expression(
-            query.filters, node_ids=query.node_ids or None, doc_ids=query.doc_ids or None
+            query.filters,
+            node_ids=query.node_ids or None,
+            doc_ids=query.doc_ids or None,
+            other_than=other_than,
         )
         if not k:
             return []
         settings = dict(self.search_config or {})
         if "ef" in settings:  # HNSW cannot find more than it looks at
             settings["ef"] = max(int(settings["ef"]), k)
-        found = self._collection.call(
+        lite = self._collection.connection.lite
+        if lite and expression and "ef" in settings:
+            settings["ef"] = max(settings["ef"], LITE_EF)
+        fields = [*NODE_FIELDS, DOC_ID_FIELD]
+        (found,) = self._collection.call(
             "search",
             data=[vector],
             anns_field=VECTOR_FIELD,
             limit=k,
             filter=expression,
-            output_fields=NODE_FIELDS,
+            output_fields=fields,
             search_params={"metric_type": self.similarity_metric, "params": settings},
             consistency_level="Session",
         )
         sign = -1.0 if self.similarity_metric == "L2" else 1.0
-        hits = [hit for hit in found[0] if math.isfinite(hit["distance"])]
-        if len(hits) < len(found[0]):
+        hits = [hit for hit in found if math.isfinite(hit["distance"])]
+        if len(hits) < len(found):
             logger.warning(
                 "%s: %d vectors that are not finite, or of no length, were found and are left out; "
                 "delete their nodes, or add them again",
                 self._collection,
-                len(found[0]) - len(hits),
+                len(found) - len(hits),
             )
+        if lite and len(found) < k and self._may_miss(len(found), expression):
+            hits += missed_hits(
+                self._collection,
+                expression,
+                vector,
+                {hit[ID_FIELD] for hit in found},
+                fields,
+                metric=self.similarity_metric,
+                most=k - len(found),
+            )
+            hits.sort(key=lambda hit: -sign * hit["distance"])  # stable
         return [
             StoredHit(
                 str(hit[ID_FIELD]),
+                str(_document_of(hit["entity"][DOC_ID_FIELD], hit[ID_FIELD])),
                 sign * float(hit["distance"]),
                 partial(self._to_node, {ID_FIELD: hit[ID_FIELD], **hit["entity"]}),
             )
             for hit in hits
         ]
+
+    def _may_miss(self, found: int, expression: str) -> bool:
+        """Whether a search on Milvus Lite that found too few may not have come to all rows."""
+        if self._collection.index_type == "FLAT":
+            return False
+        if expression:
+            return True
+        written = self._collection.connection.written(self.collection_name)
+        if self._rows_counted[0] != written:  # a Lite file has no other writer
+            self._rows_counted = written, self.count()
+        return found < self._rows_counted[1]
 
     async def aquery(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
         """As ``query``, without blocking the event loop."""
@@ -518,6 +561,19 @@ class MilvusStore(MilvusVectorStore):
         at_once = max(1, MESSAGE_BYTES // (4 * self._collection.dim))
         rows = self._collection.read(ids, [VECTOR_FIELD], min(at_once, IDS_PER_MESSAGE))
         return {row[ID_FIELD]: np.asarray(row[VECTOR_FIELD], dtype=np.float32) for row in rows}
+
+    def some_nodes(self, most: int, filters: MetadataFilters | None = None) -> list[BaseNode]:
+        """Read a few nodes that fit filters, whichever the database gives first.
+
+        Args:
+            most: how many.
+            filters: conditions on the metadata.
+        """
+        expression = filter_expression(filters)
+        rows = self._collection.call(
+            "query", filter=expression, output_fields=NODE_FIELDS, limit=most, **STRONG
+        )
+        return [self._to_node(row) for row in rows]
 
     def nodes_of_documents(
         self, keys: Iterable[str], filters: MetadataFilters | None = None
@@ -767,6 +823,10 @@ class MilvusStore(MilvusVectorStore):
             ValueError: the collection's have another number.
         """
         self._collection.check_dim(dim)
+
+
+def _document_of(doc_id: str, node_id: str) -> str:
+    return node_id if doc_id in NO_DOCUMENT else doc_id
 
 
 def _reopen(kind: type[MilvusStore], settings: dict[str, Any]) -> MilvusStore:

@@ -181,14 +181,14 @@ def test_every_setting_holds_for_it(index: DualIndex, monkeypatch: pytest.Monkey
     retriever = index.as_retriever()
     assert ids(asyncio.run(retriever.aretrieve(PHOTO))) == ids(retriever.retrieve(PHOTO))
 
-    query = MilvusStore.query
+    query = MilvusStore.query_hits
 
-    def broken(store: MilvusStore, asked: Any) -> Any:
+    def broken(store: MilvusStore, asked: Any, **others: Any) -> Any:
         if store.collection_name.endswith("image_query"):
             raise RuntimeError("the disk is on fire")
-        return query(store, asked)
+        return query(store, asked, **others)
 
-    monkeypatch.setattr(MilvusStore, "query", broken)
+    monkeypatch.setattr(MilvusStore, "query_hits", broken)
     with pytest.raises(RuntimeError, match="on fire"):
         search(index, PHOTO)
     assert ids(search(index, PHOTO, on_leg_error="degrade")) == ["f1", "t1"]

@@ -592,15 +592,15 @@ def test_wrong_settings_fail_at_construction(
 def test_a_failing_leg_raises_or_degrades(
     small: DualIndex, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def broken(*_: Any) -> Any:
+    def broken(*_: Any, **__: Any) -> Any:
         raise RuntimeError("the disk is on fire")
 
-    query = MilvusStore.query
-    monkeypatch.setattr(
-        MilvusStore,
-        "query",
-        lambda store, asked: (broken if "image" in store.collection_name else query)(store, asked),
-    )
+    query = MilvusStore.query_hits
+
+    def query_texts(store: MilvusStore, asked: Any, **others: Any) -> Any:
+        return (broken if "image" in store.collection_name else query)(store, asked, **others)
+
+    monkeypatch.setattr(MilvusStore, "query_hits", query_texts)
 
     with pytest.raises(RuntimeError, match="on fire"):
         small.as_retriever().retrieve("query")

@@ -29,7 +29,7 @@ from llama_index_gap.models.checkpoints.weights import (
     read_weights,
     setting,
 )
-from llama_index_gap.models.rerankers.caches import ByteCache
+from llama_index_gap.models.rerankers.caches import DISK_BYTES, ByteCache
 from llama_index_gap.models.rerankers.items import content_key, decode_image
 from llama_index_gap.models.rerankers.packing import (
     Piece,
@@ -118,7 +118,8 @@ class JinaRerankerScorer(PairScorer):
             takes 28 kB in the real model (bfloat16), a photo of 640×480 11 MB.
         vision_bytes: images as the vision tower saw them that are kept, on the device; 0 for
             none. A photo of 640×480 takes 1.2 MB.
-        vision_folder: where to keep these on disk as well, for good; None for nowhere.
+        vision_folder: where to keep these on disk as well; None for nowhere.
+        vision_disk_bytes: how much is kept there; what was used longest ago goes first.
 
     Raises:
         ModelError: files are missing or damaged, or the weights do not fit the configuration.
@@ -136,11 +137,13 @@ class JinaRerankerScorer(PairScorer):
         prefix_bytes: int = 2**30,
         vision_bytes: int = 2**28,
         vision_folder: str | Path | None = None,
+        vision_disk_bytes: int = DISK_BYTES,
     ) -> None:
         _check_range("max_length", max_length, 2 * _QUERY_LENGTH, _MAX_LENGTH)
         check_at_least_one(batch_size=batch_size)
         _check_range("prefix_bytes", prefix_bytes, 0)
         _check_range("vision_bytes", vision_bytes, 0)
+        _check_range("vision_disk_bytes", vision_disk_bytes, 0)
         check_settings(checkpoint, _SUPPORTED)
         self._image_id: int = setting(checkpoint, "image_token_id")
         self._image_start: int = setting(checkpoint, "vision_start_token_id")
@@ -156,6 +159,7 @@ class JinaRerankerScorer(PairScorer):
             scale_to_pixels=scale_to_pixels,
             max_bytes=vision_bytes,
             folder=None if vision_folder is None else Path(vision_folder),
+            disk_bytes=vision_disk_bytes,
         )
         self._prefixes = ByteCache[Prefix](prefix_bytes, size=lambda prefix: prefix.nbytes)
         self._max_length, self._batch_size = max_length, batch_size

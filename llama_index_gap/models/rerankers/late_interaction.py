@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import hashlib
+import logging
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from llama_index_gap.errors import InvalidValueError
 from llama_index_gap.gap.arrays import VectorArray
 from llama_index_gap.modality import Kind, Modality
 from llama_index_gap.model_settings import LoadingSettings
 from llama_index_gap.models.base import Item, Joint, ModelError, PairScorer, check_at_least_one
 from llama_index_gap.models.checkpoints.checkpoint import Checkpoint
+from llama_index_gap.models.checkpoints.fingerprint import fingerprint
 from llama_index_gap.models.checkpoints.sbert import load_model, plain_text, saved_as
-from llama_index_gap.models.rerankers.caches import ByteCache
+from llama_index_gap.models.rerankers.caches import DISK_BYTES, ByteCache, TensorFolder
 from llama_index_gap.models.rerankers.items import content_key, decode_image
+
+logger = logging.getLogger(__name__)
+
+_LIBRARIES = ("transformers", "sentence-transformers", "pillow", "llama-index-gap")
 
 
 def fits(checkpoint: Checkpoint) -> bool:
@@ -64,10 +74,15 @@ class LateInteractionScorer(PairScorer):
         scale_to_pixels: scale larger images down to so many; None to leave that to the model.
         vision_bytes: vectors of documents that are kept, in main memory; 0 for none. A page of
             ColQwen2 takes up to 0.2 MB (bfloat16).
+        vision_folder: where to keep vectors of documents with an image on disk as well, by their
+            content and by all that decides what the model makes of it: another process encodes
+            none of them again. None for nowhere.
+        vision_disk_bytes: how much is kept there; what was used longest ago goes first.
 
     Raises:
         ModelError: not a late-interaction model, or damaged or incomplete.
-        ValueError: ``batch_size`` or ``scale_to_pixels`` is less than 1.
+        ValueError: ``batch_size`` or ``scale_to_pixels`` is less than 1, a number of bytes is less
+            than 0, or ``vision_folder`` is a file.
     """
 
     def __init__(
@@ -78,6 +93,8 @@ class LateInteractionScorer(PairScorer):
         batch_size: int = 8,
         scale_to_pixels: int | None = None,
         vision_bytes: int = 2**28,
+        vision_folder: str | Path | None = None,
+        vision_disk_bytes: int = DISK_BYTES,
     ) -> None:
         from sentence_transformers import MultiVectorEncoder
 
@@ -87,6 +104,12 @@ class LateInteractionScorer(PairScorer):
                 "sentence-transformers, nor is its class in config.json …ForRetrieval"
             )
         check_at_least_one(batch_size=batch_size, scale_to_pixels=scale_to_pixels)
+        for name, value in (
+            ("vision_bytes", vision_bytes),
+            ("vision_disk_bytes", vision_disk_bytes),
+        ):
+            if value < 0:
+                raise InvalidValueError(f"{name}={value}: must be at least 0")
         self.name = checkpoint.name
         self.licence = checkpoint.licence
         self._batch_size = batch_size
@@ -107,6 +130,20 @@ class LateInteractionScorer(PairScorer):
         self.modalities = frozenset({"text", "image"} & set(self._model.modalities))  # type: ignore[arg-type]
         self.joint = self._model.supports(("image", "text"))
         self._plain = plain_text(self._model)
+        self._disk: TensorFolder | None = None
+        if vision_folder is not None and vision_disk_bytes and "image" in self.modalities:
+            part = self._identity(checkpoint)
+            try:
+                self._disk = TensorFolder(Path(vision_folder), part, max_bytes=vision_disk_bytes)
+            except NotADirectoryError as error:
+                raise InvalidValueError(f"vision_folder={vision_folder}: is no folder") from error
+            except OSError as error:  # a home folder that cannot be written is no reason to stop
+                logger.warning(
+                    "vision_folder=%s cannot be written (%s): vectors of images are kept in memory "
+                    "only",
+                    vision_folder,
+                    error.strerror,
+                )
 
     @property
     def document_modalities(self) -> frozenset[Modality]:
@@ -117,7 +154,7 @@ class LateInteractionScorer(PairScorer):
         """Open an image whose vectors are not kept; the model resizes it in the batch."""
         self._refuse_unreadable(item)
         key = content_key(item)
-        if (kept := self._kept.get(key)) is not None:
+        if (kept := self._recall(key)) is not None:
             return _Prepared(key, lambda: self._read(item), {"document": kept})
         content = self._read(item)
         return _Prepared(key, lambda: content, {})
@@ -160,7 +197,38 @@ class LateInteractionScorer(PairScorer):
                 item.vectors[kind] = vectors.cpu()
                 if kind == "document":
                     self._kept.put(item.key, item.vectors[kind])
+                    if self._disk is not None and not item.is_text:
+                        self._disk.put(item.key, {"vectors": item.vectors[kind]})
         return [item.vectors[kind] for item in items]
+
+    def _recall(self, key: str) -> torch.Tensor | None:
+        """The vectors of a document that were kept, in memory or on disk."""
+        kept = self._kept.get(key)
+        if kept is not None or self._disk is None:
+            return kept
+        stored = (self._disk.get(key) or {}).get("vectors")
+        # Whoever can write to the folder can write anything there: it is looked at like an input.
+        if (
+            stored is None
+            or stored.ndim != 2
+            or not len(stored)
+            or stored.shape[1] != (self._model.get_embedding_dimension() or stored.shape[1])
+            or not stored.is_floating_point()
+            or not bool(stored.isfinite().all())
+        ):
+            return None
+        self._kept.put(key, stored)
+        return stored
+
+    def _identity(self, checkpoint: Checkpoint) -> str:
+        """A name for all that decides the vectors of an image: not where the checkpoint lies."""
+        said = [
+            fingerprint(checkpoint),
+            str(next(self._model.parameters()).dtype),
+            self._scale_to_pixels,
+            *(f"{name} {version(name)}" for name in _LIBRARIES),
+        ]
+        return hashlib.sha256(repr(said).encode()).hexdigest()[:32]
 
 
 def _add_positions(backbone: Any, args: tuple[dict[str, Any]]) -> tuple[dict[str, Any]]:

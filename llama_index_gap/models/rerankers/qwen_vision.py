@@ -82,6 +82,7 @@ class QwenVision:
         scale_to_pixels: larger images are scaled down to this; None for the checkpoint's own limit.
         max_bytes: how much of what it saw is kept in memory.
         folder: where it is kept on disk, apart from what others saw; None for nowhere.
+        disk_bytes: how much of it is kept there.
 
     Raises:
         ModelError: the settings do not fit together.
@@ -97,6 +98,7 @@ class QwenVision:
         scale_to_pixels: int | None,
         max_bytes: int,
         folder: Path | None,
+        disk_bytes: int,
     ) -> None:
         self._name, self._tower, self._lock = checkpoint.name, tower, lock
         self._processor = _load_processor(checkpoint, tower, scale_to_pixels)
@@ -104,8 +106,8 @@ class QwenVision:
         self._device, self._dtype = parameter.device, parameter.dtype
         self._memory = ByteCache[Scene](max_bytes, size=lambda scene: scene.vectors.nbytes)
         self._folder: TensorFolder | None = None
-        if folder is not None:
-            self._folder = TensorFolder(folder / self._identity(checkpoint))
+        if folder is not None and disk_bytes:
+            self._folder = TensorFolder(folder, self._identity(checkpoint), max_bytes=disk_bytes)
 
     def cut_up(self, image: Image) -> Patches:
         """Scale an image and cut it into patches.

@@ -1,6 +1,7 @@
 """What is kept in memory and in a folder."""
 
 import logging
+import os
 import sys
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
@@ -9,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import save
 
 from llama_index_gap.models.rerankers.caches import ByteCache, TensorFolder, digest
 
@@ -167,6 +169,26 @@ def test_writers_at_once_leave_one_whole_file(tmp_path):
         list(pool.map(lambda _: folder.put("key", TENSORS), range(40)))
     assert len(list(tmp_path.iterdir())) == 1
     assert folder.get("key") is not None
+
+
+def test_a_folder_keeps_to_its_limit_and_to_its_own_files(tmp_path):
+    """What was used longest ago goes first, of all parts together."""
+    size = len(save({"a": torch.zeros(1000)}, metadata={"digest": "0" * 64}))
+    (tmp_path / "first").mkdir()
+    (tmp_path / "first" / "mine.safetensors").write_bytes(b"x" * 10 * size)
+    first, second = (TensorFolder(tmp_path, each, max_bytes=3 * size) for each in ("first", "b"))
+    for number, (folder, key) in enumerate([(first, "1"), (second, "2"), (first, "3")]):
+        folder.put(key, {"a": torch.full((1000,), float(number))})
+        os.utime(folder._path(key), (number, number))
+    assert first.get("1") is not None  # used just now
+
+    second.put("4", {"a": torch.zeros(1000)})
+    first.put("large", {"a": torch.zeros(4000)})
+
+    assert ["1" in first, "2" in second, "3" in first, "4" in second] == [True, False, True, True]
+    assert "large" not in first
+    assert (tmp_path / "first" / "mine.safetensors").is_file()
+    assert TensorFolder(tmp_path, "b", max_bytes=size // 2).get("4") is None  # over its limit
 
 
 def test_a_digest_tells_tensors_apart():

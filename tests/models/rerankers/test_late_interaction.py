@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +26,8 @@ from transformers import AutoImageProcessor, AutoTokenizer, ColQwen2ForRetrieval
 
 from llama_index_gap.models import Joint, LazyImage, ModelError
 from llama_index_gap.models.checkpoints.checkpoint import Checkpoint, quiet_transformers
+from llama_index_gap.models.rerankers import late_interaction
+from llama_index_gap.models.rerankers.caches import digest
 from llama_index_gap.models.rerankers.late_interaction import LateInteractionScorer, fits
 
 COLQWEN = PARITY / "colqwen2_tiny"
@@ -329,3 +336,150 @@ def test_refuses_what_is_no_late_interaction_model(tiny_clip: Path, tmp_path: Pa
 def test_refuses_limits_that_nothing_meets(option: str) -> None:
     with pytest.raises(ValueError, match=f"{option}=0: must be at least 1"):
         load(COLQWEN, **{option: 0})
+
+
+# --- vectors of images on disk -------------------------------------------------------------------
+
+SECOND_PROCESS = """
+import json, sys
+from pathlib import Path
+from llama_index.core.schema import ImageNode, NodeWithScore
+from llama_index_gap import MultiModalRerank
+from sentence_transformers import MultiVectorEncoder
+
+counts = {"query": 0, "document": 0}
+
+def counted(kind, method):
+    def encode(self, items, *args, **settings):
+        counts[kind] += len(items)
+        return method(self, items, *args, **settings)
+    return encode
+
+for kind in counts:
+    method = getattr(MultiVectorEncoder, f"encode_{kind}")
+    setattr(MultiVectorEncoder, f"encode_{kind}", counted(kind, method))
+pages, query, folder = sys.argv[1:]
+rerank = MultiModalRerank(model=folder, score_mode="image", top_n=None, device="cpu")
+at_load = dict(counts)
+images = [ImageNode(id_=each.name, image_path=str(each)) for each in sorted(Path(pages).iterdir())]
+nodes = [NodeWithScore(node=node) for node in images]
+found = rerank.postprocess_nodes(nodes, query_str=query)
+once = {kind: counts[kind] - at_load[kind] for kind in counts}
+rerank.postprocess_nodes(nodes, query_str=query + " again")
+twice = {kind: counts[kind] - at_load[kind] for kind in counts}
+print(json.dumps([once, twice, {hit.node.node_id: hit.score for hit in found}]))
+"""
+
+
+def test_a_second_query_over_the_same_pages_encodes_the_query_only(tmp_path: Path) -> None:
+    """Also in another process, after the pages have moved; kept in the user's cache folder."""
+    pages = tmp_path / "pages"
+    pages.mkdir()
+    for number in range(32):
+        Image.effect_noise((56, 56), 5 * number + 5).convert("RGB").save(pages / f"{number:02}.png")
+
+    def ask(query: str) -> Any:
+        environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}
+        command = [sys.executable, "-c", SECOND_PROCESS, str(pages), query, str(COLQWEN)]
+        asked = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        return json.loads(asked.stdout.splitlines()[-1])
+
+    first, again, scores = ask("a red cat")
+    assert first == {"query": 1, "document": 32}
+    assert again == {"query": 2, "document": 32}
+    pages = pages.rename(tmp_path / "moved")
+    first, again, same = ask("a red cat")
+    assert first == {"query": 1, "document": 0}
+    assert again == {"query": 2, "document": 0}
+    assert same == scores
+
+
+def kept_files(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*/*.safetensors"))
+
+
+def stored(file: Path, vectors: torch.Tensor) -> None:
+    """Write what a stranger might, with its digest."""
+    save_file({"vectors": vectors}, file, metadata={"digest": digest({"vectors": vectors})})
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda file: file.write_bytes(file.read_bytes()[:-5]),
+        lambda file: file.write_bytes(b""),
+        lambda file: stored(file, torch.ones(7)),
+        lambda file: stored(file, torch.ones(0, 32)),
+        lambda file: stored(file, torch.ones(7, 31)),
+        lambda file: stored(file, torch.ones(7, 32, dtype=torch.int64)),
+        lambda file: stored(file, torch.full((7, 32), torch.nan)),
+    ],
+)
+def test_vectors_that_are_damaged_or_another_s_are_made_again(
+    damage: Callable[[Path], object], tmp_path: Path, noise: list[Image.Image]
+) -> None:
+    first = load(COLQWEN, vision_folder=tmp_path).score(QUERY, noise[:1])
+    (file,) = kept_files(tmp_path)
+    size = file.stat().st_size
+    damage(file)
+
+    again = load(COLQWEN, vision_folder=tmp_path).score(QUERY, noise[:1])
+    np.testing.assert_array_equal(again, first)
+    assert file.stat().st_size == size
+
+
+def test_vectors_on_disk_are_kept_apart_by_all_that_decides_them(
+    tmp_path: Path, noise: list[Image.Image]
+) -> None:
+    other = shutil.copytree(COLQWEN, tmp_path / "other")
+    weights = load_file(other / "model.safetensors")
+    name = next(iter(weights))
+    save_file({**weights, name: weights[name] + 1}, other / "model.safetensors", {"format": "pt"})
+    seen = tmp_path / "seen"
+
+    for count, (folder, options) in enumerate(
+        (
+            (COLQWEN, {}),
+            (other, {}),
+            (COLQWEN, {"scale_to_pixels": 2_000}),
+            (COLQWEN, {"dtype": torch.bfloat16}),
+        ),
+        start=1,
+    ):
+        load(folder, vision_folder=seen, **options).score(QUERY, noise[:1])
+        assert len(kept_files(seen)) == count
+    moved = shutil.copytree(COLQWEN, tmp_path / "moved")
+    load(moved, vision_folder=seen).score(QUERY, noise[:1])
+    assert len(kept_files(seen)) == 4
+    load(COLQWEN, vision_folder=tmp_path / "none", vision_disk_bytes=0).score(QUERY, noise[:1])
+    assert not (tmp_path / "none").exists()
+    with pytest.raises(ValueError, match="vision_disk_bytes=-1: must be at least 0"):
+        load(COLQWEN, vision_disk_bytes=-1)
+
+
+def test_a_folder_that_cannot_be_written_stops_nothing(
+    tmp_path: Path,
+    noise: list[Image.Image],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    (tmp_path / "file").write_text("a file", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"vision_folder=.*file: is no folder"):
+        load(COLQWEN, vision_folder=tmp_path / "file")
+
+    monkeypatch.setattr(late_interaction, "TensorFolder", refuse)
+    scorer = load(COLQWEN, vision_folder=tmp_path / "seen")
+
+    assert "vectors of images are kept in memory only" in caplog.text
+    np.testing.assert_array_equal(
+        scorer.score(QUERY, noise[:1]), load(COLQWEN).score(QUERY, noise[:1])
+    )
+
+
+def test_passages_are_not_written_to_disk(tmp_path: Path) -> None:
+    scorer = load(colbert(tmp_path / "model"), vision_folder=tmp_path / "seen")
+    scorer.score(QUERY, ["a passage"])
+    assert not (tmp_path / "seen").exists()
