@@ -87,6 +87,10 @@ ImageQueryModel = Annotated[
 Reranker = Annotated[
     str | None, typer.Option(metavar="MODEL", help=f"Rerank by this model: {_BY_NAME}")
 ]
+Source = Annotated[
+    str | None,
+    typer.Option(help="A name of the corpus, for 'sync'.", show_default="its path"),
+]
 AllSkipped = Annotated[bool, typer.Option("--all", help="List all that is skipped.")]
 ImageRoots = Annotated[
     list[Path] | None,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TypeAlias
@@ -142,21 +142,19 @@ def content_of(name: CollectionName, row: TextNode, digests: Mapping[str, str]) 
 
 
 def vectors_there(
-    name: CollectionName,
-    compared: Compared,
-    gone: Sequence[str],
-    digests: Mapping[str, str],
+    name: CollectionName, compared: Compared, digests: Mapping[str, str]
 ) -> dict[str, str]:
     """Of rows that are not there just so, which node's stored vector is theirs, by node id.
 
     It is the row's own if what it was made from is as it was. If not, it may be that of a node
-    that goes: a document or an image has got another name.
+    that stays as it is, or goes: a document or an image has got another name.
     """
-    renamed: dict[str, str] = {}
-    for node_id in gone:
-        known = compared.stored.get(node_id)
-        if known is not None and CONTENT_KEY in known.labels:
-            renamed[known.labels[CONTENT_KEY]] = node_id
+    written = {row.node_id for row in compared.rows} - compared.unchanged
+    renamed = {
+        row.labels[CONTENT_KEY]: node_id
+        for node_id, row in compared.stored.items()
+        if CONTENT_KEY in row.labels and node_id not in written
+    }
     found: dict[str, str] = {}
     for row in compared.rows:
         if row.node_id in compared.unchanged:

@@ -321,6 +321,8 @@ class DualIndex(SyncedIndex):
             plan.deletes(writing.compare(corpus.nodes))
         else:
             writing.write(corpus.nodes, show_progress=show_progress, deletes=plan.deletes)
+        for note in [] if settings.vanished else plan.report.notes:  # sync returns them
+            logger.warning("%s: %s", self._of, note)
         return plan.report
 
     upsert_nodes = insert_nodes

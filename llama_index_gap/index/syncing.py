@@ -112,6 +112,7 @@ class Plan:
     ) -> None:
         self._stores, self._writing, self._corpus = stores, writing, corpus
         self._source, self._settings = source, settings
+        self._moved: list[tuple[CollectionName, list[str]]] = []
         self.report = SyncReport(dry_run=settings.dry_run, written=writing.report)
 
     def deletes(self, compared: Comparison) -> set[str]:
@@ -120,6 +121,13 @@ class Plan:
         Raises:
             ValueError: most of what the index has of the corpus would go.
         """
+        gone = self._gone(compared)
+        if self._source is not None and not self._settings.dry_run:
+            for name, ids in self._moved:
+                self._stores[name].rename_source(ids, self._source)
+        return gone
+
+    def _gone(self, compared: Comparison) -> set[str]:
         given = {node.ref_doc_id or node.node_id for node in self._corpus.nodes}
         self._take_over(compared, given)
         vanished: defaultdict[str, set[str]] = defaultdict(set)
@@ -130,7 +138,7 @@ class Plan:
                 if ours or self._settings.whole_index:
                     key = row.document or node_id
                     own.add(key)
-                    if key not in given:
+                    if key not in given and node_id not in self._writing.given:
                         vanished[key].add(node_id)
         leftovers = self._writing.leftovers(compared)
         if not self._settings.delete_unreadable:
@@ -149,7 +157,7 @@ class Plan:
             self.report.vanished = []
             return leftovers
         gone = leftovers.union(*vanished.values())
-        self._note_renamed(compared, gone)
+        self._note_renamed(compared)
         self._check(compared, gone, len(own))
         return gone
 
@@ -170,13 +178,13 @@ class Plan:
         self.report.changed = sorted(changed & given & known)
         self.report.unchanged = len(read & known - changed)
 
-    def _note_renamed(self, compared: Comparison, gone: set[str]) -> None:
+    def _note_renamed(self, compared: Comparison) -> None:
         """Say which new documents have just what a vanished one had."""
         new, origins = set(self.report.new), defaultdict[str, set[str | None]](set)
-        if not new or not gone:
+        if not new or not self.report.vanished:
             return
         for name, each in compared.items():
-            there = self._writing.vectors_there(name, each, sorted(gone))
+            there = self._writing.vectors_there(name, each)
             for row in each.rows:
                 key = row.ref_doc_id or row.node_id
                 if key in new:
@@ -219,8 +227,7 @@ class Plan:
                 # Those that vanished come first: who is killed here must find the others where they
                 # were, to see again that the corpus has moved.
                 gone = [key for key, row in there.items() if (row.document or key) not in given]
-                if not self._settings.dry_run:
-                    self._stores[name].rename_source(gone, self._source)
+                self._moved.append((name, gone))
                 for key in gone:
                     labels = {**there[key].labels, SOURCE_KEY: self._source}
                     compared[name].stored[key] = replace(there[key], labels=labels)

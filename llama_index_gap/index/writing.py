@@ -106,6 +106,7 @@ class Writing:
 
     Attributes:
         report: what was written, and what was skipped and why.
+        given: ids of the nodes that were given, but for those that hold nothing.
     """
 
     def __init__(
@@ -128,10 +129,10 @@ class Writing:
         self._digests: dict[str, str] = {}
         self._stamps: dict[str, tuple[int, ...] | None] = {}
         self._refused: set[str] = set()
-        self._given: set[str] = set()
         self._told: set[tuple[str, str]] = set()
         self._labels: dict[CollectionName, dict[str, dict[str, str]]] = {}
         self.report = IndexReport()
+        self.given: set[str] = set()
 
     def write(
         self, nodes: Sequence[BaseNode], *, show_progress: bool, deletes: Deletes | None = None
@@ -159,7 +160,7 @@ class Writing:
             compared = self._compared(self._by_collection(rows, self._images.keep))
             gone = sorted({*(deletes or self.leftovers)(compared)})
             try:
-                self._write(compared, gone, show_progress=show_progress)
+                self._write(compared, show_progress=show_progress)
             except EmbeddingError as error:
                 raise EmbeddingError(
                     f"{error}; before that: {self.report.summary()}. This stays, and the same call "
@@ -180,14 +181,12 @@ class Writing:
             node_id
             for each in compared.values()
             for node_id, row in each.stored.items()
-            if self._whole and node_id not in self._given and row.document in documents
+            if self._whole and node_id not in self.given and row.document in documents
         }
 
-    def vectors_there(
-        self, name: CollectionName, compared: Compared, gone: Sequence[str]
-    ) -> dict[str, str]:
+    def vectors_there(self, name: CollectionName, compared: Compared) -> dict[str, str]:
         """Of rows that are not there just so, which node's stored vector is theirs, by node id."""
-        return vectors_there(name, compared, gone, self._digests)
+        return vectors_there(name, compared, self._digests)
 
     def _compared(self, rows: Mapping[CollectionName, list[TextNode]]) -> Comparison:
         compared = compare(
@@ -201,7 +200,7 @@ class Writing:
         self._labels = {name: each.labels for name, each in compared.items()}
         return compared
 
-    def _write(self, compared: Comparison, gone: Sequence[str], *, show_progress: bool) -> None:
+    def _write(self, compared: Comparison, *, show_progress: bool) -> None:
         total = sum(len(each.rows) for each in compared.values())
         writes: deque[Future[None]] = deque()
         with (
@@ -212,7 +211,7 @@ class Writing:
             for name, each in compared.items():
                 store, model = self._stores[name], self._models[name]
                 embedder = RowEmbedder(name, model, int(store.dim or 0), self._skip_row)
-                there = self.vectors_there(name, each, gone)
+                there = self.vectors_there(name, each)
                 at_once = model.embed_batch_size * _PASSES_PER_WRITE
                 for start in range(0, len(each.rows), at_once):
                     stop_if_given_up()
@@ -291,7 +290,7 @@ class Writing:
         """A row for each id; images that are files have absolute paths, and are read once."""
         rows: dict[str, TextNode] = {}
         last = {node.node_id: node for node in nodes}
-        self._given = set(last)
+        self.given = set(last)
         for node in nodes:
             stop_if_given_up()
             if last[node.node_id] is not node:
@@ -339,7 +338,7 @@ class Writing:
             if has_image and node_id not in self._refused:
                 images.append(row)
             if not (row.text.strip() or has_image):
-                self._given.discard(node_id)
+                self.given.discard(node_id)
                 self._skip(row, "has neither a text nor an image")
         by_collection: dict[CollectionName, list[TextNode]] = {"text": texts, "image": images}
         if "image_query" in self._stores:
