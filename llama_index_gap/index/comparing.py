@@ -109,7 +109,9 @@ def compare(
         store, images = stores[name], {} if name == "text" else digests
         if everything or origin.source is not None:
             each.stored |= store.rows_from(None if everything else origin.source)
-        each.stored |= store.stored_rows(sorted(everywhere - each.stored.keys()), images=images)
+        if not each.stored or store.count() > len(each.stored):  # else that is all there is
+            missing = sorted(everywhere - each.stored.keys())
+            each.stored |= store.stored_rows(missing, images=images)
         if documents and store.count() > len(each.stored):
             for batch in batches(documents, IDS_PER_MESSAGE, len):
                 others = set(store.ids_of_documents(batch)) - each.stored.keys()

@@ -131,13 +131,11 @@ class Plan:
         given = {node.ref_doc_id or node.node_id for node in self._corpus.nodes}
         self._take_over(compared, given)
         vanished: defaultdict[str, set[str]] = defaultdict(set)
-        own: set[str] = set()
         for each in compared.values():
             for node_id, row in each.stored.items():
                 ours = self._source is not None and row.labels.get(SOURCE_KEY) == self._source
                 if ours or self._settings.whole_index:
                     key = row.document or node_id
-                    own.add(key)
                     if key not in given and node_id not in self._writing.given:
                         vanished[key].add(node_id)
         leftovers = self._writing.leftovers(compared)
@@ -157,8 +155,7 @@ class Plan:
             self.report.vanished = []
             return leftovers
         gone = leftovers.union(*vanished.values())
-        self._note_renamed(compared)
-        self._check(compared, gone, len(own))
+        self._check(compared, gone - self._renamed(compared))
         return gone
 
     def _describe(self, compared: Comparison, given: set[str], leftovers: set[str]) -> None:
@@ -178,13 +175,17 @@ class Plan:
         self.report.changed = sorted(changed & given & known)
         self.report.unchanged = len(read & known - changed)
 
-    def _note_renamed(self, compared: Comparison) -> None:
-        """Say which new documents have just what a vanished one had."""
+    def _renamed(self, compared: Comparison) -> set[str]:
+        """Say which new documents have just what a vanished one had.
+
+        Returns:
+            The ids of the stored nodes whose vectors new ones take.
+        """
         new, origins = set(self.report.new), defaultdict[str, set[str | None]](set)
-        if not new or not self.report.vanished:
-            return
+        taken: set[str] = set()
         for name, each in compared.items():
             there = self._writing.vectors_there(name, each)
+            taken.update(there.values())
             for row in each.rows:
                 key = row.ref_doc_id or row.node_id
                 if key in new:
@@ -195,6 +196,7 @@ class Plan:
             origin = next(iter(found))
             if len(found) == 1 and origin is not None and origin in self.report.vanished:
                 self.report.renamed[key] = origin
+        return taken
 
     def _take_over(self, compared: Comparison, given: set[str]) -> None:
         """Take what was written from the place that the corpus had before for this corpus."""
@@ -255,11 +257,13 @@ class Plan:
             self.report.kept.append(Skipped(f"{document}, image {file.name}", reason))
         return found
 
-    def _check(self, compared: Comparison, gone: set[str], documents: int) -> None:
+    def _check(self, compared: Comparison, gone: set[str]) -> None:
         """Refuse, or say in a plan, that most of a corpus would go."""
-        images = compared["image"].stored
+        report, images = self.report, compared["image"].stored
+        vanished = set(report.vanished) - set(report.renamed.values())
+        documents = len(report.vanished) + len(report.changed) + report.unchanged
         for count, of, what in (
-            (len(self.report.vanished), documents, "documents"),
+            (len(vanished), documents, "documents"),
             (len(gone & images.keys()), len(images), "images"),
         ):
             if count < _MANY or 2 * count <= of or self._settings.delete_most:
