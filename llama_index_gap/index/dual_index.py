@@ -246,7 +246,7 @@ class DualIndex(SyncedIndex):
             if not isinstance(documents, Corpus):
                 documents = Corpus(as_nodes(documents, splitter), [])
             settings = SyncSettings(vanished=False)
-            index.report = index.bring_in(
+            index.report = index._bring_in(
                 documents,
                 source=source,
                 settings=settings,
@@ -290,7 +290,7 @@ class DualIndex(SyncedIndex):
         confine = self._indexed.folders if self._indexed.named is not None else None
         return Writing(self._stores, models, self._images, note=note, confine=confine, **settings)
 
-    def bring_in(
+    def _bring_in(
         self,
         corpus: Corpus,
         *,
@@ -362,7 +362,7 @@ class DualIndex(SyncedIndex):
             What was written and deleted, and what was skipped and why.
         """
         corpus = nodes if isinstance(nodes, Corpus) else Corpus(list(nodes), [])
-        return self.bring_in(
+        return self._bring_in(
             corpus,
             source=source,
             settings=SyncSettings(vanished=False),

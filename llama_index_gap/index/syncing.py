@@ -282,7 +282,7 @@ class SyncedIndex(LearningIndex, ABC):
     """The part of ``DualIndex`` that keeps in step with a corpus."""
 
     @abstractmethod
-    def bring_in(
+    def _bring_in(
         self,
         corpus: Corpus,
         *,
@@ -352,7 +352,7 @@ class SyncedIndex(LearningIndex, ABC):
                 "sync of a corpus that holds no document would empty the index; if that is meant, "
                 "call clear(), or delete_ref_doc() for each document"
             )
-        return self.bring_in(
+        return self._bring_in(
             corpus,
             source=source,
             settings=settings,
