@@ -1,11 +1,12 @@
-"""The vectors of rows, where a node that cannot be embedded is told from a model that fails."""
+"""Vectors, where what cannot be embedded is told from a model that fails."""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Generic, TypeVar, cast
 
 import numpy as np
 from llama_index.core.base.embeddings.base import BaseEmbedding
@@ -15,7 +16,7 @@ from PIL import Image
 
 from llama_index_gap.errors import EmbeddingError, InvalidValueError
 from llama_index_gap.images.opening import ImageError
-from llama_index_gap.modality import CollectionName
+from llama_index_gap.modality import CollectionName, Modality
 from llama_index_gap.store.connection import one_line
 from llama_index_gap.threads import stop_if_given_up
 
@@ -28,15 +29,85 @@ _OF_SERVICES = (
 )
 _MOST_CAUSES = 20
 _PLAIN_TEXT = "a text"
+_Vector = TypeVar("_Vector")
+
+
+class PatientModel(Generic[_Vector]):
+    """Asks a model for vectors, and finds out which inputs cannot be embedded.
+
+    Where a model fails with some inputs, it is asked for something that it can embed for certain.
+    If it fails with that too, or if its error says that a service was not reached, ran out of
+    memory or was not allowed, it is the model that fails, and no input is to blame. Else the inputs
+    are halved until those are found that cannot be embedded.
+
+    Args:
+        name: of the model, for messages.
+        modality: of the inputs.
+        ask: gives a vector for each input; an ``EmbeddingError`` of its own is passed on.
+    """
+
+    def __init__(
+        self, name: str, modality: Modality, ask: Callable[[list[Any]], Sequence[_Vector]]
+    ) -> None:
+        self._name, self._modality, self._ask = name, modality, ask
+        self._known: Any = None
+
+    def vectors(self, inputs: list[Any]) -> list[_Vector | Exception]:
+        """The vector of each input, or why it has none.
+
+        Args:
+            inputs: texts, or images.
+
+        Raises:
+            EmbeddingError: the model fails, or the service behind it.
+        """
+        if not inputs:
+            return []
+        stop_if_given_up()
+        try:
+            found = list(self._ask(inputs))
+        except EmbeddingError:
+            raise
+        except Exception as error:
+            # An ImageError is our own, about one image.
+            if not isinstance(error, ImageError) and (
+                _of_service(error) or not self._answers(inputs)
+            ):
+                reason = f"{type(error).__name__}: {one_line(error)}"
+                raise EmbeddingError(f"{self._name}: {reason}") from error
+            if len(inputs) == 1:
+                return [error]
+            half = len(inputs) // 2
+            return [*self.vectors(inputs[:half]), *self.vectors(inputs[half:])]
+        if len(found) != len(inputs):
+            raise EmbeddingError(
+                f"{self._name}: gave {len(found)} vectors for {len(inputs)} inputs"
+            )
+        self._known = inputs[-1]
+        return [*found]
+
+    def _answers(self, inputs: list[Any]) -> bool:
+        """Whether the model embeds what it has embedded before, or what any model can.
+
+        Where it has embedded nothing yet, the last of several inputs may do as well.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            plain = _PLAIN_TEXT
+            if self._modality == "image":
+                plain = str(Path(folder) / "grey.png")
+                Image.effect_noise((224, 224), 64).convert("RGB").save(plain)
+            tried = [plain, *inputs[1:][-1:]] if self._known is None else [self._known]
+            for each in tried:
+                with suppress(Exception):
+                    if len(self._ask([each])) == 1:
+                        if self._modality == "text" or each is not plain:  # which stays
+                            self._known = each
+                        return True
+        return False
 
 
 class RowEmbedder:
     """Embeds the rows of one collection.
-
-    Where a model fails with some rows, it is asked for something that it can embed for certain.
-    If it fails with that too, or if its error says that a service was not reached, ran out of
-    memory or was not allowed, it is the model that fails, and nothing is skipped. Else the rows
-    are halved until those are found that cannot be embedded.
 
     Args:
         name: of the collection.
@@ -53,7 +124,8 @@ class RowEmbedder:
         skip: Callable[[TextNode, Exception], None],
     ) -> None:
         self._name, self._model, self._dim, self._skip = name, model, dim, skip
-        self._known: Any = None
+        modality: Modality = "text" if name == "text" else "image"
+        self._patient = PatientModel(model.model_name, modality, self._vectors)
 
     def embed(self, rows: Sequence[TextNode]) -> list[TextNode]:
         """Copies of rows with their vectors, without those that cannot be embedded.
@@ -65,43 +137,20 @@ class RowEmbedder:
             EmbeddingError: the model fails, or the service behind it.
         """
         inputs: list[Any] = []
-        kept: list[TextNode] = []
+        shown: list[TextNode] = []
         for row in rows:
             try:
                 inputs.append(_input_of(self._name, row))
-                kept.append(row)
+                shown.append(row)
             except (ValueError, RecursionError) as error:  # its metadata cannot be shown
                 self._skip(row, error)
-        return self._embedded(kept, inputs)
-
-    def _embedded(self, rows: list[TextNode], inputs: list[Any]) -> list[TextNode]:
-        if not rows:
-            return []
-        stop_if_given_up()
-        try:
-            vectors = self._vectors(inputs)
-        except EmbeddingError:
-            raise
-        except Exception as error:
-            # An ImageError is our own, about one image.
-            if not isinstance(error, ImageError) and (_of_service(error) or not self._answers()):
-                model = self._model.model_name
-                raise EmbeddingError(
-                    f"{model}: {type(error).__name__}: {one_line(error)}"
-                ) from error
-            if len(rows) == 1:
-                self._skip(rows[0], error)
-                return []
-            half = len(rows) // 2
-            return [
-                *self._embedded(rows[:half], inputs[:half]),
-                *self._embedded(rows[half:], inputs[half:]),
-            ]
-        self._known = inputs[-1]
-        return [
-            row.model_copy(update={"embedding": vector})
-            for row, vector in zip(rows, vectors, strict=True)
-        ]
+        embedded: list[TextNode] = []
+        for row, vector in zip(shown, self._patient.vectors(inputs), strict=True):
+            if isinstance(vector, Exception):
+                self._skip(row, vector)
+            else:
+                embedded.append(row.model_copy(update={"embedding": vector}))
+        return embedded
 
     def _vectors(self, inputs: list[Any]) -> list[list[float]]:
         if self._name == "text":
@@ -109,11 +158,7 @@ class RowEmbedder:
         else:
             model = cast(MultiModalEmbedding, self._model)
             vectors = model.get_image_embedding_batch(inputs)
-        if len(vectors) != len(inputs):
-            raise EmbeddingError(
-                f"{self._model.model_name}: gave {len(vectors)} vectors for {len(inputs)} inputs"
-            )
-        for vector, each in zip(vectors, inputs, strict=True):
+        for vector, each in zip(vectors, inputs, strict=False):
             if len(vector) != self._dim:
                 raise EmbeddingError(
                     f"{self._model.model_name}: gave a vector of {len(vector)} dimensions, and the "
@@ -122,21 +167,6 @@ class RowEmbedder:
             if not 0 < np.linalg.norm(np.asarray(vector, dtype=np.float64)) < np.inf:
                 raise InvalidValueError(f"its vector has no direction ({str(each)[:60]!r})")
         return vectors
-
-    def _answers(self) -> bool:
-        """Whether the model embeds what it has embedded before, or what any model can."""
-        with tempfile.TemporaryDirectory() as folder:
-            known = self._known
-            if known is None and self._name == "text":
-                known = _PLAIN_TEXT
-            elif known is None:
-                known = str(Path(folder) / "grey.png")
-                Image.effect_noise((224, 224), 64).convert("RGB").save(known)
-            try:
-                self._vectors([known])
-            except Exception:
-                return False
-        return True
 
 
 def _input_of(name: CollectionName, row: TextNode) -> Any:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -395,6 +396,68 @@ def test_without_blocking_the_event_loop(index: DualIndex, pages: Path) -> None:
     for expected in (3, 0):
         report = asyncio.run(index.async_sync(read_corpus(pages)))
         assert len(report.new) == expected
+
+
+# --- an image is its content ---------------------------------------------------------------------
+
+
+def test_a_replaced_image_is_embedded_anew_and_a_touched_one_is_not(
+    index: DualIndex, model: ContentVectors, tmp_path: Path
+) -> None:
+    file, link = tmp_path / "a.png", tmp_path / "link.png"
+    draw(file, 1)
+    link.symlink_to(file)
+    nodes = [ImageNode(id_="file", image_path=str(file)), ImageNode(id_="x", image_path=str(link))]
+    index.insert_nodes(nodes)
+    model.embedded.clear()
+
+    os.utime(file, (0, 0))
+    assert index.insert_nodes(nodes).unchanged == 2
+    before = file.stat()
+    draw(file, 2)
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))  # its date says nothing
+    assert index.insert_nodes(nodes).image_rows == 2
+    draw(tmp_path / "b.png", 3)
+    link.unlink()
+    link.symlink_to(tmp_path / "b.png")
+    assert index.insert_nodes(nodes).image_rows == 1
+    assert model.embedded == ["a.png", "link.png", "link.png"]
+    vector = index._stores["image"].get_vectors(["x"])["x"]
+    expected = ContentVectors()._get_image_embedding(tmp_path / "b.png")
+    assert vector == pytest.approx(expected, rel=1e-6)
+
+
+def test_an_image_that_comes_as_base64_is_its_content(index: DualIndex, tmp_path: Path) -> None:
+    for colour, written in ((1, 1), (1, 0), (2, 1)):
+        draw(tmp_path / "a.png", colour)
+        pixels = base64.b64encode((tmp_path / "a.png").read_bytes()).decode()
+        report = index.insert_nodes([ImageNode(id_="x", image=pixels)])
+        assert report.image_rows == written
+    assert len(list(index._images.folder.glob("*.png"))) == 1
+
+
+def test_an_image_replaced_while_it_is_embedded_is_embedded_again(tmp_path: Path) -> None:
+    """Even if it is again what it was when it was read."""
+    file = tmp_path / "a.png"
+
+    class Replacing(ContentVectors):
+        def _get_image_embedding(self, img_file_path: Any) -> list[float]:
+            if self.embedded:
+                return super()._get_image_embedding(img_file_path)
+            draw(file, 2)
+            vector = super()._get_image_embedding(img_file_path)
+            draw(file, 1)
+            return vector
+
+    draw(file, 1)
+    node = ImageNode(id_="x", image_path=str(file))
+    with DualIndex(str(tmp_path / "gap.db"), embed_model=Replacing()) as index:
+        index.insert_nodes([node])
+        assert index.insert_nodes([node]).image_rows == 1
+        assert index.insert_nodes([node]).unchanged == 1
+        vector = index._stores["image"].get_vectors(["x"])["x"]
+        expected = ContentVectors()._get_image_embedding(file)
+        assert vector == pytest.approx(expected, rel=1e-6)
 
 
 # --- any series of edits -------------------------------------------------------------------------

@@ -55,11 +55,11 @@ def test_a_service_that_goes_away_is_raised_and_a_second_run_goes_on(
         ((429, "slow down"), 1),
         ((401, "who are you?"), 1),
         ((404, "no such model"), 1),
-        ((400, "no such model"), 2),  # perhaps the nodes' fault: it is asked for something simple
+        ((400, "no such model"), 3),  # perhaps the nodes' fault: it is asked for something simple
         ((200, b"<html>Please log in</html>"), 1),
-        ((200, {"error": "no such model"}), 2),
+        ((200, {"error": "no such model"}), 3),
         ((200, []), 4),  # a pass is four batches
-        ((200, None), 2),
+        ((200, None), 3),
     ],
 )
 def test_a_service_that_fails_from_the_start(
@@ -193,6 +193,22 @@ def test_vectors_of_another_length_are_the_models_fault(tmp_path: Path) -> None:
         model.length = 8
         with pytest.raises(EmbeddingError, match="8 dimensions, and the index holds vectors of 16"):
             index.insert_nodes(NODES)
+
+
+def test_queries_are_learnt_by_a_service_that_is_there(
+    server: EmbeddingServer, tmp_path: Path
+) -> None:
+    class Asked(RemoteEmbedding):
+        def _get_query_embedding(self, query: str) -> list[float]:
+            return self._get_text_embeddings([query])[0]
+
+    server.answer = lambda number, texts: None if number >= 40 else vectors(number, texts)
+    queries = [f"query {number}" for number in range(100)]
+    with DualIndex(str(tmp_path / "gap.db"), embed_model=Asked(url=server.url)) as index:
+        with pytest.raises(EmbeddingError, match="ConnectionError"):
+            index.learn_queries(queries)
+        assert len(server.requests) == 40
+        assert index.query_sample().texts == 0
 
 
 OPEN = """
