@@ -167,9 +167,10 @@ class Plan:
             known |= {row.document or node_id for node_id, row in each.stored.items()}
             for node_id in (leftovers | each.lost) & each.stored.keys():
                 changed.add(each.stored[node_id].document or node_id)
+            same = each.unchanged | each.relabelled
             for row in each.rows:
                 read.add(row.ref_doc_id or row.node_id)
-                if row.node_id not in each.unchanged | each.relabelled:
+                if row.node_id not in same:
                     changed.add(row.ref_doc_id or row.node_id)
         self.report.new = sorted(read - known)
         self.report.changed = sorted(changed & given & known)
@@ -403,7 +404,7 @@ class _Unread:
 
 def _is_gone(file: Path, root: Path | None) -> bool:
     """Whether an image's file was deleted: its folder is there, and it is not."""
-    if root is None or not file.is_relative_to(root):
+    if root is None or not file.is_relative_to(root) or ".." in file.parts:
         return False
     return file.parent.is_dir() and not os.path.lexists(file)
 
