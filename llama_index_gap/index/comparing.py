@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TypeAlias
 
 from llama_index.core.schema import MetadataMode, TextNode
@@ -41,8 +42,16 @@ class Origin:
     places: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, source: str | None, places: Mapping[str, str]) -> Origin:
-        """Of documents and their places, of which only the files are kept."""
+    def of(cls, source: str | None, path: Path | None, places: Mapping[str, str]) -> Origin:
+        """Of a corpus that is named, or else known by its path.
+
+        Args:
+            source: its name, if the user has given one.
+            path: where it was read, if it was.
+            places: of its documents; only the files are kept.
+        """
+        if source is None and path is not None:
+            source = _storable(str(path))
         return cls(source, {key: file_of(place) for key, place in places.items()})
 
     def __post_init__(self) -> None:
@@ -125,7 +134,15 @@ def compare(
 def file_of(place: str) -> str:
     """The file of a place in a corpus, without the line of a table."""
     file, _, line = place.rpartition(":")
-    return file if file and line.isdecimal() else place
+    return _storable(file if file and line.isdecimal() else place)
+
+
+def _storable(path: str) -> str:
+    """A path as a row takes it: of any length, and of bytes that are no text too."""
+    text = path.encode(errors="backslashreplace").decode()
+    if len(text.encode()) <= MOST_SOURCE_BYTES:
+        return text
+    return f"{text[:200]}…{text_digest(text)}"
 
 
 def documents_of(compared: Comparison) -> set[str]:

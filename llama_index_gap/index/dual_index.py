@@ -308,15 +308,15 @@ class DualIndex(SyncedIndex):
             show_progress: as for ``sync``.
             strict: as for ``sync``.
         """
-        named = source if source is not None or corpus.path is None else str(corpus.path)
+        origin = Origin.of(source, corpus.path, corpus.places)
         writing = self._writing(
             corpus.root,
             strict=strict,
             whole=True,
-            origin=Origin.of(named, corpus.places),
+            origin=origin,
             everything=settings.whole_index,
         )
-        plan = Plan(self._stores, writing, corpus, named, settings)
+        plan = Plan(self._stores, writing, corpus, origin.source, settings)
         if settings.dry_run:
             plan.deletes(writing.compare(corpus.nodes))
         else:

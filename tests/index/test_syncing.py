@@ -243,6 +243,19 @@ def test_a_name_survives_whatever_happens_to_the_path(
         index.sync(read_corpus(copy), source=" ")
 
 
+@pytest.mark.skipif(os.name == "nt", reason="names are text there")
+@pytest.mark.parametrize("name", ["caf\udce9", "/".join(["d" * 200] * 8)], ids=["bytes", "long"])
+def test_a_path_that_no_row_takes(index: DualIndex, tmp_path: Path, name: str) -> None:
+    folder = tmp_path / name
+    folder.mkdir(parents=True)
+    page(folder, "a", "text of a")
+    page(folder, "b", "text of b")
+
+    assert index.sync(read_corpus(folder)).written.text_rows == 2
+    (folder / "a.md").unlink()
+    assert index.sync(read_corpus(folder)).vanished == ["a.md"]
+
+
 def test_nodes_and_documents_need_a_name(index: DualIndex) -> None:
     two = [Document(text="one", id_="1"), Document(text="two", id_="2")]
     with pytest.raises(ValueError, match="pass source="):
