@@ -315,6 +315,22 @@ def test_a_page_that_cannot_be_read_is_kept(index: DualIndex, pages: Path, by_id
     assert index.sync(read_corpus(pages), delete_unreadable=True).vanished == [key]
 
 
+def test_a_folder_that_is_not_read_any_more_keeps_its_documents(
+    index: DualIndex, pages: Path, tmp_path: Path
+) -> None:
+    page(pages / "sub", "d", "text of d")
+    index.sync(read_corpus(pages))
+    (pages / "sub").rename(tmp_path / "outside")
+    (pages / "sub").symlink_to(tmp_path / "outside")
+
+    (kept,) = index.sync(read_corpus(pages)).kept
+
+    assert kept.source == "sub/d.md"
+    assert "lies outside root" in kept.reason
+    (pages / "sub").unlink()
+    assert index.sync(read_corpus(pages)).vanished == ["sub/d.md"]
+
+
 def test_a_line_that_cannot_be_read_may_be_any_document_of_its_table(
     index: DualIndex, tmp_path: Path
 ) -> None:
