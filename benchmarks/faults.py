@@ -2,13 +2,13 @@
 
     python benchmarks/faults.py [--kills 20] [--documents 200] [--seed 0] [--server]
 
-A process indexes documents, or deletes half of those of an index, on Milvus Lite, and is killed
-(kill -9) at a random moment: up to 20 ms after one of its steps, which are the calls of the
-database and the images that are kept, drawn from the first to the last. Then the same is run again,
-and ids, nodes, vectors and images are compared with those of a run that nobody disturbed. With
-``--server`` a Milvus server (2.3.5) is started, killed in the middle of a write and started again,
-three times. Each document has a text and an image, which every tenth one shares with the one
-before. Exits with 1 if anything differs.
+A process indexes documents, deletes half of those of an index, or brings an index in step with a
+corpus that was moved and edited, on Milvus Lite, and is killed (kill -9) at a random moment: up to
+20 ms after one of its steps, which are the calls of the database and the images that are kept,
+drawn from the first to the last. Then the same is run again, and ids, nodes, vectors and images are
+compared with those of a run that nobody disturbed. With ``--server`` a Milvus server (2.3.5) is
+started, killed in the middle of a write and started again, three times. Each document has a text
+and an image, which every tenth one shares with the one before. Exits with 1 if anything differs.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from PIL import Image
 
 from llama_index_gap import DualIndex, StoreError
 from llama_index_gap.index.image_storage import ImageStorage
+from llama_index_gap.readers.corpus import Corpus
 from llama_index_gap.store.connection import Connection
 
 sys.path.append(str(Path(__file__).parents[1] / "tests" / "support"))
@@ -75,17 +76,25 @@ class Free(MultiModalEmbedding):
         return self._get_image_embedding(img_file_path)
 
 
-def corpus(documents: int) -> list[TextNode]:
+def corpus(documents: int, *, edited: bool = False) -> list[TextNode]:
+    """A corpus; edited, of ten documents two are gone, one is changed, and one is renamed."""
     nodes: list[TextNode] = []
     for number in range(documents):
-        source = {NodeRelationship.SOURCE: RelatedNodeInfo(node_id=f"d{number}")}
+        if edited and number % 10 in {2, 5}:
+            continue
+        name, words = f"d{number}", f"article {number}"
+        if edited and number % 10 == 3:
+            words = f"another article {number}"
+        elif edited and number % 10 == 4:
+            name = f"renamed {number}"
+        source = {NodeRelationship.SOURCE: RelatedNodeInfo(node_id=name)}
         file, shown = BytesIO(), number - 1 if number % 10 == 9 else number
         Image.new("RGB", (8, 8), (shown % 256, shown // 256, 7)).save(file, "png")
         pixels = base64.b64encode(file.getvalue()).decode()
         nodes += [
-            TextNode(id_=f"d{number}#text", text=f"article {number}", relationships=source),
+            TextNode(id_=f"{name}#text", text=words, relationships=source),
             ImageNode(
-                id_=f"d{number}#image",
+                id_=f"{name}#image",
                 text=f"caption {number}",
                 image=pixels,
                 relationships=source,
@@ -104,6 +113,10 @@ def opened(uri: str, storage: Path) -> DualIndex:
 def do(operation: str, index: DualIndex, documents: int) -> None:
     if operation == "index":
         index.insert_nodes(corpus(documents))
+    elif operation in {"fill", "sync"}:  # from places that are not there
+        edited = operation == "sync"
+        place = Path("/no/such/folder") / ("moved" if edited else "corpus")
+        index.sync(Corpus(list(corpus(documents, edited=edited)), [], path=place))
     else:
         for number in range(0, documents, 2):
             index.delete_ref_doc(f"d{number}")
@@ -144,11 +157,12 @@ def contents(index: DualIndex, storage: Path) -> dict[str, dict[str, str]]:
     found: dict[str, dict[str, str]] = {"nodes": {}, "vectors": {}, "images": {}, "records": {}}
     for name, collection in index.collections().items():
         nodes = collection.store.get_nodes()
+        labels = collection.store.rows_from(None)
         vectors = collection.store.get_vectors([node.node_id for node in nodes])
         for number in range(len(nodes), collection.store.count()):
             found["nodes"][f"{name}, one more {number}"] = "a row that is there twice"
         for node in nodes:
-            told = node.to_dict()
+            told = {**node.to_dict(), "labels": labels[node.node_id].labels}
             if told.get("image_path"):
                 told["image_path"] = Path(told["image_path"]).name
             key = f"{name} {node.node_id}"
@@ -252,8 +266,9 @@ def on_lite(operation: str, kills: int, documents: int, rng: random.Random, work
 
     before.mkdir()
     restore()
-    if operation == "delete":
-        result(*start(run_again, "index", documents, uri, storage))
+    if operation != "index":
+        first = "fill" if operation == "sync" else "index"
+        result(*start(run_again, first, documents, uri, storage))
         for path in (Path(uri), storage):
             shutil.copytree(path, before / path.name)
     steps = steps_of(operation, documents, uri, storage)
@@ -313,7 +328,7 @@ def main() -> None:
         os.environ["XDG_DATA_HOME"] = folder  # where an index notes the folders of its images
         work = Path(folder)
         wrong = 0
-        for operation in ("index", "delete"):
+        for operation in ("index", "delete", "sync"):
             wrong += on_lite(operation, options.kills, options.documents, rng, work)
         if options.server:
             wrong += on_server(options.documents, rng, work)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import subprocess
 import sys
@@ -25,6 +26,7 @@ RUNS, QUERIES = 5, 20
 STEPS = {
     "open": "open an index from disk",
     "unchanged": "insert what is there",
+    "sync": "sync with what is there",
     "plain": "a retrieval",
     "complete": "a retrieval, complete=True",
 }
@@ -80,6 +82,11 @@ def measure(folder: Path, rows: int) -> dict[str, float]:
         report = index.insert_nodes(nodes)
         timed("unchanged", started)
         assert report.unchanged == len(nodes), report.summary()
+        if hasattr(index, "sync"):  # older commits have none
+            index.sync(nodes, source="benchmark")
+            started = time.perf_counter()
+            index.sync(nodes, source="benchmark")
+            timed("sync", started)
         for step, complete in (("plain", False), ("complete", True)):
             retriever = index.as_retriever(complete=complete)
             retriever.retrieve("a first query, which draws the samples")
@@ -125,7 +132,9 @@ def main() -> None:
                     found[name].append(taken)
     print(f"{options.rows:,} rows, milliseconds" + "".join(f"{name:>12}" for name in checkouts))
     for step, words in STEPS.items():
-        values = [1e3 * median(taken[step] for taken in each) for each in found.values()]
+        values = [  # an older commit has no sync
+            1e3 * median(taken.get(step, math.nan) for taken in each) for each in found.values()
+        ]
         ratio = f"   ×{values[0] / values[1]:.2f}" if len(values) > 1 else ""
         print(f"{words:<26}" + "".join(f"{value:>12.1f}" for value in values) + ratio)
 

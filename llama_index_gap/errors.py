@@ -24,6 +24,10 @@ class UnsupportedError(GapError, NotImplementedError):
     """Something that this package, or the database behind it, does not do."""
 
 
+class EmbeddingError(GapError, RuntimeError):
+    """A model, or the service behind it, that failed; nothing is wrong with what it was given."""
+
+
 class UnknownParameterError(GapError, TypeError):
     """A parameter that a function does not have."""
 

@@ -22,6 +22,7 @@ from llama_index_gap.cli import (
     search,
     serve,
 )
+from llama_index_gap.cli.sync import sync
 from llama_index_gap.cli.terminal import fail, only_visible, print_traceback, say, stdout
 from llama_index_gap.errors import EXPECTED_ERRORS, GapError
 
@@ -112,7 +113,7 @@ def _options(
 
 
 _COMMANDS: tuple[Callable[..., None], ...] = (
-    *(corpora.read, corpora.index, search.search, learn.learn, measure.measure),
+    *(corpora.read, corpora.index, sync, search.search, learn.learn, measure.measure),
     *(info.info, info.delete),
     *(evaluate.evaluate, evaluate.demo, serve.mcp, models.models, check.check),
 )

@@ -49,6 +49,7 @@ def index(
     models: model_options.Models,
     db: options.Database = "gap.db",
     name: options.Name = "gap",
+    source: options.Source = None,
     root: Root = None,
     max_pixels: MaxPixels = None,
     device: Annotated[
@@ -67,7 +68,8 @@ def index(
 ) -> None:
     """Put a corpus into an index; make the index if it is missing.
 
-    Run again, it embeds only new and changed documents, and completes an interrupted run.
+    Run again, it embeds only new and changed documents, and completes an interrupted run. Documents
+    that are no longer in the corpus stay until 'llama-gap sync'.
     """
     from llama_index_gap.images.limits import MAX_PIXELS
 
@@ -89,11 +91,24 @@ def index(
             max_pixels=max_pixels,
             image_root=corpus.root,
         ) as filled:
-            report = filled.refresh_ref_docs(corpus.nodes, show_progress=shown)
+            report = filled.refresh_ref_docs(corpus, source=source, show_progress=shown)
     terminal.stdout.print(visible(f"Read {corpus.summary()}"), markup=False)
-    minutes, seconds = divmod(round(time.monotonic() - started), 60)
-    took = f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
-    terminal.stdout.print(visible(f"Indexed in {took}: {report.summary()}"), markup=False)
+    terminal.stdout.print(visible(f"Indexed in {took(started)}: {report.summary()}"), markup=False)
+    if report.vanished:
+        documents = f"{report.vanished:,} document{'s are' if report.vanished > 1 else ' is'}"
+        terminal.stdout.print(
+            visible(
+                f"{documents} in the index and no longer in {path}: 'llama-gap sync {path} --db "
+                f"{db}' removes what is gone"
+            ),
+            markup=False,
+        )
     terminal.print_skipped([*corpus.skipped, *report.skipped], all_skipped)
     if not report.text_rows + report.image_rows + report.unchanged:
         terminal.fail(f"{path}: nothing in it could be indexed")
+
+
+def took(started: float) -> str:
+    """How long it has been since a moment of the monotonic clock, in words."""
+    minutes, seconds = divmod(round(time.monotonic() - started), 60)
+    return f"{minutes} min {seconds} s" if minutes else f"{seconds} s"

@@ -70,6 +70,10 @@ def _page(path: Path | None) -> Path | None:
 
 Database = Annotated[str, database_option()]
 Name = Annotated[str, typer.Option(help="The name of the index in the database.")]
+Source = Annotated[
+    str | None,
+    typer.Option(help="A name of the corpus, for 'sync'.", show_default="its path"),
+]
 AllSkipped = Annotated[bool, typer.Option("--all", help="List all that is skipped.")]
 ImageRoots = Annotated[
     list[Path] | None,

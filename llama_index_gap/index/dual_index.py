@@ -7,6 +7,7 @@ import logging
 import re
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,13 @@ from llama_index.core.embeddings import MultiModalEmbedding
 from llama_index.core.node_parser import NodeParser
 from llama_index.core.schema import BaseNode
 
-from llama_index_gap.errors import InvalidValueError, check_names, names_nearest
+from llama_index_gap.errors import InvalidValueError, names_nearest
 from llama_index_gap.gap.calibrate import RelevanceCalibrator
 from llama_index_gap.index.backgrounds import Backgrounds
-from llama_index_gap.index.fitting import Fitted, fit_nodes, parts_of
+from llama_index_gap.index.comparing import Origin
+from llama_index_gap.index.fitting import fit_nodes, parts_of
 from llama_index_gap.index.image_storage import ImageStorage, storage_folder
 from llama_index_gap.index.indexed_images import ImageRoot, IndexedImages, named_folders
-from llama_index_gap.index.learning import LearningIndex
 from llama_index_gap.index.models import (
     MODELS_PROPERTY,
     Identities,
@@ -37,6 +38,7 @@ from llama_index_gap.index.models import (
     stored_identities,
 )
 from llama_index_gap.index.query_sample import SampleKeeper
+from llama_index_gap.index.syncing import Plan, SyncedIndex, SyncReport, SyncSettings
 from llama_index_gap.index.writing import IndexReport, Writing, as_nodes
 from llama_index_gap.modality import CollectionName
 from llama_index_gap.readers.corpus import Corpus
@@ -56,7 +58,7 @@ CALIBRATOR_PROPERTY = "calibrator"
 _COLLECTIONS: tuple[CollectionName, ...] = ("text", "image")
 
 
-class DualIndex(LearningIndex):
+class DualIndex(SyncedIndex):
     """Texts and images of documents, each in a Milvus collection of its own.
 
     The text collection holds every node that has a text (an image's caption counts), the image
@@ -210,6 +212,7 @@ class DualIndex(LearningIndex):
         image_embed_model: BaseEmbedding | None = None,
         *,
         image_query_embed_model: BaseEmbedding | None = None,
+        source: str | None = None,
         splitter: NodeParser | None = None,
         chunk_size: int | None = None,
         show_progress: bool = False,
@@ -227,11 +230,13 @@ class DualIndex(LearningIndex):
         """Open an index and put documents into it; run again, it embeds only what is missing.
 
         What went in, and what did not, is then in ``index.report``. ``documents`` are a corpus,
-        nodes, or LlamaIndex documents, whose texts ``splitter`` cuts (by default into
-        ``chunk_size`` tokens, as LlamaIndex counts them, or 512). A text that is still longer than
-        the model reads is cut into parts that fit, as ``insert_nodes`` does.
-        ``show_progress`` shows progress bars; ``strict`` raises at the first node that would be
-        skipped. All other parameters are those of the class.
+        LlamaIndex documents, whose texts ``splitter`` cuts (by default into ``chunk_size`` tokens,
+        as LlamaIndex counts them, or 512), or nodes: all nodes of their documents, for what the
+        index has of these and was not given is deleted. A text that is still longer than the model
+        reads is cut into parts that fit, as ``insert_nodes`` does. Documents that are not given
+        stay: ``sync`` deletes those that are no longer in a corpus. ``source`` names the corpus for
+        it, which is its path by default. ``show_progress`` shows progress bars; ``strict`` raises
+        at the first node that would be skipped. All other parameters are those of the class.
         """
         if isinstance(documents, Corpus) and not (splitter is None and chunk_size is None):
             raise InvalidValueError(
@@ -255,20 +260,21 @@ class DualIndex(LearningIndex):
             overwrite=overwrite,
         )
         try:
-            skipped = documents.skipped if isinstance(documents, Corpus) else []
-            nodes = (
-                documents.nodes
-                if isinstance(documents, Corpus)
-                else as_nodes(documents, chosen_splitter(splitter, chunk_size))
-            )
-            root = documents.root if isinstance(documents, Corpus) else None
-            report = index._write(nodes, root, show_progress=show_progress, strict=strict)
+            if not isinstance(documents, Corpus):
+                documents = Corpus(as_nodes(documents, chosen_splitter(splitter, chunk_size)), [])
+            settings = SyncSettings(vanished=False)
+            index.report = index._bring_in(
+                documents,
+                source=source,
+                settings=settings,
+                show_progress=show_progress,
+                strict=strict,
+            ).written
         except BaseException:
             index.close()  # nobody else has it, and it would hold the file
             raise
-        report.skipped[:0] = skipped
-        index.report = report
-        logger.info("%s", report.summary())
+        index.report.skipped[:0] = documents.skipped
+        logger.info("%s", index.report.summary())
         return index
 
     # --- writing ---------------------------------------------------------------------------------
@@ -292,36 +298,59 @@ class DualIndex(LearningIndex):
         Returns:
             What was written, and what was skipped and why.
         """
-        return self._write(nodes, show_progress=show_progress, strict=strict)
-
-    def _write(
-        self,
-        nodes: Sequence[BaseNode] | Fitted,
-        root: Path | None = None,
-        *,
-        show_progress: bool = False,
-        strict: bool = False,
-    ) -> IndexReport:
-        """As ``insert_nodes``, of nodes whose images were all read below a root."""
-        fitted = (
-            nodes
-            if isinstance(nodes, Fitted)
-            else fit_nodes(nodes, self.embed_model, show_progress=show_progress)
-        )
+        fitted = fit_nodes(nodes, self.embed_model, show_progress=show_progress)
         ids = [node.node_id for node in fitted.nodes]
         if stale := parts_of(ids, self._stores["text"].existing_ids).difference(ids):
             self.delete_nodes(sorted(stale))
+        writing = self._writing(None, strict=strict)
+        writing.report.note_cuts(fitted)
+        writing.write(fitted.nodes, show_progress=show_progress)
+        return writing.report
+
+    def _writing(self, root: Path | None, **settings: Any) -> Writing:
+        """A call that puts in nodes, whose images were all read below a root."""
         models = {name: self._model(name) for name in self._stores}
         note = partial(self._indexed.note, root=root)
         confine = self._indexed.folders if self._indexed.named is not None else None
-        writing = Writing(
-            self._stores, models, self._images, note=note, confine=confine, strict=strict
+        return Writing(self._stores, models, self._images, note=note, confine=confine, **settings)
+
+    def _bring_in(
+        self,
+        corpus: Corpus,
+        *,
+        source: str | None,
+        settings: SyncSettings,
+        show_progress: bool,
+        strict: bool,
+    ) -> SyncReport:
+        """Write whole documents, and delete what the settings allow; ``sync`` explains it.
+
+        Args:
+            corpus: the documents.
+            source: names the corpus; by default its path. Nothing is known of others without both.
+            settings: what may be deleted.
+            show_progress: as for ``sync``.
+            strict: as for ``sync``.
+        """
+        fitted = fit_nodes(corpus.nodes, self.embed_model, show_progress=show_progress)
+        corpus = replace(corpus, nodes=fitted.nodes)
+        origin = Origin.of(source, corpus.path, corpus.places)
+        writing = self._writing(
+            corpus.root,
+            strict=strict,
+            whole=True,
+            origin=origin,
+            everything=settings.whole_index,
         )
-        report = writing.report
-        report.cut_texts, report.cut_into = fitted.cut, fitted.parts
-        report.too_long = fitted.too_long
-        writing.write(fitted.nodes, show_progress=show_progress)
-        return report
+        writing.report.note_cuts(fitted)
+        plan = Plan(self._stores, writing, corpus, origin.source, settings)
+        if settings.dry_run:
+            plan.deletes(writing.compare(corpus.nodes))
+        else:
+            writing.write(corpus.nodes, show_progress=show_progress, deletes=plan.deletes)
+        for note in [] if settings.vanished else plan.report.notes:  # sync returns them
+            logger.warning("%s: %s", self._of, note)
+        return plan.report
 
     upsert_nodes = insert_nodes
 
@@ -339,21 +368,34 @@ class DualIndex(LearningIndex):
         """Delete all nodes of a document."""
         self.delete_nodes(sorted(self._ids_of([ref_doc_id])))
 
-    def refresh_ref_docs(self, nodes: Sequence[BaseNode], **settings: Any) -> IndexReport:
-        """Bring documents up to date: nodes that they no longer have are deleted, others written.
+    @names_nearest
+    def refresh_ref_docs(
+        self,
+        nodes: Corpus | Sequence[BaseNode],
+        *,
+        source: str | None = None,
+        show_progress: bool = False,
+        strict: bool = False,
+    ) -> IndexReport:
+        """Bring documents up to date: others are written, then nodes that they lost are deleted.
 
         Args:
-            nodes: all nodes of these documents, as a reader gives them.
-            **settings: as for ``insert_nodes``.
+            nodes: a corpus, or all nodes of these documents, as a reader gives them.
+            source: names their corpus, for ``sync``; by default its path.
+            show_progress: show progress bars.
+            strict: raise at the first node that would be skipped.
+
+        Returns:
+            What was written and deleted, and what was skipped and why.
         """
-        documents = sorted({node.ref_doc_id for node in nodes if node.ref_doc_id})
-        fitted = fit_nodes(
-            nodes, self.embed_model, show_progress=settings.get("show_progress", False)
-        )
-        gone = self._ids_of(documents) - {node.node_id for node in fitted.nodes}
-        self.delete_nodes(sorted(gone))
-        check_names("refresh_ref_docs", settings, ("show_progress", "strict"))
-        return self._write(fitted, **settings)
+        corpus = nodes if isinstance(nodes, Corpus) else Corpus(list(nodes), [])
+        return self._bring_in(
+            corpus,
+            source=source,
+            settings=SyncSettings(vanished=False),
+            show_progress=show_progress,
+            strict=strict,
+        ).written
 
     def clear(self) -> None:
         """Delete everything, learnt queries too; the index can be filled again."""

@@ -146,9 +146,7 @@ class ImageStorage:
             with self._one_at_a_time():
                 self._note_pending(node.node_id, *([path.name] if kept else []))
             return node
-        check_image(node)
-        data = base64.b64decode(node.image.partition(",")[2] or node.image)
-        path = self.folder / f"{hashlib.sha256(data).hexdigest()}.{image_format(data).lower()}"
+        path, data = self._named(node, node.image)
         with self._one_at_a_time():
             same = path.is_file() and not path.is_symlink() and path.read_bytes() == data
             if self._is_ours(path.name) or not (
@@ -164,6 +162,24 @@ class ImageStorage:
                 )
             # Else it is the user's own file, which is used and never deleted.
         return node.model_copy(update={"image": None, "image_path": str(path)})
+
+    def kept_as(self, node: TextNode) -> TextNode:
+        """The node as ``keep`` gives it; nothing is written.
+
+        Raises:
+            ImageError: it is no image.
+        """
+        if not isinstance(node, ImageNode) or not node.image:
+            return node
+        path, _ = self._named(node, node.image)
+        return node.model_copy(update={"image": None, "image_path": str(path)})
+
+    def _named(self, node: ImageNode, image: str) -> tuple[Path, bytes]:
+        """Where an image that came as base64 is kept, and its content."""
+        check_image(node)
+        data = base64.b64decode(image.partition(",")[2] or image)
+        name = f"{hashlib.sha256(data).hexdigest()}.{image_format(data).lower()}"
+        return self.folder / name, data
 
     def tidy(self) -> None:
         """Let go of pending images that no row uses, unless an insert is running somewhere."""

@@ -33,7 +33,7 @@ _IDENTITY = (
     "aligner",
 )
 # Of other classes: how fast, where, by whom and for whom a service is asked, how that is shown, and
-# what a class counts while it is used.
+# what a class counts and waits for while it is used.
 _MOVES_NOTHING = re.compile(
     r"^api|^aws|^azure_(ad|endpoint)|(^|_)(url|uri|base|endpoint|host|port|region|profile|proxy|"
     r"headers?|keys?|token|secret|password|credentials?|organi[sz]ation|project|user|client|"
@@ -41,7 +41,8 @@ _MOVES_NOTHING = re.compile(
     r"cache_dir|rate_limiter|timeout(_s)?|retries|retry|max_retries|show_progress(_bar)?|"
     r"verbose|device|devices|target_devices|parallel_process|requests_at_once|keep_alive|"
     r"image_root|max_pixels|allow_http|allow_urls|reuse_client|trust_remote_code|calls?|counts?|"
-    r"counter|usage|asked|seen|history|stats|log|total\w*)($|_env$)",
+    r"counter|usage|asked|seen|history|stats|log|total\w*|fail\w*|good_for|delay\w*|sleep\w*|"
+    r"wait\w*|latency)($|_env$)",
     re.IGNORECASE,
 )
 _NOT_TEXTS = {"dimensions", "max_text_tokens", "pooling", "aligner"}

@@ -22,6 +22,7 @@ from llama_index_gap.errors import EXPECTED_ERRORS, InvalidValueError
 from llama_index_gap.files import FileError, open_file
 from llama_index_gap.gap.arrays import VectorArray, unit_rows
 from llama_index_gap.images.opening import ImageSource, data_uri, describe
+from llama_index_gap.index.vectors import PatientModel
 from llama_index_gap.modality import PLURAL, Modality
 from llama_index_gap.readers.records import Skipped
 from llama_index_gap.text import is_blank
@@ -138,28 +139,22 @@ def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _vectors(
-    model: BaseEmbedding, modality: Modality, queries: list[str]
-) -> list[VectorArray | Exception]:
-    """Embed queries as a search does: vectors of length 1, or why there is none, for each."""
-    try:
+def _patient(model: BaseEmbedding, modality: Modality) -> PatientModel[VectorArray]:
+    """Embeds queries as a search does."""
+
+    def embedded(queries: list[str]) -> list[VectorArray]:
         if modality == "image":
             found = cast(MultiModalEmbedding, model).get_image_embedding_batch(list(queries))
         elif isinstance(model, DualEncoderEmbedding):
             found = model.get_query_embedding_batch(queries)
         else:
             found = [model.get_agg_embedding_from_queries([query]) for query in queries]
-    except EXPECTED_ERRORS as error:
-        if len(queries) == 1:
-            return [error]
-        return [each for query in queries for each in _vectors(model, modality, [query])]
-    rows = [np.asarray(each, dtype=np.float32) for each in found]
-    return [
-        unit_rows(row)
-        if np.isfinite(row).all() and row.any()
-        else InvalidValueError("its embedding has no direction")
-        for row in rows
-    ]
+        rows = [np.asarray(each, dtype=np.float32) for each in found]
+        if not all(np.isfinite(row).all() and row.any() for row in rows):
+            raise InvalidValueError("its embedding has no direction")
+        return rows
+
+    return PatientModel(model.model_name, modality, embedded)
 
 
 def embed_sample(
@@ -181,6 +176,7 @@ def embed_sample(
 
     Raises:
         ValueError: fewer than 30 queries could be embedded.
+        EmbeddingError: a model fails, or the service behind it.
     """
     waiting = deque(candidates)
     if len(waiting) > MOST_QUERIES:
@@ -189,6 +185,7 @@ def embed_sample(
     seen: set[str] = set()
     kept: list[list[VectorArray]] = []
     at_once = min(model.embed_batch_size for model in models)
+    patient = [_patient(model, modality) for model in models]
     while waiting and len(kept) < MOST_QUERIES:
         stop_if_given_up()
         batch: list[tuple[str, str]] = []
@@ -206,9 +203,9 @@ def embed_sample(
                 seen.add(content)
             batch.append((where, query))
         asked = [query for _, query in batch]
-        by_model = [_vectors(model, modality, asked) for model in models]
+        by_model = [model.vectors(asked) for model in patient]
         for (where, _), *rows in zip(batch, *by_model, strict=True):
-            embedded = [row for row in rows if not isinstance(row, Exception)]
+            embedded = [unit_rows(row) for row in rows if not isinstance(row, Exception)]
             if len(embedded) == len(models):
                 kept.append(embedded)
             else:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +36,16 @@ class Corpus:
         nodes: text nodes and image nodes, document by document.
         skipped: everything that was left out, with its reason.
         root: folder that all images lie in; None if that is not known.
+        path: file or folder that was read, as the user named it; None if no path was.
+        places: the file, and in a table the line, that each document stands in, by its id; those
+            of which nothing could be read too.
     """
 
     nodes: list[BaseNode]
     skipped: list[Skipped]
     root: Path | None = None
+    path: Path | None = None
+    places: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def text_nodes(self) -> list[BaseNode]:
@@ -116,7 +122,8 @@ def read_corpus(
     root = folder if root is None else Path(root).expanduser()
     maker = NodeMaker(root, folder, chosen_splitter(splitter, chunk_size), max_pixels)
     records = _records(path, root)
-    return _corpus(records, maker, str(path), strict=strict, show_progress=show_progress)
+    corpus = _corpus(records, maker, str(path), strict=strict, show_progress=show_progress)
+    return replace(corpus, path=Path(os.path.abspath(path)))  # noqa: PTH100 - links stay
 
 
 def corpus_from_records(
@@ -158,16 +165,19 @@ def _corpus(
 ) -> Corpus:
     nodes: list[BaseNode] = []
     skipped: list[Skipped] = []
+    places: dict[str, str] = {}
     for record in get_tqdm_iterable(records, show_progress, "Reading documents"):
         made, left_out = ([], [record]) if isinstance(record, Skipped) else maker.nodes(record)
         if strict and left_out:
             raise CorpusError(f"{left_out[0].source}: {left_out[0].reason} (strict=True)")
+        if not isinstance(record, Skipped):
+            places.setdefault(record.id, record.source)
         nodes += made
         skipped += left_out
     if not nodes:
         why = "; ".join(f"{skip.source}: {skip.reason}" for skip in skipped[:3])
         raise CorpusError(f"{name}: no document could be read ({why or 'it holds none'})")
-    return Corpus(nodes, skipped, maker.root)
+    return Corpus(nodes, skipped, maker.root, places=places)
 
 
 def _records(path: Path, root: Path) -> Records:

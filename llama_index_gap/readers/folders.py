@@ -34,8 +34,13 @@ def read_folder(folder: Path, root: Path, text_root: Path) -> Records:
     files: list[Path] = []
     outside: list[Skipped] = []
     walked: set[Path] = set()
+
+    def refused(error: OSError) -> None:
+        name = os.path.relpath(error.filename, folder)
+        outside.append(Skipped(Path(name).as_posix(), f"cannot be listed ({error.strerror})"))
+
     allowed = (folder.resolve(), root.resolve())
-    for parent, folders, names in os.walk(folder, followlinks=True):
+    for parent, folders, names in os.walk(folder, onerror=refused, followlinks=True):
         place = Path(parent).resolve()
         if not any(place.is_relative_to(each) for each in allowed):
             name = Path(parent).relative_to(folder).as_posix()

@@ -42,10 +42,13 @@ class Skipped:
     Attributes:
         source: where it stands: a file, a file and line, or a document and the image in it.
         reason: why it was left out.
+        on_purpose: whether it could be read, and whoever wrote it wants it left out; an index then
+            need not keep what it has of it.
     """
 
     source: str
     reason: str
+    on_purpose: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -185,7 +188,8 @@ class NodeMaker:
         skipped += [Skipped(record.source, problem) for problem in record.problems]
         made = [*texts, *images]
         if not made and not skipped:
-            skipped = [Skipped(record.source, "has neither a text nor an image")]
+            reason = "has neither a text nor an image"
+            skipped = [Skipped(record.source, reason, on_purpose=True)]
         twice = self._ids.intersection(node.node_id for node in made)
         if twice:
             reason = f"its node id {min(twice)!r} is taken by an earlier document"

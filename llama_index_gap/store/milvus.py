@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -48,14 +48,18 @@ from llama_index_gap.store.filters import (
     ID_FIELD,
     NO_DOCUMENT,
     filter_expression,
+    literal,
     literal_list,
 )
 from llama_index_gap.store.rows import (
     BUCKET_KEY,
     BUCKETS,
     FINGERPRINT_KEY,
+    LABEL_KEYS,
     NODE_FIELDS,
+    SOURCE_KEY,
     VECTOR_FIELD,
+    StoredRow,
     fingerprint,
     in_buckets,
     most_row_bytes,
@@ -74,6 +78,8 @@ STATE_SECONDS = 1.0
 _DEFAULT_EF = 64
 _MOST_RESULTS = 16_384  # a server's own limit, kept on Milvus Lite too
 _NODES_PER_READ = 400
+_ROW_FIELDS = [ID_FIELD, DOC_ID_FIELD, FINGERPRINT_KEY, *LABEL_KEYS]
+_ROWS_PER_ANSWER = 50_000  # each of some hundred bytes
 
 
 @dataclass(frozen=True)
@@ -251,6 +257,7 @@ class MilvusStore(MilvusVectorStore):
         nodes: Sequence[BaseNode],
         *,
         images: Mapping[str, str] | None = None,
+        labels: Mapping[str, Mapping[str, str]] | None = None,
         **add_kwargs: Any,
     ) -> list[str]:
         """Store nodes with their embeddings; a node whose id is there already is replaced.
@@ -261,6 +268,7 @@ class MilvusStore(MilvusVectorStore):
         Args:
             nodes: nodes with embeddings; of two with one id the later one stays.
             images: by id, a digest of the image that the vector was made from, for ``compare``.
+            labels: by id, texts that are stored beside the node, for ``stored_rows``.
             **add_kwargs: none are known.
 
         Returns:
@@ -273,7 +281,10 @@ class MilvusStore(MilvusVectorStore):
         _refuse_arguments("add", add_kwargs)
         rows = {
             node.node_id: to_row(
-                node, self._collection.max_lengths, (images or {}).get(node.node_id, "")
+                node,
+                self._collection.max_lengths,
+                (images or {}).get(node.node_id, ""),
+                (labels or {}).get(node.node_id),
             )
             | {VECTOR_FIELD: self._to_vector(node.embedding, f"node {node.node_id[:100]!r}")}
             for node in nodes
@@ -671,15 +682,10 @@ class MilvusStore(MilvusVectorStore):
         for node in nodes:
             with suppress(InvalidValueError):
                 asked[node.node_id] = fingerprint(node, images.get(node.node_id, ""))
-        fields = [ID_FIELD, FINGERPRINT_KEY]
-        rows = self._collection.read(asked, fields, IDS_PER_MESSAGE)
-        stored = {row[ID_FIELD]: row.get(FINGERPRINT_KEY) for row in rows}
-        # Rows of LlamaIndex's own store carry none.
-        bare = [node_id for node_id, known in stored.items() if not isinstance(known, str)]
-        for row in self._collection.read(bare, NODE_FIELDS, _NODES_PER_READ):
-            with suppress(StoreError):  # a damaged one is replaced
-                node = self._to_node(row)
-                stored[node.node_id] = fingerprint(node, images.get(node.node_id, ""))
+        stored = {
+            node_id: row.fingerprint
+            for node_id, row in self.stored_rows(asked, images=images).items()
+        }
         return (
             {node_id for node_id, known in stored.items() if known == asked[node_id]},
             {
@@ -688,6 +694,56 @@ class MilvusStore(MilvusVectorStore):
                 if only_moved(str(known), asked[node_id])
             },
         )
+
+    def stored_rows(
+        self, ids: Iterable[str], *, images: Mapping[str, str] | None = None
+    ) -> dict[str, StoredRow]:
+        """What is stored beside some nodes, by id.
+
+        Args:
+            ids: any number of node ids; unknown ones are passed over.
+            images: by id, a digest of an image, for rows that carry no fingerprint.
+        """
+        rows = self._collection.read(ids, _ROW_FIELDS, IDS_PER_MESSAGE)
+        stored = {row[ID_FIELD]: StoredRow.of(row) for row in rows}
+        # Rows of LlamaIndex's own store carry none.
+        bare = [node_id for node_id, row in stored.items() if row.fingerprint is None]
+        for row in self._collection.read(bare, NODE_FIELDS, _NODES_PER_READ):
+            with suppress(StoreError):  # a damaged one is replaced
+                node = self._to_node(row)
+                known = fingerprint(node, (images or {}).get(node.node_id, ""))
+                stored[node.node_id] = replace(stored[node.node_id], fingerprint=known)
+        return stored
+
+    def rows_from(self, source: str | None) -> dict[str, StoredRow]:
+        """What is stored beside the nodes that were written from a corpus, by id.
+
+        Args:
+            source: its name; None for all that is stored.
+        """
+        key = f"$meta[{literal(SOURCE_KEY)}]"
+        expression = "" if source is None else f"{key} == {literal(source)}"
+        if self.count() > _ROWS_PER_ANSWER:
+            return self.stored_rows(self._collection.find_ids(expression))
+        expression = expression or f"{ID_FIELD} != {literal('')}"
+        rows = self._collection.call(
+            "query", filter=expression, output_fields=_ROW_FIELDS, **STRONG
+        )
+        return {row[ID_FIELD]: StoredRow.of(row) for row in rows}
+
+    def rename_source(self, ids: Sequence[str], source: str) -> None:
+        """Say that nodes were written from another corpus; nothing else of them changes.
+
+        Args:
+            ids: of the nodes, renamed in this order.
+            source: the new name.
+        """
+        at_once = max(1, MESSAGE_BYTES // most_row_bytes(self._collection.dim))
+        write = "insert" if self._collection.connection.lite else "upsert"
+        for start in range(0, len(ids), at_once):
+            rows = list(self._collection.read(ids[start : start + at_once], ["*"], at_once))
+            if rows:
+                self._collection.call(write, data=[{**row, SOURCE_KEY: source} for row in rows])
 
     def count(self) -> int:
         """Count the nodes."""

@@ -6,6 +6,7 @@ import hashlib
 import json
 import string
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -26,12 +27,19 @@ BUCKET_KEY = "gap_bucket"
 """Says which of 1,024 parts, by the hash of its id, a row is in."""
 FINGERPRINT_KEY = "gap_fingerprint"
 """Changes with whatever of a row's node is stored or embedded."""
+SOURCE_KEY = "gap_source"
+"""Names the corpus that a row was written from."""
+PLACE_KEY = "gap_place"
+"""Names the file of that corpus which its document stands in."""
+CONTENT_KEY = "gap_content"
+"""A digest of what a row's vector was made from."""
+LABEL_KEYS = (SOURCE_KEY, PLACE_KEY, CONTENT_KEY)
 BUCKETS = 1024
 
 _RESERVED_KEYS = frozenset(
     {
         *("$meta", "_node_content", "_node_type", ID_FIELD, TEXT_FIELD, VECTOR_FIELD),
-        *(BUCKET_KEY, FINGERPRINT_KEY),
+        *(BUCKET_KEY, FINGERPRINT_KEY, *LABEL_KEYS),
     }
 )
 _DOC_ID_KEYS = (DOC_ID_FIELD, "document_id", "ref_doc_id")
@@ -49,13 +57,43 @@ _TEMPLATES = {
 }
 
 
-def to_row(node: BaseNode, max_lengths: Mapping[str, int], image: str = "") -> dict[str, Any]:
+@dataclass(frozen=True)
+class StoredRow:
+    """What is stored beside a node, for comparing.
+
+    Attributes:
+        document: id of its source document; empty where it has none.
+        fingerprint: as ``fingerprint`` made it; None where another store wrote the row.
+        labels: what ``LABEL_KEYS`` name, as far as it is there.
+    """
+
+    document: str
+    fingerprint: str | None
+    labels: dict[str, str]
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> StoredRow:
+        """What a row says that was read with these fields; it may say anything."""
+        known = row.get(FINGERPRINT_KEY)
+        labels = {key: row[key] for key in LABEL_KEYS if isinstance(row.get(key), str)}
+        return cls(
+            str(row.get(DOC_ID_FIELD) or ""), known if isinstance(known, str) else None, labels
+        )
+
+
+def to_row(
+    node: BaseNode,
+    max_lengths: Mapping[str, int],
+    image: str = "",
+    labels: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
     """A node as a row, but for its vector.
 
     Args:
         node: any node.
         max_lengths: most bytes in each column of text.
         image: as for ``fingerprint``.
+        labels: texts for ``LABEL_KEYS``, which no fingerprint changes with.
 
     Raises:
         ValueError: a node that cannot be stored; names it.
@@ -88,6 +126,7 @@ def to_row(node: BaseNode, max_lengths: Mapping[str, int], image: str = "") -> d
         "ref_doc_id": source,
         BUCKET_KEY: _bucket(node.node_id),
         FINGERPRINT_KEY: _digest(content, columns[TEXT_FIELD], image),
+        **(labels or {}),
     }
     check_bytes(
         json.dumps(dynamic, ensure_ascii=False, separators=(",", ":")),
@@ -123,12 +162,13 @@ def only_moved(stored: str, asked: str) -> bool:
 def _digest(content: Mapping[str, Any], text: str, image: str) -> str:
     kept = {key: content[key] for key in _FINGERPRINTED if key in content}
     written = [kept, text, image] if image else [kept, text]
-    digest = _hash(json.dumps(written, sort_keys=True))
+    digest = text_digest(json.dumps(written, sort_keys=True))
     path = content.get("image_path")
-    return f"{digest}-{_hash(path)}" if path else digest
+    return f"{digest}-{text_digest(path)}" if path else digest
 
 
-def _hash(text: str) -> str:
+def text_digest(text: str) -> str:
+    """A short digest of any text."""
     return hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=12).hexdigest()
 
 

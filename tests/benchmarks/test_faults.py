@@ -24,7 +24,9 @@ def test_what_was_killed_is_whole_when_run_again():
 
     assert shown.returncode == 0, shown.stdout + shown.stderr
     rows = [line.split() for line in shown.stdout.splitlines()]
-    assert [row[0] for row in rows[1:-1]] == ["index", "index", "delete", "delete"]
+    assert [row[0] for row in rows[1:-1]] == [
+        *("index", "index", "delete", "delete", "sync", "sync")
+    ]
     assert rows[-1][:2] == ["0", "differences,"]
 
 

@@ -22,7 +22,7 @@ from PIL import Image
 from rerank_server import KEY
 
 from llama_index_gap import DualIndex, EmbeddingService, ImageError, ModelError
-from llama_index_gap.errors import InvalidValueError
+from llama_index_gap.errors import EmbeddingError, InvalidValueError
 
 DIALECTS = ("openai", "vllm", "infinity", "jina", "cohere")
 WITH_IMAGES = DIALECTS[1:]
@@ -238,7 +238,7 @@ def test_a_service_that_dies_is_an_error_and_a_second_run_goes_on(
         with DualIndex(str(tmp_path / "gap.db"), embed_model=model) as index:
             with pytest.raises(httpx2.RequestError):
                 httpx2.post(f"{address}/stop", json={}, trust_env=False)
-            with pytest.raises(ModelError, match="cannot be reached"):
+            with pytest.raises(EmbeddingError, match="cannot be reached"):
                 index.insert_nodes(nodes)
     with serving() as address:
         model = service(address, "jina")

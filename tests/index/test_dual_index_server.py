@@ -102,6 +102,30 @@ def test_a_second_run_embeds_nothing(index: DualIndex, nodes: list[TextNode]) ->
     assert index.embed_model.embedded == []
 
 
+def test_a_sync_deletes_what_vanished_and_nothing_else(
+    index: DualIndex, model: CountingEmbedding, nodes: list[TextNode]
+) -> None:
+    index.sync(nodes, source="news")
+    index.insert_nodes([TextNode(id_="note", text="a note")])
+    model.embedded.clear()
+    kept = [node for node in nodes if node.ref_doc_id != "bridge"]
+
+    report = index.sync(kept, source="news")
+
+    assert (report.vanished, report.unchanged, report.others) == (["bridge"], 4, 1)
+    assert index.count() == {"text": 5, "image": 4}
+    renamed = [
+        node.model_copy(update={"id_": f"{node.node_id}2"}) if "concert" in node.node_id else node
+        for node in kept
+    ]
+    assert index.sync(renamed, source="news").changed == ["concert"]
+    assert model.embedded == []
+    assert index.get_nodes(["concert-text2", "concert-text"])[0].node_id == "concert-text2"
+    for store in index._stores.values():
+        store.rename_source(list(store.rows_from("news")), "other")
+    assert index.sync(renamed, source="other", dry_run=True).unchanged == 4
+
+
 def test_an_upsert_leaves_one_row_in_each_collection(
     index: DualIndex, nodes: list[TextNode]
 ) -> None:

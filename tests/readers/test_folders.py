@@ -245,3 +245,22 @@ def test_paths_that_nothing_can_resolve_cost_no_other_page(tmp_path: Path) -> No
         "a.md, image a\0.png",
         "b.md, image loop.png",
     ]
+
+
+def test_a_folder_that_cannot_be_listed_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "closed").mkdir()
+    (tmp_path / "a.md").write_text("A day.")
+    listed = os.scandir
+
+    def closed(path: Any) -> Any:
+        if Path(path).name == "closed":
+            raise PermissionError(13, "Permission denied", str(path))
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", closed)
+
+    assert read_corpus(tmp_path).skipped == [
+        Skipped("closed", "cannot be listed (Permission denied)")
+    ]

@@ -29,6 +29,7 @@ from llama_index_gap.nodes import CaptionedImageNode
 from llama_index_gap.store.collection import Collection
 from llama_index_gap.store.connection import StoreError
 from llama_index_gap.store.milvus import MilvusStore
+from llama_index_gap.store.rows import PLACE_KEY, SOURCE_KEY
 
 # --- closing, copies, threads, loops ------------------------------------------------------------
 
@@ -297,6 +298,25 @@ def test_rows_of_an_earlier_version_are_read_to_see_whether_they_changed(
 
     assert store.unchanged_ids([node("a", n=1), node("b", n=2), node("new")]) == {"a", "new"}
     assert sorted(read) == ["a", "b"]
+
+
+def test_rows_know_where_they_were_written_from(store: MilvusStore) -> None:
+    nodes = [node("a", source="d"), node("b"), node("c")]
+    labels = {"a": {SOURCE_KEY: 'a "corpus"', PLACE_KEY: "a.md"}, "b": {SOURCE_KEY: "other"}}
+    store.add(nodes, labels=labels)
+
+    assert store.rows_from('a "corpus"') == store.stored_rows(["a"])
+    assert store.stored_rows(["a"])["a"].labels == labels["a"]
+    assert store.rows_from("nobody") == {}
+    assert set(store.rows_from(None)) == {"a", "b", "c"}
+    assert store.rows_from(None)["a"].document == "d"
+
+    before = store.get_nodes(["b"]), store.get_vectors(["b"])["b"].tolist()
+    store.rename_source(["b", "no such"], "a new name")
+    assert store.stored_rows(["b"])["b"].labels == {SOURCE_KEY: "a new name"}
+    assert (store.get_nodes(["b"]), store.get_vectors(["b"])["b"].tolist()) == before
+    assert store.count() == 3
+    assert store.unchanged_ids(nodes) == {"a", "b", "c"}
 
 
 def test_a_sample(store: MilvusStore) -> None:

@@ -28,6 +28,7 @@ from store_nodes import DIM, equal, node, vector
 from llama_index_gap.images.opening import ImageError
 from llama_index_gap.nodes import CaptionedImageNode
 from llama_index_gap.store.milvus import MilvusStore
+from llama_index_gap.store.rows import StoredRow
 
 
 def test_a_node_comes_back_as_it_was(store: MilvusStore) -> None:
@@ -220,3 +221,9 @@ def test_the_longest_text_and_metadata_fit(store: MilvusStore) -> None:
 def test_metadata_that_repeats_the_source_is_no_clash(store: MilvusStore) -> None:
     store.add([node("a", source="d", doc_id="d", document_id="d")])
     assert store.get_nodes(ref_doc_ids=["d"])[0].metadata == {"doc_id": "d", "document_id": "d"}
+
+
+def test_what_a_row_says_of_its_origin_may_be_anything() -> None:
+    row = {"doc_id": None, "gap_fingerprint": 5, "gap_source": ["/etc"], "gap_place": "a.md"}
+
+    assert StoredRow.of(row) == StoredRow("", None, {"gap_place": "a.md"})

@@ -522,6 +522,7 @@ CANCELLED: dict[str, Callable[[DualIndex], Any]] = {
     "adelete_nodes": lambda index: index.adelete_nodes(["1", "2"]),
     "adelete_ref_doc": lambda index: index.adelete_ref_doc("doc 1"),
     "arefresh_ref_docs": lambda index: index.arefresh_ref_docs(NODES[:1]),
+    "async_sync": lambda index: index.async_sync(MANY, source="s"),
     "aget_nodes": lambda index: index.aget_nodes(["1"]),
     "acount": lambda index: index.acount(),
     "asave_calibrator": lambda index: index.asave_calibrator(RelevanceCalibrator.fit(labelled())),

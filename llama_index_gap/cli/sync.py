@@ -1,0 +1,114 @@
+"""llama-gap sync: an index brought in step with a corpus that has changed."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+import llama_index_gap
+from llama_index_gap.cli import model_options, options, terminal
+from llama_index_gap.cli.corpora import CorpusPath, MaxPixels, Root, took
+from llama_index_gap.text import visible
+
+if TYPE_CHECKING:
+    from llama_index_gap.index.syncing import SyncReport
+
+_SHOWN = 20
+
+
+@model_options.with_models
+def sync(
+    path: CorpusPath,
+    *,
+    db: options.Database = "gap.db",
+    name: options.Name = "gap",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would be done, and write nothing.")
+    ] = False,
+    source: options.Source = None,
+    whole_index: Annotated[
+        bool,
+        typer.Option("--whole-index", help="Delete whatever else the index holds, too."),
+    ] = False,
+    delete_unreadable: Annotated[
+        bool,
+        typer.Option("--delete-unreadable", help="Delete what may only be unreadable now, too."),
+    ] = False,
+    delete_most: Annotated[
+        bool, typer.Option("--delete-most", help="Let more than half of the corpus vanish.")
+    ] = False,
+    root: Root = None,
+    max_pixels: MaxPixels = None,
+    models: model_options.Models,
+    all_listed: Annotated[
+        bool, typer.Option("--all", help="List all documents, and all that is skipped.")
+    ] = False,
+) -> None:
+    """Bring an index in step with its corpus: embed what is new or changed, delete what is gone.
+
+    Documents of other corpora stay. Run again, it completes an interrupted run.
+    """
+    from llama_index_gap.images.limits import MAX_PIXELS
+
+    options.check_is_there(db)
+    shown, started = terminal.stderr.is_terminal, time.monotonic()
+    with terminal.resumable():
+        corpus = llama_index_gap.read_corpus(
+            path, root=root, max_pixels=max_pixels or MAX_PIXELS, show_progress=shown
+        )
+        roots = [corpus.root] if corpus.root is not None else None
+        with options.open_index(db, name, roots, models=models) as index:
+            report = index.sync(
+                corpus,
+                source=source,
+                dry_run=dry_run,
+                whole_index=whole_index,
+                delete_unreadable=delete_unreadable,
+                delete_most=delete_most,
+                show_progress=shown,
+            )
+    terminal.stdout.print(visible(f"Read {corpus.summary()}"), markup=False)
+    done = "Plan, nothing was written" if dry_run else f"In step in {took(started)}"
+    terminal.stdout.print(visible(f"{done}: {report.summary()}"), markup=False)
+    _print_documents(report, all_listed)
+    for note in report.notes:
+        terminal.say("note", note)
+    if report.others:
+        rows = "1 other row stays" if report.others == 1 else f"{report.others:,} other rows stay"
+        terminal.stdout.print(
+            f"{rows}: of other corpora, of inserted nodes, or written by an earlier version and "
+            "gone since; --whole-index deletes them"
+        )
+    terminal.print_skipped([*corpus.skipped, *report.written.skipped], all_listed)
+
+
+def _print_documents(report: SyncReport, all_listed: bool) -> None:
+    """List what has changed, the first of each sort unless all are wanted."""
+    former = {old: new for new, old in report.renamed.items()}
+    sorts = {
+        "new": [
+            (key, f"was {report.renamed[key]}" if key in report.renamed else "")
+            for key in report.new
+        ],
+        "changed": [(key, "") for key in report.changed],
+        "vanished": [
+            (key, f"is {former[key]} now" if key in former else "") for key in report.vanished
+        ],
+        "kept": [(skip.source, skip.reason) for skip in report.kept],
+    }
+    table = Table.grid(padding=(0, 2, 0, 0))
+    for _ in range(3):
+        table.add_column(overflow="fold")
+    more = 0
+    for sort, documents in sorts.items():
+        shown = documents if all_listed else documents[:_SHOWN]
+        more += len(documents) - len(shown)
+        for cells in shown:
+            table.add_row(sort, *(Text(visible(words), overflow="fold") for words in cells))
+    terminal.stdout.print(table)
+    if more:
+        terminal.stdout.print(f"… and {more:,} more: --all lists them")
