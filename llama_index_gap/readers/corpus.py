@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +13,14 @@ from llama_index.core.schema import BaseNode, ImageNode
 from llama_index.core.utils import get_tqdm_iterable
 
 from llama_index_gap.images.limits import MAX_PIXELS
+from llama_index_gap.readers.columns import NamedFields
 from llama_index_gap.readers.folders import read_folder
-from llama_index_gap.readers.records import (
-    CorpusError,
-    NodeMaker,
-    Records,
-    Skipped,
-    record_from_fields,
-)
+from llama_index_gap.readers.records import CorpusError, NodeMaker, Note, Records, Skipped
 from llama_index_gap.readers.splitting import default_splitter
-from llama_index_gap.readers.tables import read_table
+from llama_index_gap.readers.tables import names_files, read_objects, read_table
 
 _TABLE_FILES = ("docs.jsonl", "docs.csv", "docs.tsv")
+_IMAGE_FOLDER_TABLES = ("metadata.jsonl", "metadata.csv")  # with a file_name, as data sets have it
 
 
 @dataclass(frozen=True)
@@ -35,11 +31,13 @@ class Corpus:
         nodes: text nodes and image nodes, document by document.
         skipped: everything that was left out, with its reason.
         root: folder that all images lie in; None if that is not known.
+        notes: how tables were read: what became of their columns, and which have types.
     """
 
     nodes: list[BaseNode]
     skipped: list[Skipped]
     root: Path | None = None
+    notes: list[str] = field(default_factory=list)
 
     @property
     def text_nodes(self) -> list[BaseNode]:
@@ -57,13 +55,14 @@ class Corpus:
         return list(dict.fromkeys(str(node.ref_doc_id) for node in self.nodes))
 
     def summary(self) -> str:
-        """One paragraph: the counts, and each reason for skipping with how often it came."""
+        """The counts, how tables were read, and each reason for skipping with how often it came."""
         captions = sum(bool(node.text) for node in self.image_nodes)
         lines = [
             f"{len(self.document_ids):,} documents: {len(self.text_nodes):,} passages, "
             f"{len(self.image_nodes):,} images ({captions:,} with a caption); "
             f"{len(self.skipped):,} skipped"
         ]
+        lines += [f"  {note}" for note in self.notes]
         reasons = Counter(skip.reason.split(";")[0] for skip in self.skipped)
         lines += [f"  {count:,} × {reason}" for reason, count in reasons.most_common()]
         return "\n".join(lines)
@@ -74,6 +73,9 @@ def read_corpus(
     *,
     root: str | Path | None = None,
     splitter: NodeParser | None = None,
+    text_field: str | Sequence[str] | None = None,
+    image_field: str | Sequence[str] | None = None,
+    id_field: str | Sequence[str] | None = None,
     max_pixels: int = MAX_PIXELS,
     strict: bool = False,
     show_progress: bool = False,
@@ -85,9 +87,10 @@ def read_corpus(
     - a ``.jsonl`` file: an object a line, with ``id``, ``title``, ``text``, ``images`` (a list of
       ``{"path": …, "caption" or "alt": …}``, or of paths), or a single ``image`` with its
       ``caption`` or ``alt`` beside it; every other key is metadata;
-    - a ``.csv`` or ``.tsv`` file with the same names as columns; several images, and their
-      captions, in one cell are separated by ``|``;
-    - a folder that holds ``docs.jsonl``, ``docs.csv`` or ``docs.tsv``;
+    - a ``.csv`` or ``.tsv`` file with the same names as columns, or with those that shops and data
+      sets have (docs/catalogues.md); a ``.json`` file with a list of such objects;
+    - a folder that holds ``docs.jsonl``, ``docs.csv`` or ``docs.tsv``, or ``metadata.jsonl`` or
+      ``metadata.csv`` with a ``file_name``;
     - a folder of Markdown files: front matter is metadata, alt texts are captions;
     - a folder of images, each a document; ``name.txt`` beside ``name.jpg`` is its caption.
 
@@ -101,19 +104,23 @@ def read_corpus(
             folder of the corpus.
         splitter: cuts long texts; by default LlamaIndex's ``SentenceSplitter`` with chunks of 512
             tokens that overlap by 64.
+        text_field: of a table, the column or columns of the text; by default found by their names.
+        image_field: likewise of the images.
+        id_field: likewise of the id; values of several columns are joined by ``/``.
         max_pixels: skip images with more pixels than this.
         strict: raise at the first document or image that would be skipped.
         show_progress: show a progress bar.
 
     Raises:
-        CorpusError: no such path, a format that is not read, no document in it at all, or, with
-            ``strict=True``, anything to skip.
+        CorpusError: no such path, a format that is not read, no document in it at all, a column
+            that is named and not there, or, with ``strict=True``, anything to skip.
     """
+    named = NamedFields.of(text_field, image_field, id_field)
     path = Path(path).expanduser()
     folder = path if path.is_dir() else path.parent
     root = folder if root is None else Path(root).expanduser()
     maker = NodeMaker(root, folder, splitter or default_splitter(), max_pixels)
-    records = _records(path, root)
+    records = _records(path, root, named)
     return _corpus(records, maker, str(path), strict=strict, show_progress=show_progress)
 
 
@@ -121,6 +128,9 @@ def corpus_from_records(
     records: Iterable[Mapping[str, Any]],
     folder: str | Path,
     *,
+    text_field: str | Sequence[str] | None = None,
+    image_field: str | Sequence[str] | None = None,
+    id_field: str | Sequence[str] | None = None,
     max_pixels: int = MAX_PIXELS,
     strict: bool = False,
     show_progress: bool = False,
@@ -130,6 +140,9 @@ def corpus_from_records(
     Args:
         records: the documents, with the keys that a line of ``docs.jsonl`` has (``read_corpus``).
         folder: where relative paths of images start; images must lie in it.
+        text_field: as for ``read_corpus``, like all that follow.
+        image_field: likewise.
+        id_field: likewise.
         max_pixels: as for ``read_corpus``.
         strict: as for ``read_corpus``.
         show_progress: as for ``read_corpus``.
@@ -140,15 +153,10 @@ def corpus_from_records(
     folder = Path(folder).expanduser()
     maker = NodeMaker(folder, folder, default_splitter(), max_pixels)
 
-    def checked() -> Records:
-        for number, fields in enumerate(records, start=1):
-            source = f"document {number}"
-            try:
-                yield record_from_fields(fields, source)
-            except ValueError as error:
-                yield Skipped(source, str(error))
-
-    return _corpus(checked(), maker, str(folder), strict=strict, show_progress=show_progress)
+    named = NamedFields.of(text_field, image_field, id_field)
+    objects = ((f"document {number}", each) for number, each in enumerate(records, start=1))
+    read = read_objects(objects, named, "records", str(folder))
+    return _corpus(read, maker, str(folder), strict=strict, show_progress=show_progress)
 
 
 def _corpus(
@@ -156,7 +164,11 @@ def _corpus(
 ) -> Corpus:
     nodes: list[BaseNode] = []
     skipped: list[Skipped] = []
+    notes: list[str] = []
     for record in get_tqdm_iterable(records, show_progress, "Reading documents"):
+        if isinstance(record, Note):
+            notes.append(record.text)
+            continue
         made, left_out = ([], [record]) if isinstance(record, Skipped) else maker.nodes(record)
         if strict and left_out:
             raise CorpusError(f"{left_out[0].source}: {left_out[0].reason} (strict=True)")
@@ -165,17 +177,27 @@ def _corpus(
     if not nodes:
         why = "; ".join(f"{skip.source}: {skip.reason}" for skip in skipped[:3])
         raise CorpusError(f"{name}: no document could be read ({why or 'it holds none'})")
-    return Corpus(nodes, skipped, maker.root)
+    return Corpus(nodes, skipped, maker.root, notes)
 
 
-def _records(path: Path, root: Path) -> Records:
+def _records(path: Path, root: Path, named: NamedFields) -> Records:
     if path.is_file():  # as the user names it, it may be a link to anywhere
-        return read_table(path)
+        return read_table(path, named=named)
     if not path.is_dir():
         raise CorpusError(f"{path}: no such file or folder")
     text_root = root if path.resolve().is_relative_to(root.resolve()) else path
     tables = [path / name for name in _TABLE_FILES if (path / name).is_file()]
+    tables = tables or [
+        path / name for name in _IMAGE_FOLDER_TABLES if names_files(path / name, text_root)
+    ]
     if len(tables) > 1:
         names = " and ".join(table.name for table in tables)
         raise CorpusError(f"{path}: holds {names}; pass the one that is meant")
-    return read_table(tables[0], text_root) if tables else read_folder(path, root, text_root)
+    if tables:
+        return read_table(tables[0], text_root, named)
+    if named:
+        raise CorpusError(
+            f"{path}: text_field, image_field and id_field name columns of a table, and this is a "
+            "folder of pages or images"
+        )
+    return read_folder(path, root, text_root)

@@ -26,7 +26,7 @@ def test_csv(tmp_path: Path) -> None:
     assert corpus.document_ids == ["1", "2"]
     assert [node.text for node in corpus.image_nodes] == ["front", "back"]
     assert corpus.nodes[0].get_content() == "A lamp,\nwith a shade."
-    assert corpus.nodes[0].metadata == {"title": "Lamp", "price": "9.50"}
+    assert corpus.nodes[0].metadata == {"title": "Lamp", "price": 9.5}
 
 
 def test_csv_with_one_image_column(tmp_path: Path) -> None:
@@ -91,9 +91,14 @@ def test_rows_of_another_length_are_skipped(tmp_path: Path) -> None:
 
 
 def test_captions_must_match_images_in_number(tmp_path: Path) -> None:
+    for name in ("a.png", "b.png"):
+        write_image(tmp_path / name)
     (tmp_path / "a.csv").write_text("text,images,captions\nok,,\nt,a.png|b.png,one\n")
 
-    assert read_corpus(tmp_path / "a.csv").skipped[0].reason == "has 2 images but 1 captions"
+    corpus = read_corpus(tmp_path / "a.csv")
+
+    assert [node.text for node in corpus.image_nodes] == ["", ""]
+    assert "has 2 images but 1 captions; the images are" in corpus.skipped[0].reason
 
 
 @pytest.mark.parametrize("name", ["docs.jsonl", "docs.csv", "docs.tsv"])
