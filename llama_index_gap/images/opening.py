@@ -14,7 +14,6 @@ from io import BytesIO
 from pathlib import Path
 from typing import IO, TypeAlias
 
-import numpy as np
 from llama_index.core.schema import BaseNode, ImageNode, Node, NodeWithScore
 from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -22,6 +21,7 @@ from llama_index_gap.errors import GapError, InvalidValueError
 from llama_index_gap.files import FileError, open_file, reason
 from llama_index_gap.images.fetching import FetchError, fetch
 from llama_index_gap.images.folders import ImageFolders
+from llama_index_gap.images.greys import grey_of_8_bits
 from llama_index_gap.images.jpeg import MAX_SEGMENTS, is_jpeg, segments_and_scans
 from llama_index_gap.images.limits import (
     MAX_PIXELS,
@@ -69,8 +69,8 @@ def open_image(
     """Open an image: decoded, upright, RGB, and independent of where it came from.
 
     EXIF orientation is applied. Transparent images are laid on white, as a page shows them.
-    Of an animation the first frame is taken. 16-bit greys keep their 8 upper bits. Colour profiles
-    are not applied. A PNG file whose profile, texts or other chunks beside the pixels are damaged
+    Of an animation the first frame is taken. Greys of more than 8 bits are scaled by what they
+    hold (``images.greys``): 12-bit data in 16 bits is not black. Colour profiles are not applied. A PNG file whose profile, texts or other chunks beside the pixels are damaged
     is read without them.
 
     While images are decoded, threads wait where all together would take more than 512 MiB; a
@@ -417,12 +417,8 @@ def _decode(image: Image.Image, name: str, *, owned: bool) -> Image.Image:
         except Exception as error:  # Pillow's readers of EXIF blocks raise types of all kinds
             logger.warning("%s: EXIF block unreadable (%s); taken as stored", name, reason(error))
             image = image if owned else image.copy()
-        if image.mode.startswith("I;16"):  # PIL's own conversion clips all above 255 to white
-            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-        if image.mode in {"I", "F"}:
-            raise ImageError(
-                name, "32-bit numbers have no agreed range of brightness; save it with 8 or 16 bits"
-            )
+        if image.mode.startswith("I") or image.mode == "F":
+            image = grey_of_8_bits(image)
         if image.mode in {"La", "RGBa"}:  # colours already multiplied by their opacity
             image = image.convert({"La": "LA", "RGBa": "RGBA"}[image.mode])
         if image.has_transparency_data:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from io import StringIO, TextIOWrapper
 from typing import IO
 
+from llama_index_gap.errors import InvalidValueError
+
 SEPARATORS = {",": "','", ";": "';'", "\t": "tabs", "|": "'|'"}
 _BLOCK = 2**20
 _LOOK = 2**16
@@ -122,7 +124,7 @@ def find_encoding(file: IO[bytes]) -> str:
         file: left at another place.
 
     Raises:
-        UnicodeDecodeError: neither; says where it stops being UTF-8.
+        InvalidValueError: neither; says where it stops being UTF-8.
     """
     file.seek(0)
     head = file.read(_LOOK)
@@ -133,39 +135,33 @@ def find_encoding(file: IO[bytes]) -> str:
         odd, even = head[1::2].count(0), head[::2].count(0)
         if max(odd, even) * 2 > len(head) // 2 and min(odd, even) * 10 < max(odd, even):
             return "utf-16-le" if odd > even else "utf-16-be"
-    wrong: UnicodeDecodeError | None = None
-    beyond_ascii = broken = 0
+    wrong = ""
+    beyond_ascii = broken = position = 0
     windows = True
-    decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
+    strict = codecs.getincrementaldecoder("utf-8")()
+    lenient = codecs.getincrementaldecoder("utf-8")("surrogateescape")
     file.seek(0)
-    position = 0
-    strict: codecs.IncrementalDecoder | None = codecs.getincrementaldecoder("utf-8")()
-    while True:
+    block = b"."
+    while block:
         block = file.read(_BLOCK)
-        if strict is not None:
-            before = len(strict.getstate()[0])
-            try:
-                strict.decode(block, final=not block)
-            except UnicodeDecodeError as error:
-                start = position - before + error.start
-                wrong = UnicodeDecodeError(
-                    "utf-8", bytes(error.object), error.start, error.end, f"at {start}"
-                )
-                strict = None
+        kept = len(strict.getstate()[0])  # of a character that the block before began
+        try:
+            _ = strict.decode(block, final=not block) if not wrong else ""
+        except UnicodeDecodeError as error:
+            place = position - kept + error.start
+            wrong = f"is not UTF-8; byte 0x{error.object[error.start]:02x} at position {place}"
         position += len(block)
-        text = decoder.decode(block, final=not block)
+        text = lenient.decode(block, final=not block)
         if not text.isascii():
             escaped = len(re.findall("[\udc80-\udcff]", text))
             broken += escaped
             beyond_ascii += len(re.findall("[^\x00-\x7f]", text)) - escaped
             windows = windows and not _NOT_WINDOWS.search(block)
-        if not block:
-            break
-    if wrong is None:
+    if not wrong:
         return "utf-8"
     if windows and beyond_ascii * 10 < broken:
         return "cp1252"
-    raise wrong
+    raise InvalidValueError(f"{wrong}; save it as UTF-8")
 
 
 def find_dialects(file: IO[bytes], encoding: str, usual: str) -> Iterator[Dialect]:

@@ -119,7 +119,8 @@ class RowReader:
             captions = self._captions(fields.get(self.columns.caption.get(column, "")), len(items))
             if captions and len(captions) != len(items):
                 problems.append(
-                    f"has {len(items)} images but {len(captions)} captions; the images are read without"
+                    f"has {len(items)} images but {len(captions)} captions; the images are read "
+                    "without them"
                 )
                 captions = []
             captions = captions or [""] * len(items)

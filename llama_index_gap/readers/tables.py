@@ -262,8 +262,8 @@ def _read_csv(path: Path, root: Path | None, usual: str, named: NamedFields) -> 
 def _survey_of(path: Path, file: IO[bytes], usual: str) -> _Survey:
     try:
         encoding = find_encoding(file)
-    except UnicodeDecodeError as error:
-        raise CorpusError(f"{path}: {not_utf8(error)}; save it as UTF-8") from error
+    except InvalidValueError as error:
+        raise CorpusError(f"{path}: {error}") from error
     first_error: CorpusError | None = None
     for dialect in find_dialects(file, encoding, usual):
         line = 1

@@ -125,7 +125,7 @@ REFUSED: dict[str, tuple[Callable[[Path], Path], str]] = {
     "CSV with a column twice": (a_file("a.csv", b"text,text\n1,2\n"), "'text' stands twice"),
     "CSV in UTF-8 with a broken character": (
         a_file("a.csv", "text\ncafés, naïve".encode() + b"\xe9\n"),
-        "is not UTF-8; byte 0xe9 at position 18; save it as UTF-8",
+        "is not UTF-8; byte 0xe9 at position 19; save it as UTF-8",
     ),
     "CSV in neither UTF-8 nor Windows-1252": (a_file("a.csv", b"text\n\x81\n"), "is not UTF-8"),
     "CSV with an open quote": (
