@@ -25,13 +25,13 @@ from llama_index.core.query_engine.citation_query_engine import (
     CITATION_REFINE_TEMPLATE,
 )
 from llama_index.core.response_synthesizers import ResponseMode, get_response_synthesizer
-from llama_index.core.schema import ImageNode, MetadataMode, NodeWithScore, QueryBundle
+from llama_index.core.schema import ImageNode, MetadataMode, Node, NodeWithScore, QueryBundle
 from llama_index.core.tools import BaseTool
 from llama_index.core.types import BasePydanticProgram
 
 from llama_index_gap.errors import InvalidValueError, check_names
 from llama_index_gap.images.opening import ImageError, has_image, open_image, read_image
-from llama_index_gap.nodes import CaptionedImageNode
+from llama_index_gap.nodes import CaptionedImageNode, as_row
 
 logger = logging.getLogger(__name__)
 
@@ -180,6 +180,8 @@ class ReadableImages(BaseNodePostprocessor):
         kept: list[NodeWithScore] = []
         for hit in nodes:
             node = hit.node
+            if isinstance(node, Node) and node.image_resource is not None:
+                node = as_row(node)
             if isinstance(node, ImageNode) and not isinstance(node, CaptionedImageNode):
                 node = CaptionedImageNode.model_validate(node.model_dump())
             if isinstance(node, CaptionedImageNode) and has_image(node):

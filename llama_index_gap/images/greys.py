@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 _BAND_PIXELS = 2**20
@@ -41,7 +44,7 @@ def grey_of_8_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray(result)
 
 
-def _range(values: np.ndarray) -> tuple[float, float]:  # type: ignore[type-arg]
+def _range(values: NDArray[Any]) -> tuple[float, float]:
     """The lowest and the highest of all values that are numbers."""
     if values.dtype.kind != "f":
         return float(values.min()), float(values.max())

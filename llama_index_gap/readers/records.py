@@ -22,7 +22,7 @@ from llama_index.core.schema import (
 
 from llama_index_gap.errors import GapError, InvalidValueError
 from llama_index_gap.images.opening import ImageError, check_image
-from llama_index_gap.nodes import MOST_METADATA_BYTES, MOST_TEXT_BYTES
+from llama_index_gap.nodes import MOST_METADATA_BYTES, MOST_TEXT_BYTES, not_a_text
 from llama_index_gap.readers.image_paths import ImagePaths
 
 _CAPTION_KEYS = ("caption", "alt")
@@ -248,8 +248,8 @@ class NodeMaker:
             raise InvalidValueError(
                 f"holds half a character ({broken!r}), which is not text"
             ) from error
-        if any("\x00" in text for text in texts):
-            raise InvalidValueError("holds a NUL character, which is not text")
+        if problem := next(filter(None, map(not_a_text, texts)), ""):
+            raise InvalidValueError(problem)
         if size > MOST_METADATA_BYTES:
             raise InvalidValueError(
                 f"its id, title and metadata take {size:,} bytes in an index, which stores them "

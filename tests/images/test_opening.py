@@ -293,8 +293,6 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "bomb over Pillow's limit": (lambda _: png_header(60_000, 60_000), "Pillow refuses it"),
     "no pixels": (lambda _: Image.new("RGB", (0, 5)), "0×5 pixels"),
-    "floating-point pixels": (lambda _: Image.new("F", (2, 2)), "no agreed range"),
-    "32-bit integer pixels": (lambda _: Image.new("I", (2, 2)), "no agreed range"),
     "HEIC": (lambda _: b"\0\0\0\x18ftypheic\0\0\0\0", "HEIC, which is not read; convert it"),
     "closed BytesIO": (closed, "<closed BytesIO>: is not an image"),
     "http URL": (lambda _: "http://example.com/a.png", "unless allow_urls=True"),
