@@ -135,7 +135,7 @@ class _Shown(HtmlReader):
             self._break(name)
 
     def on_closing_tag(self, name: str) -> None:
-        if name not in {"br", "hr"}:
+        if name in _BLOCK_TAGS:
             self._break(name)
 
     def _break(self, name: str) -> None:

@@ -249,7 +249,7 @@ def _captions(
     """For each column of images that of their captions: the same name but for words like ``alt``.
 
     ``Image Alt Text`` is the caption of ``Image Src``, ``small_image_label`` of ``small_image``.
-    A ``caption`` without any other word belongs to the first column of images.
+    One of no other words, such as ``caption``, belongs to the first column of images.
     """
     found: dict[str, str] = {}
     without = _IMAGE_WORDS - {"thumbnail", "thumbnails"} | _PLACE_WORDS | _CAPTION_WORDS
@@ -266,7 +266,7 @@ def _captions(
             and set(plain[image].split("_")) - without == words - without
             and re.findall(r"\d+$", image.strip()) == number
         ]
-        if not same and plain[name] in CAPTION_NAMES and images[0] not in found:
+        if not same and not words - without and not number and images[0] not in found:
             same = [images[0]]
         if same:
             found[same[0]] = name

@@ -63,8 +63,10 @@ class ImagePaths:
         Args:
             path: as it is written.
         """
-        if self._root != self._folder or _NO_PATH.search(path) or ".." in Path(path).parts:
+        if _NO_PATH.search(path) or ".." in Path(path).parts:
             return ""
+        if self._root != self._folder:
+            return "; no file below it has this path" if path.startswith("/") else ""
         if self._hints < _MOST_HINTS:
             self._hints += 1
             for folder in self._folders:
