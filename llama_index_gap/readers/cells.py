@@ -48,7 +48,7 @@ def image_list(cell: str) -> list[Any]:
         return [found]
     if "|" in cell:
         return _split(cell, "|")
-    for separator in (";", ",", "\n"):
+    for separator in (";", ", ", ",", "\n"):  # with a space first: names may hold a comma
         parts = _split(cell, separator)
         if len(parts) > 1 and (
             all(_IMAGE_SUFFIX.search(part[-500:]) for part in parts)
@@ -109,7 +109,7 @@ def without_html(text: str) -> tuple[str, list[dict[str, str]]]:
     if not _HTML.search(text):
         return text, []
     reader = _Shown()
-    reader.feed(text)
+    reader.feed(text.replace("\\n", "\n"))  # as WooCommerce writes line ends
     lines = (" ".join(line.split()) for line in "".join(reader.parts).split("\n"))
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip(), reader.images
 

@@ -33,7 +33,7 @@ TEXT_NAMES = (
     *("long_description", "product_description", "item_description", "detail_desc", "details"),
     *("post_content", "article", "abstract", "summary", "review", "reviews", "review_text"),
     *("review_body", "review_content", "comment", "comments", "message", "features"),
-    *("bullet_point", "bullet_points", "tweet", "clean_text", "full_text"),
+    *("bullet_point", "bullet_points", "tweet", "clean_text", "full_text", "prompt"),
 )
 CAPTION_NAMES = ("caption", "captions", "alt", "alts", "alt_text", "alt_texts")
 FILE_NAMES = ("file_name", "file_names", "filename", "filenames", "file_path", "filepath")

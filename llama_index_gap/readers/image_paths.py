@@ -34,7 +34,7 @@ class ImagePaths:
         self._hints = 0
 
     def find(self, path: str) -> Path:
-        """The file that a path means; where there is none, as it is written.
+        """The file that a path means; where there is none, the one that would be it.
 
         Args:
             path: as it is written: with backslashes, percent signs, or another form of accents.
@@ -51,7 +51,8 @@ class ImagePaths:
             for place in places:
                 if _is_file(found := place / form.lstrip("/")):
                     return found
-        return written
+        named = self._root != self._folder and not written.is_relative_to(self._root)
+        return self._root / path.lstrip("/") if named else written
 
     @property
     def _media_roots(self) -> tuple[str, ...]:
@@ -66,7 +67,7 @@ class ImagePaths:
         if _NO_PATH.search(path) or ".." in Path(path).parts:
             return ""
         if self._root != self._folder:
-            return "; no file below it has this path" if path.startswith("/") else ""
+            return ""
         if self._hints < _MOST_HINTS:
             self._hints += 1
             for folder in self._folders:

@@ -32,7 +32,6 @@ from llama_index_gap.images.opening import (
     describe,
     for_chat_models,
     has_image,
-    image_format,
     open_image,
     read_image,
     scaled_jpeg,

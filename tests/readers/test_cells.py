@@ -24,6 +24,7 @@ from llama_index_gap.readers.cells import caption_list, image_list, joined, with
         ('[{"src": "a.png"}]', [{"src": "a.png"}]),
         ('{"path": "a.png"}', [{"path": "a.png"}]),
         ("Smith, John.png", ["Smith, John.png"]),
+        ("1,_a.jpg, 2,_b.jpg", ["1,_a.jpg", "2,_b.jpg"]),
         ("https://e.com/w_300,h_300/a.jpg", ["https://e.com/w_300,h_300/a.jpg"]),
         ("https://e.com/1,https://e.com/2", ["https://e.com/1", "https://e.com/2"]),
         ("a.jpg?v=1,b.jpg?v=2", ["a.jpg?v=1", "b.jpg?v=2"]),
@@ -63,6 +64,7 @@ def test_the_captions_of_a_cell(cell: str, images: int, captions: list[str]) -> 
         ("<style>p {}</style><p>a</p><script>x</script>", "a"),
         ("If a<b and b>c, Vec<T> &amp; so", "If a<b and b>c, Vec<T> &amp; so"),
         ("<p>Vec<T> of x</p>", "Vec<t> of x"),
+        ("<p>one</p>\\n<p>two</p>", "one\n\ntwo"),
         ("plain", "plain"),
     ],
 )

@@ -59,3 +59,11 @@ def test_no_path_leads_out_of_the_root(path: str, tmp_path: Path) -> None:
 
     assert paths.find(path) == folder / path  # as it is written: whoever opens it refuses it
     assert "pass root=" not in paths.hint(path)
+
+
+@pytest.mark.parametrize("path", ["/x.png", "x.png"])
+def test_what_is_not_there_is_missed_below_a_named_root(path: str, tmp_path: Path) -> None:
+    media = tmp_path / "media"
+
+    assert ImagePaths(tmp_path, media).find(path) == media / "x.png"
+    assert ImagePaths(tmp_path, media).hint(path) == ""
