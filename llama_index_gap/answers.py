@@ -192,6 +192,8 @@ class ReadableImages(BaseNodePostprocessor):
         kept: list[NodeWithScore] = []
         for hit in nodes:
             node = hit.node
+            if isinstance(node, Node) and node.image_resource is not None:
+                node = as_row(node)
             if isinstance(node, ImageNode) and not isinstance(node, CaptionedImageNode):
                 node = CaptionedImageNode.model_validate(node.model_dump())
             if isinstance(node, CaptionedImageNode) and has_image(node):

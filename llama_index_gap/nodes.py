@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ from llama_index.core.schema import (
 )
 
 from llama_index_gap.images.folders import ImageFolders
-from llama_index_gap.images.opening import ImageError, check_image, mime_type
+from llama_index_gap.images.opening import ImageError, check_image, for_chat_models
 
 GroupBy: TypeAlias = Literal["document", "node"]
 
@@ -29,6 +30,12 @@ MOST_TEXT_BYTES = 65_535
 """Most bytes of a node's text, and of its id, in a new collection."""
 MOST_METADATA_BYTES = 65_536
 """Most bytes of all else that is stored of a node: its metadata, twice, and its relationships."""
+
+# What no text has, but for tabs, line ends, form feeds and terminals' escapes; or what decoders put
+# where they read nothing.
+_CONTROLS = re.compile("[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f-\x84\x86-\x9f\ufffd]")
+_CONTROLS_PER_BINARY = 10  # at least one in ten characters
+_SHORTEST_BINARY = 20
 
 
 class ScoredNode(NodeWithScore):
@@ -80,26 +87,33 @@ class CaptionedImageNode(ImageNode):
     ) -> list[BaseContentBlock]:
         """Give metadata, caption and image as blocks for a chat model.
 
+        The image is PNG, JPEG, GIF or WebP, whatever its file is (``for_chat_models``).
+
         Args:
             metadata_mode: which metadata goes first; none by default.
 
         Raises:
-            ImageError: its image_path is no file, or the file is no image.
+            ImageError: its image_path is no file, or the file, or its own data, is no image.
         """
         blocks = self.get_metadata_content_blocks(metadata_mode)
         if self.text:
             blocks.append(TextBlock(text=self.text))
-        if self.image:
-            blocks.append(ImageBlock(image=self.image.encode(), image_mimetype=self.image_mimetype))
-        elif self.image_path:
-            path = Path(self.image_path)
-            if self.image_folders is not None:
-                check_image(self)
-            elif not path.is_file():
+        if self.image or self.image_path:
+            path = Path(self.image_path or "")
+            if not self.image and self.image_folders is None and not path.is_file():
                 raise ImageError(f"node {self.node_id} ({path})", "no such file")
-            # LlamaIndex guesses by the name, knows no .jpeg, and then takes the image for a path.
-            kind = self.image_mimetype or mime_type(path)
-            blocks.append(ImageBlock(path=path, image_mimetype=kind))
+            # Not what the name or the node says: LlamaIndex guesses by the name, knows no .jpeg,
+            # and then takes the image for a path; and chat models take four formats only.
+            encoded, kind = for_chat_models(
+                self if self.image or self.image_folders is not None else path
+            )
+            if encoded is not None:
+                blocks.append(ImageBlock(image=encoded, image_mimetype=kind))
+            elif self.image:
+                data = self.image.rpartition(",")[2]  # of a data URI
+                blocks.append(ImageBlock(image=data.encode(), image_mimetype=kind))
+            else:
+                blocks.append(ImageBlock(path=path, image_mimetype=kind))
         elif self.image_url:
             blocks.append(ImageBlock(url=self.image_url, image_mimetype=self.image_mimetype))
         return blocks
@@ -169,6 +183,48 @@ def confined(node: BaseNode, folders: ImageFolders) -> BaseNode:
     node = node.model_copy(update={"image_path": found})
     node._image_folders, node._stored_path = folders, found
     return node
+
+
+def not_a_text(text: str) -> str:
+    """Say why something is no text but a file's bytes; "" where it is one.
+
+    LlamaIndex's ``SimpleDirectoryReader`` decodes whatever it has no reader for.
+
+    Args:
+        text: of a node or of a document.
+    """
+    if "\x00" in text:
+        return "holds a NUL character, which is not text"
+    controls = len(_CONTROLS.findall(text)) if len(text) >= _SHORTEST_BINARY else 0
+    if controls * _CONTROLS_PER_BINARY > len(text):
+        return (
+            f"{controls:,} of its {len(text):,} characters are control characters: it is binary "
+            "data, such as an image's file, and not text"
+        )
+    return ""
+
+
+def texts_of_bytes(nodes: Sequence[BaseNode]) -> dict[str, str]:
+    """The nodes that hold no text but a file's bytes, by their ids, and why.
+
+    Where one passage of a document is binary, all of its nodes are: between two control characters
+    chance makes words.
+
+    Args:
+        nodes: of whole documents.
+    """
+    found: dict[str, str] = {}
+    documents: dict[str, str] = {}
+    for node in nodes:
+        text = node.get_content(MetadataMode.NONE)
+        if reason := not_a_text(text):
+            found[node.node_id] = reason
+            if not_a_text(text.replace("\x00", "\x01")):
+                documents[document_key(node, "document")] = reason
+    for node in nodes if documents else ():
+        if document_key(node, "document") in documents and node.node_id not in found:
+            found[node.node_id] = "is a part of a document that is binary data, and not text"
+    return found
 
 
 def by_document(hits: Sequence[NodeWithScore], group_by: GroupBy) -> list[list[NodeWithScore]]:

@@ -21,11 +21,26 @@ Root = Annotated[
 MaxPixels = Annotated[
     int | None, typer.Option(min=1, help="Skip larger images.", show_default="89 megapixels")
 ]
+TextField = Annotated[
+    list[str] | None,
+    typer.Option(metavar="COLUMN", help="A table's column of texts; repeatable."),
+]
+ImageField = Annotated[
+    list[str] | None,
+    typer.Option(metavar="COLUMN", help="A table's column of images; repeatable."),
+]
+IdField = Annotated[
+    list[str] | None, typer.Option(metavar="COLUMN", help="A table's column of ids; repeatable.")
+]
 
 
 def read(
     path: CorpusPath,
+    *,
     root: Root = None,
+    text_field: TextField = None,
+    image_field: ImageField = None,
+    id_field: IdField = None,
     max_pixels: MaxPixels = None,
     all_skipped: options.AllSkipped = False,
 ) -> None:
@@ -35,6 +50,9 @@ def read(
     corpus = llama_index_gap.read_corpus(
         path,
         root=root,
+        text_field=text_field,
+        image_field=image_field,
+        id_field=id_field,
         max_pixels=max_pixels or MAX_PIXELS,
         show_progress=terminal.stderr.is_terminal,
     )
@@ -51,6 +69,9 @@ def index(
     name: options.Name = "gap",
     source: options.Source = None,
     root: Root = None,
+    text_field: TextField = None,
+    image_field: ImageField = None,
+    id_field: IdField = None,
     max_pixels: MaxPixels = None,
     device: Annotated[
         str | None, typer.Option(help="Where models run.", show_default="a GPU if there is one")
@@ -81,6 +102,9 @@ def index(
             path,
             root=root,
             chunk_size=chunk_size,
+            text_field=text_field,
+            image_field=image_field,
+            id_field=id_field,
             max_pixels=max_pixels,
             show_progress=shown,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from io import BytesIO
 from typing import IO
 
 MAX_SEGMENTS = 1000
@@ -13,6 +14,8 @@ _SCAN, _END = 0xDA, 0xD9
 # Neither a stuffed byte (0), a filling one (255), nor one that stands among compressed data.
 _MARKER = re.compile(rb"\xff[\x02-\xcf\xd8-\xfe]")
 _BLOCK = 2**16
+_APP0, _APP1, _APP14, _APP15, _COMMENT = 0xE0, 0xE1, 0xEE, 0xEF, 0xFE
+_EXIF, _ADOBE_BYTES = b"Exif\x00\x00", 12
 
 
 def is_jpeg(stream: IO[bytes]) -> bool:
@@ -50,3 +53,41 @@ def segments_and_scans(stream: IO[bytes]) -> tuple[int, int]:
             stream.seek(position)
             position += max(int.from_bytes(stream.read(2), "big"), 2)
     return segments, scans
+
+
+def without_metadata(stream: IO[bytes]) -> BytesIO | None:
+    """A JPEG file with its pixels, its EXIF block and what says how its colours are stored.
+
+    It may be unreadable for what else stands before its pixels: a colour profile, or a header of
+    another program's, that breaks off.
+
+    Args:
+        stream: a file; left at another place.
+
+    Returns:
+        None if it is no JPEG file, has nothing to leave out, or more segments than are read.
+    """
+    if not is_jpeg(stream):
+        return None
+    stream.seek(2)
+    kept, dropped = BytesIO(_START[:2]), False
+    kept.seek(0, 2)
+    for _ in range(MAX_SEGMENTS):
+        head = stream.read(4)
+        if len(head) < 4 or head[0] != _START[0]:
+            return None
+        kind, size = head[1], int.from_bytes(head[2:], "big") - 2
+        body = stream.read(max(size, 0))
+        metadata = _APP0 <= kind <= _APP15 or kind == _COMMENT
+        needed = (kind == _APP1 and body.startswith(_EXIF)) or (
+            kind == _APP14 and size >= _ADOBE_BYTES
+        )
+        if metadata and not needed:
+            dropped = True
+            continue
+        kept.write(head + body)
+        if kind == _SCAN:
+            kept.write(stream.read())
+            kept.seek(0)
+            return kept if dropped else None
+    return None

@@ -41,7 +41,7 @@ _MOST_JPEG2000_PIECES, _PIXELS_OF_A_PIECE = 50_000, 30
 _STRIPS, _STRIP_SIZES, _TILES, _TILE_SIZES = 273, 279, 324, 325
 
 _PNG = b"\x89PNG\r\n\x1a\n"
-_TRANSPARENCY, _LAST = b"tRNS", b"IEND"
+_TRANSPARENCY, _PIXELS, _LAST = b"tRNS", b"IDAT", b"IEND"
 _ANCILLARY = 32  # in the first letter of a chunk's name: a small one
 
 
@@ -166,7 +166,7 @@ def without_unused_chunks(stream: IO[bytes]) -> BytesIO | None:
     stream.seek(0)
     if stream.read(len(_PNG)) != _PNG:
         return None
-    kept, dropped, kind = BytesIO(_PNG), False, b""
+    kept, dropped, pixels, kind = BytesIO(_PNG), False, False, b""
     kept.seek(0, 2)
     while kind != _LAST and len(head := stream.read(8)) == 8:
         length, kind = struct.unpack(">I4s", head)
@@ -174,7 +174,11 @@ def without_unused_chunks(stream: IO[bytes]) -> BytesIO | None:
             return None
         body = stream.read(length + 4)
         if len(body) != length + 4:
-            return None
+            if not (kind[0] & _ANCILLARY and pixels):
+                return None
+            dropped = True  # it breaks off, and all pixels came before
+            break
+        pixels = pixels or kind == _PIXELS
         if kind[0] & _ANCILLARY and kind != _TRANSPARENCY:
             dropped = True
         elif zlib.crc32(kind + body[:-4]) != struct.unpack(">I", body[-4:])[0]:

@@ -14,7 +14,6 @@ from io import BytesIO
 from pathlib import Path
 from typing import IO, TypeAlias
 
-import numpy as np
 from llama_index.core.schema import BaseNode, ImageNode, Node, NodeWithScore
 from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -22,7 +21,8 @@ from llama_index_gap.errors import GapError, InvalidValueError
 from llama_index_gap.files import FileError, open_file, reason
 from llama_index_gap.images.fetching import FetchError, fetch
 from llama_index_gap.images.folders import ImageFolders
-from llama_index_gap.images.jpeg import MAX_SEGMENTS, is_jpeg, segments_and_scans
+from llama_index_gap.images.greys import grey_of_8_bits
+from llama_index_gap.images.jpeg import MAX_SEGMENTS, is_jpeg, segments_and_scans, without_metadata
 from llama_index_gap.images.limits import (
     MAX_PIXELS,
     costs_too_much,
@@ -39,6 +39,7 @@ _LOADING = threading.Lock()
 _DATA_URI = re.compile(r"data:(?P<type>[^,]*?)(?P<base64>;base64)?,", re.IGNORECASE)
 _URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 _LONGEST_PATH = 4096
+_OF_CHAT_MODELS = ("PNG", "JPEG", "GIF", "WEBP")
 _BAND_PIXELS = 2**20
 _SVG_START = re.compile(rb"\s*(<\?xml|<!--|<!DOCTYPE svg|<svg)", re.IGNORECASE)
 
@@ -69,9 +70,10 @@ def open_image(
     """Open an image: decoded, upright, RGB, and independent of where it came from.
 
     EXIF orientation is applied. Transparent images are laid on white, as a page shows them.
-    Of an animation the first frame is taken. 16-bit greys keep their 8 upper bits. Colour profiles
-    are not applied. A PNG file whose profile, texts or other chunks beside the pixels are damaged
-    is read without them.
+    Of an animation the first frame is taken. Greys of more than 8 bits are scaled by what they
+    hold (``images.greys``): 12-bit data in 16 bits is not black. Colour profiles are not applied.
+    A PNG or JPEG file whose profile, texts or other parts beside the pixels are damaged is read
+    without them.
 
     While images are decoded, threads wait where all together would take more than 512 MiB; a
     larger image is decoded alone. Finished images are not counted.
@@ -165,9 +167,32 @@ def image_format(source: ImageSource) -> str:
         return str(_looked_at(stream, lambda file: _identify(file, name)).format)
 
 
-def mime_type(path: Path) -> str:
-    """Say what kind of file an image is, such as ``image/jpeg``, by its content."""
-    return Image.MIME[image_format(path)]
+def for_chat_models(source: ImageSource) -> tuple[bytes | None, str]:
+    """An image's file as chat models take it: PNG, JPEG, GIF or WebP, by its content.
+
+    All else is made a JPEG file: BMP, TIFF, JPEG 2000, AVIF, ICO, PPM, and MPO, as which phones
+    save a photograph with its depth under the name of a JPEG file. So are greys of more than 8
+    bits, of which a model would see the darkest part.
+
+    Args:
+        source: as for ``open_image``, without URLs.
+
+    Returns:
+        The JPEG file, or None where the image's own file will do; the MIME type of what is to be
+        shown.
+
+    Raises:
+        ImageError: as ``open_image``.
+    """
+    name = describe(source)
+    if not isinstance(source, Image.Image):
+        with _stream(source, name, None, allow_urls=False) as stream:
+            found = _looked_at(stream, lambda file: _identify(file, name))
+            if found.format in _OF_CHAT_MODELS and found.mode[:1] not in {"I", "F"}:
+                return None, Image.MIME[found.format]
+    data = BytesIO()
+    open_image(source).save(data, "JPEG", quality=90)
+    return data.getvalue(), "image/jpeg"
 
 
 def scaled_jpeg(
@@ -233,11 +258,11 @@ def describe(source: object) -> str:
 
 
 def _looked_at(stream: IO[bytes], look: Callable[[IO[bytes]], Image.Image]) -> Image.Image:
-    """Look at a file; at a damaged PNG file once more, without what its pixels do not need."""
+    """Look at a file; at a damaged PNG or JPEG once more, without what its pixels do not need."""
     try:
         return look(stream)
     except ImageError:
-        readable = without_unused_chunks(stream)
+        readable = without_unused_chunks(stream) or without_metadata(stream)
         if readable is None:
             raise
         return look(readable)
@@ -417,12 +442,8 @@ def _decode(image: Image.Image, name: str, *, owned: bool) -> Image.Image:
         except Exception as error:  # Pillow's readers of EXIF blocks raise types of all kinds
             logger.warning("%s: EXIF block unreadable (%s); taken as stored", name, reason(error))
             image = image if owned else image.copy()
-        if image.mode.startswith("I;16"):  # PIL's own conversion clips all above 255 to white
-            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-        if image.mode in {"I", "F"}:
-            raise ImageError(
-                name, "32-bit numbers have no agreed range of brightness; save it with 8 or 16 bits"
-            )
+        if image.mode.startswith("I") or image.mode == "F":
+            image = grey_of_8_bits(image)
         if image.mode in {"La", "RGBa"}:  # colours already multiplied by their opacity
             image = image.convert({"La": "LA", "RGBa": "RGBA"}[image.mode])
         if image.has_transparency_data:

@@ -39,7 +39,7 @@ from llama_index_gap.index.fitting import Fitted
 from llama_index_gap.index.image_storage import ImageStorage
 from llama_index_gap.index.vectors import RowEmbedder
 from llama_index_gap.modality import CollectionName
-from llama_index_gap.nodes import as_row, confined
+from llama_index_gap.nodes import as_row, confined, texts_of_bytes
 from llama_index_gap.readers.records import Skipped
 from llama_index_gap.readers.splitting import default_splitter
 from llama_index_gap.store.collection import IDS_PER_MESSAGE, batches
@@ -313,10 +313,14 @@ class Writing:
         rows: dict[str, TextNode] = {}
         last = {node.node_id: node for node in nodes}
         self.given = set(last)
+        of_bytes = texts_of_bytes(nodes)
         for node in nodes:
             stop_if_given_up()
             if last[node.node_id] is not node:
                 self._skip(node, "the same id comes again; the last one is taken")
+                continue
+            if node.node_id in of_bytes:
+                self._skip(node, of_bytes[node.node_id])
                 continue
             try:
                 row = as_row(node)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,18 +14,14 @@ from llama_index.core.schema import BaseNode, ImageNode
 from llama_index.core.utils import get_tqdm_iterable
 
 from llama_index_gap.images.limits import MAX_PIXELS
+from llama_index_gap.readers.columns import NamedFields
 from llama_index_gap.readers.folders import read_folder
-from llama_index_gap.readers.records import (
-    CorpusError,
-    NodeMaker,
-    Records,
-    Skipped,
-    record_from_fields,
-)
+from llama_index_gap.readers.records import CorpusError, NodeMaker, Note, Records, Skipped
 from llama_index_gap.readers.splitting import chosen_splitter, default_splitter
-from llama_index_gap.readers.tables import read_table
+from llama_index_gap.readers.tables import names_files, read_objects, read_table
 
 _TABLE_FILES = ("docs.jsonl", "docs.csv", "docs.tsv")
+_IMAGE_FOLDER_TABLES = ("metadata.jsonl", "metadata.csv")  # with a file_name, as data sets have it
 
 
 @dataclass(frozen=True)
@@ -39,6 +35,7 @@ class Corpus:
         path: file or folder that was read, as the user named it; None if no path was.
         places: the file, and in a table the line, that each document stands in, by its id; those
             of which nothing could be read too.
+        notes: how tables were read: what became of their columns, and which have types.
     """
 
     nodes: list[BaseNode]
@@ -46,6 +43,7 @@ class Corpus:
     root: Path | None = None
     path: Path | None = None
     places: Mapping[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     @property
     def text_nodes(self) -> list[BaseNode]:
@@ -63,13 +61,14 @@ class Corpus:
         return list(dict.fromkeys(str(node.ref_doc_id) for node in self.nodes))
 
     def summary(self) -> str:
-        """One paragraph: the counts, and each reason for skipping with how often it came."""
+        """The counts, how tables were read, and each reason for skipping with how often it came."""
         captions = sum(bool(node.text) for node in self.image_nodes)
         lines = [
             f"{len(self.document_ids):,} documents: {len(self.text_nodes):,} passages, "
             f"{len(self.image_nodes):,} images ({captions:,} with a caption); "
             f"{len(self.skipped):,} skipped"
         ]
+        lines += [f"  {note}" for note in self.notes]
         reasons = Counter(skip.reason.split(";")[0] for skip in self.skipped)
         lines += [f"  {count:,} × {reason}" for reason, count in reasons.most_common()]
         return "\n".join(lines)
@@ -81,6 +80,9 @@ def read_corpus(
     root: str | Path | None = None,
     splitter: NodeParser | None = None,
     chunk_size: int | None = None,
+    text_field: str | Sequence[str] | None = None,
+    image_field: str | Sequence[str] | None = None,
+    id_field: str | Sequence[str] | None = None,
     max_pixels: int = MAX_PIXELS,
     strict: bool = False,
     show_progress: bool = False,
@@ -92,9 +94,10 @@ def read_corpus(
     - a ``.jsonl`` file: an object a line, with ``id``, ``title``, ``text``, ``images`` (a list of
       ``{"path": …, "caption" or "alt": …}``, or of paths), or a single ``image`` with its
       ``caption`` or ``alt`` beside it; every other key is metadata;
-    - a ``.csv`` or ``.tsv`` file with the same names as columns; several images, and their
-      captions, in one cell are separated by ``|``;
-    - a folder that holds ``docs.jsonl``, ``docs.csv`` or ``docs.tsv``;
+    - a ``.csv`` or ``.tsv`` file with the same names as columns, or with those that shops and data
+      sets have (docs/catalogues.md); a ``.json`` file with a list of such objects;
+    - a folder that holds ``docs.jsonl``, ``docs.csv`` or ``docs.tsv``, or ``metadata.jsonl`` or
+      ``metadata.csv`` with a ``file_name``;
     - a folder of Markdown files: front matter is metadata, alt texts are captions;
     - a folder of images, each a document; ``name.txt`` beside ``name.jpg`` is its caption.
 
@@ -109,19 +112,23 @@ def read_corpus(
         splitter: cuts long texts; by default LlamaIndex's ``SentenceSplitter`` with chunks of 512
             tokens that overlap by 64. An index cuts what is longer than its model reads once more.
         chunk_size: the most tokens of a chunk, as LlamaIndex counts them; in place of ``splitter``.
+        text_field: of a table, the column or columns of the text; by default found by their names.
+        image_field: likewise of the images.
+        id_field: likewise of the id; values of several columns are joined by ``/``.
         max_pixels: skip images with more pixels than this.
         strict: raise at the first document or image that would be skipped.
         show_progress: show a progress bar.
 
     Raises:
-        CorpusError: no such path, a format that is not read, no document in it at all, or, with
-            ``strict=True``, anything to skip.
+        CorpusError: no such path, a format that is not read, no document in it at all, a column
+            that is named and not there, or, with ``strict=True``, anything to skip.
     """
+    named = NamedFields.of(text_field, image_field, id_field)
     path = Path(path).expanduser()
     folder = path if path.is_dir() else path.parent
     root = folder if root is None else Path(root).expanduser()
     maker = NodeMaker(root, folder, chosen_splitter(splitter, chunk_size), max_pixels)
-    records = _records(path, root)
+    records = _records(path, root, named)
     corpus = _corpus(records, maker, str(path), strict=strict, show_progress=show_progress)
     return replace(corpus, path=Path(os.path.abspath(path)))  # noqa: PTH100 - links stay
 
@@ -130,6 +137,9 @@ def corpus_from_records(
     records: Iterable[Mapping[str, Any]],
     folder: str | Path,
     *,
+    text_field: str | Sequence[str] | None = None,
+    image_field: str | Sequence[str] | None = None,
+    id_field: str | Sequence[str] | None = None,
     max_pixels: int = MAX_PIXELS,
     strict: bool = False,
     show_progress: bool = False,
@@ -139,6 +149,9 @@ def corpus_from_records(
     Args:
         records: the documents, with the keys that a line of ``docs.jsonl`` has (``read_corpus``).
         folder: where relative paths of images start; images must lie in it.
+        text_field: as for ``read_corpus``, like all that follow.
+        image_field: likewise.
+        id_field: likewise.
         max_pixels: as for ``read_corpus``.
         strict: as for ``read_corpus``.
         show_progress: as for ``read_corpus``.
@@ -149,15 +162,10 @@ def corpus_from_records(
     folder = Path(folder).expanduser()
     maker = NodeMaker(folder, folder, default_splitter(), max_pixels)
 
-    def checked() -> Records:
-        for number, fields in enumerate(records, start=1):
-            source = f"document {number}"
-            try:
-                yield record_from_fields(fields, source)
-            except ValueError as error:
-                yield Skipped(source, str(error))
-
-    return _corpus(checked(), maker, str(folder), strict=strict, show_progress=show_progress)
+    named = NamedFields.of(text_field, image_field, id_field)
+    objects = ((f"document {number}", each) for number, each in enumerate(records, start=1))
+    read = read_objects(objects, named, "records", str(folder))
+    return _corpus(read, maker, str(folder), strict=strict, show_progress=show_progress)
 
 
 def _corpus(
@@ -166,7 +174,11 @@ def _corpus(
     nodes: list[BaseNode] = []
     skipped: list[Skipped] = []
     places: dict[str, str] = {}
+    notes: list[str] = []
     for record in get_tqdm_iterable(records, show_progress, "Reading documents"):
+        if isinstance(record, Note):
+            notes.append(record.text)
+            continue
         made, left_out = ([], [record]) if isinstance(record, Skipped) else maker.nodes(record)
         if strict and left_out:
             raise CorpusError(f"{left_out[0].source}: {left_out[0].reason} (strict=True)")
@@ -177,17 +189,27 @@ def _corpus(
     if not nodes:
         why = "; ".join(f"{skip.source}: {skip.reason}" for skip in skipped[:3])
         raise CorpusError(f"{name}: no document could be read ({why or 'it holds none'})")
-    return Corpus(nodes, skipped, maker.root, places=places)
+    return Corpus(nodes, skipped, maker.root, places=places, notes=notes)
 
 
-def _records(path: Path, root: Path) -> Records:
+def _records(path: Path, root: Path, named: NamedFields) -> Records:
     if path.is_file():  # as the user names it, it may be a link to anywhere
-        return read_table(path)
+        return read_table(path, named=named)
     if not path.is_dir():
         raise CorpusError(f"{path}: no such file or folder")
     text_root = root if path.resolve().is_relative_to(root.resolve()) else path
     tables = [path / name for name in _TABLE_FILES if (path / name).is_file()]
+    tables = tables or [
+        path / name for name in _IMAGE_FOLDER_TABLES if names_files(path / name, text_root)
+    ]
     if len(tables) > 1:
         names = " and ".join(table.name for table in tables)
         raise CorpusError(f"{path}: holds {names}; pass the one that is meant")
-    return read_table(tables[0], text_root) if tables else read_folder(path, root, text_root)
+    if tables:
+        return read_table(tables[0], text_root, named)
+    if named:
+        raise CorpusError(
+            f"{path}: text_field, image_field and id_field name columns of a table, and this is a "
+            "folder of pages or images"
+        )
+    return read_folder(path, root, text_root)

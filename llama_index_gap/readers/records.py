@@ -22,9 +22,12 @@ from llama_index.core.schema import (
 
 from llama_index_gap.errors import GapError, InvalidValueError
 from llama_index_gap.images.opening import ImageError, check_image
-from llama_index_gap.nodes import MOST_METADATA_BYTES, MOST_TEXT_BYTES
+from llama_index_gap.nodes import MOST_METADATA_BYTES, MOST_TEXT_BYTES, not_a_text
+from llama_index_gap.readers.image_paths import ImagePaths
 
 _CAPTION_KEYS = ("caption", "alt")
+_PATH_KEYS = ("path", "file_name", "filename", "src", "image", "file")
+_URL_KEYS = ("url", "image_url", "href", "link")
 _FIELDS = frozenset(["id", "title", "text", "image", "images", *_CAPTION_KEYS, "captions", "alts"])
 _MOST_IMAGES = 10_000
 _MAX_DEPTH = 50  # what copies metadata or writes it as JSON calls itself at each level
@@ -52,6 +55,13 @@ class Skipped:
 
 
 @dataclass(frozen=True)
+class Note:
+    """What a corpus' summary says of how it was read; nothing was left out for it."""
+
+    text: str
+
+
+@dataclass(frozen=True)
 class ImageReference:
     """A reference to an image, as a document makes it."""
 
@@ -73,21 +83,12 @@ class Record:
     problems: list[str] = field(default_factory=list)  # parts that were left out while reading
 
 
-Records: TypeAlias = Iterator[Record | Skipped]
+Records: TypeAlias = Iterator[Record | Skipped | Note]
 
 
 def record_from_fields(fields: Mapping[str, Any], source: str) -> Record:
     """Check a document's fields; an ``InvalidValueError`` says which one is wrong, and how."""
-    level: list[Any] = [fields]
-    for _ in range(_MAX_DEPTH + 1):
-        level = [
-            inner
-            for value in level
-            for inner in (value.values() if isinstance(value, Mapping) else value)
-            if isinstance(inner, Mapping | list | tuple)
-        ]
-    if level:
-        raise InvalidValueError(TOO_DEEP)
+    check_depth(fields)
     rest: dict[str, Any] = {}
     for name, value in fields.items():
         known = known_field(name)
@@ -109,6 +110,20 @@ def record_from_fields(fields: Mapping[str, Any], source: str) -> Record:
             raise InvalidValueError(f"its {name} is {shown(value)}, not a text")
     images, problems = _image_references(rest)
     return Record(identifier, source, texts["title"].strip(), texts["text"], images, rest, problems)
+
+
+def check_depth(fields: Mapping[str, Any]) -> None:
+    """Refuse fields that are nested too deeply."""
+    level: list[Any] = [fields]
+    for _ in range(_MAX_DEPTH + 1):
+        level = [
+            inner
+            for value in level
+            for inner in (value.values() if isinstance(value, Mapping) else value)
+            if isinstance(inner, Mapping | list | tuple)
+        ]
+    if level:
+        raise InvalidValueError(TOO_DEEP)
 
 
 def known_field(name: str) -> str:
@@ -145,15 +160,24 @@ def _image_references(fields: dict[str, Any]) -> tuple[list[ImageReference], lis
         if not isinstance(image, dict):
             problems.append(f"one of its images is {shown(item)}, not a path or an object with one")
             continue
-        path = image.get("path")
+        path = next((image[key] for key in _PATH_KEYS if image.get(key)), image.get("path"))
         caption = next((image[key] for key in _CAPTION_KEYS if image.get(key)), "")
         if not isinstance(path, str) or not path.strip():
-            problems.append(f"one of its images has the path {shown(path)}, not a text")
+            what = f"has the path {shown(path)}, not a text"
+            problems.append(f"one of its images {what}{_no_path(image)}")
         elif not isinstance(caption, str):
             problems.append(f"the caption of {path!r} is {shown(caption)}, not a text")
         else:
             found.append(ImageReference(path, caption.strip()))
     return found, problems
+
+
+def _no_path(image: Mapping[str, Any]) -> str:
+    """What to do about an image without a path."""
+    if any(isinstance(image.get(key), str) for key in _URL_KEYS):
+        return "; readers fetch no URL: download it, and name the file as path"
+    names = f"name its file as {', '.join(_PATH_KEYS)}"
+    return f"; {names} (it has {', '.join(map(str, list(image)[:10]))})" if image else f"; {names}"
 
 
 class NodeMaker:
@@ -169,6 +193,7 @@ class NodeMaker:
         self._folders = dict.fromkeys(
             each for f in (folder, root) for each in (f.resolve(), f.absolute())
         )
+        self._paths = ImagePaths(folder, root)
         self._splitter = splitter
         self._max_pixels = max_pixels
         self._ids: set[str] = set()
@@ -227,8 +252,8 @@ class NodeMaker:
             raise InvalidValueError(
                 f"holds half a character ({broken!r}), which is not text"
             ) from error
-        if any("\x00" in text for text in texts):
-            raise InvalidValueError("holds a NUL character, which is not text")
+        if problem := next(filter(None, map(not_a_text, texts)), ""):
+            raise InvalidValueError(problem)
         if size > MOST_METADATA_BYTES:
             raise InvalidValueError(
                 f"its id, title and metadata take {size:,} bytes in an index, which stores them "
@@ -254,8 +279,8 @@ class NodeMaker:
             skipped.append(Skipped(record.source, reason))
         for image in record.images[:_MOST_IMAGES]:
             path = image.path
-            file = (image.folder or self._folder) / path
             try:
+                file = image.folder / path if image.folder else self._paths.find(path)
                 if "://" in path or path.startswith("//") or path.lower().startswith("data:"):
                     raise ImageError(path, "is a URL; readers fetch nothing, download it first")
                 check_image(file, root=self.root, max_pixels=self._max_pixels)
@@ -263,7 +288,8 @@ class NodeMaker:
                 source = record.source
                 if path != source:
                     source += f", image {path[:80]}"
-                skipped.append(Skipped(source, error.reason))
+                hint = "" if image.folder else self._paths.hint(path)
+                skipped.append(Skipped(source, error.reason + hint))
                 continue
             file = file.resolve()
             # The name in ids is the same wherever the corpus' folder is moved to.

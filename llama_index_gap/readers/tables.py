@@ -1,4 +1,4 @@
-"""Documents in tables: JSONL, CSV and TSV."""
+"""Documents in tables: JSONL, JSON, CSV and TSV."""
 
 from __future__ import annotations
 
@@ -6,41 +6,126 @@ import csv
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable
-from io import TextIOWrapper
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any
 
 from llama_index_gap.errors import InvalidValueError
-from llama_index_gap.files import MAX_BYTES, FileError, not_utf8, open_file
+from llama_index_gap.files import MAX_BYTES, FileError, not_utf8, open_file, read_text
+from llama_index_gap.readers.column_types import ColumnType
+from llama_index_gap.readers.columns import OPTIONS, NamedFields, find_columns, listed
+from llama_index_gap.readers.dialects import SEPARATORS, Dialect, find_dialects, find_encoding
 from llama_index_gap.readers.records import (
     TOO_DEEP,
     CorpusError,
+    Note,
     Records,
     Skipped,
     known_field,
-    record_from_fields,
     shown,
 )
+from llama_index_gap.readers.rows import RowReader
 
+MOST_COLUMNS = 10_000
+"""Most columns of a table."""
 _MOST_DIGITS = 100
-_DELIMITERS = {".csv": ",", ".tsv": "\t"}
+_SAMPLES = 200  # rows that are looked at to say what the columns are
+_DELIMITERS = {".csv": ",", ".tsv": "\t", ".tab": "\t"}
 
 
-def read_table(path: Path, root: Path | None = None) -> Records:
-    """The documents of a JSONL, CSV or TSV file, which must lie below the root, links followed."""
+def read_table(path: Path, root: Path | None = None, named: NamedFields | None = None) -> Records:
+    """The documents of a JSONL, JSON, CSV or TSV file.
+
+    Args:
+        path: the file; it must lie below the root, links followed.
+        root: anywhere if it is None.
+        named: the columns that the user names.
+    """
     suffix = path.suffix.lower()
+    named = named or NamedFields()
     if suffix == ".jsonl":
-        return _read_jsonl(path, root)
+        return read_objects(_lines_of_json(path, root), named, path.name, str(path))
+    if suffix == ".json":
+        return read_objects(_list_of_json(path, root), named, path.name, str(path))
     if suffix in _DELIMITERS:
-        return _read_csv(path, root, _DELIMITERS[suffix])
+        return _read_csv(path, root, _DELIMITERS[suffix], named)
     raise CorpusError(
-        f"{path}: {suffix or 'a file without a suffix'} is not read; pass .jsonl, .csv, .tsv, "
-        "or a folder of Markdown files or images"
+        f"{path}: {suffix or 'a file without a suffix'} is not read; pass .jsonl, .json, .csv, "
+        ".tsv, or a folder of Markdown files or images"
     )
 
 
-def _read_jsonl(path: Path, root: Path | None) -> Records:
+def names_files(path: Path, root: Path | None) -> bool:
+    """Whether a file is a table whose beginning speaks of a ``file_name``, as data sets' do."""
+    if not path.is_file():
+        return False
+    with _open(path, root) as file:
+        return b"file_name" in file.read(2**16)
+
+
+# --- objects -------------------------------------------------------------------------------------
+
+
+def read_objects(
+    objects: Iterable[tuple[str, Mapping[str, Any]] | Skipped],
+    named: NamedFields,
+    name: str,
+    path: str,
+) -> Records:
+    """Documents of objects with the fields of a table's columns.
+
+    Args:
+        objects: each with where it stands. What they are is said by the first 200.
+        named: the fields that the user names.
+        name: of the file, for the summary; "" for none.
+        path: for errors.
+
+    Raises:
+        CorpusError: a field that the user names is not there, or nothing would be embedded.
+    """
+    objects = iter(objects)
+    first = list(islice(objects, _SAMPLES))
+    samples: dict[str, list[Any]] = {}
+    for each in first:
+        for key, value in () if isinstance(each, Skipped) else each[1].items():
+            if len(samples) < MOST_COLUMNS or key in samples:
+                samples.setdefault(str(key), []).append(value)
+    try:
+        columns = find_columns(list(samples), samples, named)
+    except InvalidValueError as error:
+        raise CorpusError(f"{path}: {error}") from error
+    if samples and not columns.embedded:
+        raise CorpusError(_nothing_embedded(path, "it names no field", samples))
+    reader = RowReader(columns)
+    if name and not reader.plain:
+        yield Note(f"{name}: {columns.in_words()}")
+    for each in chain(first, objects):
+        if isinstance(each, Skipped):
+            yield each
+            continue
+        source, fields = each
+        try:
+            yield reader.record(fields, source)
+        except RecursionError:
+            yield Skipped(source, TOO_DEEP)
+        except ValueError as error:
+            yield Skipped(source, str(error))
+    yield from reader.notes(name)
+
+
+def _nothing_embedded(path: str, how: str, names: Iterable[str]) -> str:
+    return (
+        f"{path}: {how} that is read (title, text, image, images, or a usual one, such as name, "
+        f"description, review, image_path); it has {listed(names) or 'nothing'}; {OPTIONS}"
+    )
+
+
+def _lines_of_json(
+    path: Path, root: Path | None
+) -> Iterator[tuple[str, Mapping[str, Any]] | Skipped]:
     number = 0
     with _open(path, root) as file:
         while line := file.readline(MAX_BYTES + 1):
@@ -54,16 +139,10 @@ def _read_jsonl(path: Path, root: Path | None) -> Records:
             if not line.strip():
                 continue
             try:
-                fields = json.loads(
-                    line.decode("utf-8-sig" if number == 1 else "utf-8"),
-                    parse_float=_finite,
-                    parse_int=_integer,
-                    parse_constant=_finite,
-                    object_pairs_hook=_without_doubles,
+                yield (
+                    source,
+                    _object(_decoded_json(line.decode("utf-8-sig" if number == 1 else "utf-8"))),
                 )
-                if not isinstance(fields, dict):
-                    raise InvalidValueError(f"is a JSON {type(fields).__name__}, not an object")
-                yield record_from_fields(fields, source)
             except RecursionError:
                 yield Skipped(source, TOO_DEEP)
             except UnicodeDecodeError as error:
@@ -72,6 +151,50 @@ def _read_jsonl(path: Path, root: Path | None) -> Records:
                 yield Skipped(source, f"is not JSON; {error.msg} at column {error.colno}")
             except ValueError as error:
                 yield Skipped(source, str(error))
+
+
+def _list_of_json(
+    path: Path, root: Path | None
+) -> Iterator[tuple[str, Mapping[str, Any]] | Skipped]:
+    """The objects of a list, or of the one list that an object holds, as shops' exports have it."""
+    try:
+        found = _decoded_json(read_text(path, root))
+    except (FileError, RecursionError) as error:
+        why = TOO_DEEP if isinstance(error, RecursionError) else str(error)
+        raise CorpusError(f"{path}: {why}") from error
+    except json.JSONDecodeError as error:
+        where = f"line {error.lineno}, column {error.colno}"
+        hint = "; is it JSONL? Then name it .jsonl" if error.msg == "Extra data" else ""
+        raise CorpusError(f"{path}: is not JSON; {error.msg} at {where}{hint}") from error
+    except ValueError as error:
+        raise CorpusError(f"{path}: {error}") from error
+    if isinstance(found, dict):
+        lists = [value for value in found.values() if isinstance(value, list)]
+        found = lists[0] if len(lists) == 1 else found
+    if not isinstance(found, list):
+        raise CorpusError(f"{path}: holds no list of objects; save it as JSONL, an object a line")
+    for number, each in enumerate(found, start=1):
+        source = f"{path.name}:{number}"
+        try:
+            yield source, _object(each)
+        except ValueError as error:
+            yield Skipped(source, str(error))
+
+
+def _object(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise InvalidValueError(f"is a JSON {type(value).__name__}, not an object")
+    return value
+
+
+def _decoded_json(text: str) -> Any:
+    return json.loads(
+        text,
+        parse_float=_finite,
+        parse_int=_integer,
+        parse_constant=_finite,
+        object_pairs_hook=_without_doubles,
+    )
 
 
 def _open(path: Path, root: Path | None) -> IO[bytes]:
@@ -102,67 +225,138 @@ def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return fields
 
 
-def _read_csv(path: Path, root: Path | None, delimiter: str) -> Records:
+# --- rows ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Survey:
+    """What a first reading of all rows tells, in memory that does not grow with them."""
+
+    dialect: Dialect
+    header: list[str]
+    samples: dict[str, list[str]]
+    types: list[ColumnType]
+    even: bool  # whether all rows are as long as the first
+
+
+def _read_csv(path: Path, root: Path | None, usual: str, named: NamedFields) -> Records:
     limit = csv.field_size_limit(MAX_BYTES)  # the module's own, 131,072, is less than a report
-    line = 1
     try:
-        with TextIOWrapper(_open(path, root), encoding="utf-8-sig", newline="") as file:
-            rows = csv.DictReader(file, delimiter=delimiter, strict=True)
-            _check_header(path, rows.fieldnames, delimiter)
-            for row in rows:
-                line = rows.line_num
-                source = f"{path.name}:{line}"
-                try:
-                    yield record_from_fields(_cells(row), source)
-                except ValueError as error:
-                    yield Skipped(source, str(error))
-    except UnicodeDecodeError as error:
-        raise CorpusError(f"{path}: {not_utf8(error)}; save it as UTF-8") from error
-    except csv.Error as error:
-        kind = path.suffix[1:].upper()
-        raise CorpusError(f"{path}: is not {kind} after line {line}; {error}") from error
+        with _open(path, root) as file:
+            survey = _survey_of(path, file, usual)
+            reader, index = _row_reader(path, survey, named)
+            yield Note(f"{path.name} ({survey.dialect.in_words()}): {reader.columns.in_words()}")
+            with closing(survey.dialect.rows(file, 2 * MAX_BYTES)) as rows:
+                next(rows, None)
+                documents = (
+                    _cells(survey.header, row, f"{path.name}:{line}", index) for line, row in rows
+                )
+                yield from reader.documents(documents)
+            if index:
+                yield Note(f"{path.name}: a first column without a name, of row numbers, left out")
+            yield from reader.notes(path.name)
     finally:
         csv.field_size_limit(limit)
 
 
-def _check_header(path: Path, header: Iterable[str] | None, delimiter: str) -> None:
-    columns = list(header or [])
-    known = {"title", "text", "image", "images"}
-    if not known & {known_field(name) for name in columns}:
-        found = ", ".join(columns) or "nothing"
-        hint = f"; separate the columns by {delimiter!r}" if len(columns) == 1 else ""
+def _survey_of(path: Path, file: IO[bytes], usual: str) -> _Survey:
+    try:
+        encoding = find_encoding(file)
+    except InvalidValueError as error:
+        raise CorpusError(f"{path}: {error}") from error
+    first_error: CorpusError | None = None
+    for dialect in find_dialects(file, encoding, usual):
+        line = 1
+        try:
+            survey = _survey_in(path, file, dialect)
+        except _NotRowsError as error:
+            line = error.line
+            kind = path.suffix[1:].upper()
+            first_error = first_error or CorpusError(
+                f"{path}: is not {kind} after line {line}; {error}"
+            )
+            continue
+        except UnicodeDecodeError as error:
+            raise CorpusError(f"{path}: is not {encoding.upper()} ({error.reason})") from error
+        if first_error is None or survey.even:
+            return survey
+    assert first_error is not None  # there is a first dialect
+    raise first_error
+
+
+class _NotRowsError(Exception):
+    """The quotes of a file are not those of a dialect, after a line."""
+
+    def __init__(self, reason: str, line: int) -> None:
+        super().__init__(reason)
+        self.line = line
+
+
+def _survey_in(path: Path, file: IO[bytes], dialect: Dialect) -> _Survey:
+    line = 1
+    with closing(dialect.rows(file, 2 * MAX_BYTES)) as rows:
+        try:
+            _, header = next(rows, (0, []))
+            header = [name.strip() for name in header]
+            _check_header(path, header, dialect.separator)
+            types = [ColumnType(comma_separates=dialect.separator == ",") for _ in header]
+            samples: dict[str, list[str]] = {name: [] for name in header}
+            even = True
+            for number, (line, row) in enumerate(rows):
+                even = even and len(row) == len(header)
+                for name, kind, cell in zip(header, types, map(str.strip, row), strict=False):
+                    if cell:
+                        kind.see(cell, line)
+                        samples[name] += [cell] if number < _SAMPLES else []
+        except csv.Error as error:
+            raise _NotRowsError(str(error), line) from error
+    return _Survey(dialect, header, samples, types, even)
+
+
+def _check_header(path: Path, header: Sequence[str], separator: str) -> None:
+    if len(header) > MOST_COLUMNS:
         raise CorpusError(
-            f"{path}: its first line names no column that is read ({', '.join(sorted(known))}); "
-            f"it has {found[:80]}{hint}"
+            f"{path}: its first line names {len(header):,} columns between "
+            f"{SEPARATORS[separator]}; at most {MOST_COLUMNS:,} are read"
         )
-    for name, count in Counter(known_field(name) for name in columns if name).items():
+    for name, count in Counter(known_field(name) for name in header if name).items():
         if count > 1:
             raise CorpusError(f"{path}: the column {name!r} stands twice in its first line")
 
 
-def _cells(row: dict[str | None, Any]) -> dict[str, Any]:
+def _row_reader(path: Path, survey: _Survey, named: NamedFields) -> tuple[RowReader, bool]:
+    """What reads the rows, and whether the first column is left out, as it only numbers them."""
+    header = survey.header
+    try:
+        columns = find_columns([name for name in header if name], survey.samples, named)
+    except InvalidValueError as error:
+        raise CorpusError(f"{path}: {error}") from error
+    if not columns.embedded:
+        how = "its first line names no column"
+        raise CorpusError(_nothing_embedded(str(path), how, filter(None, header)))
+    types = {
+        name: kind.found()
+        for name, kind in zip(header, survey.types, strict=True)
+        if name in columns.metadata
+    }
+    index = header[0] == "" and survey.types[0].found()[1] == "whole number"
+    return RowReader(columns, types), index
+
+
+def _cells(
+    header: Sequence[str], row: Sequence[str], source: str, index: bool
+) -> tuple[str, Mapping[str, Any]] | Skipped:
     """One row as the fields of a JSONL line would be; an empty cell is a field left out."""
-    if None in row:
-        raise InvalidValueError(f"has {len(row[None])} cells more than the first line has columns")
-    if None in row.values():
-        missing = sum(value is None for value in row.values())
-        raise InvalidValueError(f"has {missing} cells fewer than the first line has columns")
-    fields: dict[str, Any] = {known_field(str(name)): value for name, value in row.items() if value}
-    if "" in fields:
-        raise InvalidValueError(f"has {shown(fields[''])} in a column without a name")
-    if "images" in fields:
-        paths = [path for path in _split(fields["images"]) if path]
-        names = ("captions", "caption", "alts", "alt")
-        cells = (fields.pop(name) for name in names if name in fields)
-        captions = _split(next(cells, "")) or [""] * len(paths)
-        if len(captions) != len(paths):
-            raise InvalidValueError(f"has {len(paths)} images but {len(captions)} captions")
-        fields["images"] = [
-            {"path": path, "caption": caption}
-            for path, caption in zip(paths, captions, strict=True)
-        ]
-    return fields
-
-
-def _split(cell: str) -> list[str]:
-    return [part.strip() for part in cell.split("|")] if cell else []
+    if len(row) > len(header):
+        return Skipped(
+            source, f"has {len(row) - len(header)} cells more than the first line has columns"
+        )
+    if len(row) < len(header):
+        return Skipped(
+            source, f"has {len(header) - len(row)} cells fewer than the first line has columns"
+        )
+    fields = {name: cell for name, cell in zip(header, row, strict=True) if cell and name}
+    nameless = [cell for name, cell in zip(header, row, strict=True) if cell and not name]
+    if nameless[1 if index and row[0] else 0 :]:
+        return Skipped(source, f"has {shown(nameless[-1])} in a column without a name")
+    return source, fields

@@ -137,3 +137,16 @@ def test_nothing_that_could_be_indexed_is_an_error(tmp_path: Path, tiny_clip: Pa
     assert shown.code == 1
     assert "more than Milvus' 10" in " ".join(shown.out.split())
     assert f"error: {tmp_path}: nothing in it could be indexed\n" in shown.err
+
+
+def test_columns_are_named_on_the_command_line(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("nr,label,kind\n7,a lamp,x\n")
+
+    named = ("--text-field", "label", "--text-field", "kind", "--id-field", "nr")
+    shown = gap("read", tmp_path / "a.csv", *named)
+    wrong = gap("read", tmp_path / "a.csv", "--text-field", "labels")
+
+    assert shown.code == 0
+    assert "id: nr; text: label, kind" in " ".join(shown.out.split())
+    assert wrong.code == 1
+    assert "did you mean 'label'?" in " ".join(wrong.err.split())

@@ -24,6 +24,7 @@ SAID = {
     "own_folder.py": "60 texts and 60 images written",
     "image_query.py": "A year from now, farmers take the grand prize in Quarndon",
     "quickstart.py": "Ottermouth: students take evening classes a year from now",
+    "simple_directory_reader.py": r"second run: 0 texts and 0 images written, 80 unchanged",
     "rerank.py": r"headline\n.* Ambleforth: firefighters checkmate the champion at Easter",
     "two_models.py": "At Easter, firefighters fall ill in dozens in Wrenfield",
 }

@@ -30,6 +30,7 @@ from llama_index_gap.images.opening import (
     check_image,
     data_uri,
     describe,
+    for_chat_models,
     has_image,
     open_image,
     read_image,
@@ -210,6 +211,86 @@ def test_opens_common_formats(format_: str) -> None:
     assert open_image(encoded(FLAG.resize((16, 8)), format_)).size == (16, 8)
 
 
+def with_segment(marker: int, body: bytes) -> bytes:
+    """A JPEG file with another segment before its own."""
+    return JPEG[:2] + struct.pack(">BBH", 0xFF, marker, len(body) + 2) + body + JPEG[2:]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        with_segment(0xE2, b"ICC_PROFILE\0"),
+        with_segment(0xEE, b"Adobe"),
+        with_segment(0xE0, b"JFIF\0"),
+        with_segment(0xE1, b"Exif\0\0junk"),
+        with_segment(0xED, b"Photoshop 3.0\0008BIM\4\4\0\0\xff\xff"),
+    ],
+    ids=["profile", "Adobe", "JFIF", "EXIF", "Photoshop"],
+)
+def test_a_jpeg_file_is_read_without_what_is_damaged_beside_its_pixels(data: bytes) -> None:
+    assert check_image(data) == (200, 100)
+    assert pixels(open_image(data)) == pixels(open_image(JPEG))
+
+
+def test_a_damaged_profile_does_not_turn_an_image() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encoded(FLAG.resize((16, 8)), "JPEG", exif=exif)
+
+    broken = data[:2] + b"\xff\xe2\x00\x0eICC_PROFILE\0" + data[2:]
+
+    assert open_image(broken).size == (8, 16)
+
+
+def test_a_png_file_that_breaks_off_in_a_text_after_its_pixels() -> None:
+    assert pixels(open_image(PNG[:-12] + b"\0\0\3\xe7tEXtabout")) == [RED, GREEN]
+
+
+@pytest.mark.parametrize("format_", ["MPO", "BMP", "TIFF", "JPEG2000", "AVIF", "ICO", "PPM"])
+@pytest.mark.parametrize("name", ["a.jpeg", "a.png", "a"])
+def test_chat_models_get_jpeg_of_formats_that_they_do_not_take(
+    format_: str, name: str, tmp_path: Path
+) -> None:
+    options = (
+        {"save_all": True, "append_images": [FLAG.resize((32, 32))]} if format_ == "MPO" else {}
+    )
+    (tmp_path / name).write_bytes(encoded(FLAG.resize((32, 32)), format_, **options))
+    if format_ == "MPO":
+        assert Image.open(tmp_path / name).format == "MPO"
+
+    data, kind = for_chat_models(tmp_path / name)
+
+    assert kind == "image/jpeg"
+    assert data is not None
+    with Image.open(BytesIO(data)) as shown:
+        assert (shown.format, shown.size) == ("JPEG", (32, 32))
+
+
+@pytest.mark.parametrize(
+    ("format_", "kind"),
+    [
+        ("PNG", "image/png"),
+        ("JPEG", "image/jpeg"),
+        ("GIF", "image/gif"),
+        ("WEBP", "image/webp"),
+    ],
+)
+def test_chat_models_get_other_files_as_they_are(format_: str, kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.bmp"
+    path.write_bytes(encoded(FLAG, format_))
+
+    assert for_chat_models(path) == (None, kind)
+
+
+def test_chat_models_do_not_see_12_bits_in_16_as_black(tmp_path: Path) -> None:
+    Image.fromarray(np.full((8, 8), 4095, dtype=np.uint16)).save(tmp_path / "a.png")
+
+    data, kind = for_chat_models(tmp_path / "a.png")
+
+    assert kind == "image/jpeg"
+    assert set(pixels(open_image(data))) == {WHITE}
+
+
 # --- refusals: each bad input, and what its error says ------------------------------------------
 
 
@@ -293,8 +374,6 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "bomb over Pillow's limit": (lambda _: png_header(60_000, 60_000), "Pillow refuses it"),
     "no pixels": (lambda _: Image.new("RGB", (0, 5)), "0×5 pixels"),
-    "floating-point pixels": (lambda _: Image.new("F", (2, 2)), "no agreed range"),
-    "32-bit integer pixels": (lambda _: Image.new("I", (2, 2)), "no agreed range"),
     "HEIC": (lambda _: b"\0\0\0\x18ftypheic\0\0\0\0", "HEIC, which is not read; convert it"),
     "closed BytesIO": (closed, "<closed BytesIO>: is not an image"),
     "http URL": (lambda _: "http://example.com/a.png", "unless allow_urls=True"),

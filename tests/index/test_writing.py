@@ -17,6 +17,7 @@ from counting import CountingEmbedding
 from demo_corpus import write_demo_corpus
 from gate import Gate
 from index_nodes import finished
+from llama_index.core import SimpleDirectoryReader
 from llama_index.core.embeddings.mock_embed_model import MockMultiModalEmbedding
 from llama_index.core.schema import (
     Document,
@@ -24,12 +25,17 @@ from llama_index.core.schema import (
     ImageNode,
     MediaResource,
     Node,
+    NodeRelationship,
+    RelatedNodeInfo,
     TextNode,
 )
+from llama_index.core.vector_stores.types import FilterOperator, MetadataFilter, MetadataFilters
+from PIL import Image
 
 from llama_index_gap import DualEncoderEmbedding, read_corpus
 from llama_index_gap.index.dual_index import DualIndex
-from llama_index_gap.index.writing import IndexReport
+from llama_index_gap.index.writing import IndexReport, as_nodes
+from llama_index_gap.readers.image_files import ImageFileReader
 
 
 def test_a_second_run_embeds_only_what_is_new_or_changed(
@@ -173,6 +179,73 @@ def test_what_cannot_go_in_is_skipped_and_the_rest_goes_on(
     assert "unless allow_urls=True" in reasons["url"]
     assert index.count() == {"text": 3, "image": 2}  # the broken image's caption is found
     assert "7 skipped" in report.summary()
+
+
+SEEN = b"\xff\xd8\xff\xe0\0\x10JFIF" + bytes(range(256)) * 40
+
+
+def test_a_file_s_bytes_are_no_text(index: DualIndex) -> None:
+    """LlamaIndex's reader decodes what it has no reader for."""
+    decoded = SEEN.decode(errors="ignore")
+    documents = [
+        Document(id_="a.jpg", text=decoded),
+        Document(id_="b.jpg", text=SEEN.decode("latin-1").replace("\0", "")),
+        Document(id_="c.jpg", text=SEEN.decode(errors="replace")),
+        Document(id_="d.txt", text="A red boat.\n\tOn\fa lake, with \x1b[1mcolours\x1b[0m."),
+    ]
+    nodes = as_nodes(documents, None)
+
+    report = index.insert_nodes(nodes)
+
+    assert report.text_rows == 1
+    assert len(report.skipped) == len(nodes) - 1
+    reasons = {skip.reason for skip in report.skipped}
+    assert any("holds a NUL character, which is not text" in reason for reason in reasons)
+    assert any("it is binary data, such as an image's file" in reason for reason in reasons)
+    with pytest.raises(ValueError, match=r"NUL.*strict=True"):
+        index.insert_nodes(nodes, strict=True)
+
+
+def test_a_nul_in_one_passage_costs_that_one(index: DualIndex) -> None:
+    document = {NodeRelationship.SOURCE: RelatedNodeInfo(node_id="d")}
+    report = index.insert_nodes(
+        [
+            TextNode(id_="1", text="A page of a report, as a PDF has it.", relationships=document),
+            TextNode(id_="2", text="Another page, with a \0.", relationships=document),
+        ]
+    )
+
+    assert report.text_rows == 1
+    assert [skip.source for skip in report.skipped] == ["node 2"]
+
+
+def test_llama_index_s_reader_of_folders(index: DualIndex, tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "a.jpg")
+    (tmp_path / "b.txt").write_text("A red boat.")
+    (tmp_path / "broken.png").write_text("no image")
+    reader = SimpleDirectoryReader(
+        tmp_path, filename_as_id=True, file_extractor=ImageFileReader.by_suffix()
+    )
+
+    first = index.insert_nodes(as_nodes(reader.load_data(), None))
+    again = index.insert_nodes(as_nodes(reader.load_data(), None))
+
+    assert (first.text_rows, first.image_rows, first.skipped) == (1, 1, [])
+    assert (again.text_rows, again.image_rows, again.unchanged) == (0, 0, 2)
+
+
+def test_a_filter_compares_the_numbers_of_a_table(index: DualIndex, tmp_path: Path) -> None:
+    rows = "id,text,year,price\na,one,1999,$5.00\nb,two,2005,$12.50\nc,three,2010,$7.00\n"
+    (tmp_path / "a.csv").write_text(rows)
+    index.insert_nodes(read_corpus(tmp_path / "a.csv").nodes)
+
+    def found(key: str, value: float) -> set[str]:
+        at_least = MetadataFilter(key=key, value=value, operator=FilterOperator.GTE)
+        hits = index.search("one", top_k=5, filters=MetadataFilters(filters=[at_least]))
+        return {document.key for document in hits}
+
+    assert found("year", 2005) == {"b", "c"}
+    assert found("price", 7.5) == {"b"}
 
 
 @pytest.mark.parametrize("depth", [300, 3_000])

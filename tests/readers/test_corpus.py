@@ -118,14 +118,16 @@ REFUSED: dict[str, tuple[Callable[[Path], Path], str]] = {
     "JSONL of blank lines": (a_file("a.jsonl", b"\n \n"), "no document could be read"),
     "JSONL of nonsense": (a_file("a.jsonl", b"x\ny\n"), r"\(a\.jsonl:1: is not JSON"),
     "empty CSV": (a_file("a.csv"), "names no column that is read .*it has nothing"),
-    "CSV with semicolons": (a_file("a.csv", b"id;text\n1;2\n"), "it has id;text; separate the col"),
-    "CSV in UTF-16": (
-        a_file("a.csv", "text\na\n".encode("utf-16")),
-        "not UTF-8; .* save it as UTF-8",
+    "CSV without known columns": (
+        a_file("a.csv", b"ean,price\n1,2\n"),
+        "it has ean, price; name them with text_field=.*--text-field",
     ),
-    "CSV without known columns": (a_file("a.csv", b"name,price\n1,2\n"), "it has name, price"),
     "CSV with a column twice": (a_file("a.csv", b"text,text\n1,2\n"), "'text' stands twice"),
-    "CSV that is not UTF-8": (a_file("a.csv", b"text\ncaf\xe9\n"), "is not UTF-8; byte 0xe9"),
+    "CSV in UTF-8 with a broken character": (
+        a_file("a.csv", "text\ncafés, naïve".encode() + b"\xe9\n"),
+        "is not UTF-8; byte 0xe9 at position 19; save it as UTF-8",
+    ),
+    "CSV in neither UTF-8 nor Windows-1252": (a_file("a.csv", b"text\n\x81\n"), "is not UTF-8"),
     "CSV with an open quote": (
         a_file("a.csv", b'text\n"abc\n'),
         "is not CSV after line 1; unexpected end",

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import base64
 from datetime import date, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -115,6 +116,26 @@ def test_base64_in_a_captioned_image_node() -> None:
     [block] = CaptionedImageNode(image=encoded).get_content_blocks()
     assert isinstance(block, ImageBlock)
     assert Image.open(block.resolve_image()).size == (1, 1)
+
+
+@pytest.mark.parametrize("held", ["image_path", "image"])
+@pytest.mark.parametrize("suffix", ["tiff", "bmp", "png"])
+def test_a_chat_model_is_shown_formats_that_it_takes(
+    suffix: str, held: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "ship.jpeg"
+    Image.new("RGB", (4, 4), "red").save(path, format=suffix)
+    data = base64.b64encode(path.read_bytes()).decode()
+    source = {"image_path": str(path)} if held == "image_path" else {"image": data}
+
+    node = CaptionedImageNode(**source, image_mimetype="image/webp")  # it is none
+    [block] = node.get_content_blocks()
+
+    kind = "png" if suffix == "png" else "jpeg"
+    assert isinstance(block, ImageBlock)
+    assert block.inline_url().startswith(f"data:image/{kind};base64,")
+    with Image.open(block.resolve_image()) as shown:
+        assert shown.format == kind.upper()
 
 
 def test_the_newer_node_class(store: MilvusStore) -> None:
