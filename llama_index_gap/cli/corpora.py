@@ -21,12 +21,14 @@ Root = Annotated[
 MaxPixels = Annotated[
     int | None, typer.Option(min=1, help="Skip larger images.", show_default="89 megapixels")
 ]
+Drafts = Annotated[bool, typer.Option("--drafts", help="Read unpublished pages, too.")]
 
 
 def read(
     path: CorpusPath,
     root: Root = None,
     max_pixels: MaxPixels = None,
+    drafts: Drafts = False,
     all_skipped: options.AllSkipped = False,
 ) -> None:
     """Check a corpus: show how much can be read, and what is skipped and why."""
@@ -36,6 +38,7 @@ def read(
         path,
         root=root,
         max_pixels=max_pixels or MAX_PIXELS,
+        drafts=drafts,
         show_progress=terminal.stderr.is_terminal,
     )
     terminal.stdout.print(visible(corpus.summary()), markup=False)
@@ -52,6 +55,7 @@ def index(
     name: options.Name = "gap",
     root: Root = None,
     max_pixels: MaxPixels = None,
+    drafts: Drafts = False,
     device: Annotated[
         str | None, typer.Option(help="Where models run.", show_default="a GPU if there is one")
     ] = None,
@@ -70,7 +74,7 @@ def index(
     started = time.monotonic()
     with terminal.resumable(" without --overwrite" if overwrite else ""):
         corpus = llama_index_gap.read_corpus(
-            path, root=root, max_pixels=max_pixels, show_progress=shown
+            path, root=root, max_pixels=max_pixels, drafts=drafts, show_progress=shown
         )
         with options.open_or_make_index(
             *(db, name, model, image_model, image_query_model),

@@ -13,7 +13,7 @@ from llama_index.core.schema import BaseNode, ImageNode
 from llama_index.core.utils import get_tqdm_iterable
 
 from llama_index_gap.images.limits import MAX_PIXELS
-from llama_index_gap.readers.folders import read_folder
+from llama_index_gap.readers.folders import PAGE_SUFFIXES, read_folder, read_page
 from llama_index_gap.readers.records import (
     CorpusError,
     NodeMaker,
@@ -21,6 +21,7 @@ from llama_index_gap.readers.records import (
     Skipped,
     record_from_fields,
 )
+from llama_index_gap.readers.sites import Site, site_above
 from llama_index_gap.readers.splitting import default_splitter
 from llama_index_gap.readers.tables import read_table
 
@@ -75,6 +76,7 @@ def read_corpus(
     root: str | Path | None = None,
     splitter: NodeParser | None = None,
     max_pixels: int = MAX_PIXELS,
+    drafts: bool = False,
     strict: bool = False,
     show_progress: bool = False,
 ) -> Corpus:
@@ -88,7 +90,8 @@ def read_corpus(
     - a ``.csv`` or ``.tsv`` file with the same names as columns; several images, and their
       captions, in one cell are separated by ``|``;
     - a folder that holds ``docs.jsonl``, ``docs.csv`` or ``docs.tsv``;
-    - a folder of Markdown files: front matter is metadata, alt texts are captions;
+    - a folder of pages in Markdown, MDX, HTML or plain text, or a part of a site of the usual
+      generators, or one such page: front matter is metadata, alt texts are captions;
     - a folder of images, each a document; ``name.txt`` beside ``name.jpg`` is its caption.
 
     Node ids are made from the document's id and the place in it, so they are the same at every
@@ -98,10 +101,12 @@ def read_corpus(
     Args:
         path: a file or a folder.
         root: folder that images must lie in, and that links to texts may lead to; by default the
-            folder of the corpus.
+            folder of the corpus. Pages of a part of a site may also show what the whole site
+            publishes from its own folders for images (``../static`` of Hugo's ``content``).
         splitter: cuts long texts; by default LlamaIndex's ``SentenceSplitter`` with chunks of 512
             tokens that overlap by 64.
         max_pixels: skip images with more pixels than this.
+        drafts: read pages that are not published, too (``draft: true``, ``_drafts``).
         strict: raise at the first document or image that would be skipped.
         show_progress: show a progress bar.
 
@@ -111,9 +116,11 @@ def read_corpus(
     """
     path = Path(path).expanduser()
     folder = path if path.is_dir() else path.parent
+    site = site_above(folder) if root is None and _holds_pages(path) else None
     root = folder if root is None else Path(root).expanduser()
-    maker = NodeMaker(root, folder, splitter or default_splitter(), max_pixels)
-    records = _records(path, root)
+    image_root = site.folder if site else root
+    maker = NodeMaker(image_root, folder, splitter or default_splitter(), max_pixels)
+    records = _records(path, root, site, drafts=drafts)
     return _corpus(records, maker, str(path), strict=strict, show_progress=show_progress)
 
 
@@ -168,8 +175,16 @@ def _corpus(
     return Corpus(nodes, skipped, maker.root)
 
 
-def _records(path: Path, root: Path) -> Records:
+def _holds_pages(path: Path) -> bool:
+    if path.is_dir():
+        return not any((path / name).is_file() for name in _TABLE_FILES)
+    return path.suffix.lower() in PAGE_SUFFIXES
+
+
+def _records(path: Path, root: Path, site: Site | None, *, drafts: bool) -> Records:
     if path.is_file():  # as the user names it, it may be a link to anywhere
+        if path.suffix.lower() in PAGE_SUFFIXES:
+            return read_page(path, root, site=site, drafts=drafts)
         return read_table(path)
     if not path.is_dir():
         raise CorpusError(f"{path}: no such file or folder")
@@ -178,4 +193,6 @@ def _records(path: Path, root: Path) -> Records:
     if len(tables) > 1:
         names = " and ".join(table.name for table in tables)
         raise CorpusError(f"{path}: holds {names}; pass the one that is meant")
-    return read_table(tables[0], text_root) if tables else read_folder(path, root, text_root)
+    if tables:
+        return read_table(tables[0], text_root)
+    return read_folder(path, text_root, site=site, drafts=drafts)

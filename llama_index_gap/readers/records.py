@@ -55,6 +55,10 @@ class ImageReference:
     path: str
     caption: str = ""
     folder: Path | None = None  # where a relative path starts; None for the corpus' folder
+    others: tuple[str, ...] = field(default=(), compare=False)  # the same image, if path is absent
+    by_name: bool = field(default=False, compare=False)  # wherever a file of this name lies
+    optional: bool = field(default=False, compare=False)  # named for others, such as search engines
+    problem: str = field(default="", compare=False)  # why it cannot be read
 
 
 @dataclass(frozen=True)
@@ -252,6 +256,8 @@ class NodeMaker:
             path = image.path
             file = (image.folder or self._folder) / path
             try:
+                if image.problem:
+                    raise ImageError(path, image.problem)
                 if "://" in path or path.startswith("//") or path.lower().startswith("data:"):
                     raise ImageError(path, "is a URL; readers fetch nothing, download it first")
                 check_image(file, root=self.root, max_pixels=self._max_pixels)

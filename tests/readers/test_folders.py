@@ -58,7 +58,7 @@ def test_images_of_front_matter(tmp_path: Path) -> None:
 
 def test_what_a_page_leaves_out_is_reported(tmp_path: Path) -> None:
     (tmp_path / "a.md").write_text("---\ntext: other\n---\nText ![x](my pic.png) ![y](//c/a.png)")
-    (tmp_path / "notes.txt").write_text("x")
+    (tmp_path / "notes.dat").write_text("x")
 
     reasons = [skip.reason for skip in read_corpus(tmp_path).skipped]
 
@@ -93,7 +93,7 @@ def test_image_folder(tmp_path: Path) -> None:
     (tmp_path / "c.png.txt").write_text("another")
     (tmp_path / "lonely.txt").write_text("no image")
     (tmp_path / "IMG_1.HEIC").write_bytes(b"x")
-    (tmp_path / "notes.docx").write_bytes(b"x")
+    (tmp_path / "notes.dat").write_bytes(b"x")
     (tmp_path / ".hidden.png").write_bytes(b"x")
 
     corpus = read_corpus(tmp_path)
@@ -106,7 +106,7 @@ def test_image_folder(tmp_path: Path) -> None:
     ]
     assert corpus.skipped == [
         Skipped("IMG_1.HEIC", "is HEIC, which is not read; convert it to JPEG or PNG"),
-        Skipped("notes.docx", "is not an image by its suffix"),
+        Skipped("notes.dat", "is not an image by its suffix"),
         Skipped("lonely.txt", "no image has this name"),
     ]
 

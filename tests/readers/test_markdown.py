@@ -77,7 +77,8 @@ def test_html_parts_words_where_a_page_does(source: str, text: str) -> None:
 def test_what_was_meant_as_an_image_is_told() -> None:
     page = parse_markdown("![x](my pic.png) and ![y]({{ base }}/a.png)\n\n`![x](my pic.png)`")
 
-    assert page.unread[:2] == ["![x](my pic.png)", "![y]({{ base }}/a.png)"]
+    assert page.unread == ["![x](my pic.png)"]
+    assert page.images == [ImageReference("/a.png", "y")]
 
 
 def test_the_first_heading_counts() -> None:
