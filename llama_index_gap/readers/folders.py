@@ -31,7 +31,7 @@ _MARKDOWN = frozenset([".md", ".markdown", ".mdx", ".mdown", ".mkd", ".mkdn", ".
 _HTML = frozenset([".html", ".htm", ".xhtml"])
 PAGE_SUFFIXES = _MARKDOWN | _HTML | {".txt"}
 """Suffixes of the files that are read as pages."""
-_NOTES = words("readme index about license licence contributing changelog credits notes")
+_NOTES = words("readme about license licence contributing changelog credits notes")
 _NEVER_PAGES = frozenset(
     ["robots.txt", "humans.txt", "security.txt", "requirements.txt", "ads.txt"]
 )
@@ -319,7 +319,8 @@ class _Pages:
         if self._references.site_of(self._folder).generator.name or not unshown:
             return False
         notes = all(page.stem.lower() in _NOTES for page in pages)
-        return notes or (not self._used and len(unshown) >= len(pages))
+        shown = len(self._used | self._of_drafts)
+        return (notes and len(unshown) > shown) or (not shown and len(unshown) >= len(pages))
 
 
 def _record_of(page: Page, name: str, site: Site) -> Record:

@@ -24,7 +24,7 @@ _TICKS = re.compile(r"`+")
 _BLANK_LINE = re.compile(r"\n[ \t]*\n")
 _OPENING = re.compile(
     r"\{\{[<%](?!/\*)|\{\{[<%]?/\*|\{%|\{\{|\{:|\[/?(?P<wp>caption|gallery|embed|playlist|video|audio)\b"
-    r"|(?<=[\])])\{(?=[ \t]*(?:[.#][\w-]|[\w-]+=))|[ \t]\{(?=#[\w-]+\}[ \t]*(?:\n|\Z))"
+    r"|(?<=[\])])\{(?=[ \t]*(?:[.#][\w-]|[\w-]+=))|[ \t]\{(?=[ \t]*[#.][\w-]+(?:[ \t]+[#.][\w-]+)*[ \t]*\}[ \t]*(?:\n|\Z))"
 )
 _ARGUMENT = re.compile(
     r"""(?:(?P<name>[A-Za-z_][\w.-]*+)[ \t]*[=:](?!//)[ \t\n]*)?"""
@@ -371,7 +371,12 @@ class _Reader:
         """Whether a link, an image or an attribute of HTML has this as its target."""
         before = self._body[max(0, start - 300) : start]
         before = before[before.rfind("\n") + 1 :]
-        return re.search(r"""(?:\]\(<?|=["']?|\]:[ \t]*<?)[^\s()"'<>{}]*$""", before) is not None
+        return (
+            re.search(
+                r"""(?:\]\(<?|=["']?|\]:[ \t]*<?)(?:\{\{[^{}]*\}\}|[^\s()"'<>{}])*$""", before
+            )
+            is not None
+        )
 
     def _target(self, arguments: str) -> str:
         """The target that a shortcode within a link stands for."""
