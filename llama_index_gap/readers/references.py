@@ -97,7 +97,10 @@ class References:
             if not local:
                 return [image]
             path = local
-        return [replace(image, path=path, folder=page.parent, problem=self._absent(path, page))]
+        problem = self._absent(path, page)
+        if self._above is not None and not problem:  # which the site's own root would let be opened
+            problem = f"lies outside root={self._root}, and the site does not publish it"
+        return [replace(image, path=path, folder=page.parent, problem=problem)]
 
     def files(self, image: ImageReference, page: Path) -> set[Path]:
         """All the files that may be an image: of a thumbnail and the full image, both."""
@@ -126,7 +129,7 @@ class References:
             allowed = self._root if self._folder.is_relative_to(self._root) else self._folder
             tree = repository_above(self._folder)
             most = tree if tree and beside.is_relative_to(tree) else None
-            if most is None:
+            if self._above is not None or most is None:
                 return ""
             return f"lies outside root={allowed}; pass root={most} to let images lie there"
         if site.generator.name:

@@ -17,14 +17,13 @@ from llama_index_gap.readers.front_matter import names_image
 from llama_index_gap.readers.html import words
 from llama_index_gap.readers.records import ImageReference
 
-_FENCE = re.compile(
-    r"^(?:[ \t]*(?:>|[-*+]|\d+[.)])[ \t]*)*[ \t]*(?P<fence>`{3,}(?!.*`)|~{3,})", re.M
-)
+_FENCE = re.compile(r"^(?:[ \t>*+-]|\d++[.)])*+(?P<fence>`{3,}(?!.*`)|~{3,})", re.M)
 _TICKS = re.compile(r"`+")
 _BLANK_LINE = re.compile(r"\n[ \t]*\n")
 _OPENING = re.compile(
     r"\{\{[<%](?!/\*)|\{\{[<%]?/\*|\{%|\{\{|\{:|\[/?(?P<wp>caption|gallery|embed|playlist|video|audio)\b"
-    r"|(?<=[\])])\{(?=[ \t]*(?:[.#][\w-]|[\w-]+=))|[ \t]\{(?=[ \t]*[#.][\w-]+(?:[ \t]+[#.][\w-]+)*[ \t]*\}[ \t]*(?:\n|\Z))"
+    r"|(?<=[\])}])\{(?=[ \t]*(?:[.#][\w-]|[\w-]+=))"
+    r"|[ \t]\{(?=[ \t]*[#.][\w-]+(?:[ \t]+[#.][\w-]+)*[ \t]*\}[ \t]*(?:\n|\Z))"
 )
 _ARGUMENT = re.compile(
     r"""(?:(?P<name>[A-Za-z_][\w.-]*+)[ \t]*[=:](?!//)[ \t\n]*)?"""

@@ -179,15 +179,8 @@ class Site:
         hosts = {host_of(url) for url in urls}
         with suppress(FileError):
             hosts.add(read_text(self.folder / "CNAME", self.folder).strip().lower())
-        return frozenset(
-            hosts - {"", "example.com", "www.example.com"}
-            | {
-                other
-                for host in hosts
-                if host
-                for other in ({host.removeprefix("www."), f"www.{host}"})
-            }
-        )
+        plain = {host.removeprefix("www.") for host in hosts} - {"", "example.com", "example.org"}
+        return frozenset(plain | {f"www.{host}" for host in plain})
 
     @cached_property
     def bases(self) -> tuple[str, ...]:

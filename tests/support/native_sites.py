@@ -1,5 +1,7 @@
 """Sites as their generators and exporters lay them out, made small, with what is to be found."""
 
+# ruff: noqa: E501 (pages are easier to read as they are written)
+
 from __future__ import annotations
 
 import json
