@@ -227,7 +227,7 @@ class _Pages:
                 yield Skipped(name, TOO_DEEP)
             except ValueError as error:
                 yield Skipped(name, str(error))
-        yield from self._others(pages, read)
+        yield from self._others([file for file in pages if file not in alone], read)
 
     def _is_page(self, file: Path) -> bool:
         return file.suffix.lower() in PAGE_SUFFIXES and file.name.lower() not in _NEVER_PAGES
