@@ -107,6 +107,7 @@ class Page:
         metadata: the front matter: texts, numbers, booleans, and lists and mappings of these.
         unread: what looks like an image but is none by Markdown's rules, as it stands there.
         problems: what else was left out, each in a sentence.
+        decoration: what is left out of each such page by rule, likewise.
         around: images that it shows beside its article, and that are left out.
     """
 
@@ -116,11 +117,12 @@ class Page:
     metadata: dict[str, Any] = field(default_factory=dict)
     unread: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    decoration: list[str] = field(default_factory=list)
     around: list[ImageReference] = field(default_factory=list)
 
 
 def image_reference(
-    targets: list[str], caption: str, *, by_name: bool = False
+    targets: list[str], caption: str, *, by_name: str = ""
 ) -> ImageReference | None:
     """A reference to the first of some targets, the others being what it may be instead."""
     paths = dict.fromkeys(path for each in targets if (path := _decoded_target(each)))
@@ -318,7 +320,7 @@ class ContentReader(HtmlReader):
             or _HIDDEN_STYLE.search(attributes.get("style", "")[:1_000]) is not None
         )
 
-    def show(self, targets: list[str], caption: str, *, by_name: bool = False) -> None:
+    def show(self, targets: list[str], caption: str, *, by_name: str = "") -> None:
         """Take an image; the image that it is a link to is the larger one."""
         linked = self._links[-1] if self._links else ""
         if linked and names_image(linked):

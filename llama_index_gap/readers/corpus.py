@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from llama_index_gap.readers.folders import PAGE_SUFFIXES, read_folder, read_pag
 from llama_index_gap.readers.records import (
     CorpusError,
     NodeMaker,
+    Note,
     Records,
     Skipped,
     record_from_fields,
@@ -36,11 +37,13 @@ class Corpus:
         nodes: text nodes and image nodes, document by document.
         skipped: everything that was left out, with its reason.
         root: folder that all images lie in; None if that is not known.
+        notes: how the corpus was read, where that is not plain from what it is.
     """
 
     nodes: list[BaseNode]
     skipped: list[Skipped]
     root: Path | None = None
+    notes: list[str] = field(default_factory=list)
 
     @property
     def text_nodes(self) -> list[BaseNode]:
@@ -58,13 +61,14 @@ class Corpus:
         return list(dict.fromkeys(str(node.ref_doc_id) for node in self.nodes))
 
     def summary(self) -> str:
-        """One paragraph: the counts, and each reason for skipping with how often it came."""
+        """The counts, how it was read, and each reason for skipping with how often it came."""
         captions = sum(bool(node.text) for node in self.image_nodes)
         lines = [
             f"{len(self.document_ids):,} documents: {len(self.text_nodes):,} passages, "
             f"{len(self.image_nodes):,} images ({captions:,} with a caption); "
             f"{len(self.skipped):,} skipped"
         ]
+        lines += [f"  {note}" for note in self.notes]
         reasons = Counter(skip.reason.split(";")[0] for skip in self.skipped)
         lines += [f"  {count:,} × {reason}" for reason, count in reasons.most_common()]
         return "\n".join(lines)
@@ -107,7 +111,8 @@ def read_corpus(
             tokens that overlap by 64.
         max_pixels: skip images with more pixels than this.
         drafts: read pages that are not published, too (``draft: true``, ``_drafts``).
-        strict: raise at the first document or image that would be skipped.
+        strict: raise at the first document or image that would be skipped. Drafts, templates and
+            what stands around the article of a page are counted, and stop nothing.
         show_progress: show a progress bar.
 
     Raises:
@@ -163,16 +168,20 @@ def _corpus(
 ) -> Corpus:
     nodes: list[BaseNode] = []
     skipped: list[Skipped] = []
+    notes: list[str] = []
     for record in get_tqdm_iterable(records, show_progress, "Reading documents"):
+        if isinstance(record, Note):
+            notes.append(record.text)
+            continue
         made, left_out = ([], [record]) if isinstance(record, Skipped) else maker.nodes(record)
-        if strict and left_out:
-            raise CorpusError(f"{left_out[0].source}: {left_out[0].reason} (strict=True)")
+        if strict and (stops := [each for each in left_out if not each.by_rule]):
+            raise CorpusError(f"{stops[0].source}: {stops[0].reason} (strict=True)")
         nodes += made
         skipped += left_out
     if not nodes:
         why = "; ".join(f"{skip.source}: {skip.reason}" for skip in skipped[:3])
         raise CorpusError(f"{name}: no document could be read ({why or 'it holds none'})")
-    return Corpus(nodes, skipped, maker.root)
+    return Corpus(nodes, skipped, maker.root, notes)
 
 
 def _holds_pages(path: Path) -> bool:

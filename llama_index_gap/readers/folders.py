@@ -18,6 +18,7 @@ from llama_index_gap.readers.records import (
     TOO_DEEP,
     CorpusError,
     ImageReference,
+    Note,
     Record,
     Records,
     Skipped,
@@ -104,6 +105,8 @@ _WAYS_OUT = {
         "is a part of a site's workings, and holds no page",
     ),
 }
+_OF_DRAFT = "only a draft shows this image; drafts=True (--drafts) reads it"
+_BY_RULE = frozenset([_WAYS_OUT[".css"], _OF_DRAFT])
 _UNSHOWN = (
     "no page shows this image; a folder with pages is read as pages, so pass the images' own "
     "folder to read them alone"
@@ -168,7 +171,8 @@ def _walked(folder: Path, root: Path) -> tuple[list[Path], list[Skipped]]:
         for name in folders:
             why = _no_pages(Path(parent, name).absolute(), site, names)
             if why:
-                left_out.append(Skipped(Path(parent, name).relative_to(folder).as_posix(), why))
+                place_of = Path(parent, name).relative_to(folder).as_posix()
+                left_out.append(Skipped(place_of, why, by_rule=True))
             elif not name.startswith("."):
                 kept.append(name)
         folders[:] = kept
@@ -199,6 +203,7 @@ class _Pages:
     ) -> None:
         self._folder, self._root, self._files, self._drafts = folder, root, files, drafts
         self._references = References(folder, root, files, site)
+        self._site = site
         self._used: set[Path] = set()
         self._of_drafts: set[Path] = set()
         self._saved = {
@@ -210,6 +215,11 @@ class _Pages:
 
     def records(self) -> Records:
         """Each page as a document, and all that is left out."""
+        if self._site is not None:
+            name = self._site.generator.name
+            yield Note(
+                f"images may lie in the site that this is a part of: {self._site.folder} ({name})"
+            )
         pages = [file for file in self._files if self._is_page(file)]
         alone = self._captions_of_images(pages)
         read: set[Path] = set()
@@ -219,7 +229,7 @@ class _Pages:
             read.add(file)
             name = file.relative_to(self._folder).as_posix()
             if any(parent in self._saved for parent in file.parents):
-                yield Skipped(name, "is a part of a saved page")
+                yield Skipped(name, "is a part of a saved page", by_rule=True)
                 continue
             try:
                 yield self._record(file, name)
@@ -260,7 +270,8 @@ class _Pages:
         shown.update(_resolved(image.folder / image.path) for image in images if image.folder)
         if draft and not self._drafts:
             self._of_drafts |= shown
-            return Skipped(name, f"is a draft; {draft}; drafts=True (--drafts) reads it")
+            reason = f"is a draft; {draft}; drafts=True (--drafts) reads it"
+            return Skipped(name, reason, by_rule=True)
         self._used |= shown
         return replace(record, images=_once(images))
 
@@ -281,7 +292,7 @@ class _Pages:
             read_text(file, self._root), mdx=suffix == ".mdx", variables=site.variables
         )
 
-    def _others(self, pages: Sequence[Path], read: set[Path]) -> Iterator[Record | Skipped]:
+    def _others(self, pages: Sequence[Path], read: set[Path]) -> Iterator[Record | Skipped | Note]:
         """What is no page, and whether a page shows it."""
         rest = [file for file in self._files if file not in read]
         unshown = [
@@ -293,6 +304,10 @@ class _Pages:
             beside = [
                 file for file in rest if file in set(unshown) or file.suffix.lower() == ".txt"
             ]
+            yield Note(
+                f"{len(unshown):,} images that no page shows are documents of their own: the pages "
+                "beside them only say something of the folder"
+            )
             yield from _read_images(self._folder, beside, self._root)
             rest = [file for file in rest if file not in set(beside)]
         for file in rest:
@@ -303,12 +318,13 @@ class _Pages:
             if suffix in IMAGE_SUFFIXES:
                 reason = _UNSHOWN
                 if _resolved(file) in self._of_drafts:
-                    reason = "only a draft shows this image; drafts=True (--drafts) reads it"
+                    reason = _OF_DRAFT
             elif suffix == ".txt":
                 reason = (
                     "is named like an image, and is read as a caption only in a folder of images"
                 )
-            yield Skipped(file.relative_to(self._folder).as_posix(), reason)
+            name = file.relative_to(self._folder).as_posix()
+            yield Skipped(name, reason, by_rule=reason in _BY_RULE)
 
     def _are_photos(self, pages: Sequence[Path], unshown: Sequence[Path]) -> bool:
         """Whether the images are documents of their own, and the pages only say something of them.
@@ -343,6 +359,7 @@ def _record_of(page: Page, name: str, site: Site) -> Record:
         text=page.text if record.title else page.text.removeprefix(page.heading).lstrip(),
         images=[*record.images, *page.images],
         problems=[*record.problems, *problems],
+        decoration=page.decoration,
     )
 
 

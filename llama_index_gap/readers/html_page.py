@@ -163,8 +163,9 @@ class _HtmlPage(ContentReader):
                 if not where.startswith(region)
             ),
         ]
+        decoration = []
         if around:
-            problems.append(f"images around its article are left out; {len(around):,} of them")
+            decoration.append(f"images around its article are left out; {len(around):,} of them")
         if self.left_out:
             problems.append(f"embedded media are left out; {counted(self.left_out)}")
         if left_out:
@@ -185,7 +186,9 @@ class _HtmlPage(ContentReader):
             images = [self._from_base(image) for image in images]
             around = [self._from_base(image) for image in around]
         fields = {**about, **metadata}
-        return Page("\n\n".join(texts), self._heading, images, fields, [], problems, around)
+        return Page(
+            "\n\n".join(texts), self._heading, images, fields, [], problems, decoration, around
+        )
 
     def _mostly_outside(self, region: str) -> bool:
         """Whether the articles are teasers, or quotations, on a page that says more."""

@@ -287,7 +287,9 @@ class _PageReader(ContentReader):
             self.embeds["![[…]]"] += 1
             return
         self.show(
-            [path], next((part for part in said if not _WIDTH.fullmatch(part)), ""), by_name=True
+            [path],
+            next((part for part in said if not _WIDTH.fullmatch(part)), ""),
+            by_name="nearest",
         )
 
     def _as_written(self, code: str) -> str:
@@ -308,8 +310,8 @@ class _PageReader(ContentReader):
             self._on_markdown(text[at : found.start()])
             at = found.end()
             inserted = self._filled.inserted[int(found[1])]
-            for image in inserted.images:
-                self.show([image.path, *image.others], image.caption)
+            for image in inserted.images:  # a theme may have a folder of its own for them
+                self.show([image.path, *image.others], image.caption, by_name="only")
             if inserted.captioned:
                 self._take_captioned(inserted.captioned)
         self._on_markdown(text[at:])

@@ -42,10 +42,19 @@ class Skipped:
     Attributes:
         source: where it stands: a file, a file and line, or a document and the image in it.
         reason: why it was left out.
+        by_rule: it is decoration, which is always left out; ``strict=True`` does not stop at it.
     """
 
     source: str
     reason: str
+    by_rule: bool = False
+
+
+@dataclass(frozen=True)
+class Note:
+    """What a corpus' summary says of how it was read; nothing was left out for it."""
+
+    text: str
 
 
 @dataclass(frozen=True)
@@ -56,7 +65,7 @@ class ImageReference:
     caption: str = ""
     folder: Path | None = None  # where a relative path starts; None for the corpus' folder
     others: tuple[str, ...] = field(default=(), compare=False)  # the same image, if path is absent
-    by_name: bool = field(default=False, compare=False)  # wherever a file of this name lies
+    by_name: str = field(default="", compare=False)  # anywhere: "nearest" of its name, or "only"
     optional: bool = field(default=False, compare=False)  # named for others, such as search engines
     problem: str = field(default="", compare=False)  # why it cannot be read
 
@@ -72,9 +81,10 @@ class Record:
     images: list[ImageReference] = field(default_factory=list)
     metadata: dict[str, Any] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)  # parts that were left out while reading
+    decoration: list[str] = field(default_factory=list)  # left out by rule
 
 
-Records: TypeAlias = Iterator[Record | Skipped]
+Records: TypeAlias = Iterator[Record | Skipped | Note]
 
 
 def record_from_fields(fields: Mapping[str, Any], source: str) -> Record:
@@ -187,6 +197,8 @@ class NodeMaker:
             return [], [Skipped(record.source, reason)]
         images, skipped = self._image_nodes(record)
         skipped += [Skipped(record.source, problem) for problem in record.problems]
+        by_rule = [Skipped(record.source, each, by_rule=True) for each in record.decoration]
+        skipped += by_rule
         made = [*texts, *images]
         if not made and not skipped:
             skipped = [Skipped(record.source, "has neither a text nor an image")]

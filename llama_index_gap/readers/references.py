@@ -169,15 +169,17 @@ class References:
             return []
         return [replace(image, folder=page.parent, problem="no file fits this pattern")]
 
-    def _found(self, target: str, page: Path, *, by_name: bool) -> Path | None:
+    def _found(self, target: str, page: Path, *, by_name: str) -> Path | None:
         key = (page, target)
         if key not in self._known:
             self._known[key] = self._searched(target, page)
         found = self._known[key]
-        if found is None and "\0" not in target:
-            obsidian = self.site_of(page.parent).generator.name == "Obsidian"
-            if by_name or (obsidian and "://" not in target):
-                return self._named(unquote(target))
+        if found is None and "\0" not in target and "://" not in target:
+            site = self.site_of(page.parent)
+            by_name = "nearest" if site.generator.name == "Obsidian" else by_name
+            found = self._named(unquote(target), page, by_name) if by_name else None
+            if found is not None and not self._may_show(found, site):
+                return None
         return found
 
     def _searched(self, target: str, page: Path) -> Path | None:
@@ -289,27 +291,39 @@ class References:
     def _by_name(self) -> dict[str, list[Path]]:
         names: dict[str, list[Path]] = {}
         files = list(self._files)
-        if self._above is not None and self._above.generator.name == "Obsidian":
+        if self._above is not None:
             for parent, folders, found in os.walk(self._above.folder):  # links are not followed
-                folders[:] = sorted(name for name in folders if not name.startswith("."))
+                kept = {name for name in folders if not name.startswith(".")} - {"node_modules"}
+                folders[:] = sorted(kept)
                 files += [Path(parent, name) for name in sorted(found)]
-        for file in files:
+        for file in dict.fromkeys(file.absolute() for file in files):
             if suffix_of(file.name) in IMAGE_SUFFIXES:
-                names.setdefault(_plain_name(file.name), []).append(file.absolute())
+                names.setdefault(_plain_name(file.name), []).append(file)
         return names
 
-    def _named(self, target: str) -> Path | None:
-        """A file of this name anywhere, as Obsidian finds it: the one nearest to the top."""
+    def _named(self, target: str, page: Path, by_name: str) -> Path | None:
+        """A file anywhere whose path ends so.
+
+        Args:
+            target: a name, or the end of a path.
+            page: the page's file.
+            by_name: "nearest" to the top, as Obsidian finds it; the "only" one, or the only one
+                in a folder called like the page, as themes keep the images of shortcodes.
+        """
         parts = [
-            _plain_name(part) for part in PurePosixPath(target).parts if part not in {".", ".."}
+            _plain_name(part)
+            for part in PurePosixPath(target.lstrip("/")).parts
+            if part not in {".", ".."}
         ]
-        if not parts:
-            return None
         fitting = [
             file
-            for file in self._by_name.get(parts[-1], [])
+            for file in self._by_name.get(parts[-1] if parts else "", [])
             if [_plain_name(part) for part in file.parts[-len(parts) :]] == parts
         ]
+        if by_name == "only" and len(fitting) > 1:
+            stem = re.sub(r"^\d{4}-\d{2}-\d{2}-", "", page.stem)
+            fitting = [file for file in fitting if file.parent.name == stem]
+            fitting = fitting if len(fitting) == 1 else []
         return min(fitting, key=lambda file: (len(file.parts), file.as_posix()), default=None)
 
 

@@ -83,7 +83,7 @@ def test_what_is_not_read_is_told(html: str, text: str, problem: str) -> None:
     page = parse_html(html)
 
     assert page.text == text
-    assert page.problems == [problem] * bool(problem)
+    assert page.problems + page.decoration == [problem] * bool(problem)
 
 
 @pytest.mark.parametrize(

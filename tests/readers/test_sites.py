@@ -70,6 +70,34 @@ def test_the_blog_in_native_form_loses_nothing(
     assert shown(corpus, tmp_path) == Counter(expected.shown)
 
 
+def test_a_theme_s_folder_for_the_images_of_shortcodes_is_found(tmp_path: Path) -> None:
+    for file in ("images/lesson/a.png", "images/other/a.png", "assets/images/2016/07/b.png"):
+        write_image(tmp_path / file)
+    include = '{{% include figure.html filename="{}" caption="A" %}}'
+    write(
+        tmp_path,
+        {
+            "_config.yml": "",
+            "_posts/2016-07-01-lesson.md": include.format("a.png")
+            + include.format("2016/07/b.png"),
+            "_posts/2016-07-02-none.md": f"{include.format('a.png')} ![x](b.png)",
+        },
+    )
+
+    corpus = read_corpus(tmp_path / "_posts")
+
+    assert [
+        Path(str(n.image_path)).relative_to(tmp_path).as_posix() for n in corpus.image_nodes
+    ] == [
+        "images/lesson/a.png",
+        "assets/images/2016/07/b.png",
+    ]
+    assert [skip.source for skip in corpus.skipped] == [
+        "2016-07-02-none.md, image a.png",
+        "2016-07-02-none.md, image b.png",
+    ]
+
+
 # --- how far up a site is looked for, and what its pages may show ---------------------------------
 
 
