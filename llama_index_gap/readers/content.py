@@ -90,6 +90,7 @@ _NOT_SHOWN = words("template svg select datalist canvas object applet iframe aud
 _MEDIA = frozenset(["iframe", "object", "applet", "audio", "video", "embed", "canvas", "svg"])
 _SOURCES = ("data-src", "data-lazy-src", "data-original", "data-full-src", "data-orig-file")
 _SETS = ("srcset", "data-srcset", "data-lazy-srcset")
+_QUOTED = re.compile(r"""['"]([^'"]+)['"]""")
 _SIZE = re.compile(r"(\d{1,6}(?:\.\d{1,3})?)[wx]")
 _LONGEST_TARGET = 16_384  # no file's name is longer, each byte written as %20
 _LONGEST_SET = 65_536
@@ -389,6 +390,8 @@ def _candidates(attributes: dict[str, str]) -> list[tuple[float, str]]:
                 found.append((size, url.strip(",")))
     found.sort(key=lambda each: -each[0])
     plain = [attributes[name] for name in (*_SOURCES, "src") if attributes.get(name)]
+    bound = attributes.get(":src") or attributes.get("v-bind:src", "")  # as Vue has it
+    plain += _QUOTED.findall(bound[:1_000])
     if len(plain) + len(found) > 1:  # what stands there until the image is loaded
         plain = [target for target in plain if not target.startswith("data:")] or plain
     return [*found, *((0.0, target) for target in plain)]

@@ -24,7 +24,7 @@ from llama_index_gap.readers.sites import (
 
 # Prefixes that stand for a folder of the site.
 _ALIASES = re.compile(
-    r"^(?:@site/|~@?/|@/|pathname:///|\{(?:static|attach|filename)\}/?|%PUBLIC_URL%/)"
+    r"^(?:@site/|~@?/|~@(?=\w)|@/|pathname:///|\{(?:static|attach|filename)\}/?|%PUBLIC_URL%/)"
 )
 _UPLOADS = "/wp-content/uploads/"
 _RESIZED = re.compile(r"-\d{2,5}x\d{2,5}(?=\.\w+$)|-scaled(?=\.\w+$)")
@@ -177,6 +177,8 @@ class References:
         if found is None and "\0" not in target and "://" not in target:
             site = self.site_of(page.parent)
             by_name = "nearest" if site.generator.name == "Obsidian" else by_name
+            if _ALIASES.match(target):  # what it stands for is said in a program
+                target, by_name = _ALIASES.sub("", target), by_name or "only"
             found = self._named(unquote(target), page, by_name) if by_name else None
             if found is not None and not self._may_show(found, site):
                 return None
@@ -186,7 +188,8 @@ class References:
         if "\0" in target or not target or len(target) > _LONGEST_PATH:
             return None
         site = self.site_of(page.parent)
-        for path in self._paths(target, page, site):
+        plain = target.replace("\\", "/")  # as Windows writes paths
+        for path in self._paths(plain, page, site):
             found = self._existing(path)
             if found is not None and self._may_show(found, site):
                 return found
@@ -244,7 +247,7 @@ class References:
                 yield folder / each
             # A site within the corpus of which nothing says where it begins.
             if not site.generator.name:
-                for parent in page.parent.absolute().parents:
+                for parent in page.absolute().parents:
                     if not parent.is_relative_to(self._folder):
                         break
                     yield parent / each

@@ -38,6 +38,7 @@ _LIQUID_FILTER = re.compile(
     r"strip_html|slugify|absURL|relURL|default|replace|downcase|upcase)\b"
 )
 _SIZE = re.compile(r"\d+\s*(?:x\d*)?\s*(?:px|%|em|rem|vw)?(?:\s+q\d+)?|(?:left|right|center)", re.I)
+_BOOK = re.compile(r"#(?:include|rustdoc_include|playground|playpen|title)\s")  # of mdBook
 _LONGEST = 20_000
 _KNOWN_IMAGES = words("figure fig img image images imgproc pic picture photo gallery lightbox")
 _PATH_NAMES = words(
@@ -349,6 +350,9 @@ class _Reader:
             and not names_image(value)
             and not _SIZE.fullmatch(value.strip())
         ]
+        if not captions and name == "asset_img":  # of Hexo, whose titles need no quotes
+            words_after = [value for value, _ in positional[first + 1 :]]
+            captions = [" ".join(word for word in words_after if not _SIZE.fullmatch(word))]
         caption = re.sub(r"<[^<>]*>", "", captions[0]).strip() if captions else ""
         unique = dict.fromkeys(path.strip() for path in paths if path.strip())
         return [ImageReference(path, caption) for path in unique]
@@ -394,6 +398,9 @@ class _Reader:
         end += 2
         if self._is_target(start):
             return self._evaluated(content).replace(" ", "%20"), end
+        if _BOOK.match(content):
+            self._filled.left_out[content.split()[0]] += 1
+            return "", end
         found = _EXPRESSION.match(content)
         rest = content[found.end() :] if found else content
         if found and found[3] is None and (not rest or _LIQUID_FILTER.match(rest)):

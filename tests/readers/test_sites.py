@@ -98,6 +98,33 @@ def test_a_theme_s_folder_for_the_images_of_shortcodes_is_found(tmp_path: Path) 
     ]
 
 
+@pytest.mark.parametrize(
+    ("files", "image", "target"),
+    [
+        ({"trip 1.md": ""}, "trip 1/Untitled.png", "trip%201/Untitled.png"),  # Notion
+        ({".vuepress/config.js": "", "a.md": ""}, "img/a.png", "~@img/a.png"),
+        ({"_config.yml": "", "source/_posts/a.md": ""}, "source/_posts/a/b.png", "b.png"),  # Hexo
+        ({"a.md": ""}, ".gitbook/assets/b (1).png", "<.gitbook/assets/b (1).png>"),
+        ({"a.md": ""}, "img/a.png", "<img\\a.png>"),
+        ({"hugo.toml": "", "content/posts/a.md": ""}, "static/img/a.png", "../../img/a.png"),
+        ({"pelicanconf.py": "", "content/a.md": ""}, "content/img/a.png", "{static}/img/a.png"),
+        ({"blog/a.md": ""}, "blog/static/a.png", "/a.png"),
+        ({"CNAME": "www.a.org", "_config.yml": "", "a.md": ""}, "i/a.png", "https://a.org/i/a.png"),
+    ],
+)
+def test_forms_of_references(
+    files: dict[str, str], image: str, target: str, tmp_path: Path
+) -> None:
+    write_image(tmp_path / image)
+    page = list(files)[-1]
+    write(tmp_path, {**files, page: f"A page. ![x]({target})"})
+
+    (node,) = read_corpus(tmp_path).image_nodes
+
+    assert Path(str(node.image_path)) == (tmp_path / image).resolve()
+    assert node.ref_doc_id == page
+
+
 # --- how far up a site is looked for, and what its pages may show ---------------------------------
 
 
