@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 from urllib.parse import urljoin
 
+from llama_index_gap.errors import InvalidValueError
 from llama_index_gap.readers.content import (
     SEPARATING_TAGS,
     ContentReader,
@@ -26,6 +27,8 @@ _DECLARED = re.compile(
     rb"""|^\s*<\?xml\s[^>]{0,100}?encoding\s*=\s*["']([\w.:-]{1,40})""",
     re.IGNORECASE,
 )
+_MOST_TAGS = 1_000_000  # an open element takes far more memory than its tag
+_LONGEST_META = 4_000
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8"),
     (codecs.BOM_UTF16_LE, "utf-16-le"),
@@ -91,7 +94,14 @@ def parse_html(source: str) -> Page:
 
     Args:
         source: the page; as in Jekyll, it may begin with front matter.
+
+    Raises:
+        InvalidValueError: it has too many tags, or its front matter cannot be read.
     """
+    if (tags := source.count("<")) > _MOST_TAGS:
+        raise InvalidValueError(
+            f"has too many tags ({tags:,}; at most {_MOST_TAGS:,} are read); split it"
+        )
     metadata, body = split_front_matter(source)
     left_out: Counter[str] = Counter()
     if body is not source:  # a generator fills it in
@@ -131,6 +141,7 @@ class _HtmlPage(ContentReader):
         self._heading = ""
         self._meta: dict[str, str] = {}
         self._base = ""
+        self._problems: list[str] = []
 
     def page(
         self, metadata: dict[str, Any], named: list[ImageReference], left_out: Counter[str]
@@ -140,7 +151,7 @@ class _HtmlPage(ContentReader):
         self._end_block(name="")
         self.end_page()
         self._end_block(name="")
-        problems = []
+        problems = self._problems
         if unclosed:
             problems.append(f"its <{unclosed}> does not end; what follows it is not read")
         region = next(
@@ -242,8 +253,11 @@ class _HtmlPage(ContentReader):
 
     def _take_meta(self, attributes: dict[str, str]) -> None:
         name = (attributes.get("name") or attributes.get("property") or "").strip().lower()
-        content = " ".join(attributes.get("content", "").split())[:4_000]
+        content = " ".join(attributes.get("content", "").split())
         name = name or attributes.get("itemprop", "").lower()
+        if len(content) > _LONGEST_META and name in {*_AUTHOR, *_DATE, *_TEXTS}:
+            self._problems.append(f"its {name} has {len(content):,} characters; it is left out")
+            return
         if name in _AUTHOR and "://" not in content:
             self._meta.setdefault("author", content)
         elif name in _DATE:

@@ -73,6 +73,11 @@ def test_a_caption_of_several_images_leaves_each_its_own() -> None:
         ("<p>a</p><nav>b<p>c", "a", "its <nav> does not end; what follows it is not read"),
         ("<p>a <iframe src=x></iframe>", "a", "embedded media are left out; iframe"),
         ("<head><title>t</title><p>a", "a", ""),
+        (
+            f"<meta name=author content={'x' * 5_000}>a",
+            "a",
+            "its author has 5,000 characters; it is left out",
+        ),
         ("<main></main><p>a</p>", "a", ""),
         ("<p>a</p><article>b</article>", "b", ""),
         ("<p>a long text</p><article>b</article>", "a long text\n\nb", ""),

@@ -118,6 +118,11 @@ def test_a_page_that_would_swell_is_refused(page: str, reason: str) -> None:
         parse_markdown(page)
 
 
+def test_a_page_of_too_many_tags_is_refused() -> None:
+    with pytest.raises(InvalidValueError, match="1,000,001; at most 1,000,000"):
+        parse_html("<b>" * 1_000_001)
+
+
 def test_a_page_is_told_of_in_one_short_line() -> None:
     (unread,) = parse_markdown("![x](my\npic " + "a" * 10_000 + ")").unread
 
