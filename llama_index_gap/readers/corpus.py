@@ -119,10 +119,10 @@ def read_corpus(
         CorpusError: no such path, a format that is not read, no document in it at all, or, with
             ``strict=True``, anything to skip.
     """
-    path = Path(path).expanduser()
+    path = _without_dots(path)
     folder = path if path.is_dir() else path.parent
     site = site_above(folder) if root is None and _holds_pages(path) else None
-    root = folder if root is None else Path(root).expanduser()
+    root = folder if root is None else _without_dots(root)
     image_root = site.folder if site else root
     maker = NodeMaker(image_root, folder, splitter or default_splitter(), max_pixels)
     records = _records(path, root, site, drafts=drafts)
@@ -182,6 +182,12 @@ def _corpus(
         why = "; ".join(f"{skip.source}: {skip.reason}" for skip in skipped[:3])
         raise CorpusError(f"{name}: no document could be read ({why or 'it holds none'})")
     return Corpus(nodes, skipped, maker.root, notes)
+
+
+def _without_dots(path: str | Path) -> Path:
+    """A path as it was named, but for "..", which may lead elsewhere than the text says."""
+    path = Path(path).expanduser()
+    return path.resolve() if ".." in path.parts else path
 
 
 def _holds_pages(path: Path) -> bool:

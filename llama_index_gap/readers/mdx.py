@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-from bisect import bisect_right
 from collections.abc import Callable, Mapping
 
 from llama_index_gap.readers.front_matter import names_image
 from llama_index_gap.readers.records import ImageReference
-from llama_index_gap.readers.shortcodes import Filled, Inserted, code_places, unfilled
+from llama_index_gap.readers.shortcodes import Filled, Inserted, code_tester, unfilled
 
 _MODULE = re.compile(
     r"^(?:import[ \t]*(?=['\"{*]|[\w$]+[ \t]*(?:,|from\b))"
@@ -33,8 +32,12 @@ _PLAIN_HTML = re.compile(r"[a-z]")
 
 
 def looks_like_mdx(body: str) -> bool:
-    """Whether a page imports something, as only MDX does."""
-    return _IMPORT.search(body[:20_000]) is not None and _MODULE.search(body) is not None
+    """Whether a page imports something outside its code, as only MDX does."""
+    if not _IMPORT.search(body):
+        return False
+    is_code = code_tester(body)
+    modules = (each for each in _MODULE.finditer(body) if not is_code(each.start()))
+    return any(_IMPORT.match(each[0]) for each in modules)
 
 
 def as_markdown(body: str) -> Filled:
@@ -45,14 +48,7 @@ def as_markdown(body: str) -> Filled:
     """
     filled = unfilled(body)
     files: dict[str, str] = {}
-    places = code_places(body)
-    starts = [start for start, _ in places]
-
-    def is_code(at: int) -> int:
-        """The end of the code that a place lies in, or 0."""
-        inside = bisect_right(starts, at) - 1
-        return places[inside][1] if inside >= 0 and at < places[inside][1] else 0
-
+    is_code = code_tester(body)
     done: list[str] = []
     at = 0
     for module in _MODULE.finditer(body):
@@ -64,8 +60,7 @@ def as_markdown(body: str) -> Filled:
         at = module.end()
     body = "".join([*done, body[at:]])
     if done:
-        places = code_places(body)
-        starts = [start for start, _ in places]
+        is_code = code_tester(body)
     reader = _Reader(body, files, filled, _braces(body, is_code))
     done, at = [], 0
     for opening in _OPENING.finditer(body):
@@ -80,7 +75,7 @@ def as_markdown(body: str) -> Filled:
     return filled
 
 
-def _braces(body: str, is_code: Callable[[int], int]) -> dict[int, int]:
+def _braces(body: str, is_code: Callable[[int], bool]) -> dict[int, int]:
     """Where each brace that is opened is closed."""
     ends: dict[int, int] = {}
     opened: list[int] = []

@@ -99,7 +99,10 @@ class References:
             path = local
         problem = self._absent(path, page)
         if self._above is not None and not problem:  # which the site's own root would let be opened
-            problem = f"lies outside root={self._root}, and the site does not publish it"
+            problem = (
+                f"lies outside root={self._root}, and the site does not publish it; pass "
+                f"root={self._above.folder} to let images lie there"
+            )
         return [replace(image, path=path, folder=page.parent, problem=problem)]
 
     def files(self, image: ImageReference, page: Path) -> set[Path]:

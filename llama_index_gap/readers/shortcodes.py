@@ -97,16 +97,14 @@ def fill_in(body: str, variables: Mapping[str, Any]) -> Filled:
     filled = unfilled(body)
     if not _OPENING.search(body):
         return filled
-    code = code_places(body)
-    starts = [start for start, _ in code]
+    is_code = code_tester(body)
     done: list[str] = []
     at = 0
     closing = _Closing(body)
     reader = _Reader(body, variables, filled, closing)
     for opening in _OPENING.finditer(body):
         start = opening.start()
-        inside = bisect_right(starts, start) - 1
-        if start < at or (inside >= 0 and start < code[inside][1]):
+        if start < at or is_code(start):
             continue
         text, end = reader.read(opening)
         if end > start:
@@ -120,6 +118,18 @@ def unfilled(body: str) -> Filled:
     """A body as it stands."""
     mark = next((chr(c) for c in range(0xE000, 0xF8FF) if chr(c) not in body), "\ue000")
     return Filled(body, mark)
+
+
+def code_tester(body: str) -> Callable[[int], bool]:
+    """Make a function that says whether a place of Markdown lies in code."""
+    places = code_places(body)
+    starts = [start for start, _ in places]
+
+    def is_code(at: int) -> bool:
+        before = bisect_right(starts, at) - 1
+        return before >= 0 and at < places[before][1]
+
+    return is_code
 
 
 def code_places(body: str) -> list[tuple[int, int]]:

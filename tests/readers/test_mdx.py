@@ -49,3 +49,10 @@ def test_code_is_left_out_and_counted(source: str, text: str, left_out: str) -> 
 
 def test_components_of_plain_markdown_stay_text() -> None:
     assert parse_markdown("Use Vec<T> and <Widget> here.").text == "Use Vec<T> and <Widget> here."
+
+
+def test_a_page_about_javascript_is_plain_markdown() -> None:
+    page = parse_markdown("Set {a} in <B>:\n\n```js\nimport A from 'a'\n```\n\n    indented {code}")
+
+    assert page.text == "Set {a} in <B>:\n\nimport A from 'a'\n\nindented {code}"
+    assert page.problems == []

@@ -125,6 +125,17 @@ def test_forms_of_references(
     assert node.ref_doc_id == page
 
 
+def test_a_folder_may_be_named_by_a_way_round(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    SITES["Hugo"](tmp_path / "site")
+    (tmp_path / "link").symlink_to(tmp_path / "site")
+    monkeypatch.chdir(tmp_path / "site" / "static")
+
+    for way in ("..", "../content", "../../site", tmp_path / "link", tmp_path / "link" / "content"):
+        assert len(read_corpus(way).image_nodes) == 11
+
+
 # --- how far up a site is looked for, and what its pages may show ---------------------------------
 
 
