@@ -32,6 +32,7 @@ ImageField = Annotated[
 IdField = Annotated[
     list[str] | None, typer.Option(metavar="COLUMN", help="A table's column of ids; repeatable.")
 ]
+Drafts = Annotated[bool, typer.Option("--drafts", help="Read unpublished pages, too.")]
 
 
 def read(
@@ -42,6 +43,7 @@ def read(
     image_field: ImageField = None,
     id_field: IdField = None,
     max_pixels: MaxPixels = None,
+    drafts: Drafts = False,
     all_skipped: options.AllSkipped = False,
 ) -> None:
     """Check a corpus: show how much can be read, and what is skipped and why."""
@@ -54,6 +56,7 @@ def read(
         image_field=image_field,
         id_field=id_field,
         max_pixels=max_pixels or MAX_PIXELS,
+        drafts=drafts,
         show_progress=terminal.stderr.is_terminal,
     )
     terminal.stdout.print(visible(corpus.summary()), markup=False)
@@ -73,6 +76,7 @@ def index(
     image_field: ImageField = None,
     id_field: IdField = None,
     max_pixels: MaxPixels = None,
+    drafts: Drafts = False,
     device: Annotated[
         str | None, typer.Option(help="Where models run.", show_default="a GPU if there is one")
     ] = None,
@@ -106,6 +110,7 @@ def index(
             image_field=image_field,
             id_field=id_field,
             max_pixels=max_pixels,
+            drafts=drafts,
             show_progress=shown,
         )
         with options.open_or_make_index(

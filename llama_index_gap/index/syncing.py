@@ -241,7 +241,7 @@ class Plan:
         places = {place: key for key, place in self._corpus.places.items()}
         for skip in self._corpus.skipped:
             place, _, path = skip.source.partition(_IMAGE)
-            if path and place in places and not skip.on_purpose:
+            if path and place in places and not (skip.on_purpose or skip.by_rule):
                 skipped[places[place]][PurePosixPath(unquote(path)).name] = skip.reason
         ids = {
             node_id
@@ -382,7 +382,7 @@ class _Unread:
         self._files: dict[str, str] = {}  # nobody knows of which documents
         read = set(corpus.places.values())
         for skip in corpus.skipped:
-            if skip.on_purpose:
+            if skip.on_purpose or skip.by_rule:
                 continue
             reason = f"{skip.source}: {skip.reason}"
             place = skip.source.partition(_IMAGE)[0]

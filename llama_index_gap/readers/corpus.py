@@ -15,8 +15,9 @@ from llama_index.core.utils import get_tqdm_iterable
 
 from llama_index_gap.images.limits import MAX_PIXELS
 from llama_index_gap.readers.columns import NamedFields
-from llama_index_gap.readers.folders import read_folder
+from llama_index_gap.readers.folders import PAGE_SUFFIXES, read_folder, read_page
 from llama_index_gap.readers.records import CorpusError, NodeMaker, Note, Records, Skipped
+from llama_index_gap.readers.sites import Site, site_above
 from llama_index_gap.readers.splitting import chosen_splitter, default_splitter
 from llama_index_gap.readers.tables import names_files, read_objects, read_table
 
@@ -35,7 +36,8 @@ class Corpus:
         path: file or folder that was read, as the user named it; None if no path was.
         places: the file, and in a table the line, that each document stands in, by its id; those
             of which nothing could be read too.
-        notes: how tables were read: what became of their columns, and which have types.
+        notes: how the corpus was read, where that is not plain from what it is: what became of
+            the columns of tables, and which have types.
     """
 
     nodes: list[BaseNode]
@@ -61,7 +63,7 @@ class Corpus:
         return list(dict.fromkeys(str(node.ref_doc_id) for node in self.nodes))
 
     def summary(self) -> str:
-        """The counts, how tables were read, and each reason for skipping with how often it came."""
+        """The counts, how it was read, and each reason for skipping with how often it came."""
         captions = sum(bool(node.text) for node in self.image_nodes)
         lines = [
             f"{len(self.document_ids):,} documents: {len(self.text_nodes):,} passages, "
@@ -84,6 +86,7 @@ def read_corpus(
     image_field: str | Sequence[str] | None = None,
     id_field: str | Sequence[str] | None = None,
     max_pixels: int = MAX_PIXELS,
+    drafts: bool = False,
     strict: bool = False,
     show_progress: bool = False,
 ) -> Corpus:
@@ -98,7 +101,8 @@ def read_corpus(
       sets have (docs/catalogues.md); a ``.json`` file with a list of such objects;
     - a folder that holds ``docs.jsonl``, ``docs.csv`` or ``docs.tsv``, or ``metadata.jsonl`` or
       ``metadata.csv`` with a ``file_name``;
-    - a folder of Markdown files: front matter is metadata, alt texts are captions;
+    - a folder of pages in Markdown, MDX, HTML or plain text, or a part of a site of the usual
+      generators, or one such page: front matter is metadata, alt texts are captions;
     - a folder of images, each a document; ``name.txt`` beside ``name.jpg`` is its caption.
 
     Node ids are made from the document's id and the place in it, so they are the same at every
@@ -108,7 +112,8 @@ def read_corpus(
     Args:
         path: a file or a folder.
         root: folder that images must lie in, and that links to texts may lead to; by default the
-            folder of the corpus.
+            folder of the corpus. Pages of a part of a site may also show what the whole site
+            publishes from its own folders for images (``../static`` of Hugo's ``content``).
         splitter: cuts long texts; by default LlamaIndex's ``SentenceSplitter`` with chunks of 512
             tokens that overlap by 64. An index cuts what is longer than its model reads once more.
         chunk_size: the most tokens of a chunk, as LlamaIndex counts them; in place of ``splitter``.
@@ -116,7 +121,9 @@ def read_corpus(
         image_field: likewise of the images.
         id_field: likewise of the id; values of several columns are joined by ``/``.
         max_pixels: skip images with more pixels than this.
-        strict: raise at the first document or image that would be skipped.
+        drafts: read pages that are not published, too (``draft: true``, ``_drafts``).
+        strict: raise at the first document or image that would be skipped. Drafts, templates and
+            what stands around the article of a page are counted, and stop nothing.
         show_progress: show a progress bar.
 
     Raises:
@@ -124,11 +131,13 @@ def read_corpus(
             that is named and not there, or, with ``strict=True``, anything to skip.
     """
     named = NamedFields.of(text_field, image_field, id_field)
-    path = Path(path).expanduser()
+    path = _without_dots(path)
     folder = path if path.is_dir() else path.parent
-    root = folder if root is None else Path(root).expanduser()
-    maker = NodeMaker(root, folder, chosen_splitter(splitter, chunk_size), max_pixels)
-    records = _records(path, root, named)
+    site = site_above(folder) if root is None and _holds_pages(path) else None
+    root = folder if root is None else _without_dots(root)
+    image_root = site.folder if site else root
+    maker = NodeMaker(image_root, folder, chosen_splitter(splitter, chunk_size), max_pixels)
+    records = _records(path, root, site, named, drafts=drafts)
     corpus = _corpus(records, maker, str(path), strict=strict, show_progress=show_progress)
     return replace(corpus, path=Path(os.path.abspath(path)))  # noqa: PTH100 - links stay
 
@@ -180,8 +189,8 @@ def _corpus(
             notes.append(record.text)
             continue
         made, left_out = ([], [record]) if isinstance(record, Skipped) else maker.nodes(record)
-        if strict and left_out:
-            raise CorpusError(f"{left_out[0].source}: {left_out[0].reason} (strict=True)")
+        if strict and (stops := [each for each in left_out if not each.by_rule]):
+            raise CorpusError(f"{stops[0].source}: {stops[0].reason} (strict=True)")
         if not isinstance(record, Skipped):
             places.setdefault(record.id, record.source)
         nodes += made
@@ -192,8 +201,24 @@ def _corpus(
     return Corpus(nodes, skipped, maker.root, places=places, notes=notes)
 
 
-def _records(path: Path, root: Path, named: NamedFields) -> Records:
+def _without_dots(path: str | Path) -> Path:
+    """A path as it was named, but for "..", which may lead elsewhere than the text says."""
+    path = Path(path).expanduser()
+    return path.resolve() if ".." in path.parts else path
+
+
+def _holds_pages(path: Path) -> bool:
+    if path.is_dir():
+        return not any((path / name).is_file() for name in _TABLE_FILES)
+    return path.suffix.lower() in PAGE_SUFFIXES
+
+
+def _records(
+    path: Path, root: Path, site: Site | None, named: NamedFields, *, drafts: bool
+) -> Records:
     if path.is_file():  # as the user names it, it may be a link to anywhere
+        if path.suffix.lower() in PAGE_SUFFIXES:
+            return read_page(path, root, site=site, drafts=drafts)
         return read_table(path, named=named)
     if not path.is_dir():
         raise CorpusError(f"{path}: no such file or folder")
@@ -212,4 +237,4 @@ def _records(path: Path, root: Path, named: NamedFields) -> Records:
             f"{path}: text_field, image_field and id_field name columns of a table, and this is a "
             "folder of pages or images"
         )
-    return read_folder(path, root, text_root)
+    return read_folder(path, text_root, site=site, drafts=drafts)

@@ -13,6 +13,7 @@ _ATTRIBUTE = re.compile(
 _TAG_END = re.compile(r"[\s/]*+>")
 _CLOSING_NAME = re.compile(r"</\s*+([a-zA-Z][^\s/>]*+)")
 _ANGLE = re.compile(">")
+_DECLARATION = re.compile(r"<!doctype\b|<!\[", re.I)
 # How what a page does not show begins, and how it ends; the first that fits counts.
 _UNSHOWN = {
     "<!--": re.compile(r"--\s*+>"),
@@ -24,6 +25,11 @@ _UNSHOWN = {
 _HIDING = {name: re.compile(rf"</\s*+{name}\s*+>", re.I) for name in ("script", "style")}
 
 
+def words(text: str) -> frozenset[str]:
+    """The words of a text, such as the names of elements."""
+    return frozenset(text.split())
+
+
 class HtmlReader:
     """Tells the tags and the texts of HTML; comments, scripts and styles are left out.
 
@@ -32,7 +38,7 @@ class HtmlReader:
     """
 
     def __init__(self) -> None:
-        self._hiding = ""  # the script or style that is open
+        self.hiding = ""  # the script or style that is open
 
     def on_text(self, text: str) -> None:
         """Take a text, its entities decoded."""
@@ -43,9 +49,27 @@ class HtmlReader:
     def on_closing_tag(self, name: str) -> None:
         """Take a closing tag; for ``<br/>`` after the opening one."""
 
+    def is_tag(self, name: str, attributes: dict[str, str], bare: set[str]) -> bool:
+        """Whether what is written as an opening tag is one, not text that looks like it.
+
+        Args:
+            name: in lower case.
+            attributes: their values; empty where there is none.
+            bare: the names of those without a value.
+        """
+        return True
+
+    def is_closing_tag(self, name: str) -> bool:
+        """Whether what is written as a closing tag is one, not text that looks like it."""
+        return True
+
+    def hides(self, name: str, html: str, start: int) -> bool:
+        """Whether a script or style that begins at ``start`` hides what follows."""
+        return True
+
     def add_text(self, text: str) -> None:
         """Take a text without HTML that stands between parts with it."""
-        if text and not self._hiding:
+        if text and not self.hiding:
             self.on_text(text)
 
     def feed(self, html: str) -> None:
@@ -53,9 +77,9 @@ class HtmlReader:
         start = 0
         absent: set[re.Pattern[str]] = set()  # ends that do not come again
         while start < len(html):
-            if self._hiding:
-                closed = _HIDING[self._hiding].search(html, start)
-                start, self._hiding = (closed.end(), "") if closed else (len(html), self._hiding)
+            if self.hiding:
+                closed = _HIDING[self.hiding].search(html, start)
+                start, self.hiding = (closed.end(), "") if closed else (len(html), self.hiding)
                 continue
             opened = html.find("<", start)
             opened = len(html) if opened < 0 else opened
@@ -69,22 +93,30 @@ class HtmlReader:
     def _tag(self, html: str, start: int, name: re.Match[str]) -> int:
         """Take an opening tag, or a text that only begins like one; say where it ends."""
         attributes: dict[str, str] = {}
+        bare: set[str] = set()
         end = name.end()
         while found := _ATTRIBUTE.match(html, end):
             value = found["value"] or ""
+            if found["value"] is None:
+                bare.add(found["name"].lower())
             value = value[1:-1] if value[:1] in {"'", '"'} else value
-            attributes[found["name"].lower()] = _decoded(value)
+            attributes.setdefault(found["name"].lower(), _decoded(value))
             end = found.end()
         closed = _TAG_END.match(html, end)
         if closed is None:
             self.add_text(_decoded(html[start:end]))
             return end
         tag = name[1].lower()
+        if not self.is_tag(tag, attributes, bare) or (
+            tag in _HIDING and not self.hides(tag, html, closed.end())
+        ):
+            self.add_text(_decoded(html[start : closed.end()]))
+            return closed.end()
         self.on_tag(tag, attributes)
         if closed[0].endswith("/>"):
             self.on_closing_tag(tag)
         elif tag in _HIDING:
-            self._hiding = tag
+            self.hiding = tag
         return closed.end()
 
     def _unshown(self, html: str, start: int, absent: set[re.Pattern[str]]) -> int:
@@ -95,8 +127,11 @@ class HtmlReader:
                 if end is None:
                     absent.add(closing)
                     break
-                if opening == "</" and (name := _CLOSING_NAME.match(html, start)):
+                name = _CLOSING_NAME.match(html, start) if opening == "</" else None
+                if name and self.is_closing_tag(name[1].lower()):
                     self.on_closing_tag(name[1].lower())
+                elif name or (opening == "<!" and not _DECLARATION.match(html, start)):
+                    self.add_text(_decoded(html[start : end.end()]))
                 return end.end()
         self.add_text("<")
         return start + 1

@@ -2,111 +2,106 @@
 
 from __future__ import annotations
 
-import math
 import re
-import tomllib
-from dataclasses import dataclass, field
-from datetime import date, time
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
-import yaml
 from markdown_it import MarkdownIt
-from markdown_it.rules_block import StateBlock, table
+from markdown_it.rules_block import StateBlock, html_block, reference, table
 from markdown_it.rules_inline import StateInline, html_inline
 from markdown_it.token import Token
 
 from llama_index_gap.errors import InvalidValueError
-from llama_index_gap.readers.html import HtmlReader
-from llama_index_gap.readers.records import TOO_DEEP, ImageReference
+from llama_index_gap.readers.content import ContentReader, Page, counted
+from llama_index_gap.readers.front_matter import names_image, split_front_matter, take_images
+from llama_index_gap.readers.mdx import as_markdown, looks_like_mdx
+from llama_index_gap.readers.shortcodes import Filled, fill_in
 from llama_index_gap.text import excerpt
 
-_FRONT_MATTER = re.compile(
-    r"\A(?P<fence>---|\+\+\+)[ \t]*\r?\n(?P<body>.*?)^(?P=fence)[ \t]*(\r?\n|\Z)",
-    re.DOTALL | re.MULTILINE,
-)
 # Both go on to where they could have ended, so that no part is looked at again and again.
-_WIKI_IMAGE = re.compile(r"!\[\[(?=[^\]|])(?P<inside>[^\]]*+)(?P<end>\]\])?")  # as Obsidian writes
+_WIKI = re.compile(r"!\[\[(?=[^\]|])(?P<inside>[^\]\n]*+)\]\]")  # as Obsidian writes
 _LOOKS_LIKE_AN_IMAGE = re.compile(r"!\[[^\]]*+(?:\](?:\([^)]*+(?P<end>\))?)?)?")
+_WIDTH = re.compile(r"\d+(?:x\d+)?")
 # What the parser makes an object of, or several: they take far more memory than their text.
 _MARK = re.compile(r"[\n*_`\[\]<>&|\\!+-]|\d[.)][ \t]")
 _MOST_MARKS = 1_000_000
 _MOST_TOKENS = "most_tokens"
-_LONGEST_FRONT_MATTER = 65_536  # an index takes no more metadata
-_TOO_LARGE = 10**100
-_LONGEST_TARGET = 16_384  # no file's name is longer, each byte written as %20
+_TOO_DEEP = "too_deep"
+_DEEPEST = 100  # a list takes two levels, a quotation one
 _LONGEST_EXCERPT = 200
-_LONG_TOML_KEY = re.compile(r"""(?<![\w"'-])(?:[\w"'-]++[ \t]*+\.[ \t]*+){50}""")
-_UNREADABLE = (
-    *(yaml.YAMLError, ValueError, RecursionError),
-    *(ArithmeticError, LookupError, AttributeError, TypeError),
+_CLOSING_NAMES = re.compile(r"</\s*+([a-zA-Z][\w-]*+)")
+_FOOTNOTE = re.compile(r"\[\^[^\]\n]+\]:")
+# How a block of HTML begins that only its own end closes, and that end.
+_ENDLESS_HTML = (
+    (re.compile(r"<(script|style|pre|textarea)(?=[\s>]|$)", re.I), ""),
+    (re.compile(r"<!--"), "-->"),
+    (re.compile(r"<\?"), "?>"),
+    (re.compile(r"<!\[CDATA\["), "]]>"),
+    (re.compile(r"<![A-Za-z]"), ">"),
 )
-# Words on both sides of these are two words.
-_SEPARATING_TAGS = frozenset(
-    {
-        *("address", "article", "blockquote", "br", "dd", "div", "dl", "dt", "figcaption"),
-        *("figure", "h1", "h2", "h3", "h4", "h5", "h6", "hr", "li", "ol", "p", "pre", "section"),
-        *("table", "td", "th", "tr", "ul"),
-    }
-)
+_HIDING = ("script", "style")
+_NO_DECLARATION = re.compile(r"<!(?!doctype\b)[A-Za-z]", re.I)
+_PROSE_AFTER = re.compile(r"<(?:script|style)>[ ,.;:!?)]+[^\n<>{}();=]*$", re.I)
 
 
-@dataclass(frozen=True)
-class Page:
-    """A Markdown page, taken apart.
-
-    Attributes:
-        text: the page as plain text, blocks separated by blank lines, without its images.
-        heading: the first heading of level 1; empty if there is none.
-        images: the images that it shows, in order; a target is decoded, but for a URL.
-        metadata: the front matter: texts, numbers, booleans, and lists and mappings of these.
-        unread: what looks like an image but is none by Markdown's rules, as it stands there.
-    """
-
-    text: str
-    heading: str = ""
-    images: list[ImageReference] = field(default_factory=list)
-    metadata: dict[str, Any] = field(default_factory=dict)
-    unread: list[str] = field(default_factory=list)
-
-
-def parse_markdown(source: str) -> Page:
+def parse_markdown(
+    source: str, *, mdx: bool = False, variables: Mapping[str, Any] | None = None
+) -> Page:
     """Take a Markdown page apart.
 
     Args:
         source: the page (CommonMark with tables, and images as Obsidian writes them), with or
-            without front matter in YAML or TOML.
+            without front matter in YAML, TOML or JSON. Shortcodes of Hugo, tags of Jekyll and
+            captions of WordPress are read where they show an image, and counted elsewhere.
+        mdx: whether it is MDX: imports and components are taken out.
+        variables: values that expressions of Liquid may name, such as ``site.img_path``.
 
     Raises:
         InvalidValueError: the front matter cannot be read, or holds what is no plain value.
     """
-    metadata, body = _front_matter(source)
+    metadata, body = split_front_matter(source.replace("\r\n", "\n"))
     marks = sum(1 for _ in _MARK.finditer(body))
     _check_size(marks, _MOST_MARKS)
-    parser = MarkdownIt("commonmark").enable("table")
+    own = {f"page.{name}": value for name, value in metadata.items()}
+    metadata, images = take_images(metadata)
+    is_mdx = mdx or looks_like_mdx(body)
+    filled = as_markdown(body) if is_mdx else fill_in(body, {**(variables or {}), **own})
+    parser = MarkdownIt("commonmark").enable("table").disable("text_join")
+    parser.block.ruler.before("table", "too_deep", _too_deep)
     parser.block.ruler.at("table", _table, {"alt": ["paragraph", "reference"]})
+    parser.block.ruler.at("reference", _reference)
+    parser.block.ruler.at(
+        "html_block", _html_block, {"alt": ["paragraph", "reference", "blockquote"]}
+    )
     parser.inline.ruler.at("html_inline", _html_inline)
-    blocks: list[str] = []
-    images: list[ImageReference] = []
-    unread: list[str] = []
-    heading = tag = ""
-    references: dict[str, Any] = {_MOST_TOKENS: 8 * marks + 100_000}
+    parser.inline.ruler.before("image", "wiki_image", _wiki_image)
+    if is_mdx:
+        parser.disable("code")  # MDX indents what stands in components
+    environment: dict[str, Any] = {_MOST_TOKENS: 8 * marks + 100_000}
     parser.core.ruler.disable("inline")  # a whole page's at once takes much more memory
-    tokens = parser.parse(body, references)
+    # The parser drops what is nested deeper; the rule above never lets it come to that.
+    nesting, parser.options["maxNesting"] = parser.options["maxNesting"], 10 * _DEEPEST
+    tokens = parser.parse(filled.text, environment)
+    parser.options["maxNesting"] = nesting
     parser.core.ruler.enable("inline")
-    for token in tokens:
-        if token.type == "inline":
-            (token,) = parser.parseInline(token.content, references)  # noqa: PLW2901
-        text = _block_text(token, images)
-        if text:
-            blocks.append(text)
-        if token.type == "inline":
-            looks = _LOOKS_LIKE_AN_IMAGE.finditer(text)
-            unread += [excerpt(look[0], _LONGEST_EXCERPT) for look in looks if look["end"]]
-            if not heading and tag == "h1":
-                heading = text
-        tag = token.tag
-    return Page("\n\n".join(blocks), heading, images, metadata, unread)
+    reader = _PageReader(parser, environment, filled)
+    blocks, heading, unread = reader.blocks(tokens)
+    problems = []
+    if environment.get(_TOO_DEEP):
+        problems.append(
+            f"is nested deeper than {_DEEPEST} levels; what is deeper is read as plain text"
+        )
+    if filled.left_out:
+        problems.append(f"shortcodes, tags and components are left out; {counted(filled.left_out)}")
+    if reader.embeds:
+        problems.append(f"embeds of what is no image are left out; {counted(reader.embeds)}")
+    if reader.left_out:
+        problems.append(f"embedded media are left out; {counted(reader.left_out)}")
+    shown = {image.path.lstrip("./") for image in reader.images}
+    # What the front matter names without a caption, and the page shows, is one image.
+    images = [i for i in images if i.caption or i.path.lstrip("./") not in shown] + reader.images
+    return Page("\n\n".join(blocks), heading, images, metadata, unread, problems)
 
 
 def _check_size(size: int, most: int) -> None:
@@ -115,68 +110,6 @@ def _check_size(size: int, most: int) -> None:
             f"has too many line ends, marks of Markdown and table cells ({size:,}; at most "
             f"{most:,} are read); split it"
         )
-
-
-def _front_matter(source: str) -> tuple[dict[str, Any], str]:
-    found = _FRONT_MATTER.match(source)
-    if found is None:
-        return {}, source
-    language = "YAML" if found["fence"] == "---" else "TOML"
-    if len(found["body"]) > _LONGEST_FRONT_MATTER:
-        raise InvalidValueError(
-            f"its front matter has {len(found['body']):,} characters; at most "
-            f"{_LONGEST_FRONT_MATTER:,} are read"
-        )
-    if language == "TOML" and _LONG_TOML_KEY.search(found["body"]):
-        raise InvalidValueError(TOO_DEEP)
-    try:
-        if language == "YAML":
-            fields = yaml.load(found["body"], _PlainLoader)  # noqa: S506 (a SafeLoader, and stricter)
-        else:
-            fields = tomllib.loads(found["body"].replace("\r\n", "\n"))
-    # ValueError: TOML, and in YAML a date such as 2024-02-31. The others: PyYAML, of a value that
-    # is not what its tag says (!!bool x), or of a number beyond all (1:1:1:….5).
-    except _UNREADABLE as error:
-        line = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InvalidValueError(
-            f"its front matter is not {language} that is read; {line}"
-        ) from error
-    if isinstance(fields, str):
-        return {}, source  # no front matter, but prose between two rules
-    if not isinstance(fields, dict | None):
-        raise InvalidValueError("its front matter is not a mapping of names to values")
-    plain = {str(name): _plain(str(name), value) for name, value in (fields or {}).items()}
-    return plain, source[found.end() :]
-
-
-class _PlainLoader(yaml.SafeLoader):
-    """YAML without aliases: a few nested ones unfold into gigabytes."""
-
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("aliases (*name) are not read")
-        return super().compose_node(parent, index)
-
-
-def _plain(name: str, value: Any) -> Any:
-    """Dates as ISO text; lists and mappings in depth; whatever JSON cannot say is an error."""
-    match value:
-        case date() | time():
-            return value.isoformat()
-        case list():
-            return [_plain(name, item) for item in value]
-        case dict():
-            return {str(key): _plain(name, item) for key, item in value.items()}
-        case float() if not math.isfinite(value):
-            raise InvalidValueError(f"its front matter says {name}: {value}, which is no number")
-        case int() if abs(value) >= _TOO_LARGE:
-            raise InvalidValueError(f"its front matter says {name}: a number of over 100 digits")
-        case None | bool() | int() | float() | str():
-            return value
-    raise InvalidValueError(
-        f"its front matter holds a {type(value).__name__} as {name}; texts, numbers, dates, lists "
-        "and mappings are read"
-    )
 
 
 def _table(state: StateBlock, start: int, end: int, silent: bool) -> bool:
@@ -200,72 +133,224 @@ def _html_inline(state: StateInline, silent: bool) -> bool:
     return True
 
 
-def _block_text(token: Token, images: list[ImageReference]) -> str:
-    match token.type:
-        case "fence" | "code_block":
-            return token.content.strip()
-        case "html_block":
-            return " ".join(_Block(images).text(token).split())
-        case "inline":
-            return re.sub(r"[ \t]+", " ", _Block(images).text(token)).strip()
-    return ""
+def _too_deep(state: StateBlock, start: int, end: int, silent: bool) -> bool:
+    """Read what is nested too deeply as text, where the parser would drop it."""
+    if silent or state.level < _DEEPEST:
+        return False
+    state.env[_TOO_DEEP] = True
+    content = state.getLines(start, end, 0, False)
+    state.line = end
+    state.push("paragraph_open", "p", 1)
+    token = state.push("inline", "", 0)
+    token.content, token.children = content.strip(), []
+    state.push("paragraph_close", "p", -1)
+    return True
 
 
-class _Block(HtmlReader):
-    """The text and images of one block, in Markdown, HTML or both; no scripts, no styles."""
+def _reference(state: StateBlock, start: int, end: int, silent: bool) -> bool:
+    """The parser's own rule, but for footnotes: one of a single word reads like a link's target."""
+    if _FOOTNOTE.match(state.src, state.bMarks[start] + state.tShift[start]):
+        return False
+    return reference(state, start, end, silent)
 
-    def __init__(self, images: list[ImageReference]) -> None:
-        super().__init__()
-        self._parts: list[str] = []
-        self._images = images
 
-    def text(self, token: Token) -> str:
-        for child in [token] if token.type == "html_block" else token.children or []:
-            match child.type:
-                case "text":
-                    self.add_text(_WIKI_IMAGE.sub(self._take_wiki_image, child.content))
-                case "code_inline":
-                    self.add_text(child.content)
-                case "softbreak" | "hardbreak":
-                    self.add_text("\n")
-                case "html_inline" | "html_block":
-                    self.feed(child.content)
-                case "image":
-                    alt = _Block(self._images).text(child)
-                    self._add(str(child.attrs.get("src", "")), alt)
-        return "".join(self._parts)
+def _html_block(state: StateBlock, start: int, end: int, silent: bool) -> bool:
+    """The parser's own rule, but for what only looks like HTML that goes on to the page's end."""
+    begin, line_end = state.bMarks[start] + state.tShift[start], state.eMarks[start]
+    if state.src.startswith("<", begin):
+        line = state.src[begin:line_end]
+        for opening, closing in _ENDLESS_HTML:
+            if found := opening.match(line):
+                ending = closing or f"</{found[1].lower()}>"
+                if _NO_DECLARATION.match(line) or _PROSE_AFTER.match(line):
+                    return False
+                last = state.env.get(ending)
+                if last is None:
+                    last = state.env[ending] = state.src.lower().rfind(ending)
+                if last < begin:
+                    return False
+                break
+    return html_block(state, start, end, silent)
 
-    def _take_wiki_image(self, found: re.Match[str]) -> str:
-        if not found["end"]:
-            return found[0]
-        path, _, alt = found["inside"].partition("|")
-        is_width = re.fullmatch(r"\d+(x\d+)?", alt) is not None
-        self._add(path, "" if is_width else alt)
+
+def _wiki_image(state: StateInline, silent: bool) -> bool:
+    """``![[name|caption]]``, as Obsidian writes."""
+    found = _WIKI.match(state.src, state.pos)
+    if found is None or found.end() > state.posMax:
+        return False
+    if not silent:
+        state.push("wiki_image", "", 0).content = found["inside"]
+    state.pos = found.end()
+    return True
+
+
+class _PageReader(ContentReader):
+    """The blocks of a page, in Markdown, HTML or both."""
+
+    def __init__(self, parser: MarkdownIt, environment: dict[str, Any], filled: Filled) -> None:
+        super().__init__(whole=False)
+        self.embeds: Counter[str] = Counter()
+        self._parser, self._environment, self._filled = parser, environment, filled
+        self._mark = re.compile(f"{filled.mark}(\\d+){filled.mark}")
+        self._following = ""
+        self._last_ends: dict[str, int] = {}  # of scripts and styles; -1 where there is none
+        self._looks: list[str] = []  # the text as it stands, escapes and code left out
+        self.ends_of_page = Counter(name.lower() for name in _CLOSING_NAMES.findall(filled.text))
+
+    def blocks(self, tokens: Sequence[Token]) -> tuple[list[str], str, list[str]]:
+        """The texts of the blocks, the first heading, and what only looks like an image."""
+        blocks: list[str] = []
+        unread: list[str] = []
+        heading = tag = ""
+        for token in tokens:
+            self._looks = []
+            text = self._block_text(token)
+            if text:
+                blocks.append(text)
+            looks = _LOOKS_LIKE_AN_IMAGE.finditer("".join(self._looks))
+            unread += [excerpt(look[0], _LONGEST_EXCERPT) for look in looks if look["end"]]
+            if token.type == "inline" and not heading and tag == "h1":
+                heading = text
+            tag = token.tag
+        self.end_page()
+        return blocks, heading, unread
+
+    def _block_text(self, token: Token) -> str:
+        match token.type:
+            case "fence" | "code_block":
+                return self._as_written(token.content).strip()
+            case "html_block":
+                names = Counter(n.lower() for n in _CLOSING_NAMES.findall(token.content))
+                self.begin_block(names, paragraph=False)
+                lower = token.content.lower()
+                self._last_ends = {name: lower.rfind(f"</{name}") for name in _HIDING}
+                self.feed(token.content)
+                return " ".join(self.end_block().split())
+            case "inline":
+                (parsed,) = self._parser.parseInline(token.content, self._environment)
+                children = parsed.children or []
+                tags = (c.content for c in children if c.type == "html_inline")
+                names = Counter(n.lower() for t in tags for n in _CLOSING_NAMES.findall(t))
+                self.begin_block(names, paragraph=True)
+                self._read(children)
+                return re.sub(r"[ \t]+", " ", self.end_block()).strip()
         return ""
 
+    def _read(self, children: Sequence[Token]) -> None:
+        ends = {
+            name: number
+            for number, child in enumerate(children)
+            for name in _HIDING
+            if child.type == "html_inline" and child.content.lower().startswith(f"</{name}")
+        }
+        for number, child in enumerate(children):
+            match child.type:
+                case "text":
+                    self.add_text(child.content)
+                    self._looks.append(child.content)
+                case "text_special":
+                    self.add_text(child.content)
+                    self._looks.append("\\")
+                case "code_inline":
+                    self.add_text(self._as_written(child.content))
+                    self._looks.append("`")
+                case "softbreak" | "hardbreak":
+                    self.add_text("\n")
+                    self._looks.append("\n")
+                case "html_inline":
+                    self._last_ends = {name: int(last > number) - 1 for name, last in ends.items()}
+                    self._following = _following(children, number) if ends else ""
+                    self.feed(child.content)
+                case "link_open":
+                    self.begin_link(str(child.attrs.get("href", "")))
+                case "link_close":
+                    self.end_link()
+                case "wiki_image":
+                    self._take_wiki_image(child.content)
+                case "image":
+                    self._take_image(child)
+
+    def _take_image(self, child: Token) -> None:
+        within = _PageReader(self._parser, self._environment, self._filled)
+        within.begin_block(Counter(), paragraph=True)
+        within._read(child.children or [])
+        alt = within.end_block()
+        self.images += within.images
+        self.show(
+            [str(child.attrs.get("src", ""))], alt.strip() or str(child.attrs.get("title", ""))
+        )
+
+    def _take_wiki_image(self, inside: str) -> None:
+        path, *said = (part.strip() for part in inside.split("|"))
+        path = path.partition("#")[0] or path
+        if not names_image(path):
+            self.embeds["![[…]]"] += 1
+            return
+        self.show(
+            [path],
+            next((part for part in said if not _WIDTH.fullmatch(part)), ""),
+            by_name="nearest",
+        )
+
+    def _as_written(self, code: str) -> str:
+        """Code with the shortcodes that it is about."""
+        return self._mark.sub(lambda found: self._filled.inserted[int(found[1])].original, code)
+
+    def hides(self, name: str, html: str, start: int) -> bool:
+        """Whether a script or style has an end in this block, and does not read like prose."""
+        last = self._last_ends.get(name, -1)
+        if self._in_paragraph:
+            return last >= 0 and super().hides(name, self._following, 0)
+        return last >= start and super().hides(name, html, start)
+
     def on_text(self, text: str) -> None:
-        self._parts.append(text)
+        """Take a text; the marks in it stand for images."""
+        at = 0
+        for found in self._mark.finditer(text):
+            self._on_markdown(text[at : found.start()])
+            at = found.end()
+            inserted = self._filled.inserted[int(found[1])]
+            for image in inserted.images:  # a theme may have a folder of its own for them
+                self.show([image.path, *image.others], image.caption, by_name="only")
+            if inserted.captioned:
+                self._take_captioned(inserted.captioned)
+        self._on_markdown(text[at:])
 
-    def on_tag(self, name: str, attributes: dict[str, str]) -> None:
-        if name == "img":
-            self._add(attributes.get("src", ""), attributes.get("alt", ""))
-        elif name in _SEPARATING_TAGS:
-            self._parts.append(" ")
+    def _on_markdown(self, text: str) -> None:
+        """Take a text; in a block of HTML, it may hold images in Markdown."""
+        if self._in_paragraph or "![" not in text or self._hidden:
+            super().on_text(text)
+            return
+        (parsed,) = self._parser.parseInline(text, self._environment)
+        for child in parsed.children or []:
+            if child.type == "image":
+                self._take_image(child)
+            elif child.type == "wiki_image":
+                self._take_wiki_image(child.content)
+            elif child.type in {"softbreak", "hardbreak"}:
+                super().on_text("\n")
+            elif child.type not in {"link_open", "link_close"}:
+                super().on_text(child.content)
 
-    def on_closing_tag(self, name: str) -> None:
-        if name in _SEPARATING_TAGS:
-            self._parts.append(" ")
+    def _take_captioned(self, content: str) -> None:
+        """Take images whose caption is the text beside them, as WordPress has it."""
+        within = _PageReader(self._parser, self._environment, self._filled)
+        (parsed,) = self._parser.parseInline(" ".join(content.split()), self._environment)
+        children = parsed.children or []
+        tags = (c.content for c in children if c.type == "html_inline")
+        names = Counter(n.lower() for t in tags for n in _CLOSING_NAMES.findall(t))
+        within.begin_block(names, paragraph=True)
+        within._read(children)
+        caption = " ".join(within.end_block().split())
+        for image in within.images:
+            self.show([image.path, *image.others], caption or image.caption)
 
-    def _add(self, target: str, alt: str) -> None:
-        target = target.strip()
-        try:
-            if len(target) > _LONGEST_TARGET:  # of a reference, it may come a thousand times
-                raise ValueError
-            parts = urlsplit(target)
-            if not parts.scheme and not parts.netloc:
-                # What follows ? or # names a version or a part, never another file.
-                target = unquote(parts.path) or target
-        except ValueError:  # also of an unclosed "[" of an IPv6 address: no file
-            pass
-        if target:
-            self._images.append(ImageReference(target, " ".join(alt.split())))
+
+def _following(children: Sequence[Token], number: int) -> str:
+    """How the text after a script or style begins."""
+    following = ""
+    for child in children[number + 1 : number + 100]:
+        following += "\n" if child.type == "softbreak" else child.content[:300]
+        if len(following) > 300:
+            break
+    return following

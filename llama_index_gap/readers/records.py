@@ -45,12 +45,14 @@ class Skipped:
     Attributes:
         source: where it stands: a file, a file and line, or a document and the image in it.
         reason: why it was left out.
-        on_purpose: whether it could be read, and whoever wrote it wants it left out; an index then
-            need not keep what it has of it.
+        by_rule: it is decoration, or whoever made the corpus wants it left out; ``strict=True``
+            does not stop at it, and an index need not keep what it has of it.
+        on_purpose: it could be read and holds nothing; an index need not keep what it has of it.
     """
 
     source: str
     reason: str
+    by_rule: bool = field(default=False, compare=False)
     on_purpose: bool = field(default=False, compare=False)
 
 
@@ -68,6 +70,10 @@ class ImageReference:
     path: str
     caption: str = ""
     folder: Path | None = None  # where a relative path starts; None for the corpus' folder
+    others: tuple[str, ...] = field(default=(), compare=False)  # the same image, if path is absent
+    by_name: str = field(default="", compare=False)  # anywhere: "nearest" of its name, or "only"
+    optional: bool = field(default=False, compare=False)  # named for others, such as search engines
+    problem: str = field(default="", compare=False)  # why it cannot be read
 
 
 @dataclass(frozen=True)
@@ -81,6 +87,7 @@ class Record:
     images: list[ImageReference] = field(default_factory=list)
     metadata: dict[str, Any] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)  # parts that were left out while reading
+    decoration: list[str] = field(default_factory=list)  # left out by rule
 
 
 Records: TypeAlias = Iterator[Record | Skipped | Note]
@@ -211,6 +218,8 @@ class NodeMaker:
             return [], [Skipped(record.source, reason)]
         images, skipped = self._image_nodes(record)
         skipped += [Skipped(record.source, problem) for problem in record.problems]
+        by_rule = [Skipped(record.source, each, by_rule=True) for each in record.decoration]
+        skipped += by_rule
         made = [*texts, *images]
         if not made and not skipped:
             reason = "has neither a text nor an image"
@@ -280,6 +289,8 @@ class NodeMaker:
         for image in record.images[:_MOST_IMAGES]:
             path = image.path
             try:
+                if image.problem:
+                    raise ImageError(path, image.problem)
                 file = image.folder / path if image.folder else self._paths.find(path)
                 if "://" in path or path.startswith("//") or path.lower().startswith("data:"):
                     raise ImageError(path, "is a URL; readers fetch nothing, download it first")

@@ -58,7 +58,7 @@ def test_images_of_front_matter(tmp_path: Path) -> None:
 
 def test_what_a_page_leaves_out_is_reported(tmp_path: Path) -> None:
     (tmp_path / "a.md").write_text("---\ntext: other\n---\nText ![x](my pic.png) ![y](//c/a.png)")
-    (tmp_path / "notes.txt").write_text("x")
+    (tmp_path / "notes.dat").write_text("x")
 
     reasons = [skip.reason for skip in read_corpus(tmp_path).skipped]
 
@@ -93,7 +93,7 @@ def test_image_folder(tmp_path: Path) -> None:
     (tmp_path / "c.png.txt").write_text("another")
     (tmp_path / "lonely.txt").write_text("no image")
     (tmp_path / "IMG_1.HEIC").write_bytes(b"x")
-    (tmp_path / "notes.docx").write_bytes(b"x")
+    (tmp_path / "notes.dat").write_bytes(b"x")
     (tmp_path / ".hidden.png").write_bytes(b"x")
 
     corpus = read_corpus(tmp_path)
@@ -106,7 +106,7 @@ def test_image_folder(tmp_path: Path) -> None:
     ]
     assert corpus.skipped == [
         Skipped("IMG_1.HEIC", "is HEIC, which is not read; convert it to JPEG or PNG"),
-        Skipped("notes.docx", "is not an image by its suffix"),
+        Skipped("notes.dat", "is not an image by its suffix"),
         Skipped("lonely.txt", "no image has this name"),
     ]
 
@@ -264,3 +264,141 @@ def test_a_folder_that_cannot_be_listed_is_reported(
     assert read_corpus(tmp_path).skipped == [
         Skipped("closed", "cannot be listed (Permission denied)")
     ]
+
+
+# --- pages and images side by side ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["README.md", "about.md", "notes.html"])
+def test_photos_with_a_page_beside_them_stay_documents(name: str, tmp_path: Path) -> None:
+    for photo in ("a.png", "b.png"):
+        write_image(tmp_path / photo)
+    (tmp_path / name).write_text("Holidays.")
+
+    corpus = read_corpus(tmp_path)
+
+    assert sorted(corpus.document_ids) == sorted([name, "a.png", "b.png"])
+    assert corpus.skipped == []
+
+
+def test_photos_beside_a_readme_keep_their_captions(tmp_path: Path) -> None:
+    for photo in ("a.png", "b.png", "c.png"):
+        write_image(tmp_path / photo)
+    (tmp_path / "b.txt").write_text("a caption")
+    (tmp_path / "README.md").write_text("![one of them](a.png)")
+
+    corpus = read_corpus(tmp_path)
+
+    assert [(n.ref_doc_id, n.text) for n in corpus.image_nodes] == [
+        ("README.md", "one of them"),
+        ("b.png", "a caption"),
+        ("c.png", ""),
+    ]
+    assert corpus.skipped == []
+
+
+def test_texts_alone_are_pages(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("One.")
+    (tmp_path / "robots.txt").write_text("User-agent: *")
+
+    assert read_corpus(tmp_path).document_ids == ["a.txt"]
+
+
+@pytest.mark.parametrize("name", ["a.md", "a.html", "a.txt", "a.mdx"])
+def test_one_page_is_a_corpus(name: str, tmp_path: Path) -> None:
+    write_image(tmp_path / "b.png")
+    (tmp_path / name).write_text('<p>Text</p><img src="b.png" alt="B">')
+    (tmp_path / "c.md").write_text("Another.")
+
+    corpus = read_corpus(tmp_path / name)
+
+    assert corpus.document_ids == [name]
+    assert len(corpus.image_nodes) == (0 if name == "a.txt" else 1)
+    assert corpus.skipped == []
+
+
+def test_drafts_are_read_when_asked_for(tmp_path: Path) -> None:
+    write_image(tmp_path / "a.png")
+    (tmp_path / "_drafts").mkdir()
+    (tmp_path / "_drafts" / "a.md").write_text("A draft.")
+    (tmp_path / "b.md").write_text("---\ndraft: true\n---\nAnother. ![](a.png)")
+    (tmp_path / "c.md").write_text("A page.")
+
+    corpus = read_corpus(tmp_path)
+
+    assert corpus.document_ids == ["c.md"]
+    reasons = {skip.source: skip.reason for skip in corpus.skipped}
+    assert "is a draft; it lies in _drafts" in reasons["_drafts/a.md"]
+    assert "is a draft; draft: true" in reasons["b.md"]
+    assert reasons["a.png"].startswith("only a draft shows this image")
+    assert "2 × is a draft" in corpus.summary()
+    whole = read_corpus(tmp_path, drafts=True)
+    assert whole.document_ids == ["_drafts/a.md", "b.md", "c.md"]
+    assert whole.skipped == []
+
+
+@pytest.mark.parametrize(
+    ("name", "way_out"),
+    [
+        ("a.docx", "convert it to PDF or HTML"),
+        ("a.pptx", "convert it to PDF or HTML"),
+        ("a.xlsx", "save it as CSV"),
+        ("a.rst", "pandoc"),
+        ("a.svg", "convert it to PNG"),
+        ("a.csv", "pass it by itself"),
+        ("a.zip", "unpack it"),
+        ("a.js", "holds no page"),
+        ("a.xyz", "neither a page nor an image"),
+    ],
+)
+def test_a_file_that_is_not_read_is_told_with_the_way_out(
+    name: str, way_out: str, tmp_path: Path
+) -> None:
+    (tmp_path / "page.md").write_text("A page.")
+    (tmp_path / name).write_bytes(b"x")
+
+    (skip,) = read_corpus(tmp_path).skipped
+
+    assert skip.source == name
+    assert way_out in skip.reason
+
+
+def test_names_differ_in_case_and_form_of_unicode_only(tmp_path: Path) -> None:
+    for name in ("img/Cafe\u0301.PNG", "img/b.png"):
+        write_image(tmp_path / name)
+    (tmp_path / "a.md").write_text("![a](img/caf\u00e9.png) ![b](IMG/B.png) ![c](img/c.png)")
+
+    corpus = read_corpus(tmp_path)
+
+    assert [node.text for node in corpus.image_nodes] == ["a", "b"]
+    assert [skip.source for skip in corpus.skipped] == ["a.md, image img/c.png"]
+
+
+def test_a_name_that_fits_exactly_comes_first(tmp_path: Path) -> None:
+    for name in ("a.png", "A.png"):
+        write_image(tmp_path / name)
+    if len(list(tmp_path.iterdir())) < 2:
+        pytest.skip("this file system does not tell cases apart")
+    (tmp_path / "a.md").write_text("![x](A.png)")
+
+    (image,) = read_corpus(tmp_path).image_nodes
+
+    assert Path(str(image.image_path)).name == "A.png"
+
+
+def test_the_cases(gap_shared: Path) -> None:
+    cases = gap_shared / "cases"
+    for folder in ("hugo-site", "hugo-site/content"):
+        assert [n.text for n in read_corpus(cases / folder).image_nodes] == ["Pie", "A pie"]
+    dialects = read_corpus(cases / "dialects")
+    assert {(n.ref_doc_id, Path(str(n.image_path)).name, n.text) for n in dialects.image_nodes} >= {
+        ("01-figure.md", "a.png", "A caption of the figure"),
+        ("03-linked.md", "d.png", "thumb"),
+        ("10-obsidian.md", "obs.png", "a sunset"),
+    }
+    assert "17-draft.md" not in dialects.document_ids
+    assert "17-draft.md" in read_corpus(cases / "dialects", drafts=True).document_ids
+    herbs = read_corpus(cases / "tab-front-matter")
+    assert herbs.nodes[0].metadata["tags"] == ["spice", "dried"]
+    photos = read_corpus(cases / "readme-in-photos")
+    assert (len(photos.image_nodes), len(photos.document_ids)) == (2, 3)

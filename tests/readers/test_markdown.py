@@ -77,7 +77,8 @@ def test_html_parts_words_where_a_page_does(source: str, text: str) -> None:
 def test_what_was_meant_as_an_image_is_told() -> None:
     page = parse_markdown("![x](my pic.png) and ![y]({{ base }}/a.png)\n\n`![x](my pic.png)`")
 
-    assert page.unread[:2] == ["![x](my pic.png)", "![y]({{ base }}/a.png)"]
+    assert page.unread == ["![x](my pic.png)"]
+    assert page.images == [ImageReference("/a.png", "y")]
 
 
 def test_the_first_heading_counts() -> None:
@@ -140,3 +141,123 @@ def test_any_text_is_a_page(source: str) -> None:
     page = parse_markdown(source) if not source.startswith("---") else Page("")
 
     assert all(image.path for image in page.images)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "<script> tags load.",
+        "<style> is for looks.",
+        "<title> is what a tab shows.",
+        "A <script> tag loads the rest.",
+        "The <script> tag, and its </script> end.",
+        "If a<b and b>c, copy <source> to <target>; Vec<T>.",
+        "Map<String, List<Integer>> and Option<i> and <K> here",
+        "git clone <url> <folder> && cd <path>",
+        "Wrap it in <div> or <main>, then </source>.",
+        "A <!note b> and <? c",
+        "<!-- never closed",
+        "a <!-- never closed",
+        "<![CDATA[ never closed",
+        "<?php never closed",
+        "mail <ann at x.org> or <b and c>",
+        "<input> and <link> and <meta> alone",
+    ],
+)
+def test_prose_that_looks_like_html_stays(source: str) -> None:
+    page = parse_markdown(f"{source}\n\nThe next paragraph.\n\n![x](a.png)")
+
+    assert page.text == f"{source}\n\nThe next paragraph."
+    assert [image.path for image in page.images] == ["a.png"]
+
+
+@pytest.mark.parametrize(
+    ("source", "text"),
+    [
+        ("<script>\nlet a = 1;\n\nlet b;\n</script>\n\ntext", "text"),
+        ("<script src=x></script>\ntext", "text"),
+        ("<!-- a\n\nb -->\n\ntext", "text"),
+        ("<div hidden>a</div>\n\ntext", "text"),
+        ("<div style='display:none'>a\n\ntext", "text"),
+        ("x<template>a</template>y", "xy"),
+        ("<b>bold</b> <a name='x'></a><br>text", "bold text"),
+        ("<details>\n<summary>More</summary>\n\nInside\n\n</details>", "More\n\nInside"),
+        ("<kbd>Ctrl</kbd> <sub>2</sub> <unknown>x</unknown>", "Ctrl 2 <unknown>x</unknown>"),
+    ],
+)
+def test_html_that_is_html_is_read_as_such(source: str, text: str) -> None:
+    assert parse_markdown(source).text == text
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "<div>\n![A](a.png)\n</div>",
+        "<div>\n\n![A](a.png)\n\n</div>",
+        '<p align="center"><img src="a.png" alt="A"></p>',
+        "<table><tr><td>\n<img src='a.png' alt='A'></td></tr></table>",
+        "<figure>\n\n![](a.png)\n\n<figcaption>A</figcaption>\n</figure>",
+        "<figure>\n![x](a.png)\n<figcaption>A</figcaption></figure>",
+        "<details><summary>s</summary>![[a.png|A]]</details>",
+        "- <img src=a.png alt=A>",
+    ],
+)
+def test_an_image_within_html_is_read(source: str) -> None:
+    assert [(i.path, i.caption) for i in parse_markdown(source).images] == [("a.png", "A")]
+
+
+@pytest.mark.parametrize("mark", ["* ", "> ", "1. ", "* > "])
+@pytest.mark.parametrize("depth", [12, 60])
+def test_what_is_nested_deeply_is_read_in_full(mark: str, depth: int) -> None:
+    page = parse_markdown(f"{mark * depth}deep ![x](a.png)\n\nafter")
+
+    assert page.text.split()[-2:] == ["deep", "after"]
+    assert [image.path for image in page.images] == ["a.png"]
+
+
+def test_what_is_nested_too_deeply_is_read_as_text_and_told() -> None:
+    page = parse_markdown(f"{'* ' * 300}deep ![x](a.png)\n\nafter")
+
+    assert page.text.split()[-2:] == ["deep", "after"]
+    assert [image.path for image in page.images] == ["a.png"]
+    (problem,) = page.problems
+    assert problem.startswith("is nested deeper than 100 levels")
+
+
+@pytest.mark.parametrize(
+    "source", ["\\![x](my a.png)", "`![x](my a.png)`", "\\!\\[x](my a.png)", "``![[x y]]``"]
+)
+def test_code_and_escapes_only_look_like_images(source: str) -> None:
+    page = parse_markdown(source)
+
+    assert page.unread == []
+    assert page.images == []
+
+
+def test_footnotes_of_one_word_stay() -> None:
+    page = parse_markdown("a[^1] b[^n]\n\n[^1]: word\n[^n]: two words")
+
+    assert page.text == "a[^1] b[^n]\n\n[^1]: word\n[^n]: two words"
+
+
+@pytest.mark.parametrize(
+    ("source", "images"),
+    [
+        ("[![A](s.png)](a.png)", [("a.png", "A", ("s.png",))]),
+        ("[![A](s.png)](a.html)", [("s.png", "A", ())]),
+        ("![](a.png 'A')", [("a.png", "A", ())]),
+        ("![[a.png#center|A|300]]", [("a.png", "A", ())]),
+        ("![A][a b]\n\n[a b]: <a.png> 'T'", [("a.png", "A", ())]),
+    ],
+)
+def test_forms_of_images(source: str, images: list[tuple[str, str, tuple[str, ...]]]) -> None:
+    found = parse_markdown(source).images
+
+    assert [(image.path, image.caption, image.others) for image in found] == images
+
+
+def test_embeds_of_notes_are_counted() -> None:
+    page = parse_markdown("![[note]] ![[a.pdf]] text")
+
+    assert page.text == "text"
+    assert page.problems == ["embeds of what is no image are left out; ![[…]] ×2"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from small_corpora import GOOD, jsonl, write_image
 from llama_index_gap import DualEncoderEmbedding, DualIndex
 from llama_index_gap.errors import InvalidValueError
 from llama_index_gap.readers.corpus import read_corpus
+from llama_index_gap.readers.html_page import parse_html
 from llama_index_gap.readers.markdown import parse_markdown
 from llama_index_gap.readers.splitting import default_splitter
 
@@ -23,6 +25,27 @@ SLOW = [
     *("<!--", "<!---", "a <!-- --->", "<![CDATA[", "<?", "</a"),
     *("<a ", "<a b='", '<a b="> " ', '<img src="a" alt="', "<a/", "<div\n", "<script"),
     *("[a](<b", "<http://", "](", "&#"),
+    *("<script> a", "<style> b </style>", "<b>", "</b>", "<figure>", "<a href=a.png>"),
+]
+TEMPLATES = [
+    *(
+        "{{< ",
+        "{{% a",
+        "{{",
+        "{%",
+        "{{</*",
+        "{{/*",
+        "{% raw %}",
+        "{% highlight x %}",
+        "{% comment %}",
+    ),
+    *("{{< figure src='a.png' ", "({{ x", '="{{ a }}', "[caption]", "[caption id=1]x", "`", "``` "),
+    *("a]{.b", "x {#", "{:", "- ", "> - ", "```\n", "{{ 'a' | prepend: b | append: c"),
+]
+COMPONENTS = ["<A b={", "<A b={c} ", "{", "{a}", "}", "<A b='", "`{", "- ", "import a from 'b'\n"]
+HTML = [
+    *("<p><li>", "<div hidden>", "<picture><source srcset='a 1x, b 2x'>", "<main>", "<title>"),
+    *("<figure><figcaption>", "<head><body>", "<table><tr><td>", "<pre>\n", "<nav>", "&amp;"),
 ]
 
 
@@ -45,6 +68,27 @@ def test_a_page_takes_time_as_its_length(form: str, before: str) -> None:
     took = seconds(lambda: parse_markdown(short))
 
     assert seconds(lambda: parse_markdown(long)) < 9 * took + 0.2
+
+
+@pytest.mark.parametrize("form", TEMPLATES + COMPONENTS + HTML)
+def test_a_page_of_a_site_takes_time_as_its_length(form: str) -> None:
+    read: list[Callable[[str], Any]] = [parse_markdown]
+    if form in COMPONENTS:
+        read = [lambda page: parse_markdown(page, mdx=True)]
+    if form in HTML:
+        read = [parse_html, lambda page: parse_html(f"---\na: 1\n---\n{page}")]
+    short, long = (form * (length // len(form)) for length in (4_000, 16_000))
+    for parse in read:
+        took = seconds(partial(parse, short))
+
+        assert seconds(partial(parse, long)) < 9 * took + 0.2
+
+
+def test_the_sizes_of_an_image_take_time_as_their_length() -> None:
+    for form in ("a ", "a,", "a 1x,", ",", "a 1.1.1w "):
+        short, long = (f"<img srcset='{form * (n // len(form))}'>" for n in (4_000, 16_000))
+
+        assert seconds(partial(parse_html, long)) < 9 * seconds(partial(parse_html, short)) + 0.2
 
 
 def test_long_runs_of_marks_are_cut_in_linear_time() -> None:
@@ -72,6 +116,11 @@ def test_long_runs_of_marks_are_cut_in_linear_time() -> None:
 def test_a_page_that_would_swell_is_refused(page: str, reason: str) -> None:
     with pytest.raises(InvalidValueError, match=reason):
         parse_markdown(page)
+
+
+def test_a_page_of_too_many_tags_is_refused() -> None:
+    with pytest.raises(InvalidValueError, match="1,000,001; at most 1,000,000"):
+        parse_html("<b>" * 1_000_001)
 
 
 def test_a_page_is_told_of_in_one_short_line() -> None:

@@ -1,0 +1,271 @@
+"""Front matter of pages: plain values, the images that it names, and whether it says draft."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from datetime import date, time
+from typing import Any
+from urllib.parse import urlsplit
+
+import yaml
+
+from llama_index_gap.errors import InvalidValueError
+from llama_index_gap.readers.html import words
+from llama_index_gap.readers.records import TOO_DEEP, ImageReference
+
+_FENCED = re.compile(
+    r"\A(?:---[ \t]*(?P<language>yaml|toml|json|js|javascript)?|(?P<toml>\+\+\+)|(?P<json>;;;))"
+    r"[ \t]*\n(?P<body>.*?)^(?(toml)\+\+\+|(?(json);;;|(?:---|\.\.\.)))[ \t]*(?:\n|\Z)",
+    re.DOTALL | re.MULTILINE,
+)
+_BARE_JSON = re.compile(r'\A\{\s*[}"]')
+_TAB_AFTER_KEY = re.compile(r"^([ ]*(?:-[ ]+)*[^\s:#'\"][^:\n\t]*:)[ ]*\t[ \t]*", re.MULTILINE)
+_LONGEST_FRONT_MATTER = 65_536  # an index takes no more metadata
+_TOO_LARGE = 10**100
+_LONG_TOML_KEY = re.compile(r"""(?<![\w"'-])(?:[\w"'-]++[ \t]*+\.[ \t]*+){50}""")
+_UNREADABLE = (
+    *(yaml.YAMLError, ValueError, RecursionError),
+    *(ArithmeticError, LookupError, AttributeError, TypeError),
+)
+IMAGE_SUFFIXES = frozenset(
+    [".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".jp2", ".png", ".tif", ".tiff", ".webp"]
+)
+"""Suffixes of the image files that are read."""
+_DRAWN = frozenset([".svg", ".heic", ".heif"])  # images as well, reported where they are opened
+
+# Names that themes of Hugo, Jekyll, Docusaurus, Eleventy and Astro have for a page's own images.
+_IMAGE_KEYS = words(
+    "image images cover coverimage featuredimage featureimage featured feature thumbnail "
+    "thumb thumbnailimage hero heroimage banner bannerimage teaser overlayimage ogimage "
+    "socialimage shareimage headerimage headerimg header preview previewimage photo photos "
+    "picture poster gallery galleries slideshow resources splash background backgroundimage "
+    "postimage featuredimagepreview cardimage img imgsrc lead"
+)
+_PATH_KEYS = ("image_path", "path", "src", "url", "image", "img", "file", "filename", "feature")
+_CAPTION_KEYS = ("caption", "alt", "title", "description", "image_description", "text")
+_CAPTION_BESIDE = ("caption", "cap", "alt", "description")
+
+
+def split_front_matter(source: str) -> tuple[dict[str, Any], str]:
+    """Part a page into its front matter, in YAML, TOML or JSON, and the rest.
+
+    Returns:
+        Names and values (texts, numbers, booleans, lists and mappings of these); the page's body.
+
+    Raises:
+        InvalidValueError: it cannot be read, or holds what is no plain value.
+    """
+    found = _FENCED.match(source)
+    if found is None:
+        return _bare_json(source)
+    language = (found["language"] or ("toml" if found["toml"] else "yaml")).upper()
+    language = "JSON" if found["json"] else language
+    body = found["body"]
+    if len(body) > _LONGEST_FRONT_MATTER:
+        raise InvalidValueError(
+            f"its front matter has {len(body):,} characters; at most "
+            f"{_LONGEST_FRONT_MATTER:,} are read"
+        )
+    if language == "TOML" and _LONG_TOML_KEY.search(body):
+        raise InvalidValueError(TOO_DEEP)
+    try:
+        fields = _parsed(body, language)
+    # ValueError: TOML, and in YAML a date such as 2024-02-31. The others: PyYAML, of a value that
+    # is not what its tag says (!!bool x), or of a number beyond all (1:1:1:….5).
+    except _UNREADABLE as error:
+        raise InvalidValueError(
+            f"its front matter is not {language} that is read; {_cause(error)}"
+        ) from error
+    if isinstance(fields, str):
+        return {}, source  # no front matter, but prose between two rules
+    if not isinstance(fields, dict | None):
+        raise InvalidValueError("its front matter is not a mapping of names to values")
+    plain = {str(name): _plain(str(name), value) for name, value in (fields or {}).items()}
+    return plain, source[found.end() :]
+
+
+def is_draft(metadata: Mapping[str, Any]) -> str:
+    """What of the front matter says that the page is not published; empty if nothing does."""
+    for name, value in metadata.items():
+        plain, said = name.strip().casefold(), str(value).strip().casefold()
+        if (plain == "draft" and said in {"true", "yes"}) or (
+            plain == "published" and said in {"false", "no"}
+        ):
+            return f"{plain}: {said}"
+    return ""
+
+
+def take_images(metadata: dict[str, Any]) -> tuple[dict[str, Any], list[ImageReference]]:
+    """Part the front matter into what is metadata, and the images that it names.
+
+    Names of images are those that themes of the usual generators have (``image``, ``cover``,
+    ``featured_image``, ``header``, ``resources``, …). Elsewhere, a list of mappings that name
+    image files is a gallery.
+    """
+    rest = dict(metadata)
+    found: dict[str, ImageReference] = {}
+    for name, value in metadata.items():
+        plain = re.sub(r"[\s_-]", "", name).casefold()
+        known = plain in _IMAGE_KEYS
+        if not known and not _is_gallery(value):
+            continue
+        always = plain in {"image", "images"} and not isinstance(value, Mapping)
+        images = list(_named(value, always=always, known=known))
+        if not images or (
+            # A list of which a part is no image is checked, and reported, with the other fields.
+            always and isinstance(value, list) and len(images) < len(value)
+        ):
+            continue
+        beside = _caption_beside(name, rest, only="image" in rest and plain == "image")
+        for image in images:
+            caption = image.caption or beside
+            if image.path not in found or not found[image.path].caption:
+                found[image.path] = ImageReference(image.path, caption)
+        del rest[name]
+    return rest, list(found.values())
+
+
+def names_image(target: str) -> bool:
+    """Whether a path or URL names an image by its suffix."""
+    return suffix_of(target) in IMAGE_SUFFIXES | _DRAWN
+
+
+def suffix_of(target: str) -> str:
+    """The suffix of the file that a path or URL names, in lower case; empty if it has none."""
+    try:
+        path = urlsplit(target.strip()).path
+    except ValueError:  # an unclosed "[" of an IPv6 address
+        return ""
+    name = path.rpartition("/")[2]
+    dot = name.rfind(".")
+    return name[dot:].lower() if dot > 0 else ""
+
+
+def _bare_json(source: str) -> tuple[dict[str, Any], str]:
+    """Hugo's front matter in JSON: an object at the very start of the page."""
+    if not _BARE_JSON.match(source):
+        return {}, source
+    try:
+        fields, end = json.JSONDecoder().raw_decode(source[:_LONGEST_FRONT_MATTER])
+    except (ValueError, RecursionError):
+        return {}, source  # prose, or a program
+    rest = source[end:]
+    if rest.strip() and not rest.startswith("\n"):
+        return {}, source
+    return {str(name): _plain(str(name), value) for name, value in fields.items()}, rest
+
+
+def _parsed(body: str, language: str) -> Any:
+    match language:
+        case "TOML":
+            return tomllib.loads(body)
+        case "JSON":
+            return json.loads(body)
+        case "JS" | "JAVASCRIPT":
+            raise InvalidValueError("a program, and nothing of a corpus is run; write YAML")
+    try:
+        return yaml.load(body, _PlainLoader)  # noqa: S506 (a SafeLoader, and stricter)
+    except yaml.YAMLError:
+        without_tabs = _TAB_AFTER_KEY.sub(r"\1 ", body)
+        if without_tabs == body:
+            raise
+        return yaml.load(without_tabs, _PlainLoader)  # noqa: S506
+
+
+def _cause(error: BaseException) -> str:
+    """What is wrong, and in which line of the page."""
+    mark = getattr(error, "problem_mark", None)
+    problem = getattr(error, "problem", None)
+    if mark is not None and problem:
+        hint = "; indent and part with blanks, not tabs" if "\\t" in problem else ""
+        return f"line {mark.line + 2}, column {mark.column + 1}: {problem}{hint}"
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """YAML without aliases: a few nested ones unfold into gigabytes."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases (*name) are not read")
+        return super().compose_node(parent, index)
+
+
+def _plain(name: str, value: Any) -> Any:
+    """Dates as ISO text; lists and mappings in depth; whatever JSON cannot say is an error."""
+    match value:
+        case date() | time():
+            return value.isoformat()
+        case list():
+            return [_plain(name, item) for item in value]
+        case dict():
+            return {str(key): _plain(name, item) for key, item in value.items()}
+        case float() if not math.isfinite(value):
+            raise InvalidValueError(f"its front matter says {name}: {value}, which is no number")
+        case int() if abs(value) >= _TOO_LARGE:
+            raise InvalidValueError(f"its front matter says {name}: a number of over 100 digits")
+        case None | bool() | int() | float() | str():
+            return value
+    raise InvalidValueError(
+        f"its front matter holds a {type(value).__name__} as {name}; texts, numbers, dates, lists "
+        "and mappings are read"
+    )
+
+
+def _is_gallery(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(item, dict) and _path_of(item) for item in value)
+    )
+
+
+def _path_of(image: Mapping[str, Any]) -> str:
+    """The image file that a mapping names; a gallery's ``url`` is the larger image, or a page."""
+    paths = [image[key] for key in _PATH_KEYS if isinstance(image.get(key), str)]
+    return next((path for path in paths if names_image(path)), "")
+
+
+def _named(value: Any, *, always: bool, known: bool) -> Iterator[ImageReference]:
+    """The images that a value names; without ``always``, only those that look like image files."""
+    match value:
+        case str() if value.strip() and (always or names_image(value)):
+            yield ImageReference(value.strip())
+        case list():
+            for item in value:
+                yield from _named(item, always=always, known=known)
+        case dict():
+            path = _path_of(value)
+            if not path and known:  # a service's URL has no suffix
+                urls = (value.get(key) for key in ("image", "src", "path", "image_path"))
+                path = next((u for u in urls if isinstance(u, str) and "://" in u), "")
+            if path:
+                inner = value.get("params")
+                said = {**(inner if isinstance(inner, dict) else {}), **value}
+                captions = (said[key] for key in _CAPTION_KEYS if isinstance(said.get(key), str))
+                yield ImageReference(path, next((c.strip() for c in captions if c.strip()), ""))
+            if known:  # of header: {image, teaser}, each; one that is there already adds nothing
+                for name, item in value.items():
+                    plain = re.sub(r"[\s_-]", "", name).casefold()
+                    if item != path and plain in _IMAGE_KEYS:
+                        yield from _named(item, always=False, known=False)
+
+
+def _caption_beside(name: str, fields: dict[str, Any], *, only: bool) -> str:
+    """Take the caption of one image that stands in a field of its own: ``image_alt``, ``alt``."""
+    stem = re.sub(r"[\s_-]", "", name).casefold()
+    stem = stem.removesuffix("image") if stem != "image" else stem
+    for kind in _CAPTION_BESIDE:
+        for key in list(fields):
+            plain = re.sub(r"[\s_-]", "", key).casefold()
+            if plain in {f"{stem}{kind}", f"{stem}image{kind}"} or (
+                only and plain == kind != "cap"
+            ):
+                if plain == "description" or not isinstance(fields[key], str):
+                    continue  # the page's own
+                return str(fields.pop(key)).strip()
+    return ""
