@@ -68,7 +68,6 @@ class Row:
 
 JINA, LAION = "jinaai/jina-clip-v2", "laion/CLIP-ViT-B-32-laion2B-s34B-b79K"
 NOMIC = "nomic-ai/nomic-embed-text-v1.5"
-NOMIC_VISION = "nomic-ai/nomic-embed-vision-v1.5"
 ROWS = [
     Row("clip"),
     Row("openai/clip-vit-base-patch32"),
@@ -77,7 +76,7 @@ ROWS = [
     Row("sentence-transformers/clip-ViT-B-32"),
     Row("openai/clip-vit-large-patch14"),
     Row("nomic"),
-    Row(NOMIC, options=["--revision", "refs/pr/56", "--image-model", NOMIC_VISION]),
+    Row(NOMIC, options=["--revision", "refs/pr/56"]),  # a text model alone makes no index
     Row(JINA),
     Row(JINA, options=["--allow-pickle"]),
     Row(LAION),

@@ -25,13 +25,13 @@ def models(as_json: options.AsJson = False) -> None:
         scorers = [{"kind": "reranker", **asdict(each)} for each in SCORER_PRESETS.values()]
         terminal.print_json(encoders + scorers)
         return
-    table = Table(box=None, padding=(0, 2, 1, 0), pad_edge=False)
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
     table.add_column("name", style="bold")
     table.add_column("what it suits", overflow="fold")
     table.add_column("size", justify="right")
     table.add_column("tokens", justify="right")
     table.add_column("languages")
-    table.add_column("licence", overflow="fold")
+    table.add_column("licence")
     for preset in PRESETS.values():
         about = Text(preset.suits)
         for checkpoint in preset.checkpoints:
@@ -40,43 +40,40 @@ def models(as_json: options.AsJson = False) -> None:
             about.append(f"\nMatryoshka {' '.join(smaller)}", style="dim")
         table.add_row(
             preset.name,
-            about.append(_download(preset), style="dim"),
+            about.append(_more(preset), style="dim"),
             str(preset.dimension),
             f"{preset.max_text_tokens:,}" if preset.max_text_tokens else "–",
             preset.languages or "–",
-            _licence(preset),
+            preset.licence,
         )
     for scorer in SCORER_PRESETS.values():
         about = Text("reranker: ").append(scorer.suits)
         about.append(f"\n{scorer.checkpoint}", style="cyan")
         table.add_row(
             scorer.name,
-            about.append(_download(scorer), style="dim"),
+            about.append(_more(scorer), style="dim"),
             "–",
             f"{scorer.max_tokens:,}",
             scorer.languages,
-            _licence(scorer),
+            scorer.licence,
         )
     terminal.stdout.print(table)
     terminal.stdout.print(
-        "\nLicences are those of the weights, which are loaded at their newest revision unless one "
-        'is named.\nLoad one by its name: DualEncoderEmbedding(model_name="jina"), '
+        "\nLicences are those of the weights. The newest revision is loaded unless one is shown."
+        '\nLoad one by its name: DualEncoderEmbedding(model_name="jina"), '
         'MultiModalRerank(model="jina-m0")',
         markup=False,
     )
 
 
-def _download(preset: Preset | ScorerPreset) -> str:
+def _more(preset: Preset | ScorerPreset) -> str:
     from llama_index_gap.models.checkpoints.hub import in_words
 
     parts = []
     if preset.download_bytes is not None:
-        parts.append(f"download {in_words(preset.download_bytes)}")
+        parts.append(in_words(preset.download_bytes))
     if preset.revision is not None:
         parts.append(f"revision {preset.revision[:_COMMIT]}")
-    return f"\n{', '.join(parts)}" if parts else ""
-
-
-def _licence(preset: Preset | ScorerPreset) -> str:
-    code = f"code: {preset.code_licence}" if preset.code_licence else ""
-    return "; ".join(each for each in (preset.licence, code, preset.note) if each)
+    licence = f"code {preset.code_licence}" if preset.code_licence else ""
+    lines = [", ".join(parts), "; ".join(each for each in (licence, preset.note) if each)]
+    return "".join(f"\n{line}" for line in lines if line)

@@ -126,7 +126,7 @@ PRESETS = {
             revision="c237dc49a33fc61debc9276459120b7eac67e7ef",
             download_bytes=605_157_884,
             code_licence="MIT",
-            note="its card puts any deployed use out of scope",
+            note="by its card, any deployed use is out of scope",
         ),
         Preset(
             name="dinov2",

@@ -203,7 +203,7 @@ def _files_in(folder: Path) -> list[str]:
         path.relative_to(folder).as_posix()
         for pattern in (_LEVELS if holds_model else _LEVELS[:1])
         for path in folder.glob(pattern)
-        if path.is_file() or path.is_fifo()
+        if path.is_file()
     ]
 
 

@@ -40,7 +40,7 @@ def explain(error: Exception, name: str, repo: str, settings: LoadingSettings) -
         return _no_revision(name, repo, settings.revision)
     bad_token = "Invalid credentials" in getattr(response, "headers", {}).get("x-error-message", "")
     # The hub answers 401 for what is not there, too, since it does not tell what is private.
-    if "RepositoryNotFoundError" in kinds or (status in {401, 404} and not bad_token):
+    if "RepositoryNotFoundError" in kinds or (status == 401 and not bad_token):
         return _no_model(name, repo)
     if status == 401:
         return (

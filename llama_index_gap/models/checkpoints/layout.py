@@ -77,6 +77,12 @@ def needed_files(
         if here and not found:
             pickled.append(here[0])
     if pickled and not settings.allow_pickle:
+        if weights:
+            raise ModelError(
+                f"{checkpoint.name}: {pickled[0]} holds weights in pickle format, which can carry "
+                f"code; pass {ALLOW_PICKLE} if you trust its makers, or save the model again as "
+                "safetensors"
+            )
         raise ModelError(_only_pickles(checkpoint, pickled[0]))
     if not weights:
         raise ModelError(_no_weights(names, checkpoint, pickled))

@@ -91,8 +91,6 @@ def check_files(checkpoint: Checkpoint, settings: LoadingSettings) -> None:
                 _check_number(says, key, value, stored, most_edge)
                 if not settings.trust_remote_code:
                     _check_harmless(says, key, value)
-        if not settings.allow_pickle:
-            _refuse_pickled_module(checkpoint, folder)
 
 
 def read_any_json(checkpoint: Checkpoint, file: str) -> Any:
@@ -231,16 +229,3 @@ def _check_entries(checkpoint: Checkpoint, folder: Path) -> None:
                 f"{checkpoint.name}: {file} has {path.stat().st_size:,} bytes, more than "
                 f"{_MOST_TEXT:,}; download the checkpoint again, or remove this file"
             )
-
-
-def _refuse_pickled_module(checkpoint: Checkpoint, folder: Path) -> None:
-    """sentence-transformers reads the pickle of a small module without being asked."""
-    pickled = folder / "pytorch_model.bin"
-    if folder == checkpoint.folder or not pickled.is_file():
-        return
-    if not (folder / "model.safetensors").is_file() and not (folder / _INDEX).is_file():
-        raise ModelError(
-            f"{checkpoint.name}: {folder.name}/{pickled.name} holds weights in pickle format, "
-            "which can carry code; pass allow_pickle=True (--allow-pickle) if you trust it, or "
-            "save the model again as safetensors"
-        )
