@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from llama_index.core.utils import get_tqdm_iterable
 
 from llama_index_gap.images.limits import MAX_PIXELS
 from llama_index_gap.readers.folders import read_folder
+from llama_index_gap.readers.pdf.reader import PdfReader
 from llama_index_gap.readers.records import (
     CorpusError,
     NodeMaker,
@@ -74,6 +75,8 @@ def read_corpus(
     *,
     root: str | Path | None = None,
     splitter: NodeParser | None = None,
+    pages: bool = False,
+    passwords: Sequence[str] = (),
     max_pixels: int = MAX_PIXELS,
     strict: bool = False,
     show_progress: bool = False,
@@ -89,6 +92,8 @@ def read_corpus(
       captions, in one cell are separated by ``|``;
     - a folder that holds ``docs.jsonl``, ``docs.csv`` or ``docs.tsv``;
     - a folder of Markdown files: front matter is metadata, alt texts are captions;
+    - a ``.pdf`` file, or PDF files in a folder, beside Markdown files or alone (extra ``pdf``): each
+      page's text in reading order, its figures with their captions, scanned pages as images;
     - a folder of images, each a document; ``name.txt`` beside ``name.jpg`` is its caption.
 
     Node ids are made from the document's id and the place in it, so they are the same at every
@@ -101,8 +106,11 @@ def read_corpus(
             folder of the corpus.
         splitter: cuts long texts; by default LlamaIndex's ``SentenceSplitter`` with chunks of 512
             tokens that overlap by 64.
+        pages: of PDF files, make every page an image, too, as late interaction reads them.
+        passwords: are tried in turn on encrypted PDF files.
         max_pixels: skip images with more pixels than this.
-        strict: raise at the first document or image that would be skipped.
+        strict: raise at the first document or image that would be skipped. What is left out of PDF
+            files as decoration (headers, logos) is counted, and stops nothing.
         show_progress: show a progress bar.
 
     Raises:
@@ -113,8 +121,11 @@ def read_corpus(
     folder = path if path.is_dir() else path.parent
     root = folder if root is None else Path(root).expanduser()
     maker = NodeMaker(root, folder, splitter or default_splitter(), max_pixels)
-    records = _records(path, root)
-    return _corpus(records, maker, str(path), strict=strict, show_progress=show_progress)
+    with PdfReader(
+        pages=pages, passwords=passwords, max_pixels=max_pixels, show_progress=show_progress
+    ) as pdfs:
+        records = _records(path, root, pdfs)
+        return _corpus(records, maker, str(path), strict=strict, show_progress=show_progress)
 
 
 def corpus_from_records(
@@ -158,8 +169,8 @@ def _corpus(
     skipped: list[Skipped] = []
     for record in get_tqdm_iterable(records, show_progress, "Reading documents"):
         made, left_out = ([], [record]) if isinstance(record, Skipped) else maker.nodes(record)
-        if strict and left_out:
-            raise CorpusError(f"{left_out[0].source}: {left_out[0].reason} (strict=True)")
+        if strict and (stops := [each for each in left_out if not each.by_rule]):
+            raise CorpusError(f"{stops[0].source}: {stops[0].reason} (strict=True)")
         nodes += made
         skipped += left_out
     if not nodes:
@@ -168,7 +179,9 @@ def _corpus(
     return Corpus(nodes, skipped, maker.root)
 
 
-def _records(path: Path, root: Path) -> Records:
+def _records(path: Path, root: Path, pdfs: PdfReader) -> Records:
+    if path.suffix.lower() == ".pdf" and path.is_file():
+        return iter([pdfs.read(path, path.name)])
     if path.is_file():  # as the user names it, it may be a link to anywhere
         return read_table(path)
     if not path.is_dir():
@@ -178,4 +191,4 @@ def _records(path: Path, root: Path) -> Records:
     if len(tables) > 1:
         names = " and ".join(table.name for table in tables)
         raise CorpusError(f"{path}: holds {names}; pass the one that is meant")
-    return read_table(tables[0], text_root) if tables else read_folder(path, root, text_root)
+    return read_table(tables[0], text_root) if tables else read_folder(path, root, text_root, pdfs)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from llama_index_gap.files import read_text
 from llama_index_gap.readers.markdown import parse_markdown
+from llama_index_gap.readers.pdf.reader import PdfReader
 from llama_index_gap.readers.records import (
     TOO_DEEP,
     CorpusError,
@@ -21,6 +22,8 @@ from llama_index_gap.readers.records import (
 )
 
 _MARKDOWN_SUFFIXES = frozenset([".md", ".markdown"])
+_PDF_SUFFIX = ".pdf"
+_PAGE_SUFFIXES = _MARKDOWN_SUFFIXES | {_PDF_SUFFIX}
 _IMAGE_SUFFIXES = frozenset(
     [".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".jp2", ".png", ".tif", ".tiff", ".webp"]
 )
@@ -29,7 +32,7 @@ _NO_IMAGE = dict.fromkeys(
 )
 
 
-def read_folder(folder: Path, root: Path, text_root: Path) -> Records:
+def read_folder(folder: Path, root: Path, text_root: Path, pdfs: PdfReader) -> Records:
     """The documents of a folder; images and links to folders may lead to the root, too."""
     files: list[Path] = []
     outside: list[Skipped] = []
@@ -50,22 +53,24 @@ def read_folder(folder: Path, root: Path, text_root: Path) -> Records:
             files += [Path(parent, name) for name in names if not name.startswith(".")]
     files.sort()
     suffixes = {file.suffix.lower() for file in files}
-    if suffixes & _MARKDOWN_SUFFIXES:
-        return chain(outside, _read_pages(folder, files, text_root))
+    if suffixes & _PAGE_SUFFIXES:
+        return chain(outside, _read_pages(folder, files, text_root, pdfs))
     if suffixes & _IMAGE_SUFFIXES:
         return chain(outside, _read_images(folder, files, text_root))
     raise CorpusError(
-        f"{folder}: holds no docs.jsonl, docs.csv, docs.tsv, no Markdown files and no images"
+        f"{folder}: holds no docs.jsonl, docs.csv, docs.tsv, no Markdown or PDF files and no images"
         + "".join(f"; {skip.source} {skip.reason}" for skip in outside[:1])
     )
 
 
-def _read_pages(folder: Path, files: list[Path], root: Path) -> Records:
+def _read_pages(folder: Path, files: list[Path], root: Path, pdfs: PdfReader) -> Records:
     used: set[Path] = set()
     for file in files:
+        name = file.relative_to(folder).as_posix()
+        if file.suffix.lower() == _PDF_SUFFIX:
+            yield pdfs.read(file, name, root)
         if file.suffix.lower() not in _MARKDOWN_SUFFIXES:
             continue
-        name = file.relative_to(folder).as_posix()
         try:
             record = _page(read_text(file, root), name, folder, file.parent)
         except RecursionError:
@@ -77,7 +82,7 @@ def _read_pages(folder: Path, files: list[Path], root: Path) -> Records:
             yield record
     for file in files:
         suffix = file.suffix.lower()
-        if suffix in _MARKDOWN_SUFFIXES or _resolved(file) in used:
+        if suffix in _PAGE_SUFFIXES or _resolved(file) in used:
             continue
         reason = (
             "no page shows this image; a folder with Markdown files is read as pages, so keep "
