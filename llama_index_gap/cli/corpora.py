@@ -13,7 +13,7 @@ from llama_index_gap.cli import options, terminal
 from llama_index_gap.text import visible
 
 CorpusPath = Annotated[
-    Path, typer.Argument(help="A .jsonl, .csv or .tsv file, or a folder.", metavar="PATH")
+    Path, typer.Argument(help="A .jsonl, .csv, .tsv or .pdf file, or a folder.", metavar="PATH")
 ]
 Root = Annotated[
     Path | None, typer.Option(help="Folder that images must lie in.", show_default="the corpus'")
@@ -21,11 +21,15 @@ Root = Annotated[
 MaxPixels = Annotated[
     int | None, typer.Option(min=1, help="Skip larger images.", show_default="89 megapixels")
 ]
+Pages = Annotated[
+    bool, typer.Option("--pages", help="Make every page of a PDF file an image, too.")
+]
 
 
 def read(
     path: CorpusPath,
     root: Root = None,
+    pages: Pages = False,
     max_pixels: MaxPixels = None,
     all_skipped: options.AllSkipped = False,
 ) -> None:
@@ -35,6 +39,7 @@ def read(
     corpus = llama_index_gap.read_corpus(
         path,
         root=root,
+        pages=pages,
         max_pixels=max_pixels or MAX_PIXELS,
         show_progress=terminal.stderr.is_terminal,
     )
@@ -51,6 +56,7 @@ def index(
     db: options.Database = "gap.db",
     name: options.Name = "gap",
     root: Root = None,
+    pages: Pages = False,
     max_pixels: MaxPixels = None,
     device: Annotated[
         str | None, typer.Option(help="Where models run.", show_default="a GPU if there is one")
@@ -70,7 +76,7 @@ def index(
     started = time.monotonic()
     with terminal.resumable(" without --overwrite" if overwrite else ""):
         corpus = llama_index_gap.read_corpus(
-            path, root=root, max_pixels=max_pixels, show_progress=shown
+            path, root=root, pages=pages, max_pixels=max_pixels, show_progress=shown
         )
         with options.open_or_make_index(
             *(db, name, model, image_model, image_query_model),

@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from llama_index_gap.embedding import warn_once_of_cuts
 from llama_index_gap.errors import EXPECTED_ERRORS, InvalidValueError
-from llama_index_gap.images.folders import ImageFolders
+from llama_index_gap.images.folders import ImageFolders, is_made
 from llama_index_gap.images.opening import ImageError, image_digest
 from llama_index_gap.index.image_storage import ImageStorage
 from llama_index_gap.modality import CollectionName
@@ -115,7 +115,8 @@ class Writing:
         images = [row for row in rows.values() if isinstance(row, ImageNode)]
         if images:  # only then the index needs to know its id, which the images kept are noted by
             files = [row for row in images if row.node_id in self._digests and row.image_path]
-            self._note([Path(str(row.image_path)) for row in files])
+            paths = [Path(str(row.image_path)) for row in files]
+            self._note([path for path in paths if not is_made(path)])  # those are copied
         if any(map(self._images.concerns, images)):
             with self._images.inserting():
                 self._write(self._by_collection(rows), show_progress=show_progress)
@@ -200,6 +201,8 @@ class Writing:
             if isinstance(row, ImageNode) and row.image_path and not row.image:
                 folders = self._confine or getattr(row, "image_folders", None)
                 row = row.model_copy(update={"image_path": str(Path(row.image_path).absolute())})
+                if is_made(str(row.image_path)):
+                    folders = None
                 if folders is not None:
                     row = cast(ImageNode, confined(row, folders))
                 try:

@@ -92,8 +92,8 @@ def read_corpus(
       captions, in one cell are separated by ``|``;
     - a folder that holds ``docs.jsonl``, ``docs.csv`` or ``docs.tsv``;
     - a folder of Markdown files: front matter is metadata, alt texts are captions;
-    - a ``.pdf`` file, or PDF files in a folder, beside Markdown files or alone (extra ``pdf``): each
-      page's text in reading order, its figures with their captions, scanned pages as images;
+    - a ``.pdf`` file, or a folder of PDF files, Markdown beside them or not (extra ``pdf``): each
+      page's text in reading order, figures with their captions, scanned pages as images;
     - a folder of images, each a document; ``name.txt`` beside ``name.jpg`` is its caption.
 
     Node ids are made from the document's id and the place in it, so they are the same at every

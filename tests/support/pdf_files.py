@@ -25,12 +25,12 @@ LINE = 14
 WORDS = (
     "river mountain letter engine garden window silver harbour lantern meadow station copper "
     "planet forest bridge market kitchen village painter violin compass feather orchard"
-).split()
+)
 
 
 def words(count: int, seed: int = 0) -> str:
     """Words that stand for a text."""
-    return " ".join(random.Random(seed).choices(WORDS, k=count))
+    return " ".join(random.Random(seed).choices(WORDS.split(), k=count))
 
 
 def photo(seed: int = 0, size: tuple[int, int] = (160, 120)) -> Image.Image:
@@ -204,9 +204,7 @@ def form() -> bytes:
     fields.textfield(name="name", tooltip="Full name", value="Ada Lovelace", x=150, y=690)
     fields.checkbox(name="member", tooltip="Member", checked=True, x=150, y=640)
     fields.checkbox(name="leaver", tooltip="Leaver", checked=False, x=150, y=610)
-    fields.choice(
-        name="city", tooltip="City", value="Oslo", options=["Oslo", "Rome"], x=150, y=560
-    )
+    fields.choice(name="city", tooltip="City", value="Oslo", options=["Oslo", "Rome"], x=150, y=560)
     return page.finished()
 
 

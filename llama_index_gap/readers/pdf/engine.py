@@ -14,8 +14,7 @@ import math
 import os
 import signal
 import sys
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -25,6 +24,9 @@ import pypdfium2.raw as pdfium
 from PIL import Image
 
 from llama_index_gap.files import write_at_once
+from llama_index_gap.readers.pdf.characters import MOST_CHARACTERS, segments_of
+from llama_index_gap.readers.pdf.objects import MOST_OBJECTS, fingerprint_of, objects_of, pixels_of
+from llama_index_gap.readers.pdf.places import Frame, area_of
 
 try:
     import resource
@@ -33,17 +35,9 @@ except ImportError:  # Windows: the process that waits stops this one, by the cl
 
 MEMORY = 2 * 2**30
 """Most bytes of address space that the process may take."""
-MOST_CHARACTERS = 300_000
-"""Most characters of a page."""
-MOST_OBJECTS = 30_000
-"""Most images and drawings of a page that are looked at."""
-_MOST_DEPTH = 12
 _MOST_FIELDS = 2_000
 _LONGEST_FIELD = 10_000
 _JPEG_QUALITY = 90
-_RTL = frozenset([*range(0x590, 0x900), *range(0xFB1D, 0xFE00), *range(0xFE70, 0xFF00)])
-_LINE_BREAKS = frozenset([0, 10, 13])
-_HYPHENS = frozenset([0x2, 0xFFFE])
 _TEXT_FIELDS = {
     pdfium.FPDF_FORMFIELD_TEXTFIELD,
     pdfium.FPDF_FORMFIELD_COMBOBOX,
@@ -51,8 +45,6 @@ _TEXT_FIELDS = {
 }
 _BOXES = {pdfium.FPDF_FORMFIELD_CHECKBOX, pdfium.FPDF_FORMFIELD_RADIOBUTTON}
 _XFA = {pdfium.FORMTYPE_XFA_FULL}
-
-Box = tuple[float, float, float, float]
 
 
 class Engine:
@@ -130,22 +122,22 @@ class Engine:
         page = self._load(index)
         text = pdfium.FPDFText_LoadPage(page)
         try:
-            turn, segments, counts = _segments(page, text)
+            turn, segments, counts = segments_of(page, text)
         finally:
             pdfium.FPDFText_ClosePage(text)
-        area = _area(page)
-        frame = _Frame(area, turn)
+        area = area_of(page)
+        frame = Frame(area, turn)
         for segment in segments:
             segment[1] = frame.of(segment[1])
         images: list[Any] = []
         drawings: list[Any] = []
         seen = 0
-        for kind, raw, box in _objects(page, area):
+        for kind, raw, box in objects_of(page, area):
             seen += 1
             if seen > MOST_OBJECTS:
                 break
             if kind == pdfium.FPDF_PAGEOBJ_IMAGE:
-                images.append([frame.of(box), *_pixels(raw), _fingerprint(raw)])
+                images.append([frame.of(box), *pixels_of(raw), fingerprint_of(raw)])
             else:
                 drawings.append(frame.of(box))
         return {
@@ -163,7 +155,7 @@ class Engine:
         }
 
     def render(
-        self, index: int, turn: int, box: list[float], scale: float, path: str, photo: bool
+        self, *, index: int, turn: int, box: list[float], scale: float, path: str, photo: bool
     ) -> dict[str, Any]:
         """Write a part of a page as an image file.
 
@@ -177,8 +169,8 @@ class Engine:
         """
         page = self._load(index)
         rotation = pdfium.FPDFPage_GetRotation(page)
-        area = _area(page)
-        whole = [max(1, round(side * scale)) for side in _Frame(area, turn).size]
+        area = area_of(page)
+        whole = [max(1, round(side * scale)) for side in Frame(area, turn).size]
         left, top = round(box[0] * scale), round(box[1] * scale)
         width = max(1, round(box[2] * scale) - left)
         height = max(1, round(box[3] * scale) - top)
@@ -255,216 +247,6 @@ class Engine:
         return [[name, value] for name, value in fields.items()]
 
 
-class _Frame:
-    """Turns a page's own coordinates into those of the page as it is read.
-
-    Args:
-        area: of the page that is shown: left, bottom, right, top.
-        turn: quarter turns clockwise that make its text upright.
-    """
-
-    def __init__(self, area: Box, turn: int) -> None:
-        self._area, self._turn = area, turn
-        width, height = area[2] - area[0], area[3] - area[1]
-        self.size = [height, width] if turn % 2 else [width, height]
-
-    def of(self, box: Box) -> list[float]:
-        left, bottom, right, top = box
-        x0, y0, x1, y1 = self._area
-        match self._turn:
-            case 0:
-                turned = (left - x0, y1 - top, right - x0, y1 - bottom)
-            case 1:
-                turned = (bottom - y0, left - x0, top - y0, right - x0)
-            case 2:
-                turned = (x1 - right, bottom - y0, x1 - left, top - y0)
-            case _:
-                turned = (y1 - top, x1 - right, y1 - bottom, x1 - left)
-        return [round(each, 2) for each in turned]
-
-
-def _area(page: pypdfium2.PdfPage) -> Box:
-    rect = pdfium.FS_RECTF()
-    pdfium.FPDF_GetPageBoundingBox(page, rect)
-    return rect.left, rect.bottom, rect.right, rect.top
-
-
-def _segments(page: pypdfium2.PdfPage, text: Any) -> tuple[int, list[list[Any]], Counter[str]]:
-    """A page's text in pieces that stand on one line without a wide gap.
-
-    Returns:
-        Quarter turns that make it upright; for each piece its text, its box, whether it is
-        hidden, whether it runs another way than most; counts of characters.
-    """
-    count = pdfium.FPDFText_CountChars(text)
-    counts: Counter[str] = Counter(all=max(count, 0))
-    pieces: list[tuple[list[str], list[float], int, bool]] = []
-    rect = pdfium.FS_RECTF()
-    before: tuple[float, float, float, float, bool] | None = None
-    direction, hidden, broken = 0, False, True
-    latest: Any = None
-    for index in range(min(count, MOST_CHARACTERS)):
-        code = pdfium.FPDFText_GetUnicode(text, index)
-        if code in _LINE_BREAKS:
-            counts["unknown"] += code == 0
-            broken = True
-            continue
-        if pdfium.FPDFText_IsGenerated(text, index) == 1:
-            if pieces and code == 0x20:
-                pieces[-1][0].append(" ")
-            continue
-        item = pdfium.FPDFText_GetTextObject(text, index)
-        address = ctypes.cast(item, ctypes.c_void_p).value
-        if address != latest:
-            latest = address
-            angle = pdfium.FPDFText_GetCharAngle(text, index)
-            direction = round(angle / (math.pi / 2)) % 4
-            hidden = (
-                pdfium.FPDFTextObj_GetTextRenderMode(item) == pdfium.FPDF_TEXTRENDERMODE_INVISIBLE
-            )
-        counts[f"turned {direction}"] += 1
-        counts["hidden"] += hidden
-        counts["unknown"] += pdfium.FPDFText_HasUnicodeMapError(text, index) == 1
-        pdfium.FPDFText_GetLooseCharBox(text, index, rect)
-        box = (rect.left, rect.bottom, rect.right, rect.top)
-        rtl = code in _RTL
-        along = _along(box, direction)
-        if broken or before is None or direction != pieces[-1][2] or _apart(before, along, rtl):
-            pieces.append(([], list(box), direction, hidden))
-        letters, around, *_ = pieces[-1]
-        letters.append("\u00ad" if code in _HYPHENS else chr(code))
-        if code != 0x20:
-            around[:2] = [min(a, b) for a, b in zip(around[:2], box[:2], strict=True)]
-            around[2:] = [max(a, b) for a, b in zip(around[2:], box[2:], strict=True)]
-        before, broken = (*along, rtl), False
-    turns = Counter({turn: counts.pop(f"turned {turn}", 0) for turn in range(4)})
-    most = max(turns, key=lambda turn: (turns[turn], -turn))
-    turn = (-most) % 4 if turns[most] else pdfium.FPDFPage_GetRotation(page)
-    segments = [
-        ["".join(letters), tuple(box), hidden, direction != most]
-        for letters, box, direction, hidden in pieces
-        if "".join(letters).strip()
-    ]
-    return turn, segments, counts
-
-
-def _along(box: Box, direction: int) -> tuple[float, float, float, float]:
-    """A character's start and end along its line, and its extent across it."""
-    left, bottom, right, top = box
-    match direction:
-        case 0:
-            return left, right, bottom, top
-        case 1:
-            return -top, -bottom, left, right
-        case 2:
-            return -right, -left, -top, -bottom
-        case _:
-            return bottom, top, -right, -left
-
-
-def _apart(
-    before: tuple[float, float, float, float, bool],
-    now: tuple[float, float, float, float],
-    rtl: bool,
-) -> bool:
-    """Whether a character stands on another line than the one before, or after a wide gap."""
-    start, end, low, high, was_rtl = before
-    height = max(high - low, now[3] - now[2], 1.0)
-    shared = min(high, now[3]) - max(low, now[2])
-    if shared < 0.3 * min(high - low, now[3] - now[2]):
-        return True
-    if was_rtl != rtl:  # runs of both directions are not in the order of their places
-        return False
-    gap = start - now[1] if rtl else now[0] - end
-    return gap > 0.9 * height or gap < -3 * height
-
-
-def _objects(page: pypdfium2.PdfPage, area: Box) -> Iterator[tuple[int, Any, Box]]:
-    """The visible images, drawings and shadings of a page, those in forms too, and their boxes."""
-    forms: list[tuple[Any, tuple[float, ...], int]] = []
-
-    def inner(parent: Any, matrix: tuple[float, ...], depth: int) -> Iterator[tuple[int, Any, Box]]:
-        within = depth > 0
-        count = (
-            pdfium.FPDFFormObj_CountObjects(parent)
-            if within
-            else pdfium.FPDFPage_CountObjects(parent)
-        )
-        get = pdfium.FPDFFormObj_GetObject if within else pdfium.FPDFPage_GetObject
-        for index in range(count):
-            raw = get(parent, index)
-            kind = pdfium.FPDFPageObj_GetType(raw)
-            if kind == pdfium.FPDF_PAGEOBJ_TEXT:
-                continue
-            if kind == pdfium.FPDF_PAGEOBJ_FORM:
-                if depth < _MOST_DEPTH:
-                    own = pdfium.FS_MATRIX()
-                    pdfium.FPDFPageObj_GetMatrix(raw, own)
-                    values = (own.a, own.b, own.c, own.d, own.e, own.f)
-                    forms.append((raw, _product(values, matrix), depth + 1))
-                continue
-            if kind == pdfium.FPDF_PAGEOBJ_PATH and not _is_drawn(raw):
-                continue
-            sides = [ctypes.c_float() for _ in range(4)]
-            if not pdfium.FPDFPageObj_GetBounds(raw, *sides):
-                continue
-            box = _moved([side.value for side in sides], matrix)
-            # Shadings are cut to a shape that is not asked for; pages cut what leaves them.
-            box = (
-                max(box[0], area[0]),
-                max(box[1], area[1]),
-                min(box[2], area[2]),
-                min(box[3], area[3]),
-            )
-            if box[0] <= box[2] and box[1] <= box[3]:
-                yield kind, raw, box
-
-    yield from inner(page, (1, 0, 0, 1, 0, 0), 0)
-    visited = 0
-    while forms and visited < MOST_OBJECTS:
-        visited += 1
-        yield from inner(*forms.pop(0))
-
-
-def _is_drawn(path: Any) -> bool:
-    fill, stroke = ctypes.c_int(), ctypes.c_int()
-    pdfium.FPDFPath_GetDrawMode(path, fill, stroke)
-    return bool(fill.value or stroke.value)
-
-
-def _product(first: tuple[float, ...], then: tuple[float, ...]) -> tuple[float, ...]:
-    a, b, c, d, e, f = first
-    g, h, i, j, k, m = then
-    return (
-        *(a * g + b * i, a * h + b * j, c * g + d * i, c * h + d * j),
-        *(e * g + f * i + k, e * h + f * j + m),
-    )
-
-
-def _moved(box: list[float], matrix: tuple[float, ...]) -> Box:
-    a, b, c, d, e, f = matrix
-    corners = [(x, y) for x in (box[0], box[2]) for y in (box[1], box[3])]
-    xs = [a * x + c * y + e for x, y in corners]
-    ys = [b * x + d * y + f for x, y in corners]
-    return min(xs), min(ys), max(xs), max(ys)
-
-
-def _pixels(image: Any) -> tuple[int, int]:
-    width, height = ctypes.c_uint(), ctypes.c_uint()
-    pdfium.FPDFImageObj_GetImagePixelSize(image, width, height)
-    return width.value, height.value
-
-
-def _fingerprint(image: Any) -> str:
-    """Tells whether two images are the same: by their size in the file and its beginning."""
-    size = pdfium.FPDFImageObj_GetImageDataRaw(image, None, 0)
-    if size > 2**20:
-        return str(size)
-    data = ctypes.create_string_buffer(max(size, 1))
-    pdfium.FPDFImageObj_GetImageDataRaw(image, data, size)
-    return hashlib.sha256(data.raw).hexdigest()[:16]
-
-
 def _read_text(get: Any, environment: Any, annotation: Any) -> str:
     size = min(get(environment, annotation, None, 0), 2 * _LONGEST_FIELD)
     if size <= 2:
@@ -490,7 +272,7 @@ def main() -> None:
     """Answer requests, one JSON object a line, until there are no more."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that asks
     answers = os.fdopen(os.dup(1), "wb")
-    with open(os.devnull, "wb") as nowhere:  # whatever prints writes into no answer
+    with Path(os.devnull).open("wb") as nowhere:  # whatever prints writes into no answer
         os.dup2(nowhere.fileno(), 1)
         os.dup2(nowhere.fileno(), 2)
     if resource is not None:
@@ -499,11 +281,14 @@ def main() -> None:
     answers.write(b"ready\n")
     answers.flush()
     engine = Engine()
+    methods: dict[str, Callable[..., dict[str, Any]]] = {
+        "open": engine.open,
+        "page": engine.page,
+        "render": engine.render,
+    }
     for line in sys.stdin.buffer:
         request = json.loads(line)
-        method = {"open": engine.open, "page": engine.page, "render": engine.render}[
-            request.pop("do")
-        ]
+        method = methods[request.pop("do")]
         _limit(request.pop("seconds"))
         try:
             answer = method(**request)

@@ -161,29 +161,24 @@ def find_figures(
     if found.page:
         return found
     parts = _with_drawings(large, [each for each in drawings if _is_large(each, page)])
-    found.drawings = len(drawings) - sum(each.kind == "drawing" for each in parts)
     captions = _captions(paragraphs)
     taken = _assigned(parts, captions, paragraphs, _REACH * size[1])
-    by_caption: dict[int, list[Region]] = {}
+    drawn: dict[int, list[Box]] = {}
     for index, region in enumerate(parts):
-        caption = taken.get(index)
-        if region.kind == "drawing":
-            if caption is None or not captions[caption].is_figure:
-                found.drawings += 1
-            else:
-                by_caption.setdefault(caption, []).append(region)
-        elif caption is not None:
-            found.figures.append(Figure(region, excerpt(captions[caption].text, _LONGEST_CAPTION)))
-        elif region.fingerprints <= repeated:
+        caption = captions[taken[index]] if index in taken else None
+        if region.kind == "drawing" and caption is not None and caption.is_figure:
+            drawn.setdefault(taken[index], []).append(region.box)
+        elif region.kind == "image" and (caption or not region.fingerprints <= repeated):
+            text = caption.text if caption else _nearest_text(region.box, paragraphs)
+            found.figures.append(Figure(region, text))
+        elif region.kind == "image":
             found.repeated += 1
-        else:
-            found.figures.append(Figure(region, _nearest_text(region.box, paragraphs)))
-    for number, drawn in by_caption.items():
-        caption_of = captions[number]
-        box = _with_labels(_around([each.box for each in drawn]), caption_of, paragraphs, size)
-        text = excerpt(caption_of.text, _LONGEST_CAPTION)
-        found.figures.append(Figure(Region(box, "drawing"), text))
+    for number, boxes in drawn.items():
+        box = _with_labels(_around(boxes), captions[number], paragraphs, size)
+        found.figures.append(Figure(Region(box, "drawing"), captions[number].text))
     found.figures.sort(key=lambda figure: (figure.region.box[1], figure.region.box[0]))
+    within = sum(region.kind == "image" and region not in large for region in parts)
+    found.drawings = len(drawings) - within - sum(map(len, drawn.values()))
     return found
 
 
@@ -289,7 +284,7 @@ def _captions(paragraphs: Sequence[Paragraph]) -> list[_Caption]:
 
 
 def _caption(lines: Sequence[Line], is_figure: bool) -> _Caption:
-    text = " ".join(line.text for line in lines)
+    text = excerpt(" ".join(line.text for line in lines), _LONGEST_CAPTION)
     return _Caption(text, _around([line.box for line in lines]), is_figure)
 
 
@@ -347,7 +342,7 @@ def _assigned(
             if other != row
             and min(part.box[3], parts[other].box[3]) - max(part.box[1], parts[other].box[1])
             > 0.5 * (part.box[3] - part.box[1])
-            and _distance((part.box[0], *parts[other].box[1:]), captions[column].box, reach) < _FAR
+            and _distance(_around([part.box, parts[other].box]), captions[column].box, reach) < _FAR
         ]
         if row not in taken and beside:
             taken[row] = min(beside)[1]

@@ -7,6 +7,7 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -89,7 +90,7 @@ def _regions(segments: list[Line], rtl: bool, depth: int) -> list[list[Line]]:
     # Lines across that follow each other without text beside them in between are read together.
     across = sorted(np.flatnonzero(within & crossing), key=lambda index: float(middle[index]))
     edges = [top - 1.0, *(float(middle[index]) for index in across), bottom + 1.0]
-    for number, (start, end) in enumerate(zip(edges, edges[1:], strict=False)):
+    for number, (start, end) in enumerate(pairwise(edges)):
         band = within & ~crossing & (middle >= start) & (middle < end)
         for side in (right, ~right) if rtl else (~right, right):
             regions += _regions(taken(band & side), rtl, depth - 1)
@@ -117,8 +118,8 @@ def _gutter(boxes: NDArray[np.float64]) -> tuple[float, float, float] | None:
     lower = np.flatnonzero(np.diff(np.concatenate([[-1], covered, [-1]])) != 0)
     valleys = [
         (covered[start], (start + end) / 2)
-        for start, end in zip(lower, lower[1:], strict=False)
-        if 0 < start
+        for start, end in pairwise(lower)
+        if start > 0
         and end < bins
         and covered[start] < covered[start - 1]
         and covered[start] < covered[end]
@@ -217,7 +218,7 @@ def _same_row(first: Line, second: Line) -> bool:
 
 def _joined(row: list[Line]) -> Line:
     text = row[0].text
-    for before, after in zip(row, row[1:], strict=False):
+    for before, after in pairwise(row):
         gap = max(after.box[0] - before.box[2], before.box[0] - after.box[2])
         text += ("" if gap < 0.1 * after.height else " ") + after.text
     lefts, tops, rights, bottoms = zip(*(each.box for each in row), strict=True)

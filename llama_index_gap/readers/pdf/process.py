@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ class PdfError(GapError, ValueError):
     """A PDF file, or a part of one, that cannot be read."""
 
 
-class PdfCrash(PdfError):
+class PdfCrashError(PdfError):
     """A request that ended the process: it took too long, too much memory, or crashed."""
 
 
@@ -53,7 +54,7 @@ class PdfProcess:
             request: its arguments.
 
         Raises:
-            PdfCrash: the process is gone, and with it the open file.
+            PdfCrashError: the process is gone, and with it the open file.
             PdfError: the file is to blame.
         """
         process = self._process or self._start()
@@ -76,7 +77,7 @@ class PdfProcess:
         if not line.endswith(b"\n"):
             self.close()
             self.used += seconds
-            raise PdfCrash(
+            raise PdfCrashError(
                 f"stops pdfium, or takes it more than {seconds:g} seconds or too much memory"
             )
         answer: dict[str, Any] = json.loads(line)
@@ -95,10 +96,8 @@ class PdfProcess:
         process.kill()
         for pipe in (process.stdin, process.stdout, process.stderr):
             if pipe is not None:
-                try:
+                with suppress(OSError):  # a request that it never read
                     pipe.close()
-                except OSError:  # a request that it never read
-                    pass
         process.wait()
 
     def _start(self) -> subprocess.Popen[bytes]:
@@ -107,7 +106,7 @@ class PdfProcess:
         folders = [Path(path).resolve() for path in sys.path]
         paths = [str(each) for each in folders if each != working or each == here]
         command = [sys.executable, "-I", "-c", _START, json.dumps(paths)]
-        self._process = subprocess.Popen(
+        self._process = subprocess.Popen(  # noqa: S603  # of this package's own
             command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
