@@ -26,15 +26,13 @@ from PIL import Image
 from llama_index_gap.files import write_at_once
 from llama_index_gap.readers.pdf.characters import MOST_CHARACTERS, segments_of
 from llama_index_gap.readers.pdf.objects import MOST_OBJECTS, fingerprint_of, objects_of, pixels_of
-from llama_index_gap.readers.pdf.places import Frame, area_of
+from llama_index_gap.readers.pdf.places import Box, Frame, area_of
 
 try:
     import resource
 except ImportError:  # Windows: the process that waits stops this one, by the clock
     resource = None  # type: ignore[assignment]
 
-MEMORY = 2 * 2**30
-"""Most bytes of address space that the process may take."""
 _MOST_FIELDS = 2_000
 _LONGEST_FIELD = 10_000
 _JPEG_QUALITY = 90
@@ -185,14 +183,14 @@ class Engine:
             "RGB", (width, height), bitmap.buffer, "raw", "RGB", bitmap.stride, 1
         )
         if image.getextrema() == ((255, 255),) * 3:
-            return {"blank": True}
+            return {"shows": "damage" if _cannot_be_decoded(page, area) else "nothing"}
         data = BytesIO()
         if photo:
             image.save(data, "JPEG", quality=_JPEG_QUALITY)
         else:
             image.save(data, "PNG", compress_level=3)
         write_at_once(Path(path), data.getvalue())
-        return {"blank": False}
+        return {"shows": "something"}
 
     def _load(self, index: int) -> pypdfium2.PdfPage:
         if self._page is None or self._page[0] != index:
@@ -247,6 +245,18 @@ class Engine:
         return [[name, value] for name, value in fields.items()]
 
 
+def _cannot_be_decoded(page: pypdfium2.PdfPage, area: Box) -> bool:
+    for number, (kind, raw, _) in enumerate(objects_of(page, area)):
+        if number > MOST_OBJECTS:
+            break
+        if kind == pdfium.FPDF_PAGEOBJ_IMAGE:
+            bitmap = pdfium.FPDFImageObj_GetBitmap(raw)
+            if not bitmap:
+                return True
+            pdfium.FPDFBitmap_Destroy(bitmap)
+    return False
+
+
 def _read_text(get: Any, environment: Any, annotation: Any) -> str:
     size = min(get(environment, annotation, None, 0), 2 * _LONGEST_FIELD)
     if size <= 2:
@@ -268,8 +278,12 @@ def _lower(limit: int, value: int) -> None:
     resource.setrlimit(limit, (value if most < 0 else min(value, most), most))
 
 
-def main() -> None:
-    """Answer requests, one JSON object a line, until there are no more."""
+def main(memory: int) -> None:
+    """Answer requests, one JSON object a line, until there are no more.
+
+    Args:
+        memory: most bytes of address space that the process may take.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that asks
     answers = os.fdopen(os.dup(1), "wb")
     with Path(os.devnull).open("wb") as nowhere:  # whatever prints writes into no answer
@@ -277,7 +291,7 @@ def main() -> None:
         os.dup2(nowhere.fileno(), 2)
     if resource is not None:
         _lower(resource.RLIMIT_CORE, 0)
-        _lower(resource.RLIMIT_AS, MEMORY)
+        _lower(resource.RLIMIT_AS, memory)
     answers.write(b"ready\n")
     answers.flush()
     engine = Engine()
@@ -293,7 +307,7 @@ def main() -> None:
         try:
             answer = method(**request)
         except MemoryError:
-            answer = {"error": f"takes more than {MEMORY // 2**20:,} MiB of memory"}
+            answer = {"error": f"takes more than {memory // 2**20:,} MiB of memory"}
         except Exception as error:  # whatever a damaged file makes of pdfium or of Pillow
             answer = {"error": f"is damaged ({type(error).__name__}: {str(error)[:200]})"}
         if resource is not None:

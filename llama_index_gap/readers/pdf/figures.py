@@ -24,7 +24,7 @@ _LEAST_PIXELS = 24
 _LEAST_SHARE = 0.004  # of the page's area
 _BACKGROUND = 0.8  # a drawing over more of the page lies behind the text
 _IMAGE_GAP, _DRAWING_GAP = 2.0, 10.0  # points between parts of one figure
-_CELLS = 500  # of the raster on which parts are joined
+_CELLS = 300  # of the raster on which parts are joined
 _REACH = 0.12  # of the page's height: how far away a caption may stand
 _LONGEST_CAPTION, _LONGEST_NEAREST = 1_500, 300
 _LONGEST_LABEL = 60  # characters of a text that belongs to a drawing
@@ -187,8 +187,8 @@ def find_figures(
 
 def _joined(boxes: Sequence[Box], size: Sequence[float], gap: float) -> list[list[int]]:
     """The boxes that touch, or nearly do, on a raster: linear in their number."""
-    if not boxes:
-        return []
+    if len(boxes) < 2:
+        return [[0]] * len(boxes)
     cell = max(1.0, max(size) / _CELLS)
     places = np.array(boxes, dtype=np.float64)
     grow = gap / 2
@@ -200,7 +200,7 @@ def _joined(boxes: Sequence[Box], size: Sequence[float], gap: float) -> list[lis
         np.clip((places[:, axis + 2] + grow) / cell, 0, limits[axis] - 1).astype(int) + 1
         for axis in (0, 1)
     ]
-    raster: NDArray[np.int64] = np.zeros((limits[1] + 1, limits[0] + 1), dtype=np.int64)
+    raster: NDArray[np.int32] = np.zeros((limits[1] + 1, limits[0] + 1), dtype=np.int32)
     for rows, columns, step in (
         (starts[1], starts[0], 1),
         (ends[1], ends[0], 1),
@@ -208,7 +208,7 @@ def _joined(boxes: Sequence[Box], size: Sequence[float], gap: float) -> list[lis
         (ends[1], starts[0], -1),
     ):
         np.add.at(raster, (rows, columns), step)
-    covered = raster.cumsum(axis=0).cumsum(axis=1) > 0
+    covered = raster.cumsum(axis=0, dtype=np.int32).cumsum(axis=1, dtype=np.int32) > 0
     labels, _ = ndimage.label(covered, structure=np.ones((3, 3)))
     own = labels[starts[1], starts[0]]
     order = np.argsort(own, kind="stable")

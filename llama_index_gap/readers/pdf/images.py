@@ -109,8 +109,11 @@ class PageImages:
                 self._folder.mkdir(parents=True, exist_ok=True)
                 request = {"index": page.index, "turn": page.turn, "box": box, "scale": scale}
                 answer = self._reading.ask("render", **request, path=str(path), photo=photo)
-                if answer["blank"]:
+                if answer["shows"] == "damage":
+                    self._told.add("an image is damaged, or of a kind that is not read", where)
+                if answer["shows"] == "nothing":
                     self._left_out["is an image of nothing but white"] += 1
+                if answer["shows"] != "something":
                     return
         except PdfError as error:
             self._told.add(f"an image of a page {error}", where)

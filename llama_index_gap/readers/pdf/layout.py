@@ -295,13 +295,15 @@ def repeated_lines(
     places: defaultdict[tuple[str, int], list[tuple[int, Line]]] = defaultdict(list)
     for number, (page, height) in enumerate(zip(pages, heights, strict=True)):
         lines = [line for paragraph in page for line in paragraph if not line.turned]
+        usual = sorted(line.height for line in lines)[len(lines) // 2] if lines else 0.0
         edges = {
             *sorted(lines, key=lambda line: line.box[1])[:_MOST_EDGE_LINES],
             *sorted(lines, key=lambda line: -line.box[3])[:_MOST_EDGE_LINES],
         }
         for line in edges:
             top, bottom = line.box[1], height - line.box[3]
-            if min(top, bottom) < _EDGE * height:
+            # Larger than the text below are titles, as those of slides.
+            if min(top, bottom) < _EDGE * height and line.height < 1.3 * usual:
                 from_edge = round(top / 6) if top < bottom else -round(bottom / 6) - 1
                 key = " ".join(_DIGITS.sub("#", line.text.lower()).split())
                 places[key, from_edge].append((number, line))
@@ -318,4 +320,6 @@ def repeated_lines(
             counts[min(same, key=lambda each: each[0])[1].text] += len(on)
             for number, line in same:
                 found[number].add(line.box)
+    if all(len(edge) == sum(map(len, page)) for edge, page in zip(found, pages, strict=True)):
+        return [set() for _ in pages], Counter()  # nothing else is there to read
     return found, counts

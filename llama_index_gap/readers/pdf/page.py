@@ -26,6 +26,7 @@ class Page:
     drawings: list[Region]
     largest: int  # pixels of its largest image
     unreadable: bool
+    unseen: bool  # it holds text that was left out because nobody sees it
 
     @property
     def about(self) -> dict[str, Any]:
@@ -39,9 +40,11 @@ def page_of(index: int, answer: dict[str, Any]) -> Page:
     images = [(tuple(box), *rest) for box, *rest in answer["images"]]
     unreadable = answer["unknown"] > _UNREADABLE * max(answer["characters"], 1)
     segments = []
+    unseen = False
     for text, box, hidden, turned in answer["segments"]:
         # Text that nobody sees is what a scan shows, or was put there for machines alone.
         if hidden and not any(_covers(each[0], box) for each in images):
+            unseen = True
             continue
         if line := cleaned(text):
             segments.append(Line(line, tuple(box), turned))
@@ -56,6 +59,7 @@ def page_of(index: int, answer: dict[str, Any]) -> Page:
         drawings=drawing_regions([tuple(box) for box in answer["drawings"]], size),
         largest=max((width * height for _, width, height, _ in images), default=0),
         unreadable=unreadable,
+        unseen=unseen,
     )
 
 

@@ -13,13 +13,15 @@ from typing import Any
 
 from llama_index_gap.errors import GapError
 
+MEMORY = 2 * 2**30
+"""Most bytes of address space that the process may take."""
 SECONDS = 20.0
 """Most seconds of processor time for one request: a page, a figure, or opening a file."""
 _BY_THE_CLOCK = 15
 """Of a process that waits for the disk or for others, as many times longer by the clock."""
 _START = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
-    "from llama_index_gap.readers.pdf.engine import main; main()"
+    "from llama_index_gap.readers.pdf.engine import main; main(int(sys.argv[2]))"
 )
 
 
@@ -45,12 +47,11 @@ class PdfProcess:
         self._used_before = 0.0
         self.used = 0.0
 
-    def ask(self, do: str, seconds: float = SECONDS, **request: Any) -> dict[str, Any]:
+    def ask(self, do: str, **request: Any) -> dict[str, Any]:
         """Ask the engine for what one of its methods answers.
 
         Args:
             do: the method.
-            seconds: most processor time that it may take.
             request: its arguments.
 
         Raises:
@@ -60,6 +61,7 @@ class PdfProcess:
         process = self._process or self._start()
         assert process.stdin is not None
         assert process.stdout is not None
+        seconds = SECONDS
         clock = threading.Timer(seconds * _BY_THE_CLOCK, process.kill)
         clock.start()
         try:
@@ -105,7 +107,7 @@ class PdfProcess:
         here, working = Path(__file__).resolve().parents[3], Path.cwd()
         folders = [Path(path).resolve() for path in sys.path]
         paths = [str(each) for each in folders if each != working or each == here]
-        command = [sys.executable, "-I", "-c", _START, json.dumps(paths)]
+        command = [sys.executable, "-I", "-c", _START, json.dumps(paths), str(MEMORY)]
         self._process = subprocess.Popen(  # noqa: S603  # of this package's own
             command,
             stdin=subprocess.PIPE,
@@ -118,7 +120,7 @@ class PdfProcess:
         if not self._process.stdout.readline():  # it says first that it is there
             said = self._process.stderr.read().decode(errors="replace").strip()
             self.close()
-            raise RuntimeError(f"the process that reads PDF files does not start: {said[-500:]}")
+            raise PdfError(f"cannot be read, since pdfium does not start: {said[-500:]}")
         return self._process
 
 

@@ -114,6 +114,8 @@ class PdfReader:
                     "a page holds too many characters or objects; only the first are read",
                     f"page {index + 1:,}",
                 )
+            if page.unseen:
+                told.add("holds text that nobody sees, which is not read", f"page {index + 1:,}")
             if page.unreadable:
                 told.add(
                     "its fonts do not say which letters they show; the page is read as an image",

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llama_index_gap.readers.pdf.process import PdfCrashError, PdfProcess
+from llama_index_gap.readers.pdf.process import PdfCrashError, PdfError, PdfProcess
 
 _MOST_CRASHES = 3
 # Seconds of processor time for a file, besides that for each of its pages and of its mebibytes.
@@ -57,16 +57,17 @@ class Reading:
 
     def open(self) -> dict[str, Any]:
         """Open the file, and say what it says of itself."""
-        self._is_open = False
-        self.about = self._process.ask("open", **self._request)
-        self._is_open = True
-        return self.about
+        about = self._process.ask("open", **self._request)
+        if self.about and self.about["digest"] != about["digest"]:
+            raise PdfError("was changed while it was read")
+        self.about, self._is_open = about, True
+        return about
 
     def ask(self, do: str, **request: Any) -> dict[str, Any]:
         """Ask for one thing, as ``PdfProcess.ask``, of this file."""
-        if not self._is_open:
-            self.open()
         try:
+            if not self._is_open:
+                self.open()
             return self._process.ask(do, **request)
         except PdfCrashError:
             self._crashes += 1
