@@ -87,12 +87,14 @@ def many_objects(count: int = 200_000) -> bytes:
 
 
 def many_characters(count: int = 400_000) -> bytes:
-    return one_page(bomb(b"BT /F 12 Tf 50 700 Td (abcdefghi ) Tj ET\n", count // 10))
+    line = b"BT /F 1 Tf 50 %.2f Td (%09d " + b"abcdefghi " * 39 + b") Tj ET\n"
+    lines = (line % (number * 0.7, number) for number in range(count // 400))
+    return one_page(stream(b"".join(lines)))
 
 
 def endless_content() -> bytes:
-    """A gigabyte of nothing but saved states, in a megabyte."""
-    return one_page(bomb(b"q ", 500_000_000))
+    """Hundreds of megabytes of nothing but saved states, in a megabyte."""
+    return one_page(bomb(b"q ", 200_000_000))
 
 
 def large_image(side: int = 60_000, components: bytes = b"/DeviceGray", bits: int = 1) -> bytes:

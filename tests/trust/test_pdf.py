@@ -14,7 +14,7 @@ import pdf_files as files
 import pytest
 
 from llama_index_gap import Corpus, CorpusError, read_corpus
-from llama_index_gap.readers.pdf import engine, process
+from llama_index_gap.readers.pdf import engine, process, reader
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +45,6 @@ def reasons(corpus: Corpus) -> str:
         (hostile.many_characters, "too many characters or objects"),
         (hostile.large_image, "holds an image of more than max_pixels=89,478,485"),
         (hostile.tree_in_itself, "is damaged, or no PDF file"),
-        (lambda: hostile.same_page(6_000), "has more than 5,000 pages"),
         (lambda: hostile.odd_image(b"JBIG2Decode", b"\x97JB2" * 99), "an image is damaged"),
         (lambda: hostile.odd_image(b"JPXDecode", b"\xff\x4f\xff\x51" * 99), "an image is damaged"),
         (lambda: hostile.odd_image(b"DCTDecode", b"\xff\xd8\xff\xc0" * 99), "an image is damaged"),
@@ -69,6 +68,17 @@ def test_what_only_looks_bad_is_read(tmp_path: Path, make: Any) -> None:
     assert [node.text for node in corpus.text_nodes] == ["A good text"] * 2
     white = "is an image of nothing but white" in reasons(corpus)  # as a text on a square mile is
     assert len(corpus.image_nodes) == 2 - white
+
+
+def test_pages_beyond_the_most_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader, "MOST_PAGES", 50)
+
+    corpus = read_beside_a_good_one(tmp_path, hostile.same_page(6_000))
+
+    assert len(corpus.text_nodes) == 51
+    assert reasons(corpus) == (
+        "bad.pdf: has more than 50 pages; the rest of the file is not read; 6,000 pages"
+    )
 
 
 def test_a_page_that_takes_too_long_is_left_out(

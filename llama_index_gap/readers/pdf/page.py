@@ -43,7 +43,8 @@ def page_of(index: int, answer: dict[str, Any]) -> Page:
     unseen = False
     for text, box, hidden, turned in answer["segments"]:
         # Text that nobody sees is what a scan shows, or was put there for machines alone.
-        if hidden and not any(_covers(each[0], box) for each in images):
+        outside = box[2] < 0 or box[3] < 0 or box[0] > size[0] or box[1] > size[1]
+        if outside or (hidden and not any(_covers(each[0], box) for each in images)):
             unseen = True
             continue
         if line := cleaned(text):
