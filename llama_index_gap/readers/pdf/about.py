@@ -12,7 +12,7 @@ _NO_TITLE = re.compile(
     re.IGNORECASE,
 )
 _DATE = re.compile(
-    r"(?:D:)?(\d{4})(\d\d)?(\d\d)?(\d\d)?(\d\d)?(\d\d)?(?:(Z)|([+-])(\d\d)'?(\d\d)?'?)?"
+    r"(?:D:)?(\d{4})(\d\d)?(\d\d)?(\d\d)?(\d\d)?(\d\d)?(?:([Zz+-])(?:(\d\d)'?(\d\d)?'?)?)?"
 )
 
 
@@ -40,11 +40,11 @@ def iso_date(text: str) -> str:
     match = _DATE.fullmatch(text.strip())
     if match is None:
         return ""
-    *parts, utc, sign, hours, minutes = match.groups()
+    *parts, sign, hours, minutes = match.groups()
     numbers = [int(part) for part in parts if part]
     try:
-        zone = UTC if utc else None
-        if sign:
+        zone = UTC if sign else None
+        if hours:
             offset = timedelta(hours=int(hours), minutes=int(minutes or 0))
             zone = timezone(-offset if sign == "-" else offset)
         year, month, day, *clock = [*numbers, 1, 1][: max(len(numbers), 3)]

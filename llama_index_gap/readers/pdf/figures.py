@@ -9,8 +9,6 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
-from scipy.optimize import linear_sum_assignment
 
 from llama_index_gap.readers.pdf.layout import Box, Line, Paragraph
 from llama_index_gap.text import excerpt
@@ -35,7 +33,7 @@ _FIGURE = re.compile(
     r"(?:fig(?:ure|ura|s)?|abb(?:ildung)?|bild|scheme|schema|chart|diagram|plate|photo|map|exhibit|"
     r"illustration|afbeelding|figuur|kuva|obr(?:ázek)?|rys(?:unek)?|рис(?:унок)?|"
     r"図|圖|图|그림|الشكل|شكل)"
-    r"\s*\.?\s*(?:[A-Z]?[.-]?\d+(?:[.\-–]\d+)*\s?(?:[a-z]\b)?|[IVX]+\b|[٠-٩۰-۹]+|[一二三四五六七八九十]+)"
+    r"\s*\.?\s*(?:[A-Z]?[.-]?\d+(?:[.\-–]\d+)*(?:[a-z]\b)?|[IVX]+\b|[٠-٩۰-۹]+|[一二三四五六七八九十]+)"
     r"(?P<rest>.*)",
     re.IGNORECASE | re.DOTALL,
 )
@@ -187,6 +185,8 @@ def find_figures(
 
 def _joined(boxes: Sequence[Box], size: Sequence[float], gap: float) -> list[list[int]]:
     """The boxes that touch, or nearly do, on a raster: linear in their number."""
+    from scipy import ndimage
+
     if len(boxes) < 2:
         return [[0]] * len(boxes)
     cell = max(1.0, max(size) / _CELLS)
@@ -311,6 +311,8 @@ def _assigned(
     A caption below is preferred to one above. All parts of a page are matched at once, so that in
     a page with captions above its figures none takes its neighbour's.
     """
+    from scipy.optimize import linear_sum_assignment
+
     if not parts or not captions:
         return {}
     costs = np.array(

@@ -213,7 +213,7 @@ def _downwards(segments: list[Line], rtl: bool) -> list[Line]:
 
 def _same_row(first: Line, second: Line) -> bool:
     shared = min(first.box[3], second.box[3]) - max(first.box[1], second.box[1])
-    return shared > 0.5 * min(first.height, second.height)
+    return shared > 0.4 * min(first.height, second.height)  # a superscript is on its row
 
 
 def _joined(row: list[Line]) -> Line:
