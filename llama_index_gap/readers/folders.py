@@ -59,8 +59,7 @@ def read_folder(folder: Path, root: Path, text_root: Path, pdfs: PdfReader) -> R
         return chain(outside, _read_images(folder, files, text_root))
     raise CorpusError(
         f"{folder}: holds no docs.jsonl, docs.csv, docs.tsv, no PDF files, no Markdown files and "
-        "no images"
-        + "".join(f"; {skip.source} {skip.reason}" for skip in outside[:1])
+        "no images" + "".join(f"; {skip.source} {skip.reason}" for skip in outside[:1])
     )
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
 import math
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import pypdfium2
@@ -22,60 +22,78 @@ _HYPHENS = frozenset([0x2, 0xFFFE])
 def segments_of(page: pypdfium2.PdfPage, text: Any) -> tuple[int, list[list[Any]], Counter[str]]:
     """A page's text in pieces that stand on one line without a wide gap.
 
+    Only where words start and end pdfium is asked where they stand: it puts a space wherever there
+    is a gap, and a break at each line's end.
+
     Returns:
         Quarter turns that make it upright; for each piece its text, its box, whether it is
         hidden, whether it runs another way than most; counts of characters.
     """
-    count = pdfium.FPDFText_CountChars(text)
-    counts: Counter[str] = Counter(all=max(count, 0))
-    pieces: list[tuple[list[str], list[float], int, bool]] = []
-    rect = pdfium.FS_RECTF()
+    counts: Counter[str] = Counter(all=max(pdfium.FPDFText_CountChars(text), 0))
+    turns: Counter[int] = Counter()
+    pieces: list[tuple[list[str], list[Box], int, bool]] = []
     before: tuple[float, float, float, float, bool] | None = None
-    direction, hidden, broken = 0, False, True
-    latest: Any = None
-    for index in range(min(count, MOST_CHARACTERS)):
-        code = pdfium.FPDFText_GetUnicode(text, index)
-        if code in _LINE_BREAKS:
-            counts["unknown"] += code == 0
-            broken = True
-            continue
-        if pdfium.FPDFText_IsGenerated(text, index) == 1:
-            if pieces and code == 0x20:
-                pieces[-1][0].append(" ")
-            continue
-        item = pdfium.FPDFText_GetTextObject(text, index)
-        address = ctypes.cast(item, ctypes.c_void_p).value
-        if address != latest:
-            latest = address
-            angle = pdfium.FPDFText_GetCharAngle(text, index)
-            direction = round(angle / (math.pi / 2)) % 4
-            hidden = (
-                pdfium.FPDFTextObj_GetTextRenderMode(item) == pdfium.FPDF_TEXTRENDERMODE_INVISIBLE
-            )
-        counts[f"turned {direction}"] += 1
-        counts["hidden"] += hidden
-        counts["unknown"] += pdfium.FPDFText_HasUnicodeMapError(text, index) == 1
-        pdfium.FPDFText_GetLooseCharBox(text, index, rect)
-        box = (rect.left, rect.bottom, rect.right, rect.top)
-        rtl = code in _RTL
-        along = _along(box, direction)
-        if broken or before is None or direction != pieces[-1][2] or _apart(before, along, rtl):
-            pieces.append(([], list(box), direction, hidden))
-        letters, around, *_ = pieces[-1]
-        letters.append("\u00ad" if code in _HYPHENS else chr(code))
-        if code != 0x20:
-            around[:2] = [min(a, b) for a, b in zip(around[:2], box[:2], strict=True)]
-            around[2:] = [max(a, b) for a, b in zip(around[2:], box[2:], strict=True)]
-        before, broken = (*along, rtl), False
-    turns = Counter({turn: counts.pop(f"turned {turn}", 0) for turn in range(4)})
-    most = max(turns, key=lambda turn: (turns[turn], -turn))
+    for start, end, word, ends_line in _words(text, min(counts["all"], MOST_CHARACTERS)):
+        item = pdfium.FPDFText_GetTextObject(text, start)
+        direction = round(pdfium.FPDFText_GetCharAngle(text, start) / (math.pi / 2)) % 4
+        mode = pdfium.FPDFTextObj_GetTextRenderMode(item)
+        hidden = mode == pdfium.FPDF_TEXTRENDERMODE_INVISIBLE
+        unknown = pdfium.FPDFText_HasUnicodeMapError(text, start) == 1
+        turns[direction] += len(word)
+        counts.update(hidden=len(word) * hidden, unknown=len(word) * unknown)
+        first, last = _box(text, start), _box(text, end)
+        along = _along(first, direction)
+        rtl = ord(word[0]) in _RTL
+        new = before is None or (direction, hidden) != pieces[-1][2:]
+        if new or before is None or _apart(before, along, rtl):
+            pieces.append(([], [], direction, hidden))
+        pieces[-1][0].append(word)
+        pieces[-1][1].extend([first, last])
+        before = None if ends_line else (*_along(last, direction), ord(word[-1]) in _RTL)
+    most = max(range(4), key=lambda turn: (turns[turn], -turn))
     turn = (-most) % 4 if turns[most] else pdfium.FPDFPage_GetRotation(page)
-    segments = [
-        ["".join(letters), tuple(box), hidden, direction != most]
-        for letters, box, direction, hidden in pieces
-        if "".join(letters).strip()
-    ]
+    segments: list[list[Any]] = []
+    for words, boxes, direction, hidden in pieces:
+        lefts, bottoms, rights, tops = zip(*boxes, strict=True)
+        around = (min(lefts), min(bottoms), max(rights), max(tops))
+        segments.append([" ".join(words), around, hidden, direction != most])
     return turn, segments, counts
+
+
+def _words(text: Any, count: int) -> Iterator[tuple[int, int, str, bool]]:
+    """A page's words: from which character to which, the word, whether its line ends there."""
+    get = pdfium.FPDFText_GetUnicode
+    letters: list[str] = []
+    start = 0
+    found: tuple[int, int, str] | None = None
+    for index in range(count + 1):
+        code = get(text, index) if index < count else 10
+        if code > 0x20 and code not in _HYPHENS:
+            if not letters:
+                start = index
+            letters.append(chr(code))
+            continue
+        if code in _HYPHENS:
+            start = start if letters else index
+            letters.append("\u00ad")
+        if letters:
+            if found is not None:
+                yield *found, False
+            # pdfium counts the halves of characters beyond the first 65,536.
+            word = (
+                "".join(letters).encode("utf-16-le", "surrogatepass").decode("utf-16-le", "ignore")
+            )
+            found = (start, index if code in _HYPHENS else index - 1, word)
+            letters = []
+        if found is not None and (code in _LINE_BREAKS or code in _HYPHENS):
+            yield *found, True
+            found = None
+
+
+def _box(text: Any, index: int) -> Box:
+    rect = pdfium.FS_RECTF()
+    pdfium.FPDFText_GetLooseCharBox(text, index, rect)
+    return rect.left, rect.bottom, rect.right, rect.top
 
 
 def _along(box: Box, direction: int) -> tuple[float, float, float, float]:

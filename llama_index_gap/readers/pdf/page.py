@@ -76,6 +76,7 @@ def heading_of(pages: Sequence[Page]) -> str:
     if len(lines) < 3:
         return ""
     usual = sorted(line.height for line in lines)[len(lines) // 2]
-    largest = max(paragraphs, key=lambda paragraph: paragraph[0].height)
+    upright = [paragraph for paragraph in paragraphs if not paragraph[0].turned]
+    largest = max(upright, key=lambda paragraph: paragraph[0].height)
     text = " ".join(line.text for line in largest)
     return text if largest[0].height > 1.25 * usual and len(text) <= 200 else ""
