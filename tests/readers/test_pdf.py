@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import sys
 from collections import Counter
@@ -357,16 +358,30 @@ def test_an_encrypted_file_needs_its_password(tmp_path: Path) -> None:
         read_corpus(tmp_path, strict=True)
 
 
-@pytest.mark.parametrize("part", [0.0, 0.2, 0.6, 0.99])
-def test_a_truncated_file_is_read_as_far_as_it_goes(tmp_path: Path, part: float) -> None:
+@pytest.mark.parametrize("left", [1, 3, 6])
+def test_a_file_that_breaks_off_is_read_as_far_as_it_goes(tmp_path: Path, left: int) -> None:
+    whole = files.report(6)
+    contents = [match.start() for match in re.finditer(b"endstream", whole)][-6:]
+    (tmp_path / "cut.pdf").write_bytes(whole[: contents[left] if left < 6 else -20])
+
+    corpus = read_corpus(tmp_path)
+
+    assert [node.metadata["page"] for node in corpus.text_nodes] == list(range(1, left + 1))
+    assert all(text_of(corpus, page).startswith(f"Page {page} ") for page in range(1, left + 1))
+    assert "is damaged; of its pages 6 were found, and are read" in reasons(corpus)
+
+
+@pytest.mark.parametrize("part", [0.0, 0.01, 0.2])
+def test_of_a_file_with_nothing_left_this_is_reported(tmp_path: Path, part: float) -> None:
     whole = files.report(6)
     (tmp_path / "good.pdf").write_bytes(files.figures())
     (tmp_path / "cut.pdf").write_bytes(whole[: int(len(whole) * part)])
 
     corpus = read_corpus(tmp_path)
 
-    assert "good.pdf" in corpus.document_ids
-    assert "cut.pdf" in [*corpus.document_ids, *(skip.source for skip in corpus.skipped)]
+    assert corpus.document_ids == ["good.pdf"]
+    assert corpus.skipped[0].source == "cut.pdf"
+    assert corpus.skipped[0].reason.startswith("is damaged")
 
 
 def test_without_the_extra_a_pdf_is_reported(

@@ -15,6 +15,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -24,6 +25,7 @@ import pypdfium2.raw as pdfium
 from PIL import Image
 
 from llama_index_gap.files import write_at_once
+from llama_index_gap.readers.pdf import repair
 from llama_index_gap.readers.pdf.characters import MOST_CHARACTERS, segments_of
 from llama_index_gap.readers.pdf.objects import MOST_OBJECTS, fingerprint_of, objects_of, pixels_of
 from llama_index_gap.readers.pdf.places import Box, Frame, area_of
@@ -42,6 +44,7 @@ _TEXT_FIELDS = {
     pdfium.FPDF_FORMFIELD_LISTBOX,
 }
 _BOXES = {pdfium.FPDF_FORMFIELD_CHECKBOX, pdfium.FPDF_FORMFIELD_RADIOBUTTON}
+_DAMAGED = "is damaged, or no PDF file; pdfium cannot open it"
 _XFA = {pdfium.FORMTYPE_XFA_FULL}
 
 
@@ -70,26 +73,16 @@ class Engine:
         if [status.st_dev, status.st_ino] != identity:
             return {"error": "was replaced while it was read"}
         digest = hashlib.file_digest(self._file, "sha256").hexdigest()
-        problem = "is damaged"
-        for password in [None, *passwords]:
+        document, problem = _opened(self._file, passwords)
+        was_repaired = False
+        if document is None and problem == _DAMAGED and status.st_size <= repair.MOST_BYTES:
             self._file.seek(0)
-            try:
-                self._document = pypdfium2.PdfDocument(self._file, password=password)
-                break
-            except pypdfium2.PdfiumError as error:
-                code = error.err_code
-                if code == pdfium.FPDF_ERR_SECURITY:
-                    return {"error": "is encrypted in a way that is not read"}
-                if code != pdfium.FPDF_ERR_PASSWORD:
-                    return {"error": "is damaged, or no PDF file; pdfium cannot open it"}
-                problem = (
-                    "is encrypted, and none of passwords= opens it"
-                    if passwords
-                    else ("is encrypted; pass its password with passwords=[…]")
-                )
-        document = self._document
+            if data := repair.repaired(self._file.read()):
+                document, _ = _opened(data, [])
+                was_repaired = document is not None
         if document is None:
             return {"error": problem}
+        self._document = document
         form = document.get_formtype()
         if form:
             document.init_forms()
@@ -98,6 +91,7 @@ class Engine:
             "digest": digest,
             "engine": str(pypdfium2.version.PDFIUM_INFO),
             "pages": len(document),
+            "repaired": was_repaired,
             "about": {name: document.get_metadata_value(name)[:2_000] for name in names},
             "attachments": pdfium.FPDFDoc_GetAttachmentCount(document),
             "xfa": form in _XFA,
@@ -245,6 +239,25 @@ class Engine:
         return [[name, value] for name, value in fields.items()]
 
 
+def _opened(
+    source: BinaryIO | bytes, passwords: list[str]
+) -> tuple[pypdfium2.PdfDocument | None, str]:
+    """A file that is open, or why it is not."""
+    problem = _DAMAGED
+    for password in [None, *passwords]:
+        try:
+            return pypdfium2.PdfDocument(source, password=password), ""
+        except pypdfium2.PdfiumError as error:
+            if error.err_code == pdfium.FPDF_ERR_SECURITY:
+                return None, "is encrypted in a way that is not read"
+            if error.err_code != pdfium.FPDF_ERR_PASSWORD:
+                return None, _DAMAGED
+            problem = "is encrypted; pass its password with passwords=[…]"
+            if passwords:
+                problem = "is encrypted, and none of passwords= opens it"
+    return None, problem
+
+
 def _cannot_be_decoded(page: pypdfium2.PdfPage, area: Box) -> bool:
     for number, (kind, raw, _) in enumerate(objects_of(page, area)):
         if number > MOST_OBJECTS:
@@ -275,7 +288,8 @@ def _limit(seconds: float) -> None:
 
 def _lower(limit: int, value: int) -> None:
     _, most = resource.getrlimit(limit)
-    resource.setrlimit(limit, (value if most < 0 else min(value, most), most))
+    with suppress(ValueError, OSError):  # macOS knows limits that it does not set
+        resource.setrlimit(limit, (value if most < 0 else min(value, most), most))
 
 
 def main(memory: int) -> None:

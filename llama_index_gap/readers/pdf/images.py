@@ -49,7 +49,7 @@ class PageImages:
         if not (whole or has_text or found.figures):  # such as letters that are drawn as lines
             whole = bool(page.images or page.drawings)
             if not whole:
-                self._told.add("a page is empty", where)
+                self._left_out["is an empty page"] += 1
         if page.largest > self._max_pixels and (whole or found.figures):
             self._told.add(
                 f"holds an image of more than max_pixels={self._max_pixels:,}; "

@@ -88,6 +88,8 @@ class PdfReader:
         if not about["pages"]:
             return Skipped(name, "is damaged; it holds no page")
         told = Told()
+        if about["repaired"]:
+            told.add("is damaged", f"of its pages {about['pages']:,} were found, and are read")
         pages = self._read_pages(reading, about, name, told)
         return self._record(reading, about, pages, name, told)
 
