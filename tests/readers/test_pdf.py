@@ -367,8 +367,10 @@ def test_a_file_that_breaks_off_is_read_as_far_as_it_goes(tmp_path: Path, left: 
     corpus = read_corpus(tmp_path)
 
     assert [node.metadata["page"] for node in corpus.text_nodes] == list(range(1, left + 1))
-    assert all(text_of(corpus, page).startswith(f"Page {page} ") for page in range(1, left + 1))
-    assert "is damaged; of its pages 6 were found, and are read" in reasons(corpus)
+    assert all(f"Page {page} begins." in text_of(corpus, page) for page in range(1, left + 1))
+    # pdfium itself finds the objects of a file that has its trailer.
+    told = [reason for reason in reasons(corpus) if reason.startswith("is damaged;")]
+    assert told == ["is damaged; of its pages 6 were found, and are read"] * (left < 6)
 
 
 @pytest.mark.parametrize("part", [0.0, 0.01, 0.2])

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from itertools import pairwise
 
 MOST_BYTES = 256 * 2**20
 """Most bytes of a file that is repaired; it is held in memory."""
 _MOST_PAGES = 10_000
-_OBJECT = re.compile(rb"(?<![0-9])([0-9]{1,8})[ \t\r\n]+([0-9]{1,5})[ \t\r\n]+obj\b")
+_OBJECT = re.compile(rb"(?<![0-9])([0-9]{1,8})[ \t\r\n]{1,20}([0-9]{1,5})[ \t\r\n]{1,20}obj\b")
 _PAGE = re.compile(rb"/Type\s*/Page(?![A-Za-z])")
 _PARENT = re.compile(rb"/Parent\s+([0-9]{1,8})\s+[0-9]{1,5}\s+R")
 _CATALOG = re.compile(rb"/Type\s*/Catalog(?![A-Za-z])")
@@ -30,8 +31,7 @@ def repaired(data: bytes) -> bytes | None:
     if b"/Encrypt" in data:
         return None
     starts = {int(match[1]): match.end() for match in _OBJECT.finditer(data)}
-    order = sorted(starts.values())
-    ends = dict(zip(order, [*order[1:], len(data)], strict=True))
+    ends = dict(pairwise([*sorted(starts.values()), len(data)]))
     pages: list[int] = []
     parents: Counter[int] = Counter()
     root = None
@@ -52,20 +52,11 @@ def repaired(data: bytes) -> bytes | None:
         # In the place of the tree's own object, from which pages may inherit nothing then.
         tree = missing[0] if missing else free + 1
         kids = b" ".join(b"%d 0 R" % page for page in pages)
-        added += b"\n%d 0 obj\n<< /Type /Pages /Kids [%b] /Count %d >>\nendobj" % (
-            *(tree, kids),
-            len(pages),
-        )
+        form = b"\n%d 0 obj\n<< /Type /Pages /Kids [%b] /Count %d >>\nendobj"
+        added += form % (tree, kids, len(pages))
         added += b"\n%d 0 obj\n<< /Type /Catalog /Pages %d 0 R >>\nendobj" % (free, tree)
         root = free
     # Before the object that breaks off, so that it does not swallow what is added.
     whole = data.rfind(b"endobj") + len(b"endobj") if b"endobj" in data else 0
-    return (
-        data[:whole]
-        + added
-        + b"\ntrailer\n<< /Root %d 0 R /Size %d >>\n%%%%EOF\n"
-        % (
-            *(root,),
-            free + 2,
-        )
-    )
+    added += b"\ntrailer\n<< /Root %d 0 R /Size %d >>\n%%%%EOF\n" % (root, free + 2)
+    return data[:whole] + added
