@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -10,6 +9,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from llama_index_gap.readers.pdf.labels import label_of
 from llama_index_gap.readers.pdf.layout import Box, Line, Paragraph
 from llama_index_gap.text import excerpt
 
@@ -27,22 +27,6 @@ _REACH = 0.12  # of the page's height: how far away a caption may stand
 _LONGEST_CAPTION, _LONGEST_NEAREST = 1_500, 300
 _LONGEST_LABEL = 60  # characters of a text that belongs to a drawing
 _FAR = 1e6
-
-_FIGURE = re.compile(
-    r"(?:(?:supplementary|supplemental|extended\s+data|online)\s+)?"
-    r"(?:fig(?:ure|ura|s)?|abb(?:ildung)?|bild|scheme|schema|chart|diagram|plate|photo|map|exhibit|"
-    r"illustration|afbeelding|figuur|kuva|obr(?:ázek)?|rys(?:unek)?|рис(?:унок)?|"
-    r"図|圖|图|그림|الشكل|شكل)"
-    r"\s*\.?\s*(?:[A-Z]?[.-]?\d+(?:[.\-–]\d+)*(?:[a-z]\b)?|[IVX]+\b|[٠-٩۰-۹]+|[一二三四五六七八九十]+)"
-    r"(?P<rest>.*)",
-    re.IGNORECASE | re.DOTALL,
-)
-_TABLE = re.compile(
-    r"(?:tab(?:le|elle|leau|ella|la|ulka)?|таблица|表|표|الجدول|جدول)\s*\.?\s*"
-    r"(?:[A-Z]?[.-]?\d+(?:[.\-–]\d+)*|[IVX]+\b)(?P<rest>.*)",
-    re.IGNORECASE | re.DOTALL,
-)
-_MARK = re.compile(r"\s*[:.|–—：．、)\]\-]\s*")
 
 Kind = Literal["image", "drawing"]
 
@@ -167,7 +151,7 @@ def find_figures(
         if region.kind == "drawing" and caption is not None and caption.is_figure:
             drawn.setdefault(taken[index], []).append(region.box)
         elif region.kind == "image" and (caption or not region.fingerprints <= repeated):
-            text = caption.text if caption else _nearest_text(region.box, paragraphs)
+            text = caption.text if caption else _nearest_text(region.box, paragraphs, size[1] / 2)
             found.figures.append(Figure(region, text))
         elif region.kind == "image":
             found.repeated += 1
@@ -271,11 +255,11 @@ def _captions(paragraphs: Sequence[Paragraph]) -> list[_Caption]:
         is_figure = True
         for number, line in enumerate(paragraph):
             starts = number == 0 or paragraph[number - 1].text.rstrip()[-1:] in ".!?。：:"
-            figure, table = (starts and _is_label(form, line.text) for form in (_FIGURE, _TABLE))
-            if figure or table:
+            label = label_of(line.text) if starts else None
+            if label is not None:
                 if lines:
                     found.append(_caption(lines, is_figure))
-                lines, is_figure = [line], bool(figure)
+                lines, is_figure = [line], label == "figure"
             elif lines:
                 lines.append(line)
         if lines:
@@ -286,18 +270,6 @@ def _captions(paragraphs: Sequence[Paragraph]) -> list[_Caption]:
 def _caption(lines: Sequence[Line], is_figure: bool) -> _Caption:
     text = excerpt(" ".join(line.text for line in lines), _LONGEST_CAPTION)
     return _Caption(text, _around([line.box for line in lines]), is_figure)
-
-
-def _is_label(form: re.Pattern[str], text: str) -> bool:
-    """Whether a line starts a caption, and no sentence such as "Figure 3 shows …"."""
-    match = form.match(text.strip())
-    if match is None:
-        return False
-    rest = match["rest"]
-    if not rest.strip() or _MARK.match(rest):
-        return True
-    after = rest.lstrip()
-    return not after[0].islower() and (rest[0].isspace() or not rest[0].isascii())
 
 
 def _assigned(
@@ -375,9 +347,9 @@ def _between(first: Box, second: Box) -> Box:
     return min(rights), max(tops), max(lefts), min(bottoms)
 
 
-def _nearest_text(box: Box, paragraphs: Sequence[Paragraph]) -> str:
+def _nearest_text(box: Box, paragraphs: Sequence[Paragraph], reach: float) -> str:
     """The text that stands nearest to an image without a caption: rather below than above."""
-    best: tuple[float, str] = (144.0, "")
+    best: tuple[float, str] = (reach, "")
     for paragraph in paragraphs:
         around = _around([line.box for line in paragraph])
         across = max(around[0] - box[2], box[0] - around[2], 0.0)

@@ -12,6 +12,8 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from llama_index_gap.readers.pdf.labels import label_of
+
 MOST_SEGMENTS = 20_000
 """Of a page with more pieces of text, the order is the file's."""
 _MOST_DEPTH = 20
@@ -173,20 +175,57 @@ def _paragraphs(segments: list[Line], rtl: bool) -> list[Paragraph]:
             rows[-1].append(segment)
         else:
             rows.append([segment])
-    lines = [_joined(row) for row in rows]
     paragraphs: list[Paragraph] = []
-    for line in lines:
-        if paragraphs:
-            before = paragraphs[-1][-1]
-            gap = line.box[1] - before.box[3]
-            ratio = line.height / before.height
-            if -2 * line.height < gap < 0.55 * min(line.height, before.height) and (
-                0.8 < ratio < 1.25
-            ):
+    beside: list[Paragraph] = []  # the captions of images that stand beside each other
+    for row in rows:
+        starts = [label_of(segment.text) is not None for segment in row]
+        if sum(starts) > 1 and starts[0]:
+            beside = [[segment] for segment in _joined_until(row, starts)]
+            paragraphs += beside
+        elif not _continue(beside, row):
+            beside = []
+            line = _joined(row)
+            if paragraphs and _follows(paragraphs[-1][-1], line):
                 paragraphs[-1].append(line)
-                continue
-        paragraphs.append([line])
+            else:
+                paragraphs.append([line])
     return paragraphs
+
+
+def _follows(before: Line, line: Line) -> bool:
+    """Whether a line continues the paragraph of the one before it."""
+    gap, ratio = line.box[1] - before.box[3], line.height / before.height
+    below = -0.7 * line.height < gap < 0.55 * min(line.height, before.height)
+    shares = min(before.box[2], line.box[2]) > max(before.box[0], line.box[0])
+    return below and shares and 0.8 < ratio < 1.25
+
+
+def _joined_until(row: list[Line], starts: list[bool]) -> list[Line]:
+    """A row's captions, each of the pieces up to the next one."""
+    edges = [*(index for index, start in enumerate(starts) if start), len(row)]
+    return [_joined(row[first:last]) for first, last in pairwise(edges)]
+
+
+def _continue(beside: list[Paragraph], row: list[Line]) -> bool:
+    """Add a row's pieces to the captions above them, if each stands below one."""
+    above = []
+    for segment in row:
+        over = [
+            caption
+            for caption in beside
+            if caption[0].box[0] - segment.height <= segment.box[0]
+            and _follows(caption[-1], segment)
+        ]
+        over.sort(key=lambda caption: caption[0].box[0])
+        crosses = any(
+            segment.box[0] < caption[0].box[0] < segment.box[2] for caption in beside if over
+        )
+        if not over or crosses:
+            return False
+        above.append(over[-1])
+    for caption, segment in zip(above, row, strict=True):
+        caption.append(segment)
+    return True
 
 
 def _downwards(segments: list[Line], rtl: bool) -> list[Line]:

@@ -130,3 +130,19 @@ def test_titles_and_pages_of_nothing_else_are_no_headers() -> None:
     assert repeated_lines(slides, [600.0] * 5)[1] == Counter()
     same = [[[line("Only this", 50, 30)]] for _ in range(5)]
     assert repeated_lines(same, [600.0] * 5)[1] == Counter()
+
+
+@pytest.mark.parametrize("by_rows", [False, True])
+def test_captions_beside_each_other_are_two(by_rows: bool) -> None:
+    left = [line("Figure 1: one", 50, 100), line("and more", 50, 112)]
+    right = [line("Figure 2: two", 300, 100), line("and less", 300, 112)]
+    lines = [left[0], right[0], left[1], right[1]] if by_rows else left + right
+    body = line("The text goes on over all of it", 50, 150, 450)
+
+    paragraphs = [[each.text for each in found] for found in paragraphs_of([*lines, body])]
+
+    assert paragraphs == [
+        ["Figure 1: one", "and more"],
+        ["Figure 2: two", "and less"],
+        ["The text goes on over all of it"],
+    ]
