@@ -37,7 +37,7 @@ from llama_index_gap.readers.pdf import process  # noqa: E402
 console = Console(width=140)
 
 
-def kinds() -> dict[str, tuple[bytes, list[str], list[str]]]:
+def kinds(pages: int) -> dict[str, tuple[bytes, list[str], list[str]]]:
     """Of each kind a file, its captions, and pieces of its text in the order of reading."""
     import pdf_files as files
 
@@ -50,7 +50,7 @@ def kinds() -> dict[str, tuple[bytes, list[str], list[str]]]:
     arabic = ["هذا نص عربي قصير", "والسطر الثاني هنا"]
     turned = ["The first line stands above. The second line follows it."]
     cells = [f"cell {row}{column}" for row in range(3) for column in range(3)]
-    long = files.report(500)
+    numbers = range(1, pages + 1)
     return {
         "two columns": (files.two_columns(), [], ["On columns", "Abstract.", *columns]),
         "two columns, rows first": (files.two_columns(rows_first=True), [], columns),
@@ -71,10 +71,10 @@ def kinds() -> dict[str, tuple[bytes, list[str], list[str]]]:
             ["图 3：人工智能的发展"],
             ["人工智能的发展很快。"],
         ),
-        "500 pages": (
-            long,
-            [f"Figure {number}: The view of page {number}." for number in range(5, 501, 5)],
-            [f"Page {number} begins." for number in range(1, 501)],
+        f"{pages} pages": (
+            files.report(pages),
+            [f"Figure {number}: The view of page {number}." for number in numbers[4::5]],
+            [f"Page {number} begins." for number in numbers],
         ),
         **{
             f"damaged: {round(100 * part)} % of a report of 6 pages": (
@@ -240,7 +240,7 @@ def main() -> None:
         if arguments.folder:
             show_folder(arguments.folder)
             return
-        show_kinds(Path(temporary), kinds())
+        show_kinds(Path(temporary), kinds(arguments.pages))
         show_speed(Path(temporary), arguments.pages)
 
 

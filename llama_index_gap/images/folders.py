@@ -31,11 +31,12 @@ def is_made(path: str | Path) -> bool:
 
 
 def forget_old_images() -> None:
-    """Delete the images that readers made, and that nobody read again for 30 days."""
+    """Delete the images that readers made, and nobody read again for 30 days; and parts of them."""
     folder = made_images()
     oldest = time.time() - _KEPT_DAYS * 24 * 3600
     for file in folder.iterdir() if folder.is_dir() else ():
-        if KEPT_IMAGE.fullmatch(file.name) and file.lstat().st_mtime < oldest:
+        ours = KEPT_IMAGE.fullmatch(file.name) or file.name.endswith(".partial")
+        if ours and file.lstat().st_mtime < oldest:
             file.unlink(missing_ok=True)
 
 
