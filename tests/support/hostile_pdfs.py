@@ -147,7 +147,7 @@ def form_in_itself() -> bytes:
     return one_page(stream(TEXT + b"/N Do"), b"/XObject << /N 6 0 R >>", more=more)
 
 
-def same_page(times: int) -> bytes:
+def same_page(times: int, contents: bytes | None = None) -> bytes:
     """A tree that names one page over and over."""
     return written(
         {
@@ -155,7 +155,7 @@ def same_page(times: int) -> bytes:
             2: b"<< /Type /Pages /Kids [%b] /Count %d >>" % (b"3 0 R " * times, times),
             3: b"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 600 800] /Contents 4 0 R "
             b"/Resources << /Font << /F 5 0 R >> >> >>",
-            4: stream(TEXT),
+            4: contents or stream(TEXT),
             5: b"<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>",
         }
     )

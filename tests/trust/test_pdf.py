@@ -14,13 +14,13 @@ import pdf_files as files
 import pytest
 
 from llama_index_gap import Corpus, CorpusError, read_corpus
-from llama_index_gap.readers.pdf import engine, process, reader
+from llama_index_gap.readers.pdf import engine, process, reader, reading
 
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-    monkeypatch.setattr(process, "MEMORY", 400 * 2**20)  # sooner than 2 GiB
+    monkeypatch.setattr(process, "MEMORY", 256 * 2**20)  # sooner than 2 GiB
 
 
 def read_beside_a_good_one(folder: Path, data: bytes, **settings: Any) -> Corpus:
@@ -41,8 +41,12 @@ def reasons(corpus: Corpus) -> str:
     [
         (hostile.endless_content, "stops pdfium, or takes it more than"),
         (hostile.nested_forms, "stops pdfium, or takes it more than"),
-        (hostile.many_objects, "too many characters or objects"),
-        (hostile.many_characters, "too many characters or objects"),
+        pytest.param(
+            *(hostile.many_objects, "too many characters or objects"), marks=pytest.mark.slow
+        ),
+        pytest.param(
+            *(hostile.many_characters, "too many characters or objects"), marks=pytest.mark.slow
+        ),
         (hostile.large_image, "holds an image of more than max_pixels=89,478,485"),
         (hostile.tree_in_itself, "is damaged, or no PDF file"),
         (lambda: hostile.odd_image(b"JBIG2Decode", b"\x97JB2" * 99), "an image is damaged"),
@@ -81,15 +85,39 @@ def test_pages_beyond_the_most_are_counted(tmp_path: Path, monkeypatch: pytest.M
     )
 
 
+@pytest.mark.slow
+def test_after_three_crashes_the_rest_of_a_file_is_not_read(tmp_path: Path) -> None:
+    contents = hostile.bomb(b"q ", 200_000_000)
+
+    corpus = read_beside_a_good_one(tmp_path, hostile.same_page(1_000, contents))
+
+    assert len(corpus.text_nodes) == 1
+    assert (
+        "3 of its pages stop pdfium or take too long; the rest of the file is not read; from page 4"
+    ) in reasons(corpus)
+
+
+def test_a_file_has_as_much_time_as_it_has_pages_and_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "_SECONDS", -1e6)
+
+    with pytest.raises(CorpusError, match=r"takes more than .* seconds; the rest .*; from page 1"):
+        read_corpus(hostile_file(tmp_path, hostile.same_page(3)))
+
+
+def hostile_file(folder: Path, data: bytes) -> Path:
+    (folder / "bad.pdf").write_bytes(data)
+    return folder / "bad.pdf"
+
+
 def test_a_page_that_takes_too_long_is_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(process, "SECONDS", 0.0)  # less than any page takes
     monkeypatch.setattr(process, "_BY_THE_CLOCK", float("inf"))
-    (tmp_path / "a.pdf").write_bytes(hostile.many_objects())
-
     with pytest.raises(CorpusError, match="takes it more than 0 seconds"):
-        read_corpus(tmp_path / "a.pdf")
+        read_corpus(hostile_file(tmp_path, hostile.many_objects()))
 
 
 def test_no_damage_stops_the_reading(tmp_path: Path) -> None:
@@ -169,7 +197,7 @@ def test_no_process_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         process.PdfProcess, "_start", lambda self: started.append(start(self)) or started[-1]
     )
 
-    read_beside_a_good_one(tmp_path, hostile.endless_content())
+    read_beside_a_good_one(tmp_path, hostile.nested_forms())
 
     assert len(started) == 2
     assert [each.poll() is None for each in started] == [False, False]
