@@ -254,6 +254,19 @@ def test_an_image_on_several_pages_is_decoration(tmp_path: Path) -> None:
     assert reasons(corpus) == ["is decoration, the same image on several pages; 3"]
 
 
+def test_large_images_of_the_same_length_are_different_ones(tmp_path: Path) -> None:
+    """Scans without compression have as many bytes each."""
+    page = files.Page(pageCompression=0)
+    for number in range(3):
+        page.drawString(50, 750, f"Text {number}")
+        page.image(files.photo(number, (800, 600)), 50, 300, 400, 300)
+        page.showPage()
+    data = page.finished()
+    assert len(data) > 3 * 2**20
+
+    assert len(read(tmp_path, data).image_nodes) == 3
+
+
 # --- pages ---------------------------------------------------------------------------------------
 
 

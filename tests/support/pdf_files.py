@@ -14,6 +14,7 @@ from PIL import Image
 
 canvas = pytest.importorskip("reportlab.pdfgen.canvas", reason="reportlab makes the PDF files")
 pypdf = pytest.importorskip("pypdf", reason="pypdf makes the PDF files")
+pytest.importorskip("pypdfium2", reason="the extra pdf reads the PDF files")
 
 from reportlab.lib.utils import ImageReader  # noqa: E402
 from reportlab.pdfbase import pdfmetrics  # noqa: E402

@@ -80,9 +80,8 @@ def _words(text: Any, count: int) -> Iterator[tuple[int, int, str, bool]]:
             if found is not None:
                 yield *found, False
             # pdfium counts the halves of characters beyond the first 65,536.
-            word = (
-                "".join(letters).encode("utf-16-le", "surrogatepass").decode("utf-16-le", "ignore")
-            )
+            halves = "".join(letters).encode("utf-16-le", "surrogatepass")
+            word = halves.decode("utf-16-le", "ignore") or "\ufffd"
             found = (start, index if code in _HYPHENS else index - 1, word)
             letters = []
         if found is not None and (code in _LINE_BREAKS or code in _HYPHENS):

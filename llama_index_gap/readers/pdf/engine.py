@@ -65,9 +65,10 @@ class Engine:
             passwords: are tried in turn.
         """
         self.close()
-        descriptor = os.open(
-            path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
-        )
+        # Whatever has taken its place: no link is followed, and no FIFO waited for.
+        safe = ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY")
+        flags = sum(getattr(os, each, 0) for each in safe)
+        descriptor = os.open(path, os.O_RDONLY | flags)
         self._file = os.fdopen(descriptor, "rb")
         status = os.fstat(descriptor)
         if [status.st_dev, status.st_ino] != identity:

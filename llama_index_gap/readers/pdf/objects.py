@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,6 +16,7 @@ from llama_index_gap.readers.pdf.places import Box
 MOST_OBJECTS = 30_000
 """Most images and drawings of a page that are looked at."""
 _MOST_DEPTH = 12
+_MOST_HASHED = 32 * 2**20  # bytes of an image; larger ones are not compared
 
 
 def objects_of(page: pypdfium2.PdfPage, area: Box) -> Iterator[tuple[int, Any, Box]]:
@@ -95,10 +97,10 @@ def pixels_of(image: Any) -> tuple[int, int]:
 
 
 def fingerprint_of(image: Any) -> str:
-    """Tells whether two images are the same: by their size in the file and its beginning."""
+    """Tells whether two images are the same, by their bytes in the file."""
     size = pdfium.FPDFImageObj_GetImageDataRaw(image, None, 0)
-    if size > 2**20:
-        return str(size)
+    if size > _MOST_HASHED:
+        return f"unlike any other: {os.urandom(8).hex()}"
     data = ctypes.create_string_buffer(max(size, 1))
     pdfium.FPDFImageObj_GetImageDataRaw(image, data, size)
     return hashlib.sha256(data.raw).hexdigest()[:16]
