@@ -13,7 +13,7 @@ from llama_index_gap.cli import model_options, options, terminal
 from llama_index_gap.text import visible
 
 CorpusPath = Annotated[
-    Path, typer.Argument(help="A .jsonl, .csv or .tsv file, or a folder.", metavar="PATH")
+    Path, typer.Argument(help="A .jsonl, .csv, .tsv or .pdf file, or a folder.", metavar="PATH")
 ]
 Root = Annotated[
     Path | None, typer.Option(help="Folder that images must lie in.", show_default="the corpus'")
@@ -33,6 +33,9 @@ IdField = Annotated[
     list[str] | None, typer.Option(metavar="COLUMN", help="A table's column of ids; repeatable.")
 ]
 Drafts = Annotated[bool, typer.Option("--drafts", help="Read unpublished pages, too.")]
+Pages = Annotated[
+    bool, typer.Option("--pages", help="Make every page of a PDF file an image, too.")
+]
 
 
 def read(
@@ -42,6 +45,7 @@ def read(
     text_field: TextField = None,
     image_field: ImageField = None,
     id_field: IdField = None,
+    pages: Pages = False,
     max_pixels: MaxPixels = None,
     drafts: Drafts = False,
     all_skipped: options.AllSkipped = False,
@@ -55,6 +59,7 @@ def read(
         text_field=text_field,
         image_field=image_field,
         id_field=id_field,
+        pages=pages,
         max_pixels=max_pixels or MAX_PIXELS,
         drafts=drafts,
         show_progress=terminal.stderr.is_terminal,
@@ -75,6 +80,7 @@ def index(
     text_field: TextField = None,
     image_field: ImageField = None,
     id_field: IdField = None,
+    pages: Pages = False,
     max_pixels: MaxPixels = None,
     drafts: Drafts = False,
     device: Annotated[
@@ -111,6 +117,7 @@ def index(
             id_field=id_field,
             max_pixels=max_pixels,
             drafts=drafts,
+            pages=pages,
             show_progress=shown,
         )
         with options.open_or_make_index(

@@ -3,12 +3,41 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 
+import platformdirs
+
 KEPT_IMAGE = re.compile(r"[0-9a-f]{64}\.[a-z0-9]{1,10}")
 """The name of an image that is kept by its content: its SHA-256, and the format."""
+
+_KEPT_DAYS = 30
+
+
+def made_images() -> Path:
+    """Where readers write the images that they make, each named by what it is made from.
+
+    It is a cache of this user's: an index that takes such an image in keeps its own copy.
+    """
+    return Path(platformdirs.user_cache_path("llama-index-gap")) / "images"
+
+
+def is_made(path: str | Path) -> bool:
+    """Whether a path is that of an image that a reader made."""
+    place = Path(path)
+    return KEPT_IMAGE.fullmatch(place.name) is not None and place.parent == made_images().resolve()
+
+
+def forget_old_images() -> None:
+    """Delete the images that readers made, and nobody read again for 30 days; and parts of them."""
+    folder = made_images()
+    oldest = time.time() - _KEPT_DAYS * 24 * 3600
+    for file in folder.iterdir() if folder.is_dir() else ():
+        ours = KEPT_IMAGE.fullmatch(file.name) or file.name.endswith(".partial")
+        if ours and file.lstat().st_mtime < oldest:
+            file.unlink(missing_ok=True)
 
 
 class ImageFolders:

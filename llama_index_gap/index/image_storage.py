@@ -1,4 +1,4 @@
-"""Where an index keeps images that came as base64."""
+"""Where an index keeps images that came as base64, or that a reader made."""
 
 from __future__ import annotations
 
@@ -17,8 +17,14 @@ import platformdirs
 from llama_index.core.schema import ImageNode, TextNode
 
 from llama_index_gap.errors import InvalidValueError
-from llama_index_gap.images.folders import KEPT_IMAGE
-from llama_index_gap.images.opening import ImageError, check_image, describe, image_format
+from llama_index_gap.images.folders import KEPT_IMAGE, is_made
+from llama_index_gap.images.opening import (
+    ImageError,
+    check_image,
+    describe,
+    image_format,
+    read_image,
+)
 from llama_index_gap.store.addresses import is_server
 
 try:
@@ -69,8 +75,13 @@ def storage_folder(uri: str, name: str, storage_dir: str | Path | None) -> Path:
     return folder.resolve()
 
 
+def _is_made(node: ImageNode) -> bool:
+    """Whether a reader made the image, such as a page of a PDF file."""
+    return not node.image and node.image_path is not None and is_made(node.image_path)
+
+
 class ImageStorage:
-    """Images that came as base64, each kept once, by its content.
+    """Images that came as base64, or that a reader made, each kept once, by its content.
 
     - ``HASH.png`` is an image. The folder ``HASH.png.users`` was made before it, and says that it
       was written here; it holds a file ``KEY`` for each node that uses the image.
@@ -109,6 +120,8 @@ class ImageStorage:
             return False
         if node.image or (node.image_path and Path(node.image_path).parent == self.folder):
             return True
+        if _is_made(node):
+            return True
         return self._image_of(self._key(node.node_id)) is not None
 
     @contextmanager
@@ -132,7 +145,7 @@ class ImageStorage:
         self.tidy()
 
     def keep(self, node: TextNode) -> TextNode:
-        """The node with its image in a file, if it came as base64; only while ``inserting``.
+        """The node with its image in a file of ours, if it is to be kept; only while ``inserting``.
 
         Raises:
             ImageError: it is no image, or something else lies in its place.
@@ -140,13 +153,13 @@ class ImageStorage:
         if not self.concerns(node):
             return node
         assert isinstance(node, ImageNode)
-        if not node.image:
+        if not node.image and not _is_made(node):
             path = Path(node.image_path or "")
             kept = path.parent == self.folder and self._is_ours(path.name)
             with self._one_at_a_time():
                 self._note_pending(node.node_id, *([path.name] if kept else []))
             return node
-        path, data = self._named(node, node.image)
+        path, data = self._named(node)
         with self._one_at_a_time():
             same = path.is_file() and not path.is_symlink() and path.read_bytes() == data
             if self._is_ours(path.name) or not (
@@ -169,15 +182,19 @@ class ImageStorage:
         Raises:
             ImageError: it is no image.
         """
-        if not isinstance(node, ImageNode) or not node.image:
+        if not isinstance(node, ImageNode) or not (node.image or _is_made(node)):
             return node
-        path, _ = self._named(node, node.image)
+        path, _ = self._named(node)
         return node.model_copy(update={"image": None, "image_path": str(path)})
 
-    def _named(self, node: ImageNode, image: str) -> tuple[Path, bytes]:
-        """Where an image that came as base64 is kept, and its content."""
-        check_image(node)
-        data = base64.b64decode(image.partition(",")[2] or image)
+    def _named(self, node: ImageNode) -> tuple[Path, bytes]:
+        """Where an image that came as base64, or that a reader made, is kept; and its content."""
+        if _is_made(node):
+            data = read_image(Path(str(node.image_path)))
+        else:
+            check_image(node)
+            written = str(node.image)
+            data = base64.b64decode(written.partition(",")[2] or written)
         name = f"{hashlib.sha256(data).hexdigest()}.{image_format(data).lower()}"
         return self.folder / name, data
 

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from llama_index_gap.embedding.dual_encoder import warn_once_of_cuts
 from llama_index_gap.errors import EXPECTED_ERRORS, EmbeddingError, InvalidValueError
-from llama_index_gap.images.folders import ImageFolders
+from llama_index_gap.images.folders import ImageFolders, is_made
 from llama_index_gap.images.opening import ImageError, image_digest
 from llama_index_gap.index.comparing import (
     Compared,
@@ -174,7 +174,8 @@ class Writing:
         images = [row for row in rows.values() if isinstance(row, ImageNode)]
         if images:  # only then the index needs to know its id, which the images kept are noted by
             files = [row for row in images if row.node_id in self._digests and row.image_path]
-            self._note([Path(str(row.image_path)) for row in files])
+            paths = [Path(str(row.image_path)) for row in files]
+            self._note([path for path in paths if not is_made(path)])  # those are copied
         keeps = any(map(self._images.concerns, images))
         if not keeps:
             self._images.tidy()
@@ -330,6 +331,8 @@ class Writing:
             if isinstance(row, ImageNode) and row.image_path and not row.image:
                 folders = self._confine or getattr(row, "image_folders", None)
                 row = row.model_copy(update={"image_path": str(Path(row.image_path).absolute())})
+                if is_made(str(row.image_path)):
+                    folders = None
                 if folders is not None:
                     row = cast(ImageNode, confined(row, folders))
                 try:

@@ -15,7 +15,8 @@ from llama_index.core.utils import get_tqdm_iterable
 
 from llama_index_gap.images.limits import MAX_PIXELS
 from llama_index_gap.readers.columns import NamedFields
-from llama_index_gap.readers.folders import PAGE_SUFFIXES, read_folder, read_page
+from llama_index_gap.readers.folders import PAGE_SUFFIXES, PDF_SUFFIX, read_folder, read_page
+from llama_index_gap.readers.pdf.reader import PdfReader
 from llama_index_gap.readers.records import CorpusError, NodeMaker, Note, Records, Skipped
 from llama_index_gap.readers.sites import Site, site_above
 from llama_index_gap.readers.splitting import chosen_splitter, default_splitter
@@ -85,6 +86,8 @@ def read_corpus(
     text_field: str | Sequence[str] | None = None,
     image_field: str | Sequence[str] | None = None,
     id_field: str | Sequence[str] | None = None,
+    pages: bool = False,
+    passwords: Sequence[str] = (),
     max_pixels: int = MAX_PIXELS,
     drafts: bool = False,
     strict: bool = False,
@@ -103,6 +106,8 @@ def read_corpus(
       ``metadata.csv`` with a ``file_name``;
     - a folder of pages in Markdown, MDX, HTML or plain text, or a part of a site of the usual
       generators, or one such page: front matter is metadata, alt texts are captions;
+    - a ``.pdf`` file, or PDF files beside pages (extra ``pdf``): each page's text in reading order,
+      figures with their captions, scanned pages as images;
     - a folder of images, each a document; ``name.txt`` beside ``name.jpg`` is its caption.
 
     Node ids are made from the document's id and the place in it, so they are the same at every
@@ -124,6 +129,8 @@ def read_corpus(
         drafts: read pages that are not published, too (``draft: true``, ``_drafts``).
         strict: raise at the first document or image that would be skipped. Drafts, templates and
             what stands around the article of a page are counted, and stop nothing.
+        pages: of PDF files, make every page an image, too, as late interaction reads them.
+        passwords: are tried in turn on encrypted PDF files.
         show_progress: show a progress bar.
 
     Raises:
@@ -137,8 +144,11 @@ def read_corpus(
     root = folder if root is None else _without_dots(root)
     image_root = site.folder if site else root
     maker = NodeMaker(image_root, folder, chosen_splitter(splitter, chunk_size), max_pixels)
-    records = _records(path, root, site, named, drafts=drafts)
-    corpus = _corpus(records, maker, str(path), strict=strict, show_progress=show_progress)
+    with PdfReader(
+        pages=pages, passwords=passwords, max_pixels=max_pixels, show_progress=show_progress
+    ) as pdfs:
+        records = _records(path, root, site, named, pdfs, drafts=drafts)
+        corpus = _corpus(records, maker, str(path), strict=strict, show_progress=show_progress)
     return replace(corpus, path=Path(os.path.abspath(path)))  # noqa: PTH100 - links stay
 
 
@@ -214,8 +224,16 @@ def _holds_pages(path: Path) -> bool:
 
 
 def _records(
-    path: Path, root: Path, site: Site | None, named: NamedFields, *, drafts: bool
+    path: Path,
+    root: Path,
+    site: Site | None,
+    named: NamedFields,
+    pdfs: PdfReader,
+    *,
+    drafts: bool,
 ) -> Records:
+    if path.suffix.lower() == PDF_SUFFIX and path.is_file():
+        return iter([pdfs.read(path, path.name)])
     if path.is_file():  # as the user names it, it may be a link to anywhere
         if path.suffix.lower() in PAGE_SUFFIXES:
             return read_page(path, root, site=site, drafts=drafts)
@@ -237,4 +255,4 @@ def _records(
             f"{path}: text_field, image_field and id_field name columns of a table, and this is a "
             "folder of pages or images"
         )
-    return read_folder(path, text_root, site=site, drafts=drafts)
+    return read_folder(path, text_root, pdfs=pdfs, site=site, drafts=drafts)

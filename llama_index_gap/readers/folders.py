@@ -14,6 +14,7 @@ from llama_index_gap.readers.front_matter import IMAGE_SUFFIXES, is_draft
 from llama_index_gap.readers.html import words
 from llama_index_gap.readers.html_page import decode_html, parse_html
 from llama_index_gap.readers.markdown import parse_markdown
+from llama_index_gap.readers.pdf.reader import PdfReader
 from llama_index_gap.readers.records import (
     TOO_DEEP,
     CorpusError,
@@ -28,6 +29,7 @@ from llama_index_gap.readers.records import (
 from llama_index_gap.readers.references import References
 from llama_index_gap.readers.sites import Site
 
+PDF_SUFFIX = ".pdf"
 _MARKDOWN = frozenset([".md", ".markdown", ".mdx", ".mdown", ".mkd", ".mkdn", ".qmd"])
 _HTML = frozenset([".html", ".htm", ".xhtml"])
 PAGE_SUFFIXES = _MARKDOWN | _HTML | {".txt"}
@@ -114,25 +116,34 @@ _UNSHOWN = (
 
 
 def read_folder(
-    folder: Path, root: Path, *, site: Site | None = None, drafts: bool = False
+    folder: Path,
+    root: Path,
+    *,
+    pdfs: PdfReader,
+    site: Site | None = None,
+    drafts: bool = False,
 ) -> Records:
     """The documents of a folder.
 
     Args:
         folder: what is read; links to folders may lead to the root, too.
         root: folder that images, texts and links must lie in.
+        pdfs: reads PDF files.
         site: the site that the folder is part of, where it lies above.
         drafts: whether pages that are not published are read as well.
     """
     files, left_out = _walked(folder, root)
     suffixes = {file.suffix.lower() for file in files}
     has_images = bool(suffixes & IMAGE_SUFFIXES)
-    if suffixes & (_MARKDOWN | _HTML) or (".txt" in suffixes and not has_images):
-        return chain(left_out, _Pages(folder, root, files, site, drafts=drafts).records())
+    documents = _MARKDOWN | _HTML | {PDF_SUFFIX}
+    if suffixes & documents or (".txt" in suffixes and not has_images):
+        pages = _Pages(folder, root, files, site, pdfs=pdfs, drafts=drafts)
+        return chain(left_out, pages.records())
     if has_images:
         return chain(left_out, _read_images(folder, files, root))
     raise CorpusError(
-        f"{folder}: holds no docs.jsonl, docs.csv, docs.tsv, no Markdown files and no images"
+        f"{folder}: holds no docs.jsonl, docs.csv, docs.tsv, no Markdown, HTML or PDF files "
+        "and no images"
         + "".join(f"; {skip.source} {skip.reason}" for skip in left_out[:1])
         + "".join(
             f"; {file.name} {why}"
@@ -204,11 +215,18 @@ class _Pages:
     """Reads the pages of a folder, and then says what of it no page shows."""
 
     def __init__(
-        self, folder: Path, root: Path, files: Sequence[Path], site: Site | None, *, drafts: bool
+        self,
+        folder: Path,
+        root: Path,
+        files: Sequence[Path],
+        site: Site | None,
+        *,
+        pdfs: PdfReader | None = None,
+        drafts: bool,
     ) -> None:
         self._folder, self._root, self._files, self._drafts = folder, root, files, drafts
         self._references = References(folder, root, files, site)
-        self._site = site
+        self._site, self._pdfs = site, pdfs
         self._used: set[Path] = set()
         self._of_drafts: set[Path] = set()
         self._saved = {
@@ -242,6 +260,10 @@ class _Pages:
                 yield Skipped(name, TOO_DEEP)
             except ValueError as error:
                 yield Skipped(name, str(error))
+        for file in self._files:
+            if self._pdfs is not None and file.suffix.lower() == PDF_SUFFIX:
+                read.add(file)
+                yield self._pdfs.read(file, file.relative_to(self._folder).as_posix(), self._root)
         yield from self._others([file for file in pages if file not in alone], read)
 
     def _is_page(self, file: Path) -> bool:

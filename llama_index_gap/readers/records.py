@@ -74,6 +74,20 @@ class ImageReference:
     by_name: str = field(default="", compare=False)  # anywhere: "nearest" of its name, or "only"
     optional: bool = field(default=False, compare=False)  # named for others, such as search engines
     problem: str = field(default="", compare=False)  # why it cannot be read
+    # Of an image that a reader made: the folder that it lies in instead of the corpus' root, what
+    # ids call it, and what is known of it alone.
+    made_in: Path | None = None
+    name: str = ""
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TextPart:
+    """A part of a document's text that no passage crosses, such as a page."""
+
+    name: str
+    text: str
+    metadata: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -87,7 +101,9 @@ class Record:
     images: list[ImageReference] = field(default_factory=list)
     metadata: dict[str, Any] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)  # parts that were left out while reading
+    parts: list[TextPart] = field(default_factory=list)  # besides the text
     decoration: list[str] = field(default_factory=list)  # left out by rule
+    version: str = ""  # differs wherever the document's file does
 
 
 Records: TypeAlias = Iterator[Record | Skipped | Note]
@@ -229,8 +245,10 @@ class NodeMaker:
             reason = f"its node id {min(twice)!r} is taken by an earlier document"
             return [], [Skipped(record.source, reason)]
         # The hash changes whenever the document does, so that a refresh can tell.
-        named = [(self._named(each.path), each.caption) for each in record.images]
-        content = [record.title, record.text, named]
+        named = [(each.name or self._named(each.path), each.caption) for each in record.images]
+        content: list[Any] = [record.title, record.text, named]
+        if record.version:
+            content += [record.version, [(part.text, part.metadata) for part in record.parts]]
         written = json.dumps([*content, record.metadata], sort_keys=True, default=str)
         digest = hashlib.sha256(written.encode()).hexdigest()
         source = RelatedNodeInfo(node_id=record.id, node_type=ObjectType.DOCUMENT, hash=digest)
@@ -251,6 +269,7 @@ class NodeMaker:
 
     def _text_nodes(self, record: Record) -> list[BaseNode]:
         texts = [record.id, record.title, record.text, *(p.caption for p in record.images)]
+        texts += [part.text for part in record.parts]
         about = [*([record.id] * 4), *([record.title, record.metadata] * 2)]
         written = json.dumps([*texts, record.metadata], ensure_ascii=False, default=str)
         try:
@@ -269,13 +288,22 @@ class NodeMaker:
                 f"with each node, some of them again for filters; shorten them to "
                 f"{MOST_METADATA_BYTES:,}"
             )
-        text = record.text if record.text.strip() else record.title
-        if not text.strip():
-            return []
-        splitter = self._splitter.model_copy(
-            update={"id_func": lambda index, _: f"{record.id}#text-{index}"}
-        )
-        return splitter.get_nodes_from_documents([Document(text=text, id_=record.id)])
+        parts = record.parts
+        if not parts:
+            text = record.text if record.text.strip() else record.title
+            parts = [TextPart("", text)] if text.strip() else []
+        nodes: list[BaseNode] = []
+        for part in parts:
+            start = f"{record.id}#{part.name + '-' if part.name else ''}text-"
+            splitter = self._splitter.model_copy(
+                update={"id_func": lambda index, _, start=start: f"{start}{index}"}
+            )
+            made = splitter.get_nodes_from_documents([Document(text=part.text, id_=record.id)])
+            for node in made:
+                node.metadata = {**node.metadata, **part.metadata}
+                node.excluded_embed_metadata_keys += part.metadata
+            nodes += made
+        return nodes
 
     def _image_nodes(self, record: Record) -> tuple[list[ImageNode], list[Skipped]]:
         nodes: list[ImageNode] = []
@@ -294,7 +322,8 @@ class NodeMaker:
                 file = image.folder / path if image.folder else self._paths.find(path)
                 if "://" in path or path.startswith("//") or path.lower().startswith("data:"):
                     raise ImageError(path, "is a URL; readers fetch nothing, download it first")
-                check_image(file, root=self.root, max_pixels=self._max_pixels)
+                root = image.made_in or self.root
+                check_image(file, root=root, max_pixels=self._max_pixels)
             except ImageError as error:
                 source = record.source
                 if path != source:
@@ -305,10 +334,10 @@ class NodeMaker:
             file = file.resolve()
             # The name in ids is the same wherever the corpus' folder is moved to.
             below = next((f for f in (self._folder, self.root) if file.is_relative_to(f)), None)
-            name = (file.relative_to(below) if below else file).as_posix()
+            name = image.name or (file.relative_to(below) if below else file).as_posix()
             seen[name] += 1
             again = f"~{seen[name]}" if seen[name] > 1 else ""
-            node_id = f"{record.id}#image-{name}{again}"
+            node_id = f"{record.id}#{name if image.name else f'image-{name}'}{again}"
             caption = image.caption
             if (size := len(caption.encode())) > MOST_TEXT_BYTES:
                 reason = (
@@ -317,5 +346,8 @@ class NodeMaker:
                 )
                 skipped.append(Skipped(f"{record.source}, image {path[:80]}", reason))
                 caption = ""
-            nodes.append(ImageNode(id_=node_id, text=caption, image_path=str(file)))
+            node = ImageNode(id_=node_id, text=caption, image_path=str(file))
+            node.metadata = dict(image.metadata)
+            node.excluded_embed_metadata_keys += image.metadata
+            nodes.append(node)
         return nodes, skipped

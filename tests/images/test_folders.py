@@ -1,11 +1,17 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from llama_index_gap.images.folders import ImageFolders
+from llama_index_gap.images.folders import (
+    ImageFolders,
+    forget_old_images,
+    is_made,
+    made_images,
+)
 
 HASH = "0" * 64 + ".png"
 
@@ -54,3 +60,23 @@ def test_a_moved_image_is_found_at_its_place_below(
 def test_the_folders_in_words() -> None:
     assert str(ImageFolders([])) == "none"
     assert str(ImageFolders(["/a", "/b", "/c", "/d", "/e"])) == "/a, /b, /c, … and 2 more"
+
+
+def test_images_that_readers_made_go_when_nobody_reads_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folder = made_images()
+    folder.mkdir(parents=True)
+    old, new, other = folder / f"{'0' * 64}.png", folder / f"{'1' * 64}.png", folder / "mine.png"
+    for file in (old, new, other):
+        file.touch()
+    for file in (old, other):
+        os.utime(file, (0, 0))
+
+    forget_old_images()
+
+    assert sorted(folder.iterdir()) == [new, other]
+    assert is_made(new)
+    assert not is_made(other)
+    assert not is_made(tmp_path / new.name)

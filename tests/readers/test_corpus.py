@@ -110,7 +110,7 @@ def a_folder(folder: Path) -> Path:
 
 REFUSED: dict[str, tuple[Callable[[Path], Path], str]] = {
     "missing": (lambda folder: folder / "no", "no such file or folder"),
-    "unknown suffix": (a_file("a.pdf"), r"\.pdf is not read"),
+    "unknown suffix": (a_file("a.xyz"), r"\.xyz is not read"),
     "no suffix": (a_file("corpus"), "a file without a suffix is not read"),
     "one image": (a_file("a.png"), r"\.png is not read"),
     "empty folder": (a_folder, "no Markdown files and no images"),
