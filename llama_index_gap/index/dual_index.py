@@ -20,7 +20,12 @@ from llama_index_gap.errors import InvalidValueError, names_nearest
 from llama_index_gap.gap.calibrate import RelevanceCalibrator
 from llama_index_gap.index.backgrounds import Backgrounds
 from llama_index_gap.index.image_storage import ImageStorage, storage_folder
-from llama_index_gap.index.indexed_images import ImageRoot, IndexedImages, named_folders
+from llama_index_gap.index.indexed_images import (
+    ImageRoot,
+    IndexedImages,
+    kept_images,
+    named_folders,
+)
 from llama_index_gap.index.learning import LearningIndex
 from llama_index_gap.index.models import (
     MODELS_PROPERTY,
@@ -35,6 +40,11 @@ from llama_index_gap.index.models import (
     stored_identities,
 )
 from llama_index_gap.index.query_sample import SampleKeeper
+from llama_index_gap.index.versions import (
+    IndexAddress,
+    OpenVersion,
+    collection_name,
+)
 from llama_index_gap.index.writing import IndexReport, Writing, as_nodes
 from llama_index_gap.modality import CollectionName
 from llama_index_gap.readers.corpus import Corpus
@@ -123,12 +133,17 @@ class DualIndex(LearningIndex):
         self._build = partial(build_model, local_files_only=local_files_only)
         storage = storage_folder(uri, name, storage_dir)
         self._stores: dict[CollectionName, MilvusStore] = {}
+        if embed_model is None:
+            _check_is_there(uri)
+        self.address = IndexAddress(uri, name, token, storage, timeout)
+        versions = OpenVersion(self.address, overwrite=overwrite)
+        self.version = versions.number
 
         def collection(each: str, dim: int | None, **settings: Any) -> MilvusStore:
             """Open one; without its dimension, one that is there."""
             return MilvusStore(
                 uri=uri,
-                collection_name=f"{name}_{each}",
+                collection_name=self.collection_name(each),
                 dim=dim,
                 token=token,
                 search_config=search_config,
@@ -138,7 +153,6 @@ class DualIndex(LearningIndex):
 
         try:
             if embed_model is None:
-                _check_is_there(uri)
                 kept = None if overwrite else index_config
                 self._stores["text"] = existing = collection("text", None, index_config=kept)
                 embed_model, image_embed_model = self._built_models(existing.initial_properties)
@@ -160,17 +174,7 @@ class DualIndex(LearningIndex):
                 "image": None if both else identity_of(self.image_embed_model),
             }
             settings = {"index_config": index_config, "overwrite": overwrite}
-            for each in _COLLECTIONS:
-                dim = dimension_of(self._model(each))
-                if each in self._stores:
-                    self._stores[each].check_dim(dim)
-                    continue
-                try:
-                    self._stores[each] = collection(each, dim, **settings)
-                except InvalidValueError:
-                    if not overwrite:  # if another model is the cause, say so
-                        self._blame_models(partial(collection, each, None), identities)
-                    raise
+            self._open_collections(collection, identities, settings)
             self._open_image_queries(
                 image_query_embed_model, collection, identities, index_config, overwrite
             )
@@ -181,14 +185,17 @@ class DualIndex(LearningIndex):
                 self._images.clear(all_owners=True)
             models = {each: self._model(each) for each in self._stores}
             self._queries = SampleKeeper(
-                *(name, self._of, self._stores, models),
+                *(self.collection_name, self._of, self._stores, models),
                 identities=identities,
                 opens=collection,
                 overwrite=overwrite,
             )
+            versions.drop_overwritten()
         except BaseException:
             self.close()
             raise
+        finally:
+            versions.close()
         self.report = IndexReport()
         self._backgrounds = Backgrounds(self._stores, models, self._queries)
 
@@ -428,6 +435,10 @@ class DualIndex(LearningIndex):
 
     # --- collections and their models ------------------------------------------------------------
 
+    def collection_name(self, part: str) -> str:
+        """What a collection of the index is called, in this version of it."""
+        return collection_name(self.name, part, self.version)
+
     def _model(self, name: CollectionName) -> BaseEmbedding:
         if name == "image_query" and self.image_query_embed_model is not None:
             return self.image_query_embed_model
@@ -442,12 +453,8 @@ class DualIndex(LearningIndex):
 
     def _stored_images(self, node_ids: Sequence[str]) -> dict[str, set[str]]:
         """The names of the images in the storage that stored nodes use, by node id."""
-        names: dict[str, set[str]] = {}
-        for each in _COLLECTIONS:
-            for node_id, path in self._stores[each].image_paths(node_ids).items():
-                if Path(path).parent == self._images.folder:
-                    names.setdefault(node_id, set()).add(Path(path).name)
-        return names
+        stores = [self._stores[each] for each in _COLLECTIONS]
+        return kept_images(stores, self._indexed.folders, node_ids)
 
     def _ids_of(self, ref_doc_ids: Sequence[str]) -> set[str]:
         return {
@@ -470,6 +477,25 @@ class DualIndex(LearningIndex):
             self._build(stored["text"], self._of, "embed_model"),
             self._build(image, self._of, "image_embed_model") if image else None,
         )
+
+    def _open_collections(
+        self,
+        collection: Callable[..., MilvusStore],
+        identities: Identities,
+        settings: dict[str, Any],
+    ) -> None:
+        """Open those that each index has; if another model is why one cannot be, say so."""
+        for each in _COLLECTIONS:
+            dim = dimension_of(self._model(each))
+            if each in self._stores:
+                self._stores[each].check_dim(dim)
+                continue
+            try:
+                self._stores[each] = collection(each, dim, **settings)
+            except InvalidValueError:
+                if not settings["overwrite"]:
+                    self._blame_models(partial(collection, each, None), identities)
+                raise
 
     def _open_image_queries(
         self,

@@ -134,6 +134,27 @@ class IndexedImages:
         return own_id, list(dict.fromkeys(folders))[:MOST_FOLDERS]
 
 
+def kept_images(
+    stores: Iterable[MilvusStore], folders: ImageFolders, node_ids: Sequence[str]
+) -> dict[str, set[str]]:
+    """The names of the images in an index's storage that stored nodes use, by node id.
+
+    A storage that was moved holds them, too, though rows name its old place.
+
+    Args:
+        stores: the collections of texts and of images.
+        folders: of the index, with its storage.
+        node_ids: of the nodes; unknown ones are passed over.
+    """
+    names: dict[str, set[str]] = {}
+    for store in stores:
+        for node_id, path in store.image_paths(node_ids).items():
+            found = Path(folders.find(path))
+            if folders.keep(found):
+                names.setdefault(node_id, set()).add(found.name)
+    return names
+
+
 def named_folders(image_root: ImageRoot) -> list[Path]:
     """Folders that a caller names, links followed.
 

@@ -109,6 +109,7 @@ class MilvusStore(MilvusVectorStore):
             no harm twice (all but making and dropping a collection) is made once more.
         image_folders: folders that images of nodes must lie in wherever they are opened; anywhere
             by default, as with LlamaIndex' own store.
+        properties: of a new collection, which has them from the start; see ``set_properties``.
 
     Raises:
         ValueError: a setting is unknown or does not fit the existing collection, or there is none
@@ -134,6 +135,7 @@ class MilvusStore(MilvusVectorStore):
         batch_size: int = 1_000,
         timeout: float = TIMEOUT_SECONDS,
         image_folders: ImageFolders | None = None,
+        properties: Mapping[str, str] | None = None,
     ) -> None:
         uri, metric = str(uri), similarity_metric.upper()
         check_settings(
@@ -152,6 +154,7 @@ class MilvusStore(MilvusVectorStore):
             metric=metric,
             index_config=index_config,
             overwrite=overwrite,
+            properties=properties,
         )
         with ExitStack() as opened:
             opened.callback(collection.connection.close)  # unless all goes well
@@ -216,6 +219,11 @@ class MilvusStore(MilvusVectorStore):
     def client(self) -> MilvusClient:
         """Of pymilvus; another one after a server was lost."""
         return self._collection.connection.client
+
+    @property
+    def collection(self) -> Collection:
+        """The collection itself, for whoever reads or writes rows as they are stored."""
+        return self._collection
 
     def confine_images(self, folders: ImageFolders) -> None:
         """From now on open images of nodes below these folders only; copies keep to it, too."""
