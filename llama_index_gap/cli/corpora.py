@@ -82,8 +82,7 @@ def index(
         ) as filled:
             report = filled.refresh_ref_docs(corpus.nodes, show_progress=shown)
     terminal.stdout.print(visible(f"Read {corpus.summary()}"), markup=False)
-    minutes, seconds = divmod(round(time.monotonic() - started), 60)
-    took = f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
+    took = terminal.duration(time.monotonic() - started)
     terminal.stdout.print(visible(f"Indexed in {took}: {report.summary()}"), markup=False)
     terminal.print_skipped([*corpus.skipped, *report.skipped], all_skipped)
     if not report.text_rows + report.image_rows + report.unchanged:

@@ -18,6 +18,7 @@ from llama_index_gap.store.addresses import TIMEOUT_SECONDS, is_server
 if TYPE_CHECKING:
     from llama_index_gap.embedding import DualEncoderEmbedding
     from llama_index_gap.index.dual_index import DualIndex
+    from llama_index_gap.index.versions import IndexAddress
     from llama_index_gap.models import PairScorer
     from llama_index_gap.search.rerank import MultiModalRerank
 
@@ -40,7 +41,7 @@ def timeout() -> float:
         ) from error
 
 
-def _database(uri: str | None) -> str | None:
+def checked_database(uri: str | None) -> str | None:
     """Check a database's name; a shell may complete the name of a file."""
     if uri is None:
         return None
@@ -59,7 +60,7 @@ def database_option(show_default: bool | str = True) -> Any:
     return typer.Option(
         "--db",
         metavar="FILE|URL",
-        callback=_database,
+        callback=checked_database,
         help="A Milvus Lite file, or the URL of a server (its token in MILVUS_TOKEN).",
         show_default=show_default,
     )
@@ -105,6 +106,20 @@ LocalFilesOnly = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 Page = Annotated[Path | None, typer.Option(callback=_page, help="Write the result as a page, too.")]
+
+
+def address(database: str, name: str, token: str | None) -> IndexAddress:
+    """Where an index is, with its images in their default place.
+
+    Args:
+        database: a file or a server.
+        name: of the index.
+        token: for a server.
+    """
+    from llama_index_gap.index.image_storage import storage_folder
+    from llama_index_gap.index.versions import IndexAddress
+
+    return IndexAddress(database, name, token, storage_folder(database, name, None), timeout())
 
 
 def check_is_there(database: str) -> None:

@@ -26,7 +26,6 @@ from llama_index_gap.index.indexed_images import (
     kept_images,
     named_folders,
 )
-from llama_index_gap.index.learning import LearningIndex
 from llama_index_gap.index.models import (
     MODELS_PROPERTY,
     Identities,
@@ -39,6 +38,7 @@ from llama_index_gap.index.models import (
     in_words,
     stored_identities,
 )
+from llama_index_gap.index.moving import MovingIndex
 from llama_index_gap.index.query_sample import SampleKeeper
 from llama_index_gap.index.versions import (
     IndexAddress,
@@ -63,7 +63,7 @@ CALIBRATOR_PROPERTY = "calibrator"
 _COLLECTIONS: tuple[CollectionName, ...] = ("text", "image")
 
 
-class DualIndex(LearningIndex):
+class DualIndex(MovingIndex):
     """Texts and images of documents, each in a Milvus collection of its own.
 
     The text collection holds every node that has a text (an image's caption counts), the image

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
+from llama_index_gap.errors import InvalidValueError
 from llama_index_gap.index.models import MODELS_PROPERTY
 from llama_index_gap.index.query_sample import companion
 from llama_index_gap.modality import CollectionName
@@ -57,7 +58,7 @@ class IndexAddress:
 
     uri: str
     name: str
-    token: str | None
+    token: str | None = field(repr=False)
     storage: Path
     timeout: float = TIMEOUT_SECONDS
 
@@ -154,6 +155,29 @@ def find_indexes(database: Database, name: str | None = None) -> list[StoredInde
         if index.versions and (index.claimed or name is not None):
             indexes.append(index)
     return indexes
+
+
+def the_index(database: Database, address: IndexAddress) -> StoredIndex:
+    """An index that must be there, and whole.
+
+    Args:
+        database: where it is.
+        address: of it.
+
+    Raises:
+        ValueError: there is none; names those that are there.
+        StoreError: it is unfinished.
+    """
+    found = find_indexes(database, address.name)
+    if not found or not found[0].claimed:
+        there = ", ".join(each.name for each in find_indexes(database)) or "none"
+        raise InvalidValueError(
+            f"{address.uri} holds no index {address.name!r}; its indexes are: {there}"
+        )
+    check_whole(found[0], str(address))
+    if found[0].current is None:
+        raise StoreError(f"{address} is unfinished: {'; '.join(found[0].unfinished.values())}")
+    return found[0]
 
 
 class OpenVersion:

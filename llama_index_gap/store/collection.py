@@ -198,7 +198,7 @@ class Collection:
             "create_collection",
             schema=schema,
             consistency_level="Session",
-            properties={_PROPERTY_PREFIX + key: value for key, value in properties.items()},
+            properties=prefixed(properties),
         )
         self._create_index()
 
@@ -315,11 +315,10 @@ class Collection:
                 )
             check_bytes(value, _MOST_PROPERTY_BYTES, f"property {key!r}", "keep it in a file")
         if properties:
-            prefixed = {_PROPERTY_PREFIX + key: value for key, value in properties.items()}
             # Milvus 2.3.5 keeps on disk what was there before the last change: a server that is
             # killed forgets that one. So it is made twice.
             for _ in range(1 if self.connection.lite else 2):
-                self.call("alter_collection_properties", properties=prefixed)
+                self.call("alter_collection_properties", properties=prefixed(properties))
 
     def index_config(self) -> dict[str, Any]:
         """Kind and settings of its vector index, as far as the database says (Lite: the kind)."""
@@ -449,6 +448,15 @@ def batches(
         total += item_size
     if batch:
         yield batch
+
+
+def prefixed(properties: Mapping[str, str]) -> dict[str, str]:
+    """Properties of ours by the names that Milvus has for them.
+
+    Args:
+        properties: as ``own_properties`` gives them.
+    """
+    return {_PROPERTY_PREFIX + key: value for key, value in properties.items()}
 
 
 def own_properties(description: Mapping[str, Any]) -> dict[str, str]:

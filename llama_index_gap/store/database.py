@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from llama_index_gap.store.addresses import TIMEOUT_SECONDS
-from llama_index_gap.store.collection import check_settings, own_properties
+from llama_index_gap.store.collection import check_settings, own_properties, prefixed
 from llama_index_gap.store.connection import (
     FAILURES,
     Connection,
@@ -77,6 +77,17 @@ class Database:
         columns = {column["name"] for column in description["fields"]}
         return own_properties(description) if columns >= _OF_NODES else None
 
+    def set_property(self, name: str, key: str, value: str) -> None:
+        """Write a property of a collection, as ``MilvusStore.set_properties`` has it.
+
+        Args:
+            name: of the collection.
+            key: of the property.
+            value: a short text.
+        """
+        for _ in range(1 if self._connection.lite else 2):  # see Collection.set_properties
+            self._call("alter_collection_properties", name, properties=prefixed({key: value}))
+
     def drop(self, name: str) -> None:
         """Delete a collection.
 
@@ -99,11 +110,11 @@ class Database:
         files = [path for path in folder.rglob("*") if path.is_file()]
         return sum(path.lstat().st_size for path in files)
 
-    def _call(self, method: str, name: str) -> Any:
+    def _call(self, method: str, name: str, **arguments: Any) -> Any:
         connection = self._connection
         with connection.exclusive(), caught_logs():
             try:
-                return connection.call(method, name, None)
+                return connection.call(method, name, None, **arguments)
             except FAILURES as error:
                 raise StoreError(
                     f"collection {name!r} in {self.uri}: {method} failed: {one_line(error)}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import time
@@ -50,6 +49,7 @@ from llama_index_gap.store.rows import (
     NODE_FIELDS,
     VECTOR_FIELD,
     fingerprint,
+    image_path_of,
     in_buckets,
     most_row_bytes,
     only_moved,
@@ -276,12 +276,23 @@ class MilvusStore(MilvusVectorStore):
             | {VECTOR_FIELD: self._to_vector(node.embedding, f"node {node.node_id[:100]!r}")}
             for node in nodes
         }
+        self.put_rows(rows.values())
+        return [node.node_id for node in nodes]
+
+    def put_rows(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Write rows as they are, each in place of one with its id.
+
+        Args:
+            rows: whole, as ``Collection.pages`` reads them, each with a vector.
+
+        Raises:
+            StoreError: the database refuses or does not answer; earlier batches are then written.
+        """
         # Lite's insert replaces a row, and its upsert keeps the row's old dynamic keys; a server's
         # upsert replaces, and its insert adds a second row.
         write = "insert" if self._collection.connection.lite else "upsert"
-        for batch in batches(rows.values(), self.batch_size, row_bytes):
+        for batch in batches(rows, self.batch_size, row_bytes):
             self._collection.call(write, data=batch)
-        return [node.node_id for node in nodes]
 
     def check(self, node: BaseNode) -> None:
         """Refuse a node that cannot be stored; its embedding, or that it has none, does not matter.
@@ -584,10 +595,8 @@ class MilvusStore(MilvusVectorStore):
         """
         paths: dict[str, str] = {}
         for row in self._collection.read(ids, ["_node_content"], _NODES_PER_READ):
-            with suppress(ValueError, TypeError, KeyError, RecursionError):
-                path = json.loads(row["_node_content"])["image_path"]
-                if isinstance(path, str):
-                    paths[row[ID_FIELD]] = path
+            if (path := image_path_of(row)) is not None:
+                paths[row[ID_FIELD]] = path
         return paths
 
     def existing_ids(self, ids: Iterable[str]) -> set[str]:
