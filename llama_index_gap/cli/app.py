@@ -10,7 +10,18 @@ from typing import Annotated, Any
 import typer
 
 import llama_index_gap
-from llama_index_gap.cli import copy, corpora, evaluate, info, learn, measure, models, search, serve
+from llama_index_gap.cli import (
+    copy,
+    corpora,
+    evaluate,
+    info,
+    learn,
+    measure,
+    models,
+    reembed,
+    search,
+    serve,
+)
 from llama_index_gap.cli.terminal import fail, only_visible, print_traceback, say, stdout
 from llama_index_gap.errors import EXPECTED_ERRORS
 
@@ -82,7 +93,7 @@ def _options(
 
 _COMMANDS: tuple[Callable[..., None], ...] = (
     *(corpora.read, corpora.index, search.search, learn.learn, measure.measure),
-    *(info.info, info.delete, copy.copy, copy.drop),
+    *(info.info, info.delete, copy.copy, reembed.reembed, copy.drop),
     *(evaluate.evaluate, evaluate.demo, serve.mcp, models.models),
 )
 for _command in _COMMANDS:

@@ -52,9 +52,7 @@ def index(
     name: options.Name = "gap",
     root: Root = None,
     max_pixels: MaxPixels = None,
-    device: Annotated[
-        str | None, typer.Option(help="Where models run.", show_default="a GPU if there is one")
-    ] = None,
+    device: options.Device = None,
     local_files_only: options.LocalFilesOnly = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Drop the index first.")] = False,
     all_skipped: options.AllSkipped = False,

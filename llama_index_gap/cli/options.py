@@ -98,6 +98,9 @@ ImageRoots = Annotated[
         show_default="the folders that were indexed here",
     ),
 ]
+Device = Annotated[
+    str | None, typer.Option(help="Where models run.", show_default="a GPU if there is one")
+]
 LocalFilesOnly = Annotated[
     bool,
     typer.Option(

@@ -6,9 +6,10 @@ import json
 import logging
 import os
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from llama_index_gap.index.dropping import drop_index
 from llama_index_gap.index.image_storage import ImageStorage
 from llama_index_gap.index.indexed_images import IMAGES_PROPERTY, IndexedImages, kept_images
 from llama_index_gap.index.models import stored_identities
+from llama_index_gap.index.transfer import Rows, Transfer
 from llama_index_gap.index.versions import (
     UNFINISHED_PROPERTY,
     IndexAddress,
@@ -200,7 +202,6 @@ class _Copying:
         self._source, self._target, self._from = source, target, stores
         self._only_compare, self.report = only_compare, report
         self._to: dict[str, MilvusStore] = {}
-        self._there: set[str] = set()
         self._lost: set[str] = set()
         where = (source.uri, source.name, None, source.storage)
         self._images_from = IndexedImages(stores["image"], *where)
@@ -223,8 +224,6 @@ class _Copying:
             self._to[part] = opened.enter_context(self._opened(name, settings, index_config))
             if self._to[part].dim != store.dim:
                 self._differs(part)
-            if self._to[part].count():
-                self._there.add(part)
         where = (self._target.uri, self._target.name, None, self._target.storage)
         self._images_to = IndexedImages(self._to["image"], *where)
         # Only where this user let the source open them: what an index says of itself opens nothing.
@@ -274,37 +273,29 @@ class _Copying:
 
     def copy(self, part: str) -> Iterator[int]:
         """Copy the rows of a collection; gives how many were done, batch by batch."""
-        source, target = self._from[part], self._to[part]
-        self.report.rows[part] = 0
-        skipped = 0
-        for page in source.collection.pages(["*"]):
-            rows = {}
-            for row in page:
-                why = why_not_storable(row, target.collection.max_lengths)
-                if why is None:
-                    rows[row[ID_FIELD]] = self._moved(part, dict(row))
-                else:
-                    skipped += 1
-                    self.report.skipped.append(Skipped(f"{part} {row[ID_FIELD][:100]}", why))
-            if part in self._there:
-                for there in target.collection.read(rows, ["*"], len(page)):
-                    if rows[there[ID_FIELD]] == dict(there):
-                        del rows[there[ID_FIELD]]
-                        self.report.unchanged += 1
-            if rows and self._only_compare:
-                self._differs(part)
-            target.put_rows(rows.values())
-            self.report.rows[part] += len(rows)
-            yield len(page)
-        if part in self._there:
-            self._remove_others(part)
-        if target.count() + skipped != source.count():
-            raise StoreError(
-                f"{source.collection} was written to meanwhile: it has {source.count():,} rows, "
-                f"and the copy {target.count():,}; copy it again, which brings what is missing"
-            )
+        transfer = Transfer(
+            self._from[part],
+            self._to[part],
+            made=partial(self._made, part),
+            deleting=self._storage.deleting,
+            on_difference=partial(self._differs, part) if self._only_compare else None,
+        )
+        yield from transfer.run()
+        self.report.rows[part] = transfer.written
+        self.report.unchanged += transfer.unchanged
+        self.report.removed += transfer.removed
 
-    def _moved(self, part: str, row: dict[str, Any]) -> dict[str, Any]:
+    def _made(self, part: str, page: Sequence[dict[str, Any]]) -> Rows:
+        rows: Rows = {}
+        for row in page:
+            why = why_not_storable(row, self._to[part].collection.max_lengths)
+            if why is None:
+                rows[row[ID_FIELD]] = self._moved(row)
+            else:
+                self.report.skipped.append(Skipped(f"{part} {row[ID_FIELD][:100]}", why))
+        return rows
+
+    def _moved(self, row: dict[str, Any]) -> dict[str, Any]:
         """A row as the copy has it: an image that the index keeps itself lies in its storage."""
         path = image_path_of(row) if self._images_from.id is not None else None
         if path is None or not (self._keeps or self._only_compare):
@@ -323,19 +314,6 @@ class _Copying:
                     )
                 return row
         return with_image_path(row, str(self._target.storage / found.name))
-
-    def _remove_others(self, part: str) -> None:
-        source, target = self._from[part], self._to[part]
-        gone: list[str] = []
-        for page in target.collection.pages([ID_FIELD]):
-            ids = [row[ID_FIELD] for row in page]
-            gone += sorted(set(ids) - source.existing_ids(ids))
-        if gone and self._only_compare:
-            self._differs(part)
-        if gone:
-            with self._storage.deleting(gone):
-                target.delete_nodes(gone)
-            self.report.removed += len(gone)
 
     def _differs(self, part: str) -> None:
         raise InvalidValueError(

@@ -27,6 +27,7 @@ from llama_index_gap.index.indexed_images import (
     named_folders,
 )
 from llama_index_gap.index.models import (
+    CALIBRATOR_PROPERTY,
     MODELS_PROPERTY,
     Identities,
     build_model,
@@ -55,10 +56,6 @@ from llama_index_gap.store.milvus import MilvusStore
 from llama_index_gap.threads import asynchronous
 
 logger = logging.getLogger(__name__)
-
-CALIBRATOR_PROPERTY = "calibrator"
-"""Property of the text collection with what ``save_calibrator`` was given."""
-
 
 _COLLECTIONS: tuple[CollectionName, ...] = ("text", "image")
 
@@ -136,6 +133,14 @@ class DualIndex(MovingIndex):
         if embed_model is None:
             _check_is_there(uri)
         self.address = IndexAddress(uri, name, token, storage, timeout)
+        self._opened_with = {
+            "token": token,
+            "storage_dir": storage_dir,
+            "image_root": image_root,
+            "search_config": search_config,
+            "timeout": timeout,
+            "local_files_only": local_files_only,
+        }
         versions = OpenVersion(self.address, overwrite=overwrite)
         self.version = versions.number
 
@@ -408,6 +413,32 @@ class DualIndex(MovingIndex):
     @property
     def _of(self) -> str:
         return f"{self.uri}: {self.name}"
+
+    def image_folders(self) -> list[Path]:
+        """The folders that images of the index are opened in, as far as they are there."""
+        return [folder for folder in self._indexed.folders.allowed if folder.is_dir()]
+
+    def reopen(
+        self,
+        embed_model: BaseEmbedding,
+        image_embed_model: BaseEmbedding | None,
+        image_query_embed_model: BaseEmbedding | None,
+    ) -> None:
+        """Open the newest version of the index in place of the one that is open.
+
+        Args:
+            embed_model: as for the class, like the others.
+            image_embed_model: embeds images.
+            image_query_embed_model: embeds images for image queries.
+        """
+        before = self._stores
+        self.__init__(  # type: ignore[misc]
+            *(self.uri, self.name, embed_model, image_embed_model),
+            image_query_embed_model=image_query_embed_model or self.image_query_embed_model,
+            **self._opened_with,
+        )
+        for store in before.values():
+            store.close()
 
     def close(self) -> None:
         """Let go of the database."""

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from llama_index.core.base.embeddings.base import BaseEmbedding
 
 from llama_index_gap.errors import InvalidValueError, names_nearest
 from llama_index_gap.index.copying import CopyReport, copy_index
 from llama_index_gap.index.image_storage import storage_folder
 from llama_index_gap.index.learning import LearningIndex
+from llama_index_gap.index.reembedding import ReembedReport, reembed_index
 from llama_index_gap.index.versions import IndexAddress
 from llama_index_gap.threads import asynchronous
 
@@ -74,4 +78,75 @@ class MovingIndex(LearningIndex):
             show_progress=show_progress,
         )
 
+    @names_nearest
+    def reembed(
+        self,
+        embed_model: BaseEmbedding,
+        image_embed_model: BaseEmbedding | None = None,
+        *,
+        image_query_embed_model: BaseEmbedding | None = None,
+        index_config: Mapping[str, Any] | None = None,
+        skip_unreadable: bool = False,
+        show_progress: bool = False,
+    ) -> ReembedReport:
+        """Embed all that the index holds with other models, and go on with these.
+
+        Texts are taken as they are stored, and images from their files. The new collections are
+        built beside the old ones, and changed over at the end, at one stroke: a search finds the
+        old index whole, or the new one. Retrievers that were made before, here or in other
+        processes, then fail, and never mix the two: make them again. A call that was stopped is
+        completed by the same call. Learnt queries, a calibrator and an aligner belong to the old
+        model: the report says which of them are gone. Nothing should be inserted meanwhile.
+
+        Args:
+            embed_model: embeds texts; the same model with other ``dimensions``, or another
+                ``aligner``, is another model.
+            image_embed_model: embeds images, and the texts that search them; by default the same.
+            image_query_embed_model: embeds images once more, for image queries; by default the one
+                that the index has, whose vectors stay, or none.
+            index_config: Milvus' vector index; HNSW by default.
+            skip_unreadable: leave out what can no longer be read, such as images that are gone. By
+                default that is an error, and the index stays as it was.
+            show_progress: show a progress bar.
+
+        Returns:
+            What was embedded, what was skipped and why, and what is lost.
+
+        Raises:
+            ValueError: a model does not fit, or something can no longer be read.
+            StoreError: the database cannot be read or written.
+        """
+        report = reembed_index(
+            self.address,
+            embed_model,
+            image_embed_model,
+            image_query_embed_model=image_query_embed_model,
+            image_root=self.image_folders(),
+            index_config=index_config,
+            skip_unreadable=skip_unreadable,
+            show_progress=show_progress,
+        )
+        self.reopen(embed_model, image_embed_model, image_query_embed_model)
+        return report
+
+    @abstractmethod
+    def image_folders(self) -> list[Path]:
+        """The folders that images of the index are opened in, as far as they are there."""
+
+    @abstractmethod
+    def reopen(
+        self,
+        embed_model: BaseEmbedding,
+        image_embed_model: BaseEmbedding | None,
+        image_query_embed_model: BaseEmbedding | None,
+    ) -> None:
+        """Open the newest version of the index in place of the one that is open.
+
+        Args:
+            embed_model: as for the class, like the others.
+            image_embed_model: embeds images.
+            image_query_embed_model: embeds images for image queries.
+        """
+
     acopy_to = asynchronous(copy_to)
+    areembed = asynchronous(reembed)

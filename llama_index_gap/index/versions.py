@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from llama_index_gap.errors import InvalidValueError
-from llama_index_gap.index.models import MODELS_PROPERTY
+from llama_index_gap.index.models import MODELS_PROPERTY, Identities, stored_identities
 from llama_index_gap.index.query_sample import companion
 from llama_index_gap.modality import CollectionName
 from llama_index_gap.store.addresses import TIMEOUT_SECONDS, is_server
@@ -178,6 +178,22 @@ def the_index(database: Database, address: IndexAddress) -> StoredIndex:
     if found[0].current is None:
         raise StoreError(f"{address} is unfinished: {'; '.join(found[0].unfinished.values())}")
     return found[0]
+
+
+def stored_models(address: IndexAddress) -> Identities:
+    """What identifies the models of an index, as data that anybody may have written.
+
+    Args:
+        address: of the index.
+
+    Raises:
+        ValueError: there is no such index.
+        StoreError: it is unfinished, or damaged.
+    """
+    with Database(address.uri, address.token, address.timeout) as database:
+        index = the_index(database, address)
+        texts = index.versions[index.current or 0]["text"]
+        return stored_identities(database.properties(texts) or {}, str(address))
 
 
 class OpenVersion:

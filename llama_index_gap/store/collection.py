@@ -188,6 +188,7 @@ class Collection:
             )
 
     def _create(self, dim: int, properties: Mapping[str, str]) -> None:
+        _check_properties(properties)
         schema = self.connection.client.create_schema(auto_id=False, enable_dynamic_field=True)
         for name in (ID_FIELD, DOC_ID_FIELD, TEXT_FIELD):
             schema.add_field(
@@ -308,12 +309,7 @@ class Collection:
 
     def set_properties(self, properties: Mapping[str, str]) -> None:
         """Write properties, as ``MilvusStore.set_properties`` has it."""
-        for key, value in properties.items():
-            if not (isinstance(key, str) and key and isinstance(value, str)):
-                raise InvalidValueError(
-                    f"property {key!r}={value!r}: names and values must be text"
-                )
-            check_bytes(value, _MOST_PROPERTY_BYTES, f"property {key!r}", "keep it in a file")
+        _check_properties(properties)
         if properties:
             # Milvus 2.3.5 keeps on disk what was there before the last change: a server that is
             # killed forgets that one. So it is made twice.
@@ -448,6 +444,13 @@ def batches(
         total += item_size
     if batch:
         yield batch
+
+
+def _check_properties(properties: Mapping[str, str]) -> None:
+    for key, value in properties.items():
+        if not (isinstance(key, str) and key and isinstance(value, str)):
+            raise InvalidValueError(f"property {key!r}={value!r}: names and values must be text")
+        check_bytes(value, _MOST_PROPERTY_BYTES, f"property {key!r}", "keep it in a file")
 
 
 def prefixed(properties: Mapping[str, str]) -> dict[str, str]:

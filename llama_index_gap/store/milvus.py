@@ -313,6 +313,18 @@ class MilvusStore(MilvusVectorStore):
         collection, metric = self._collection, self.similarity_metric
         return to_vector(embedding, name, of=str(collection), dim=collection.dim, metric=metric)
 
+    def checked_vector(self, embedding: Sequence[float], node_id: str) -> VectorArray:
+        """An embedding as it is stored.
+
+        Args:
+            embedding: of a node.
+            node_id: of the node, for messages.
+
+        Raises:
+            ValueError: it does not fit the collection, or has no direction.
+        """
+        return self._to_vector(embedding, f"node {node_id[:100]!r}")
+
     def delete(self, ref_doc_id: str, **delete_kwargs: Any) -> None:
         """Delete the nodes of a document.
 
