@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from functools import partial
@@ -44,6 +43,7 @@ from llama_index_gap.index.query_sample import SampleKeeper
 from llama_index_gap.index.versions import (
     IndexAddress,
     OpenVersion,
+    check_name,
     collection_name,
 )
 from llama_index_gap.index.writing import IndexReport, Writing, as_nodes
@@ -118,10 +118,7 @@ class DualIndex(MovingIndex):
         local_files_only: bool = False,
         overwrite: bool = False,
     ) -> None:
-        if not re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII):
-            raise InvalidValueError(
-                f"name={name!r}: Milvus takes letters, digits and _, and no digit first"
-            )
+        check_name(name)
         if embed_model is None and image_embed_model is not None:
             raise InvalidValueError("image_embed_model without embed_model: pass both, or neither")
 

@@ -31,6 +31,21 @@ _PARTS = sorted(
 _NAME = re.compile(rf"([A-Za-z_]\w*?)_({'|'.join(_PARTS)})(?:_v([1-9]\d{{0,8}}))?", re.ASCII)
 
 
+def check_name(name: str) -> None:
+    """Refuse a name that no index can have.
+
+    Args:
+        name: of an index.
+
+    Raises:
+        ValueError: says the rule.
+    """
+    if not re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII):
+        raise InvalidValueError(
+            f"name={name!r}: Milvus takes letters, digits and _, and no digit first"
+        )
+
+
 def collection_name(name: str, part: str, version: int) -> str:
     """What a collection of an index is called.
 
@@ -61,6 +76,9 @@ class IndexAddress:
     token: str | None = field(repr=False)
     storage: Path
     timeout: float = TIMEOUT_SECONDS
+
+    def __post_init__(self) -> None:
+        check_name(self.name)
 
     def __str__(self) -> str:
         return f"{self.uri}: {self.name}"
