@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable
 from functools import cached_property
@@ -9,6 +10,14 @@ from pathlib import Path
 
 KEPT_IMAGE = re.compile(r"[0-9a-f]{64}\.[a-z0-9]{1,10}")
 """The name of an image that is kept by its content: its SHA-256, and the format."""
+
+
+def count_kept(folder: Path) -> int:
+    """How many images lie in a storage, which need not be there."""
+    if not folder.is_dir():
+        return 0
+    with os.scandir(folder) as entries:
+        return sum(KEPT_IMAGE.fullmatch(entry.name) is not None for entry in entries)
 
 
 class ImageFolders:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias, get_args
@@ -10,7 +9,7 @@ from typing import Any, Literal, TypeAlias, get_args
 from llama_index.core.schema import ImageNode
 
 from llama_index_gap.errors import InvalidValueError
-from llama_index_gap.images.folders import KEPT_IMAGE
+from llama_index_gap.images.folders import count_kept
 from llama_index_gap.index.image_storage import storage_folder
 from llama_index_gap.index.indexed_images import IndexedImages
 from llama_index_gap.index.models import Identities, stored_identities
@@ -151,6 +150,11 @@ def _facts(database: Database, index: StoredIndex, address: IndexAddress) -> Ind
         database.bytes_on_disk(name) for each in index.versions.values() for name in each.values()
     ]
     facts.bytes_on_disk = sum(s for s in sizes if s is not None) if None not in sizes else None
+    facts.images_kept = count_kept(address.storage)
+    if index.current is None:  # not opened: that makes a vector index where there is none
+        told = database.properties(parts["text"]) if "text" in parts else None
+        facts.models = stored_identities(told or {}, str(address))
+        return facts
     for part in get_args(CollectionName):
         if part not in parts:
             continue
@@ -179,9 +183,6 @@ def _facts(database: Database, index: StoredIndex, address: IndexAddress) -> Ind
                 if modality in kept:
                     count = len(kept[modality][0])
                     facts.queries_learnt[modality] = max(facts.queries_learnt[modality], count)
-    if address.storage.is_dir():
-        names = (entry.name for entry in os.scandir(address.storage))
-        facts.images_kept = sum(KEPT_IMAGE.fullmatch(name) is not None for name in names)
     return facts
 
 

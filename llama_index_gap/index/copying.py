@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -16,7 +15,7 @@ from typing import Any
 from tqdm import tqdm
 
 from llama_index_gap.errors import InvalidValueError
-from llama_index_gap.images.folders import KEPT_IMAGE
+from llama_index_gap.images.folders import count_kept
 from llama_index_gap.images.opening import ImageError
 from llama_index_gap.index.dropping import drop_index
 from llama_index_gap.index.image_storage import ImageStorage
@@ -165,16 +164,16 @@ def _prepare(
                 "it (overwrite=True, --overwrite)"
             )
         return True
-    parts = index.versions.get(0, {})
-    with ExitStack() as opened:
-        there = {part: opened.enter_context(target.opened(name)) for part, name in parts.items()}
-        fits = parts.keys() <= stores.keys() and all(
-            store.dim == stores[part].dim
-            and store.properties().keys() <= {*stores[part].properties(), UNFINISHED_PROPERTY}
-            for part, store in there.items()
-        )
-        if goes_on and fits:
-            return False
+    # Not opened, which would make a vector index where a killed process had not.
+    fits = index.versions.keys() == {0} and all(
+        part in stores
+        and database.dim(name) == stores[part].dim
+        and (database.properties(name) or {}).keys()
+        <= {*stores[part].properties(), UNFINISHED_PROPERTY}
+        for part, name in index.versions[0].items()
+    )
+    if goes_on and fits:
+        return False
     drop_index(target)
     return False
 
@@ -263,11 +262,8 @@ class _Copying:
     @contextmanager
     def keeping_images(self) -> Iterator[None]:
         """For as long as rows are written, if the source keeps images."""
-        folder = self._source.storage
-        kept = folder.is_dir() and any(
-            KEPT_IMAGE.fullmatch(entry.name) for entry in os.scandir(folder)
-        )
-        self._keeps = kept and self._images_from.id is not None
+        kept = count_kept(self._source.storage)
+        self._keeps = kept > 0 and self._images_from.id is not None
         with self._storage.inserting() if self._keeps and not self._only_compare else nullcontext():
             yield
 

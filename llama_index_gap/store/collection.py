@@ -320,7 +320,10 @@ class Collection:
         """Kind and settings of its vector index, as far as the database says (Lite: the kind)."""
         index = self.call("describe_index", index_name=VECTOR_FIELD) or {}
         settings = {key: int(value) for key, value in index.items() if key in _INDEX_SETTINGS}
-        return {"index_type": self.index_type, **settings}
+        kind = self.index_type
+        usual = {"M": 16, "efConstruction": 200} if kind.startswith("HNSW") else {}
+        usual |= {"nlist": 128} if kind.startswith(("IVF", "SCANN")) else {}
+        return {"index_type": kind, **usual, **settings}
 
     def find_ids(self, expression: str) -> list[str]:
         """The ids of all rows that fit a filter, an empty one included."""

@@ -77,6 +77,15 @@ class Database:
         columns = {column["name"] for column in description["fields"]}
         return own_properties(description) if columns >= _OF_NODES else None
 
+    def dim(self, name: str) -> int:
+        """The length of a collection's vectors.
+
+        Args:
+            name: of a collection of nodes.
+        """
+        fields = self._call("describe_collection", name)["fields"]
+        return next(int(each["params"]["dim"]) for each in fields if each["name"] == VECTOR_FIELD)
+
     def set_property(self, name: str, key: str, value: str) -> None:
         """Write a property of a collection, as ``MilvusStore.set_properties`` has it.
 
