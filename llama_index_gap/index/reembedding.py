@@ -220,11 +220,13 @@ def _drop_others(database: Database, index: StoredIndex, kept: int) -> None:
 
 def _why_not_over(address: IndexAddress, skipped: Sequence[Skipped]) -> str:
     first = skipped[0]
+    rows = "1 row" if len(skipped) == 1 else f"{len(skipped):,} rows"
+    such_as = ":" if len(skipped) == 1 else ", such as"
     return (
-        f"{address}: {len(skipped):,} rows cannot be embedded, such as {first.source} "
-        f"({first.reason}); the index is as it was. Name the folder where their images lie with "
-        "image_root= (--image-root) and run it again, which embeds only these, or leave them out "
-        "of the index with skip_unreadable=True (--skip-unreadable)"
+        f"{address}: {rows} cannot be embedded{such_as} {first.source} ({first.reason}); the index "
+        "is as it was. Name the folder where the images lie with image_root= (--image-root) and "
+        "run it again, which embeds only these, or leave them out of the index with "
+        "skip_unreadable=True (--skip-unreadable)"
     )
 
 
@@ -293,6 +295,7 @@ class _Building:
         ]
         self._to: dict[CollectionName, MilvusStore] = {}
         self._told: set[tuple[str, str]] = set()
+        self._held: dict[CollectionName, int] = {}
 
     def open_new(
         self,
@@ -338,6 +341,7 @@ class _Building:
             completed=None if stays else partial(self._embedded, part),
         )
         yield from transfer.run()
+        self._held[part] = transfer.written + transfer.unchanged + transfer.left_out
         self.report.rows[part] = 0 if stays else transfer.written
         self.report.unchanged += transfer.unchanged + (transfer.written if stays else 0)
 
@@ -405,6 +409,12 @@ class _Building:
 
     def change_over(self) -> None:
         """Make the new collections the index, at one stroke."""
+        for part, store in self._from.items():
+            if store.count() != self._held[part]:
+                raise StoreError(
+                    f"{store.collection} was written to meanwhile; run the same again, which "
+                    "embeds only what is missing"
+                )
         for part, store in self._to.items():
             store.finish()
             there = store.properties()
