@@ -21,7 +21,7 @@ _SHOWN, _FOLDERS = 20, 5
 _STATES = {
     "opened": "opened",
     "gone": "no longer there: name its new place with --image-root",
-    "not opened here": "not opened: you did not index it on this machine; --image-root opens it",
+    "not opened here": "not opened: not indexed into this database here; --image-root opens it",
 }
 
 

@@ -323,7 +323,7 @@ class _Copying:
         if self._only_compare:
             return
         for part, store in self._to.items():
-            store.finish()
+            store.keep()
             there = store.properties()
             properties = {k: v for k, v in self._properties(part).items() if k != IMAGES_PROPERTY}
             store.set_properties({k: v for k, v in properties.items() if there.get(k) != v})

@@ -416,7 +416,7 @@ class _Building:
                     "embeds only what is missing"
                 )
         for part, store in self._to.items():
-            store.finish()
+            store.keep()
             there = store.properties()
             properties = self._properties(part)  # somebody may have written others meanwhile
             store.set_properties({k: v for k, v in properties.items() if there.get(k) != v})

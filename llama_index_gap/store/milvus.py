@@ -413,6 +413,16 @@ class MilvusStore(MilvusVectorStore):
         """
         self._collection.finish(flush, timeout)
 
+    def keep(self) -> None:
+        """End a build whose rows are nowhere else: they outlast a server that is killed, too.
+
+        A server (2.3.5) that is killed may lose rows that it took and had not flushed.
+
+        Raises:
+            StoreError: as ``finish``.
+        """
+        self.finish(flush=None if self._collection.connection.lite else True)
+
     # --- reading ---------------------------------------------------------------------------------
 
     def query(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:

@@ -256,9 +256,7 @@ def test_an_image_that_is_gone_stops_the_change_and_names_the_way_out(
     Path(files[2]).unlink()
     before = stored(index.uri)
 
-    with pytest.raises(
-        ValueError, match=r"1 row cannot be embedded: image c1 .*no such"
-    ) as no:
+    with pytest.raises(ValueError, match=r"1 row cannot be embedded: image c1 .*no such") as no:
         index.reembed(other())
     assert "--image-root" in str(no.value)
     assert "--skip-unreadable" in str(no.value)
