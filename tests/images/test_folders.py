@@ -54,3 +54,15 @@ def test_a_moved_image_is_found_at_its_place_below(
 def test_the_folders_in_words() -> None:
     assert str(ImageFolders([])) == "none"
     assert str(ImageFolders(["/a", "/b", "/c", "/d", "/e"])) == "/a, /b, /c, … and 2 more"
+
+
+def test_a_folder_above_the_images_own_finds_them_too(tmp_path: Path) -> None:
+    """Only /old/corpus/images was noted, and the user names where the corpus lies now."""
+    (tmp_path / "corpus" / "images").mkdir(parents=True)
+    image = tmp_path / "corpus" / "images" / "a.png"
+    image.touch()
+    for root in (tmp_path / "corpus" / "images", tmp_path / "corpus", tmp_path):
+        folders = ImageFolders([root], ["/old/corpus/images"])
+        assert folders.find("/old/corpus/images/a.png") == str(image)
+    deep = "/" + "x/" * 2000
+    assert ImageFolders([tmp_path], [deep]).find(f"{deep}a.png") == f"{deep}a.png"
