@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias, get_args
 
 from llama_index.core.schema import ImageNode
 
 from llama_index_gap.errors import InvalidValueError
 from llama_index_gap.images.folders import count_kept
-from llama_index_gap.index.image_storage import storage_folder
+from llama_index_gap.index.image_storage import default_storage, storage_folder
 from llama_index_gap.index.indexed_images import IndexedImages
 from llama_index_gap.index.models import Identities, stored_identities
 from llama_index_gap.index.query_sample import LEARN_AGAIN, companion, kept_queries
@@ -85,9 +85,10 @@ def list_indexes(
     listed = []
     with Database(uri, token, timeout) as database:
         for index in find_indexes(database):
-            folder = storage_folder(uri, index.name, None)
+            folder = default_storage(uri, index.name).absolute()
             address = IndexAddress(uri, index.name, token, folder, timeout)
             try:
+                address = replace(address, storage=storage_folder(uri, index.name, None))
                 listed.append(_facts(database, index, address))
             except (StoreError, InvalidValueError) as error:
                 listed.append(IndexFacts(address, damage=str(error)))
