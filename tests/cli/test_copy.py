@@ -95,7 +95,7 @@ def test_info_lists_indexes_and_what_is_unfinished(
 ) -> None:
     gap("copy", "--db", own_db, "--to-name", "other")
     with monkeypatch.context() as patch:
-        patch.setattr(MilvusStore, "finish", lambda _: 1 / 0)
+        patch.setattr(MilvusStore, "finish", lambda *_, **__: 1 / 0)
         gap("copy", "--db", own_db, "--to-name", "half")
 
     shown = gap("info", "--db", own_db)

@@ -208,7 +208,7 @@ def test_a_copy_that_goes_on_has_what_the_source_has_now(
 ) -> None:
     """Nodes that came and went meanwhile, with their images."""
     with monkeypatch.context() as patch:
-        patch.setattr(MilvusStore, "finish", lambda _: 1 / 0)
+        patch.setattr(MilvusStore, "finish", lambda *_, **__: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             source.copy_to(str(tmp_path / "b.db"))
     source.delete_nodes(["a1", "b2"])

@@ -227,7 +227,7 @@ def test_what_another_model_had_begun_goes(
     index: DualIndex, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(MilvusStore, "finish", lambda _: 1 / 0)
+        patch.setattr(MilvusStore, "finish", lambda *_, **__: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             reembed_index(at(index.uri), other())
 
