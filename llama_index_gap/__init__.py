@@ -16,8 +16,10 @@ if TYPE_CHECKING:
     from llama_index_gap.gap.align import CenterAligner, LinearAligner, OffsetAligner, load_aligner
     from llama_index_gap.gap.calibrate import RelevanceCalibrator
     from llama_index_gap.images.opening import ImageError, open_image
+    from llama_index_gap.index.copying import CopyReport
     from llama_index_gap.index.dual_index import DualIndex
     from llama_index_gap.index.queries import LearntQueries
+    from llama_index_gap.index.reembedding import ReembedReport
     from llama_index_gap.index.writing import IndexReport
     from llama_index_gap.models import ModelError, PairScorer
     from llama_index_gap.nodes import ScoredNode
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 __version__ = version("llama-index-gap")
 __all__ = [
     "CenterAligner",
+    "CopyReport",
     "Corpus",
     "CorpusError",
     "DualEncoderEmbedding",
@@ -49,6 +52,7 @@ __all__ = [
     "MultiModalSearchTool",
     "OffsetAligner",
     "PairScorer",
+    "ReembedReport",
     "RelevanceCalibrator",
     "ScoredNode",
     "SearchResult",
@@ -70,8 +74,10 @@ _HOMES = {
     "gap.align": ("CenterAligner", "LinearAligner", "OffsetAligner", "load_aligner"),
     "gap.calibrate": ("RelevanceCalibrator",),
     "images.opening": ("ImageError", "open_image"),
+    "index.copying": ("CopyReport",),
     "index.dual_index": ("DualIndex",),
     "index.queries": ("LearntQueries",),
+    "index.reembedding": ("ReembedReport",),
     "index.writing": ("IndexReport",),
     "models": ("ModelError", "PairScorer"),
     "nodes": ("ScoredNode",),

@@ -13,12 +13,14 @@ from pydantic import ValidationError
 import llama_index_gap
 from llama_index_gap.cli import (
     check,
+    copy,
     corpora,
     evaluate,
     info,
     learn,
     measure,
     models,
+    reembed,
     search,
     serve,
 )
@@ -114,7 +116,7 @@ def _options(
 
 _COMMANDS: tuple[Callable[..., None], ...] = (
     *(corpora.read, corpora.index, sync, search.search, learn.learn, measure.measure),
-    *(info.info, info.delete),
+    *(info.info, info.delete, copy.copy, reembed.reembed, copy.drop),
     *(evaluate.evaluate, evaluate.demo, serve.mcp, models.models, check.check),
 )
 for _command in _COMMANDS:

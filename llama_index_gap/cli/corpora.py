@@ -83,9 +83,7 @@ def index(
     pages: Pages = False,
     max_pixels: MaxPixels = None,
     drafts: Drafts = False,
-    device: Annotated[
-        str | None, typer.Option(help="Where models run.", show_default="a GPU if there is one")
-    ] = None,
+    device: options.Device = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Drop the index first.")] = False,
     chunk_size: Annotated[
         int | None,
@@ -129,7 +127,8 @@ def index(
         ) as filled:
             report = filled.refresh_ref_docs(corpus, source=source, show_progress=shown)
     terminal.stdout.print(visible(f"Read {corpus.summary()}"), markup=False)
-    terminal.stdout.print(visible(f"Indexed in {took(started)}: {report.summary()}"), markup=False)
+    took = terminal.duration(time.monotonic() - started)
+    terminal.stdout.print(visible(f"Indexed in {took}: {report.summary()}"), markup=False)
     if report.vanished:
         documents = f"{report.vanished:,} document{'s are' if report.vanished > 1 else ' is'}"
         terminal.stdout.print(

@@ -9,39 +9,79 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-import llama_index_gap
 from llama_index_gap.cli import model_options, options, terminal
-from llama_index_gap.modality import MODALITIES, PLURAL, CollectionName
+from llama_index_gap.modality import PLURAL, CollectionName
 from llama_index_gap.text import visible
 
 if TYPE_CHECKING:
-    from llama_index_gap.store.milvus import MilvusStore
+    from llama_index_gap.index.catalog import IndexFacts
 
 COLLECTIONS: tuple[CollectionName, ...] = get_args(CollectionName)
+_SHOWN, _FOLDERS = 20, 5
+_STATES = {
+    "opened": "opened",
+    "gone": "no longer there: name its new place with --image-root",
+    "not opened here": "not opened: not indexed into this database here; --image-root opens it",
+}
 
 
 def info(
-    db: options.Database = "gap.db", name: options.Name = "gap", as_json: options.AsJson = False
+    db: options.Database = "gap.db",
+    name: Annotated[
+        str | None, typer.Option(help="Show this index.", show_default="list all of them")
+    ] = None,
+    documents: Annotated[
+        bool, typer.Option("--documents", help="List the documents of the index.")
+    ] = False,
+    as_json: options.AsJson = False,
+    all_documents: Annotated[
+        bool, typer.Option("--all", help=f"List all documents, not only the first {_SHOWN}.")
+    ] = False,
 ) -> None:
-    """Show what an index holds, and which models made it. Loads no model."""
+    """List the indexes of a database, show one, or list its documents. Loads no model."""
+    from llama_index_gap.index import catalog
+
+    options.check_is_there(db)
+    if documents:
+        _show_documents(db, name, as_json=as_json, shown=None if all_documents else _SHOWN)
+    elif name is None:
+        listed = catalog.list_indexes(db, options.token(), options.timeout())
+        if as_json:
+            terminal.print_json({"database": db, "indexes": [_as_dict(each) for each in listed]})
+        else:
+            _list(db, listed)
+    else:
+        facts = catalog.index_facts(options.address(db, name, options.token()))
+        if as_json:
+            terminal.print_json(_as_dict(facts))
+        else:
+            _show(facts)
+
+
+def _show(facts: IndexFacts) -> None:
     from llama_index_gap.index.query_sample import QuerySample
 
-    facts = _facts(db, name)
-    if as_json:
-        terminal.print_json(facts)
-        return
-    rows = [("database", facts["database"])]
-    for role, held in facts["collections"].items():
+    told = _as_dict(facts)
+    rows = [("database", told["database"])]
+    rows += [("unfinished", begun) for begun in facts.unfinished]
+    for role, held in facts.collections.items():
         about = f"{held['rows']:,} rows of {held['dimension']} numbers in {held['name']}"
         rows.append((PLURAL[role], about))
-    for role, model in facts["models"].items():
-        for_both = role == "text" and "image" not in facts["models"]
+    for role, model in told["models"].items():
+        for_both = role == "text" and "image" not in told["models"]
         title = "model" if for_both else f"model of {PLURAL[role]}"
         rows.append((title, f"{model['name']} (licence: {model['licence'] or 'not stated'})"))
-    learnt = facts["queries_learnt"]
+    learnt = facts.queries_learnt
     hint = "" if any(learnt.values()) else " (see 'llama-gap learn')"
     rows.append(("learnt from", f"{QuerySample(learnt['text'], learnt['image'])}{hint}"))
-    rows.append(("images in", facts["images"]))
+    if facts.bytes_on_disk is not None:
+        rows.append(("on disk", _size(facts.bytes_on_disk)))
+    if facts.images_kept:
+        rows.append(("images in", f"{facts.address.storage} ({facts.images_kept:,} kept here)"))
+    for folder, state in list(facts.image_folders.items())[:_FOLDERS]:
+        rows.append(("images in", f"{folder} ({_STATES[state]})"))
+    if len(facts.image_folders) > _FOLDERS:
+        rows.append(("", f"and {len(facts.image_folders) - _FOLDERS:,} more folders (--json)"))
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_column(style="bold")
     table.add_column(overflow="fold")
@@ -50,61 +90,98 @@ def info(
     terminal.stdout.print(table)
 
 
-def _facts(db: str, name: str) -> dict[str, Any]:
-    from llama_index_gap.index.image_storage import default_storage
-    from llama_index_gap.index.models import stored_identities
-    from llama_index_gap.index.query_sample import LEARN_AGAIN, companion, kept_queries
+def _list(db: str, listed: list[IndexFacts]) -> None:
+    if not listed:
+        terminal.stdout.print(visible(f"{db} holds no index"), markup=False)
+        return
+    table = Table(box=None, padding=(0, 1), pad_edge=False)
+    table.add_column("index", overflow="fold")
+    for title in ("texts", "images", "kept", "on disk"):
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("model", overflow="fold")
+    for each in listed:
+        rows = {part: f"{held['rows']:,}" for part, held in each.collections.items()}
+        models = [model["name"] for model in _as_dict(each)["models"].values()]
+        cells = [
+            each.address.name + (" *" if each.unfinished or each.damage else ""),
+            rows.get("text", "–"),
+            rows.get("image", "–"),
+            f"{each.images_kept:,}",
+            "–" if each.bytes_on_disk is None else _size(each.bytes_on_disk),
+            ", ".join(dict.fromkeys(models)),
+        ]
+        table.add_row(*(Text(visible(cell), overflow="fold") for cell in cells))
+    terminal.stdout.print(table)
+    for each in listed:
+        for why in each.unfinished:
+            line = f"* {each.address.name} is unfinished: {why}"
+            terminal.stdout.print(visible(line), markup=False)
+        if each.damage:
+            line = f"* {each.address.name} is damaged: {each.damage}"
+            terminal.stdout.print(visible(line), markup=False)
 
-    def opened(collection: str) -> MilvusStore:
-        return llama_index_gap.MilvusStore(
-            uri=db,
-            collection_name=f"{name}_{collection}",
-            token=options.token(),
-            timeout=options.timeout(),
-        )
 
-    options.check_is_there(db)
-    held: dict[str, Any] = {}
-    companions: list[CollectionName] = []
-    stored: dict[str, Any] = {}
-    for role in COLLECTIONS:
-        if role == "image_query" and role not in stored:
-            continue
-        with opened(role) as store:
-            stored = stored_identities(store.properties(), f"{db}: {name}")
-            if store.has_collection(f"{name}_{companion(role)}"):
-                companions.append(role)
-            held[role] = {
-                "name": store.collection_name,
-                "rows": store.count(),
-                "dimension": store.dim,
-            }
-    learnt = dict.fromkeys(MODALITIES, 0)
-    for role in companions:
-        with opened(companion(role)) as store:
-            try:
-                kept = kept_queries(store)
-            except llama_index_gap.StoreError as error:
-                raise llama_index_gap.StoreError(
-                    f"{db}: {store.collection_name} is damaged ({error}); {LEARN_AGAIN}"
-                ) from error
-        for modality in MODALITIES:
-            if modality in kept:
-                learnt[modality] = max(learnt[modality], len(kept[modality][0]))
+def _show_documents(db: str, name: str | None, *, as_json: bool, shown: int | None) -> None:
+    from llama_index_gap.index import catalog
+
+    if name is None:
+        names = [
+            each.address.name
+            for each in catalog.list_indexes(db, options.token(), options.timeout())
+        ]
+        if len(names) != 1:
+            raise typer.BadParameter(
+                f"{db} holds {', '.join(names) or 'no index'}; name one", param_hint="--name"
+            )
+        name = names[0]
+    found = catalog.documents_of(options.address(db, name, options.token()))
+    listed = found[:shown]
+    if as_json:
+        documents = [vars(each) for each in listed]
+        facts = {"database": db, "name": name, "total": len(found), "documents": documents}
+        terminal.print_json(facts)
+        return
+    table = Table(box=None, padding=(0, 1), pad_edge=False)
+    table.add_column("document", overflow="fold")
+    table.add_column("title", overflow="fold")
+    for title in ("passages", "images"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for each in listed:
+        cells = (each.key, each.title, f"{each.passages:,}", f"{each.images:,}")
+        table.add_row(*(Text(visible(cell), overflow="fold") for cell in cells))
+    terminal.stdout.print(table)
+    if len(listed) < len(found):
+        rest = len(found) - len(listed)
+        terminal.stdout.print(f"… and {rest:,} more: --all lists them")
+
+
+def _as_dict(facts: IndexFacts) -> dict[str, Any]:
     models = {}
     for role in COLLECTIONS:
-        if identity := stored.get(role):
+        if identity := facts.models.get(role):
             model = str(identity["model_name"])
             models[role] = {"name": model, "licence": licence(model), "settings": identity}
-    storage = default_storage(db, name)
+    storage = facts.address.storage
     return {
-        "database": db,
-        "name": name,
-        "collections": held,
+        "database": facts.address.uri,
+        "name": facts.address.name,
+        "collections": facts.collections,
         "models": models,
-        "queries_learnt": learnt,
-        "images": str(storage) if storage.is_dir() else "their own files",
+        "queries_learnt": facts.queries_learnt,
+        "images": str(storage) if facts.images_kept else "their own files",
+        "images_kept": facts.images_kept,
+        "image_folders": facts.image_folders,
+        "bytes_on_disk": facts.bytes_on_disk,
+        "unfinished": facts.unfinished,
+        "damage": facts.damage or None,
     }
+
+
+def _size(count: int) -> str:
+    for unit, size in (("GB", 1e9), ("MB", 1e6)):
+        if count >= size:
+            return f"{count / size:,.1f} {unit}"
+    return f"{count / 1e3:,.0f} kB"
 
 
 def licence(model: str) -> str | None:

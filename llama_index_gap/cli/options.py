@@ -17,6 +17,7 @@ from llama_index_gap.store.addresses import TIMEOUT_SECONDS, is_server
 
 if TYPE_CHECKING:
     from llama_index_gap.index.dual_index import DualIndex
+    from llama_index_gap.index.versions import IndexAddress
 
 
 def token() -> str | None:
@@ -37,7 +38,7 @@ def timeout() -> float:
         ) from error
 
 
-def _database(uri: str | None) -> str | None:
+def checked_database(uri: str | None) -> str | None:
     """Check a database's name; a shell may complete the name of a file."""
     if uri is None:
         return None
@@ -56,7 +57,7 @@ def database_option(show_default: bool | str = True) -> Any:
     return typer.Option(
         "--db",
         metavar="FILE|URL",
-        callback=_database,
+        callback=checked_database,
         help="A Milvus Lite file, or the URL of a server (its token in MILVUS_TOKEN).",
         show_default=show_default,
     )
@@ -84,8 +85,25 @@ ImageRoots = Annotated[
         show_default="the folders that were indexed here",
     ),
 ]
+Device = Annotated[
+    str | None, typer.Option(help="Where models run.", show_default="a GPU if there is one")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 Page = Annotated[Path | None, typer.Option(callback=_page, help="Write the result as a page, too.")]
+
+
+def address(database: str, name: str, token: str | None) -> IndexAddress:
+    """Where an index is, with its images in their default place.
+
+    Args:
+        database: a file or a server.
+        name: of the index.
+        token: for a server.
+    """
+    from llama_index_gap.index.image_storage import storage_folder
+    from llama_index_gap.index.versions import IndexAddress
+
+    return IndexAddress(database, name, token, storage_folder(database, name, None), timeout())
 
 
 def check_is_there(database: str) -> None:

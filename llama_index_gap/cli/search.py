@@ -15,7 +15,7 @@ from rich.text import Text
 
 from llama_index_gap.cli import model_options, options
 from llama_index_gap.cli.scores import by_intent, by_place, format_fused, format_score
-from llama_index_gap.cli.terminal import print_json, stdout, write_page
+from llama_index_gap.cli.terminal import print_json, say, stdout, write_page
 from llama_index_gap.modality import MODALITIES
 from llama_index_gap.text import excerpt, is_blank, visible
 
@@ -75,10 +75,29 @@ def search(
         _print_explanation(result)
     else:
         _print_documents(result)
+    _warn_of_images(result)
     if html is not None:
         from llama_index_gap.cli.pages.search_page import render_page
 
         write_page(html, render_page(result))
+
+
+def _warn_of_images(result: SearchResult) -> None:
+    """Say which images that were found cannot be opened, and what may open them."""
+    from llama_index_gap.images.opening import ImageError, check_image
+
+    reasons = []
+    for node in (node for document in result for node in document.images):
+        if getattr(node, "image_path", None):
+            try:
+                check_image(node)
+            except ImageError as error:
+                reasons.append(str(error))
+    if reasons:
+        known = "--image-root" in reasons[0]
+        way_out = "" if known else "; if their folder was moved, name its new place: --image-root"
+        images = "an image that was found" if len(reasons) == 1 else f"{len(reasons)} images found"
+        say("warning", f"{images} cannot be opened: {reasons[0]}{way_out}")
 
 
 def _print_documents(result: SearchResult) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from collections.abc import Iterable
@@ -12,6 +13,16 @@ import platformdirs
 
 KEPT_IMAGE = re.compile(r"[0-9a-f]{64}\.[a-z0-9]{1,10}")
 """The name of an image that is kept by its content: its SHA-256, and the format."""
+_LEVELS = 5  # stored by whomever: a path may have thousands
+
+
+def count_kept(folder: Path) -> int:
+    """How many images lie in a storage, which need not be there."""
+    if not folder.is_dir():
+        return 0
+    with os.scandir(folder) as entries:
+        return sum(KEPT_IMAGE.fullmatch(entry.name) is not None for entry in entries)
+
 
 _KEPT_DAYS = 30
 
@@ -98,7 +109,10 @@ class ImageFolders:
         if place.is_absolute() and any(place.is_relative_to(each) for each in self.allowed):
             return path
         below = [place] if not place.is_absolute() else []
-        below += [place.relative_to(each) for each in self.known if place.is_relative_to(each)]
+        inside = [each for each in self.known if place.is_relative_to(each)]
+        below += [place.relative_to(each) for each in inside]
+        # Only the images' own folder may be known, and one above it be named.
+        below += [place.relative_to(up) for each in inside for up in list(each.parents)[:_LEVELS]]
         moved = [folder / each for each in below for folder in self.allowed]
         if self.storage is not None and KEPT_IMAGE.fullmatch(place.name):
             moved.append(self.storage / place.name)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
@@ -23,8 +22,14 @@ from llama_index_gap.index.backgrounds import Backgrounds
 from llama_index_gap.index.comparing import Origin
 from llama_index_gap.index.fitting import fit_nodes, parts_of
 from llama_index_gap.index.image_storage import ImageStorage, storage_folder
-from llama_index_gap.index.indexed_images import ImageRoot, IndexedImages, named_folders
+from llama_index_gap.index.indexed_images import (
+    ImageRoot,
+    IndexedImages,
+    kept_images,
+    named_folders,
+)
 from llama_index_gap.index.models import (
+    CALIBRATOR_PROPERTY,
     MODELS_PROPERTY,
     Identities,
     asked_dimension,
@@ -37,8 +42,15 @@ from llama_index_gap.index.models import (
     known_dimension,
     stored_identities,
 )
+from llama_index_gap.index.moving import MovingIndex
 from llama_index_gap.index.query_sample import SampleKeeper
 from llama_index_gap.index.syncing import Plan, SyncedIndex, SyncReport, SyncSettings
+from llama_index_gap.index.versions import (
+    IndexAddress,
+    OpenVersion,
+    check_name,
+    collection_name,
+)
 from llama_index_gap.index.writing import IndexReport, Writing, as_nodes
 from llama_index_gap.modality import CollectionName
 from llama_index_gap.readers.corpus import Corpus
@@ -51,14 +63,10 @@ from llama_index_gap.threads import asynchronous
 
 logger = logging.getLogger(__name__)
 
-CALIBRATOR_PROPERTY = "calibrator"
-"""Property of the text collection with what ``save_calibrator`` was given."""
-
-
 _COLLECTIONS: tuple[CollectionName, ...] = ("text", "image")
 
 
-class DualIndex(SyncedIndex):
+class DualIndex(SyncedIndex, MovingIndex):
     """Texts and images of documents, each in a Milvus collection of its own.
 
     The text collection holds every node that has a text (an image's caption counts), the image
@@ -118,10 +126,7 @@ class DualIndex(SyncedIndex):
         local_files_only: bool = False,
         overwrite: bool = False,
     ) -> None:
-        if not re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII):
-            raise InvalidValueError(
-                f"name={name!r}: Milvus takes letters, digits and _, and no digit first"
-            )
+        check_name(name)
         if embed_model is None and image_embed_model is not None:
             raise InvalidValueError("image_embed_model without embed_model: pass both, or neither")
 
@@ -132,12 +137,25 @@ class DualIndex(SyncedIndex):
         )
         storage = storage_folder(uri, name, storage_dir)
         self._stores: dict[CollectionName, MilvusStore] = {}
+        if embed_model is None:
+            _check_is_there(uri)
+        self.address = IndexAddress(uri, name, token, storage, timeout)
+        self._opened_with = {
+            "token": token,
+            "storage_dir": storage_dir,
+            "image_root": image_root,
+            "search_config": search_config,
+            "timeout": timeout,
+            "local_files_only": local_files_only,
+        }
+        versions = OpenVersion(self.address, overwrite=overwrite)
+        self.version = versions.number
 
         def collection(each: str, dim: int | None, **settings: Any) -> MilvusStore:
             """Open one; without its dimension, one that is there."""
             return MilvusStore(
                 uri=uri,
-                collection_name=f"{name}_{each}",
+                collection_name=self.collection_name(each),
                 dim=dim,
                 token=token,
                 search_config=search_config,
@@ -147,7 +165,6 @@ class DualIndex(SyncedIndex):
 
         try:
             if embed_model is None:
-                _check_is_there(uri)
                 kept = None if overwrite else index_config
                 self._stores["text"] = existing = collection("text", None, index_config=kept)
                 embed_model, image_embed_model = self._built_models(existing.initial_properties)
@@ -169,17 +186,7 @@ class DualIndex(SyncedIndex):
                 "image": None if both else identity_of(self.image_embed_model),
             }
             settings: dict[str, Any] = {"index_config": index_config, "overwrite": overwrite}
-            for each in _COLLECTIONS:
-                model = self._model(each)
-                if each in self._stores:
-                    self._stores[each].check_dim(known_dimension(model))
-                    continue
-                try:
-                    self._stores[each] = _opened(partial(collection, each), model, **settings)
-                except InvalidValueError:
-                    if not overwrite:  # if another model is the cause, say so
-                        self._blame_models(partial(collection, each, None), identities)
-                    raise
+            self._open_collections(collection, identities, settings)
             self._open_image_queries(
                 image_query_embed_model, collection, identities, index_config, overwrite
             )
@@ -190,14 +197,17 @@ class DualIndex(SyncedIndex):
                 self._images.clear(all_owners=True)
             models = {each: self._model(each) for each in self._stores}
             self._queries = SampleKeeper(
-                *(name, self._of, self._stores, models),
+                *(self.collection_name, self._of, self._stores, models),
                 identities=identities,
                 opens=collection,
                 overwrite=overwrite,
             )
+            versions.drop_overwritten()
         except BaseException:
             self.close()
             raise
+        finally:
+            versions.close()
         self.report = IndexReport()
         self._backgrounds = Backgrounds(self._stores, models, self._queries)
 
@@ -485,6 +495,32 @@ class DualIndex(SyncedIndex):
     def _of(self) -> str:
         return f"{self.uri}: {self.name}"
 
+    def image_folders(self) -> list[Path]:
+        """The folders that images of the index are opened in, as far as they are there."""
+        return [folder for folder in self._indexed.folders.allowed if folder.is_dir()]
+
+    def reopen(
+        self,
+        embed_model: BaseEmbedding,
+        image_embed_model: BaseEmbedding | None,
+        image_query_embed_model: BaseEmbedding | None,
+    ) -> None:
+        """Open the newest version of the index in place of the one that is open.
+
+        Args:
+            embed_model: as for the class, like the others.
+            image_embed_model: embeds images.
+            image_query_embed_model: embeds images for image queries.
+        """
+        before = self._stores
+        self.__init__(  # type: ignore[misc]
+            *(self.uri, self.name, embed_model, image_embed_model),
+            image_query_embed_model=image_query_embed_model or self.image_query_embed_model,
+            **self._opened_with,
+        )
+        for store in before.values():
+            store.close()
+
     def close(self) -> None:
         """Let go of the database."""
         with ExitStack() as stores:
@@ -511,6 +547,10 @@ class DualIndex(SyncedIndex):
 
     # --- collections and their models ------------------------------------------------------------
 
+    def collection_name(self, part: str) -> str:
+        """What a collection of the index is called, in this version of it."""
+        return collection_name(self.name, part, self.version)
+
     def _model(self, name: CollectionName) -> BaseEmbedding:
         if name == "image_query" and self.image_query_embed_model is not None:
             return self.image_query_embed_model
@@ -525,12 +565,8 @@ class DualIndex(SyncedIndex):
 
     def _stored_images(self, node_ids: Sequence[str]) -> dict[str, set[str]]:
         """The names of the images in the storage that stored nodes use, by node id."""
-        names: dict[str, set[str]] = {}
-        for each in _COLLECTIONS:
-            for node_id, path in self._stores[each].image_paths(node_ids).items():
-                if Path(path).parent == self._images.folder:
-                    names.setdefault(node_id, set()).add(Path(path).name)
-        return names
+        stores = [self._stores[each] for each in _COLLECTIONS]
+        return kept_images(stores, self._indexed.folders, node_ids)
 
     def _ids_of(self, ref_doc_ids: Sequence[str]) -> set[str]:
         return {
@@ -553,6 +589,25 @@ class DualIndex(SyncedIndex):
             self._build(stored["text"], self._of, "embed_model"),
             self._build(image, self._of, "image_embed_model") if image else None,
         )
+
+    def _open_collections(
+        self,
+        collection: Callable[..., MilvusStore],
+        identities: Identities,
+        settings: dict[str, Any],
+    ) -> None:
+        """Open those that each index has; if another model is why one cannot be, say so."""
+        for each in _COLLECTIONS:
+            model = self._model(each)
+            if each in self._stores:
+                self._stores[each].check_dim(known_dimension(model))
+                continue
+            try:
+                self._stores[each] = _opened(partial(collection, each), model, **settings)
+            except InvalidValueError:
+                if not settings["overwrite"]:
+                    self._blame_models(partial(collection, each, None), identities)
+                raise
 
     def _open_image_queries(
         self,

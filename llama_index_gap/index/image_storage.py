@@ -17,11 +17,13 @@ import platformdirs
 from llama_index.core.schema import ImageNode, TextNode
 
 from llama_index_gap.errors import InvalidValueError
+from llama_index_gap.files import FileError, open_file
 from llama_index_gap.images.folders import KEPT_IMAGE, is_made
 from llama_index_gap.images.opening import (
     ImageError,
     check_image,
     describe,
+    image_digest,
     image_format,
     read_image,
 )
@@ -198,6 +200,38 @@ class ImageStorage:
         name = f"{hashlib.sha256(data).hexdigest()}.{image_format(data).lower()}"
         return self.folder / name, data
 
+    def adopt(self, node_id: str, image: Path) -> bool:
+        """Keep a copy of an image that another index keeps, for a node; only while ``inserting``.
+
+        Args:
+            node_id: of the node, which is about to be stored.
+            image: the file in the other index's storage, named by its content.
+
+        Returns:
+            Whether a file was written; it may have been there.
+
+        Raises:
+            ImageError: it is not what its name says, or something else lies in its new place.
+        """
+        path = self.folder / image.name
+        with self._one_at_a_time():
+            key = self._key(node_id)
+            there = path.is_file() and not path.is_symlink()
+            if not self._is_ours(path.name) and (
+                os.path.lexists(path) or os.path.lexists(self._users(path.name))
+            ):
+                if there and path.stem == image_digest(path):
+                    return False  # the user's own file, which is used and never deleted
+                raise ImageError(
+                    str(image), f"{path} is in the way and was not written here; move it away"
+                )
+            known = _pending(self.folder / "pending" / key) or ["", str(self._image_of(key))]
+            if path.name not in known[1:]:
+                self._note_pending(node_id, path.name)
+            if not there:
+                _copy(image, path, self._users(path.name))
+            return not there
+
     def tidy(self) -> None:
         """Let go of pending images that no row uses, unless an insert is running somewhere."""
         if not self._has_records() or not _files(self.folder / "pending"):
@@ -360,6 +394,24 @@ def _write(path: Path, data: bytes, partial_in: Path) -> None:
     with os.fdopen(descriptor, "wb") as file:
         file.write(data)
     Path(partial).replace(path)
+
+
+def _copy(image: Path, path: Path, partial_in: Path) -> None:
+    """Copy an image that is named by its content, whole or not at all."""
+    descriptor, partial = tempfile.mkstemp(".partial", ".gap-", partial_in)
+    digest = hashlib.sha256()
+    try:
+        with os.fdopen(descriptor, "wb") as file, open_file(image, image.parent) as source:
+            while block := source.read(2**20):
+                digest.update(block)
+                file.write(block)
+        if digest.hexdigest() != image.stem:
+            raise ImageError(str(image), "is not the image that its name says; insert it again")
+        Path(partial).replace(path)
+    except FileError as error:
+        raise ImageError(str(image), str(error)) from error
+    finally:
+        Path(partial).unlink(missing_ok=True)
 
 
 @contextmanager

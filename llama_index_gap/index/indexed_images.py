@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import secrets
+import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TypeAlias
@@ -84,8 +85,21 @@ class IndexedImages:
             if len(value) > _MOST_CHARACTERS:  # very long paths: a moved corpus is not found again
                 value = json.dumps({"id": self.id, "folders": []})
             self._store.set_properties({IMAGES_PROPERTY: value})
-        noted = self._noted()
         self.folders.known = stored
+        new = self.remember(folders)
+        if self.named is None:
+            self.folders.allow(new)
+
+    def remember(self, folders: Sequence[Path]) -> list[Path]:
+        """Note on this machine that the user wants images below these folders to be opened.
+
+        Args:
+            folders: links followed.
+
+        Returns:
+            Those that were not noted before.
+        """
+        noted = self._noted()
         new = [each for each in _outermost([*noted, *folders]) if each not in noted]
         try:
             for folder in new:
@@ -100,8 +114,12 @@ class IndexedImages:
                 self._record,
                 error,
             )
-        if self.named is None:
-            self.folders.allow(new)
+        return new
+
+    def forget(self) -> None:
+        """Delete what was noted of this index on this machine."""
+        if self.id is not None:
+            shutil.rmtree(self._record, ignore_errors=True)
 
     @property
     def _record(self) -> Path:
@@ -132,6 +150,27 @@ class IndexedImages:
                 "pass another name, or overwrite=True to start anew"
             ) from error
         return own_id, list(dict.fromkeys(folders))[:MOST_FOLDERS]
+
+
+def kept_images(
+    stores: Iterable[MilvusStore], folders: ImageFolders, node_ids: Sequence[str]
+) -> dict[str, set[str]]:
+    """The names of the images in an index's storage that stored nodes use, by node id.
+
+    A storage that was moved holds them, too, though rows name its old place.
+
+    Args:
+        stores: the collections of texts and of images.
+        folders: of the index, with its storage.
+        node_ids: of the nodes; unknown ones are passed over.
+    """
+    names: dict[str, set[str]] = {}
+    for store in stores:
+        for node_id, path in store.image_paths(node_ids).items():
+            found = Path(folders.find(path))
+            if folders.keep(found):
+                names.setdefault(node_id, set()).add(found.name)
+    return names
 
 
 def named_folders(image_root: ImageRoot) -> list[Path]:

@@ -17,6 +17,8 @@ from llama_index_gap.store.connection import StoreError
 
 MODELS_PROPERTY = "models"
 """Property of all collections that says which models made them."""
+CALIBRATOR_PROPERTY = "calibrator"
+"""Property of the text collection with what ``save_calibrator`` was given."""
 Identities: TypeAlias = dict[str, Any]
 """For ``text``, ``image`` and, where there is one, ``image_query`` what identifies the model."""
 # What decides where in its space a DualEncoderEmbedding puts something; device and such do not.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeAlias, get_args
 
@@ -92,7 +92,7 @@ class SampleKeeper:
     kept.
 
     Args:
-        name: of the index.
+        named: what a collection of the index is called.
         of: the index, for messages.
         stores: the collections of the index.
         models: the model of each.
@@ -103,7 +103,7 @@ class SampleKeeper:
 
     def __init__(
         self,
-        name: str,
+        named: Callable[[str], str],
         of: str,
         stores: Mapping[CollectionName, MilvusStore],
         models: Mapping[CollectionName, BaseEmbedding],
@@ -112,7 +112,7 @@ class SampleKeeper:
         opens: OpenCollection,
         overwrite: bool,
     ) -> None:
-        self._name, self._of, self._opens = name, of, opens
+        self._named, self._of, self._opens = named, of, opens
         self._beside, self._models = stores["text"], models
         self._dims = {each: int(store.dim or 0) for each, store in stores.items()}
         known: Identities = {each: identities.get(each) or identities["text"] for each in stores}
@@ -255,14 +255,14 @@ class SampleKeeper:
     def drop(self) -> None:
         """Delete all that is kept, by whichever model."""
         for slot in get_args(CollectionName):
-            self._beside.drop_collection(f"{self._name}_{companion(slot)}")
+            self._beside.drop_collection(self._named(companion(slot)))
         self.forget()
 
     # --- reading and writing ---------------------------------------------------------------------
 
     def _kept(self, slot: CollectionName) -> dict[_Kind, tuple[VectorArray, int]]:
         if slot not in self._read:
-            name = f"{self._name}_{companion(slot)}"
+            name = self._named(companion(slot))
             try:
                 there = self._beside.has_collection(name)
             except StoreError as error:  # such as a reader that may see the index and no more
@@ -294,14 +294,14 @@ class SampleKeeper:
                 return kept_queries(store)
         except (StoreError, InvalidValueError) as error:
             raise StoreError(
-                f"{self._of}: the queries that it has learnt, {self._name}_{companion(slot)}, "
+                f"{self._of}: the queries that it has learnt, {self._named(companion(slot))}, "
                 f"cannot be used ({error}); {LEARN_AGAIN}"
             ) from error
 
     def _write(
         self, slot: CollectionName, kind: _Kind, rows: VectorArray, texts: int | None = None
     ) -> None:
-        name = f"{self._name}_{companion(slot)}"
+        name = self._named(companion(slot))
         self.forget()
         try:
             self._kept(slot)

@@ -29,7 +29,7 @@ from llama_index_gap.store.filters import (
     literal_list,
 )
 from llama_index_gap.store.lite_files import lost_files
-from llama_index_gap.store.rows import VECTOR_FIELD, check_bytes
+from llama_index_gap.store.rows import VECTOR_FIELD, check_bytes, most_row_bytes
 from llama_index_gap.threads import stop_if_given_up, to_its_end
 
 logger = logging.getLogger(__name__)
@@ -43,17 +43,23 @@ MESSAGE_BYTES = 16 * 2**20
 """A message holds 64 MB; a row of the largest kind is about 0.4 MB."""
 IDS_PER_MESSAGE = 5_000
 STRONG: dict[str, Any] = {"consistency_level": "Strong"}
+# How pymilvus' own iterator asks for rows in the order of their ids. It is not used: it writes an
+# id into its filter unquoted.
+_IN_ORDER: dict[str, Any] = {"iterator": "True", "reduce_stop_for_best": "True"}
+_ROWS_WITHOUT_VECTORS = 400
 
 _LITE_INDEXES = ("AUTOINDEX", "FLAT", "HNSW", "HNSW_SQ", "IVF_FLAT", "IVF_SQ8")
 _SERVER_INDEXES = (
     *(*_LITE_INDEXES, "DISKANN", "HNSW_PQ", "HNSW_PRQ", "IVF_PQ", "IVF_RABITQ", "SCANN"),
 )
+_INDEX_SETTINGS = ("M", "efConstruction", "nlist", "m", "nbits")
 _PROPERTY_PREFIX = "gap."
 _MOST_DIMENSIONS = 32_768
 # A server keeps properties in etcd, whose messages hold 1.5 MB: it takes a property of 1 MB, and
 # can then neither alter nor drop the collection.
 _MOST_PROPERTY_BYTES = 131_072
 _NOT_LOADED = 101
+_NO_COLLECTION = 100
 _WRITING = ("insert", "upsert", "delete", "create_collection", "drop_collection")
 
 
@@ -107,6 +113,7 @@ class Collection:
         metric: how vectors are compared.
         index_config: of a new collection; None takes the default, and whatever is there.
         overwrite: drop an existing collection first.
+        properties: of a new collection, which has them from the start.
 
     Attributes:
         dim: length of the vectors.
@@ -124,8 +131,10 @@ class Collection:
         metric: str,
         index_config: Mapping[str, Any] | None,
         overwrite: bool,
+        properties: Mapping[str, str] | None = None,
     ) -> None:
         self.connection, self.name = connection, name
+        self._first_properties = dict(properties or {})
         self._metric, self._index_config = metric, dict(index_config or DEFAULT_INDEX)
         try:
             self._open(dim, (index_config or {}).get("index_type"), overwrite)
@@ -154,14 +163,14 @@ class Collection:
                     f"{self}: there is no such collection; check the name, or pass dim (to a "
                     "DualIndex: embed_model) to create it"
                 )
-            self._create(dim, {})
+            self._create(dim, self._first_properties)
         description = self.call("describe_collection")
         columns = self._checked_columns(description)
         self.dim = int(columns.pop(VECTOR_FIELD)["dim"])
         if dim is not None:
             self.check_dim(dim)
         self.max_lengths = {name: int(each["max_length"]) for name, each in columns.items()}
-        self.initial_properties = _own_properties(description)
+        self.initial_properties = own_properties(description)
         index = self.call("describe_index", index_name=VECTOR_FIELD)
         if index is None:
             self._create_index()
@@ -179,6 +188,7 @@ class Collection:
             )
 
     def _create(self, dim: int, properties: Mapping[str, str]) -> None:
+        _check_properties(properties)
         schema = self.connection.client.create_schema(auto_id=False, enable_dynamic_field=True)
         for name in (ID_FIELD, DOC_ID_FIELD, TEXT_FIELD):
             schema.add_field(
@@ -189,7 +199,7 @@ class Collection:
             "create_collection",
             schema=schema,
             consistency_level="Session",
-            properties={_PROPERTY_PREFIX + key: value for key, value in properties.items()},
+            properties=prefixed(properties),
         )
         self._create_index()
 
@@ -295,22 +305,25 @@ class Collection:
 
     def properties(self) -> dict[str, str]:
         """Read the properties."""
-        return _own_properties(self.call("describe_collection"))
+        return own_properties(self.call("describe_collection"))
 
     def set_properties(self, properties: Mapping[str, str]) -> None:
         """Write properties, as ``MilvusStore.set_properties`` has it."""
-        for key, value in properties.items():
-            if not (isinstance(key, str) and key and isinstance(value, str)):
-                raise InvalidValueError(
-                    f"property {key!r}={value!r}: names and values must be text"
-                )
-            check_bytes(value, _MOST_PROPERTY_BYTES, f"property {key!r}", "keep it in a file")
+        _check_properties(properties)
         if properties:
-            prefixed = {_PROPERTY_PREFIX + key: value for key, value in properties.items()}
             # Milvus 2.3.5 keeps on disk what was there before the last change: a server that is
             # killed forgets that one. So it is made twice.
             for _ in range(1 if self.connection.lite else 2):
-                self.call("alter_collection_properties", properties=prefixed)
+                self.call("alter_collection_properties", properties=prefixed(properties))
+
+    def index_config(self) -> dict[str, Any]:
+        """Kind and settings of its vector index, as far as the database says (Lite: the kind)."""
+        index = self.call("describe_index", index_name=VECTOR_FIELD) or {}
+        settings = {key: int(value) for key, value in index.items() if key in _INDEX_SETTINGS}
+        kind = self.index_type
+        usual = {"M": 16, "efConstruction": 200} if kind.startswith("HNSW") else {}
+        usual |= {"nlist": 128} if kind.startswith(("IVF", "SCANN")) else {}
+        return {"index_type": kind, **usual, **settings}
 
     def find_ids(self, expression: str) -> list[str]:
         """The ids of all rows that fit a filter, an empty one included."""
@@ -333,6 +346,35 @@ class Collection:
                 output_fields=fields,
                 **consistency,
             )
+            consistency = {"consistency_level": "Session"}
+
+    def pages(self, fields: list[str]) -> Iterator[list[dict[str, Any]]]:
+        """Read all rows in bounded batches, by their ids. Only the first read is a strong one.
+
+        Args:
+            fields: columns and keys to read; ``["*"]`` for all.
+
+        Raises:
+            StoreError: the database does not answer.
+        """
+        at_once = max(1, 3 * MESSAGE_BYTES // most_row_bytes(self.dim))
+        if VECTOR_FIELD not in fields and "*" not in fields:
+            at_once = _ROWS_WITHOUT_VECTORS
+        consistency, after = STRONG, ""
+        while True:
+            stop_if_given_up()
+            rows = self.call(
+                "query",
+                filter=f"{ID_FIELD} > {literal(after)}",
+                output_fields=fields,
+                limit=at_once,
+                **_IN_ORDER,
+                **consistency,
+            )
+            if not rows:
+                return
+            yield rows
+            after = rows[-1][ID_FIELD]
             consistency = {"consistency_level": "Session"}
 
     def call(
@@ -374,6 +416,8 @@ class Collection:
                         "filter 'text_match': this server searches text by its beginning only "
                         "(Milvus 2.4 and later search all of it)"
                     ) from error
+                if getattr(error, "code", None) == _NO_COLLECTION:
+                    reason += "; it was dropped, or embedded anew: open the index again"
                 if connection.lost:
                     reason += "; is the server running? timeout= says how long to wait for it"
                 raise StoreError(f"{self}: {method} failed: {reason}") from error
@@ -405,7 +449,28 @@ def batches(
         yield batch
 
 
-def _own_properties(description: Mapping[str, Any]) -> dict[str, str]:
+def _check_properties(properties: Mapping[str, str]) -> None:
+    for key, value in properties.items():
+        if not (isinstance(key, str) and key and isinstance(value, str)):
+            raise InvalidValueError(f"property {key!r}={value!r}: names and values must be text")
+        check_bytes(value, _MOST_PROPERTY_BYTES, f"property {key!r}", "keep it in a file")
+
+
+def prefixed(properties: Mapping[str, str]) -> dict[str, str]:
+    """Properties of ours by the names that Milvus has for them.
+
+    Args:
+        properties: as ``own_properties`` gives them.
+    """
+    return {_PROPERTY_PREFIX + key: value for key, value in properties.items()}
+
+
+def own_properties(description: Mapping[str, Any]) -> dict[str, str]:
+    """What of a collection's description ``set_properties`` wrote.
+
+    Args:
+        description: as Milvus gives it.
+    """
     return {
         key.removeprefix(_PROPERTY_PREFIX): str(value)
         for key, value in (description.get("properties") or {}).items()

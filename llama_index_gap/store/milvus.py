@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import time
@@ -61,6 +60,7 @@ from llama_index_gap.store.rows import (
     VECTOR_FIELD,
     StoredRow,
     fingerprint,
+    image_path_of,
     in_buckets,
     most_row_bytes,
     only_moved,
@@ -124,6 +124,7 @@ class MilvusStore(MilvusVectorStore):
             no harm twice (all but making and dropping a collection) is made once more.
         image_folders: folders that images of nodes must lie in wherever they are opened; anywhere
             by default, as with LlamaIndex' own store.
+        properties: of a new collection, which has them from the start; see ``set_properties``.
 
     Raises:
         ValueError: a setting is unknown or does not fit the existing collection, or there is none
@@ -150,6 +151,7 @@ class MilvusStore(MilvusVectorStore):
         batch_size: int = 1_000,
         timeout: float = TIMEOUT_SECONDS,
         image_folders: ImageFolders | None = None,
+        properties: Mapping[str, str] | None = None,
     ) -> None:
         uri, metric = str(uri), similarity_metric.upper()
         check_settings(
@@ -168,6 +170,7 @@ class MilvusStore(MilvusVectorStore):
             metric=metric,
             index_config=index_config,
             overwrite=overwrite,
+            properties=properties,
         )
         with ExitStack() as opened:
             opened.callback(collection.connection.close)  # unless all goes well
@@ -233,6 +236,11 @@ class MilvusStore(MilvusVectorStore):
         """Of pymilvus; another one after a server was lost."""
         return self._collection.connection.client
 
+    @property
+    def collection(self) -> Collection:
+        """The collection itself, for whoever reads or writes rows as they are stored."""
+        return self._collection
+
     def confine_images(self, folders: ImageFolders) -> None:
         """From now on open images of nodes below these folders only; copies keep to it, too."""
         self._settings["image_folders"] = folders
@@ -289,12 +297,23 @@ class MilvusStore(MilvusVectorStore):
             | {VECTOR_FIELD: self._to_vector(node.embedding, f"node {node.node_id[:100]!r}")}
             for node in nodes
         }
+        self.put_rows(rows.values())
+        return [node.node_id for node in nodes]
+
+    def put_rows(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Write rows as they are, each in place of one with its id.
+
+        Args:
+            rows: whole, as ``Collection.pages`` reads them, each with a vector.
+
+        Raises:
+            StoreError: the database refuses or does not answer; earlier batches are then written.
+        """
         # Lite's insert replaces a row, and its upsert keeps the row's old dynamic keys; a server's
         # upsert replaces, and its insert adds a second row.
         write = "insert" if self._collection.connection.lite else "upsert"
-        for batch in batches(rows.values(), self.batch_size, row_bytes):
+        for batch in batches(rows, self.batch_size, row_bytes):
             self._collection.call(write, data=batch)
-        return [node.node_id for node in nodes]
 
     def check(self, node: BaseNode) -> None:
         """Refuse a node that cannot be stored; its embedding, or that it has none, does not matter.
@@ -314,6 +333,18 @@ class MilvusStore(MilvusVectorStore):
     def _to_vector(self, embedding: Sequence[float] | None, name: str) -> VectorArray:
         collection, metric = self._collection, self.similarity_metric
         return to_vector(embedding, name, of=str(collection), dim=collection.dim, metric=metric)
+
+    def checked_vector(self, embedding: Sequence[float], node_id: str) -> VectorArray:
+        """An embedding as it is stored.
+
+        Args:
+            embedding: of a node.
+            node_id: of the node, for messages.
+
+        Raises:
+            ValueError: it does not fit the collection, or has no direction.
+        """
+        return self._to_vector(embedding, f"node {node_id[:100]!r}")
 
     def delete(self, ref_doc_id: str, **delete_kwargs: Any) -> None:
         """Delete the nodes of a document.
@@ -402,6 +433,16 @@ class MilvusStore(MilvusVectorStore):
             StoreError: the index is not there in time; it goes on being built.
         """
         self._collection.finish(flush, timeout)
+
+    def keep(self) -> None:
+        """End a build whose rows are nowhere else: they outlast a server that is killed, too.
+
+        A server (2.3.5) that is killed may lose rows that it took and had not flushed.
+
+        Raises:
+            StoreError: as ``finish``.
+        """
+        self.finish(flush=None if self._collection.connection.lite else True)
 
     # --- reading ---------------------------------------------------------------------------------
 
@@ -643,10 +684,8 @@ class MilvusStore(MilvusVectorStore):
         """
         paths: dict[str, str] = {}
         for row in self._collection.read(ids, ["_node_content"], _NODES_PER_READ):
-            with suppress(ValueError, TypeError, KeyError, RecursionError):
-                path = json.loads(row["_node_content"])["image_path"]
-                if isinstance(path, str):
-                    paths[row[ID_FIELD]] = path
+            if (path := image_path_of(row)) is not None:
+                paths[row[ID_FIELD]] = path
         return paths
 
     def existing_ids(self, ids: Iterable[str]) -> set[str]:

@@ -159,6 +159,55 @@ def only_moved(stored: str, asked: str) -> bool:
     return bool(path) and stored != asked and same == asked.partition("-")[0]
 
 
+def with_image_path(row: Mapping[str, Any], path: str) -> dict[str, Any]:
+    """A stored row as it would be if its node named another image file.
+
+    Args:
+        row: whole, of a node that names one.
+        path: of the file.
+    """
+    content = json.loads(row["_node_content"]) | {"image_path": path}
+    moved = {**row, "_node_content": json.dumps(content, ensure_ascii=False)}
+    known = row.get(FINGERPRINT_KEY)
+    if isinstance(known, str):
+        moved[FINGERPRINT_KEY] = f"{known.partition('-')[0]}-{text_digest(path)}"
+    return moved
+
+
+def image_path_of(row: Mapping[str, Any]) -> str | None:
+    """The file that a stored row names as its node's image; None if it names none, or no node.
+
+    Args:
+        row: read with ``_node_content``.
+    """
+    try:
+        path = json.loads(row["_node_content"])["image_path"]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
+    return path if isinstance(path, str) else None
+
+
+def why_not_storable(row: Mapping[str, Any], max_lengths: Mapping[str, int]) -> str | None:
+    """Say why a server would refuse a row of somebody else's; None if it would not.
+
+    Args:
+        row: whole, with its vector.
+        max_lengths: most bytes in each column of text.
+    """
+    columns = {*max_lengths, VECTOR_FIELD}
+    dynamic = {key: value for key, value in row.items() if key not in columns}
+    try:
+        for column, limit in max_lengths.items():
+            check_bytes(row[column], limit, f"its {column}", "shorten it")
+        written = json.dumps(dynamic, ensure_ascii=False, separators=(",", ":"))
+        check_bytes(written, MOST_METADATA_BYTES, "its metadata", "keep long texts out of it")
+    except (InvalidValueError, TypeError, RecursionError) as error:
+        return str(error)
+    if not np.isfinite(np.asarray(row[VECTOR_FIELD], dtype=np.float32)).all():
+        return "its vector holds NaN or infinity; insert its node again"
+    return None
+
+
 def _digest(content: Mapping[str, Any], text: str, image: str) -> str:
     kept = {key: content[key] for key in _FINGERPRINTED if key in content}
     written = [kept, text, image] if image else [kept, text]
@@ -273,8 +322,11 @@ def to_node(row: Mapping[str, Any], folders: ImageFolders | None = None) -> Base
 
 def row_bytes(row: Mapping[str, Any]) -> int:
     """An upper bound, roughly, of what a row with its vector takes in a message."""
-    vector: VectorArray = row[VECTOR_FIELD]
-    return vector.nbytes + 4 * (len(row[TEXT_FIELD]) + len(row[ID_FIELD])) + MOST_METADATA_BYTES
+    return (
+        4 * len(row[VECTOR_FIELD])
+        + 4 * (len(row[TEXT_FIELD]) + len(row[ID_FIELD]))
+        + MOST_METADATA_BYTES
+    )
 
 
 def most_row_bytes(dim: int) -> int:

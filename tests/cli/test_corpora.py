@@ -68,7 +68,7 @@ def test_another_model_for_images(tmp_path: Path, tiny_clip: Path, tiny_siglip: 
     models = ("--model", tiny_siglip, "--image-model", tiny_clip)
 
     assert gap("index", corpus, "--db", db, *models).code == 0
-    stored = json.loads(gap("info", "--db", db, "--json").out)
+    stored = json.loads(gap("info", "--name", "gap", "--db", db, "--json").out)
 
     names = {role: model["name"] for role, model in stored["models"].items()}
     assert names == {"text": str(tiny_siglip), "image": str(tiny_clip)}
@@ -85,12 +85,12 @@ def test_a_model_for_image_queries(
 
     assert (shown.code, shown.err) == (0, "")
     assert "0 images written, 11 for image queries, 34 unchanged" in " ".join(shown.out.split())
-    info = gap("info", "--db", own_db)
+    info = gap("info", "--name", "gap", "--db", own_db)
     words = " ".join(info.out.split())
     assert max(map(len, info.out.splitlines())) <= 80
     assert "image queries 11 rows of 32 numbers in gap_image_query" in words
     assert "model of image queries" in words
-    models = json.loads(gap("info", "--db", own_db, "--json").out)["models"]
+    models = json.loads(gap("info", "--name", "gap", "--db", own_db, "--json").out)["models"]
     names = {role: model["name"] for role, model in models.items()}
     assert names == {"text": str(tiny_clip), "image_query": str(tiny_dinov2)}
     search = ("search", "--image", image, "--db", own_db, "--top-k", 12, "--json")

@@ -12,8 +12,10 @@ from llama_index_gap.cli.info import licence
 def test_info_loads_no_model(demo: Path, tiny_clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("llama_index_gap.index.models.DualEncoderEmbedding", None)
 
-    shown = gap("info", "--db", f"{demo / 'gap.db'}/")  # as a shell completes a folder's name
-    facts = json.loads(gap("info", "--db", demo / "gap.db", "--json").out)
+    shown = gap(
+        "info", "--db", f"{demo / 'gap.db'}/", "--name", "gap"
+    )  # as a shell completes a folder's name
+    facts = json.loads(gap("info", "--db", demo / "gap.db", "--name", "gap", "--json").out)
 
     assert shown.code == 0
     assert "23 rows of 16 numbers in gap_text" in shown.out

@@ -19,9 +19,9 @@ def text_file(folder: Path, count: int = 40) -> Path:
 
 
 def test_learn_and_forget(own_db: Path, tmp_path: Path) -> None:
-    before = json.loads(gap("info", "--db", own_db, "--json").out)
+    before = json.loads(gap("info", "--name", "gap", "--db", own_db, "--json").out)
     shown = gap("learn", text_file(tmp_path), "--db", own_db)
-    facts = json.loads(gap("info", "--db", own_db, "--json").out)
+    facts = json.loads(gap("info", "--name", "gap", "--db", own_db, "--json").out)
 
     assert shown.code == 0, shown.err
     assert "Learnt from 40 text queries and 0 image queries" in shown.out
@@ -29,12 +29,12 @@ def test_learn_and_forget(own_db: Path, tmp_path: Path) -> None:
     assert "those of 40 text queries, in every process" in " ".join(shown.out.split())
     assert before["queries_learnt"] == {"text": 0, "image": 0}
     assert facts["queries_learnt"] == {"text": 40, "image": 0}
-    assert "40 text queries" in gap("info", "--db", own_db).out
+    assert "40 text queries" in gap("info", "--name", "gap", "--db", own_db).out
 
     forgotten = gap("learn", "--forget", "--db", own_db)
 
     assert forgotten.out == "gap has forgotten its queries\n"
-    assert "no queries (see 'llama-gap learn')" in gap("info", "--db", own_db).out
+    assert "no queries (see 'llama-gap learn')" in gap("info", "--name", "gap", "--db", own_db).out
 
 
 def test_objects_of_texts_and_images(demo: Path, own_db: Path, tmp_path: Path) -> None:
@@ -114,7 +114,7 @@ def test_info_names_a_damaged_sample(own_db: Path, tmp_path: Path) -> None:
         node.embedding = [1.0] * 16
         store.add([node])
 
-    shown = gap("info", "--db", own_db)
+    shown = gap("info", "--name", "gap", "--db", own_db)
 
     assert shown.code == 1
     assert "gap_text_queries is damaged (row 'text-0001' is no query" in shown.err

@@ -80,3 +80,15 @@ def test_images_that_readers_made_go_when_nobody_reads_them(
     assert is_made(new)
     assert not is_made(other)
     assert not is_made(tmp_path / new.name)
+
+
+def test_a_folder_above_the_images_own_finds_them_too(tmp_path: Path) -> None:
+    """Only /old/corpus/images was noted, and the user names where the corpus lies now."""
+    (tmp_path / "corpus" / "images").mkdir(parents=True)
+    image = tmp_path / "corpus" / "images" / "a.png"
+    image.touch()
+    for root in (tmp_path / "corpus" / "images", tmp_path / "corpus", tmp_path):
+        folders = ImageFolders([root], ["/old/corpus/images"])
+        assert folders.find("/old/corpus/images/a.png") == str(image)
+    deep = "/" + "x/" * 2000
+    assert ImageFolders([tmp_path], [deep]).find(f"{deep}a.png") == f"{deep}a.png"

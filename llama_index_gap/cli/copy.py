@@ -1,0 +1,82 @@
+"""llama-gap copy, and drop: an index moved, and removed."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Annotated
+
+import typer
+
+from llama_index_gap.cli import options, terminal
+from llama_index_gap.store.addresses import is_server
+from llama_index_gap.text import visible
+
+
+def copy(
+    to: Annotated[
+        str | None,
+        typer.Option(
+            "--to",
+            metavar="FILE|URL",
+            callback=options.checked_database,
+            help="The database of the copy (a server's token in MILVUS_TO_TOKEN).",
+            show_default="the same",
+        ),
+    ] = None,
+    *,
+    db: options.Database = "gap.db",
+    name: options.Name = "gap",
+    to_name: Annotated[
+        str | None, typer.Option(help="The name of the copy.", show_default="the same")
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Delete an index that is there.")
+    ] = False,
+    as_json: options.AsJson = False,
+    all_skipped: options.AllSkipped = False,
+) -> None:
+    """Copy an index to another database or another name. Nothing is embedded.
+
+    Run again, it completes an interrupted copy, which nothing opens before.
+    """
+    from llama_index_gap.index.copying import copy_index
+
+    if to is None and to_name is None:
+        raise typer.BadParameter("say where the copy is to be", param_hint="--to / --to-name")
+    options.check_is_there(db)
+    target = to or db
+    token = os.environ.get("MILVUS_TO_TOKEN")
+    if token is None and (target == db or not is_server(db)):  # never to another server
+        token = options.token()
+    started = time.monotonic()
+    with terminal.resumable(" without --overwrite" if overwrite else ""):
+        report = copy_index(
+            options.address(db, name, options.token()),
+            options.address(target, to_name or name, token),
+            overwrite=overwrite,
+            show_progress=terminal.stderr.is_terminal,
+        )
+    if as_json:
+        skipped = [{"source": each.source, "reason": each.reason} for each in report.skipped]
+        terminal.print_json({**vars(report), "skipped": skipped})
+        return
+    took = terminal.duration(time.monotonic() - started)
+    terminal.stdout.print(visible(f"Copied in {took}: {report.summary()}"), markup=False)
+    terminal.print_skipped(report.skipped, all_skipped)
+
+
+def drop(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The index, as 'info' lists it.")],
+    *,
+    db: options.Database = "gap.db",
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Remove an index: its collections, and the images that it keeps. Your own files stay."""
+    from llama_index_gap.index.dropping import drop_index
+
+    options.check_is_there(db)
+    if not yes:
+        typer.confirm(visible(f"Remove the index {name} from {db}?"), abort=True, err=True)
+    gone = drop_index(options.address(db, name, options.token()))
+    terminal.stdout.print(visible(f"{name} removed: {', '.join(gone)}"), markup=False)

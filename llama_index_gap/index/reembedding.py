@@ -1,0 +1,426 @@
+"""Embedding an index anew with another model, beside the one that goes on being searched."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, cast, get_args
+
+from llama_index.core.base.embeddings.base import BaseEmbedding
+from llama_index.core.embeddings import MultiModalEmbedding
+from llama_index.core.schema import ImageNode, MetadataMode
+from tqdm import tqdm
+
+from llama_index_gap.embedding.dual_encoder import warn_once_of_cuts
+from llama_index_gap.errors import EXPECTED_ERRORS, InvalidValueError
+from llama_index_gap.images.opening import image_digest
+from llama_index_gap.index.indexed_images import ImageRoot, IndexedImages
+from llama_index_gap.index.models import (
+    CALIBRATOR_PROPERTY,
+    MODELS_PROPERTY,
+    Identities,
+    asked_dimension,
+    embeds,
+    identity_of,
+    image_model,
+    in_words,
+    known_dimension,
+    stored_identities,
+    without_paths,
+)
+from llama_index_gap.index.query_sample import companion, kept_queries
+from llama_index_gap.index.transfer import Rows, Transfer
+from llama_index_gap.index.versions import (
+    UNFINISHED_PROPERTY,
+    IndexAddress,
+    StoredIndex,
+    collection_name,
+    drop_parts,
+    the_index,
+)
+from llama_index_gap.modality import CollectionName
+from llama_index_gap.readers.records import Skipped
+from llama_index_gap.store.connection import StoreError
+from llama_index_gap.store.database import Database
+from llama_index_gap.store.filters import ID_FIELD
+from llama_index_gap.store.milvus import MilvusStore
+from llama_index_gap.store.rows import FINGERPRINT_KEY, VECTOR_FIELD, fingerprint, to_node
+from llama_index_gap.threads import stop_if_given_up
+
+logger = logging.getLogger(__name__)
+
+_BAD_INPUT = (*EXPECTED_ERRORS, RecursionError)
+
+
+@dataclass
+class ReembedReport:
+    """What a call embedded anew.
+
+    Attributes:
+        rows: rows embedded, by collection: ``text``, ``image``, ``image_query``.
+        unchanged: rows that were there already: embedded before the call was stopped and made
+            again, or of a model that stays.
+        skipped: rows that are left out of the index, and why.
+        lost: what was learnt from the old model's vectors, and how to have it again.
+    """
+
+    rows: dict[str, int] = field(default_factory=dict)
+    unchanged: int = 0
+    skipped: list[Skipped] = field(default_factory=list)
+    lost: list[str] = field(default_factory=list)
+
+    def summary(self) -> str:
+        """The counts in one line."""
+        texts, images, again = (self.rows.get(part, 0) for part in get_args(CollectionName))
+        return (
+            f"{texts:,} texts and {images:,} images embedded, "
+            + (f"{again:,} for image queries, " if again else "")
+            + f"{self.unchanged:,} unchanged, {len(self.skipped):,} skipped"
+        )
+
+
+def reembed_index(
+    address: IndexAddress,
+    embed_model: BaseEmbedding,
+    image_embed_model: BaseEmbedding | None = None,
+    *,
+    image_query_embed_model: BaseEmbedding | None = None,
+    image_root: ImageRoot | None = None,
+    index_config: Mapping[str, Any] | None = None,
+    skip_unreadable: bool = False,
+    show_progress: bool = False,
+) -> ReembedReport:
+    """Embed all that an index holds with other models.
+
+    Texts are taken as they are stored, and images from their files. The new collections are built
+    beside the old ones, which go on being searched. When all rows are there, one property of the
+    new text collection is changed, and from then on whoever opens the index gets the new one whole;
+    then the old collections go. Called again after it was stopped, it goes on, and ends as if it
+    had not been. Nothing should be inserted or deleted meanwhile: what is noticed is an error.
+
+    Args:
+        address: of the index.
+        embed_model: embeds texts.
+        image_embed_model: embeds images, and the texts that search them; by default the same.
+        image_query_embed_model: embeds images once more, for image queries; by default the one that
+            the index has, whose vectors stay, or none.
+        image_root: folders that images must lie in; by default those that this user inserted images
+            from.
+        index_config: Milvus' vector index; HNSW by default.
+        skip_unreadable: leave out what can no longer be read, such as images that are gone. By
+            default nothing changes over then.
+        show_progress: show a progress bar.
+
+    Raises:
+        ValueError: there is no such index, a model does not fit, or something can no longer be
+            read.
+        StoreError: the database cannot be read or written.
+    """
+    for_images = image_model(image_embed_model or embed_model, "image_embed_model")
+    for model in (embed_model, for_images):
+        if not embeds(model, "text"):
+            raise InvalidValueError(
+                f"{model.model_name} embeds no texts, so that a text query could not search with "
+                "it; pass it as image_query_embed_model"
+            )
+    models: dict[CollectionName, BaseEmbedding] = {"text": embed_model, "image": for_images}
+    if image_query_embed_model is not None:
+        models["image_query"] = image_model(image_query_embed_model, "image_query_embed_model")
+    report = ReembedReport()
+    with ExitStack() as opened:
+        database = opened.enter_context(Database(address.uri, address.token, address.timeout))
+        index = the_index(database, address)
+        assert index.current is not None
+        parts = index.versions[index.current]
+        stores = {
+            part: opened.enter_context(address.opened(parts[part]))
+            for part in _collections(parts, models)
+        }
+        before = stored_identities(stores["text"].initial_properties, str(address))
+        after = _identities(models, before, one=image_embed_model in (None, embed_model))
+        if _distinct(before) == _distinct(after):
+            _drop_others(database, index, index.current)
+            report.unchanged = sum(store.count() for store in stores.values())
+            return report
+        number = _begin(database, index, after)
+        building = _Building(address, stores, models, report, before=before, after=after)
+        building.open_new(opened, number, image_root, index_config)
+        total = sum(store.count() for store in stores.values())
+        with (
+            warn_once_of_cuts(embed_model),
+            tqdm(total=total, desc="Embedding", unit="row", disable=not show_progress) as bar,
+        ):
+            for part in building.parts:
+                for done in building.build(part):
+                    bar.update(done)
+        if report.skipped and not skip_unreadable:
+            raise InvalidValueError(_why_not_over(address, report.skipped))
+        report.lost = _what_is_lost(opened, address, parts, stores["text"], before)
+        building.change_over()
+        _drop_others(database, index, number)
+    logger.info("%s: %s", address, report.summary())
+    return report
+
+
+def _collections(
+    parts: Mapping[str, str], models: Mapping[CollectionName, BaseEmbedding]
+) -> list[CollectionName]:
+    """The collections that are read; a model for image queries may join an index without one."""
+    there: list[CollectionName] = [each for each in get_args(CollectionName) if each in parts]
+    missing = {"text", "image"} - set(there)
+    if missing:
+        raise StoreError(f"its collection {missing.pop()!r} is gone; insert its documents again")
+    return there
+
+
+def _identities(
+    models: Mapping[CollectionName, BaseEmbedding], before: Identities, *, one: bool
+) -> Identities:
+    """What identifies the models, in the form in which an index stores it."""
+    after: Identities = {"text": identity_of(models["text"]), "image": None}
+    if not one:
+        after["image"] = identity_of(models["image"])
+    if "image_query" in models:
+        after["image_query"] = identity_of(models["image_query"])
+    elif "image_query" in before:
+        after["image_query"] = before["image_query"]
+    return after
+
+
+def _distinct(identities: Identities) -> Identities:
+    """The model of each collection, wherever its files lie."""
+    full = {each: identities[each] or identities["text"] for each in identities}
+    return without_paths(full)
+
+
+def _begin(database: Database, index: StoredIndex, after: Identities) -> int:
+    """The number of the version to build; one that was begun with other models is deleted."""
+    mark = _mark(after)
+    for number, begun in index.unfinished.items():
+        if begun == mark:
+            return number
+    for number in list(index.unfinished):
+        drop_parts(database, index.versions.pop(number))
+    index.unfinished.clear()
+    return max(index.versions) + 1
+
+
+def _mark(after: Identities) -> str:
+    return f"embedding it anew with {in_words(after)}"
+
+
+def _drop_others(database: Database, index: StoredIndex, kept: int) -> None:
+    for number in index.versions:
+        if number != kept:
+            drop_parts(database, index.versions[number])
+
+
+def _why_not_over(address: IndexAddress, skipped: Sequence[Skipped]) -> str:
+    first = skipped[0]
+    rows = "1 row" if len(skipped) == 1 else f"{len(skipped):,} rows"
+    such_as = ":" if len(skipped) == 1 else ", such as"
+    return (
+        f"{address}: {rows} cannot be embedded{such_as} {first.source} ({first.reason}); the index "
+        "is as it was. Name the folder where the images lie with image_root= (--image-root) and "
+        "run it again, which embeds only these, or leave them out of the index with "
+        "skip_unreadable=True (--skip-unreadable)"
+    )
+
+
+def _what_is_lost(
+    opened: ExitStack,
+    address: IndexAddress,
+    parts: Mapping[str, str],
+    texts: MilvusStore,
+    before: Identities,
+) -> list[str]:
+    lost = []
+    for slot in get_args(CollectionName):
+        if name := parts.get(companion(slot)):
+            try:
+                kept = kept_queries(opened.enter_context(address.opened(name)))
+            except (StoreError, InvalidValueError):  # damaged, and lost all the same
+                kept = {}
+            if kept.keys() - {"stored"}:
+                lost.append(
+                    "the learnt queries, of which only the old model's vectors were kept: learn "
+                    "them again (index.learn_queries, 'llama-gap learn')"
+                )
+                break
+    if texts.properties().get(CALIBRATOR_PROPERTY):
+        lost.append(
+            "the calibrator, which knows the old model's scores: fit another one, and save it "
+            "(index.save_calibrator)"
+        )
+    if any(each and each.get("aligner") for each in before.values()):
+        lost.append(
+            "the aligner, which moved the old model's vectors: fit another one for the new model "
+            "if you want one"
+        )
+    return lost
+
+
+class _Building:
+    """The new collections of an index in the making.
+
+    Args:
+        address: of the index.
+        stores: its collections.
+        models: the new models.
+        report: what was done.
+        before: what identifies the old models.
+        after: what identifies the new ones.
+    """
+
+    def __init__(
+        self,
+        address: IndexAddress,
+        stores: Mapping[CollectionName, MilvusStore],
+        models: Mapping[CollectionName, BaseEmbedding],
+        report: ReembedReport,
+        *,
+        before: Identities,
+        after: Identities,
+    ) -> None:
+        self._address, self._from, self._models = address, stores, models
+        self.report, self._after = report, after
+        old, new = _distinct(before), _distinct(after)
+        # Whose model stays: its vectors do, too.
+        self._stay = {part for part in new if old.get(part) == new[part]}
+        self.parts: list[CollectionName] = [
+            part for part in get_args(CollectionName) if part in new
+        ]
+        self._to: dict[CollectionName, MilvusStore] = {}
+        self._told: set[tuple[str, str]] = set()
+        self._held: dict[CollectionName, int] = {}
+
+    def open_new(
+        self,
+        opened: ExitStack,
+        number: int,
+        image_root: ImageRoot | None,
+        index_config: Mapping[str, Any] | None,
+    ) -> None:
+        """Open the new collections, made if they are missing; texts first, marked."""
+        for part in self.parts:
+            old = self._from.get(part)
+            properties = self._properties(part)
+            if part == "text":
+                properties[UNFINISHED_PROPERTY] = _mark(self._after)
+            stays = part in self._stay and old is not None
+            model = self._models[part]
+            dim = old.dim if stays and old is not None else known_dimension(model)
+            self._to[part] = opened.enter_context(
+                self._address.opened(
+                    collection_name(self._address.name, part, number),
+                    dim or asked_dimension(model),
+                    index_config=index_config,
+                    properties=properties,
+                )
+            )
+        where = (self._address.uri, self._address.name, image_root, self._address.storage)
+        self._folders = IndexedImages(self._from["image"], *where).folders
+
+    def _properties(self, part: CollectionName) -> dict[str, str]:
+        """Those of the old collection, but for what belongs to its model."""
+        properties = self._from[part].properties() if part in self._from else {}
+        properties.pop(CALIBRATOR_PROPERTY, None)
+        properties.pop(UNFINISHED_PROPERTY, None)
+        return properties | {MODELS_PROPERTY: json.dumps(self._after, sort_keys=True)}
+
+    def build(self, part: CollectionName) -> Any:
+        """Fill a collection; gives how many rows were done, batch by batch."""
+        stays = part in self._stay
+        transfer = Transfer(
+            self._from.get(part, self._from["image"]),
+            self._to[part],
+            made=(lambda page: {row[ID_FIELD]: row for row in page})
+            if stays
+            else partial(self._made, part),
+            completed=None if stays else partial(self._embedded, part),
+        )
+        yield from transfer.run()
+        self._held[part] = transfer.written + transfer.unchanged + transfer.left_out
+        self.report.rows[part] = 0 if stays else transfer.written
+        self.report.unchanged += transfer.unchanged + (transfer.written if stays else 0)
+
+    def _made(self, part: CollectionName, page: Sequence[dict[str, Any]]) -> Rows:
+        """The rows as they are to be, but for their vectors; an image's digest is taken anew."""
+        rows: Rows = {}
+        for row in page:
+            stop_if_given_up()
+            made = row
+            try:
+                node = to_node(row, self._folders)
+                if part != "text":
+                    if not isinstance(node, ImageNode):
+                        raise InvalidValueError("its node has no image")
+                    if node.image_path:
+                        digest = image_digest(node)  # below the folders, or an error
+                        made = {**row, FINGERPRINT_KEY: fingerprint(to_node(row), digest)}
+            except _BAD_INPUT as error:
+                self._skip(part, row, error)
+                continue
+            rows[row[ID_FIELD]] = made
+        return rows
+
+    def _embedded(self, part: CollectionName, rows: Rows) -> Rows:
+        """The rows with their new vectors; one that cannot be embedded is skipped."""
+        stop_if_given_up()
+        model = self._models[part]
+        if not rows:
+            return {}
+        nodes = [to_node(row, self._folders) for row in rows.values()]
+        try:
+            if part == "text":
+                texts = [node.get_content(MetadataMode.EMBED) for node in nodes]
+                vectors = model.get_text_embedding_batch(texts)
+            else:
+                images: list[Any] = [
+                    node.image_path or node.image_url
+                    for node in nodes
+                    if isinstance(node, ImageNode)
+                ]
+                vectors = cast(MultiModalEmbedding, model).get_image_embedding_batch(images)
+            store = self._to[part]
+            return {
+                row_id: {**row, VECTOR_FIELD: store.checked_vector(vector, row_id)}
+                for (row_id, row), vector in zip(rows.items(), vectors, strict=True)
+            }
+        except _BAD_INPUT as error:
+            if len(rows) == 1:
+                self._skip(part, next(iter(rows.values())), error)
+                return {}
+            halves = list(rows.items())
+            middle = len(halves) // 2
+            return {
+                **self._embedded(part, dict(halves[:middle])),
+                **self._embedded(part, dict(halves[middle:])),
+            }
+
+    def _skip(self, part: CollectionName, row: Mapping[str, Any], error: Exception) -> None:
+        """Skip a row; an image is told once, though two collections may hold it."""
+        row_id = str(row[ID_FIELD])
+        kind = "text" if part == "text" else "image"
+        if (kind, row_id) not in self._told:
+            self._told.add((kind, row_id))
+            self.report.skipped.append(Skipped(f"{kind} {row_id[:100]}", str(error)))
+
+    def change_over(self) -> None:
+        """Make the new collections the index, at one stroke."""
+        for part, store in self._from.items():
+            if store.count() != self._held[part]:
+                raise StoreError(
+                    f"{store.collection} was written to meanwhile; run the same again, which "
+                    "embeds only what is missing"
+                )
+        for part, store in self._to.items():
+            store.keep()
+            there = store.properties()
+            properties = self._properties(part)  # somebody may have written others meanwhile
+            store.set_properties({k: v for k, v in properties.items() if there.get(k) != v})
+        self._to["text"].set_properties({UNFINISHED_PROPERTY: ""})

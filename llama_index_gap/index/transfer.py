@@ -1,0 +1,103 @@
+"""Rows brought from one collection to another, batch by batch, so that both hold the same nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from llama_index_gap.store.connection import StoreError
+from llama_index_gap.store.filters import ID_FIELD
+from llama_index_gap.store.milvus import MilvusStore
+from llama_index_gap.store.rows import VECTOR_FIELD
+
+Rows: TypeAlias = dict[str, dict[str, Any]]
+"""Rows by their ids."""
+
+
+@dataclass
+class Transfer:
+    """Rows on their way from one collection to another.
+
+    What is there already, just so, is left alone: whoever was stopped goes on.
+
+    Args:
+        source: is only read.
+        target: ends with the same ids, but for what was left out.
+        made: a batch of the source's rows as the target is to have them, by id; what it leaves out
+            is left out.
+        completed: gives rows their vectors, if these are not the source's; what it leaves out is
+            left out.
+        deleting: held while rows are deleted.
+        on_difference: called before the first row is written or deleted, if it is given.
+
+    Attributes:
+        written: rows.
+        unchanged: rows that were there.
+        removed: rows that the source does not have.
+        left_out: rows.
+    """
+
+    source: MilvusStore
+    target: MilvusStore
+    made: Callable[[Sequence[dict[str, Any]]], Rows]
+    completed: Callable[[Rows], Rows] | None = None
+    deleting: Callable[[list[str]], AbstractContextManager[None]] | None = None
+    on_difference: Callable[[], None] | None = None
+    written: int = 0
+    unchanged: int = 0
+    removed: int = 0
+    left_out: int = 0
+
+    def run(self) -> Iterator[int]:
+        """Bring the rows over; gives how many of the source's were done, batch by batch.
+
+        Raises:
+            StoreError: the source was written to meanwhile.
+        """
+        begun = self.target.count() > 0
+        for page in self.source.collection.pages(["*"]):
+            rows = self.made([dict(row) for row in page])
+            wanted = len(rows)
+            if begun:
+                for there in self.target.collection.read(rows, ["*"], len(page)):
+                    if self._compared(there) == self._compared(rows[there[ID_FIELD]]):
+                        del rows[there[ID_FIELD]]
+            known = wanted - len(rows)
+            self.unchanged += known
+            if rows and self.on_difference is not None:
+                self.on_difference()
+            if self.completed is not None:
+                rows = self.completed(rows)
+            self.target.put_rows(rows.values())
+            self.written += len(rows)
+            self.left_out += len(page) - known - len(rows)
+            yield len(page)
+        if begun:
+            self._remove_others()
+        held, has = self.source.count(), self.target.count()
+        if not has == held - self.left_out == self.written + self.unchanged:
+            raise StoreError(
+                f"{self.source.collection} or {self.target.collection} was written to meanwhile; "
+                "run the same again, which brings what is missing"
+            )
+
+    def _compared(self, row: dict[str, Any]) -> dict[str, Any]:
+        if self.completed is None:
+            return dict(row)
+        return {key: value for key, value in row.items() if key != VECTOR_FIELD}
+
+    def _remove_others(self) -> None:
+        gone: list[str] = []
+        for page in self.target.collection.pages([ID_FIELD]):
+            ids = [row[ID_FIELD] for row in page]
+            gone += sorted(set(ids) - self.source.existing_ids(ids))
+        if gone and self.on_difference is not None:
+            self.on_difference()
+        if gone and self.deleting is not None:
+            with self.deleting(gone):
+                self.target.delete_nodes(gone)
+        elif gone:
+            self.target.delete_nodes(gone)
+        self.removed = len(gone)

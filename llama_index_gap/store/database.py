@@ -1,0 +1,130 @@
+"""A database as a whole: which collections of nodes it has, and what they say of themselves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from llama_index_gap.store.addresses import TIMEOUT_SECONDS
+from llama_index_gap.store.collection import check_settings, own_properties, prefixed
+from llama_index_gap.store.connection import (
+    FAILURES,
+    Connection,
+    StoreError,
+    caught_logs,
+    one_line,
+)
+from llama_index_gap.store.filters import DOC_ID_FIELD, ID_FIELD, TEXT_FIELD
+from llama_index_gap.store.rows import VECTOR_FIELD
+
+_OF_NODES = frozenset({ID_FIELD, DOC_ID_FIELD, TEXT_FIELD, VECTOR_FIELD})
+
+
+class Database:
+    """The collections of a database; loads none of them.
+
+    Args:
+        uri: a Milvus Lite file, or the address of a server.
+        token: for a server.
+        timeout: seconds that a server may take to answer a call.
+
+    Raises:
+        ValueError: the address is none.
+        StoreError: it cannot be opened.
+    """
+
+    def __init__(self, uri: str, token: str | None, timeout: float = TIMEOUT_SECONDS) -> None:
+        check_settings(
+            uri=uri,
+            collection_name="any",
+            dim=None,
+            metric="COSINE",
+            index_config=None,
+            batch_size=1,
+            timeout=timeout,
+        )
+        self.uri, self._timeout = uri, timeout
+        self._connection = Connection(uri, token or "", timeout)
+
+    def close(self) -> None:
+        """Let go of the database."""
+        self._connection.close()
+
+    def __enter__(self) -> Database:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def names(self) -> list[str]:
+        """The names of all collections, whatever they hold."""
+        connection = self._connection
+        with connection.exclusive(), caught_logs():
+            try:
+                return sorted(connection.client.list_collections(timeout=self._timeout))
+            except FAILURES as error:
+                raise StoreError(
+                    f"{self.uri}: cannot list its collections ({one_line(error)})"
+                ) from error
+
+    def properties(self, name: str) -> dict[str, str] | None:
+        """The properties of a collection; None if it holds no nodes.
+
+        Args:
+            name: of a collection that is there.
+        """
+        description = self._call("describe_collection", name)
+        columns = {column["name"] for column in description["fields"]}
+        return own_properties(description) if columns >= _OF_NODES else None
+
+    def dim(self, name: str) -> int:
+        """The length of a collection's vectors.
+
+        Args:
+            name: of a collection of nodes.
+        """
+        fields = self._call("describe_collection", name)["fields"]
+        return next(int(each["params"]["dim"]) for each in fields if each["name"] == VECTOR_FIELD)
+
+    def set_property(self, name: str, key: str, value: str) -> None:
+        """Write a property of a collection, as ``MilvusStore.set_properties`` has it.
+
+        Args:
+            name: of the collection.
+            key: of the property.
+            value: a short text.
+        """
+        for _ in range(1 if self._connection.lite else 2):  # see Collection.set_properties
+            self._call("alter_collection_properties", name, properties=prefixed({key: value}))
+
+    def drop(self, name: str) -> None:
+        """Delete a collection.
+
+        Args:
+            name: of the collection; one that is not there is no error.
+        """
+        self._connection.note_written(name)
+        self._call("drop_collection", name)
+        self._connection.note_written(name)
+
+    def bytes_on_disk(self, name: str) -> int | None:
+        """How many bytes a collection's files have; None where a server keeps them.
+
+        Args:
+            name: of the collection.
+        """
+        if self._connection.path is None:
+            return None
+        folder = Path(self._connection.path) / "collections" / name
+        files = [path for path in folder.rglob("*") if path.is_file()]
+        return sum(path.lstat().st_size for path in files)
+
+    def _call(self, method: str, name: str, **arguments: Any) -> Any:
+        connection = self._connection
+        with connection.exclusive(), caught_logs():
+            try:
+                return connection.call(method, name, None, **arguments)
+            except FAILURES as error:
+                raise StoreError(
+                    f"collection {name!r} in {self.uri}: {method} failed: {one_line(error)}"
+                ) from error

@@ -1,0 +1,37 @@
+"""What a database holds, as it is stored."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llama_index_gap import MilvusStore
+from llama_index_gap.store.database import Database
+
+
+def stored(uri: str, name: str = "gap") -> dict[str, dict[str, dict[str, Any]]]:
+    """All rows of an index, by the rest of the collection's name and the row's id."""
+    with Database(uri, None) as database:
+        names = [each for each in database.names() if each.startswith(f"{name}_")]
+        found = {}
+        for each in names:
+            with MilvusStore(uri=uri, collection_name=each) as store:
+                pages = list(store.collection.pages(["*"]))
+                found[each.removeprefix(f"{name}_")] = {
+                    row["id"]: dict(row) for page in pages for row in page
+                }
+    return found
+
+
+def properties(uri: str, collection: str) -> dict[str, str]:
+    with MilvusStore(uri=uri, collection_name=collection) as store:
+        return store.properties()
+
+
+def kept(folder: Any) -> dict[str, int]:
+    """How many files of each kind an image storage has."""
+    return {
+        "images": len(list(folder.glob("*.png"))),
+        "nodes": len(list((folder / "nodes").glob("*"))),
+        "pending": len(list((folder / "pending").glob("*"))),
+        "users": len(list(folder.glob("*.users/*"))),
+    }
