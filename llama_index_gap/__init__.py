@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from llama_index_gap.index.dual_index import DualIndex
     from llama_index_gap.index.queries import LearntQueries
     from llama_index_gap.index.reembedding import ReembedReport
+    from llama_index_gap.index.tenants import list_tenants
     from llama_index_gap.index.writing import IndexReport
     from llama_index_gap.models import ModelError, PairScorer
     from llama_index_gap.nodes import ScoredNode
@@ -60,6 +61,7 @@ __all__ = [
     "StoreError",
     "aligner_from_nodes",
     "collect_scores",
+    "list_tenants",
     "load_aligner",
     "open_image",
     "read_corpus",
@@ -78,6 +80,7 @@ _HOMES = {
     "index.dual_index": ("DualIndex",),
     "index.queries": ("LearntQueries",),
     "index.reembedding": ("ReembedReport",),
+    "index.tenants": ("list_tenants",),
     "index.writing": ("IndexReport",),
     "models": ("ModelError", "PairScorer"),
     "nodes": ("ScoredNode",),

@@ -27,6 +27,7 @@ def copy(
     *,
     db: options.Database = "gap.db",
     name: options.Name = "gap",
+    tenant: options.Tenant = None,
     to_name: Annotated[
         str | None, typer.Option(help="The name of the copy.", show_default="the same")
     ] = None,
@@ -52,8 +53,8 @@ def copy(
     started = time.monotonic()
     with terminal.resumable(" without --overwrite" if overwrite else ""):
         report = copy_index(
-            options.address(db, name, options.token()),
-            options.address(target, to_name or name, token),
+            options.address(db, name, options.token(), tenant),
+            options.address(target, to_name or name, token, tenant),
             overwrite=overwrite,
             show_progress=terminal.stderr.is_terminal,
         )
@@ -70,6 +71,7 @@ def drop(
     name: Annotated[str, typer.Argument(metavar="NAME", help="The index, as 'info' lists it.")],
     *,
     db: options.Database = "gap.db",
+    tenant: options.Tenant = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
     """Remove an index: its collections, and the images that it keeps. Your own files stay."""
@@ -78,5 +80,5 @@ def drop(
     options.check_is_there(db)
     if not yes:
         typer.confirm(visible(f"Remove the index {name} from {db}?"), abort=True, err=True)
-    gone = drop_index(options.address(db, name, options.token()))
+    gone = drop_index(options.address(db, name, options.token(), tenant))
     terminal.stdout.print(visible(f"{name} removed: {', '.join(gone)}"), markup=False)

@@ -75,6 +75,7 @@ def index(
     models: model_options.Models,
     db: options.Database = "gap.db",
     name: options.Name = "gap",
+    tenant: options.Tenant = None,
     source: options.Source = None,
     root: Root = None,
     text_field: TextField = None,
@@ -120,6 +121,7 @@ def index(
         )
         with options.open_or_make_index(
             *(db, name, models),
+            tenant=tenant,
             overwrite=overwrite,
             device=device,
             max_pixels=max_pixels,

@@ -26,10 +26,12 @@ _STATES = {
 
 
 def info(
+    *,
     db: options.Database = "gap.db",
     name: Annotated[
         str | None, typer.Option(help="Show this index.", show_default="list all of them")
     ] = None,
+    tenant: options.Tenant = None,
     documents: Annotated[
         bool, typer.Option("--documents", help="List the documents of the index.")
     ] = False,
@@ -42,8 +44,11 @@ def info(
     from llama_index_gap.index import catalog
 
     options.check_is_there(db)
+    if tenant is not None:
+        name = name or "gap"
     if documents:
-        _show_documents(db, name, as_json=as_json, shown=None if all_documents else _SHOWN)
+        shown = None if all_documents else _SHOWN
+        _show_documents(db, name, tenant, as_json=as_json, shown=shown)
     elif name is None:
         listed = catalog.list_indexes(db, options.token(), options.timeout())
         if as_json:
@@ -51,7 +56,7 @@ def info(
         else:
             _list(db, listed)
     else:
-        facts = catalog.index_facts(options.address(db, name, options.token()))
+        facts = catalog.index_facts(options.address(db, name, options.token(), tenant))
         if as_json:
             terminal.print_json(_as_dict(facts))
         else:
@@ -63,6 +68,7 @@ def _show(facts: IndexFacts) -> None:
 
     told = _as_dict(facts)
     rows = [("database", told["database"])]
+    rows += [("tenant", told["tenant"])] if "tenant" in told else []
     rows += [("unfinished", begun) for begun in facts.unfinished]
     for role, held in facts.collections.items():
         about = f"{held['rows']:,} rows of {held['dimension']} numbers in {held['name']}"
@@ -103,7 +109,7 @@ def _list(db: str, listed: list[IndexFacts]) -> None:
         rows = {part: f"{held['rows']:,}" for part, held in each.collections.items()}
         models = [model["name"] for model in _as_dict(each)["models"].values()]
         cells = [
-            each.address.name + (" *" if each.unfinished or each.damage else ""),
+            each.address.title + (" *" if each.unfinished or each.damage else ""),
             rows.get("text", "–"),
             rows.get("image", "–"),
             f"{each.images_kept:,}",
@@ -114,19 +120,21 @@ def _list(db: str, listed: list[IndexFacts]) -> None:
     terminal.stdout.print(table)
     for each in listed:
         for why in each.unfinished:
-            line = f"* {each.address.name} is unfinished: {why}"
+            line = f"* {each.address.title} is unfinished: {why}"
             terminal.stdout.print(visible(line), markup=False)
         if each.damage:
-            line = f"* {each.address.name} is damaged: {each.damage}"
+            line = f"* {each.address.title} is damaged: {each.damage}"
             terminal.stdout.print(visible(line), markup=False)
 
 
-def _show_documents(db: str, name: str | None, *, as_json: bool, shown: int | None) -> None:
+def _show_documents(
+    db: str, name: str | None, tenant: str | None, *, as_json: bool, shown: int | None
+) -> None:
     from llama_index_gap.index import catalog
 
     if name is None:
         names = [
-            each.address.name
+            each.address.title
             for each in catalog.list_indexes(db, options.token(), options.timeout())
         ]
         if len(names) != 1:
@@ -134,7 +142,7 @@ def _show_documents(db: str, name: str | None, *, as_json: bool, shown: int | No
                 f"{db} holds {', '.join(names) or 'no index'}; name one", param_hint="--name"
             )
         name = names[0]
-    found = catalog.documents_of(options.address(db, name, options.token()))
+    found = catalog.documents_of(options.address(db, name, options.token(), tenant))
     listed = found[:shown]
     if as_json:
         documents = [vars(each) for each in listed]
@@ -164,7 +172,8 @@ def _as_dict(facts: IndexFacts) -> dict[str, Any]:
     storage = facts.address.storage
     return {
         "database": facts.address.uri,
-        "name": facts.address.name,
+        "name": facts.address.index_name,
+        **({} if facts.address.tenant is None else {"tenant": facts.address.tenant}),
         "collections": facts.collections,
         "models": models,
         "queries_learnt": facts.queries_learnt,
@@ -204,6 +213,7 @@ def delete(
     *,
     db: options.Database = "gap.db",
     name: options.Name = "gap",
+    tenant: options.Tenant = None,
     models: model_options.Models,
     everything: Annotated[bool, typer.Option("--all", help="Delete all documents.")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Delete all without asking.")] = False,
@@ -211,7 +221,7 @@ def delete(
     """Delete documents from an index. Their own files stay."""
     if everything == bool(documents):
         raise typer.BadParameter("pass ids of documents, or --all", param_hint="ID")
-    with options.open_index(db, name, models=models) as index:
+    with options.open_index(db, name, tenant=tenant, models=models) as index:
         before = left = sum(index.count().values())
         if everything:
             if not yes:

@@ -24,6 +24,7 @@ def learn(
     *,
     db: options.Database = "gap.db",
     name: options.Name = "gap",
+    tenant: options.Tenant = None,
     forget: Annotated[
         bool, typer.Option("--forget", help="Forget the queries that were learnt.")
     ] = False,
@@ -41,7 +42,7 @@ def learn(
     if forget == (queries is not None):
         raise typer.BadParameter("pass a file of queries, or --forget", param_hint="QUERIES")
     given = [] if queries is None else read_unlabelled(queries)
-    with options.open_index(db, name, models=models) as index:
+    with options.open_index(db, name, tenant=tenant, models=models) as index:
         if queries is None:
             index.forget_queries()
             terminal.stdout.print(f"{name} has forgotten its queries", markup=False)

@@ -15,6 +15,7 @@ def measure(
     *,
     db: options.Database = "gap.db",
     name: options.Name = "gap",
+    tenant: options.Tenant = None,
     queries: Annotated[
         Path | None,
         typer.Option(
@@ -41,7 +42,7 @@ def measure(
     from llama_index_gap.evaluation.datasets import read_queries
 
     asked, qrels = read_queries(queries) if queries is not None else ([], {})
-    with options.open_index(db, name, image_root, models=models) as index:
+    with options.open_index(db, name, image_root, tenant=tenant, models=models) as index:
         rerank = models.load_reranker(reranker)
         report = report_gap(
             index, asked, qrels, reranker=rerank, show_progress=terminal.stderr.is_terminal

@@ -75,6 +75,10 @@ Source = Annotated[
     str | None,
     typer.Option(help="A name of the corpus, for 'sync'.", show_default="its path"),
 ]
+Tenant = Annotated[
+    str | None,
+    typer.Option(help="Whose part of the index, if it has tenants.", show_default="no tenants"),
+]
 AllSkipped = Annotated[bool, typer.Option("--all", help="List all that is skipped.")]
 ImageRoots = Annotated[
     list[Path] | None,
@@ -92,18 +96,22 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")
 Page = Annotated[Path | None, typer.Option(callback=_page, help="Write the result as a page, too.")]
 
 
-def address(database: str, name: str, token: str | None) -> IndexAddress:
+def address(database: str, name: str, token: str | None, tenant: str | None = None) -> IndexAddress:
     """Where an index is, with its images in their default place.
 
     Args:
         database: a file or a server.
         name: of the index.
         token: for a server.
+        tenant: whose part of the index.
     """
     from llama_index_gap.index.image_storage import storage_folder
+    from llama_index_gap.index.tenants import scope_of
     from llama_index_gap.index.versions import IndexAddress
 
-    return IndexAddress(database, name, token, storage_folder(database, name, None), timeout())
+    scope = scope_of(name, tenant)
+    storage = storage_folder(database, scope, None)
+    return IndexAddress(database, scope, token, storage, timeout(), tenant)
 
 
 def check_is_there(database: str) -> None:
@@ -124,6 +132,7 @@ def open_index(
     name: str,
     image_root: Sequence[Path] | None = None,
     *,
+    tenant: str | None = None,
     models: Models,
 ) -> DualIndex:
     """Open an index that must be there, with the models that are named, or those it names itself.
@@ -132,16 +141,19 @@ def open_index(
         database: a file or a server.
         name: of the index.
         image_root: folders that images are opened in; by default those that were indexed here.
+        tenant: whose part of the index.
         models: what the command line says of models.
     """
     check_is_there(database)
-    for_texts, for_images, for_image_queries = models.load(_stored(database, name, models))
+    stored = _stored(database, name, models, tenant)
+    for_texts, for_images, for_image_queries = models.load(stored)
     return llama_index_gap.DualIndex(
         database,
         name,
         for_texts,
         for_images,
         image_query_embed_model=for_image_queries,
+        tenant=tenant,
         token=token(),
         timeout=timeout(),
         image_root=image_root or None,
@@ -163,6 +175,7 @@ def open_or_make_index(
     name: str,
     models: Models,
     *,
+    tenant: str | None = None,
     overwrite: bool = False,
     image_root: Path | None = None,
     **settings: Any,
@@ -173,12 +186,13 @@ def open_or_make_index(
         database: a file or a server.
         name: of the index.
         models: what the command line says of models.
-        overwrite: drop what the index holds.
+        tenant: whose part of the index.
+        overwrite: drop what the index, or the tenant, holds.
         image_root: folder that images must lie in.
         **settings: of the embedding models.
     """
     there = _is_there(database) and not overwrite
-    stored = _stored(database, name, models) if there else None
+    stored = _stored(database, name, models, tenant) if there else None
     for_texts, for_images, for_image_queries = models.load(stored, **settings)
     return llama_index_gap.DualIndex(
         database,
@@ -186,6 +200,7 @@ def open_or_make_index(
         for_texts,
         for_images,
         image_query_embed_model=for_image_queries,
+        tenant=tenant,
         token=token(),
         timeout=timeout(),
         overwrite=overwrite,
@@ -194,13 +209,13 @@ def open_or_make_index(
     )
 
 
-def _stored(database: str, name: str, models: Models) -> dict[str, Any] | None:
+def _stored(database: str, name: str, models: Models, tenant: str | None) -> dict[str, Any] | None:
     """What an index says of its models, where one is named by its class alone."""
     if not models.by_class:
         return None
-    from llama_index_gap.index.model_classes import identities_in
+    from llama_index_gap.index.versions import stored_models
 
     try:
-        return identities_in(database, name, token=token(), timeout=timeout())
+        return stored_models(address(database, name, token(), tenant))
     except InvalidValueError:  # a new index
         return None

@@ -32,6 +32,7 @@ def reembed(
     ] = None,
     db: options.Database = "gap.db",
     name: options.Name = "gap",
+    tenant: options.Tenant = None,
     image_root: options.ImageRoots = None,
     skip_unreadable: Annotated[
         bool, typer.Option("--skip-unreadable", help="Leave out what can no longer be read.")
@@ -53,7 +54,7 @@ def reembed(
             param_hint="--model / --dimensions / --aligner",
         )
     options.check_is_there(db)
-    address = options.address(db, name, options.token())
+    address = options.address(db, name, options.token(), tenant)
     settings: dict[str, Any] = {"dimensions": dimensions, "aligner": aligner, "device": device}
     if model is None:
         for_texts, for_images = _own_models(address, settings | models.places)

@@ -36,6 +36,7 @@ def search(
     ] = None,
     db: options.Database = "gap.db",
     name: options.Name = "gap",
+    tenant: options.Tenant = None,
     top_k: Annotated[int, typer.Option(min=1, help="How many documents to show.")] = 5,
     reranker: model_options.Reranker = None,
     image_root: options.ImageRoots = None,
@@ -59,7 +60,7 @@ def search(
         check_image(image)
     options.check_is_there(db)
     scorer = models.load_scorer(reranker)
-    with options.open_index(db, name, image_root, models=models) as index:
+    with options.open_index(db, name, image_root, tenant=tenant, models=models) as index:
         result = index.search(
             text, image, top_k=top_k, reranker=scorer, min_probability=min_probability
         )

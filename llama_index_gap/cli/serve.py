@@ -18,6 +18,7 @@ def mcp(
     *,
     db: options.Database = "gap.db",
     name: options.Name = "gap",
+    tenant: options.Tenant = None,
     reranker: model_options.Reranker = None,
     models: model_options.Models,
     image_root: Annotated[
@@ -53,7 +54,7 @@ def mcp(
 
     def opened() -> tuple[DualIndex, list[Any]]:
         rerank = models.load_reranker(reranker)
-        index = options.open_index(db, name, models=models)
+        index = options.open_index(db, name, tenant=tenant, models=models)
         try:
             if image_root is not None:
                 index.allow_images(image_root)

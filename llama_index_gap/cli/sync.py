@@ -26,6 +26,7 @@ def sync(
     *,
     db: options.Database = "gap.db",
     name: options.Name = "gap",
+    tenant: options.Tenant = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would be done, and write nothing.")
     ] = False,
@@ -61,7 +62,7 @@ def sync(
             path, root=root, max_pixels=max_pixels or MAX_PIXELS, show_progress=shown
         )
         roots = [corpus.root] if corpus.root is not None else None
-        with options.open_index(db, name, roots, models=models) as index:
+        with options.open_index(db, name, roots, tenant=tenant, models=models) as index:
             report = index.sync(
                 corpus,
                 source=source,

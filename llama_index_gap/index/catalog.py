@@ -86,7 +86,7 @@ def list_indexes(
     with Database(uri, token, timeout) as database:
         for index in find_indexes(database):
             folder = default_storage(uri, index.name).absolute()
-            address = IndexAddress(uri, index.name, token, folder, timeout)
+            address = IndexAddress(uri, index.name, token, folder, timeout, index.tenant)
             try:
                 address = replace(address, storage=storage_folder(uri, index.name, None))
                 listed.append(_facts(database, index, address))

@@ -45,6 +45,7 @@ from llama_index_gap.index.models import (
 from llama_index_gap.index.moving import MovingIndex
 from llama_index_gap.index.query_sample import SampleKeeper
 from llama_index_gap.index.syncing import Plan, SyncedIndex, SyncReport, SyncSettings
+from llama_index_gap.index.tenants import claim, scope_of
 from llama_index_gap.index.versions import (
     IndexAddress,
     OpenVersion,
@@ -86,6 +87,9 @@ class DualIndex(SyncedIndex, MovingIndex):
         image_embed_model: embeds images, and the texts that search them; by default the same.
         image_query_embed_model: embeds images once more, and the images that search them; by
             default the one that the index has, or none.
+        tenant: whose documents these are, for an index that several tenants share: whatever this
+            object does, it sees and changes theirs alone. An index has tenants from the start, or
+            never.
         token: for a server.
         storage_dir: where images that come as base64 are kept; by default beside a Lite file, or in
             the user's data folder for a server.
@@ -99,7 +103,7 @@ class DualIndex(SyncedIndex, MovingIndex):
         cache_folder: where downloads of the models that the index names are kept.
         local_files_only: ask no hub for the models that the index names: they lie in a folder or
             in the download cache.
-        overwrite: start empty.
+        overwrite: start empty; with a tenant, what the others have stays.
 
     Raises:
         ValueError: no model for a new index, another model than the stored one, or settings that do
@@ -116,6 +120,7 @@ class DualIndex(SyncedIndex, MovingIndex):
         image_embed_model: BaseEmbedding | None = None,
         *,
         image_query_embed_model: BaseEmbedding | None = None,
+        tenant: str | None = None,
         token: str | None = None,
         storage_dir: str | Path | None = None,
         image_root: ImageRoot | None = None,
@@ -131,16 +136,17 @@ class DualIndex(SyncedIndex, MovingIndex):
             raise InvalidValueError("image_embed_model without embed_model: pass both, or neither")
 
         super().__init__()
-        self.name, self.uri = name, uri
+        self.name, self.uri, self.tenant, scope = name, uri, tenant, scope_of(name, tenant)
         self._build = partial(
             build_model, cache_folder=cache_folder, local_files_only=local_files_only
         )
-        storage = storage_folder(uri, name, storage_dir)
+        storage = storage_folder(uri, scope, storage_dir)
         self._stores: dict[CollectionName, MilvusStore] = {}
         if embed_model is None:
             _check_is_there(uri)
-        self.address = IndexAddress(uri, name, token, storage, timeout)
+        self.address = IndexAddress(uri, scope, token, storage, timeout, tenant)
         self._opened_with = {
+            "tenant": tenant,
             "token": token,
             "storage_dir": storage_dir,
             "image_root": image_root,
@@ -164,6 +170,7 @@ class DualIndex(SyncedIndex, MovingIndex):
             )
 
         try:
+            versions.check_tenancy(name, tenant, make=embed_model is not None)
             if embed_model is None:
                 kept = None if overwrite else index_config
                 self._stores["text"] = existing = collection("text", None, index_config=kept)
@@ -227,6 +234,7 @@ class DualIndex(SyncedIndex, MovingIndex):
         chunk_size: int | None = None,
         show_progress: bool = False,
         strict: bool = False,
+        tenant: str | None = None,
         token: str | None = None,
         storage_dir: str | Path | None = None,
         image_root: ImageRoot | None = None,
@@ -259,6 +267,7 @@ class DualIndex(SyncedIndex, MovingIndex):
             embed_model,
             image_embed_model,
             image_query_embed_model=image_query_embed_model,
+            tenant=tenant,
             token=token,
             storage_dir=storage_dir,
             image_root=image_root,
@@ -493,7 +502,7 @@ class DualIndex(SyncedIndex, MovingIndex):
 
     @property
     def _of(self) -> str:
-        return f"{self.uri}: {self.name}"
+        return str(self.address)
 
     def image_folders(self) -> list[Path]:
         """The folders that images of the index are opened in, as far as they are there."""
@@ -549,7 +558,7 @@ class DualIndex(SyncedIndex, MovingIndex):
 
     def collection_name(self, part: str) -> str:
         """What a collection of the index is called, in this version of it."""
-        return collection_name(self.name, part, self.version)
+        return collection_name(self.address.name, part, self.version)
 
     def _model(self, name: CollectionName) -> BaseEmbedding:
         if name == "image_query" and self.image_query_embed_model is not None:
@@ -558,7 +567,8 @@ class DualIndex(SyncedIndex, MovingIndex):
 
     def _confined_images(self, image_root: ImageRoot | None, storage: Path) -> IndexedImages:
         """Whatever node comes out of a store opens its image only where it may lie."""
-        indexed = IndexedImages(self._stores["image"], self.uri, self.name, image_root, storage)
+        where = (self.uri, self.address.name, image_root, storage)
+        indexed = IndexedImages(self._stores["image"], *where)
         for store in self._stores.values():
             store.confine_images(indexed.folders)
         return indexed
@@ -642,8 +652,9 @@ class DualIndex(SyncedIndex, MovingIndex):
         for store in self._stores.values():
             stored = self._compare(store.initial_properties, identities)
             if not identities.keys() <= stored.keys():
-                claim = json.dumps(identities | stored, sort_keys=True)
-                store.set_properties({MODELS_PROPERTY: claim})
+                models = json.dumps(identities | stored, sort_keys=True)
+                store.set_properties({MODELS_PROPERTY: models})
+        claim(self._stores["text"], self.tenant)
 
     def _compare(self, properties: dict[str, str], identities: Identities) -> Identities:
         """What a collection says of its models, which must be these."""

@@ -13,8 +13,6 @@ from typing import Any
 from llama_index.core.base.embeddings.base import BaseEmbedding
 
 from llama_index_gap.errors import InvalidValueError
-from llama_index_gap.index.models import Identities, stored_identities
-from llama_index_gap.store.milvus import MilvusStore
 
 logger = logging.getLogger(__name__)
 
@@ -32,21 +30,6 @@ _FROM_THE_INDEX = {
 def names_a_class(name: str) -> bool:
     """Whether a model's name is that of a class of LlamaIndex's, and of nothing on a hub."""
     return bool(re.fullmatch(r"([A-Za-z_][\w.]*:)?[A-Z]\w*Embedding\w*", name))
-
-
-def identities_in(uri: str, name: str, **connection: Any) -> Identities:
-    """What identifies the models of an index, without building any of them.
-
-    Args:
-        uri: the database.
-        name: of the index.
-        **connection: as for ``MilvusStore``.
-
-    Raises:
-        ValueError: there is no such index.
-    """
-    with MilvusStore(uri=uri, collection_name=f"{name}_text", **connection) as store:
-        return stored_identities(store.initial_properties, f"{uri}: {name}")
 
 
 def build_from_class(

@@ -14,6 +14,7 @@ from llama_index_gap.index.copying import CopyReport, copy_index
 from llama_index_gap.index.image_storage import storage_folder
 from llama_index_gap.index.learning import LearningIndex
 from llama_index_gap.index.reembedding import ReembedReport, reembed_index
+from llama_index_gap.index.tenants import scope_of
 from llama_index_gap.index.versions import IndexAddress
 from llama_index_gap.threads import asynchronous
 
@@ -65,11 +66,13 @@ class MovingIndex(LearningIndex):
         """
         if uri is None and name is None:
             raise InvalidValueError("copy_to without uri or name; say where the copy is to be")
-        to, named = uri or self.address.uri, name or self.address.name
+        tenant = self.address.tenant
+        named = scope_of(name, tenant) if name else self.address.name
+        to = uri or self.address.uri
         if token is None and to == self.address.uri:
             token = self.address.token
         folder = storage_folder(to, named, storage_dir)
-        target = IndexAddress(to, named, token, folder, self.address.timeout)
+        target = IndexAddress(to, named, token, folder, self.address.timeout, tenant)
         return copy_index(
             self.address,
             target,

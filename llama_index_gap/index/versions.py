@@ -12,6 +12,7 @@ from typing import Any, get_args
 from llama_index_gap.errors import InvalidValueError
 from llama_index_gap.index.models import MODELS_PROPERTY, Identities, stored_identities
 from llama_index_gap.index.query_sample import companion
+from llama_index_gap.index.tenants import TENANT_PROPERTY, check_tenancy, is_scope_of
 from llama_index_gap.modality import CollectionName
 from llama_index_gap.store.addresses import TIMEOUT_SECONDS, is_server
 from llama_index_gap.store.connection import StoreError
@@ -65,10 +66,11 @@ class IndexAddress:
 
     Attributes:
         uri: of its database.
-        name: of the index.
+        name: of the index, or what ``scope_of`` gives for a tenant of it.
         token: for a server.
         storage: folder of the images that it keeps, as ``storage_folder`` gives it.
         timeout: seconds that a server may take to answer a call.
+        tenant: whose part of the index it is, for messages.
     """
 
     uri: str
@@ -76,12 +78,24 @@ class IndexAddress:
     token: str | None = field(repr=False)
     storage: Path
     timeout: float = TIMEOUT_SECONDS
+    tenant: str | None = None
 
     def __post_init__(self) -> None:
         check_name(self.name)
 
     def __str__(self) -> str:
-        return f"{self.uri}: {self.name}"
+        return f"{self.uri}: {self.title}"
+
+    @property
+    def index_name(self) -> str:
+        """The name of the index, whosever part of it this is."""
+        return self.name if self.tenant is None else self.name.rpartition("_tenant_")[0]
+
+    @property
+    def title(self) -> str:
+        """The index, and whose part of it this is, in words."""
+        tenant = "" if self.tenant is None else f", tenant {self.tenant!r}"
+        return f"{self.index_name}{tenant}"
 
     @property
     def database(self) -> str:
@@ -120,12 +134,14 @@ class StoredIndex:
         versions: for each version its parts, and the names of their collections.
         unfinished: for each version that is not whole, what was begun.
         claimed: whether any of them says which models made it, or what was begun.
+        tenant: whose part of an index it is, if it says so.
     """
 
     name: str
     versions: dict[int, dict[str, str]] = field(default_factory=dict)
     unfinished: dict[int, str] = field(default_factory=dict)
     claimed: bool = False
+    tenant: str | None = None
 
     @property
     def current(self) -> int | None:
@@ -165,6 +181,9 @@ def find_indexes(database: Database, name: str | None = None) -> list[StoredInde
                 MODELS_PROPERTY in each or UNFINISHED_PROPERTY in each
                 for each in properties.values()
             )
+            tenant = properties.get("text", {}).get(TENANT_PROPERTY)
+            if tenant is not None and is_scope_of(index_name, tenant):
+                index.tenant = tenant
             if begun := properties.get("text", {}).get(UNFINISHED_PROPERTY):
                 index.unfinished[number] = begun
             elif "text" not in parts:
@@ -246,6 +265,13 @@ class OpenVersion:
             self.close()
             raise
         self.number = self._index.current or 0
+
+    def check_tenancy(self, name: str, tenant: str | None, *, make: bool) -> None:
+        """As ``tenants.check_tenancy``; a reader that may not list collections is not checked."""
+        try:
+            check_tenancy(self._database, name, tenant, make=make)
+        except StoreError as error:
+            logger.info("%s", error)
 
     def drop_overwritten(self) -> None:
         """Delete all other versions, if the index was made anew."""

@@ -1,0 +1,163 @@
+"""Tenants of an index: each has collections of its own, named by a hash of the tenant's name."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Collection
+from pathlib import Path
+
+from llama_index_gap.errors import InvalidValueError
+from llama_index_gap.store.addresses import TIMEOUT_SECONDS, lite_path
+from llama_index_gap.store.connection import StoreError
+from llama_index_gap.store.database import Database
+from llama_index_gap.store.milvus import MilvusStore
+
+TENANT_PROPERTY = "tenant"
+"""Property of a tenant's text collection with the tenant's name."""
+_MOST_CHARACTERS = 255
+_SCOPE = re.compile(r"\w+_tenant_[0-9a-f]{32}", re.ASCII)
+
+
+def scope_of(name: str, tenant: str | None) -> str:
+    """What the names of an index' collections begin with.
+
+    A hash stands for the tenant, so that whatever a tenant is called, no part of it is read by the
+    database, and no two tenants share a collection.
+
+    Args:
+        name: of the index.
+        tenant: of the index; None for an index without tenants.
+
+    Raises:
+        ValueError: the tenant's name is not text, empty, too long, or has characters that do not
+            show; or the index' name is one that a tenant's collections have.
+    """
+    if _SCOPE.fullmatch(name):
+        raise InvalidValueError(
+            f"name={name!r}: is what the collections of a tenant are called; pass the index' own "
+            "name, and tenant="
+        )
+    if tenant is None:
+        return name
+    if not isinstance(tenant, str):
+        raise InvalidValueError(f"tenant={tenant!r}: must be text")
+    if not tenant.isprintable() or tenant != tenant.strip() or not tenant:
+        raise InvalidValueError(
+            f"tenant={tenant[:100]!r}: must be text that shows, with no space at its ends"
+        )
+    if len(tenant) > _MOST_CHARACTERS:
+        raise InvalidValueError(
+            f"tenant={tenant[:100]!r}…: has {len(tenant):,} characters, more than "
+            f"{_MOST_CHARACTERS}; shorten it"
+        )
+    return f"{name}_tenant_{hashlib.blake2b(tenant.encode(), digest_size=16).hexdigest()}"
+
+
+def is_scope_of(scope: str, tenant: str) -> bool:
+    """Whether collections whose names begin so are a tenant's; a database may say anything."""
+    name, _, _ = scope.rpartition("_tenant_")
+    try:
+        return bool(name) and scope_of(name, tenant) == scope
+    except InvalidValueError:
+        return False
+
+
+def check_tenancy(database: Database, name: str, tenant: str | None, *, make: bool = False) -> None:
+    """Refuse a tenant of an index without tenants, and the other way round.
+
+    Args:
+        database: where the index is.
+        name: of the index.
+        tenant: as ``DualIndex`` was given it.
+        make: whether a tenant that is not there is made.
+
+    Raises:
+        ValueError: names the way on.
+        StoreError: the database does not answer.
+    """
+    held = database.names()
+    shared, own = _texts_of(held, name), _texts_of(held, scope_of(name, tenant))
+    if tenant is not None and shared:
+        raise InvalidValueError(
+            f"{database.uri}: {name} was made without tenants, so that tenant={tenant!r} has no "
+            "part of it; leave tenant out, or pass another name and insert the tenant's documents "
+            "there"
+        )
+    if tenant is not None and not make and not own:
+        raise InvalidValueError(
+            f"{database.uri}: {name} has no tenant {tenant!r}; check the name, or pass "
+            "embed_model (llama-gap index: --model) to make it"
+        )
+    if tenant is None and not shared and scopes_of(held, name):
+        raise InvalidValueError(
+            f"{database.uri}: {name} holds tenants, and each is opened alone; pass tenant= "
+            "(llama-gap: --tenant); llama_index_gap.list_tenants(uri, name) lists them"
+        )
+
+
+def claim(store: MilvusStore, tenant: str | None) -> None:
+    """Write a tenant's name down with its text collection, where it is not there yet.
+
+    Args:
+        store: the text collection.
+        tenant: as ``DualIndex`` was given it.
+
+    Raises:
+        StoreError: it names another tenant.
+    """
+    stored = store.initial_properties.get(TENANT_PROPERTY)
+    if tenant is None or stored == tenant:
+        return
+    if stored is not None:
+        raise StoreError(
+            f"{store.collection_name} says that it is tenant {stored!r}'s, not {tenant!r}'s; "
+            "somebody renamed it: rename it back"
+        )
+    store.set_properties({TENANT_PROPERTY: tenant})
+
+
+def list_tenants(
+    uri: str = "./gap.db",
+    name: str = "gap",
+    *,
+    token: str | None = None,
+    timeout: float = TIMEOUT_SECONDS,
+) -> list[str]:
+    """The names of an index' tenants, in order: for the owner of the database, never for a tenant.
+
+    Args:
+        uri: a Milvus Lite file, or the URL of a Milvus server.
+        name: of the index.
+        token: for a server.
+        timeout: seconds that a server may take to answer a call.
+
+    Raises:
+        ValueError: there is no such database.
+        StoreError: the database cannot be opened.
+    """
+    path = lite_path(uri)
+    if path is not None and not Path(path).exists():
+        raise InvalidValueError(f"{uri}: no such database; an index is made with embed_model")
+    with Database(uri, token, timeout) as database:
+        held = database.names()
+        scopes = scopes_of(held, name)
+        texts = [text for scope in scopes for text in _texts_of(held, scope)]
+        told = [(database.properties(text) or {}).get(TENANT_PROPERTY) for text in texts]
+    return sorted({each for each in told if each})
+
+
+def scopes_of(held: Collection[str], name: str) -> list[str]:
+    """What the names of each tenant's collections begin with.
+
+    Args:
+        held: the names of all collections.
+        name: of the index.
+    """
+    text = re.compile(rf"({re.escape(name)}_tenant_[0-9a-f]{{32}})_text(_v\d+)?", re.ASCII)
+    return sorted({fits[1] for each in held if (fits := text.fullmatch(each))})
+
+
+def _texts_of(held: Collection[str], scope: str) -> list[str]:
+    text = re.compile(rf"{re.escape(scope)}_text(_v\d+)?", re.ASCII)
+    return [each for each in held if text.fullmatch(each)]
