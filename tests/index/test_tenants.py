@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from compass import Compass
+from compass import Compass, Needle
 from index_nodes import of_document
+from llama_index.core.llms import MockLLM
 from llama_index.core.schema import ImageNode, TextNode
 from llama_index.core.vector_stores.types import (
     FilterCondition,
@@ -22,10 +23,12 @@ from llama_index.core.vector_stores.types import (
 )
 
 from llama_index_gap import (
+    Corpus,
     DualIndex,
     DualIndexRetriever,
     MilvusStore,
     MultiModalSearchTool,
+    RelevanceCalibrator,
     list_tenants,
 )
 from llama_index_gap.errors import InvalidValueError
@@ -71,7 +74,14 @@ def state(index: DualIndex) -> str:
     """All that an index tells of its contents."""
     ids = ["t", "i", "only-acme", "only-globex"]
     found = [node.to_json() for node in index.get_nodes(ids)]
-    return json.dumps([index.count(), found, str(index.query_sample())], sort_keys=True)
+    about = [str(index.query_sample()), str(index.calibrator()), str(index.models())]
+    return json.dumps([index.count(), found, about], sort_keys=True)
+
+
+def calibrator_of(index: DualIndex) -> RelevanceCalibrator:
+    scores = [place / 30 for place in range(30)]
+    labelled = {"text_to_text": (scores, [0] * 15 + [1] * 15)}
+    return RelevanceCalibrator.fit(labelled, source=index.models())
 
 
 ASKED = [f"{angle} q" for angle in range(30)]
@@ -96,6 +106,11 @@ READS: dict[str, Callable[[DualIndex], Any]] = {
         str(each.store.sample(100)) + str(each.store.sample_ids(1.0))
         for each in index.collections().values()
     ],
+    "image_folders": lambda index: index.image_folders(),
+    "collection_name": lambda index: index.collection_name("text"),
+    "as_query_engine": lambda index: str(
+        index.as_query_engine(llm=MockLLM(), multimodal=False).retrieve("0")
+    ),
     "as_retriever": lambda index: [
         str(index.as_retriever(filters=OR).retrieve("0")),
         str(index.as_retriever(complete=True).search("0").to_dict()),
@@ -112,6 +127,19 @@ WRITES: dict[str, Callable[[DualIndex, str], Any]] = {
     "learn_queries": lambda index, _: index.learn_queries(ASKED),
     "forget_queries": lambda index, _: index.forget_queries(),
     "clear": lambda index, _: index.clear(),
+    "sync": lambda index, image: index.sync(
+        Corpus(nodes_of("n", image)[:1], []), source="c", whole_index=True
+    ),
+    "async_sync": lambda index, image: asyncio.run(
+        index.async_sync(Corpus(nodes_of("n", image)[:1], []), source="c", whole_index=True)
+    ),
+    "copy_to": lambda index, _: index.copy_to(name="other"),
+    "acopy_to": lambda index, _: asyncio.run(index.acopy_to(name="other")),
+    "reembed": lambda index, _: index.reembed(Needle()),
+    "areembed": lambda index, _: asyncio.run(index.areembed(Needle())),
+    "reopen": lambda index, _: index.reopen(Compass(), None, None),
+    "save_calibrator": lambda index, _: index.save_calibrator(calibrator_of(index)),
+    "asave_calibrator": lambda index, _: asyncio.run(index.asave_calibrator(calibrator_of(index))),
     "ainsert_nodes": lambda index, image: asyncio.run(index.ainsert_nodes(nodes_of("n", image))),
     "aupsert_nodes": lambda index, image: asyncio.run(index.aupsert_nodes(nodes_of("n", image))),
     "arefresh_ref_docs": lambda index, image: asyncio.run(
@@ -125,12 +153,12 @@ WRITES: dict[str, Callable[[DualIndex, str], Any]] = {
 }
 # What asks nothing of the stored nodes by itself, or only by way of what stands above.
 OTHERS = {
-    *("allow_images", "close", "as_if_learnt", "as_chat_engine", "as_query_engine"),
-    *("save_calibrator", "asave_calibrator", "from_documents"),
+    *("allow_images", "close", "as_if_learnt", "as_chat_engine", "from_documents"),
 }
 # Each searches the stores that `collections` gives, which hold one tenant's rows alone.
 OF_RETRIEVER = {
-    *("as_tool", "asearch", "filtered", "from_index", "from_stores", "get_image"),
+    *("as_tool", "asearch", "examples", "filtered", "for_documents", "from_index"),
+    *("from_stores", "get_image"),
     *("query_cut_at", "rank_legs", "search", "search_legs"),
 }
 
@@ -172,6 +200,24 @@ def test_no_write_touches_another_tenant(
     before = state(globex)
     WRITES[name](acme, image)
     assert state(globex) == before
+
+
+@pytest.mark.server
+def test_on_a_server_as_well(milvus_url: str, image: str) -> None:
+    model = Compass()
+    with (
+        DualIndex(milvus_url, "tenants", model, tenant="acme", overwrite=True) as acme,
+        DualIndex(milvus_url, "tenants", model, tenant="globex", overwrite=True) as globex,
+    ):
+        acme.insert_nodes(nodes_of("acme", image), strict=True)
+        globex.insert_nodes(nodes_of("globex", image), strict=True)
+        for name, read in READS.items():
+            assert "globex" not in str(read(acme)), name
+        before = state(globex)
+        for name in ("refresh_ref_docs", "delete_nodes", "insert_nodes", "sync", "clear"):
+            WRITES[name](acme, image)
+            assert state(globex) == before, name
+        assert list_tenants(milvus_url, "tenants") == ["acme", "globex"]
 
 
 def test_stores_and_stored_images_are_each_tenants_own(pair: tuple[DualIndex, DualIndex]) -> None:
