@@ -32,6 +32,14 @@ ImageField = Annotated[
 IdField = Annotated[
     list[str] | None, typer.Option(metavar="COLUMN", help="A table's column of ids; repeatable.")
 ]
+ChunkSize = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Cut texts into chunks of so many tokens.",
+        show_default="512, or fewer that the model reads",
+    ),
+]
 Drafts = Annotated[bool, typer.Option("--drafts", help="Read unpublished pages, too.")]
 Pages = Annotated[
     bool, typer.Option("--pages", help="Make every page of a PDF file an image, too.")
@@ -86,14 +94,7 @@ def index(
     drafts: Drafts = False,
     device: options.Device = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Drop the index first.")] = False,
-    chunk_size: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Cut texts into chunks of so many tokens.",
-            show_default="512, or fewer that the model reads",
-        ),
-    ] = None,
+    chunk_size: ChunkSize = None,
     all_skipped: options.AllSkipped = False,
 ) -> None:
     """Put a corpus into an index; make the index if it is missing.
@@ -143,9 +144,3 @@ def index(
     terminal.print_skipped([*corpus.skipped, *report.skipped], all_skipped)
     if not report.text_rows + report.image_rows + report.unchanged:
         terminal.fail(f"{path}: nothing in it could be indexed")
-
-
-def took(started: float) -> str:
-    """How long it has been since a moment of the monotonic clock, in words."""
-    minutes, seconds = divmod(round(time.monotonic() - started), 60)
-    return f"{minutes} min {seconds} s" if minutes else f"{seconds} s"

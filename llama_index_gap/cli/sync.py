@@ -11,7 +11,17 @@ from rich.text import Text
 
 import llama_index_gap
 from llama_index_gap.cli import model_options, options, terminal
-from llama_index_gap.cli.corpora import CorpusPath, MaxPixels, Root, took
+from llama_index_gap.cli.corpora import (
+    ChunkSize,
+    CorpusPath,
+    Drafts,
+    IdField,
+    ImageField,
+    MaxPixels,
+    Pages,
+    Root,
+    TextField,
+)
 from llama_index_gap.text import visible
 
 if TYPE_CHECKING:
@@ -43,7 +53,13 @@ def sync(
         bool, typer.Option("--delete-most", help="Let more than half of the corpus vanish.")
     ] = False,
     root: Root = None,
+    text_field: TextField = None,
+    image_field: ImageField = None,
+    id_field: IdField = None,
+    pages: Pages = False,
     max_pixels: MaxPixels = None,
+    drafts: Drafts = False,
+    chunk_size: ChunkSize = None,
     models: model_options.Models,
     all_listed: Annotated[
         bool, typer.Option("--all", help="List all documents, and all that is skipped.")
@@ -51,7 +67,8 @@ def sync(
 ) -> None:
     """Bring an index in step with its corpus: embed what is new or changed, delete what is gone.
 
-    Documents of other corpora stay. Run again, it completes an interrupted run.
+    Documents of other corpora stay. Run again, it completes an interrupted run. Say how the corpus
+    is read as you did to 'llama-gap index'.
     """
     from llama_index_gap.images.limits import MAX_PIXELS
 
@@ -59,7 +76,16 @@ def sync(
     shown, started = terminal.stderr.is_terminal, time.monotonic()
     with terminal.resumable():
         corpus = llama_index_gap.read_corpus(
-            path, root=root, max_pixels=max_pixels or MAX_PIXELS, show_progress=shown
+            path,
+            root=root,
+            chunk_size=chunk_size,
+            text_field=text_field,
+            image_field=image_field,
+            id_field=id_field,
+            max_pixels=max_pixels or MAX_PIXELS,
+            drafts=drafts,
+            pages=pages,
+            show_progress=shown,
         )
         roots = [corpus.root] if corpus.root is not None else None
         with options.open_index(db, name, roots, tenant=tenant, models=models) as index:
@@ -73,7 +99,11 @@ def sync(
                 show_progress=shown,
             )
     terminal.stdout.print(visible(f"Read {corpus.summary()}"), markup=False)
-    done = "Plan, nothing was written" if dry_run else f"In step in {took(started)}"
+    done = (
+        "Plan, nothing was written"
+        if dry_run
+        else f"In step in {terminal.duration(time.monotonic() - started)}"
+    )
     terminal.stdout.print(visible(f"{done}: {report.summary()}"), markup=False)
     _print_documents(report, all_listed)
     for note in report.notes:
