@@ -20,7 +20,7 @@ from llama_index_gap.errors import InvalidValueError, names_nearest
 from llama_index_gap.gap.calibrate import RelevanceCalibrator
 from llama_index_gap.index.backgrounds import Backgrounds
 from llama_index_gap.index.comparing import Origin
-from llama_index_gap.index.fitting import fit_nodes, parts_of
+from llama_index_gap.index.fitting import fit_nodes, is_first_part, parts_of
 from llama_index_gap.index.image_storage import ImageStorage, storage_folder
 from llama_index_gap.index.indexed_images import (
     ImageRoot,
@@ -318,8 +318,9 @@ class DualIndex(SyncedIndex, MovingIndex):
             What was written, and what was skipped and why.
         """
         fitted = fit_nodes(nodes, self.embed_model, show_progress=show_progress)
-        ids = [node.node_id for node in fitted.nodes]
-        if stale := parts_of(ids, self._stores["text"].existing_ids).difference(ids):
+        ids = {node.node_id for node in fitted.nodes}
+        whole = ids.difference(node.node_id for node in nodes if is_first_part(node))
+        if stale := parts_of(whole, self._stores["text"].existing_ids) - ids:
             self.delete_nodes(sorted(stale))
         writing = self._writing(None, strict=strict)
         writing.report.note_cuts(fitted)

@@ -21,7 +21,7 @@ from llama_index.core.schema import (
 from tqdm import tqdm
 
 from llama_index_gap.errors import EXPECTED_ERRORS
-from llama_index_gap.nodes import as_row
+from llama_index_gap.nodes import as_row, texts_of_bytes
 from llama_index_gap.readers.splitting import splitter_of
 from llama_index_gap.threads import stop_if_given_up
 
@@ -69,6 +69,7 @@ def fit_nodes(
     (special,) = counts([""])
     fitted = Fitted()
     last = {node.node_id: node for node in nodes}
+    of_bytes = texts_of_bytes(nodes)  # are no texts, and skipped by whoever writes them
     # A word of many thousand letters is cut letter by letter.
     size = lru_cache(_KEPT)(lambda text: range(max(counts([text])[0] - special, 0)))
     with tqdm(
@@ -77,7 +78,12 @@ def fit_nodes(
         for start in range(0, len(nodes), _AT_ONCE):
             stop_if_given_up()
             batch = nodes[start : start + _AT_ONCE]
-            contents = [_content(node) if last[node.node_id] is node else "" for node in batch]
+            contents = [
+                _content(node)
+                if last[node.node_id] is node and node.node_id not in of_bytes
+                else ""
+                for node in batch
+            ]
             for node, length in zip(batch, counts(contents), strict=True):
                 parts = _parts(as_row(node), counts, size, limit) if length > limit else [node]
                 fitted.nodes += parts
@@ -89,6 +95,12 @@ def fit_nodes(
                     fitted.too_long += sum(each > limit for each in lengths)
             bar.update(len(batch))
     return fitted
+
+
+def is_first_part(node: BaseNode) -> bool:
+    """Whether a node came out of an index as the first part of a text, whose others stay there."""
+    following = node.relationships.get(NodeRelationship.NEXT)
+    return isinstance(following, RelatedNodeInfo) and following.node_id == f"{node.node_id}#part-2"
 
 
 def parts_of(
@@ -153,9 +165,30 @@ def _parts(
         "start_char_idx": None,
         "end_char_idx": None,
     }
+    return _linked(
+        [row.model_copy(update={**around_it, "id_": next(names), "text": text}) for text in texts]
+    )
+
+
+def _linked(parts: list[TextNode]) -> list[TextNode]:
+    """Parts that name the next one and the one before, as LlamaIndex's chunks do."""
+    last = len(parts) - 1
     return [
-        row.model_copy(update={**around_it, "id_": next(names), "text": text}) for text in texts
+        part.model_copy(
+            update={
+                "relationships": {
+                    **part.relationships,
+                    **({} if place == 0 else {NodeRelationship.PREVIOUS: _named(parts[place - 1])}),
+                    **({} if place == last else {NodeRelationship.NEXT: _named(parts[place + 1])}),
+                }
+            }
+        )
+        for place, part in enumerate(parts)
     ]
+
+
+def _named(node: TextNode) -> RelatedNodeInfo:
+    return RelatedNodeInfo(node_id=node.node_id, node_type=ObjectType.TEXT)
 
 
 def _names(node_id: str) -> Iterator[str]:

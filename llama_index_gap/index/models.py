@@ -34,6 +34,7 @@ _IDENTITY = (
     "pooling",
     "aligner",
 )
+_OWN_CLASS = DualEncoderEmbedding.class_name()
 # Of other classes: how fast, where, by whom and for whom a service is asked, how that is shown, and
 # what a class counts and waits for while it is used.
 _MOVES_NOTHING = re.compile(
@@ -109,7 +110,7 @@ def identity_of(model: BaseEmbedding) -> dict[str, Any]:
 
 def _identifying(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings that may move a vector, of those that a model has or an index holds."""
-    if settings["class_name"] != DualEncoderEmbedding.class_name():
+    if settings["class_name"] != _OWN_CLASS:
         return _moving_settings(settings)
     return {key: settings[key] for key in _IDENTITY if settings.get(key) is not None}
 
@@ -238,7 +239,7 @@ def build_model(
     Raises:
         ValueError: it is none of this package's.
     """
-    if identity["class_name"] != DualEncoderEmbedding.class_name():
+    if identity["class_name"] != _OWN_CLASS:
         raise InvalidValueError(
             f"{of} was made with {in_words({'text': identity})}, which is asked only where you say "
             f"so: pass it as {argument}, or on the command line --model {identity['class_name']} "

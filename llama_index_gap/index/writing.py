@@ -45,6 +45,7 @@ from llama_index_gap.readers.splitting import default_splitter
 from llama_index_gap.store.collection import IDS_PER_MESSAGE, batches
 from llama_index_gap.store.milvus import MilvusStore
 from llama_index_gap.store.rows import CONTENT_KEY
+from llama_index_gap.text import is_blank
 from llama_index_gap.threads import stop_if_given_up
 
 _NOWHERE = Origin()
@@ -362,11 +363,11 @@ class Writing:
             if isinstance(made, ImageNode) and made.image and isinstance(row, ImageNode):
                 self._digests[node_id] = image_digest(made)
             has_image = isinstance(row, ImageNode) and bool(row.image_path or row.image_url)
-            if row.text.strip():
+            if not is_blank(row.text):
                 texts.append(row)
             if has_image and node_id not in self._refused:
                 images.append(row)
-            if not (row.text.strip() or has_image):
+            if is_blank(row.text) and not has_image:
                 self.given.discard(node_id)
                 self._skip(row, "has neither a text nor an image")
         by_collection: dict[CollectionName, list[TextNode]] = {"text": texts, "image": images}

@@ -129,14 +129,18 @@ class _Shown(HtmlReader):
     def on_tag(self, name: str, attributes: dict[str, str]) -> None:
         if name == "img" and attributes.get("src", "").strip():
             self.images.append({"path": attributes["src"], "caption": attributes.get("alt", "")})
-        elif name not in _KNOWN_TAGS:
-            self.parts.append(f"<{name}>")
         else:
             self._break(name)
 
     def on_closing_tag(self, name: str) -> None:
         if name in _BLOCK_TAGS:
             self._break(name)
+
+    def is_tag(self, name: str, attributes: dict[str, str], bare: set[str]) -> bool:
+        return name in _KNOWN_TAGS
+
+    def is_closing_tag(self, name: str) -> bool:
+        return name in _KNOWN_TAGS
 
     def _break(self, name: str) -> None:
         self.parts.append("\n\n" if name in _BLOCK_TAGS else "\n" if name in _LINE_TAGS else "")

@@ -63,7 +63,7 @@ def test_the_captions_of_a_cell(cell: str, images: int, captions: list[str]) -> 
         ("<table><tr><td>a</td><td>b</td></tr></table>", "a\nb"),
         ("<style>p {}</style><p>a</p><script>x</script>", "a"),
         ("If a<b and b>c, Vec<T> &amp; so", "If a<b and b>c, Vec<T> &amp; so"),
-        ("<p>Vec<T> of x</p>", "Vec<t> of x"),
+        ("<p>Vec<T> of x</p>", "Vec<T> of x"),
         ("<p>one</p>\\n<p>two</p>", "one\n\ntwo"),
         ("plain", "plain"),
     ],
