@@ -32,8 +32,10 @@ WITH_IMAGES = DIALECTS[1:]
 def serving() -> Iterator[str]:
     command = [sys.executable, str(TESTS / "support" / "embedding_server.py")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
-        yield server.stdout.readline().strip()
-        server.kill()
+        try:
+            yield server.stdout.readline().strip()
+        finally:
+            server.kill()
 
 
 @pytest.fixture(scope="module")
@@ -243,5 +245,5 @@ def test_a_service_that_dies_is_an_error_and_a_second_run_goes_on(
     with serving() as address:
         model = service(address, "jina")
         with DualIndex(str(tmp_path / "gap.db"), embed_model=model) as index:
-            index.insert_nodes(nodes)
-            assert index.report.text_rows + index.report.unchanged == 40
+            report = index.insert_nodes(nodes)
+            assert report.text_rows + report.unchanged == 40

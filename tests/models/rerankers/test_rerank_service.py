@@ -48,8 +48,10 @@ def address(checkpoint: Path) -> Iterator[str]:
 def serving(checkpoint: Path) -> Iterator[str]:
     command = [sys.executable, str(SERVER), str(checkpoint)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
-        yield server.stdout.readline().strip()
-        server.terminate()
+        try:
+            yield server.stdout.readline().strip()
+        finally:
+            server.terminate()
 
 
 @pytest.fixture(scope="module")
