@@ -98,7 +98,7 @@ def test_metadata(metadata: Message) -> None:
     assert metadata["Description-Content-Type"] == "text/markdown"
     assert metadata.get_payload() == (ROOT / "README.md").read_text(encoding="utf-8")
     needed = [line for line in metadata.get_all("Requires-Dist") if "extra ==" not in line]
-    assert "llama-index-core<0.15,>=0.14.25" in needed
+    assert "llama-index-core<0.15,>=0.14.23" in needed
     assert not any("pytest" in line or "matplotlib" in line for line in needed)
 
 

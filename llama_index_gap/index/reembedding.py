@@ -312,12 +312,15 @@ class _Building:
             if part == "text":
                 properties[UNFINISHED_PROPERTY] = _mark(self._after)
             stays = part in self._stay and old is not None
-            model = self._models[part]
-            dim = old.dim if stays and old is not None else known_dimension(model)
+            if stays and old is not None:
+                dim = old.dim
+            else:
+                model = self._models[part]
+                dim = known_dimension(model) or asked_dimension(model)
             self._to[part] = opened.enter_context(
                 self._address.opened(
                     collection_name(self._address.name, part, number),
-                    dim or asked_dimension(model),
+                    dim,
                     index_config=index_config,
                     properties=properties,
                 )

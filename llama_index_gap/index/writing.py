@@ -362,6 +362,8 @@ class Writing:
                 continue
             if isinstance(made, ImageNode) and made.image and isinstance(row, ImageNode):
                 self._digests[node_id] = image_digest(made)
+            if row is not made:  # what is kept goes by its content, and is replaced by nobody
+                self._stamps.pop(node_id, None)
             has_image = isinstance(row, ImageNode) and bool(row.image_path or row.image_url)
             if not is_blank(row.text):
                 texts.append(row)

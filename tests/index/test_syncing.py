@@ -275,7 +275,7 @@ def test_a_corpus_that_is_not_there_deletes_nothing(index: DualIndex, pages: Pat
     shutil.rmtree(pages)
     pages.mkdir()
 
-    with pytest.raises(ValueError, match="no Markdown files and no images"):
+    with pytest.raises(ValueError, match="no Markdown, HTML or PDF files and no images"):
         index.sync(read_corpus(pages))
     with pytest.raises(ValueError, match="would empty the index"):
         index.sync(Corpus([], [], pages, pages))

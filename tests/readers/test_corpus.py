@@ -113,7 +113,7 @@ REFUSED: dict[str, tuple[Callable[[Path], Path], str]] = {
     "unknown suffix": (a_file("a.xyz"), r"\.xyz is not read"),
     "no suffix": (a_file("corpus"), "a file without a suffix is not read"),
     "one image": (a_file("a.png"), r"\.png is not read"),
-    "empty folder": (a_folder, "no Markdown files and no images"),
+    "empty folder": (a_folder, "no Markdown, HTML or PDF files and no images"),
     "empty JSONL": (a_file("a.jsonl"), "no document could be read .it holds none"),
     "JSONL of blank lines": (a_file("a.jsonl", b"\n \n"), "no document could be read"),
     "JSONL of nonsense": (a_file("a.jsonl", b"x\ny\n"), r"\(a\.jsonl:1: is not JSON"),

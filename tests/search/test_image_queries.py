@@ -233,7 +233,7 @@ def test_a_calibrator_is_fitted_on_its_scores(index: DualIndex, tmp_path: Path) 
     )
     with DualIndex(str(tmp_path / "gap.db"), embed_model=dual()) as two:
         two.insert_nodes(BOATS)
-        with pytest.raises(ValueError, match=r"'alone'\) for image queries, and"):
+        with pytest.raises(ValueError, match=r"'alone', .*\) for image queries, and"):
             two.as_retriever(**settings)
 
 
@@ -359,7 +359,7 @@ def test_an_interrupted_build_goes_on_where_it_stopped(
         assert "image queries find 8 of 12 images only; insert them again" in caplog.text
         report = index.insert_nodes(many)
         assert report == IndexReport(image_query_rows=4, unchanged=20)
-        assert len(dinov2.embedded) == 12
+        assert len(dinov2.embedded) == 8  # the other four are of the same files: vectors stay
 
 
 # --- opening ------------------------------------------------------------------------------------
@@ -462,7 +462,7 @@ def test_a_model_of_one_s_own_must_be_passed_again(tmp_path: Path) -> None:
     uri = str(tmp_path / "gap.db")
     DualIndex(uri, embed_model=dual(), image_query_embed_model=alone()).close()
 
-    with pytest.raises(ValueError, match=r"\('alone'\), which .*; pass it as image_query_"):
+    with pytest.raises(ValueError, match=r"\('alone', .*\), which .*: pass it as image_query_"):
         DualIndex(uri, embed_model=dual())
     DualIndex(uri, embed_model=dual(), image_query_embed_model=alone()).close()
 

@@ -182,7 +182,6 @@ def test_what_cannot_be_stored_is_not_embedded(
 ) -> None:
     image = write_image(tmp_path / "a.png")
     bad = [
-        TextNode(id_="text", text="a " * 100_000),
         TextNode(id_="metadata", text="a", metadata={"m": "a" * 100_000}),
         ImageNode(id_="caption", text="a " * 100_000, image_path=str(image)),
         TextNode(id_="number", text="a", metadata={"m": 2**64}),
