@@ -27,7 +27,8 @@ test: $(VENV)/.tools-installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not server" --numprocesses 2 --dist loadfile
 	$(BIN)/python -m pytest -m server  # by themselves: a machine can run but one
 
-# SMOKE=1 runs a part of the tests only, as .ci/run does. torch's oldest package for Linux brings CUDA.
+# torch's oldest package for Linux brings 3 GB of CUDA. SMOKE=1, as .ci/run has it, runs a part of the tests only,
+# and keeps the torch of constraints.txt.
 LOWEST := .venv-lowest
 SMOKED := tests/models/test_loading.py tests/embedding tests/store/test_milvus.py tests/index/test_search.py
 
@@ -38,8 +39,9 @@ test-lowest: $(LOWEST)/.installed
 
 $(LOWEST)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(LOWEST)
-	$(LOWEST)/bin/python -m pip install --quiet uv
-	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python \
+	$(LOWEST)/bin/python $(PIP_INSTALL) uv $(if $(SMOKE),$(TORCH))
+	grep '^torch==' constraints.txt > $(LOWEST)/torch.txt
+	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python $(if $(SMOKE),--override $(LOWEST)/torch.txt) \
 		--resolution lowest-direct --editable '.[test]'
 	touch $@
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -237,25 +238,22 @@ class Plan:
 
     def _unreadable_images(self, compared: Comparison, leftovers: set[str]) -> set[str]:
         """Images that a document still shows, and that cannot be read at the moment."""
-        skipped: defaultdict[str, dict[str, str]] = defaultdict(dict)
+        skipped = defaultdict[str, dict[str, str]](dict)
         places = {place: key for key, place in self._corpus.places.items()}
         for skip in self._corpus.skipped:
             place, _, path = skip.source.partition(_IMAGE)
             if path and place in places and not (skip.on_purpose or skip.by_rule):
                 skipped[places[place]][PurePosixPath(unquote(path)).name] = skip.reason
-        ids = {
-            node_id
-            for node_id in leftovers & compared["image"].stored.keys()
-            if compared["image"].stored[node_id].document in skipped
-        }
         found = set()
-        for node_id, path in self._stores["image"].image_paths(sorted(ids)).items():
-            file, document = Path(path), compared["image"].stored[node_id].document
-            reason = skipped[document].get(file.name)
-            if reason is None or _is_gone(file, self._corpus.root):
-                continue
-            found.add(node_id)
-            self.report.kept.append(Skipped(f"{document}, image {file.name}", reason))
+        images = compared["image"].stored
+        for node_id in sorted(leftovers & images.keys()):
+            document = images[node_id].document
+            # As a reader names it: by the place of the file below the corpus' folder, or its root.
+            name = re.sub(r"~\d+$", "", node_id.removeprefix(f"{document}#image-"))
+            reason = skipped[document].get(PurePosixPath(name).name) if name != node_id else None
+            if reason is not None and not _is_gone(name, self._corpus):
+                found.add(node_id)
+                self.report.kept.append(Skipped(f"{document}, image {name}", reason))
         return found
 
     def _check(self, compared: Comparison, gone: set[str]) -> None:
@@ -402,11 +400,15 @@ class _Unread:
         return ""
 
 
-def _is_gone(file: Path, root: Path | None) -> bool:
+def _is_gone(name: str, corpus: Corpus) -> bool:
     """Whether an image's file was deleted: its folder is there, and it is not."""
-    if root is None or not file.is_relative_to(root) or ".." in file.parts:
+    path = corpus.path
+    beside = path.parent if path is not None and path.is_file() else path
+    folders = [folder for folder in (beside, corpus.root) if folder is not None]
+    if Path(name).is_absolute() or ".." in Path(name).parts:
         return False
-    return file.parent.is_dir() and not os.path.lexists(file)
+    files = [folder / name for folder in folders]
+    return any(file.parent.is_dir() for file in files) and not any(map(os.path.lexists, files))
 
 
 def _was(source: str, path: Path | None) -> bool:

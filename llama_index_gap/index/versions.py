@@ -14,9 +14,10 @@ from llama_index_gap.index.models import MODELS_PROPERTY, Identities, stored_ide
 from llama_index_gap.index.query_sample import companion
 from llama_index_gap.index.tenants import TENANT_PROPERTY, check_tenancy, is_scope_of
 from llama_index_gap.modality import CollectionName
-from llama_index_gap.store.addresses import TIMEOUT_SECONDS, is_server
+from llama_index_gap.store.addresses import TIMEOUT_SECONDS, is_server, lite_path
 from llama_index_gap.store.connection import StoreError
 from llama_index_gap.store.database import Database
+from llama_index_gap.store.lite_files import check_lite_files, lite_collections
 from llama_index_gap.store.milvus import MilvusStore
 
 logger = logging.getLogger(__name__)
@@ -251,6 +252,12 @@ class OpenVersion:
 
     def __init__(self, address: IndexAddress, *, overwrite: bool) -> None:
         self._overwrite = overwrite
+        if (path := lite_path(address.uri)) is not None and not overwrite:
+            for collection in lite_collections(path):
+                fits = _NAME.fullmatch(collection)
+                if fits is not None and fits[1] == address.name:
+                    of = f"collection {collection!r} in {address.uri}"
+                    check_lite_files(path, collection, of, overwrite=False)
         self._database = Database(address.uri, address.token, address.timeout)
         try:
             try:

@@ -28,7 +28,7 @@ from llama_index_gap.store.filters import (
     literal,
     literal_list,
 )
-from llama_index_gap.store.lite_files import lost_files
+from llama_index_gap.store.lite_files import check_lite_files
 from llama_index_gap.store.rows import VECTOR_FIELD, check_bytes, most_row_bytes
 from llama_index_gap.threads import stop_if_given_up, to_its_end
 
@@ -180,12 +180,8 @@ class Collection:
             self.finish(flush=True, timeout=LOAD_SECONDS)
 
     def _check_files(self, overwrite: bool) -> None:
-        path = self.connection.path
-        if path is not None and (lost := lost_files(path, self.name, overwrite=overwrite)):
-            raise StoreError(
-                f"{self} is damaged: {lost}; bring it back from a copy of the database, or start "
-                "anew with overwrite=True (a DualIndex: with embed_model, too)"
-            )
+        if (path := self.connection.path) is not None:
+            check_lite_files(path, self.name, str(self), overwrite=overwrite)
 
     def _create(self, dim: int, properties: Mapping[str, str]) -> None:
         _check_properties(properties)

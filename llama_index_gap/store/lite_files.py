@@ -6,6 +6,37 @@ import json
 import shutil
 from pathlib import Path
 
+from llama_index_gap.store.connection import StoreError
+
+
+def check_lite_files(database: str, collection: str, of: str, *, overwrite: bool) -> None:
+    """Refuse a collection that has lost files, before Milvus Lite takes it for an empty one.
+
+    Args:
+        database: path of the database.
+        collection: its name.
+        of: the collection, for the message.
+        overwrite: as for ``lost_files``.
+
+    Raises:
+        StoreError: says which are lost.
+    """
+    if lost := lost_files(database, collection, overwrite=overwrite):
+        raise StoreError(
+            f"{of} is damaged: {lost}; bring it back from a copy of the database, or start anew "
+            "with overwrite=True (a DualIndex: with embed_model, too)"
+        )
+
+
+def lite_collections(database: str) -> list[str]:
+    """The names of the collections whose files a database has; a file of another layout has none.
+
+    Args:
+        database: its path.
+    """
+    folder = Path(database) / "collections"
+    return sorted(each.name for each in folder.iterdir()) if folder.is_dir() else []
+
 
 def lost_files(database: str, collection: str, *, overwrite: bool) -> str | None:
     """Say which of its files a collection has lost.

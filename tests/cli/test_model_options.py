@@ -55,7 +55,7 @@ def test_pooling_and_prompts_are_remembered(corpus: Path, tmp_path: Path) -> Non
     assert (refused.code, "--pooling" in refused.err) == (1, True)
     options = ["--pooling", "last", "--query-prompt", "Find: "]
     assert gap("index", corpus, "--model", model, *options).code == 0
-    settings = json.loads(gap("info", "--json").out)["models"]["text"]["settings"]
+    settings = json.loads(gap("info", "--name", "gap", "--json").out)["models"]["text"]["settings"]
     assert (settings["pooling"], settings["query_prompt"]) == ("last", "Find: ")
     assert gap("search", "text").code == 0
     other = gap("search", "text", "--model", model, "--pooling", "mean")
