@@ -84,6 +84,11 @@ def fit_nodes(
                 else ""
                 for node in batch
             ]
+            # A token is at least one letter, so that a short text need not be counted. (Beyond
+            # ASCII a letter may become several, where a tokenizer normalizes it.)
+            contents = [
+                "" if each.isascii() and len(each) + special < limit else each for each in contents
+            ]
             for node, length in zip(batch, counts(contents), strict=True):
                 parts = _parts(as_row(node), counts, size, limit) if length > limit else [node]
                 fitted.nodes += parts
