@@ -39,9 +39,11 @@ def copy(
 ) -> None:
     """Copy an index to another database or another name. Nothing is embedded.
 
-    Run again, it completes an interrupted copy, which nothing opens before.
+    Without --tenant, an index that has tenants is copied with all of them. Run again, it completes
+    an interrupted copy, which nothing opens before.
     """
-    from llama_index_gap.index.copying import copy_index
+    from llama_index_gap.index.copying import CopyReport, copy_index
+    from llama_index_gap.index.tenants import list_tenants
 
     if to is None and to_name is None:
         raise typer.BadParameter("say where the copy is to be", param_hint="--to / --to-name")
@@ -50,14 +52,20 @@ def copy(
     token = os.environ.get("MILVUS_TO_TOKEN")
     if token is None and (target == db or not is_server(db)):  # never to another server
         token = options.token()
-    started = time.monotonic()
+    tenants: list[str | None] = [tenant]
+    if tenant is None:
+        tenants = [*list_tenants(db, name, token=options.token(), timeout=options.timeout())]
+    started, report = time.monotonic(), CopyReport()
     with terminal.resumable(" without --overwrite" if overwrite else ""):
-        report = copy_index(
-            options.address(db, name, options.token(), tenant),
-            options.address(target, to_name or name, token, tenant),
-            overwrite=overwrite,
-            show_progress=terminal.stderr.is_terminal,
-        )
+        for each in tenants or [None]:
+            report.add(
+                copy_index(
+                    options.address(db, name, options.token(), each),
+                    options.address(target, to_name or name, token, each),
+                    overwrite=overwrite,
+                    show_progress=terminal.stderr.is_terminal,
+                )
+            )
     if as_json:
         skipped = [{"source": each.source, "reason": each.reason} for each in report.skipped]
         terminal.print_json({**vars(report), "skipped": skipped})

@@ -64,6 +64,15 @@ class CopyReport:
     images: int = 0
     skipped: list[Skipped] = field(default_factory=list)
 
+    def add(self, other: CopyReport) -> None:
+        """Count what another call copied, such as another tenant's part."""
+        for name, rows in other.rows.items():
+            self.rows[name] = self.rows.get(name, 0) + rows
+        self.unchanged += other.unchanged
+        self.removed += other.removed
+        self.images += other.images
+        self.skipped += other.skipped
+
     def summary(self) -> str:
         """The counts in one line."""
         removed = f"{self.removed:,} removed, " if self.removed else ""

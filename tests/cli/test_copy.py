@@ -5,9 +5,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-from command_line import gap, rows
+from command_line import gap, rows, write_texts
 from moved_rows import stored
 
+from llama_index_gap import list_tenants
 from llama_index_gap.store.milvus import MilvusStore
 
 
@@ -73,6 +74,7 @@ def test_a_token_is_never_sent_to_another_server(
     seen = []
     monkeypatch.setenv("MILVUS_TOKEN", "of-db")
     monkeypatch.setattr("llama_index_gap.cli.options.check_is_there", lambda _: None)
+    monkeypatch.setattr("llama_index_gap.index.tenants.list_tenants", lambda *_, **__: [])
     monkeypatch.setattr(
         "llama_index_gap.index.copying.copy_index",
         lambda source, target, **_: seen.append((source.token, target.token)) or 1 / 0,
@@ -171,3 +173,20 @@ def test_info_says_where_images_are_and_are_not(
         assert found.err == ""
     shown = gap("info", "--db", db, "--name", "gap")
     assert "no longer there: name its new place" in " ".join(shown.out.split())
+
+
+def test_all_tenants_are_copied_unless_one_is_named(tmp_path: Path, tiny_clip: Path) -> None:
+    write_texts(tmp_path / "docs.jsonl", 2)
+    db = tmp_path / "tenants.db"
+    for tenant in ("acme", "globex"):
+        gap("index", tmp_path, "--db", db, "--model", tiny_clip, "--tenant", tenant)
+
+    one = gap("copy", "--db", db, "--to", tmp_path / "one.db", "--tenant", "acme")
+    both = gap("copy", "--db", db, "--to", tmp_path / "both.db")
+
+    assert one.code == both.code == 0, both.err
+    assert list_tenants(str(tmp_path / "one.db")) == ["acme"]
+    assert list_tenants(str(tmp_path / "both.db")) == ["acme", "globex"]
+    assert "4 rows and 0 images copied" in both.out
+    listed = gap("info", "--db", tmp_path / "both.db").out
+    assert "gap, tenant 'acme'" in " ".join(listed.split())
