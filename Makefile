@@ -41,7 +41,7 @@ $(LOWEST)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(LOWEST)
 	$(LOWEST)/bin/python $(PIP_INSTALL) uv $(if $(SMOKE),$(TORCH))
 	grep '^torch==' constraints.txt > $(LOWEST)/torch.txt
-	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python $(if $(SMOKE),--override $(LOWEST)/torch.txt) \
+	UV_LINK_MODE=copy $(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python $(if $(SMOKE),--override $(LOWEST)/torch.txt) \
 		--resolution lowest-direct --editable '.[test]'
 	touch $@
 
