@@ -111,7 +111,8 @@ def test_info_lists_indexes_and_what_is_unfinished(
         ["half", "*", "–"],
         ["other", "23", "11"],
     ]
-    assert f"half is unfinished: a copy of {own_db}: gap" in "".join(lines[4:])
+    told = f"half is unfinished: a copy of {own_db}: gap"
+    assert told.replace(" ", "") in "".join(lines).replace(" ", "")  # wherever a line is broken
     assert max(map(len, lines)) <= 80
     assert [each["name"] for each in facts["indexes"]] == ["gap", "half", "other"]
     assert facts["indexes"][1]["unfinished"] == [f"a copy of {own_db.resolve()}: gap"]
