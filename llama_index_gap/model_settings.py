@@ -31,7 +31,20 @@ Folder: TypeAlias = Annotated[str, BeforeValidator(_existing)]
 """The path of a folder that is there."""
 
 
-class LoadingSettings(BaseModel):
+class PickledAsSettings:
+    """Pickles a pydantic component as its settings alone; what it has loaded is loaded again."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        fields = type(self).model_fields  # type: ignore[attr-defined]
+        return {
+            "settings": {name: getattr(self, name) for name in fields if not fields[name].exclude}
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state["settings"])  # type: ignore[misc]
+
+
+class LoadingSettings(PickledAsSettings, BaseModel):
     """How a checkpoint is found and loaded.
 
     A component that inherits these settings is pickled as what ``to_dict`` shows; its weights are
@@ -80,12 +93,3 @@ class LoadingSettings(BaseModel):
         return LoadingSettings(
             **{name: getattr(self, name) for name in LoadingSettings.model_fields}
         )
-
-    def __getstate__(self) -> dict[str, Any]:
-        fields = type(self).model_fields
-        return {
-            "settings": {name: getattr(self, name) for name in fields if not fields[name].exclude}
-        }
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(**state["settings"])  # type: ignore[misc]

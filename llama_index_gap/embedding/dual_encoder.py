@@ -23,10 +23,10 @@ from llama_index.core.bridge.pydantic import (
     field_validator,
 )
 from llama_index.core.callbacks.schema import CBEventType, EventPayload
-from llama_index.core.embeddings import MultiModalEmbedding
-from llama_index.core.schema import BaseNode, ImageNode, ImageType, MetadataMode
+from llama_index.core.schema import BaseNode, ImageNode, ImageType
 from tqdm import tqdm
 
+from llama_index_gap.embedding.base import EmbeddingBase, refuse_what_is_no_text
 from llama_index_gap.errors import InvalidValueError
 from llama_index_gap.gap.align import (
     Aligner,
@@ -41,7 +41,7 @@ from llama_index_gap.images.opening import describe, open_image
 from llama_index_gap.modality import Kind, Modality
 from llama_index_gap.model_settings import Folder, LoadingSettings, PathText, Pooling
 from llama_index_gap.models import Encoder, ModelError, load_encoder
-from llama_index_gap.threads import DECODING_THREADS, in_thread, read_ahead, stop_if_given_up
+from llama_index_gap.threads import DECODING_THREADS, read_ahead, stop_if_given_up
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ class _CutTexts:
 _counting: ContextVar[_CutTexts | None] = ContextVar("_counting", default=None)
 
 
-class DualEncoderEmbedding(LoadingSettings, MultiModalEmbedding):
+class DualEncoderEmbedding(LoadingSettings, EmbeddingBase):
     """Embeds texts and images into one space with a dual encoder.
 
     Loads CLIP, SigLIP, SigLIP 2 and whatever else sentence-transformers loads, from a hub name or a
@@ -161,17 +161,6 @@ class DualEncoderEmbedding(LoadingSettings, MultiModalEmbedding):
         path = None if aligner.path is None else str(aligner.path)
         return {"path": path, "fingerprint": aligner.fingerprint}
 
-    @field_validator("embeddings_cache")
-    @classmethod
-    def _no_cache(cls, value: Any) -> None:
-        # LlamaIndex keys it by the text alone: queries would get the vectors of documents, and
-        # other settings those of these.
-        if value is not None:
-            raise InvalidValueError(
-                "embeddings_cache cannot tell queries from documents, nor one model from another; "
-                "cache with an IngestionPipeline instead"
-            )
-
     @classmethod
     def class_name(cls) -> str:
         """The name that LlamaIndex stores with the settings."""
@@ -237,48 +226,7 @@ class DualEncoderEmbedding(LoadingSettings, MultiModalEmbedding):
             self._image_encoder.modalities - {"text"}
         )
 
-    # --- nodes -----------------------------------------------------------------------------------
-
-    def __call__(self, nodes: Sequence[BaseNode], **kwargs: Any) -> Sequence[BaseNode]:
-        """Embed nodes, as a step of an ``IngestionPipeline``.
-
-        Args:
-            nodes: n nodes; never changed.
-            **kwargs: as for ``get_text_embedding_batch``.
-
-        Returns:
-            n copies. An image node's ``embedding`` is its image's, and its ``text_embedding`` its
-            caption's; any other node's ``embedding`` is its text's.
-        """
-        images = [node for node in nodes if isinstance(node, ImageNode)]
-        texts = [node for node in nodes if not isinstance(node, ImageNode) or node.text]
-        text_vectors = self.get_text_embedding_batch(
-            [node.get_content(metadata_mode=MetadataMode.EMBED) for node in texts], **kwargs
-        )
-        sources: list[Any] = list(images)
-        image_vectors = self.get_image_embedding_batch(sources, kwargs.get("show_progress", False))
-        of_text = {id(node): vector for node, vector in zip(texts, text_vectors, strict=True)}
-        of_image = {id(node): vector for node, vector in zip(images, image_vectors, strict=True)}
-        return [
-            node.model_copy(
-                update={"embedding": of_image[id(node)], "text_embedding": of_text.get(id(node))}
-            )
-            if id(node) in of_image
-            else node.model_copy(update={"embedding": of_text[id(node)]})
-            for node in nodes
-        ]
-
-    async def acall(self, nodes: Sequence[BaseNode], **kwargs: Any) -> Sequence[BaseNode]:
-        """Embed nodes without blocking the event loop; as calling it."""
-        return await in_thread(self, nodes, **kwargs)
-
     # --- texts -----------------------------------------------------------------------------------
-
-    def _get_query_embedding(self, query: str) -> Embedding:
-        return self._embed_texts([query], "query")[0]
-
-    async def _aget_query_embedding(self, query: str) -> Embedding:
-        return await in_thread(self._get_query_embedding, query)
 
     def get_query_embedding_batch(self, queries: list[str]) -> list[Embedding]:
         """Embed queries, in batches of ``embed_batch_size``, as ``get_query_embedding`` does each.
@@ -290,18 +238,6 @@ class DualEncoderEmbedding(LoadingSettings, MultiModalEmbedding):
             starts = range(0, len(queries), self.embed_batch_size)
             batches = (queries[start : start + self.embed_batch_size] for start in starts)
             return [each for batch in batches for each in self._embed_texts(batch, "query")]
-
-    def _get_text_embedding(self, text: str) -> Embedding:
-        return self._embed_texts([text], "document")[0]
-
-    async def _aget_text_embedding(self, text: str) -> Embedding:
-        return await in_thread(self._get_text_embedding, text)
-
-    def _get_text_embeddings(self, texts: list[str]) -> list[Embedding]:
-        return self._embed_texts(texts, "document")
-
-    async def _aget_text_embeddings(self, texts: list[str]) -> list[Embedding]:
-        return await in_thread(self._get_text_embeddings, texts)
 
     def get_text_embedding_batch(
         self, texts: list[str], show_progress: bool = False, **kwargs: Any
@@ -318,12 +254,6 @@ class DualEncoderEmbedding(LoadingSettings, MultiModalEmbedding):
         """
         with warn_once_of_cuts(self):
             return super().get_text_embedding_batch(texts, show_progress, **kwargs)
-
-    async def aget_text_embedding_batch(
-        self, texts: list[str], show_progress: bool = False, **kwargs: Any
-    ) -> list[Embedding]:
-        """Embed documents without blocking the event loop; as ``get_text_embedding_batch``."""
-        return await in_thread(self.get_text_embedding_batch, texts, show_progress, **kwargs)
 
     @property
     def longest_text(self) -> int | None:
@@ -351,9 +281,7 @@ class DualEncoderEmbedding(LoadingSettings, MultiModalEmbedding):
     def _embed_texts(self, texts: list[str], kind: Kind) -> list[Embedding]:
         if not texts:
             return []
-        for text in texts:
-            if not isinstance(text, str):
-                raise InvalidValueError(f"{text!r} is no text; pass images to the image methods")
+        refuse_what_is_no_text(texts)
         encoder = self._text_encoder
         stop_if_given_up()
         with warn_once_of_cuts(self) as counter:
@@ -364,18 +292,9 @@ class DualEncoderEmbedding(LoadingSettings, MultiModalEmbedding):
 
     # --- images ----------------------------------------------------------------------------------
 
-    def _get_image_embedding(self, img_file_path: ImageType) -> Embedding:
-        return self._get_image_embeddings([img_file_path])[0]
-
-    async def _aget_image_embedding(self, img_file_path: ImageType) -> Embedding:
-        return await in_thread(self._get_image_embedding, img_file_path)
-
     def _get_image_embeddings(self, img_file_paths: list[ImageType]) -> list[Embedding]:
         prepared = [self._prepare(image) for image in img_file_paths]
         return self._embed_prepared(prepared, img_file_paths)
-
-    async def _aget_image_embeddings(self, img_file_paths: list[ImageType]) -> list[Embedding]:
-        return await in_thread(self._get_image_embeddings, img_file_paths)
 
     def get_image_embedding_batch(
         self, img_file_paths: list[ImageType], show_progress: bool = False
@@ -413,12 +332,6 @@ class DualEncoderEmbedding(LoadingSettings, MultiModalEmbedding):
                 embeddings += vectors
                 progress.update(len(images))
         return embeddings
-
-    async def aget_image_embedding_batch(
-        self, img_file_paths: list[ImageType], show_progress: bool = False
-    ) -> list[Embedding]:
-        """Embed images without blocking the event loop; as ``get_image_embedding_batch``."""
-        return await in_thread(self.get_image_embedding_batch, img_file_paths, show_progress)
 
     def _prepare(self, image: ImageType) -> Any:
         opened = open_image(

@@ -10,19 +10,18 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from llama_index.core.base.embeddings.base import Embedding
 from llama_index.core.bridge.pydantic import ConfigDict, Field, PrivateAttr, SecretStr
-from llama_index.core.embeddings import MultiModalEmbedding
 from llama_index.core.schema import ImageType
 
+from llama_index_gap.embedding.base import EmbeddingBase, refuse_what_is_no_text
 from llama_index_gap.errors import InvalidValueError
 from llama_index_gap.gap.arrays import unit_rows
 from llama_index_gap.images.limits import MAX_PIXELS
 from llama_index_gap.images.opening import describe, open_image
-from llama_index_gap.modality import Modality
-from llama_index_gap.model_settings import Folder
+from llama_index_gap.modality import Kind, Modality
+from llama_index_gap.model_settings import Folder, PickledAsSettings
 from llama_index_gap.models.base import ModelError
 from llama_index_gap.models.http_service import HttpService, image_data_uri
 from llama_index_gap.models.rerankers.items import decode_image
-from llama_index_gap.threads import asynchronous, in_thread
 
 EmbeddingDialect: TypeAlias = Literal["openai", "vllm", "infinity", "jina", "cohere"]
 _Role: TypeAlias = Literal["query", "document", "image"]
@@ -31,7 +30,7 @@ _MOST_TEXTS = {"cohere": 96}
 _TYPES = (int, float)
 
 
-class EmbeddingService(MultiModalEmbedding):
+class EmbeddingService(PickledAsSettings, EmbeddingBase):
     """Embeds texts and images by a service, asked over HTTP.
 
     Images are opened and scaled down here, and travel within the question as JPEG data URIs:
@@ -138,11 +137,6 @@ class EmbeddingService(MultiModalEmbedding):
                 f"image_prompt={self.image_prompt!r}: only dialect='vllm' sends one, not "
                 f"{self.dialect!r}"
             )
-        if self.embeddings_cache is not None:  # LlamaIndex keys it by the text alone
-            raise InvalidValueError(
-                "embeddings_cache cannot tell queries from documents, nor one model from another; "
-                "cache with an IngestionPipeline instead"
-            )
         self._service = HttpService(
             self.url,
             self.model_name,
@@ -164,59 +158,14 @@ class EmbeddingService(MultiModalEmbedding):
         """What it can embed."""
         return frozenset({"text"} if self.dialect == "openai" else {"text", "image"})
 
-    def __getstate__(self) -> dict[str, Any]:
-        fields = type(self).model_fields
-        return {
-            "settings": {name: getattr(self, name) for name in fields if not fields[name].exclude}
-        }
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(**state["settings"])  # type: ignore[misc]
-
     # --- texts -----------------------------------------------------------------------------------
 
-    def _get_query_embedding(self, query: str) -> Embedding:
-        return self._embed_texts([query], "query")[0]
-
-    async def _aget_query_embedding(self, query: str) -> Embedding:
-        return await in_thread(self._get_query_embedding, query)
-
-    def get_query_embedding_batch(self, queries: list[str]) -> list[Embedding]:
-        """Embed queries, in batches, as ``get_query_embedding`` does each.
-
-        Args:
-            queries: n texts.
-        """
-        return self._embed_texts(queries, "query")
-
-    def _get_text_embedding(self, text: str) -> Embedding:
-        return self._embed_texts([text], "document")[0]
-
-    async def _aget_text_embedding(self, text: str) -> Embedding:
-        return await in_thread(self._get_text_embedding, text)
-
-    def _get_text_embeddings(self, texts: list[str]) -> list[Embedding]:
-        return self._embed_texts(texts, "document")
-
-    async def _aget_text_embeddings(self, texts: list[str]) -> list[Embedding]:
-        return await in_thread(self._get_text_embeddings, texts)
-
-    aget_text_embedding_batch = asynchronous(MultiModalEmbedding.get_text_embedding_batch)
-
-    def _embed_texts(self, texts: list[str], role: Literal["query", "document"]) -> list[Embedding]:
-        for text in texts:
-            if not isinstance(text, str):
-                raise InvalidValueError(f"{text!r} is no text; pass images to the image methods")
-        prompt = self.query_prompt if role == "query" else self.document_prompt
-        return self._embed([prompt + text for text in texts], role, texts)
+    def _embed_texts(self, texts: list[str], kind: Kind) -> list[Embedding]:
+        refuse_what_is_no_text(texts)
+        prompt = self.query_prompt if kind == "query" else self.document_prompt
+        return self._embed([prompt + text for text in texts], kind, texts)
 
     # --- images ----------------------------------------------------------------------------------
-
-    def _get_image_embedding(self, img_file_path: ImageType) -> Embedding:
-        return self._get_image_embeddings([img_file_path])[0]
-
-    async def _aget_image_embedding(self, img_file_path: ImageType) -> Embedding:
-        return await in_thread(self._get_image_embedding, img_file_path)
 
     def _get_image_embeddings(self, img_file_paths: list[ImageType]) -> list[Embedding]:
         if "image" not in self.modalities:
@@ -232,11 +181,6 @@ class EmbeddingService(MultiModalEmbedding):
             )
         ]
         return self._embed(images, "image", img_file_paths)
-
-    async def _aget_image_embeddings(self, img_file_paths: list[ImageType]) -> list[Embedding]:
-        return await in_thread(self._get_image_embeddings, img_file_paths)
-
-    aget_image_embedding_batch = asynchronous(MultiModalEmbedding.get_image_embedding_batch)
 
     # --- asking ----------------------------------------------------------------------------------
 

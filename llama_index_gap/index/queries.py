@@ -17,7 +17,7 @@ from llama_index.core.embeddings import MultiModalEmbedding
 from llama_index.core.schema import QueryBundle
 from PIL import Image
 
-from llama_index_gap.embedding import DualEncoderEmbedding
+from llama_index_gap.embedding.base import EmbeddingBase
 from llama_index_gap.errors import EXPECTED_ERRORS, InvalidValueError
 from llama_index_gap.files import FileError, open_file
 from llama_index_gap.gap.arrays import VectorArray, unit_rows
@@ -145,7 +145,7 @@ def _patient(model: BaseEmbedding, modality: Modality) -> PatientModel[VectorArr
     def embedded(queries: list[str]) -> list[VectorArray]:
         if modality == "image":
             found = cast(MultiModalEmbedding, model).get_image_embedding_batch(list(queries))
-        elif isinstance(model, DualEncoderEmbedding):
+        elif isinstance(model, EmbeddingBase):
             found = model.get_query_embedding_batch(queries)
         else:
             found = [model.get_agg_embedding_from_queries([query]) for query in queries]
