@@ -67,8 +67,7 @@ def copy(
                 )
             )
     if as_json:
-        skipped = [{"source": each.source, "reason": each.reason} for each in report.skipped]
-        terminal.print_json({**vars(report), "skipped": skipped})
+        terminal.print_report(report)
         return
     took = terminal.duration(time.monotonic() - started)
     terminal.stdout.print(visible(f"Copied in {took}: {report.summary()}"), markup=False)

@@ -50,8 +50,7 @@ def learn(
         report = index.learn_queries(given)
         sample = index.query_sample()
     if as_json:
-        skipped = [{"source": each.source, "reason": each.reason} for each in report.skipped]
-        terminal.print_json({**vars(report), "skipped": skipped})
+        terminal.print_report(report)
         return
     terminal.stdout.print(visible(report.summary().capitalize()), markup=False)
     terminal.print_skipped(report.skipped, all_skipped)

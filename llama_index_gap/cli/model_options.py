@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import inspect
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 import llama_index_gap
+from llama_index_gap.cli.option_groups import with_group
 from llama_index_gap.cli.terminal import note
 
 if TYPE_CHECKING:
@@ -208,37 +207,10 @@ def _options(
     )
 
 
-def with_models(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the options about models, in place of its parameter ``models``.
-
-    Args:
-        command: takes ``models``, what these options say.
-    """
-    own = inspect.signature(command).parameters.values()
-    added = inspect.signature(_options).parameters.values()
-    hints = get_type_hints(command, include_extras=True) | get_type_hints(
-        _options, include_extras=True
-    )
-
-    @wraps(command)
-    def with_options(*args: Any, **given: Any) -> None:
-        of_models = {each.name: given.pop(each.name) for each in added if each.name in given}
-        models = _options(**of_models)
-        models.check(given.get("reranker"))
-        command(*args, models=models, **given)
-
-    parameters: list[inspect.Parameter] = []
-    for each in own:
-        parameters += added if each.name == "models" else [each]
-    # Typer reads both.
-    setattr(  # noqa: B010
-        with_options,
-        "__signature__",
-        inspect.Signature([each.replace(annotation=hints[each.name]) for each in parameters]),
-    )
-    with_options.__annotations__ = {each.name: hints[each.name] for each in parameters}
-    del with_options.__wrapped__
-    return with_options
+with_models = with_group(
+    "models", _options, lambda models, others: models.check(others.get("reranker"))
+)
+"""Gives a command the options about models, in place of its parameter ``models``."""
 
 
 def _names_a_class(name: str | None) -> bool:

@@ -77,8 +77,7 @@ def reembed(
             show_progress=terminal.stderr.is_terminal,
         )
     if as_json:
-        skipped = [{"source": each.source, "reason": each.reason} for each in report.skipped]
-        terminal.print_json({**vars(report), "skipped": skipped})
+        terminal.print_report(report)
         return
     took = terminal.duration(time.monotonic() - started)
     terminal.stdout.print(visible(f"Embedded anew in {took}: {report.summary()}"), markup=False)

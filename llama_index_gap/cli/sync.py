@@ -9,19 +9,8 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-import llama_index_gap
 from llama_index_gap.cli import model_options, options, terminal
-from llama_index_gap.cli.corpora import (
-    ChunkSize,
-    CorpusPath,
-    Drafts,
-    IdField,
-    ImageField,
-    MaxPixels,
-    Pages,
-    Root,
-    TextField,
-)
+from llama_index_gap.cli.reading_options import ChunkSize, CorpusPath, Reading, with_reading
 from llama_index_gap.text import visible
 
 if TYPE_CHECKING:
@@ -31,6 +20,7 @@ _SHOWN = 20
 
 
 @model_options.with_models
+@with_reading
 def sync(
     path: CorpusPath,
     *,
@@ -52,13 +42,7 @@ def sync(
     delete_most: Annotated[
         bool, typer.Option("--delete-most", help="Let more than half of the corpus vanish.")
     ] = False,
-    root: Root = None,
-    text_field: TextField = None,
-    image_field: ImageField = None,
-    id_field: IdField = None,
-    pages: Pages = False,
-    max_pixels: MaxPixels = None,
-    drafts: Drafts = False,
+    reading: Reading,
     chunk_size: ChunkSize = None,
     models: model_options.Models,
     all_listed: Annotated[
@@ -70,23 +54,10 @@ def sync(
     Documents of other corpora stay. Run again, it completes an interrupted run. Say how the corpus
     is read as you did to 'llama-gap index'.
     """
-    from llama_index_gap.images.limits import MAX_PIXELS
-
     options.check_is_there(db)
-    shown, started = terminal.stderr.is_terminal, time.monotonic()
+    started = time.monotonic()
     with terminal.resumable():
-        corpus = llama_index_gap.read_corpus(
-            path,
-            root=root,
-            chunk_size=chunk_size,
-            text_field=text_field,
-            image_field=image_field,
-            id_field=id_field,
-            max_pixels=max_pixels or MAX_PIXELS,
-            drafts=drafts,
-            pages=pages,
-            show_progress=shown,
-        )
+        corpus = reading.corpus(path, chunk_size)
         roots = [corpus.root] if corpus.root is not None else None
         with options.open_index(db, name, roots, tenant=tenant, models=models) as index:
             report = index.sync(
@@ -96,7 +67,7 @@ def sync(
                 whole_index=whole_index,
                 delete_unreadable=delete_unreadable,
                 delete_most=delete_most,
-                show_progress=shown,
+                show_progress=terminal.stderr.is_terminal,
             )
     terminal.stdout.print(visible(f"Read {corpus.summary()}"), markup=False)
     done = (

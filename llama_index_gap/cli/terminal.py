@@ -66,6 +66,16 @@ def print_json(value: Any) -> None:
     typer.echo(json.dumps(value, indent=2).replace("\x7f", "\\u007f"))
 
 
+def print_report(report: Any) -> None:
+    """Print a report of counts, and of what was skipped and why, for scripts.
+
+    Args:
+        report: has ``skipped`` among its attributes.
+    """
+    skipped = [{"source": each.source, "reason": each.reason} for each in report.skipped]
+    print_json({**vars(report), "skipped": skipped})
+
+
 def print_traceback(error: BaseException) -> None:
     """Print where an error comes from."""
     _write(type(error), error, error.__traceback__)
