@@ -204,7 +204,7 @@ def result(child: Any, answer: Pipe) -> Any:
     return found
 
 
-def steps_of(*arguments: Any) -> int:
+def steps_of(run: Callable[..., None], *arguments: Any) -> int:
     """Run it undisturbed, and count its steps."""
     child, answer = start(run, *arguments)
     steps = 0
@@ -215,7 +215,13 @@ def steps_of(*arguments: Any) -> int:
     return steps
 
 
-def disturbed(step: int, seconds: float, kill: Callable[[Any], None], *arguments: Any) -> str:
+def disturbed(
+    run: Callable[..., None],
+    step: int,
+    seconds: float,
+    kill: Callable[[Any], None],
+    *arguments: Any,
+) -> str:
     """Run it, and kill something so long after a step; says how it ended."""
     child, answer = start(run, *arguments)
     said, steps = "", 0
@@ -271,14 +277,14 @@ def on_lite(operation: str, kills: int, documents: int, rng: random.Random, work
         result(*start(run_again, first, documents, uri, storage))
         for path in (Path(uri), storage):
             shutil.copytree(path, before / path.name)
-    steps = steps_of(operation, documents, uri, storage)
+    steps = steps_of(run, operation, documents, uri, storage)
     _, right = result(*start(run_again, operation, documents, uri, storage))
     wrong = 0
     for _ in range(kills):
         restore()
         step, seconds = rng.randint(1, steps), rng.uniform(0, AFTER_SECONDS)
         arguments = (operation, documents, uri, storage)
-        ended = disturbed(step, seconds, lambda child: child.kill(), *arguments)
+        ended = disturbed(run, step, seconds, lambda child: child.kill(), *arguments)
         rows, found = result(*start(run_again, *arguments))
         faults = compared(found, right)
         show(operation, f"{step:,} of {steps:,}", ended, rows, faults)
@@ -301,12 +307,12 @@ def on_server(documents: int, rng: random.Random, work: Path) -> int:
             start(run, "delete", 0, url, storage)[0].join()  # makes the collections
             arguments = ("index", documents, url, storage)
             if not number:
-                steps = steps_of(*arguments)
+                steps = steps_of(run, *arguments)
                 _, right = result(*start(run_again, *arguments))
                 continue
             step = rng.randint(documents, steps)  # once images are kept
             kill = partial(lambda process, _: process.kill(), server.server_proc)
-            ended = disturbed(step, rng.uniform(0, AFTER_SECONDS), kill, *arguments)
+            ended = disturbed(run, step, rng.uniform(0, AFTER_SECONDS), kill, *arguments)
         with milvus_process(folder) as (url, _):
             rows, found = result(*start(run_again, "index", documents, url, storage))
         faults = compared(found, right)

@@ -29,7 +29,7 @@ from multiprocessing.connection import Connection as Pipe
 from pathlib import Path
 from typing import Any
 
-from faults import AFTER_SECONDS, Free, corpus, digest, result, start
+from faults import AFTER_SECONDS, Free, corpus, digest, disturbed, result, start, steps_of
 
 from llama_index_gap import DualIndex, GapError, MilvusStore
 from llama_index_gap.index.copying import copy_index
@@ -156,31 +156,6 @@ def contents(at: IndexAddress) -> dict[str, Any]:
 # --- in the parent -------------------------------------------------------------------------------
 
 
-def steps_of(*arguments: Any) -> int:
-    child, answer = start(run, *arguments)
-    steps = 0
-    while (said := answer.recv()) == "step":
-        steps += 1
-    child.join()
-    assert said == "done", said
-    return steps
-
-
-def disturbed(step: int, seconds: float, kill: Callable[[Any], None], *arguments: Any) -> str:
-    """Run it, and kill something so long after a step; says how it ended."""
-    child, answer = start(run, *arguments)
-    said, steps = "", 0
-    with suppress(EOFError):  # once the child is killed
-        while said in {"", "step"}:
-            said = answer.recv()
-            steps += said == "step"
-            if said == "step" and steps == step:
-                time.sleep(seconds)
-                kill(child)
-    child.join()
-    return "killed" if said == "step" else said
-
-
 def compared(found: dict[str, Any], right: dict[str, Any]) -> dict[str, int]:
     have, want = (
         {(name, row): told for name, rows in each["rows"].items() for row, told in rows.items()}
@@ -226,7 +201,7 @@ class Trial:
         self.operation, self.source, self.target = operation, source, target
         self.restore()
         self.before = result(*start(look, target))
-        self.steps = steps_of(*self.arguments)
+        self.steps = steps_of(run, *self.arguments)
         self.right = result(*start(run_again, *self.arguments))
         self.after = result(*start(look, target))
         assert isinstance(self.after, dict), self.after
@@ -246,7 +221,7 @@ class Trial:
 
     def kill(self, step: int, seconds: float, kill: Callable[[Any], None]) -> str:
         self.restore()
-        return disturbed(step, seconds, kill, *self.arguments)
+        return disturbed(run, step, seconds, kill, *self.arguments)
 
     def judge(self, step: int, ended: str) -> int:
         """Look what opens, run it again, and compare; returns how much differs."""
