@@ -152,6 +152,7 @@ class DualIndex(SyncedIndex, MovingIndex):
             "image_root": image_root,
             "search_config": search_config,
             "timeout": timeout,
+            "cache_folder": cache_folder,
             "local_files_only": local_files_only,
         }
         versions = OpenVersion(self.address, overwrite=overwrite)

@@ -63,35 +63,36 @@ def is_scope_of(scope: str, tenant: str) -> bool:
         return False
 
 
-def check_tenancy(database: Database, name: str, tenant: str | None, *, make: bool = False) -> None:
+def check_tenancy(
+    held: Collection[str], uri: str, name: str, tenant: str | None, *, make: bool
+) -> None:
     """Refuse a tenant of an index without tenants, and the other way round.
 
     Args:
-        database: where the index is.
+        held: the names of all collections of the database.
+        uri: of the database, for messages.
         name: of the index.
         tenant: as ``DualIndex`` was given it.
         make: whether a tenant that is not there is made.
 
     Raises:
         ValueError: names the way on.
-        StoreError: the database does not answer.
     """
-    held = database.names()
     shared, own = _texts_of(held, name), _texts_of(held, scope_of(name, tenant))
     if tenant is not None and shared:
         raise InvalidValueError(
-            f"{database.uri}: {name} was made without tenants, so that tenant={tenant!r} has no "
+            f"{uri}: {name} was made without tenants, so that tenant={tenant!r} has no "
             "part of it; leave tenant out, or pass another name and insert the tenant's documents "
             "there"
         )
     if tenant is not None and not make and not own:
         raise InvalidValueError(
-            f"{database.uri}: {name} has no tenant {tenant!r}; check the name, or pass "
+            f"{uri}: {name} has no tenant {tenant!r}; check the name, or pass "
             "embed_model (llama-gap index: --model) to make it"
         )
     if tenant is None and not shared and scopes_of(held, name):
         raise InvalidValueError(
-            f"{database.uri}: {name} holds tenants, and each is opened alone; pass tenant= "
+            f"{uri}: {name} holds tenants, and each is opened alone; pass tenant= "
             "(llama-gap: --tenant); llama_index_gap.list_tenants(uri, name) lists them"
         )
 

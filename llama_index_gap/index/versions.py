@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections import defaultdict
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
@@ -154,18 +155,21 @@ class StoredIndex:
         return {number: parts for number, parts in self.versions.items() if number != self.current}
 
 
-def find_indexes(database: Database, name: str | None = None) -> list[StoredIndex]:
+def find_indexes(
+    database: Database, name: str | None = None, *, held: Collection[str] | None = None
+) -> list[StoredIndex]:
     """The indexes of a database, also what is left of one, by name.
 
     Args:
         database: is asked for all its collections; those that hold no nodes are passed over.
         name: only this index; by default all that say which models made them.
+        held: the names of all collections, if they are known; by default the database is asked.
 
     Raises:
         StoreError: the database does not answer.
     """
     found: defaultdict[str, StoredIndex] = defaultdict(lambda: StoredIndex(""))
-    for collection in database.names():
+    for collection in database.names() if held is None else held:
         fits = _NAME.fullmatch(collection)
         if fits is None or (name is not None and fits[1] != name):
             continue
@@ -260,11 +264,13 @@ class OpenVersion:
                     check_lite_files(path, collection, of, overwrite=False)
         self._database = Database(address.uri, address.token, address.timeout)
         try:
+            self._held: list[str] | None = None
+            found = []
             try:
-                found = find_indexes(self._database, address.name)
+                self._held = self._database.names()
+                found = find_indexes(self._database, address.name, held=self._held)
             except StoreError as error:
                 logger.info("%s", error)
-                found = []
             self._index = found[0] if found else StoredIndex(address.name)
             if not overwrite:
                 check_whole(self._index, str(address))
@@ -275,10 +281,8 @@ class OpenVersion:
 
     def check_tenancy(self, name: str, tenant: str | None, *, make: bool) -> None:
         """As ``tenants.check_tenancy``; a reader that may not list collections is not checked."""
-        try:
-            check_tenancy(self._database, name, tenant, make=make)
-        except StoreError as error:
-            logger.info("%s", error)
+        if self._held is not None:
+            check_tenancy(self._held, self._database.uri, name, tenant, make=make)
 
     def drop_overwritten(self) -> None:
         """Delete all other versions, if the index was made anew."""
