@@ -36,10 +36,12 @@ class Origin:
     Attributes:
         source: names the corpus; None keeps what is stored of each node.
         places: the file of the corpus that each document stands in, by its id.
+        is_part: whether only a part of the corpus is given, so that nothing else is asked of it.
     """
 
     source: str | None = None
     places: Mapping[str, str] = field(default_factory=dict)
+    is_part: bool = False
 
     @classmethod
     def of(cls, source: str | None, path: Path | None, places: Mapping[str, str]) -> Origin:
@@ -116,7 +118,7 @@ def compare(
     for name, each in compared.items():
         stop_if_given_up()
         store, images = stores[name], {} if name == "text" else digests
-        if everything or origin.source is not None:
+        if everything or (origin.source is not None and not origin.is_part):
             each.stored |= store.rows_from(None if everything else origin.source)
         if not each.stored or store.count() > len(each.stored):  # else that is all there is
             missing = sorted(everywhere - each.stored.keys())

@@ -43,8 +43,9 @@ from llama_index_gap.index.models import (
     stored_identities,
 )
 from llama_index_gap.index.moving import MovingIndex
+from llama_index_gap.index.parts import PartlyFilledIndex
 from llama_index_gap.index.query_sample import SampleKeeper
-from llama_index_gap.index.syncing import Plan, SyncedIndex, SyncReport, SyncSettings
+from llama_index_gap.index.syncing import Plan, SyncReport, SyncSettings
 from llama_index_gap.index.tenants import claim, scope_of
 from llama_index_gap.index.versions import (
     IndexAddress,
@@ -67,7 +68,7 @@ logger = logging.getLogger(__name__)
 _COLLECTIONS: tuple[CollectionName, ...] = ("text", "image")
 
 
-class DualIndex(SyncedIndex, MovingIndex):
+class DualIndex(PartlyFilledIndex, MovingIndex):
     """Texts and images of documents, each in a Milvus collection of its own.
 
     The text collection holds every node that has a text (an image's caption counts), the image

@@ -1,0 +1,1 @@
+"""Documents put into an index by many machines at once, on a Ray cluster."""

@@ -1,0 +1,334 @@
+"""Documents put into an index on a server by the machines of a Ray cluster."""
+
+from __future__ import annotations
+
+import base64
+import os
+import pickle
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack, closing, suppress
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from llama_index.core.base.embeddings.base import BaseEmbedding
+from llama_index.core.schema import BaseNode
+from tqdm import tqdm
+
+import llama_index_gap
+from llama_index_gap.distributed.cluster import ClusterError, joined, quietly
+from llama_index_gap.distributed.parts import KnownIds, cut_into_parts, documents_of, ids_of
+from llama_index_gap.distributed.worker import Journal, Outcome, PartWriter, Task
+from llama_index_gap.errors import (
+    EmbeddingError,
+    InvalidValueError,
+    UnsupportedError,
+    names_nearest,
+)
+from llama_index_gap.images.folders import is_made
+from llama_index_gap.images.opening import ImageError, read_image
+from llama_index_gap.index.comparing import Origin
+from llama_index_gap.index.dual_index import DualIndex
+from llama_index_gap.index.parts import Part, image_of
+from llama_index_gap.index.writing import IndexReport
+from llama_index_gap.readers.corpus import Corpus
+from llama_index_gap.readers.records import Skipped
+from llama_index_gap.store.addresses import is_server
+from llama_index_gap.store.connection import one_line
+from llama_index_gap.threads import in_thread, stop_if_given_up
+
+_MODELS = ("embed_model", "image_embed_model", "image_query_embed_model")
+_OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+_IMAGE = ", image "
+
+
+@names_nearest
+def ingest_with_ray(
+    index: DualIndex,
+    nodes: Corpus | Iterable[BaseNode],
+    *,
+    address: str = "auto",
+    actors: int | None = None,
+    gpus_per_actor: float | None = None,
+    batch_size: int = 512,
+    source: str | None = None,
+    show_progress: bool = False,
+    strict: bool = False,
+) -> IndexReport:
+    """Put documents into an index on a Milvus server, on all machines of a Ray cluster.
+
+    Each actor has models of its own, opens the images, embeds and writes; neither vectors nor
+    images pass through this program. The index is the same as if one machine had written it. Rows
+    are written by id: a part whose worker died is written once more, and changes nothing that was
+    there. Run again, it embeds nothing that is unchanged.
+
+    Nodes are read once, into the object store of the cluster, which puts on disk what does not fit.
+    Then they are embedded.
+
+    Args:
+        index: on a server; workers open it with the same models and settings.
+        nodes: a corpus, or all nodes of documents with ``source``: stored nodes that these no
+            longer have are deleted, as ``refresh_ref_docs`` does. Nodes alone are put in as
+            ``insert_nodes`` does. Those of a document must follow each other; never changed.
+        address: of the cluster: ``"auto"`` for the one that runs on this machine, ``"host:port"``,
+            or ``"local"`` to start one here for this call. A cluster that this program is connected
+            to already is taken, whatever is said.
+        actors: how many workers at most; by default one for each GPU, or, without any, for each
+            CPU.
+        gpus_per_actor: how much of a GPU each has; by default 1 where the cluster has any.
+        batch_size: how many nodes a worker takes at a time, and does again when it is killed.
+        source: names the corpus, for ``sync``; by default its path.
+        show_progress: show progress bars.
+        strict: raise at the first node that would be skipped.
+
+    Returns:
+        What all workers wrote, and what was skipped and why.
+
+    Raises:
+        UnsupportedError: Ray is not installed, or the index lies in a Milvus Lite file.
+        ClusterError: the cluster cannot be joined, or its workers die again and again.
+        ValueError: a setting breaks its rule; or, with ``strict``, a node that would be skipped.
+        EmbeddingError: a model fails. What was written stays, and the same call goes on.
+        StoreError: the database does not answer.
+    """
+    for name, number in (("actors", actors), ("batch_size", batch_size)):
+        if number is not None and number < 1:
+            raise InvalidValueError(f"{name}={number}: must be at least 1")
+    if not is_server(index.address.uri):
+        raise UnsupportedError(
+            f"{index.address.uri}: only one process at a time opens a Milvus Lite file, so that "
+            'workers cannot write to it; use a Milvus server (uri="http://…"), and move an index '
+            "there with 'llama-gap copy'"
+        )
+    with ExitStack() as opened:
+        ray = opened.enter_context(joined(address))
+        opened.enter_context(quietly(ray))
+        call = _Call(ray, index, nodes, source, strict=strict)
+        references = call.feed(batch_size, opened, show_progress=show_progress)
+        if references:
+            call.run(references, actors, gpus_per_actor, show_progress=show_progress)
+        return call.end()
+
+
+async def aingest_with_ray(
+    index: DualIndex, nodes: Corpus | Iterable[BaseNode], **settings: Any
+) -> IndexReport:
+    """As ``ingest_with_ray``, without blocking the event loop."""
+    return await in_thread(ingest_with_ray, index, nodes, **settings)
+
+
+@dataclass
+class _Call:
+    """One call: what travels to the workers, and what came back."""
+
+    ray: Any
+    index: DualIndex
+    given: Corpus | Iterable[BaseNode]
+    source: str | None
+    strict: bool = field(kw_only=True)
+
+    def __post_init__(self) -> None:
+        given = self.given
+        self.corpus = given if isinstance(given, Corpus) else Corpus([], [])
+        self.nodes = given.nodes if isinstance(given, Corpus) else given
+        self.whole = isinstance(given, Corpus) or self.source is not None
+        self.source = Origin.of(self.source, self.corpus.path, {}).source
+        self.task = Task(
+            _opening(self.ray, self.index),
+            self.index.version,
+            llama_index_gap.__version__,
+            Path.cwd(),
+        )
+        self.node_ids, self.documents = KnownIds(), KnownIds()
+        self.total = 0
+        self.unsendable: list[Skipped] = []
+        self.outcomes: dict[int, Outcome] = {}
+
+    # --- there -----------------------------------------------------------------------------------
+
+    def feed(self, size: int, opened: ExitStack, *, show_progress: bool) -> list[Any]:
+        """Put all nodes into the cluster's object store, part by part; gives their references."""
+        import pyarrow
+
+        references: list[Any] = []
+        sign: str | None = None
+        skipped = _SkippedByPlace(self.corpus)
+        with tqdm(desc="Reading", unit="node", disable=not show_progress) as bar:
+            for number, read in enumerate(cut_into_parts(self.nodes, size)):
+                stop_if_given_up()
+                nodes = [self._portable(node) for node in read]
+                self.index.note_images(nodes, self.corpus.root)
+                if sign is None and any(map(_has_data, nodes)):
+                    sign = opened.enter_context(self.index.sign_in_storage())
+                documents = documents_of(nodes)
+                places = self.corpus.places
+                part = Part(
+                    nodes,
+                    root=self.corpus.root,
+                    path=self.corpus.path,
+                    source=self.source,
+                    places={each: places[each] for each in documents if each in places},
+                    skipped=skipped.of(documents),
+                    sign=sign,
+                    whole=self.whole,
+                    strict=self.strict,
+                )
+                self.node_ids.add(ids_of(nodes))
+                self.documents.add(documents)
+                table = pyarrow.table({"number": [number], "part": [self._packed(part)]})
+                references.append(self.ray.put(table))
+                self.total += len(nodes)
+                bar.update(len(nodes))
+        return references
+
+    def _portable(self, node: BaseNode) -> BaseNode:
+        """A node that means the same in a process with another folder and another cache."""
+        image = image_of(node)
+        if image is None or image.image or not image.image_path:
+            return node
+        if is_made(image.image_path):  # by a reader, in a cache of this machine
+            with suppress(ImageError):  # the worker says what is wrong with it
+                data = base64.b64encode(read_image(Path(image.image_path))).decode()
+                return image.model_copy(update={"image": data, "image_path": None})
+        return image.model_copy(update={"image_path": str(Path(image.image_path).absolute())})
+
+    def _packed(self, part: Part) -> bytes:
+        dumps = self.ray.cloudpickle.dumps
+        try:
+            return bytes(dumps(part))
+        except Exception:  # of whatever somebody's metadata hold
+            sendable = []
+            for node in part.nodes:
+                try:
+                    dumps(node)
+                except Exception as error:
+                    reason = f"cannot be sent to another process ({one_line(error)})"
+                    if isinstance(error, RecursionError):
+                        reason = "its metadata is nested too deep; flatten it"
+                    if self.strict:
+                        raise InvalidValueError(
+                            f"node {node.node_id}: {reason} (strict=True)"
+                        ) from error
+                    self.unsendable.append(Skipped(f"node {node.node_id}", reason))
+                else:
+                    sendable.append(node)
+            part.nodes[:] = sendable
+            return bytes(dumps(part))
+
+    # --- and back --------------------------------------------------------------------------------
+
+    def run(
+        self,
+        references: Sequence[Any],
+        actors: int | None,
+        gpus: float | None,
+        *,
+        show_progress: bool,
+    ) -> None:
+        """Let the workers write all parts, and keep what became of each."""
+        ray = self.ray
+        resources = ray.cluster_resources()
+        if gpus is None:
+            gpus = 1 if resources.get("GPU", 0) else 0
+        most = int(resources.get("GPU", 0) / gpus) if gpus else int(resources.get("CPU", 1))
+        actors = min(actors or max(most, 1), len(references))
+        here = ray.get_runtime_context().get_node_id()
+        beside = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(here, soft=False)
+        journal = ray.remote(Journal).options(num_cpus=0, scheduling_strategy=beside).remote()
+        superseded, _ = self.node_ids.again()
+        _, scattered = self.documents.again()
+        offline = {name: os.environ[name] for name in _OFFLINE if name in os.environ}
+        written = ray.data.from_arrow_refs(list(references)).map_batches(
+            PartWriter,
+            fn_constructor_args=(self.task, journal, superseded, scattered),
+            batch_size=1,
+            batch_format="pyarrow",
+            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=actors, initial_size=actors),
+            num_cpus=1,
+            num_gpus=gpus,
+            runtime_env={"env_vars": offline} if offline else None,
+        )
+        try:
+            with (
+                tqdm(
+                    total=self.total, desc="Indexing", unit="node", disable=not show_progress
+                ) as bar,
+                closing(iter(written.iter_rows())) as rows,
+            ):
+                for row in rows:
+                    stop_if_given_up()
+                    outcome: Outcome = pickle.loads(row["outcome"])  # noqa: S301 - of our workers
+                    self.outcomes[outcome.number] = outcome
+                    if outcome.error is not None:
+                        raise outcome.error
+                    bar.update(outcome.nodes)
+        except (EmbeddingError, ray.exceptions.RayError) as error:
+            kind = EmbeddingError if isinstance(error, EmbeddingError) else ClusterError
+            why = error if kind is EmbeddingError else f"the workers failed ({one_line(error)})"
+            raise kind(
+                f"{why}; before that: {self.report().summary()}. This stays, and the same call or "
+                "command goes on from there"
+            ) from error
+
+    def report(self) -> IndexReport:
+        """What all workers wrote and skipped, in the order of the parts."""
+        total = IndexReport(skipped=[*self.unsendable])
+        for _, outcome in sorted(self.outcomes.items()):
+            for each in fields(IndexReport):
+                value = getattr(total, each.name) + getattr(outcome.report, each.name)
+                setattr(total, each.name, value)
+        return total
+
+    def end(self) -> IndexReport:
+        """End the call: what is gone from the corpus is counted."""
+        report = self.report()
+        report.vanished = self.index.end_parts(
+            self.corpus, self.source, lambda name: name in self.documents
+        )
+        return report
+
+
+def _opening(ray: Any, index: DualIndex) -> bytes:
+    """Pickle what opens the index on a worker, its models as their settings.
+
+    Raises:
+        ValueError: a model cannot be built again elsewhere.
+    """
+    opening = index.opening()
+    for argument in _MODELS:
+        model: BaseEmbedding | None = opening[argument]
+        key = type(model).model_fields.get("api_key") if model is not None else None
+        if key is not None and key.exclude and getattr(model, "api_key", None) is not None:
+            raise InvalidValueError(
+                f"{argument}: its api_key is never written down, so that workers would have none; "
+                "pass api_key_env= instead, and set that variable on all machines"
+            )
+    try:
+        return bytes(ray.cloudpickle.dumps(opening))
+    except Exception as error:  # of a model of any class
+        raise InvalidValueError(
+            f"{index.address}: its models cannot be sent to workers ({one_line(error)}); take "
+            "one that can be pickled, such as DualEncoderEmbedding"
+        ) from error
+
+
+class _SkippedByPlace:
+    """What a reader left out, by the place of the document that it belongs to."""
+
+    def __init__(self, corpus: Corpus) -> None:
+        self._corpus, self._taken = corpus, 0
+        self._found: dict[str, list[Skipped]] = {}
+
+    def of(self, documents: Iterable[str]) -> list[Skipped]:
+        """What was left out of these documents; of one that is read lazily, until now."""
+        for skip in self._corpus.skipped[self._taken :]:
+            self._found.setdefault(skip.source.partition(_IMAGE)[0], []).append(skip)
+        self._taken = len(self._corpus.skipped)
+        places = (self._corpus.places.get(each, "") for each in documents)
+        return [skip for place in places for skip in self._found.get(place, ())]
+
+
+def _has_data(node: BaseNode) -> bool:
+    """Whether a node has its image with it, so that the index keeps it."""
+    image = image_of(node)
+    return image is not None and bool(image.image)

@@ -1,0 +1,251 @@
+"""An index that several processes fill together, each with parts of the documents."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from socket import gethostname
+from tempfile import NamedTemporaryFile
+from typing import Any
+
+from llama_index.core.base.embeddings.base import BaseEmbedding
+from llama_index.core.embeddings import MultiModalEmbedding
+from llama_index.core.schema import BaseNode, ImageNode
+
+from llama_index_gap.errors import InvalidValueError
+from llama_index_gap.images.folders import is_made
+from llama_index_gap.index.comparing import Compared, Comparison, Origin
+from llama_index_gap.index.fitting import fit_nodes, is_first_part, parts_of
+from llama_index_gap.index.image_storage import ImageStorage
+from llama_index_gap.index.indexed_images import IndexedImages
+from llama_index_gap.index.syncing import Plan, SyncedIndex, SyncSettings
+from llama_index_gap.index.versions import IndexAddress
+from llama_index_gap.index.writing import IndexReport, Writing
+from llama_index_gap.modality import CollectionName
+from llama_index_gap.nodes import as_row
+from llama_index_gap.readers.corpus import Corpus
+from llama_index_gap.readers.records import Skipped
+from llama_index_gap.store.filters import literal
+from llama_index_gap.store.milvus import MilvusStore
+from llama_index_gap.store.rows import SOURCE_KEY, StoredRow
+
+_ROWS_AT_ONCE = 10_000
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some of the nodes that are put into an index, for one of several processes.
+
+    Attributes:
+        nodes: text nodes and image nodes.
+        root: folder that all images were read below; None if that is not known.
+        path: file or folder of the corpus; None if there is none.
+        source: the name of the corpus, for ``sync``; None for nodes of none.
+        places: the file of the corpus that each of these documents stands in, by its id.
+        skipped: what was left out when these documents were read.
+        sign: a file in the folder of the index's own images, as ``sign_in_storage`` gives it, where
+            any of the nodes has its image with it.
+        whole: whether these are all nodes of their documents, so that stored ones that they no
+            longer have are deleted.
+        scattered: documents with nodes in other parts too, of which nothing is deleted.
+        strict: whether the first node that would be skipped stops the call.
+    """
+
+    nodes: list[BaseNode]
+    root: Path | None = None
+    path: Path | None = None
+    source: str | None = None
+    places: Mapping[str, str] = field(default_factory=dict)
+    skipped: list[Skipped] = field(default_factory=list)
+    sign: str | None = None
+    whole: bool = False
+    scattered: frozenset[str] = frozenset()
+    strict: bool = False
+
+
+@dataclass(frozen=True)
+class Begun:
+    """What a process was about to do with a part when it had compared it with the index.
+
+    Attributes:
+        unchanged: how many rows of each collection were there already.
+        deletes: how many rows were to be deleted.
+    """
+
+    unchanged: dict[CollectionName, int]
+    deletes: int
+
+
+class PartlyFilledIndex(SyncedIndex):
+    """The part of ``DualIndex`` for whoever fills it from several processes."""
+
+    name: str
+    address: IndexAddress
+    version: int
+    embed_model: BaseEmbedding
+    image_embed_model: MultiModalEmbedding
+    image_query_embed_model: MultiModalEmbedding | None
+    _stores: dict[CollectionName, MilvusStore]
+    _images: ImageStorage
+    _indexed: IndexedImages
+    _opened_with: dict[str, Any]
+
+    @abstractmethod
+    def _writing(self, root: Path | None, **settings: Any) -> Writing:
+        """A call that puts in nodes."""
+
+    @abstractmethod
+    def delete_nodes(self, node_ids: Sequence[str]) -> None:
+        """Delete nodes from all collections."""
+
+    def opening(self) -> dict[str, Any]:
+        """The arguments that open this index in another process, its models among them.
+
+        Folders are whole paths, so that all processes mean the same ones.
+        """
+        same: BaseEmbedding = self.image_embed_model
+        return {
+            **self._opened_with,
+            "uri": self.address.uri,
+            "name": self.name,
+            "embed_model": self.embed_model,
+            "image_embed_model": None if same is self.embed_model else same,
+            "image_query_embed_model": self.image_query_embed_model,
+            "storage_dir": self.address.storage,
+            "image_root": self._indexed.named,
+        }
+
+    def note_images(self, nodes: Iterable[BaseNode], root: Path | None) -> None:
+        """Note where images lie that other processes are about to insert, and the index's id.
+
+        They would not agree on the id if each of them had to make it.
+
+        Args:
+            nodes: image nodes and others.
+            root: folder that all of them were read below; by default each image's own folder.
+        """
+        images = [image for image in map(image_of, nodes) if image is not None]
+        if images:
+            paths = [Path(each.image_path) for each in images if each.image_path and not each.image]
+            self._indexed.note([path.absolute() for path in paths if not is_made(path)], root)
+
+    @contextmanager
+    def sign_in_storage(self) -> Iterator[str]:
+        """A file in the folder of the index's own images, for as long as the block runs.
+
+        A process that does not see it does not share the folder.
+        """
+        self._images.folder.mkdir(parents=True, exist_ok=True)
+        with NamedTemporaryFile(prefix=".gap-", suffix=".partial", dir=self._images.folder) as sign:
+            yield sign.name
+
+    def write_part(self, part: Part, begin: Callable[[Begun], Begun]) -> IndexReport:
+        """Write a part, as ``insert_nodes`` or ``refresh_ref_docs`` writes all.
+
+        Args:
+            part: the nodes, which are never changed.
+            begin: is told what is about to be done, before anything is written. It answers with
+                what the first process that began with this part was about to do. What a process
+                wrote before it was killed counts as written then.
+
+        Raises:
+            ValueError: this machine does not share the folder of the index's own images.
+            EmbeddingError: a model fails; what was written stays.
+        """
+        if part.sign is not None and not Path(part.sign).is_file():
+            raise InvalidValueError(
+                f"{self._images.folder}: {gethostname()} does not see this folder, where the index "
+                "keeps images that come as base64 or from PDF files; open the index with "
+                "storage_dir= on storage that all machines share"
+            )
+        fitted = fit_nodes(part.nodes, self.embed_model)
+        if not part.whole:
+            ids = {node.node_id for node in fitted.nodes}
+            whole = ids.difference(node.node_id for node in part.nodes if is_first_part(node))
+            if stale := parts_of(whole, self._stores["text"].existing_ids) - ids:
+                self.delete_nodes(sorted(stale))
+        origin = replace(Origin.of(part.source, None, part.places), is_part=True)
+        writing = self._writing(part.root, strict=part.strict, whole=part.whole, origin=origin)
+        writing.report.note_cuts(fitted)
+        corpus = Corpus(fitted.nodes, part.skipped, part.root, part.path, part.places)
+        first = now = Begun({}, 0)
+
+        def deletes(compared: Comparison) -> set[str]:
+            nonlocal first, now
+            gone = writing.leftovers(compared)
+            if gone:  # perhaps some of them are only unreadable
+                settings = SyncSettings(vanished=False)
+                gone = Plan(self._stores, writing, corpus, None, settings).deletes(compared)
+            if part.scattered:
+                gone -= {
+                    node_id
+                    for each in compared.values()
+                    for node_id in gone & each.stored.keys()
+                    if each.stored[node_id].document in part.scattered
+                }
+            now = Begun(
+                {name: len(each.unchanged | each.relabelled) for name, each in compared.items()},
+                sum(len((gone | each.lost) & each.stored.keys()) for each in compared.values()),
+            )
+            first = begin(now)
+            return gone
+
+        writing.write(fitted.nodes, show_progress=False, deletes=deletes)
+        report = writing.report
+        for name, unchanged in now.unchanged.items():
+            again = unchanged - first.unchanged[name]
+            written = f"{name}_rows"
+            setattr(report, written, getattr(report, written) + again)
+            report.unchanged -= again
+        report.deleted += first.deletes - now.deletes
+        return report
+
+    def end_parts(self, corpus: Corpus, source: str | None, given: Callable[[str], bool]) -> int:
+        """End what several processes did, once all of them are done.
+
+        Args:
+            corpus: what was read, whose nodes are not looked at.
+            source: names the corpus; None for nodes of none.
+            given: whether a document was given, by its id.
+
+        Returns:
+            How many documents the index has from the same corpus that were not given.
+        """
+        self._images.tidy()
+        if source is None:
+            return 0
+        gone = {name: self._not_given(name, source, given) for name in self._stores}
+        if not any(gone.values()):
+            return 0
+        compared = {name: Compared([], stored=rows) for name, rows in gone.items()}
+        writing = self._writing(corpus.root, strict=False)
+        plan = Plan(
+            self._stores, writing, replace(corpus, nodes=[]), source, SyncSettings(vanished=False)
+        )
+        plan.deletes(compared)  # nothing: it only counts those that vanished
+        return plan.report.written.vanished
+
+    def _not_given(
+        self, name: CollectionName, source: str, given: Callable[[str], bool]
+    ) -> dict[str, StoredRow]:
+        """The rows of documents from a corpus that were not given."""
+        store = self._stores[name]
+        ids = store.collection.find_ids(f"$meta[{literal(SOURCE_KEY)}] == {literal(source)}")
+        found: dict[str, StoredRow] = {}
+        for start in range(0, len(ids), _ROWS_AT_ONCE):
+            rows = store.stored_rows(ids[start : start + _ROWS_AT_ONCE])
+            found |= {key: row for key, row in rows.items() if not given(row.document or key)}
+        return found
+
+
+def image_of(node: BaseNode) -> ImageNode | None:
+    """A node of any class as the image node that is stored; None where it shows no image."""
+    row: BaseNode = node
+    if not isinstance(node, ImageNode) and getattr(node, "image_resource", None) is not None:
+        row = as_row(node)
+    if isinstance(row, ImageNode) and (row.image or row.image_path or row.image_url):
+        return row
+    return None
