@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from llama_index_gap.agents.tool import MultiModalSearchTool
     from llama_index_gap.diagnosis.calibration import collect_scores
+    from llama_index_gap.distributed.ingestion import ingest_with_ray
     from llama_index_gap.embedding import (
         DualEncoderEmbedding,
         EmbeddingService,
@@ -61,6 +62,7 @@ __all__ = [
     "StoreError",
     "aligner_from_nodes",
     "collect_scores",
+    "ingest_with_ray",
     "list_tenants",
     "load_aligner",
     "open_image",
@@ -71,6 +73,7 @@ __all__ = [
 _HOMES = {
     "agents.tool": ("MultiModalSearchTool",),
     "diagnosis.calibration": ("collect_scores",),
+    "distributed.ingestion": ("ingest_with_ray",),
     "embedding": ("DualEncoderEmbedding", "EmbeddingService", "aligner_from_nodes"),
     "errors": ("GapError",),
     "gap.align": ("CenterAligner", "LinearAligner", "OffsetAligner", "load_aligner"),

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from milvus_server import milvus_server, why_no_server
 from PIL import Image
+from ray_cluster import ray_cluster, why_no_ray
 from tiny_siglip import make_tiny_siglip
 
 from llama_index_gap.demo.tiny import make_tiny_clip, make_tiny_dinov2
@@ -82,6 +83,15 @@ def milvus_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         pytest.skip(reason)
     with milvus_server(tmp_path_factory.mktemp("milvus")) as url:
         yield url
+
+
+@pytest.fixture(scope="session")
+def ray_address() -> Iterator[str]:
+    """A real Ray cluster of two workers; one for all tests, since it takes seconds to start."""
+    if reason := why_no_ray():
+        pytest.skip(reason)
+    with ray_cluster() as address:
+        yield address
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import json
 import re
@@ -36,6 +37,7 @@ from tests.test_package import ROOMS
 DOCS = ROOT / "docs"
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted(DOCS.glob("**/*.md"))]
 ON_A_SERVER = {DOCS / "scaling.md"}
+ON_A_CLUSTER = {DOCS / "ray.md"}
 SERVER = "http://localhost:19530"  # what pages call a server
 
 
@@ -85,7 +87,9 @@ def checkout(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize(
-    "page", [page for page in PAGES if page not in ON_A_SERVER and blocks(page)], ids=name_of
+    "page",
+    [page for page in PAGES if page not in ON_A_SERVER | ON_A_CLUSTER and blocks(page)],
+    ids=name_of,
 )
 @pytest.mark.usefixtures("checkout")
 # LlamaIndex's synchronous calls of asynchronous ones leave the main thread an event loop.
@@ -98,6 +102,16 @@ def test_snippets(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("page", sorted(ON_A_SERVER), ids=name_of)
 @pytest.mark.usefixtures("checkout")
 def test_snippets_on_a_server(page: Path, milvus_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_snippets(page, monkeypatch, server=milvus_url)
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("page", sorted(ON_A_CLUSTER), ids=name_of)
+@pytest.mark.usefixtures("checkout")
+def test_snippets_on_a_cluster(
+    page: Path, milvus_url: str, ray_address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", ray_address)  # where "auto" looks first
     run_snippets(page, monkeypatch, server=milvus_url)
 
 
@@ -148,6 +162,10 @@ def run_command(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
             assert "--editable ." in makefile
         case "python":
             check_program(arguments)
+        case "ray":  # a cluster runs: that there are such commands and options
+            known = importlib.import_module("ray.scripts.scripts").cli.commands[arguments[0]]
+            options = {each.partition("=")[0] for each in arguments[1:]}
+            assert options <= {option for each in known.params for option in each.opts}, command
         case _:
             pytest.fail(f"no test runs this command: {command}")
 

@@ -18,6 +18,7 @@ ROOMS = [
     "demo",
     "diagnosis",
     "evaluation",
+    "distributed",
     "index",
     "search",
     "agents",

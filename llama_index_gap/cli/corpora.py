@@ -9,6 +9,7 @@ import typer
 
 from llama_index_gap.cli import model_options, options, terminal
 from llama_index_gap.cli.reading_options import ChunkSize, CorpusPath, Reading, with_reading
+from llama_index_gap.store.addresses import is_server
 from llama_index_gap.text import visible
 
 
@@ -39,6 +40,21 @@ def index(
     device: options.Device = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Drop the index first.")] = False,
     chunk_size: ChunkSize = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Let a Ray cluster do it: its host:port, 'auto' for the one that runs on this "
+            "machine, or 'local' to start one here.",
+            show_default="this process",
+        ),
+    ] = None,
+    ray_actors: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="With --ray, so many workers at most.", show_default="one a GPU, else a CPU"
+        ),
+    ] = None,
     all_skipped: options.AllSkipped = False,
 ) -> None:
     """Put a corpus into an index; make the index if it is missing.
@@ -46,6 +62,13 @@ def index(
     Run again, it embeds only new and changed documents, and completes an interrupted run. Documents
     that are no longer in the corpus stay until 'llama-gap sync'.
     """
+    if ray_actors is not None and ray is None:
+        raise typer.BadParameter("belongs to --ray", param_hint="--ray-actors")
+    if ray is not None and not is_server(db):
+        raise typer.BadParameter(
+            f"needs a Milvus server as --db, since only one process at a time opens {db}",
+            param_hint="--ray",
+        )
     options.check_models(db, models, overwrite=overwrite)
     started = time.monotonic()
     with terminal.resumable(" without --overwrite" if overwrite else ""):
@@ -58,9 +81,19 @@ def index(
             max_pixels=reading.max_pixels,
             image_root=corpus.root,
         ) as filled:
-            report = filled.refresh_ref_docs(
-                corpus, source=source, show_progress=terminal.stderr.is_terminal
-            )
+            seen = terminal.stderr.is_terminal
+            if ray is None:
+                report = filled.refresh_ref_docs(corpus, source=source, show_progress=seen)
+            else:
+                from llama_index_gap.distributed.ingestion import ingest_with_ray
+
+                report = ingest_with_ray(
+                    *(filled, corpus),
+                    address=ray,
+                    actors=ray_actors,
+                    source=source,
+                    show_progress=seen,
+                )
     terminal.stdout.print(visible(f"Read {corpus.summary()}"), markup=False)
     took = terminal.duration(time.monotonic() - started)
     terminal.stdout.print(visible(f"Indexed in {took}: {report.summary()}"), markup=False)

@@ -66,7 +66,11 @@ class Task:
             )
         with suppress(OSError):  # it need not be there where all paths are whole ones
             os.chdir(self.folder)
-        index = DualIndex(**pickle.loads(self.opening))  # noqa: S301 - of our own program
+        opening = pickle.loads(self.opening)  # noqa: S301 - of our own program
+        if (roots := opening["image_root"]) is not None:
+            # Texts go in where no image is seen, and each image that is not is reported.
+            opening["image_root"] = [folder for folder in roots if Path(folder).is_dir()]
+        index = DualIndex(**opening)
         if index.version != self.index_version:
             index.close()
             raise InvalidValueError(

@@ -150,3 +150,13 @@ def test_columns_are_named_on_the_command_line(tmp_path: Path) -> None:
     assert "id: nr; text: label, kind" in " ".join(shown.out.split())
     assert wrong.code == 1
     assert "did you mean 'label'?" in " ".join(wrong.err.split())
+
+
+def test_ray_needs_a_server(tmp_path: Path) -> None:
+    shown = gap("index", tmp_path, "--db", tmp_path / "gap.db", "--ray", "auto", "--model", "clip")
+    assert shown.code == 2
+    assert "needs a Milvus server as --db" in " ".join(shown.err.replace("│", "").split())
+
+    shown = gap("index", tmp_path, "--ray-actors", "2", "--model", "clip")
+    assert shown.code == 2
+    assert "belongs to --ray" in shown.err

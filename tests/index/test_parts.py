@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from index_nodes import as_base64, of_document
+from index_rows import assert_same_rows, rows_of
 from llama_index.core.schema import ImageNode, TextNode
 
 from llama_index_gap import DualEncoderEmbedding
@@ -30,21 +30,6 @@ def unbothered(begun: Begun) -> Begun:
     return begun
 
 
-def rows(index: DualIndex) -> dict[str, dict[str, Any]]:
-    """All rows of an index, by collection and id."""
-    return {
-        name: {
-            row["id"]: row
-            for row in store.collection.read(sorted(store.rows_from(None)), ["*"], 400)
-        }
-        for name, store in index._stores.items()
-    }
-
-
-def same(one: Any, other: Any) -> bool:
-    return bool(repr(one) == repr(other))
-
-
 def test_a_part_is_written_as_insert_nodes_and_a_corpus_writes_it(
     index: DualIndex, other: DualIndex, nodes: list[TextNode], tmp_path: Path
 ) -> None:
@@ -60,9 +45,9 @@ def test_a_part_is_written_as_insert_nodes_and_a_corpus_writes_it(
     assert index.write_part(second, unbothered) == IndexReport(image_rows=1)
 
     assert other.refresh_ref_docs(corpus) == IndexReport(text_rows=2, image_rows=2)
-    assert same(rows(index), rows(other))
-    (of_text, *_) = rows(index)["text"].values()
-    assert (of_text[SOURCE_KEY], of_text[PLACE_KEY]) == (str(tmp_path), "docs.jsonl")
+    assert_same_rows(index, other)
+    (row, *_) = rows_of(index)["text"].values()
+    assert (row[SOURCE_KEY], row[PLACE_KEY]) == (str(tmp_path), "docs.jsonl")
 
 
 def test_what_a_killed_worker_wrote_counts_as_written(

@@ -1,0 +1,74 @@
+"""A Ray cluster on this machine for the tests, as ``ray start`` makes one."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from paths import ROOT
+
+_STOP_SECONDS = 60
+
+
+def why_no_ray() -> str | None:
+    """Say why no cluster can be started here, if so."""
+    try:
+        import ray.data  # noqa: F401
+    except ImportError:
+        return "Ray is not installed: the extra ray leaves it out for Pythons that it does not know"
+    return None
+
+
+@contextmanager
+def ray_cluster() -> Iterator[str]:
+    """Run a cluster of two workers while the block runs, and give its address.
+
+    Nobody else reaches it, and it reports nothing to anybody.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="ray"))  # sockets lie in it, whose paths must be short
+    log = folder / "start.log"
+    command = [
+        *(Path(sys.executable).with_name("ray"), "start", "--head", "--block", "--port=0"),
+        *("--node-ip-address=127.0.0.1", "--include-dashboard=false", "--disable-usage-stats"),
+        *("--num-cpus=2", "--num-gpus=0", "--object-store-memory=100000000"),
+        f"--temp-dir={folder}",
+    ]
+    places = [str(ROOT), str(ROOT / "tests" / "support"), os.environ.get("PYTHONPATH", "")]
+    settings = {"PYTHONPATH": os.pathsep.join(places), "PYTHONUNBUFFERED": "1"}
+    try:
+        for last in (False, False, True):  # Ray gives itself 30 seconds, few for a busy machine
+            with log.open("w") as written:
+                head = subprocess.Popen(
+                    command,
+                    stdout=written,
+                    stderr=subprocess.STDOUT,
+                    env={**os.environ, **settings},
+                )
+            if address := _address(head, log):
+                break
+            if last:
+                raise RuntimeError(f"the Ray cluster did not start: {log.read_text()[-2_000:]}")
+        try:
+            yield address
+        finally:
+            head.terminate()  # its own processes with it
+            head.wait(_STOP_SECONDS)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _address(head: subprocess.Popen[bytes], log: Path) -> str:
+    """Wait until a cluster has started; empty if it ended."""
+    while head.poll() is None:
+        said = log.read_text()
+        if "block forever" in said:
+            return said.partition("ray start --address='")[2].partition("'")[0]
+        time.sleep(0.2)
+    return ""
