@@ -66,7 +66,8 @@ def joined(address: str) -> Iterator[Any]:
     except _NO_CLUSTER as error:
         raise ClusterError(
             f"Ray cluster {address!r}: cannot be joined ({one_line(error)}); start one with "
-            "'ray start --head', or pass its address, or \"local\""
+            "'ray start --head', or pass its address, or \"local\"; if it asks for a token, set "
+            "RAY_AUTH_MODE=token"
         ) from error
     try:
         yield ray

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import secrets
 import shutil
 import subprocess
 import sys
@@ -12,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 from paths import ROOT
 
 _STOP_SECONDS = 60
@@ -19,9 +22,7 @@ _STOP_SECONDS = 60
 
 def why_no_ray() -> str | None:
     """Say why no cluster can be started here, if so."""
-    try:
-        import ray.data  # noqa: F401
-    except ImportError:
+    if importlib.util.find_spec("ray") is None:  # not imported: it reads its settings then
         return "Ray is not installed: the extra ray leaves it out for Pythons that it does not know"
     return None
 
@@ -30,8 +31,19 @@ def why_no_ray() -> str | None:
 def ray_cluster() -> Iterator[str]:
     """Run a cluster of two workers while the block runs, and give its address.
 
-    Nobody else reaches it, and it reports nothing to anybody.
+    Nobody else reaches it, since it asks for a token that this process has in its environment; and
+    it reports nothing to anybody.
     """
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in token.items():
+            patch.setenv(name, value)
+        with _started() as address:
+            yield address
+
+
+@contextmanager
+def _started() -> Iterator[str]:
     folder = Path(tempfile.mkdtemp(prefix="ray"))  # sockets lie in it, whose paths must be short
     log = folder / "start.log"
     command = [
