@@ -53,7 +53,11 @@ def _started() -> Iterator[str]:
         f"--temp-dir={folder}",
     ]
     places = [str(ROOT), str(ROOT / "tests" / "support"), os.environ.get("PYTHONPATH", "")]
-    settings = {"PYTHONPATH": os.pathsep.join(places), "PYTHONUNBUFFERED": "1"}
+    settings = {
+        "PYTHONPATH": os.pathsep.join(places),
+        "PYTHONUNBUFFERED": "1",
+        "RAY_worker_niceness": "0",  # by default they give way to all that runs beside them
+    }
     try:
         for last in (False, False, True):  # Ray gives itself 30 seconds, few for a busy machine
             with log.open("w") as written:
