@@ -105,8 +105,8 @@ def test_nothing_is_deleted_of_a_scattered_document(task: Task) -> None:
 
 def test_an_image_that_this_machine_does_not_see_is_skipped(task: Task) -> None:
     images = [
-        ImageNode(id_="i0", image_path="/nowhere/0 image"),
         ImageNode(id_="i", image_path="/nowhere/north"),  # which the model takes for no image
+        ImageNode(id_="i0", image_path="/nowhere/0 image"),
     ]
     (skipped,) = alone(task).write(0, pickle.dumps(Part(images))).report.skipped
 
