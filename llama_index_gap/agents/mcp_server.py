@@ -14,6 +14,7 @@ from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast
 
+from mcp.server.context import CallNext, HandlerResult, ServerRequestContext
 from mcp.server.lowlevel import Server
 from mcp.server.stdio import stdio_server
 from mcp.shared.message import SessionMessage
@@ -113,7 +114,9 @@ def make_server(
         finally:
             await opening.close()
 
-    async def open_after_answer(context: Any, answer: Callable[[Any], Awaitable[Any]]) -> Any:
+    async def open_after_answer(
+        context: ServerRequestContext[Any, Any], answer: CallNext
+    ) -> HandlerResult:
         result = await answer(context)
         if context.method != "initialize":  # whoever says it goes on with another message
             listed = context.request_id is not None
