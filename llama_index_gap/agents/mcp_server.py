@@ -115,12 +115,12 @@ def make_server(
             await opening.close()
 
     async def open_after_answer(
-        context: ServerRequestContext[Any, Any], answer: CallNext
+        ctx: ServerRequestContext[Any, Any], call_next: CallNext
     ) -> HandlerResult:
-        result = await answer(context)
-        if context.method != "initialize":  # whoever says it goes on with another message
-            listed = context.request_id is not None
-            context.lifespan_context.begin_in(_WRITING_S if listed else _SILENCE_S)
+        result = await call_next(ctx)
+        if ctx.method != "initialize":  # whoever says it goes on with another message
+            listed = ctx.request_id is not None
+            ctx.lifespan_context.begin_in(_WRITING_S if listed else _SILENCE_S)
         return result
 
     async def list_tools(*_: Any) -> ListToolsResult:

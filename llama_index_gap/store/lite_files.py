@@ -31,11 +31,23 @@ def check_lite_files(database: str, collection: str, of: str, *, overwrite: bool
 def lite_collections(database: str) -> list[str]:
     """The names of the collections whose files a database has; a file of another layout has none.
 
+    Milvus Lite itself opens every collection to list them, with all that its rows take.
+
     Args:
         database: its path.
     """
     folder = Path(database) / "collections"
     return sorted(each.name for each in folder.iterdir()) if folder.is_dir() else []
+
+
+def is_whole(database: str, collection: str) -> bool:
+    """Whether Milvus Lite takes a folder for a collection.
+
+    Args:
+        database: path of the database.
+        collection: the folder's name.
+    """
+    return (Path(database) / "collections" / collection / "schema.json").is_file()
 
 
 def lost_files(database: str, collection: str, *, overwrite: bool) -> str | None:

@@ -39,7 +39,9 @@ def imported_by(*arguments: str | Path) -> set[str]:
     return set(names)
 
 
-@pytest.mark.parametrize("command", [["--help"], ["search", "--help"], ["models"], ["check"]])
+@pytest.mark.parametrize(
+    "command", [["--help"], ["search", "--help"], ["models"], ["check", "--help"]]
+)
 def test_help_and_lists_import_no_large_library(command: list[str]) -> None:
     assert not imported_by(*command) & SLOW
 
