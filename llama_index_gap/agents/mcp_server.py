@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
+from contextvars import copy_context
 from copy import copy
 from functools import partial
 from pathlib import Path
@@ -194,6 +195,7 @@ class _Opening:
 
     def __init__(self, open_index: Callable[[], tuple[Served, _Searches]]) -> None:
         self._open = open_index
+        self._context = copy_context()  # not that of the request that it is opened after
         self._task: asyncio.Task[tuple[Served, _Searches]] | None = None
         self._timer: asyncio.TimerHandle | None = None
 
@@ -202,9 +204,12 @@ class _Opening:
         if self._task is None:
             if self._timer is not None:
                 self._timer.cancel()
-            self._timer = asyncio.get_running_loop().call_later(seconds, self._begin)
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(seconds, self._begin, context=self._context)
 
     def _begin(self) -> asyncio.Task[tuple[Served, _Searches]]:
+        if self._timer is not None:
+            self._timer.cancel()
         if self._task is None or (self._task.done() and self._task.exception()):
             self._task = asyncio.create_task(asyncio.to_thread(self._open))
             self._task.add_done_callback(_say_how_it_went)

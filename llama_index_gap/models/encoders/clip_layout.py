@@ -26,7 +26,8 @@ _SAY_MORE = (
 )
 _UNUSUAL = ("auto_map", "quantization_config", "text_config_dict", "vision_config_dict")
 _ATTENTION = re.compile(r".*attn_implementation.*")
-_TOKENIZERS = {None, "CLIPTokenizer", "CLIPTokenizerFast"}
+_TOKENIZERS = (None, "CLIPTokenizer", "CLIPTokenizerFast")
+_ACTIVATIONS = ("quick_gelu", "gelu")
 _PROCESSORS = {"CLIPFeatureExtractor", "CLIPImageProcessor", "CLIPImageProcessorFast"}
 _IMAGE_KEYS = {
     *("crop_size", "image_mean", "image_std", "resample", "rescale_factor", "size"),
@@ -215,7 +216,7 @@ def _tower(settings: dict[str, Any], usual: Mapping[str, int], **others: int) ->
         )
     )
     activation = settings.get("hidden_act", "quick_gelu")
-    _require(activation in {"quick_gelu", "gelu"} and heads > 0 and width % heads == 0)
+    _require(activation in _ACTIVATIONS and heads > 0 and width % heads == 0)
     eps = _number(settings, "layer_norm_eps", 1e-5)
     return TowerSettings(width, inner, layers, heads, activation=activation, eps=eps, **others)
 

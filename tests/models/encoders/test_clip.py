@@ -146,6 +146,9 @@ def test_weights_in_several_files_and_old_position_numbers(tiny_clip: Path, tmp_
     "apply",
     [
         change("config.json", text_config__hidden_act="silu"),
+        change("config.json", text_config__hidden_act=["gelu"]),
+        change("config.json", text_config=[1]),
+        change("tokenizer_config.json", tokenizer_class=["CLIPTokenizer"]),
         change("config.json", text_config__num_hidden_layers=1),
         change("config.json", text_config__num_attention_heads=3),
         change("config.json", text_config__eos_token_id=[1, 2]),
