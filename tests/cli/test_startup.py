@@ -34,7 +34,8 @@ def imported_by(*arguments: str | Path) -> set[str]:
         check=True,
         env={**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"},
     )
-    code, names = json.loads(done.stderr.splitlines()[-1])
+    *_, said = (line for line in done.stderr.splitlines() if line.startswith("["))
+    code, names = json.loads(said)
     assert code == 0, done.stderr
     return set(names)
 

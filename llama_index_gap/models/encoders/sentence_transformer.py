@@ -1,4 +1,4 @@
-"""Any checkpoint that sentence-transformers loads: SigLIP, SigLIP 2, unusual CLIPs and many more."""
+"""Any checkpoint that sentence-transformers loads: SigLIP, SigLIP 2, unusual CLIPs and others."""
 
 from __future__ import annotations
 
