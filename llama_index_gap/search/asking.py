@@ -27,7 +27,7 @@ from llama_index_gap.search.tracing import in_span
 from llama_index_gap.threads import stop_if_given_up
 
 if TYPE_CHECKING:
-    from llama_index_gap.store.milvus import MilvusStore, StoredHit
+    from llama_index_gap.store.searching import SearchableStore, StoredHit
 
 HITS_BEFORE_CORRECTION = 4
 """Times the hits that are wanted: 64 for 16 lose nothing that could be measured."""
@@ -161,7 +161,7 @@ def _ask(
     *,
     hubs: float,
 ) -> LegHits:
-    store = cast("MilvusStore", collection.store)
+    store = cast("SearchableStore", collection.store)
     background = collection.background(leg.query) if hubs else None
     if background is not None and background.hubs is None:
         background = None
