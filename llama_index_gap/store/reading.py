@@ -28,6 +28,7 @@ from llama_index_gap.store.collection import (
 )
 from llama_index_gap.store.connection import StoreError
 from llama_index_gap.store.filters import DOC_ID_FIELD, ID_FIELD, filter_expression, literal
+from llama_index_gap.store.patience import patience
 from llama_index_gap.store.rows import (
     BUCKET_KEY,
     BUCKETS,
@@ -286,13 +287,16 @@ class ReadableStore(MilvusVectorStore):
 
         Whatever this process writes is seen, through any store. What another one writes to a
         server is, where it changes the number of rows: that is asked for once a second at most,
-        since it takes milliseconds. A Milvus Lite file has no other writer, and is not asked.
+        since it takes milliseconds, and not again by a search that was called for before the last
+        time. A Milvus Lite file has no other writer, and is not asked.
         """
-        connection = self._collection.connection
+        connection, searching = self._collection.connection, patience()
         asked, rows = self._rows_asked
-        if not connection.path and time.monotonic() - asked >= STATE_SECONDS:
+        now = time.monotonic()
+        known = searching is not None and asked >= searching.began
+        if not (connection.path or known or now - asked < STATE_SECONDS):
             rows = self._count({"consistency_level": "Session"})
-            self._rows_asked = time.monotonic(), rows
+            self._rows_asked = now, rows
         return connection.written(self.collection_name), rows
 
     def sample(self, n: int, seed: int = 0) -> VectorArray:

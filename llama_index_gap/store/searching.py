@@ -27,6 +27,8 @@ from llama_index_gap.threads import in_thread
 
 logger = logging.getLogger(__name__)
 
+MOST_UNFLUSHED = 2_000
+"""Rows that Milvus Lite searches in memory, one by one, before a search has them flushed."""
 _MOST_RESULTS = 16_384  # a server's own limit, kept on Milvus Lite too
 
 
@@ -109,6 +111,8 @@ class SearchableStore(ReadableStore):
         lite = self._collection.connection.lite
         if lite and expression and "ef" in settings:
             settings["ef"] = max(settings["ef"], LITE_EF)
+        if self._collection.connection.unflushed_rows(self.collection_name) > MOST_UNFLUSHED:
+            self._collection.flush_file()
         fields = [*NODE_FIELDS, DOC_ID_FIELD]
         (found,) = self._collection.call(
             "search",
