@@ -267,18 +267,15 @@ class RealServer:
     """Milvus 2.3.5, as ``LiteServer`` is Milvus Lite."""
 
     def __init__(self, folder: Path) -> None:
-        from milvus_server import free_port
-
-        self._folder, self.port = folder, free_port()
-        self._running = ExitStack()
+        self._folder, self._running = folder, ExitStack()
         self.start()
 
     def start(self) -> None:
         from milvus_server import milvus_process
 
         self._folder.mkdir(exist_ok=True)
-        process = milvus_process(self._folder, self.port)
-        self._process = self._running.enter_context(process)[1].server_proc
+        address, server = self._running.enter_context(milvus_process(self._folder))
+        self.port, self._process = int(address.rpartition(":")[2]), server.server_proc
 
     def kill(self) -> None:
         self._process.kill()
@@ -305,7 +302,7 @@ def troubles(server: Any, proxy: Any) -> dict[str, tuple[Callable[[], Any], Call
         return lambda: vars(proxy).update(values)
 
     return {
-        "killed": (server.kill, server.start),
+        "killed": (server.kill, lambda: (server.start(), proxy.lead_to(server.port))),
         "stopped": (server.stop, server.go_on),
         "gone": (proxy.go, proxy.listen),
         "drops": (lambda: (setting(drops=True)(), proxy.hang_up()), setting(drops=False)),

@@ -138,6 +138,7 @@ class Collection:
         self.connection, self.name = connection, name
         self._first_properties = dict(properties or {})
         self._metric, self._index_config = metric, dict(index_config or DEFAULT_INDEX)
+        self._failures = background_failures()
         try:
             self._open(dim, (index_config or {}).get("index_type"), overwrite)
         except BaseException:
@@ -291,19 +292,21 @@ class Collection:
 
         It is searched meanwhile: only the flush itself has the file to itself.
         """
-        with background_failures() as failures:
-            if flush:
-                self.flush_file()
-            while (waits := waits_for_index(path, self.name)) and not failures:
-                if time.monotonic() > deadline:
-                    raise StoreError(f"{self}: its rows are still being indexed; wait on")
-                time.sleep(_LOOKS_SECONDS)
-        if failures or (flush and waits is None):  # to raise what went wrong; or another layout
+        if flush:
+            self.flush_file()
+        while (
+            waits := waits_for_index(path, self.name)
+        ) and self._failures == background_failures():
+            if time.monotonic() > deadline:
+                raise StoreError(f"{self}: its rows are still being indexed; wait on")
+            time.sleep(_LOOKS_SECONDS)
+        if waits or (flush and waits is None):  # to raise what went wrong; or another layout
             self._flush_released(max(deadline - time.monotonic(), 1))
 
     def flush_file(self) -> None:
         """Write what Milvus Lite has in memory to disk; a thread of its own will index it."""
         with self.connection.exclusive():
+            self._failures = background_failures()
             self.call("flush", timeout=LOAD_SECONDS)
             self.connection.note_flushed(self.name)
 

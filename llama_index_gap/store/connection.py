@@ -315,21 +315,23 @@ for _logger_name in (
     logging.getLogger(_logger_name).addFilter(_log_catcher)
 
 
-@contextmanager
-def background_failures() -> Iterator[list[logging.LogRecord]]:
-    """What fails in Milvus Lite's own threads meanwhile, which only log it."""
-    failures: list[logging.LogRecord] = []
+class _FailureCounter(logging.Filter):
+    """Counts what fails in Milvus Lite's own threads, which log it and tell nobody."""
 
-    def note(record: logging.LogRecord) -> bool:
-        failures.extend([record] if record.exc_info else [])
-        return not record.exc_info
+    number = 0
 
-    engine = logging.getLogger("milvus_lite.engine.collection")
-    engine.addFilter(note)
-    try:
-        yield failures
-    finally:
-        engine.removeFilter(note)
+    def filter(self, record: logging.LogRecord) -> bool:
+        self.number += record.exc_info is not None
+        return True
+
+
+_failures = _FailureCounter()
+logging.getLogger("milvus_lite.engine.collection").addFilter(_failures)
+
+
+def background_failures() -> int:
+    """How often Milvus Lite has failed to index what was flushed, in this process."""
+    return _failures.number
 
 
 def one_line(error: BaseException | None) -> str:

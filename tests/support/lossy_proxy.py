@@ -38,6 +38,10 @@ class LossyProxy:
         self._own = self._listener.getsockname()
         threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
 
+    def lead_to(self, port: int) -> None:
+        """Pass on to another server from now on."""
+        self._target = ("127.0.0.1", port)
+
     def hang_up(self) -> None:
         """Break off all connections."""
         while self._open:

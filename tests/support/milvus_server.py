@@ -54,7 +54,7 @@ def milvus_server(folder: Path) -> Iterator[str]:
 
 
 @contextmanager
-def milvus_process(folder: Path, port: int | None = None) -> Iterator[tuple[str, Any]]:
+def milvus_process(folder: Path) -> Iterator[tuple[str, Any]]:
     """Run a standalone server while the block runs, unless the block kills it.
 
     Its components speak to each other over the loopback interface, but Milvus 2.3 has no setting
@@ -62,7 +62,6 @@ def milvus_process(folder: Path, port: int | None = None) -> Iterator[tuple[str,
 
     Args:
         folder: where it keeps its data and logs.
-        port: where it listens; a free one by default.
 
     Yields:
         Its address, and the server, whose process is ``server_proc``.
@@ -74,7 +73,7 @@ def milvus_process(folder: Path, port: int | None = None) -> Iterator[tuple[str,
 
     server = MilvusServer(MilvusServerConfig(), wait_for_started=False)
     server.set_base_dir(str(folder))
-    server.listen_port = port = port or free_port()
+    server.listen_port = port = free_port()
     for component in _COMPONENTS:
         server.config.set(f"{component}.ip", "127.0.0.1")
     for setting, value in _IMPATIENCE.items():
