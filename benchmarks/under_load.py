@@ -333,7 +333,7 @@ def in_trouble(
                         asked = Asked(retriever, right).ask(way, questions)
                     finally:
                         end()
-                    back = seconds_until(lambda: ids(retriever.retrieve(question(0))) == right[0])
+                back = seconds_until(lambda: ids(retriever.retrieve(question(0))) == right[0])
                 lost = inserts.lost()
                 shown = "never" if back is None else f"{back:.1f}"
                 more = (shown, str(len(inserts.acknowledged)), str(lost))

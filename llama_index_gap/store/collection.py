@@ -29,7 +29,7 @@ from llama_index_gap.store.filters import (
     literal,
     literal_list,
 )
-from llama_index_gap.store.lite_files import check_lite_files, waits_for_index
+from llama_index_gap.store.lite_files import check_lite_files, drop_indexes, waits_for_index
 from llama_index_gap.store.rows import VECTOR_FIELD, check_bytes, most_row_bytes
 from llama_index_gap.threads import stop_if_given_up, to_its_end
 
@@ -244,7 +244,15 @@ class Collection:
 
     def _load(self) -> None:
         """Load the collection: Lite opens each one released, and after a crash replays its log."""
-        self.call("load_collection", timeout=LOAD_SECONDS)
+        try:
+            self.call("load_collection", timeout=LOAD_SECONDS)
+        except StoreError as error:
+            # A process that was killed while it wrote an index leaves half a file.
+            path = self.connection.path
+            if path is None or not drop_indexes(path, self.name):
+                raise
+            logger.warning("%s: its index is built anew, since it cannot be read: %s", self, error)
+            self.call("load_collection", timeout=LOAD_SECONDS)
 
     def check_dim(self, dim: int | None) -> None:
         """Refuse vectors of other dimensions than those that are stored.

@@ -107,6 +107,23 @@ def waits_for_index(database: str, collection: str) -> bool | None:
     )
 
 
+def drop_indexes(database: str, collection: str) -> int:
+    """Delete the files of a collection's indexes; Milvus Lite builds them anew from its rows.
+
+    Args:
+        database: path of the database.
+        collection: its name.
+
+    Returns:
+        How many there were.
+    """
+    folder = Path(database) / "collections" / collection / "partitions"
+    files = list(folder.glob("*/indexes/*.idx"))
+    for file in files:
+        file.unlink(missing_ok=True)
+    return len(files)
+
+
 def _listed(folder: Path) -> dict[str, Any] | None:
     """What a collection's list of files says; None if it cannot be read, or is another one's."""
     try:

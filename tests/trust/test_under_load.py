@@ -96,6 +96,23 @@ def test_an_index_that_cannot_be_built_is_an_error_and_not_a_wait(
         assert store.count() == 2
 
 
+def test_half_an_index_that_a_killed_process_left_is_built_anew(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Before, the collection could not be opened any more."""
+    with MilvusStore(uri=tmp_path / "x.db", collection_name="c", dim=4) as store:
+        store.add(rows(*range(50)))
+        store.finish()
+    (file,) = tmp_path.rglob("*.idx")
+    file.write_bytes(file.read_bytes()[:1000])
+    with MilvusStore(uri=tmp_path / "x.db", collection_name="c") as store:
+        query = VectorStoreQuery(rows(7)[0].embedding, similarity_top_k=1)
+        assert store.query(query).ids == ["7"]
+        assert store.count() == 50
+    assert "its index is built anew" in caplog.text
+    assert file.stat().st_size > 1000
+
+
 def test_a_search_has_many_rows_flushed_that_would_be_compared_one_by_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
