@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 from collections.abc import Callable, Mapping
 from functools import cache
 
@@ -16,6 +18,7 @@ from llama_index_gap.gap.hubs import FEWEST_REFERENCES
 from llama_index_gap.index.query_sample import SampleKeeper
 from llama_index_gap.modality import CollectionName, Modality
 from llama_index_gap.store.milvus import MilvusStore
+from llama_index_gap.store.patience import patience
 
 SAMPLE_SIZE = 300
 """Vectors of a collection that stand for its background (a few hundred, as fusion was measured)."""
@@ -41,6 +44,7 @@ class Backgrounds:
         self._drawn: dict[CollectionName, tuple[list[str], VectorArray, int]] = {}
         self._backgrounds: dict[tuple[CollectionName, Modality], Background] = {}
         self._lock = threading.Lock()
+        self._looked = -math.inf
 
     def of(self, name: CollectionName, asking: Modality) -> Background:
         """What hits of a collection are compared with.
@@ -82,17 +86,26 @@ class Backgrounds:
         """Draw everything again when it is next asked for."""
         with self._lock:
             self._states.clear()
+            self._looked = -math.inf
             self._forget_what_changed()
             self._sample.forget()
 
     def _forget_what_changed(self) -> None:
-        """Whoever wrote: this object, another one on the same database, or another process."""
+        """Whoever wrote: this object, another one on the same database, or another process.
+
+        What was drawn after a search was called for is new enough for it: many searches beside an
+        insert do not each draw anew.
+        """
+        searching, now = patience(), time.monotonic()
+        if searching is not None and self._looked >= searching.began:
+            return
         for name, store in self._stores.items():
             state = store.state()  # before anything is drawn, so that a later write shows
             if self._states.get(name) != state:
                 self._states[name] = state
                 self._drawn.pop(name, None)
                 self._backgrounds.clear()
+        self._looked = now
 
     def _made(
         self, name: CollectionName, asking: Modality, queries: VectorArray | None

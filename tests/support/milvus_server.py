@@ -73,7 +73,7 @@ def milvus_process(folder: Path) -> Iterator[tuple[str, Any]]:
 
     server = MilvusServer(MilvusServerConfig(), wait_for_started=False)
     server.set_base_dir(str(folder))
-    server.listen_port = port = _free_port()
+    server.listen_port = port = free_port()
     for component in _COMPONENTS:
         server.config.set(f"{component}.ip", "127.0.0.1")
     for setting, value in _IMPATIENCE.items():
@@ -107,7 +107,7 @@ def _is_free(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) != 0
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with closing(socket.socket()) as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
