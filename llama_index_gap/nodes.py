@@ -204,17 +204,20 @@ def not_a_text(text: str) -> str:
     return ""
 
 
-def texts_of_bytes(nodes: Sequence[BaseNode]) -> dict[str, str]:
+def texts_of_bytes(
+    nodes: Sequence[BaseNode], documents: dict[str, str] | None = None
+) -> dict[str, str]:
     """The nodes that hold no text but a file's bytes, by their ids, and why.
 
     Where one passage of a document is binary, all of its nodes are: between two control characters
     chance makes words.
 
     Args:
-        nodes: of whole documents.
+        nodes: of whole documents, or as much of them as is at hand.
+        documents: those that are known to be binary, by ``document_key``; more are added.
     """
     found: dict[str, str] = {}
-    documents: dict[str, str] = {}
+    documents = {} if documents is None else documents
     for node in nodes:
         text = node.get_content(MetadataMode.NONE)
         if reason := not_a_text(text):

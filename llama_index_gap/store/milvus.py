@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -59,6 +59,7 @@ from llama_index_gap.store.rows import (
     SOURCE_KEY,
     VECTOR_FIELD,
     StoredRow,
+    bucket_ranges,
     fingerprint,
     image_path_of,
     in_buckets,
@@ -760,15 +761,30 @@ class MilvusStore(MilvusVectorStore):
         Args:
             source: its name; None for all that is stored.
         """
-        key = f"$meta[{literal(SOURCE_KEY)}]"
-        expression = "" if source is None else f"{key} == {literal(source)}"
-        if self.count() > _ROWS_PER_ANSWER:
-            return self.stored_rows(self._collection.find_ids(expression))
-        expression = expression or f"{ID_FIELD} != {literal('')}"
-        rows = self._collection.call(
-            "query", filter=expression, output_fields=_ROW_FIELDS, **STRONG
-        )
-        return {row[ID_FIELD]: StoredRow.of(row) for row in rows}
+        return {node_id: row for page in self.pages_from(source) for node_id, row in page.items()}
+
+    def pages_from(self, source: str | None) -> Iterator[dict[str, StoredRow]]:
+        """As ``rows_from``, some ten thousand at a time.
+
+        Args:
+            source: as for ``rows_from``.
+        """
+        parts = math.ceil(self.count() / _ROWS_PER_ANSWER)
+        if source is None and parts > 1:  # rows of LlamaIndex's own store are in no bucket
+            for some in batches(self._collection.find_ids(""), IDS_PER_MESSAGE, len):
+                yield self.stored_rows(some)
+            return
+        where = f"{ID_FIELD} != {literal('')}"
+        if source is not None:
+            where = f"$meta[{literal(SOURCE_KEY)}] == {literal(source)}"
+        for part in bucket_ranges(parts):
+            rows = self._collection.call(
+                "query",
+                filter=f"{where} and {part}" if part else where,
+                output_fields=_ROW_FIELDS,
+                **STRONG,
+            )
+            yield {row[ID_FIELD]: StoredRow.of(row) for row in rows}
 
     def rename_source(self, ids: Sequence[str], source: str) -> None:
         """Say that nodes were written from another corpus; nothing else of them changes.
