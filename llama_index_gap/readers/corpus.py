@@ -75,6 +75,16 @@ class _Reading:
 Reads: TypeAlias = Callable[[_Reading], Iterator[ReadDocument]]
 
 
+@dataclass
+class _Fields:
+    nodes: list[BaseNode]
+    skipped: list[Skipped]
+    root: Path | None
+    path: Path | None
+    places: Mapping[str, str]
+    notes: list[str]
+
+
 class Corpus:
     """What ``read_corpus`` reads, and what it leaves out.
 
@@ -98,6 +108,9 @@ class Corpus:
         root: as above.
         path: as above.
     """
+
+    # So that dataclasses.replace(corpus, nodes=…) makes another one.
+    __dataclass_fields__ = _Fields.__dataclass_fields__
 
     def __init__(  # noqa: PLR0917
         self,
