@@ -105,13 +105,14 @@ def put_bare(uri: str, rows: int) -> None:
     lengths = stores["text"].collection.max_lengths
     nodes = nodes_of(rows)
     while some := list(itertools.islice(nodes, AT_ONCE)):
-        for part in names:
-            of_part = [node for node in some if node.class_name() == ("ImageNode", "TextNode")[part == "text"]]
+        for part, name in names.items():
+            kind = "TextNode" if part == "text" else "ImageNode"
             data = [
-                to_row(node, lengths) | {VECTOR_FIELD: vector_of(node.node_id)} for node in of_part
+                to_row(node, lengths) | {VECTOR_FIELD: vector_of(node.node_id)}
+                for node in some
+                if node.class_name() == kind
             ]
-            if data:
-                clients[part].insert(names[part], data)
+            clients[part].insert(name, data)
     for part, name in names.items():
         clients[part].release_collection(name)
         clients[part].flush(name)

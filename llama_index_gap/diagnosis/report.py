@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -67,7 +67,7 @@ class Report:
 
 def report_gap(
     index: DualIndex,
-    queries: Sequence[LabelledQuery] = (),
+    queries: Iterable[LabelledQuery] = (),
     qrels: Qrels | None = None,
     *,
     reranker: BaseNodePostprocessor | None = None,
@@ -97,7 +97,7 @@ def report_gap(
         StoreError: the database does not answer.
     """
     collector = Collector(index, seed, show_progress)
-    drawn = collector.draw(queries, qrels or {})
+    drawn = collector.draw(list(queries), qrels or {})
     with tqdm(desc="Measuring", unit="way", disable=not show_progress) as bar:
         before_after = before_and_after(drawn, k=k, rounds=rounds, seed=seed, progress=bar.update)
     stored = before_after.mitigations.get(STORED)

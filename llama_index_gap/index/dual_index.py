@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -52,9 +52,10 @@ from llama_index_gap.index.versions import (
     check_name,
     collection_name,
 )
-from llama_index_gap.index.windows import as_ids, each_node, how_many, windows
+from llama_index_gap.index.windows import how_many, windows
 from llama_index_gap.index.writing import IndexReport, Writing, as_nodes
 from llama_index_gap.modality import CollectionName
+from llama_index_gap.nodes import as_ids, each_node
 from llama_index_gap.readers.corpus import Corpus
 from llama_index_gap.readers.splitting import chosen_splitter
 from llama_index_gap.search.legs import SearchedCollection
@@ -320,21 +321,23 @@ class DualIndex(SyncedIndex, MovingIndex):
             What was written, and what was skipped and why.
         """
         writing = self._writing(None, strict=strict)
-        texts, report = self._stores["text"], writing.report
-        with writing.running(how_many(nodes), show_progress=show_progress, doing="Indexing"):
-            for window in windows(nodes):
-                fitted = fit_nodes(window, self.embed_model)
-                report.note_cuts(fitted)
-                if "text" not in writing.ledger.complete:  # else there are none
-                    ids = {node.node_id for node in fitted.nodes}
-                    whole = ids.difference(node.node_id for node in window if is_first_part(node))
-                    stale = parts_of(whole, texts.existing_ids) - ids
-                    if stale := stale - writing.ledger.given_among(stale):
-                        self.delete_nodes(stale)
-                writing.write(fitted.nodes)
-        writing.delete(show_progress=show_progress)
-        writing.finish()
-        return report
+        ledger, texts = writing.ledger, self._stores["text"]
+        running = writing.running(how_many(nodes), show_progress=show_progress, doing="Indexing")
+        with closing(ledger):
+            with running:
+                for window in windows(nodes):
+                    fitted = fit_nodes(window, self.embed_model)
+                    writing.report.note_cuts(fitted)
+                    if "text" not in ledger.complete:  # else there are none
+                        ids = {node.node_id for node in fitted.nodes}
+                        whole = ids - {node.node_id for node in window if is_first_part(node)}
+                        stale = parts_of(whole, texts.existing_ids) - ids
+                        if stale := stale - ledger.given_among(stale):
+                            self.delete_nodes(stale)
+                    writing.write(fitted.nodes)
+            writing.delete(show_progress=show_progress)
+            writing.finish()
+        return writing.report
 
     def _writing(self, root: Path | None, **settings: Any) -> Writing:
         """A call that puts in nodes, whose images were all read below a root."""
@@ -363,14 +366,39 @@ class DualIndex(SyncedIndex, MovingIndex):
         """
         named = named_source(source, corpus.path)
         writing = self._writing(corpus.root, strict=strict, whole=True, source=named)
-        ledger = writing.ledger
-        if named is not None or settings.whole_index:
-            writing.read_stored(None if settings.whole_index else named)
-        # Where documents may vanish, all are looked at first: nothing is written if too many do.
+        with closing(writing.ledger) as ledger:
+            if named is not None or settings.whole_index:
+                writing.read_stored(None if settings.whole_index else named)
+            self._take_in(corpus, writing, settings, show_progress)
+            if settings.vanished and not ledger.given_any():
+                raise InvalidValueError(
+                    "sync of a corpus that holds no document would empty the index; if that is "
+                    "meant, call clear(), or delete_ref_doc() for each document"
+                )
+            plan = Plan(self._stores, writing, corpus, named, settings)
+            gone = plan.deletes()
+            if not settings.dry_run:
+                waiting = ledger.how_many_wait()
+                with writing.running(waiting, show_progress=show_progress, doing="Indexing"):
+                    for window in ledger.waiting():
+                        writing.write(window, looked_at=True)
+                writing.delete(gone, show_progress=show_progress)
+                writing.finish()
+        for note in [] if settings.vanished else plan.report.notes:  # sync returns them
+            logger.warning("%s: %s", self._of, note)
+        return plan.report
+
+    def _take_in(
+        self, corpus: Corpus, writing: Writing, settings: SyncSettings, show_progress: bool
+    ) -> None:
+        """Write a corpus; where documents may vanish, only look, and let what is new wait.
+
+        Then nothing is written if too many would vanish.
+        """
         looks = settings.vanished
         doing = "Comparing" if looks else "Indexing"
         with writing.running(how_many(corpus), show_progress=show_progress, doing=doing):
-            for window in windows(_noted(corpus, ledger)):
+            for window in windows(_noted(corpus, writing.ledger)):
                 fitted = fit_nodes(window, self.embed_model)
                 writing.report.note_cuts(fitted)
                 if not looks:
@@ -379,23 +407,6 @@ class DualIndex(SyncedIndex, MovingIndex):
                 compared = writing.look(fitted.nodes)
                 if not settings.dry_run:
                     writing.put_aside(fitted.nodes, compared)
-        if looks and not ledger.given_any():
-            raise InvalidValueError(
-                "sync of a corpus that holds no document would empty the index; if that is meant, "
-                "call clear(), or delete_ref_doc() for each document"
-            )
-        plan = Plan(self._stores, writing, corpus, named, settings)
-        gone = plan.deletes()
-        if not settings.dry_run:
-            waiting = ledger.how_many_wait()
-            with writing.running(waiting, show_progress=show_progress, doing="Indexing"):
-                for window in ledger.waiting():
-                    writing.write(window, looked_at=True)
-            writing.delete(gone, show_progress=show_progress)
-        writing.finish()
-        for note in [] if settings.vanished else plan.report.notes:  # sync returns them
-            logger.warning("%s: %s", self._of, note)
-        return plan.report
 
     upsert_nodes = insert_nodes
 

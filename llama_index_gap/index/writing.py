@@ -39,9 +39,8 @@ from llama_index_gap.index.fitting import Fitted
 from llama_index_gap.index.image_storage import ImageStorage
 from llama_index_gap.index.ledger import Is, Ledger
 from llama_index_gap.index.vectors import RowEmbedder
-from llama_index_gap.index.windows import each_node
 from llama_index_gap.modality import CollectionName
-from llama_index_gap.nodes import as_row, confined, document_key, texts_of_bytes
+from llama_index_gap.nodes import as_row, confined, document_key, each_node, texts_of_bytes
 from llama_index_gap.readers.records import Skipped
 from llama_index_gap.readers.splitting import default_splitter
 from llama_index_gap.store.collection import IDS_PER_MESSAGE, batches
@@ -191,10 +190,9 @@ class Writing:
             yield
 
     def finish(self) -> None:
-        """Make what was written searchable at full speed, and let go of the ledger's file."""
+        """Make what was written searchable at full speed."""
         for store in self._stores.values():
             store.finish()
-        self.ledger.close()
 
     def write(self, nodes: Sequence[BaseNode], *, looked_at: bool = False) -> Comparison:
         """Write the nodes of a window; those that are there already, just so, are left alone.

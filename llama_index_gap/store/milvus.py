@@ -28,7 +28,7 @@ from pymilvus import MilvusClient
 from llama_index_gap.errors import InvalidValueError, UnsupportedError
 from llama_index_gap.gap.arrays import VectorArray, unit_rows
 from llama_index_gap.images.folders import ImageFolders
-from llama_index_gap.nodes import document_key
+from llama_index_gap.nodes import as_ids, document_key, each_node
 from llama_index_gap.store.addresses import TIMEOUT_SECONDS
 from llama_index_gap.store.collection import (
     DEFAULT_INDEX,
@@ -263,7 +263,7 @@ class MilvusStore(MilvusVectorStore):
 
     def add(
         self,
-        nodes: Sequence[BaseNode],
+        nodes: Iterable[BaseNode],
         *,
         images: Mapping[str, str] | None = None,
         labels: Mapping[str, Mapping[str, str]] | None = None,
@@ -288,6 +288,7 @@ class MilvusStore(MilvusVectorStore):
             StoreError: the database refuses or does not answer; earlier batches are then written.
         """
         _refuse_arguments("add", add_kwargs)
+        nodes = list(each_node(nodes))
         rows = {
             node.node_id: to_row(
                 node,
@@ -580,9 +581,9 @@ class MilvusStore(MilvusVectorStore):
             Nodes without embeddings (see ``get_vectors``), in the order of ``node_ids``.
         """
         _refuse_arguments("get_nodes", kwargs)
-        ids = node_ids
+        ids = None if node_ids is None else as_ids(node_ids, "node_ids")
         if ids is None or filters is not None or ref_doc_ids is not None:
-            expression = filter_expression(filters, node_ids=node_ids, doc_ids=ref_doc_ids)
+            expression = filter_expression(filters, node_ids=ids, doc_ids=ref_doc_ids)
             found = dict.fromkeys(self._collection.find_ids(expression))
             ids = list(found) if ids is None else [node_id for node_id in ids if node_id in found]
         return self._read_nodes(ids)
