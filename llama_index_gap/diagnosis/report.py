@@ -96,8 +96,9 @@ def report_gap(
         ImageError: a query's image cannot be opened.
         StoreError: the database does not answer.
     """
+    queries = list(queries)
     collector = Collector(index, seed, show_progress)
-    drawn = collector.draw(list(queries), qrels or {})
+    drawn = collector.draw(queries, qrels or {})
     with tqdm(desc="Measuring", unit="way", disable=not show_progress) as bar:
         before_after = before_and_after(drawn, k=k, rounds=rounds, seed=seed, progress=bar.update)
     stored = before_after.mitigations.get(STORED)
