@@ -1,6 +1,6 @@
 """What memory it takes to put a corpus of any length into an index.
 
-    python benchmarks/streaming.py [--rows 10000 200000] [--server] [--steps insert sync bare …]
+    python benchmarks/streaming.py [--rows 10000 200000] [--server] [--steps insert sync …]
 
 Each measurement runs in a process of its own, whose peak (VmHWM) is given beyond what it held when
 everything was imported and opened. Half of the nodes are texts of 600 characters, half images with
@@ -12,6 +12,7 @@ a URL; a vector is 64 numbers from the hash of its input, which costs next to no
 - ``resync``: by ``sync``, into the index that ``sync`` left.
 - ``bare``: the same rows, put into two collections by pymilvus alone, in windows of 1,000: what
   Milvus itself takes. On Milvus Lite, the database is in the process; on a server, it is not.
+  ``--server`` starts one (Milvus 2.3.5).
 - ``read``: ``read_corpus`` of a JSONL file of as many records, node by node.
 - ``index``: that file, by ``refresh_ref_docs``.
 """
@@ -29,6 +30,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +101,7 @@ def put_bare(uri: str, rows: int) -> None:
     from llama_index_gap.store.milvus import MilvusStore
     from llama_index_gap.store.rows import VECTOR_FIELD, to_row
 
-    names = {"text": "bare_text", "image": "bare_image"}
+    names = {"text": f"bare_{rows}_text", "image": f"bare_{rows}_image"}
     stores = {part: MilvusStore(uri=uri, collection_name=c, dim=DIM) for part, c in names.items()}
     clients = {part: store.client for part, store in stores.items()}
     lengths = stores["text"].collection.max_lengths
@@ -139,6 +141,7 @@ def measure(step: str, uri: str, rows: int, folder: Path) -> dict[str, float]:
     if step in {"read", "index"} and not records.exists():
         write_records(records, rows)
     name = "synced" if step in {"sync", "resync"} else "read" if step == "index" else "inserted"
+    name += f"_{rows}"
     fresh = step in {"insert", "sync", "index"}
     before, started, used = peak(), time.perf_counter(), time.process_time()
     if step == "bare":
@@ -150,7 +153,7 @@ def measure(step: str, uri: str, rows: int, folder: Path) -> dict[str, float]:
         with DualIndex(uri, name, embed_model=embed_model, overwrite=fresh) as index:
             if step == "index":
                 index.refresh_ref_docs(read_corpus(records))
-            elif name == "synced":
+            elif step in {"sync", "resync"}:
                 index.sync(nodes_of(rows), source="benchmark")
             else:
                 index.insert_nodes(nodes_of(rows))
@@ -177,7 +180,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 200_000])
     parser.add_argument("--steps", nargs="+", choices=STEPS, default=STEPS)
-    parser.add_argument("--server", help="the URL of a server, in place of Milvus Lite")
+    parser.add_argument("--server", action="store_true", help="a Milvus server, not Milvus Lite")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     parser.add_argument("--uri", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
@@ -185,10 +188,16 @@ def main() -> None:
     if asked.measure:
         print(json.dumps(measure(asked.measure, asked.uri, asked.rows[0], asked.folder)))
         return
-    where = asked.server or "Milvus Lite"
+    where = "a Milvus server" if asked.server else "Milvus Lite"
     print(f"Megabytes above those of the start, with {where}; seconds, and of the processor")
     print(f"{'step':<10}" + "".join(f"{rows:>28,}" for rows in asked.rows))
-    with tempfile.TemporaryDirectory() as work:
+    with tempfile.TemporaryDirectory() as work, ExitStack() as started:
+        server = None
+        if asked.server:
+            sys.path.insert(0, str(ROOT / "tests" / "support"))
+            from milvus_server import milvus_server
+
+            server = started.enter_context(milvus_server(Path(work) / "server"))
         for step in asked.steps:
             print(f"{step:<10}", end="", flush=True)
             for rows in asked.rows:
@@ -197,7 +206,7 @@ def main() -> None:
                 lite = folder / ("bare.db" if step == "bare" else f"{step.removeprefix('re')}.db")
                 if step == "again":
                     lite = folder / "insert.db"
-                found = in_process(step, asked.server or str(lite), rows, folder)
+                found = in_process(step, server or str(lite), rows, folder)
                 took = f"{found['seconds']:,.0f} s, {found['processor']:,.0f} s"
                 print(f"{found['bytes'] / 1e6:>12,.0f} MB {took:>12}", end="", flush=True)
             print()

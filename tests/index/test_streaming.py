@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import json
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -113,7 +112,6 @@ def test_a_few_windows_are_in_memory(index: DualIndex, way: Insert) -> None:
             yield made
             del made
             if number % 10 == 0:
-                gc.collect()
                 most = max(most, sum(each() is not None for each in given))
 
     assert way(index, counted()).text_rows == 200
