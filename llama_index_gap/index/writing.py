@@ -39,6 +39,7 @@ from llama_index_gap.index.fitting import Fitted
 from llama_index_gap.index.image_storage import ImageStorage
 from llama_index_gap.index.ledger import Is, Ledger
 from llama_index_gap.index.vectors import RowEmbedder
+from llama_index_gap.index.windows import WINDOW
 from llama_index_gap.modality import CollectionName
 from llama_index_gap.nodes import as_row, confined, document_key, each_node, texts_of_bytes
 from llama_index_gap.readers.records import Skipped
@@ -159,7 +160,8 @@ class Writing:
         self._lost: dict[CollectionName, set[str]] = {name: set() for name in stores}
         self._images_looked_after = False
         self.report = IndexReport()
-        self.ledger = Ledger({name for name, store in stores.items() if not store.count()})
+        self.ledger = Ledger()
+        self._counted = False
 
     def read_stored(self, source: str | None) -> None:
         """Note what is stored of a corpus, or all that is stored.
@@ -167,11 +169,11 @@ class Writing:
         Args:
             source: the corpus; None for all.
         """
+        self._counted = True
         for name, store in self._stores.items():
-            if name not in self.ledger.complete:
-                self.ledger.load(name, store, source)
-                if self.ledger.count(name) == store.count():
-                    self.ledger.complete.add(name)
+            self.ledger.load(name, store, source)
+            if self.ledger.count(name) == store.count():
+                self.ledger.complete.add(name)
 
     @contextmanager
     def running(self, total: int | None, *, show_progress: bool, doing: str) -> Iterator[None]:
@@ -275,6 +277,9 @@ class Writing:
                 if node.node_id in again:
                     again.discard(node.node_id)
                     self._skip(node, _DOUBLE)
+        if not self._counted and len(nodes) >= WINDOW:  # for fewer it does not pay
+            self._counted = True
+            self.ledger.complete |= {n for n, store in self._stores.items() if not store.count()}
         compared = compare(
             self._stores,
             by_collection,

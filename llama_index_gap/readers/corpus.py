@@ -16,6 +16,7 @@ from llama_index.core.schema import BaseNode, ImageNode
 from llama_index.core.utils import get_tqdm_iterable
 
 from llama_index_gap.images.limits import MAX_PIXELS
+from llama_index_gap.nodes import each_node
 from llama_index_gap.readers.columns import NamedFields
 from llama_index_gap.readers.folders import PAGE_SUFFIXES, PDF_SUFFIX, read_folder, read_page
 from llama_index_gap.readers.pdf.reader import PdfReader
@@ -103,10 +104,6 @@ class Corpus:
             of which nothing could be read too.
         notes: how the corpus was read, where that is not plain from what it is: what became of
             the columns of tables, and which have types.
-
-    Attributes:
-        root: as above.
-        path: as above.
     """
 
     # So that dataclasses.replace(corpus, nodes=…) makes another one.
@@ -153,7 +150,7 @@ class Corpus:
         if self._nodes is not None:
             for key, place in self._places.items():
                 yield ReadDocument(key, place, [])
-            for node in self._nodes:
+            for node in each_node(self._nodes):
                 yield ReadDocument(node.ref_doc_id or node.node_id, "", [node])
             return
         reading, documents = self._begin()
@@ -465,7 +462,7 @@ def _documents_of(nodes: Iterable[BaseNode]) -> Reads:
 
     def reads(reading: _Reading) -> Iterator[ReadDocument]:
         before = None
-        for node in nodes:
+        for node in each_node(nodes):
             key = node.ref_doc_id or node.node_id
             reading.documents += key != before
             before = key
