@@ -16,7 +16,7 @@ from index_nodes import of_document
 from llama_index.core.schema import Document, ImageNode, TextNode
 
 from llama_index_gap import read_corpus
-from llama_index_gap.index import ledger, windows
+from llama_index_gap.index import ledger, windows, writing
 from llama_index_gap.index.dual_index import DualIndex
 from llama_index_gap.index.writing import IndexReport
 
@@ -31,7 +31,8 @@ WAYS: dict[str, Insert] = {
 
 @pytest.fixture(autouse=True)
 def _small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ledger, "WINDOW", 10)
+    for module in (ledger, writing):
+        monkeypatch.setattr(module, "WINDOW", 10)
     monkeypatch.setattr(windows.windows, "__defaults__", (10,))
 
 
