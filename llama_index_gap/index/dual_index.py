@@ -313,7 +313,8 @@ class DualIndex(SyncedIndex, MovingIndex):
         the node's id, the others are called ``ID#part-2`` and so on, and go when the node goes.
 
         Args:
-            nodes: text nodes and image nodes; never changed.
+            nodes: text nodes and image nodes, from any iterable, such as a generator; never
+                changed. Some 2,000 are in memory at a time, and written before others are taken.
             show_progress: show a progress bar.
             strict: raise at the first node that would be skipped.
 
@@ -437,7 +438,8 @@ class DualIndex(SyncedIndex, MovingIndex):
         """Bring documents up to date: others are written, then nodes that they lost are deleted.
 
         Args:
-            nodes: a corpus, or all nodes of these documents, as a reader gives them.
+            nodes: a corpus, or all nodes of these documents, from any iterable; taken as for
+                ``insert_nodes``.
             source: names their corpus, for ``sync``; by default its path.
             show_progress: show progress bars.
             strict: raise at the first node that would be skipped.

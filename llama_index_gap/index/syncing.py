@@ -316,7 +316,9 @@ class SyncedIndex(LearningIndex, ABC):
         vectors.
 
         Args:
-            corpus: what ``read_corpus`` gives, or nodes or LlamaIndex documents: all there are.
+            corpus: what ``read_corpus`` gives, or any iterable of nodes or LlamaIndex documents:
+                all there are. All are read before anything is written; what is new or changed waits
+                in a temporary file.
             source: names the corpus; by default its path. Needed where no path was read.
             dry_run: write nothing, and say what would be done.
             whole_index: delete whatever else the index holds, too: it is to hold this corpus alone.

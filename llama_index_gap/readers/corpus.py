@@ -333,6 +333,8 @@ def read_corpus(
     reading. Documents without an id are named after their file and line. The title is part of what
     is embedded; other metadata is not. Image files are checked, not decoded.
 
+    Documents are read as the corpus is consumed, the first one now: see ``Corpus``.
+
     Args:
         path: a file or a folder.
         root: folder that images must lie in, and that links to texts may lead to; by default the
@@ -346,8 +348,9 @@ def read_corpus(
         id_field: likewise of the id; values of several columns are joined by ``/``.
         max_pixels: skip images with more pixels than this.
         drafts: read pages that are not published, too (``draft: true``, ``_drafts``).
-        strict: raise at the first document or image that would be skipped. Drafts, templates and
-            what stands around the article of a page are counted, and stop nothing.
+        strict: raise at the first document or image that would be skipped, now: all of it is read
+            once before. Drafts, templates and what stands around the article of a page are counted,
+            and stop nothing.
         pages: of PDF files, make every page an image, too, as late interaction reads them.
         passwords: are tried in turn on encrypted PDF files.
         show_progress: show a progress bar.
@@ -395,7 +398,8 @@ def corpus_from_records(
     """Make nodes of documents that some other program has read.
 
     Args:
-        records: the documents, with the keys that a line of ``docs.jsonl`` has (``read_corpus``).
+        records: the documents, with the keys that a line of ``docs.jsonl`` has (``read_corpus``),
+            from any iterable; an iterator gives them once.
         folder: where relative paths of images start; images must lie in it.
         text_field: as for ``read_corpus``, like all that follow.
         image_field: likewise.
