@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from pymilvus import DataType, MilvusException
 
 from llama_index_gap.errors import InvalidValueError, UnsupportedError
-from llama_index_gap.nodes import MOST_TEXT_BYTES, as_ids
+from llama_index_gap.nodes import MOST_TEXT_BYTES
 from llama_index_gap.store.addresses import is_server
 from llama_index_gap.store.connection import (
     FAILURES,
@@ -335,7 +335,7 @@ class Collection:
     def read(self, ids: Iterable[str], fields: list[str], at_once: int) -> Iterator[dict[str, Any]]:
         """Read rows by their ids. The first read is a strong one; the others see as much."""
         consistency = STRONG
-        for batch in batches(dict.fromkeys(as_ids(ids, "ids")), at_once, len):
+        for batch in batches(dict.fromkeys(ids), at_once, len):
             yield from self.call(
                 "query",
                 filter=f"{ID_FIELD} in {literal_list(batch)}",

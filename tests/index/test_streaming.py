@@ -265,7 +265,7 @@ def test_ids_are_taken_from_anything(index: DualIndex) -> None:
     index.delete_nodes(each for each in ids[:2])
     store.delete_nodes(dict.fromkeys(ids[2:3]))
     assert set(texts(index)) == {"n3"}
-    for call in (index.delete_nodes, index.get_nodes, store.delete_nodes, store.existing_ids):
+    for call in (index.delete_nodes, index.get_nodes, store.delete_nodes, store.get_nodes):
         with pytest.raises(ValueError, match=r"='n3': is one text; pass a list"):
             call("n3")
     embedded = [each.model_copy(update={"embedding": [1.0] * 16}) for each in nodes(3)]
