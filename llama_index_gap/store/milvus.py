@@ -18,6 +18,7 @@ from pymilvus import MilvusClient
 from llama_index_gap.errors import InvalidValueError
 from llama_index_gap.gap.arrays import VectorArray
 from llama_index_gap.images.folders import ImageFolders
+from llama_index_gap.nodes import each_node
 from llama_index_gap.store.addresses import TIMEOUT_SECONDS
 from llama_index_gap.store.collection import (
     DEFAULT_INDEX,
@@ -205,7 +206,7 @@ class MilvusStore(SearchableStore):
 
     def add(
         self,
-        nodes: Sequence[BaseNode],
+        nodes: Iterable[BaseNode],
         *,
         images: Mapping[str, str] | None = None,
         labels: Mapping[str, Mapping[str, str]] | None = None,
@@ -230,6 +231,7 @@ class MilvusStore(SearchableStore):
             StoreError: the database refuses or does not answer; earlier batches are then written.
         """
         refuse_arguments("add", add_kwargs)
+        nodes = list(each_node(nodes))
         rows = {
             node.node_id: to_row(
                 node,

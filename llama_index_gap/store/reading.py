@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -18,7 +18,7 @@ from llama_index.vector_stores.milvus import MilvusVectorStore
 
 from llama_index_gap.errors import InvalidValueError
 from llama_index_gap.gap.arrays import VectorArray, unit_rows
-from llama_index_gap.nodes import document_key
+from llama_index_gap.nodes import as_ids, document_key
 from llama_index_gap.store.collection import (
     IDS_PER_MESSAGE,
     MESSAGE_BYTES,
@@ -38,6 +38,7 @@ from llama_index_gap.store.rows import (
     SOURCE_KEY,
     VECTOR_FIELD,
     StoredRow,
+    bucket_ranges,
     fingerprint,
     image_path_of,
     in_buckets,
@@ -83,9 +84,9 @@ class ReadableStore(MilvusVectorStore):
             Nodes without embeddings (see ``get_vectors``), in the order of ``node_ids``.
         """
         refuse_arguments("get_nodes", kwargs)
-        ids = node_ids
+        ids = None if node_ids is None else as_ids(node_ids, "node_ids")
         if ids is None or filters is not None or ref_doc_ids is not None:
-            expression = filter_expression(filters, node_ids=node_ids, doc_ids=ref_doc_ids)
+            expression = filter_expression(filters, node_ids=ids, doc_ids=ref_doc_ids)
             found = dict.fromkeys(self._collection.find_ids(expression))
             ids = list(found) if ids is None else [node_id for node_id in ids if node_id in found]
         return self._read_nodes(ids)
@@ -264,15 +265,30 @@ class ReadableStore(MilvusVectorStore):
         Args:
             source: its name; None for all that is stored.
         """
-        key = f"$meta[{literal(SOURCE_KEY)}]"
-        expression = "" if source is None else f"{key} == {literal(source)}"
-        if self.count() > _ROWS_PER_ANSWER:
-            return self.stored_rows(self._collection.find_ids(expression))
-        expression = expression or f"{ID_FIELD} != {literal('')}"
-        rows = self._collection.call(
-            "query", filter=expression, output_fields=_ROW_FIELDS, **STRONG
-        )
-        return {row[ID_FIELD]: StoredRow.of(row) for row in rows}
+        return {node_id: row for page in self.pages_from(source) for node_id, row in page.items()}
+
+    def pages_from(self, source: str | None) -> Iterator[dict[str, StoredRow]]:
+        """As ``rows_from``, some ten thousand at a time.
+
+        Args:
+            source: as for ``rows_from``.
+        """
+        parts = math.ceil(self.count() / _ROWS_PER_ANSWER)
+        if source is None and parts > 1:  # rows of LlamaIndex's own store are in no bucket
+            for some in batches(self._collection.find_ids(""), IDS_PER_MESSAGE, len):
+                yield self.stored_rows(some)
+            return
+        where = f"{ID_FIELD} != {literal('')}"
+        if source is not None:
+            where = f"$meta[{literal(SOURCE_KEY)}] == {literal(source)}"
+        for part in bucket_ranges(parts):
+            rows = self._collection.call(
+                "query",
+                filter=f"{where} and {part}" if part else where,
+                output_fields=_ROW_FIELDS,
+                **STRONG,
+            )
+            yield {row[ID_FIELD]: StoredRow.of(row) for row in rows}
 
     def count(self) -> int:
         """Count the nodes."""
