@@ -56,8 +56,7 @@ class Simulation:
         across = np.sqrt(1 - MEAN_COSINE**2)
         self._means = {
             "text": MEAN_LENGTHS["text"] * directions[0],
-            "image": MEAN_LENGTHS["image"]
-            * (MEAN_COSINE * directions[0] + across * directions[1]),
+            "image": MEAN_LENGTHS["image"] * (MEAN_COSINE * directions[0] + across * directions[1]),
         }
         self.block = lru_cache(maxsize=4)(self._block)
 
@@ -98,21 +97,17 @@ class Simulation:
         """The vector of a document's text or image, shape (512,)."""
         return self.block(document // BLOCK)[modality][document % BLOCK]
 
-    def queries(self, count: int, documents: int, seed: int = 0) -> VectorArray:
-        """Texts that share with their documents what an image does, and are new beyond that.
+    def query(self, document: int) -> VectorArray:
+        """A text that shares with a document what its image does, and is new beyond that.
 
         Args:
-            count: how many.
-            documents: how many documents there are to ask for.
-            seed: another seed gives other queries.
+            document: what is asked for.
 
         Returns:
-            Shape (count, 512).
+            Shape (512,).
         """
-        rng = np.random.default_rng([2, seed])
-        asked = np.sort(rng.integers(documents, size=count))
-        shared = np.array([self.block(n // BLOCK)["shared"][n % BLOCK] for n in asked.tolist()])
-        return rng.permutation(self._of("text", shared, rng))
+        shared = self.block(document // BLOCK)["shared"][document % BLOCK]
+        return self._of("text", shared[None], np.random.default_rng([2, document]))[0]
 
 
 @lru_cache(maxsize=1)
@@ -122,10 +117,7 @@ def simulation() -> Simulation:
 
 
 class SimulatedEmbedding(MultiModalEmbedding):
-    """Gives a text that begins with a document's number, and an image that is named by it, theirs.
-
-    A query is asked with a vector of its own; so this embeds none.
-    """
+    """A text begins with its document's number, an image is called by it, a query ends with it."""
 
     model_name: str = "simulated"
     dimension: int = DIMENSION
@@ -137,7 +129,8 @@ class SimulatedEmbedding(MultiModalEmbedding):
     def _get_image_embedding(self, img_file_path: Any) -> list[float]:
         return list(simulation().vector("image", int(Path(str(img_file_path)).stem)).tolist())
 
-    _get_query_embedding = _get_text_embedding
+    def _get_query_embedding(self, query: str) -> list[float]:
+        return list(simulation().query(int(query.rsplit(maxsplit=1)[-1])).tolist())
 
     async def _aget_query_embedding(self, query: str) -> list[float]:
         return self._get_query_embedding(query)
