@@ -11,8 +11,9 @@ their vectors, and those of the queries, are simulated (``simulated.py``), so th
 is in any figure. It has learnt from 300 queries, and its retriever is the default one: 16 + 16
 nodes, hubs and spreads corrected. Client and server share the machine.
 
-1. Inserts through ``DualIndex.insert_nodes``, 10,000 nodes at a time, and how long the index takes
-   after the last one; raw pymilvus inserts of the same rows.
+1. Inserts through ``DualIndex.insert_nodes``, 10,000 nodes at a time, beside raw pymilvus inserts;
+   what they take of processors, client and server together; and how long the index takes after the
+   last one. ``--again`` repeats the comparison only.
 2. Memory of the server with nothing but the index loaded, and of a client after its searches.
 3. The whole retriever by 1, 8 and 32 threads; Milvus Lite by 1. No query comes twice.
 4. What else may depend on the number of rows: opening, counting, the first search, which draws the
@@ -30,7 +31,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -38,6 +39,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 from pymilvus import MilvusClient
 
 ROOT = Path(__file__).parents[1]
@@ -49,7 +51,7 @@ from scale_tables import PAGE, print_tables, write_docs  # noqa: E402
 from simulated import BLOCK, make_nodes, simulation  # noqa: E402
 
 QUERIES, OF_RECALL = 4_000, 300
-BARE_DOCUMENTS = 10_000
+INSERTED = 5_000  # documents, to compare with raw inserts
 PROBES = tuple({"nprobe": number} for number in (8, 32, 128))
 # Kind of index, its settings, and those of its searches.
 TYPES: dict[str, tuple[dict[str, Any], tuple[dict[str, int], ...]]] = {
@@ -68,7 +70,7 @@ TYPES: dict[str, tuple[dict[str, Any], tuple[dict[str, int], ...]]] = {
 }
 LARGE_TYPES = ("IVF_SQ8",)  # these also for as many vectors as the largest index has texts
 KEYED = "HNSW, groups are partitions"
-MEASURED = ("search", "recall", "memory", "type", "groups", "replicas")
+MEASURED = ("inserts", "search", "recall", "memory", "type", "groups", "replicas")
 
 
 class Record:
@@ -121,19 +123,25 @@ def apart(function: Callable[..., Any], *arguments: Any) -> Any:
         return pool.submit(function, *arguments).result()
 
 
-def fill(place: Place, record: Record, key: str) -> None:
+def fill(place: Place, record: Record, key: str, server: int | None = None) -> None:
     """Insert documents, from the first that is missing; wait for the index; learn from queries."""
-    done = record.values.get(key, {"documents": 0, "seconds": 0.0})
+    done = record.values.get(key, {"documents": 0, "seconds": 0.0, "processor": 0.0})
     if "learnt" in done:
         return
+    processes = [psutil.Process(), *([psutil.Process(server)] if server else [])]
     with place.open() as index:
         while done["documents"] < place.documents:
             start = done["documents"]
             stop = min(place.documents, start + BLOCK - start % BLOCK)
             simulation().block(start // BLOCK)  # so that making it is not measured
             nodes = make_nodes(start, stop)
+            before = processor_of(processes)
             taken = measures.seconds_of(partial(index.insert_nodes, nodes))
-            done = {**done, "documents": stop, "seconds": done["seconds"] + taken}
+            done = {
+                "documents": stop,
+                "seconds": done["seconds"] + taken,
+                "processor": done["processor"] + processor_of(processes) - before,
+            }
             record.put(key, done)
             left = done["seconds"] / stop * (place.documents - stop) / 60
             say(
@@ -151,6 +159,12 @@ def fill(place: Place, record: Record, key: str) -> None:
             say(f"{key}: indexed in {taken:.0f} s")
         report = index.learn_queries(f"query {number}" for number in range(LEARNT))
         record.put(key, {**done, "learnt": report.texts})
+
+
+def processor_of(processes: Sequence[psutil.Process]) -> float:
+    """Seconds that processors have worked for some processes."""
+    times = [process.cpu_times() for process in processes]
+    return sum(each.user + each.system for each in times)
 
 
 def queries_of(folder: Path) -> np.ndarray:
@@ -230,9 +244,9 @@ def on_server(options: argparse.Namespace, record: Record) -> None:
     with server_in(options.data / "server") as (uri, server):
         places = {rows: Place(uri, f"scale_{rows}", rows // 2) for rows in options.rows}
         for rows, place in places.items():
-            fill(place, record, f"server/{rows}/insert")
-        if record.lacks("bare"):
-            record.put("bare", measures.bare_inserts(uri, BARE_DOCUMENTS))
+            fill(place, record, f"server/{rows}/insert", server)
+        if record.lacks("inserts"):
+            record.put("inserts", measures.measure_inserts(uri, INSERTED))
         few = queries_of(options.data)[: options.queries]
         exact = exact_of(options.data, few, [place.documents for place in places.values()])
         for place in places.values():

@@ -263,34 +263,64 @@ def measure_recall(
         } | {"load": os.getloadavg()[0]}
 
 
-def bare_inserts(uri: str, documents: int) -> dict[str, float]:
-    """Raw pymilvus inserts of the rows that an index has for so many documents' texts and images.
+def measure_inserts(uri: str, documents: int, rounds: int = 2) -> dict[str, Any]:
+    """Our inserts and raw ones of the same rows into new collections, in turns; rows a second.
 
     Args:
-        uri: of the database; the collection is dropped again.
+        uri: of a server.
+        documents: how many each time.
+        rounds: how often each.
+    """
+    found: dict[str, Any] = {"ours": [], "raw": [], "rows": 2 * documents}
+    for number in range(rounds):
+        for way in ("ours", "raw") if number % 2 == 0 else ("raw", "ours"):
+            inserts = our_inserts if way == "ours" else raw_inserts
+            found[way].append(2 * documents / inserts(uri, documents))
+    return found | {"load": os.getloadavg()[0]}
+
+
+def our_inserts(uri: str, documents: int) -> float:
+    """Seconds of ``insert_nodes``.
+
+    Args:
+        uri: of a server.
         documents: how many.
     """
-    client, name = MilvusClient(uri, timeout=TIMEOUT), "bare"
-    if client.has_collection(name):
-        client.drop_collection(name)
-    schema = client.create_schema(auto_id=False, enable_dynamic_field=True)
-    for column in _ROW_BYTES:
-        schema.add_field(column, DataType.VARCHAR, max_length=65_535, is_primary=column == "id")
-    make_collection(client, name, schema, DEFAULT_INDEX)
+    nodes, model = make_nodes(0, documents), SimulatedEmbedding()
+    with DualIndex(uri, "scale_inserts", model, overwrite=True, timeout=TIMEOUT) as index:
+        taken = seconds_of(partial(index.insert_nodes, nodes))
+        for store in index._stores.values():
+            store.drop()
+    return taken
+
+
+def raw_inserts(uri: str, documents: int) -> float:
+    """Seconds of pymilvus' ``insert``, a thousand rows at a time that are made before.
+
+    Args:
+        uri: of a server.
+        documents: how many, each a text and an image.
+    """
+    client, names = MilvusClient(uri, timeout=TIMEOUT), [f"raw_{each}" for each in MODALITIES]
+    for name in names:
+        if client.has_collection(name):
+            client.drop_collection(name)
+        schema = client.create_schema(auto_id=False, enable_dynamic_field=True)
+        for column in _ROW_BYTES:
+            schema.add_field(column, DataType.VARCHAR, max_length=65_535, is_primary=column == "id")
+        make_collection(client, name, schema, DEFAULT_INDEX)
     taken = 0.0
-    for start in range(0, documents, 500):
-        nodes = make_nodes(start, min(documents, start + 500))
-        rows = [
-            {
-                **to_row(node, _ROW_BYTES),
-                "embedding": simulation().vector(MODALITIES[number % 2], start + number // 2),
-            }
-            for number, node in enumerate(nodes)
-        ]
-        taken += seconds_of(partial(client.insert, name, rows))
-    client.drop_collection(name)
+    for start in range(0, documents, 1_000):
+        stop = min(documents, start + 1_000)
+        rows = [to_row(node, _ROW_BYTES) for node in make_nodes(start, stop)]
+        for number, row in enumerate(rows):
+            row["embedding"] = simulation().vector(MODALITIES[number % 2], start + number // 2)
+        for number, name in enumerate(names):
+            taken += seconds_of(partial(client.insert, name, rows[number::2]))
+    for name in names:
+        client.drop_collection(name)
     client.close()
-    return {"rows": 2 * documents, "seconds": taken}
+    return taken
 
 
 def make_collection(

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
@@ -185,7 +186,9 @@ def _ask(
     kept = first_places(range(len(hits)), keys, nodes, documents)
     hubness = None
     if background is not None:
-        hubness = background.hubness_of([hit.id for hit in hits], store.get_vectors)
+        # A strong read would wait for a server's clock, up to 0.2 s; these were just found.
+        vectors = partial(store.get_vectors, strong=False)
+        hubness = background.hubness_of([hit.id for hit in hits], vectors)
         hubness = spare_itself(hubness, raw)
         corrected = np.argsort(hubs * hubness - raw, kind="stable").tolist()
         kept = sorted({*kept, *first_places(corrected, keys, nodes, documents)})
