@@ -50,6 +50,7 @@ from scale_measures import LEARNT, Place  # noqa: E402
 from scale_tables import PAGE, print_tables, write_docs  # noqa: E402
 from simulated import BLOCK, make_nodes, simulation  # noqa: E402
 
+INDEXING = 7_200.0  # seconds at most
 QUERIES, OF_RECALL = 4_000, 300
 INSERTED = 5_000  # documents, to compare with raw inserts
 PROBES = tuple({"nprobe": number} for number in (8, 32, 128))
@@ -151,7 +152,7 @@ def fill(place: Place, record: Record, key: str, server: int | None = None) -> N
         if "indexed_in" not in done:
             flush = True if "://" in place.uri else None
             taken = sum(
-                measures.seconds_of(partial(store.finish, flush=flush))
+                measures.seconds_of(partial(store.finish, flush=flush, timeout=INDEXING))
                 for store in index._stores.values()
             )
             done = {**done, "indexed_in": taken}
@@ -284,7 +285,7 @@ def main() -> None:
     parser.add_argument("--lite-rows", type=int, default=100_000, help="0 for none")
     parser.add_argument("--type-documents", type=int, default=100_000, help="0 for none")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 8, 32])
-    parser.add_argument("--seconds", type=float, default=10, help="of searching, each time")
+    parser.add_argument("--seconds", type=float, default=8, help="of searching, each time")
     parser.add_argument("--queries", type=int, default=OF_RECALL, help="that recall is taken of")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # and stop the server

@@ -95,12 +95,13 @@ def growth(values: Values) -> Table:
     rows = []
     for place, where, size, found in places(values, "search"):
         inserted = values[f"{place}/insert"]
+        worked = inserted.get("processor")
         memory = values.get(f"memory/{place}")
         held = "" if memory is None else f"{(memory['with'] - memory['before']) / 1024:.2f} GiB"
         rows.append(
             [
                 f"{size:,}, {where}",
-                f"{1e3 * inserted['processor'] / size:.1f} ms",
+                "" if worked is None else f"{1e3 * worked / size:.1f} ms",
                 f"{inserted['indexed_in']:,.0f} s",
                 held,
                 f"{found['client'] - found['client_before']:,.0f} MiB",
