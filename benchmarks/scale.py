@@ -42,6 +42,9 @@ import numpy as np
 import psutil
 from pymilvus import MilvusClient
 
+from llama_index_gap.store.connection import StoreError
+from llama_index_gap.store.milvus import MilvusStore
+
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "tests" / "support"), str(ROOT / "benchmarks")]
 import scale_measures as measures  # noqa: E402
@@ -50,7 +53,7 @@ from scale_measures import LEARNT, Place  # noqa: E402
 from scale_tables import PAGE, print_tables, write_docs  # noqa: E402
 from simulated import BLOCK, make_nodes, simulation  # noqa: E402
 
-INDEXING = 7_200.0  # seconds at most
+LOOKS = 180.0  # seconds between two looks at an index that is being built
 QUERIES, OF_RECALL = 4_000, 300
 INSERTED = 5_000  # documents, to compare with raw inserts
 PROBES = tuple({"nprobe": number} for number in (8, 32, 128))
@@ -150,16 +153,26 @@ def fill(place: Place, record: Record, key: str, server: int | None = None) -> N
                 f"{len(nodes) / taken:,.0f}/s, {left:.0f} minutes left"
             )
         if "indexed_in" not in done:
-            flush = True if "://" in place.uri else None
             taken = sum(
-                measures.seconds_of(partial(store.finish, flush=flush, timeout=INDEXING))
-                for store in index._stores.values()
+                measures.seconds_of(partial(finish, store)) for store in index._stores.values()
             )
             done = {**done, "indexed_in": taken}
             record.put(key, done)
             say(f"{key}: indexed in {taken:.0f} s")
         report = index.learn_queries(f"query {number}" for number in range(LEARNT))
         record.put(key, {**done, "learnt": report.texts})
+
+
+def finish(store: MilvusStore) -> None:
+    """Wait for an index, however long that takes."""
+    flush = True if "://" in store.uri else None
+    while True:
+        try:
+            return store.finish(flush=flush, timeout=LOOKS)
+        except StoreError as error:
+            if "still being indexed" not in str(error):
+                raise
+            say(str(error))
 
 
 def processor_of(processes: Sequence[psutil.Process]) -> float:
