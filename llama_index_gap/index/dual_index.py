@@ -523,7 +523,7 @@ class DualIndex(SyncedIndex, MovingIndex):
     def collections(self) -> dict[CollectionName, SearchedCollection]:
         """What a retriever searches."""
         if "image_query" in self._stores:
-            rows = self.count()
+            rows = {name: store.count(strong=False) for name, store in self._stores.items()}
             if rows["image_query"] < rows["image"]:
                 logger.warning(
                     "%s: image queries find %d of %d images only; insert them again, which "

@@ -183,7 +183,9 @@ def _ask(
     kept = first_places(range(len(hits)), keys, nodes, documents)
     hubness = None
     if background is not None:
-        hubness = background.hubness_of([hit.id for hit in hits], store.get_vectors)
+        # A strong read would wait for a server's clock, up to 0.2 s; these were just found.
+        vectors = partial(store.get_vectors, strong=False)
+        hubness = background.hubness_of([hit.id for hit in hits], vectors)
         hubness = spare_itself(hubness, raw)
         corrected = np.argsort(hubs * hubness - raw, kind="stable").tolist()
         kept = sorted({*kept, *first_places(corrected, keys, nodes, documents)})

@@ -44,6 +44,7 @@ MESSAGE_BYTES = 16 * 2**20
 """A message holds 64 MB; a row of the largest kind is about 0.4 MB."""
 IDS_PER_MESSAGE = 5_000
 STRONG: dict[str, Any] = {"consistency_level": "Strong"}
+SESSION: dict[str, Any] = {"consistency_level": "Session"}
 # How pymilvus' own iterator asks for rows in the order of their ids. It is not used: it writes an
 # id into its filter unquoted.
 _IN_ORDER: dict[str, Any] = {"iterator": "True", "reduce_stop_for_best": "True"}
@@ -371,9 +372,19 @@ class Collection:
         )
         return [row[ID_FIELD] for row in rows]
 
-    def read(self, ids: Iterable[str], fields: list[str], at_once: int) -> Iterator[dict[str, Any]]:
-        """Read rows by their ids. The first read is a strong one; the others see as much."""
-        consistency = STRONG
+    def read(
+        self, ids: Iterable[str], fields: list[str], at_once: int, *, strong: bool = True
+    ) -> Iterator[dict[str, Any]]:
+        """Read rows by their ids. The first read is a strong one; the others see as much.
+
+        Args:
+            ids: of the rows; unknown ones are passed over.
+            fields: columns and keys to read.
+            at_once: most rows in one answer.
+            strong: whether what other processes have just written must be seen. A server waits up
+                to 0.2 s for that, and a search does not.
+        """
+        consistency = STRONG if strong else SESSION
         for batch in batches(dict.fromkeys(ids), at_once, len):
             yield from self.call(
                 "query",
@@ -381,7 +392,7 @@ class Collection:
                 output_fields=fields,
                 **consistency,
             )
-            consistency = {"consistency_level": "Session"}
+            consistency = SESSION
 
     def pages(self, fields: list[str]) -> Iterator[list[dict[str, Any]]]:
         """Read all rows in bounded batches, by their ids. Only the first read is a strong one.
@@ -410,7 +421,7 @@ class Collection:
                 return
             yield rows
             after = rows[-1][ID_FIELD]
-            consistency = {"consistency_level": "Session"}
+            consistency = SESSION
 
     def call(
         self,

@@ -22,6 +22,7 @@ from llama_index_gap.nodes import as_ids, document_key
 from llama_index_gap.store.collection import (
     IDS_PER_MESSAGE,
     MESSAGE_BYTES,
+    SESSION,
     STRONG,
     Collection,
     batches,
@@ -106,17 +107,20 @@ class ReadableStore(MilvusVectorStore):
         }
         return [self._to_node(rows[node_id]) for node_id in dict.fromkeys(ids) if node_id in rows]
 
-    def get_vectors(self, ids: Sequence[str]) -> dict[str, VectorArray]:
+    def get_vectors(self, ids: Sequence[str], *, strong: bool = True) -> dict[str, VectorArray]:
         """Read vectors as they are stored.
 
         Args:
             ids: node ids; unknown ones are passed over.
+            strong: whether what other processes have just written must be seen, which a server
+                takes up to 0.2 s for; False sees what a search sees.
 
         Returns:
             For each id a float32 vector of ``dim`` numbers.
         """
         at_once = max(1, MESSAGE_BYTES // (4 * self._collection.dim))
-        rows = self._collection.read(ids, [VECTOR_FIELD], min(at_once, IDS_PER_MESSAGE))
+        at_once = min(at_once, IDS_PER_MESSAGE)
+        rows = self._collection.read(ids, [VECTOR_FIELD], at_once, strong=strong)
         return {row[ID_FIELD]: np.asarray(row[VECTOR_FIELD], dtype=np.float32) for row in rows}
 
     def some_nodes(self, most: int, filters: MetadataFilters | None = None) -> list[BaseNode]:
@@ -137,6 +141,8 @@ class ReadableStore(MilvusVectorStore):
     ) -> list[tuple[BaseNode, VectorArray]]:
         """Read all nodes of some documents with their vectors, in one query unless they are many.
 
+        They are read as a search sees them: documents that a search found are there.
+
         Args:
             keys: keys of documents, as ``document_key`` gives them: the ``ref_doc_id`` of a node,
                 or the id of a node that belongs to no document; unknown ones are passed over.
@@ -152,7 +158,7 @@ class ReadableStore(MilvusVectorStore):
         for batch in batches(wanted, IDS_PER_MESSAGE, len):
             expression = filter_expression(filters, document_keys=batch)
             found = self._collection.call(
-                "query", filter=expression, output_fields=fields, limit=at_once, **STRONG
+                "query", filter=expression, output_fields=fields, limit=at_once, **SESSION
             )
             if len(found) == at_once:  # and there may be more
                 found = self._collection.read(
@@ -290,11 +296,13 @@ class ReadableStore(MilvusVectorStore):
             )
             yield {row[ID_FIELD]: StoredRow.of(row) for row in rows}
 
-    def count(self) -> int:
-        """Count the nodes."""
-        return self._count(STRONG)
+    def count(self, *, strong: bool = True) -> int:
+        """Count the nodes.
 
-    def _count(self, consistency: Mapping[str, Any]) -> int:
+        Args:
+            strong: as for ``get_vectors``.
+        """
+        consistency = STRONG if strong else SESSION
         rows = self._collection.call("query", filter="", output_fields=["count(*)"], **consistency)
         return int(rows[0]["count(*)"])
 
@@ -311,7 +319,7 @@ class ReadableStore(MilvusVectorStore):
         now = time.monotonic()
         known = searching is not None and asked >= searching.began
         if not (connection.path or known or now - asked < STATE_SECONDS):
-            rows = self._count({"consistency_level": "Session"})
+            rows = self.count(strong=False)
             self._rows_asked = now, rows
         return connection.written(self.collection_name), rows
 

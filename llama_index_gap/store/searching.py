@@ -19,6 +19,7 @@ from llama_index.core.vector_stores.types import (
 
 from llama_index_gap.errors import InvalidValueError, UnsupportedError
 from llama_index_gap.gap.arrays import VectorArray
+from llama_index_gap.store.collection import SESSION
 from llama_index_gap.store.exact import LITE_EF, missed_hits
 from llama_index_gap.store.filters import DOC_ID_FIELD, ID_FIELD, NO_DOCUMENT, filter_expression
 from llama_index_gap.store.reading import ReadableStore, refuse_arguments
@@ -122,7 +123,7 @@ class SearchableStore(ReadableStore):
             filter=expression,
             output_fields=fields,
             search_params={"metric_type": self.similarity_metric, "params": settings},
-            consistency_level="Session",
+            **SESSION,
         )
         sign = -1.0 if self.similarity_metric == "L2" else 1.0
         hits = [hit for hit in found if math.isfinite(hit["distance"])]
