@@ -27,13 +27,6 @@ from tqdm import tqdm
 
 from llama_index_gap.embedding.base import EmbeddingBase, refuse_what_is_no_text
 from llama_index_gap.embedding.encoders import Encoders
-from llama_index_gap.embedding.worker import (
-    EncoderSettings,
-    ImagesRequest,
-    LengthsRequest,
-    Request,
-    TextsRequest,
-)
 from llama_index_gap.errors import InvalidValueError
 from llama_index_gap.gap.align import Aligner, load_aligner
 from llama_index_gap.gap.arrays import VectorArray, unit_rows
@@ -42,6 +35,13 @@ from llama_index_gap.images.opening import describe, open_image
 from llama_index_gap.modality import Kind, Modality
 from llama_index_gap.model_settings import Folder, LoadingSettings, PathText, Pooling
 from llama_index_gap.models import Encoder, ModelError
+from llama_index_gap.models.worker import (
+    EncoderSettings,
+    ImagesRequest,
+    LengthsRequest,
+    Request,
+    TextsRequest,
+)
 from llama_index_gap.processes import working_folder
 from llama_index_gap.threads import DECODING_THREADS, read_ahead, stop_if_given_up
 

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from llama_index_gap.embedding.pool import EncoderPool
-from llama_index_gap.embedding.worker import EncoderFacts, EncoderSettings
 from llama_index_gap.models import Encoder
+from llama_index_gap.models.worker import EncoderFacts, EncoderSettings
 
 
 class Encoders:

@@ -13,9 +13,16 @@ from collections import deque
 from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import closing, suppress
+from dataclasses import replace
+from io import BytesIO
+from pathlib import Path
 from typing import Any
 
-from llama_index_gap.embedding.worker import (
+from llama_index.core.schema import BaseNode, NodeWithScore
+
+from llama_index_gap.errors import EmbeddingError, GapError
+from llama_index_gap.images.opening import ImageSource, describe, open_image
+from llama_index_gap.models.worker import (
     Answer,
     EncoderFacts,
     EncoderSettings,
@@ -26,8 +33,6 @@ from llama_index_gap.embedding.worker import (
     read_message,
     write_message,
 )
-from llama_index_gap.errors import EmbeddingError, GapError
-from llama_index_gap.images.opening import describe
 from llama_index_gap.processes import end_own, start_own
 from llama_index_gap.threads import read_ahead, stop_if_given_up
 
@@ -48,7 +53,7 @@ class _Process:
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] = start_own(
-            "llama_index_gap.embedding.worker", working_folder=True
+            "llama_index_gap.models.worker", working_folder=True
         )
         self._sending, self._receiving = threading.Lock(), threading.Lock()
         self._waiting: deque[Future[bytes]] = deque()
@@ -170,7 +175,7 @@ class EncoderPool:
     def _answer(self, request: Request) -> Any:
         """Ask whichever process has least to do; where it ends, the next."""
         if isinstance(request, ImagesRequest):
-            request = request.portable()
+            request = replace(request, images=[_portable(request, each) for each in request.images])
         for left in reversed(range(_TRIES)):
             with self._lock:
                 number = min(range(len(self)), key=self._asked.__getitem__)
@@ -246,6 +251,17 @@ class EncoderPool:
             case LoadRequest():
                 return f"{what} {ended} while it loaded the model"
         return f"{what} {ended}"
+
+
+def _portable(request: ImagesRequest, image: ImageSource) -> ImageSource:
+    """An image as another process can read it; classes of the caller's own are not known there."""
+    node = image.node if isinstance(image, NodeWithScore) else image
+    known = (
+        type(node).__module__.partition(".")[0] in {"llama_index", "llama_index_gap"}
+        if isinstance(node, BaseNode)
+        else isinstance(node, (str, Path, bytes, BytesIO))
+    )
+    return image if known else open_image(image, **request.opening)
 
 
 def _taken(answer: Answer) -> Any:

@@ -1,4 +1,4 @@
-"""A process that holds a model and embeds batches; ``pool.py`` starts it and speaks to it."""
+"""A process that holds a model and encodes batches; ``embedding/pool.py`` starts it."""
 
 from __future__ import annotations
 
@@ -15,19 +15,16 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
-from io import BytesIO
 from itertools import pairwise
-from pathlib import Path
 from typing import IO, Any, TypeAlias
-
-from llama_index.core.schema import BaseNode, NodeWithScore
 
 from llama_index_gap.errors import InvalidValueError
 from llama_index_gap.gap.arrays import VectorArray
 from llama_index_gap.images.opening import ImageSource, open_image
 from llama_index_gap.modality import Kind, Modality
 from llama_index_gap.model_settings import LoadingSettings
-from llama_index_gap.models import Encoder, load_encoder
+from llama_index_gap.models.base import Encoder
+from llama_index_gap.models.loading import load_encoder
 from llama_index_gap.processes import answers_to_parent
 from llama_index_gap.threads import DECODING_THREADS
 
@@ -144,17 +141,6 @@ class ImagesRequest:
     images: Sequence[ImageSource]
     opening: dict[str, Any]
     folder: str | None
-
-    def portable(self) -> ImagesRequest:
-        """The same, with the images opened that only this process knows how to read.
-
-        Raises:
-            ImageError: one of those cannot be opened.
-        """
-        images = [
-            each if _is_portable(each) else open_image(each, **self.opening) for each in self.images
-        ]
-        return ImagesRequest(images, self.opening, self.folder)
 
 
 Request: TypeAlias = LoadRequest | TextsRequest | LengthsRequest | ImagesRequest
@@ -310,14 +296,6 @@ def main() -> None:
             answer.errors = _pickled_chain(error)
         answer.logged = log.taken()
         write_message(answers, pickle.dumps(answer))
-
-
-def _is_portable(image: object) -> bool:
-    """Whether another process can read it: a class of the caller's own is not known there."""
-    node = image.node if isinstance(image, NodeWithScore) else image
-    if isinstance(node, BaseNode):
-        return type(node).__module__.partition(".")[0] in {"llama_index", _PACKAGE}
-    return isinstance(node, (str, Path, bytes, BytesIO))
 
 
 def _pickled_chain(error: BaseException | None) -> list[tuple[bytes, str]]:
