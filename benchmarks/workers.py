@@ -106,8 +106,8 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="few inputs, one round, one model")
     options = parser.parse_args()
     rounds = 1 if options.quick else options.rounds
-    texts = [f"photo {number} of a red balloon over the harbour" for number in range(512)]
-    counts = {"640×480": 96, "12 MP": 48}
+    texts = [f"photo {number} of a red balloon over the harbour" for number in range(256)]
+    counts = {"640×480": 64, "12 MP": 16}
     if options.quick:
         texts, counts = texts[: 2 * BATCH], {"640×480": 2 * BATCH}
 

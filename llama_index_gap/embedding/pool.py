@@ -121,7 +121,7 @@ class EncoderPool:
         self._loads = [
             LoadRequest(settings.on(device), number, count) for number, device in enumerate(devices)
         ]
-        self._lock = threading.Lock()
+        self._free = threading.Condition()
         self._loading = [threading.Lock() for _ in devices]
         self._asked = [0] * count
         self._closed = threading.Event()
@@ -170,6 +170,8 @@ class EncoderPool:
         """End the processes at once; what they were asked fails."""
         self._closed.set()
         self._executor.shutdown(wait=False, cancel_futures=True)
+        with self._free:
+            self._free.notify_all()
         self._end()
 
     def _answer(self, request: Request) -> Any:
@@ -177,9 +179,13 @@ class EncoderPool:
         if isinstance(request, ImagesRequest):
             request = replace(request, images=[_portable(request, each) for each in request.images])
         for left in reversed(range(_TRIES)):
-            with self._lock:
+            # Again, it is alone in a process: which of two ended the one before is not known.
+            share = 1 if left == _TRIES - 1 else _AT_ONCE
+            with self._free:
+                while min(self._asked) > _AT_ONCE - share and not self.is_closed:
+                    self._free.wait()
                 number = min(range(len(self)), key=self._asked.__getitem__)
-                self._asked[number] += 1
+                self._asked[number] += share
             process: _Process | None = None
             try:
                 process = self._ready(number)
@@ -196,13 +202,16 @@ class EncoderPool:
                     ) from ended
                 logger.warning("%s; another one embeds that again", what)
             finally:
-                with self._lock:
-                    self._asked[number] -= 1
+                with self._free:
+                    self._asked[number] -= share
+                    self._free.notify_all()
         raise AssertionError
 
     def _ready(self, number: int) -> _Process:
         """A process that runs; one that has ended is started again."""
         with self._loading[number]:
+            if self.is_closed:
+                raise EmbeddingError(_CLOSED)
             if number not in self._processes:
                 self._processes[number] = self._started()
                 try:
@@ -235,7 +244,7 @@ class EncoderPool:
 
     def _drop(self, number: int, process: _Process | None) -> None:
         """Forget a process that has ended."""
-        with self._lock:
+        with self._free:
             if process is not None and self._processes.get(number) is process:
                 self._processes.pop(number).end()
 

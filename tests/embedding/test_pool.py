@@ -4,6 +4,7 @@ import asyncio
 import copy
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from io import BytesIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,10 +22,11 @@ from llama_index.core.schema import ImageNode, TextNode
 from PIL import Image
 
 from llama_index_gap import DualEncoderEmbedding, DualIndex
-from llama_index_gap.errors import EmbeddingError, InvalidValueError
+from llama_index_gap.errors import EmbeddingError
 from llama_index_gap.images.opening import ImageError
 from llama_index_gap.index.models import identity_of
 from llama_index_gap.models import ModelError
+from llama_index_gap.models.worker import Answer, LengthsRequest
 
 TEXTS = [f"{number} red balloons" for number in range(11)]
 SETTINGS: dict[str, Any] = {
@@ -165,15 +168,17 @@ def test_cut_texts_are_counted_in_one_warning(
 
 
 def test_what_a_process_logs_is_logged_here(
-    pooled: DualEncoderEmbedding, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    pooled: DualEncoderEmbedding,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    path = tmp_path / "odd.jpg"
-    Image.new("RGB", (8, 8)).save(path, exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xff")
+    answer = Answer(value=[1], logged=[("llama_index_gap.images.opening", 30, "100 % odd")])
+    pool = pooled._encoders.pool
+    assert pool is not None
+    monkeypatch.setattr(pool, "_ready", lambda _: SimpleNamespace(ask=lambda _: answer))
 
-    pooled.get_image_embedding_batch([path])
-
-    assert [each.name for each in caplog.records] == ["llama_index_gap.images.opening"]
-    assert "EXIF block unreadable" in caplog.text
+    assert list(pool.map([LengthsRequest(["a"], "document")] * 2)) == [[1], [1]]
+    assert caplog.record_tuples == [("llama_index_gap.images.opening", 30, "100 % odd")] * 2
 
 
 # --- settings -----------------------------------------------------------------------------------
@@ -284,15 +289,19 @@ class Bomb(BytesIO):
 
 @pytest.mark.slow
 def test_a_batch_that_ends_every_process_is_an_error_and_closing_ends_all(
-    tiny_clip: Path, noise_files: list[str], caplog: pytest.LogCaptureFixture
+    tiny_clip: Path, tmp_path: Path, noise_files: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    embedding = DualEncoderEmbedding(model_name=tiny_clip, devices=["cpu"], embed_batch_size=2)
+    model = shutil.copytree(tiny_clip, tmp_path / "model")
+    (model / "README.md").write_text("---\nlicense: cc-by-nc-4.0\n---\n")
+    embedding = DualEncoderEmbedding(model_name=model, devices=["cpu"], embed_batch_size=2)
+    (warning,) = caplog.messages
+    assert "cc-by-nc-4.0: it may not be used commercially" in warning
     with pytest.raises(EmbeddingError) as raised:
         embedding.get_image_embedding_batch([*noise_files, Bomb(b"12")])
 
     assert "process 1 of 1 (on cpu) ended with code 3 in a batch of 2" in str(raised.value)
     assert "as 2 others before it; if memory is short, use fewer" in str(raised.value)
-    assert len(caplog.records) == 2
+    assert "as 2 others" not in caplog.text  # of the batch that was in the process with it
     assert len(embedding.get_image_embedding_batch(noise_files)) == 5
     before = process_ids(embedding)
     embedding.close()
@@ -307,7 +316,7 @@ def test_a_batch_that_ends_every_process_is_an_error_and_closing_ends_all(
 def test_a_model_or_a_device_that_is_not_there_fails_at_construction(
     tiny_clip: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(InvalidValueError, match="device='cuda:77' cannot be used here"):
+    with pytest.raises(ValueError, match="device='cuda:77' cannot be used here"):
         DualEncoderEmbedding(model_name=tiny_clip, devices=["cpu", "cuda:77"])
     with pytest.raises(ModelError) as alone:
         DualEncoderEmbedding(model_name=tmp_path, local_files_only=True)
