@@ -87,7 +87,7 @@ class _Process:
 
     def _exit(self) -> str:
         code = self._process.wait()
-        if code == -signal.SIGKILL:
+        if code == -9:  # SIGKILL, a name that Windows does not know
             return "was killed, as a system does that is short of memory"
         with suppress(ValueError):
             return f"was ended by {signal.Signals(-code).name}"
