@@ -132,10 +132,11 @@ class EncoderPool:
             # All import their libraries at once; then the first finds and downloads the model.
             for number in range(count):
                 self._processes[number] = self._started()
+            first, *others = self._processes.items()
             self.facts: tuple[EncoderFacts, EncoderFacts]
-            self.facts = self._executor.submit(self._loaded, 0, logs=True).result()
-            for other in [self._executor.submit(self._loaded, each) for each in range(1, count)]:
-                other.result()
+            self.facts = self._executor.submit(self._loaded, *first, logs=True).result()
+            for load in [self._executor.submit(self._loaded, *each) for each in others]:
+                load.result()
         except BaseException:
             self.close()
             raise
@@ -212,14 +213,15 @@ class EncoderPool:
         with self._loading[number]:
             if self.is_closed:
                 raise EmbeddingError(_CLOSED)
-            if number not in self._processes:
-                self._processes[number] = self._started()
+            process = self._processes.get(number)
+            if process is None:
+                process = self._processes[number] = self._started()
                 try:
-                    self._loaded(number)
+                    self._loaded(number, process)
                 except BaseException:
-                    self._drop(number, self._processes[number])
+                    self._drop(number, process)
                     raise
-            return self._processes[number]
+            return process
 
     def _started(self) -> _Process:
         try:
@@ -230,11 +232,11 @@ class EncoderPool:
                 f"({error}); use fewer (workers, devices)"
             ) from error
 
-    def _loaded(self, number: int, *, logs: bool = False) -> Any:
+    def _loaded(self, number: int, process: _Process, *, logs: bool = False) -> Any:
         """Let a process load its encoders; what all of them log is logged once."""
         load = self._loads[number]
         try:
-            answer = self._processes[number].ask(load)
+            answer = process.ask(load)
         except _EndedError as ended:
             raise EmbeddingError(
                 f"{self._in_words(number, ended, load)}; if memory is short, use fewer processes "
