@@ -62,7 +62,7 @@ def test_they_hold_for_each_model_that_is_named(
     [
         (["--device", "cpu,cpu", "--workers", "2"], "leave --workers out"),
         (["--device", "cpu,"], "name devices with a comma between them"),
-        (["--workers", "0"], "0 is not in the range"),
+        (["--workers", "0"], "greater than or equal to 1"),
         (
             ["--workers", "2", "--model", "EmbeddingService"],
             "EmbeddingService decides that itself",
