@@ -33,6 +33,7 @@ ROOMS = [
     "model_settings",
     "modality",
     "files",
+    "processes",
     "threads",
     "text",
     "errors",

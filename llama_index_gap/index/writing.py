@@ -356,7 +356,9 @@ class Writing:
                 store, model = self._stores[name], self._models[name]
                 embedder = RowEmbedder(name, model, int(store.dim or 0), self._skip_row)
                 there = self.vectors_there(name, each)
-                at_once = model.embed_batch_size * _PASSES_PER_WRITE
+                # So many for each of a model's processes, where it has some.
+                passes = _PASSES_PER_WRITE * max(1, getattr(model, "processes", 0))
+                at_once = model.embed_batch_size * passes
                 for start in range(0, len(each.rows), at_once):
                     stop_if_given_up()
                     batch = each.rows[start : start + at_once]
