@@ -53,7 +53,7 @@ from scale_measures import LEARNT, Place  # noqa: E402
 from scale_tables import PAGE, print_tables, write_docs  # noqa: E402
 from simulated import BLOCK, make_nodes, simulation  # noqa: E402
 
-LOOKS = 180.0  # seconds between two looks at an index that is being built
+LOOKS = 120.0  # seconds between two looks at an index that is being built
 QUERIES, OF_RECALL = 4_000, 300
 INSERTED = 5_000  # documents, to compare with raw inserts
 PROBES = tuple({"nprobe": number} for number in (8, 32, 128))
@@ -127,7 +127,9 @@ def apart(function: Callable[..., Any], *arguments: Any) -> Any:
         return pool.submit(function, *arguments).result()
 
 
-def fill(place: Place, record: Record, key: str, server: int | None = None) -> None:
+def fill(
+    place: Place, record: Record, key: str, *, patience: float, server: int | None = None
+) -> None:
     """Insert documents, from the first that is missing; wait for the index; learn from queries."""
     done = record.values.get(key, {"documents": 0, "seconds": 0.0, "processor": 0.0})
     if "learnt" in done:
@@ -154,7 +156,8 @@ def fill(place: Place, record: Record, key: str, server: int | None = None) -> N
             )
         if "indexed_in" not in done:
             taken = sum(
-                measures.seconds_of(partial(finish, store)) for store in index._stores.values()
+                measures.seconds_of(partial(finish, store, patience))
+                for store in index._stores.values()
             )
             done = {**done, "indexed_in": taken}
             record.put(key, done)
@@ -163,16 +166,19 @@ def fill(place: Place, record: Record, key: str, server: int | None = None) -> N
         record.put(key, {**done, "learnt": report.texts})
 
 
-def finish(store: MilvusStore) -> None:
-    """Wait for an index, however long that takes."""
+def finish(store: MilvusStore, patience: float) -> None:
+    """Wait for an index; after so many seconds go on, and say so."""
     flush = True if "://" in store.uri else None
-    while True:
+    started = time.monotonic()
+    while time.monotonic() < started + patience:
         try:
             return store.finish(flush=flush, timeout=LOOKS)
         except StoreError as error:
             if "still being indexed" not in str(error):
                 raise
             say(str(error))
+    say(f"{store.collection}: goes on while it is still being indexed")
+    return None
 
 
 def processor_of(processes: Sequence[psutil.Process]) -> float:
@@ -258,7 +264,7 @@ def on_server(options: argparse.Namespace, record: Record) -> None:
     with server_in(options.data / "server") as (uri, server):
         places = {rows: Place(uri, f"scale_{rows}", rows // 2) for rows in options.rows}
         for rows, place in places.items():
-            fill(place, record, f"server/{rows}/insert", server)
+            fill(place, record, f"server/{rows}/insert", patience=options.patience, server=server)
         if record.lacks("inserts"):
             record.put("inserts", measures.measure_inserts(uri, INSERTED))
         few = queries_of(options.data)[: options.queries]
@@ -281,7 +287,7 @@ def server_in(folder: Path) -> Iterator[tuple[str, int]]:
 def on_lite(options: argparse.Namespace, record: Record) -> None:
     """The same, as far as it makes sense, on Milvus Lite."""
     place = Place(str(options.data / "lite.db"), "scale", options.lite_rows // 2)
-    fill(place, record, f"lite/{options.lite_rows}/insert")
+    fill(place, record, f"lite/{options.lite_rows}/insert", patience=options.patience)
     few = queries_of(options.data)[: options.queries]
     exact = exact_of(options.data, few, [place.documents])[place.documents]
     measure_index(place, options, record, exact=exact)
@@ -297,6 +303,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="*", default=[10_000, 100_000, 1_000_000])
     parser.add_argument("--lite-rows", type=int, default=100_000, help="0 for none")
     parser.add_argument("--type-documents", type=int, default=100_000, help="0 for none")
+    parser.add_argument("--patience", type=float, default=7_200, help="seconds for each index")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--seconds", type=float, default=8, help="of searching, each time")
     parser.add_argument("--queries", type=int, default=OF_RECALL, help="that recall is taken of")
