@@ -8,13 +8,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from threading import Timer
 from typing import Any
 
 import pytest
 from mcp import Client, StdioServerParameters
 from paths import ROOT
 
-# Opens "the index" once somebody writes into a FIFO, and then fails.
+# Opens "the index" once somebody writes into a FIFO, and then fails; tried again, it fails at once.
 SERVER = """
 import sys
 from llama_index_gap.agents.mcp_server import make_server, serve
@@ -22,9 +23,12 @@ from llama_index_gap.errors import GapError
 
 print("before:", "llama_index.core" in sys.modules, "torch" in sys.modules, file=sys.stderr)
 
+may_open = [sys.argv[1]]
+
 def open_index():
     print("opening", file=sys.stderr, flush=True)
-    open(sys.argv[1]).read()
+    if may_open:
+        open(may_open.pop()).read()
     raise GapError("it is gone")
 
 serve(make_server(open_index))
@@ -55,6 +59,8 @@ def test_raw_requests_are_answered_while_the_index_is_opened(may_open: Path) -> 
         text=True,
         env=environment(),
     ) as process:
+        watchdog = Timer(300, process.kill)  # a test that fails must not hang
+        watchdog.start()
         assert process.stdin is not None
         assert process.stdout is not None
         assert process.stderr is not None
@@ -75,6 +81,7 @@ def test_raw_requests_are_answered_while_the_index_is_opened(may_open: Path) -> 
         may_open.write_text("now")
         third = json.loads(process.stdout.readline())
         rest, errors = process.communicate(timeout=60)
+        watchdog.cancel()
 
     assert first["result"]["serverInfo"]["name"] == "llama-gap"
     assert [tool["name"] for tool in second["result"]["tools"]] == ["search", "similar_images"]
