@@ -82,3 +82,8 @@ def excerpt(text: str, longest: int) -> str:
 def error_in_words(error: object) -> str:
     """What a model is told of an error: one line, without the folders of this machine."""
     return visible(without_folders(excerpt(str(error), _LONGEST_ERROR)))
+
+
+def as_bytes(text: str) -> bytes:
+    """A text as SQLite's tables have it; half a character, which no database takes, too."""
+    return text.encode(errors="surrogatepass")

@@ -17,6 +17,7 @@ from llama_index_gap.modality import CollectionName
 from llama_index_gap.store.collection import IDS_PER_MESSAGE, batches
 from llama_index_gap.store.milvus import MilvusStore
 from llama_index_gap.store.rows import CONTENT_KEY, LABEL_KEYS, PLACE_KEY, SOURCE_KEY, StoredRow
+from llama_index_gap.text import as_bytes
 from llama_index_gap.threads import stop_if_given_up
 
 _UNPICKLED = (pickle.PicklingError, TypeError, AttributeError, ValueError, RecursionError)
@@ -414,11 +415,6 @@ class Ledger:
         """Make these the ids of the next question."""
         self._db.execute("DELETE FROM asked")
         self.many("INSERT INTO asked VALUES (?)", ([as_bytes(each)] for each in ids))
-
-
-def as_bytes(text: str) -> bytes:
-    """A text as the tables have it; half a character, which no database takes, too."""
-    return text.encode(errors="surrogatepass")
 
 
 def _bytes_or_none(text: str | None) -> bytes | None:

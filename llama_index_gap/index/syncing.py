@@ -19,12 +19,13 @@ from llama_index.core.schema import BaseNode
 from llama_index_gap.errors import InvalidValueError, names_nearest
 from llama_index_gap.index.comparing import file_of
 from llama_index_gap.index.learning import LearningIndex
-from llama_index_gap.index.ledger import Is, as_bytes
+from llama_index_gap.index.ledger import Is
 from llama_index_gap.index.writing import IndexReport, Writing, as_nodes
 from llama_index_gap.modality import CollectionName
 from llama_index_gap.readers.corpus import Corpus
 from llama_index_gap.readers.records import Skipped
 from llama_index_gap.store.milvus import MilvusStore
+from llama_index_gap.text import as_bytes
 from llama_index_gap.threads import asynchronous
 
 _IMAGE = ", image "

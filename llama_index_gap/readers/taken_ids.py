@@ -5,6 +5,8 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterable
 
+from llama_index_gap.text import as_bytes
+
 _IN_MEMORY = 50_000
 
 
@@ -26,16 +28,12 @@ class TakenIds:
             self._file = sqlite3.connect("", check_same_thread=False)
             self._file.execute("PRAGMA journal_mode = OFF")
             self._file.execute("CREATE TABLE ids (id BLOB PRIMARY KEY) WITHOUT ROWID")
-        rows = sorted(map(_as_bytes, self._newest))
+        rows = sorted(map(as_bytes, self._newest))
         self._file.executemany("INSERT OR IGNORE INTO ids VALUES (?)", ([row] for row in rows))
         self._newest.clear()
 
     def __contains__(self, node_id: str) -> bool:
         if node_id in self._newest or self._file is None:
             return node_id in self._newest
-        found = self._file.execute("SELECT 1 FROM ids WHERE id = ?", [_as_bytes(node_id)])
+        found = self._file.execute("SELECT 1 FROM ids WHERE id = ?", [as_bytes(node_id)])
         return found.fetchone() is not None
-
-
-def _as_bytes(node_id: str) -> bytes:
-    return node_id.encode(errors="surrogatepass")

@@ -18,8 +18,7 @@ from lite_server import LiteServer
 from llama_index.core.llms import MockLLM
 from llama_index.core.schema import TextNode
 from llama_index.core.vector_stores.types import VectorStoreQuery
-from lossy_proxy import LossyProxy, lossy_proxy
-from milvus_lite.server_manager import server_manager_instance
+from lossy_proxy import LossyProxy
 from milvus_lite.storage.segment import Segment
 from pymilvus import MilvusClient
 
@@ -152,17 +151,6 @@ def test_a_background_is_drawn_once_for_searches_that_were_called_for_before(
 
 
 # --- a server that is lost -----------------------------------------------------------------------
-
-
-@pytest.fixture
-def proxy(tmp_path: Path) -> Iterator[LossyProxy]:
-    """Milvus Lite as a server, behind a way that can be lost."""
-    path = str(tmp_path / "server.db")
-    address = server_manager_instance.start_and_get_uri(path)
-    assert address is not None
-    with lossy_proxy(int(address.rpartition(":")[2])) as opened:
-        yield opened
-    server_manager_instance.release_server(path)
 
 
 @pytest.fixture
