@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import AsyncIterable, Iterable, Iterator, Mapping, Sequence
+from inspect import GEN_CLOSED, getgeneratorstate
 from pathlib import Path
+from types import GeneratorType
 from typing import Any, Literal, TypeAlias
 
 from llama_index.core.base.llms.types import BaseContentBlock, ImageBlock, TextBlock
@@ -20,6 +22,7 @@ from llama_index.core.schema import (
     TextNode,
 )
 
+from llama_index_gap.errors import InvalidValueError
 from llama_index_gap.images.folders import ImageFolders
 from llama_index_gap.images.opening import ImageError, check_image, for_chat_models
 
@@ -135,6 +138,66 @@ class CaptionedImageNode(ImageNode):
         return super().resolve_image()
 
 
+def each_node(nodes: Iterable[BaseNode]) -> Iterator[BaseNode]:
+    """Nodes or documents one by one; what is no iterable of them is refused at once.
+
+    Args:
+        nodes: any iterable.
+
+    Raises:
+        ValueError: it is none; says what to pass.
+    """
+    if isinstance(nodes, AsyncIterable):
+        raise InvalidValueError(
+            f"nodes are {_shown(nodes)}, which only asynchronous code can take; collect them in a "
+            "list, or pass a plain generator: the asynchronous methods run it in a thread"
+        )
+    if isinstance(nodes, BaseNode):
+        raise InvalidValueError(f"nodes are one node, {_shown(nodes)}; pass a list, [node]")
+    if isinstance(nodes, Mapping):
+        raise InvalidValueError("nodes are a mapping, which gives its keys; pass its .values()")
+    if isinstance(nodes, str | bytes) or not isinstance(nodes, Iterable):
+        raise InvalidValueError(
+            f"nodes are {_shown(nodes)}; pass an iterable of nodes, such as a list, a generator or "
+            "what read_corpus gives"
+        )
+    if isinstance(nodes, GeneratorType) and getgeneratorstate(nodes) == GEN_CLOSED:
+        raise InvalidValueError(
+            f"nodes are a generator that is used up, {_shown(nodes)}; make it anew, or pass a list"
+        )
+    return _each_checked(nodes)
+
+
+def _each_checked(nodes: Iterable[BaseNode]) -> Iterator[BaseNode]:
+    for place, node in enumerate(nodes):
+        if not isinstance(node, BaseNode):
+            raise InvalidValueError(
+                f"nodes[{place}] is {_shown(node)}, and no LlamaIndex node or document"
+            )
+        yield node
+
+
+def as_ids(ids: Iterable[str], what: str) -> list[str]:
+    """Ids as a list, each as it is; a single text is an error, for it would be read by its letters.
+
+    Args:
+        ids: any iterable.
+        what: the parameter's name, for the message.
+
+    Raises:
+        ValueError: it is no iterable of texts.
+    """
+    if isinstance(ids, str | bytes):
+        raise InvalidValueError(f"{what}={str(ids)[:60]!r}: is one text; pass a list, [{what}]")
+    if not isinstance(ids, Iterable):
+        raise InvalidValueError(f"{what} is {_shown(ids)}; pass an iterable of ids, such as a list")
+    found = list(ids)
+    for each in found:
+        if not isinstance(each, str):
+            raise InvalidValueError(f"{what} holds {_shown(each)}, and ids are texts")
+    return [str(each) for each in found]  # those of NumPy's arrays are texts of its own
+
+
 def as_row(node: BaseNode) -> TextNode:
     """A node of any class as the text node or image node that is stored."""
     if isinstance(node, TextNode):
@@ -204,17 +267,20 @@ def not_a_text(text: str) -> str:
     return ""
 
 
-def texts_of_bytes(nodes: Sequence[BaseNode]) -> dict[str, str]:
+def texts_of_bytes(
+    nodes: Sequence[BaseNode], documents: dict[str, str] | None = None
+) -> dict[str, str]:
     """The nodes that hold no text but a file's bytes, by their ids, and why.
 
     Where one passage of a document is binary, all of its nodes are: between two control characters
     chance makes words.
 
     Args:
-        nodes: of whole documents.
+        nodes: of whole documents, or as much of them as is at hand.
+        documents: those that are known to be binary, by ``document_key``; more are added.
     """
     found: dict[str, str] = {}
-    documents: dict[str, str] = {}
+    documents = {} if documents is None else documents
     for node in nodes:
         text = node.get_content(MetadataMode.NONE)
         if reason := not_a_text(text):
@@ -240,3 +306,8 @@ def document_key(node: BaseNode, group_by: GroupBy) -> str:
     if group_by == "node":
         return node.node_id
     return node.ref_doc_id or node.node_id
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return f"{type(value).__name__} {text[:60]}{'…' if len(text) > 60 else ''}"

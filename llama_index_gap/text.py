@@ -16,6 +16,7 @@ _ALSO_UNSEEN = re.compile(
     "\ufff0-\ufff8\U000e0000-\U000e0fff]"
 )
 _UNUSUAL = re.compile(r"[^\x20-\x7e\n]")
+_LONGEST_ERROR = 1000
 _JOINERS = "\u200c\u200d"  # Persian, Hindi and others are written with them, and some emojis
 # From a path's start to its last slash; over spaces, too, for these may be in names of folders.
 _FOLDERS = re.compile(
@@ -76,3 +77,13 @@ def excerpt(text: str, longest: int) -> str:
     cut = line[: longest - 1]
     words = cut.rpartition(" ")[0]
     return (words if len(words) > longest // 2 else cut).rstrip(" ,.;:–-") + "…"
+
+
+def error_in_words(error: object) -> str:
+    """What a model is told of an error: one line, without the folders of this machine."""
+    return visible(without_folders(excerpt(str(error), _LONGEST_ERROR)))
+
+
+def as_bytes(text: str) -> bytes:
+    """A text as SQLite's tables have it; half a character, which no database takes, too."""
+    return text.encode(errors="surrogatepass")

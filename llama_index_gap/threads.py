@@ -10,11 +10,14 @@ from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import wraps
+from functools import cache, wraps
 from typing import Any, ParamSpec, TypeVar
 
 DECODING_THREADS = min(8, os.cpu_count() or 1)
 """How many images are decoded at a time."""
+
+_HELPERS = 32
+_LOOKS_SECONDS = 0.1  # between two looks whether a task was cancelled
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -65,6 +68,15 @@ def stop_if_given_up() -> None:
         raise asyncio.CancelledError
 
 
+def wait_for(event: threading.Event) -> None:
+    """Wait for an event; where nobody waits for the result any more, raise within a moment."""
+    if not _given_up.get():
+        event.wait()
+        return
+    while not event.wait(_LOOKS_SECONDS):
+        stop_if_given_up()
+
+
 @contextmanager
 def to_its_end() -> Iterator[None]:
     """Steps that must not be parted: ``stop_if_given_up`` stops none of them."""
@@ -73,6 +85,28 @@ def to_its_end() -> Iterator[None]:
         yield
     finally:
         _given_up.reset(token)
+
+
+@cache
+def _helpers() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(_HELPERS, "gap")
+
+
+def beside(work: Callable[[], _Result]) -> Callable[[], _Result]:
+    """Begin work in one of a few threads that the whole process shares.
+
+    Args:
+        work: what to do; must not itself wait for such work.
+
+    Returns:
+        Waits for its result. Where no thread was free to begin it, the caller's own does it then:
+        however many callers there are, there are no more threads, and nobody waits for a free one.
+    """
+    try:
+        future = _helpers().submit(work)
+    except RuntimeError:  # the interpreter is shutting down
+        return work
+    return lambda: work() if future.cancel() else future.result()
 
 
 def read_ahead(

@@ -34,6 +34,7 @@ ROOMS = [
     "model_settings",
     "modality",
     "files",
+    "processes",
     "threads",
     "text",
     "errors",

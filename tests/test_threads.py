@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from gate import PATIENCE_S, Gate
 
-from llama_index_gap.threads import in_thread, read_ahead, stop_if_given_up
+from llama_index_gap.threads import beside, in_thread, read_ahead, stop_if_given_up
 
 
 def test_work_in_a_thread_stops_when_nobody_waits_any_more() -> None:
@@ -75,3 +75,19 @@ def test_read_ahead_raises_in_place_and_drops_what_has_not_begun() -> None:
             next(results)
         dropped.set()
     assert begun in ([0, 1, 2], [0, 1, 2, 3])
+
+
+def test_work_beside_needs_no_free_thread() -> None:
+    """Where all are taken, who asks does it, so that nobody waits for nobody."""
+    gate, own = Gate(), threading.get_ident()
+    results = [beside(gate.pass_through) for _ in range(200)]
+    try:
+        assert gate.reached.wait(PATIENCE_S)
+        assert [beside(threading.get_ident)() for _ in range(50)] == [own] * 50
+    finally:
+        gate.opened.set()
+    for result in results:
+        result()
+    assert len(gate.threads - {own}) <= 32
+    with pytest.raises(ZeroDivisionError):
+        beside(lambda: 1 // 0)()

@@ -8,16 +8,14 @@ import re
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
+from contextvars import copy_context
 from copy import copy
 from functools import partial
 from pathlib import Path
 from threading import Thread
-from typing import Any, Protocol, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast
 
-from llama_index.core.base.base_retriever import BaseRetriever
-from llama_index.core.base.llms.types import ContentBlock, ImageBlock, TextBlock
-from llama_index.core.postprocessor.types import BaseNodePostprocessor
-from llama_index.core.tools import ToolMetadata, ToolOutput
+from mcp.server.context import CallNext, HandlerResult, ServerRequestContext
 from mcp.server.lowlevel import Server
 from mcp.server.stdio import stdio_server
 from mcp.shared.message import SessionMessage
@@ -39,14 +37,22 @@ from mcp.types import (
 from pydantic_core import from_json
 
 import llama_index_gap
-from llama_index_gap.agents.tool import MultiModalSearchTool, error_in_words
 from llama_index_gap.agents.tool_arguments import (
     DESCRIPTION,
     MAX_TOP_K,
     images_to_name,
     search_arguments,
 )
-from llama_index_gap.text import excerpt
+from llama_index_gap.text import error_in_words, excerpt
+
+# These take seconds to import, before which a client has its first answers.
+if TYPE_CHECKING:
+    from llama_index.core.base.base_retriever import BaseRetriever
+    from llama_index.core.base.llms.types import ContentBlock
+    from llama_index.core.postprocessor.types import BaseNodePostprocessor
+    from llama_index.core.tools import ToolOutput
+
+    from llama_index_gap.agents.tool import MultiModalSearchTool
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +65,10 @@ _TOKENS = re.compile(
     re.DOTALL,
 )
 _MISTAKES = 5
+# Imports would keep the event loop from writing an answer that is ready.
+_WRITING_S = 0.1
+# Clients say that they are initialized, and then ask for the tools at once, if they do.
+_SILENCE_S = 1.0
 _MAX_IMAGE_SIDE = 512  # some clients take no answer of more than 1 MB
 _SIMILAR = (
     "Find the images that look most like an image of this collection, with the documents that "
@@ -76,9 +86,9 @@ class Served(Protocol):
         """Let go of the database."""
 
 
-Open: TypeAlias = Callable[[], tuple[Served, list[BaseNodePostprocessor]]]
+Open: TypeAlias = "Callable[[], tuple[Served, list[BaseNodePostprocessor]]]"
 """Opens the index, and loads what ranks its documents anew."""
-_Searches: TypeAlias = dict[str, MultiModalSearchTool]
+_Searches: TypeAlias = "dict[str, MultiModalSearchTool]"
 
 
 def make_server(
@@ -86,8 +96,9 @@ def make_server(
 ) -> Server[Any]:
     """Make a server that offers an index's documents and images, and changes nothing.
 
-    It answers at once what it can do; the index is opened meanwhile, in a thread, and closed with
-    the server. Where it cannot be opened, a call says why, and the next one tries again.
+    It says first what it can do. The index is opened thereafter, in a thread, so that no import or
+    model keeps a client waiting for that, and closed with the server. Where it cannot be opened, a
+    call says why, and the next one tries again.
 
     Args:
         open_index: gives the index and postprocessors of what is found in it.
@@ -103,6 +114,15 @@ def make_server(
             yield opening
         finally:
             await opening.close()
+
+    async def open_after_answer(
+        ctx: ServerRequestContext[Any, Any], call_next: CallNext
+    ) -> HandlerResult:
+        result = await call_next(ctx)
+        if ctx.method != "initialize":  # whoever says it goes on with another message
+            listed = ctx.request_id is not None
+            ctx.lifespan_context.begin_in(_WRITING_S if listed else _SILENCE_S)
+        return result
 
     async def list_tools(*_: Any) -> ListToolsResult:
         return ListToolsResult(tools=list(tools.values()))
@@ -123,13 +143,15 @@ def make_server(
             return _failed(f"{type(error).__name__}: {error}")
         return CallToolResult(content=_contents(output.blocks), is_error=output.is_error)
 
-    return Server(
+    server = Server(
         "llama-gap",
         version=llama_index_gap.__version__,
         lifespan=opened,
         on_list_tools=list_tools,
         on_call_tool=call_tool,
     )
+    server.middleware.append(open_after_answer)
+    return server
 
 
 def serve(server: Server[Any]) -> None:
@@ -147,6 +169,8 @@ def serve(server: Server[Any]) -> None:
 
 
 def _open(open_index: Open, image_root: str | Path | None) -> tuple[Served, _Searches]:
+    from llama_index_gap.agents.tool import MultiModalSearchTool
+
     index, postprocessors = open_index()
     try:
         retriever = index.as_retriever(similarity_top_k=MAX_TOP_K, complete=True)
@@ -167,27 +191,42 @@ def _open(open_index: Open, image_root: str | Path | None) -> tuple[Served, _Sea
 
 
 class _Opening:
-    """An index that is being opened in a thread; again, if somebody asks after it has failed."""
+    """An index that is to be opened in a thread; again, if somebody asks after it has failed."""
 
     def __init__(self, open_index: Callable[[], tuple[Served, _Searches]]) -> None:
         self._open = open_index
-        self._task = self._start()
+        self._context = copy_context()  # not that of the request that it is opened after
+        self._task: asyncio.Task[tuple[Served, _Searches]] | None = None
+        self._timer: asyncio.TimerHandle | None = None
 
-    def _start(self) -> asyncio.Task[tuple[Served, _Searches]]:
-        task = asyncio.create_task(asyncio.to_thread(self._open))
-        task.add_done_callback(_say_how_it_went)
-        return task
+    def begin_in(self, seconds: float) -> None:
+        """Open it, once so much time has passed; at the latest when somebody asks for it."""
+        if self._task is None:
+            if self._timer is not None:
+                self._timer.cancel()
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(seconds, self._begin, context=self._context)
+
+    def _begin(self) -> asyncio.Task[tuple[Served, _Searches]]:
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._task is None or (self._task.done() and self._task.exception()):
+            self._task = asyncio.create_task(asyncio.to_thread(self._open))
+            self._task.add_done_callback(_say_how_it_went)
+        return self._task
 
     async def searches(self) -> _Searches:
         """The tools by name, once the index is open."""
-        if self._task.done() and self._task.exception():
-            self._task = self._start()
         # Shielded: a call that is cancelled must not stop what others wait for.
-        _, searches = await asyncio.shield(self._task)
+        _, searches = await asyncio.shield(self._begin())
         return searches
 
     async def close(self) -> None:
         """Close the index."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._task is None:
+            return
         await asyncio.wait([self._task])
         if self._task.exception() is None:
             index, _ = self._task.result()
@@ -223,7 +262,9 @@ def _tools(about: str, image_root: str | Path | None) -> dict[str, Tool]:
 
 
 def _parameters(arguments: type[Any]) -> dict[str, Any]:
-    return ToolMetadata("", fn_schema=arguments).get_parameters_dict()
+    """As LlamaIndex tells chat models of them."""
+    schema = arguments.model_json_schema()
+    return {name: schema[name] for name in ("type", "properties", "required") if name in schema}
 
 
 def _problem(tools: Mapping[str, Tool], name: str, given: Mapping[str, Any]) -> str:
@@ -245,6 +286,8 @@ def _failed(message: str) -> CallToolResult:
 
 
 def _contents(blocks: Iterable[ContentBlock]) -> list[Any]:
+    from llama_index.core.base.llms.types import ImageBlock, TextBlock
+
     contents: list[TextContent | ImageContent] = []
     for block in blocks:
         match block:

@@ -47,12 +47,11 @@ from llama_index_gap.images.opening import (
     scaled_jpeg,
 )
 from llama_index_gap.results import FoundDocument, SearchResult, documents_of
-from llama_index_gap.text import excerpt, is_blank, quoted, visible, without_folders
+from llama_index_gap.text import error_in_words, excerpt, is_blank, quoted
 from llama_index_gap.threads import in_thread
 
 logger = logging.getLogger(__name__)
 
-_LONGEST_ERROR = 1000
 _REMEMBERED = 1000
 
 
@@ -339,11 +338,6 @@ class MultiModalSearchTool(AsyncBaseTool):
         return ToolOutput(
             tool_name=self._metadata.get_name(), blocks=blocks, raw_input=given, raw_output=found
         )
-
-
-def error_in_words(error: object) -> str:
-    """What a model is told of an error: one line, without the folders of this machine."""
-    return visible(without_folders(excerpt(str(error), _LONGEST_ERROR)))
 
 
 @dataclass(frozen=True)

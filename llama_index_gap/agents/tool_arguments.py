@@ -6,9 +6,10 @@ import json
 import reprlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
-from llama_index.core.bridge.pydantic import (
+# Not from LlamaIndex, which has the same: the MCP server says what it takes before it imports that.
+from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -17,10 +18,12 @@ from llama_index.core.bridge.pydantic import (
     WithJsonSchema,
     create_model,
 )
-from llama_index.core.vector_stores.types import FilterOperator, MetadataFilter, MetadataFilters
 
 from llama_index_gap.errors import InvalidValueError
 from llama_index_gap.text import excerpt
+
+if TYPE_CHECKING:
+    from llama_index.core.vector_stores.types import MetadataFilters
 
 Operator: TypeAlias = Literal[
     "==", "!=", ">", ">=", "<", "<=", "in", "nin", "contains", "text_match"
@@ -137,6 +140,8 @@ def _in_words(value: Any) -> str:
 
 def filters_of(asked: Any) -> MetadataFilters | None:
     """The filters among checked arguments, all of which must hold; None where there are none."""
+    from llama_index.core.vector_stores.types import FilterOperator, MetadataFilter, MetadataFilters
+
     conditions = [
         MetadataFilter(key=each.key, operator=FilterOperator(each.operator), value=each.value)
         for each in getattr(asked, "filters", [])

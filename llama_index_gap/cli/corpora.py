@@ -9,6 +9,7 @@ import typer
 
 from llama_index_gap.cli import model_options, options, terminal
 from llama_index_gap.cli.reading_options import ChunkSize, CorpusPath, Reading, with_reading
+from llama_index_gap.cli.running_options import Running, with_running
 from llama_index_gap.store.addresses import is_server
 from llama_index_gap.text import visible
 
@@ -28,6 +29,7 @@ def read(
 
 @model_options.with_models
 @with_reading
+@with_running
 def index(
     path: CorpusPath,
     *,
@@ -37,7 +39,7 @@ def index(
     tenant: options.Tenant = None,
     source: options.Source = None,
     reading: Reading,
-    device: options.Device = None,
+    running: Running,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Drop the index first.")] = False,
     chunk_size: ChunkSize = None,
     ray: Annotated[
@@ -77,9 +79,9 @@ def index(
             *(db, name, models),
             tenant=tenant,
             overwrite=overwrite,
-            device=device,
             max_pixels=reading.max_pixels,
             image_root=corpus.root,
+            **running.settings,
         ) as filled:
             seen = terminal.stderr.is_terminal
             if ray is None:

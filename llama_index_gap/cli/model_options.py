@@ -25,6 +25,8 @@ Reranker = Annotated[
     str | None, typer.Option(metavar="MODEL", help=f"Rerank by this model: {BY_NAME}")
 ]
 
+_OF_PROCESSES = {"device": "--device", "devices": "--device", "workers": "--workers"}
+
 
 @dataclass(frozen=True)
 class Models:
@@ -94,6 +96,14 @@ class Models:
             stored: what an index says of its models, for those that are named by their class.
             **settings: of each of them.
         """
+        named = [each for each in self.names if each is not None]
+        if named and all(map(_names_a_class, named)):
+            for setting, option in _OF_PROCESSES.items():
+                if setting in settings:
+                    raise typer.BadParameter(
+                        f"says where a model runs; {named[0]} decides that itself",
+                        param_hint=option,
+                    )
         loaded: list[BaseEmbedding | None] = []
         for place, name in enumerate(self.names):
             if name is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +17,8 @@ from llama_index_gap.errors import InvalidValueError
 from llama_index_gap.store.addresses import TIMEOUT_SECONDS, is_server
 
 if TYPE_CHECKING:
+    from llama_index.core.base.embeddings.base import BaseEmbedding
+
     from llama_index_gap.index.dual_index import DualIndex
     from llama_index_gap.index.versions import IndexAddress
 
@@ -89,9 +92,6 @@ ImageRoots = Annotated[
         show_default="the folders that were indexed here",
     ),
 ]
-Device = Annotated[
-    str | None, typer.Option(help="Where models run.", show_default="a GPU if there is one")
-]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 Page = Annotated[Path | None, typer.Option(callback=_page, help="Write the result as a page, too.")]
 
@@ -134,6 +134,7 @@ def open_index(
     *,
     tenant: str | None = None,
     models: Models,
+    **settings: Any,
 ) -> DualIndex:
     """Open an index that must be there, with the models that are named, or those it names itself.
 
@@ -143,10 +144,10 @@ def open_index(
         image_root: folders that images are opened in; by default those that were indexed here.
         tenant: whose part of the index.
         models: what the command line says of models.
+        **settings: of the embedding models.
     """
     check_is_there(database)
-    stored = _stored(database, name, models, tenant)
-    for_texts, for_images, for_image_queries = models.load(stored)
+    for_texts, for_images, for_image_queries = _load(database, name, tenant, models, settings)
     return llama_index_gap.DualIndex(
         database,
         name,
@@ -192,8 +193,9 @@ def open_or_make_index(
         **settings: of the embedding models.
     """
     there = _is_there(database) and not overwrite
-    stored = _stored(database, name, models, tenant) if there else None
-    for_texts, for_images, for_image_queries = models.load(stored, **settings)
+    for_texts, for_images, for_image_queries = (
+        _load(database, name, tenant, models, settings) if there else models.load(**settings)
+    )
     return llama_index_gap.DualIndex(
         database,
         name,
@@ -209,13 +211,48 @@ def open_or_make_index(
     )
 
 
-def _stored(database: str, name: str, models: Models, tenant: str | None) -> dict[str, Any] | None:
-    """What an index says of its models, where one is named by its class alone."""
-    if not models.by_class:
-        return None
+def own_models(
+    address: IndexAddress, settings: dict[str, Any], roles: Sequence[str]
+) -> list[BaseEmbedding | None]:
+    """The models that an index was made with.
+
+    Args:
+        address: of the index.
+        settings: take the place of those that it names.
+        roles: which of ``text``, ``image`` and ``image_query``.
+    """
     from llama_index_gap.index.versions import stored_models
 
-    try:
-        return stored_models(address(database, name, token(), tenant))
-    except InvalidValueError:  # a new index
-        return None
+    stored = stored_models(address)
+    if not stored:
+        raise typer.BadParameter(f"{address} does not say its model", param_hint="--model")
+
+    def built(identity: dict[str, Any] | None) -> BaseEmbedding | None:
+        if identity is None:
+            return None
+        if identity["class_name"] != llama_index_gap.DualEncoderEmbedding.class_name():
+            raise typer.BadParameter(
+                f"{identity['model_name']} cannot be built from its name alone; name one",
+                param_hint="--model",
+            )
+        return llama_index_gap.DualEncoderEmbedding.from_dict(identity | settings)
+
+    return [built(stored.get(role)) for role in roles]
+
+
+def _load(
+    database: str, name: str, tenant: str | None, models: Models, settings: dict[str, Any]
+) -> list[BaseEmbedding | None]:
+    """The models that are named, or, where settings are given, those that the index names."""
+    from llama_index_gap.index.versions import stored_models
+
+    where = address(database, name, token(), tenant)
+    if models.names[0] is None and settings:
+        roles = ["text", "image", *(["image_query"] if models.names[2] is None else [])]
+        own = own_models(where, models.places | settings, roles)
+        return [*own, *models.load(**settings)[len(own) :]]
+    stored = None
+    if models.by_class:
+        with suppress(InvalidValueError):  # a new index
+            stored = stored_models(where)
+    return models.load(stored, **settings)

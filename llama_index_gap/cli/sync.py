@@ -11,6 +11,7 @@ from rich.text import Text
 
 from llama_index_gap.cli import model_options, options, terminal
 from llama_index_gap.cli.reading_options import ChunkSize, CorpusPath, Reading, with_reading
+from llama_index_gap.cli.running_options import Running, with_running
 from llama_index_gap.text import visible
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ _SHOWN = 20
 
 @model_options.with_models
 @with_reading
+@with_running
 def sync(
     path: CorpusPath,
     *,
@@ -44,6 +46,7 @@ def sync(
     ] = False,
     reading: Reading,
     chunk_size: ChunkSize = None,
+    running: Running,
     models: model_options.Models,
     all_listed: Annotated[
         bool, typer.Option("--all", help="List all documents, and all that is skipped.")
@@ -59,7 +62,9 @@ def sync(
     with terminal.resumable():
         corpus = reading.corpus(path, chunk_size)
         roots = [corpus.root] if corpus.root is not None else None
-        with options.open_index(db, name, roots, tenant=tenant, models=models) as index:
+        with options.open_index(
+            *(db, name, roots), tenant=tenant, models=models, **running.settings
+        ) as index:
             report = index.sync(
                 corpus,
                 source=source,

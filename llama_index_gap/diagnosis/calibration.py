@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import numpy as np
 from tqdm import tqdm
@@ -24,7 +24,7 @@ HITS = 100
 
 def collect_scores(
     searched: DualIndex | DualIndexRetriever,
-    queries: Sequence[LabelledQuery],
+    queries: Iterable[LabelledQuery],
     qrels: Qrels,
     *,
     relevant_from: int = 1,
@@ -55,6 +55,7 @@ def collect_scores(
     Raises:
         ValueError: a query has no judgement.
     """
+    queries = list(queries)
     for query in queries:
         if query.id not in qrels:
             raise InvalidValueError(

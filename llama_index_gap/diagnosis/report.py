@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -67,7 +67,7 @@ class Report:
 
 def report_gap(
     index: DualIndex,
-    queries: Sequence[LabelledQuery] = (),
+    queries: Iterable[LabelledQuery] = (),
     qrels: Qrels | None = None,
     *,
     reranker: BaseNodePostprocessor | None = None,
@@ -96,6 +96,7 @@ def report_gap(
         ImageError: a query's image cannot be opened.
         StoreError: the database does not answer.
     """
+    queries = list(queries)
     collector = Collector(index, seed, show_progress)
     drawn = collector.draw(queries, qrels or {})
     with tqdm(desc="Measuring", unit="way", disable=not show_progress) as bar:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import os
 import pickle
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -27,10 +27,11 @@ from llama_index_gap.errors import (
 )
 from llama_index_gap.images.folders import is_made
 from llama_index_gap.images.opening import ImageError, read_image
-from llama_index_gap.index.comparing import Origin
+from llama_index_gap.index.comparing import named_source
 from llama_index_gap.index.dual_index import DualIndex
 from llama_index_gap.index.parts import Part, image_of
 from llama_index_gap.index.writing import IndexReport
+from llama_index_gap.nodes import each_node
 from llama_index_gap.readers.corpus import Corpus
 from llama_index_gap.readers.records import Skipped
 from llama_index_gap.store.addresses import is_server
@@ -39,7 +40,6 @@ from llama_index_gap.threads import in_thread, stop_if_given_up
 
 _MODELS = ("embed_model", "image_embed_model", "image_query_embed_model")
 _OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
-_IMAGE = ", image "
 
 
 @names_nearest
@@ -129,10 +129,9 @@ class _Call:
 
     def __post_init__(self) -> None:
         given = self.given
-        self.corpus = given if isinstance(given, Corpus) else Corpus([], [])
-        self.nodes = given.nodes if isinstance(given, Corpus) else given
+        self.corpus = given if isinstance(given, Corpus) else Corpus(each_node(given))
         self.whole = isinstance(given, Corpus) or self.source is not None
-        self.source = Origin.of(self.source, self.corpus.path, {}).source
+        self.source = named_source(self.source, self.corpus.path)
         self.task = Task(
             _opening(self.ray, self.index),
             self.index.version,
@@ -152,23 +151,23 @@ class _Call:
 
         references: list[Any] = []
         sign: str | None = None
-        skipped = _SkippedByPlace(self.corpus)
+        read = _ReadNodes(self.corpus)
         with tqdm(desc="Reading", unit="node", disable=not show_progress) as bar:
-            for number, read in enumerate(cut_into_parts(self.nodes, size)):
+            for number, cut in enumerate(cut_into_parts(read, size)):
                 stop_if_given_up()
-                nodes = [self._portable(node) for node in read]
+                nodes = [self._portable(node) for node in cut]
                 self.index.note_images(nodes, self.corpus.root)
                 if sign is None and any(map(_has_data, nodes)):
                     sign = opened.enter_context(self.index.sign_in_storage())
                 documents = documents_of(nodes)
-                places = self.corpus.places
+                places, skipped = read.known_of(documents)
                 part = Part(
                     nodes,
                     root=self.corpus.root,
                     path=self.corpus.path,
                     source=self.source,
-                    places={each: places[each] for each in documents if each in places},
-                    skipped=skipped.of(documents),
+                    places=places,
+                    skipped=skipped,
                     sign=sign,
                     whole=self.whole,
                     strict=self.strict,
@@ -312,20 +311,26 @@ def _opening(ray: Any, index: DualIndex) -> bytes:
         ) from error
 
 
-class _SkippedByPlace:
-    """What a reader left out, by the place of the document that it belongs to."""
+class _ReadNodes:
+    """The nodes of a corpus, and, until it is asked for, what else was read of their documents."""
 
     def __init__(self, corpus: Corpus) -> None:
-        self._corpus, self._taken = corpus, 0
-        self._found: dict[str, list[Skipped]] = {}
+        self._corpus = corpus
+        self._places: dict[str, str] = {}
+        self._skipped: dict[str, list[Skipped]] = {}
 
-    def of(self, documents: Iterable[str]) -> list[Skipped]:
-        """What was left out of these documents; of one that is read lazily, until now."""
-        for skip in self._corpus.skipped[self._taken :]:
-            self._found.setdefault(skip.source.partition(_IMAGE)[0], []).append(skip)
-        self._taken = len(self._corpus.skipped)
-        places = (self._corpus.places.get(each, "") for each in documents)
-        return [skip for place in places for skip in self._found.get(place, ())]
+    def __iter__(self) -> Iterator[BaseNode]:
+        for document in self._corpus.documents():
+            if document.place and document.id not in self._places:
+                self._places[document.id] = document.place
+                self._skipped[document.id] = document.skipped
+            yield from document.nodes
+
+    def known_of(self, documents: Iterable[str]) -> tuple[dict[str, str], list[Skipped]]:
+        """Where documents stand, and what was left out of them; known no longer afterwards."""
+        known = [each for each in documents if each in self._places]
+        skipped = [skip for each in known for skip in self._skipped.pop(each)]
+        return {each: self._places.pop(each) for each in known}, skipped
 
 
 def _has_data(node: BaseNode) -> bool:

@@ -54,6 +54,7 @@ class EmbeddingBase(MultiModalEmbedding):
             n copies. An image node's ``embedding`` is its image's, and its ``text_embedding`` its
             caption's; any other node's ``embedding`` is its text's.
         """
+        nodes = list(nodes)
         images = [node for node in nodes if isinstance(node, ImageNode)]
         texts = [node for node in nodes if not isinstance(node, ImageNode) or node.text]
         text_vectors = self.get_text_embedding_batch(

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 from llama_index.core.base.embeddings.base import BaseEmbedding, Embedding
 from llama_index.core.bridge.pydantic import (
     ConfigDict,
@@ -23,24 +22,27 @@ from llama_index.core.bridge.pydantic import (
     field_validator,
 )
 from llama_index.core.callbacks.schema import CBEventType, EventPayload
-from llama_index.core.schema import BaseNode, ImageNode, ImageType
+from llama_index.core.schema import ImageType
 from tqdm import tqdm
 
 from llama_index_gap.embedding.base import EmbeddingBase, refuse_what_is_no_text
+from llama_index_gap.embedding.encoders import Encoders
 from llama_index_gap.errors import InvalidValueError
-from llama_index_gap.gap.align import (
-    Aligner,
-    CenterAligner,
-    LinearAligner,
-    OffsetAligner,
-    load_aligner,
-)
+from llama_index_gap.gap.align import Aligner, load_aligner
 from llama_index_gap.gap.arrays import VectorArray, unit_rows
 from llama_index_gap.images.limits import MAX_PIXELS
 from llama_index_gap.images.opening import describe, open_image
 from llama_index_gap.modality import Kind, Modality
 from llama_index_gap.model_settings import Folder, LoadingSettings, PathText, Pooling
-from llama_index_gap.models import Encoder, ModelError, load_encoder
+from llama_index_gap.models import Encoder, ModelError
+from llama_index_gap.models.worker import (
+    EncoderSettings,
+    ImagesRequest,
+    LengthsRequest,
+    Request,
+    TextsRequest,
+)
+from llama_index_gap.processes import working_folder
 from llama_index_gap.threads import DECODING_THREADS, read_ahead, stop_if_given_up
 
 logger = logging.getLogger(__name__)
@@ -56,6 +58,9 @@ class _CutTexts:
 
 
 _counting: ContextVar[_CutTexts | None] = ContextVar("_counting", default=None)
+# What processes answer to the batches of a call, in their order.
+_ahead: ContextVar[Iterator[Any] | None] = ContextVar("_ahead", default=None)
+_Input = TypeVar("_Input")
 
 
 class DualEncoderEmbedding(LoadingSettings, EmbeddingBase):
@@ -110,6 +115,19 @@ class DualEncoderEmbedding(LoadingSettings, EmbeddingBase):
     embed_batch_size: int = Field(
         default=32, gt=0, le=2048, description="Texts or images in one pass through the model."
     )
+    workers: int | None = Field(
+        frozen=True,
+        default=None,
+        gt=0,
+        description="Embed what comes in batches in so many processes, each with a model of its "
+        "own, which share the processor's cores, or the GPUs; by default in this process.",
+    )
+    devices: list[str] | None = Field(
+        frozen=True,
+        default=None,
+        description="The same with a process for each of these torch devices, such as "
+        "['cuda:0', 'cuda:1'].",
+    )
     image_root: Folder | None = Field(
         default=None, description="Folder that image files must lie in; by default anywhere."
     )
@@ -126,8 +144,7 @@ class DualEncoderEmbedding(LoadingSettings, EmbeddingBase):
         "aligner yourself.",
     )
 
-    _text_encoder: Encoder = PrivateAttr()
-    _image_encoder: Encoder = PrivateAttr()
+    _encoders: Encoders = PrivateAttr()
 
     @field_validator("aligner")
     @classmethod
@@ -169,28 +186,23 @@ class DualEncoderEmbedding(LoadingSettings, EmbeddingBase):
     def model_post_init(self, context: Any, /) -> None:
         """Load the models and check the settings against them."""
         super().model_post_init(context)
-        self._text_encoder = self._image_encoder = text = image = load_encoder(
-            self.model_name,
-            self.loading,
-            max_text_tokens=self.max_text_tokens,
-            query_prompt=self.query_prompt,
-            document_prompt=self.document_prompt,
-            pooling=self.pooling,
+        self._encoders = Encoders(
+            EncoderSettings(
+                self.model_name,
+                self.image_model_name,
+                self.loading.model_copy(update={"device": self.devices[0]})
+                if self.devices
+                else self.loading,
+                {
+                    "max_text_tokens": self.max_text_tokens,
+                    "query_prompt": self.query_prompt,
+                    "document_prompt": self.document_prompt,
+                    "pooling": self.pooling,
+                },
+            ),
+            self._devices(),
         )
-        if self.image_model_name is not None:
-            # A revision belongs to one checkpoint.
-            settings = self.loading.model_copy(update={"revision": None})
-            self._image_encoder = image = load_encoder(self.image_model_name, settings)
-        if image is not text and not image.shares_text_space:
-            raise InvalidValueError(
-                f"{image.name} was trained on images alone, so that texts cannot be compared with "
-                "its vectors; give it to a DualIndex as image_query_embed_model"
-            )
-        if text.dimension != image.dimension:
-            raise InvalidValueError(
-                f"{text.name} gives {text.dimension} dimensions, {image.name} {image.dimension}; "
-                "texts and images must share one space: pass two models that were trained together"
-            )
+        text, _ = self._encoders.facts
         if self.dimensions is not None and self.dimensions > text.dimension:
             raise InvalidValueError(
                 f"dimensions={self.dimensions}: {text.name} has {text.dimension}; "
@@ -214,17 +226,52 @@ class DualEncoderEmbedding(LoadingSettings, EmbeddingBase):
                 self.model_name,
             )
 
+    def _devices(self) -> list[str | None]:
+        """A device for each process of its own; None for the best one there."""
+        if self.devices is None:
+            return [self.device] * (self.workers or 0)
+        for name in ("device", "workers"):
+            if (given := getattr(self, name)) is not None:
+                raise InvalidValueError(
+                    f"devices={self.devices} and {name}={given!r}: pass one of them; devices has a "
+                    "process for each device"
+                )
+        if not self.devices:
+            raise InvalidValueError(
+                "devices=[]: name at least one, such as ['cuda:0', 'cuda:1'], or leave it out"
+            )
+        return [*self.devices]
+
+    def close(self) -> None:
+        """End the processes of ``workers`` or ``devices``; the next batch starts them again.
+
+        They also end with the last copy of this object, and with the process that made it.
+        """
+        self._encoders.close()
+
+    @property
+    def processes(self) -> int:
+        """How many processes embed what comes in batches; 0 where this one does."""
+        return len(self.devices or []) or self.workers or 0
+
     @property
     def dimension(self) -> int:
         """Length of the vectors."""
-        return self.dimensions or self._text_encoder.dimension
+        return self.dimensions or self._encoders.facts[0].dimension
 
     @property
     def modalities(self) -> frozenset[Modality]:
         """What it can embed."""
-        return (self._text_encoder.modalities - {"image"}) | (
-            self._image_encoder.modalities - {"text"}
-        )
+        text, image = self._encoders.facts
+        return (text.modalities - {"image"}) | (image.modalities - {"text"})
+
+    @property
+    def _text_encoder(self) -> Encoder:
+        return self._encoders.here[0]
+
+    @property
+    def _image_encoder(self) -> Encoder:
+        return self._encoders.here[1]
 
     # --- texts -----------------------------------------------------------------------------------
 
@@ -234,9 +281,8 @@ class DualEncoderEmbedding(LoadingSettings, EmbeddingBase):
         Args:
             queries: n texts.
         """
-        with warn_once_of_cuts(self):
-            starts = range(0, len(queries), self.embed_batch_size)
-            batches = (queries[start : start + self.embed_batch_size] for start in starts)
+        batches = self._in_batches(queries)
+        with warn_once_of_cuts(self), self._texts_ahead(batches, "query"):
             return [each for batch in batches for each in self._embed_texts(batch, "query")]
 
     def get_text_embedding_batch(
@@ -252,13 +298,13 @@ class DualEncoderEmbedding(LoadingSettings, EmbeddingBase):
         Returns:
             n vectors of ``dimension`` numbers, of length 1.
         """
-        with warn_once_of_cuts(self):
+        with warn_once_of_cuts(self), self._texts_ahead(self._in_batches(texts), "document"):
             return super().get_text_embedding_batch(texts, show_progress, **kwargs)
 
     @property
     def longest_text(self) -> int | None:
         """The most tokens that the model reads of a text; None where it states no limit."""
-        return self._text_encoder.max_text_tokens
+        return self._encoders.facts[0].max_text_tokens
 
     def count_tokens(self, texts: Sequence[str]) -> list[int] | None:
         """How many tokens the model makes of documents, prompt and special tokens included.
@@ -269,7 +315,12 @@ class DualEncoderEmbedding(LoadingSettings, EmbeddingBase):
         Returns:
             n numbers; None where the model has no tokenizer that could count.
         """
-        return self._text_encoder.count_tokens(texts, "document")
+        pool = None if self._encoders.are_here else self._encoders.pool
+        if pool is None:
+            return self._text_encoder.count_tokens(texts, "document")
+        lengths: list[int] | None
+        (lengths,) = pool.map([LengthsRequest([*texts], "document")])
+        return lengths
 
     def query_cut_at(self, query: str) -> int | None:
         """The tokens that the model reads of this query; None where it reads all of it."""
@@ -282,19 +333,59 @@ class DualEncoderEmbedding(LoadingSettings, EmbeddingBase):
         if not texts:
             return []
         refuse_what_is_no_text(texts)
-        encoder = self._text_encoder
         stop_if_given_up()
         with warn_once_of_cuts(self) as counter:
-            counter.limit = encoder.max_text_tokens
+            counter.limit = self.longest_text
             counter.total += len(texts)
-            counter.cut += encoder.count_truncated(texts, kind)
-            return self._finish(encoder, encoder.encode_text(texts, kind), texts, "text", kind)
+            ahead = _ahead.get()
+            if ahead is not None:
+                vectors, cut = next(ahead)
+            else:
+                encoder = self._text_encoder
+                cut = encoder.count_truncated(texts, kind)
+                vectors = encoder.encode_text(texts, kind)
+            counter.cut += cut
+            return self._finish(vectors, texts, "text", kind)
+
+    def _in_batches(self, inputs: list[_Input]) -> list[list[_Input]]:
+        size = self.embed_batch_size
+        return [inputs[start : start + size] for start in range(0, len(inputs), size)]
+
+    @contextmanager
+    def _texts_ahead(self, batches: Iterable[list[str]], kind: Kind) -> Iterator[None]:
+        """Let processes embed batches of texts, where there are any, before they are asked for."""
+        requests = (TextsRequest(batch, kind) for batch in batches)
+        with self._asked(requests) as answers:
+            token = _ahead.set(answers)
+            try:
+                yield
+            finally:
+                _ahead.reset(token)
+
+    @contextmanager
+    def _asked(self, requests: Iterable[Request]) -> Iterator[Generator[Any, None, None] | None]:
+        """The answers of the processes to requests; None where there are no processes."""
+        pool = self._encoders.pool
+        if pool is None:
+            yield None
+            return
+        try:
+            with closing(pool.map(requests)) as answers:
+                yield answers
+        except KeyboardInterrupt:  # whoever leaves does not wait for the batches under way
+            pool.close()
+            raise
 
     # --- images ----------------------------------------------------------------------------------
 
     def _get_image_embeddings(self, img_file_paths: list[ImageType]) -> list[Embedding]:
+        if not img_file_paths:
+            return []
         prepared = [self._prepare(image) for image in img_file_paths]
-        return self._embed_prepared(prepared, img_file_paths)
+        stop_if_given_up()
+        vectors = self._image_encoder.encode_prepared(prepared)
+        # LlamaIndex has one method for images that are documents and images that are queries.
+        return self._finish(vectors, img_file_paths, "image", "document")
 
     def get_image_embedding_batch(
         self, img_file_paths: list[ImageType], show_progress: bool = False
@@ -311,7 +402,7 @@ class DualEncoderEmbedding(LoadingSettings, EmbeddingBase):
         Raises:
             ImageError: an image cannot be opened; names it.
         """
-        size = self.embed_batch_size
+        batches = self._in_batches(img_file_paths)
         embeddings: list[Embedding] = []
         with (
             tqdm(
@@ -320,49 +411,54 @@ class DualEncoderEmbedding(LoadingSettings, EmbeddingBase):
                 unit="image",
                 disable=not show_progress,
             ) as progress,
-            ThreadPoolExecutor(DECODING_THREADS, "decode") as pool,
-            closing(read_ahead(pool, self._prepare, img_file_paths, size)) as prepared,
+            self._asked(map(self._images_request, batches)) as answers,
+            closing(answers or self._encoded(batches)) as vectors,
         ):
-            for start in range(0, len(img_file_paths), size):
-                images = img_file_paths[start : start + size]
+            for images in batches:
                 payload: dict[str, Any] = {EventPayload.SERIALIZED: self.to_payload()}
                 with self.callback_manager.event(CBEventType.EMBEDDING, payload) as event:
-                    vectors = self._embed_prepared(list(islice(prepared, len(images))), images)
-                    event.on_end({EventPayload.CHUNKS: images, EventPayload.EMBEDDINGS: vectors})
-                embeddings += vectors
+                    found = self._finish(next(vectors), images, "image", "document")
+                    event.on_end({EventPayload.CHUNKS: images, EventPayload.EMBEDDINGS: found})
+                embeddings += found
                 progress.update(len(images))
         return embeddings
 
     def _prepare(self, image: ImageType) -> Any:
-        opened = open_image(
-            image, root=self.image_root, allow_urls=self.allow_urls, max_pixels=self.max_pixels
-        )
-        return self._image_encoder.prepare_image(opened)
+        return self._image_encoder.prepare_image(open_image(image, **self._opening))
 
-    def _embed_prepared(self, prepared: list[Any], images: Sequence[ImageType]) -> list[Embedding]:
-        if not prepared:
-            return []
-        stop_if_given_up()
-        encoder = self._image_encoder
-        vectors = encoder.encode_prepared(prepared)
-        # LlamaIndex has one method for images that are documents and images that are queries.
-        return self._finish(encoder, vectors, images, "image", "document")
+    @property
+    def _opening(self) -> dict[str, Any]:
+        names = {"root": "image_root", "allow_urls": "allow_urls", "max_pixels": "max_pixels"}
+        return {name: getattr(self, setting) for name, setting in names.items()}
+
+    def _encoded(
+        self, batches: Sequence[Sequence[ImageType]]
+    ) -> Generator[VectorArray, None, None]:
+        """Encode batches of images in this process, decoding ahead of the model."""
+        images, size = (image for batch in batches for image in batch), self.embed_batch_size
+        with (
+            ThreadPoolExecutor(DECODING_THREADS, "decode") as pool,
+            closing(read_ahead(pool, self._prepare, images, size)) as prepared,
+        ):
+            for batch in batches:
+                ready = list(islice(prepared, len(batch)))
+                stop_if_given_up()
+                yield self._image_encoder.encode_prepared(ready)
+
+    def _images_request(self, images: Sequence[ImageType]) -> ImagesRequest:
+        return ImagesRequest(images, self._opening, working_folder())
 
     def _finish(
-        self,
-        encoder: Encoder,
-        vectors: VectorArray,
-        inputs: Sequence[object],
-        modality: Modality,
-        kind: Kind,
+        self, vectors: VectorArray, inputs: Sequence[object], modality: Modality, kind: Kind
     ) -> list[Embedding]:
         """Check a batch of vectors, cut and align them, and give what LlamaIndex takes."""
         broken = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
         if broken.size:
             first = describe(inputs[broken[0]])
+            name = self._encoders.facts[modality == "image"].name
             raise ModelError(
-                f"{encoder.name}: {broken.size} of {len(vectors)} vectors hold NaN or infinity, "
-                f"the first for {first!r}; its weights may be damaged, or dtype={self.dtype!r} too "
+                f"{name}: {broken.size} of {len(vectors)} vectors hold NaN or infinity, the "
+                f"first for {first!r}; its weights may be damaged, or dtype={self.dtype!r} too "
                 "narrow for it: try dtype='float32'"
             )
         if self.dimensions is not None:
@@ -371,57 +467,6 @@ class DualEncoderEmbedding(LoadingSettings, EmbeddingBase):
             vectors = self.aligner.apply(vectors, modality, kind)
         embeddings: list[Embedding] = vectors.tolist()
         return embeddings
-
-
-def aligner_from_nodes(
-    nodes: Sequence[BaseNode],
-    embed_model: DualEncoderEmbedding,
-    aligner: type[OffsetAligner] | type[CenterAligner] = LinearAligner,
-    *,
-    queries: Sequence[str] | None = None,
-    show_progress: bool = False,
-    **settings: Any,
-) -> Aligner:
-    """Fit an aligner on a model's vectors of nodes.
-
-    Args:
-        nodes: a ``LinearAligner`` learns from images with captions, and from nothing else; the
-            others from all texts, captions too, and all images. A few hundred of each are good.
-        embed_model: the model; one without an aligner.
-        aligner: which one to fit.
-        queries: a sample of queries, where the aligner centres them by themselves: for models with
-            a prompt for queries, or queries that do not read like the texts.
-        show_progress: show progress bars.
-        **settings: as for its ``fit``.
-
-    Returns:
-        The aligner, for ``DualEncoderEmbedding(aligner=…)``; ``save`` keeps it.
-
-    Raises:
-        ValueError: too few nodes of a sort, or a model that aligns already.
-    """
-    if embed_model.aligner is not None:
-        raise InvalidValueError(
-            f"{embed_model.model_name} aligns already; fit on vectors of a model without an aligner"
-        )
-    if issubclass(aligner, LinearAligner):
-        nodes = [node for node in nodes if isinstance(node, ImageNode) and node.text]
-    embedded = embed_model(nodes, show_progress=show_progress)
-    images = [node for node in embedded if isinstance(node, ImageNode)]
-    captions = [node.text_embedding for node in images if node.text_embedding is not None]
-    texts = [node.embedding for node in embedded if not isinstance(node, ImageNode)]
-
-    def rows(vectors: Iterable[Any]) -> npt.NDArray[np.float32]:
-        return np.reshape(np.array([*vectors], dtype=np.float32), (-1, embed_model.dimension))
-
-    if queries is not None:
-        settings["queries"] = rows(map(embed_model.get_query_embedding, queries))
-    return aligner.fit(
-        rows(texts + captions),
-        rows(node.embedding for node in images),
-        model_name=embed_model.model_name,
-        **settings,
-    )
 
 
 @contextmanager

@@ -21,7 +21,6 @@ import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
-from scipy.linalg import orthogonal_procrustes
 
 from llama_index_gap.errors import InvalidValueError
 from llama_index_gap.files import write_at_once
@@ -391,6 +390,8 @@ def load_aligner(path: str | Path) -> Aligner:
 
 def _rotation(source: FloatArray, target: FloatArray) -> Any:
     """The orthogonal R that brings source·R nearest to target, both (n, d)."""
+    from scipy.linalg import orthogonal_procrustes  # slow to import, and only needed to fit
+
     # Each axis paired with itself, at a tiny weight, decides what the pairs leave open.
     weight = np.sqrt(1e-9 * np.linalg.norm(source.T @ target, 2))
     axes = weight * np.eye(source.shape[1])

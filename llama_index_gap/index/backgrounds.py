@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import cache
+from time import monotonic
 
 import numpy as np
 from llama_index.core.base.embeddings.base import BaseEmbedding
@@ -16,13 +19,47 @@ from llama_index_gap.gap.hubs import FEWEST_REFERENCES
 from llama_index_gap.index.query_sample import SampleKeeper
 from llama_index_gap.modality import CollectionName, Modality
 from llama_index_gap.store.milvus import MilvusStore
+from llama_index_gap.store.patience import patience
 
 SAMPLE_SIZE = 300
 """Vectors of a collection that stand for its background (a few hundred, as fusion was measured)."""
+LARGE = 30_000
+"""Rows of a collection that a few writes do not change as a whole; drawing from it takes long."""
+MOST_SHARE = 1 / 20
+"""Of the time, that is spent with drawing from a large collection while it is written to."""
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """A sample of a collection.
+
+    Attributes:
+        ids: of its nodes.
+        rows: their vectors, of length 1.
+        size: how many rows the collection had.
+        fresh_until: when it may be drawn again, on the monotonic clock.
+    """
+
+    ids: list[str]
+    rows: VectorArray
+    size: int
+    fresh_until: float
+
+    def outlasts(self, size: int) -> bool:
+        """Whether it still stands for a collection that was written to meanwhile.
+
+        Args:
+            size: how many rows that has now; 0 where it is not known.
+        """
+        alike = abs(size - self.size) <= self.size / 10
+        return self.size >= LARGE and alike and monotonic() < self.fresh_until
 
 
 class Backgrounds:
     """Draws the background of each leg once between writes.
+
+    Drawing from a server's collection of a million rows takes a second. So while that is written
+    to all the time, a sample of it serves some time longer.
 
     Args:
         stores: the collections of an index.
@@ -38,9 +75,11 @@ class Backgrounds:
     ) -> None:
         self._stores, self._models, self._sample = stores, models, sample
         self._states: dict[CollectionName, tuple[int, int]] = {}
-        self._drawn: dict[CollectionName, tuple[list[str], VectorArray, int]] = {}
+        self._drawn: dict[CollectionName, _Drawn] = {}
+        self._outdated: set[CollectionName] = set()
         self._backgrounds: dict[tuple[CollectionName, Modality], Background] = {}
         self._lock = threading.Lock()
+        self._looked = -math.inf
 
     def of(self, name: CollectionName, asking: Modality) -> Background:
         """What hits of a collection are compared with.
@@ -82,45 +121,62 @@ class Backgrounds:
         """Draw everything again when it is next asked for."""
         with self._lock:
             self._states.clear()
+            self._looked = -math.inf
+            self._drawn.clear()
             self._forget_what_changed()
             self._sample.forget()
 
     def _forget_what_changed(self) -> None:
-        """Whoever wrote: this object, another one on the same database, or another process."""
+        """Whoever wrote: this object, another one on the same database, or another process.
+
+        What was drawn after a search was called for is new enough for it: many searches beside an
+        insert do not each draw anew.
+        """
+        searching, now = patience(), monotonic()
+        if searching is not None and self._looked >= searching.began:
+            return
         for name, store in self._stores.items():
             state = store.state()  # before anything is drawn, so that a later write shows
             if self._states.get(name) != state:
                 self._states[name] = state
+                self._outdated.add(name)
+                self._backgrounds.clear()  # with the hubness of nodes that may be others now
+            drawn = self._drawn.get(name)
+            if name in self._outdated and not (drawn and drawn.outlasts(state[1])):
+                self._outdated.discard(name)
                 self._drawn.pop(name, None)
                 self._backgrounds.clear()
+        self._looked = now
 
     def _made(
         self, name: CollectionName, asking: Modality, queries: VectorArray | None
     ) -> Background:
-        ids, rows, size = self._sampled(name)
+        drawn = self._sampled(name)
         few = queries is None or len(queries) < FEWEST_REFERENCES
         references = self._references(name, asking) if few else None
-        return Background.of(ids, rows, size, references, queries)
+        return Background.of(drawn.ids, drawn.rows, drawn.size, references, queries)
 
-    def _sampled(self, name: CollectionName) -> tuple[list[str], VectorArray, int]:
-        """Some nodes of a collection, their vectors of length 1, and its rows."""
+    def _sampled(self, name: CollectionName) -> _Drawn:
         if name not in self._drawn:
-            self._drawn[name] = self._stores[name].draw(SAMPLE_SIZE)
+            started = monotonic()
+            drawn = self._stores[name].draw(SAMPLE_SIZE)
+            fresh_until = started + (monotonic() - started) / MOST_SHARE
+            self._drawn[name] = _Drawn(*drawn, fresh_until)
         return self._drawn[name]
 
     def _references(self, name: CollectionName, asking: Modality) -> VectorArray:
         """Stored vectors that are like queries of a modality, in the space of a collection."""
         model = self._models[name]
         if asking == "image":
-            return self._sampled("image_query" if name == "image_query" else "image")[1]
-        ids, rows, size = self._sampled("text")
-        if model is self._models["text"] or not size:
-            return rows
-        known = self._sample.references(name, size)
+            return self._sampled("image_query" if name == "image_query" else "image").rows
+        drawn = self._sampled("text")
+        if model is self._models["text"] or not drawn.size:
+            return drawn.rows
+        known = self._sample.references(name, drawn.size)
         if known is not None:
             return known
-        nodes = self._stores["text"].get_nodes(ids)
+        nodes = self._stores["text"].get_nodes(drawn.ids)
         texts = [node.get_content(MetadataMode.EMBED) for node in nodes]
         made = unit_rows(np.array(model.get_text_embedding_batch(texts), dtype=np.float32))
-        self._sample.keep_references(name, made, size)
+        self._sample.keep_references(name, made, drawn.size)
         return made

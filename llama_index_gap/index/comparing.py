@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,8 +11,8 @@ from typing import TypeAlias
 from llama_index.core.schema import MetadataMode, TextNode
 
 from llama_index_gap.errors import InvalidValueError
+from llama_index_gap.index.ledger import Ledger
 from llama_index_gap.modality import CollectionName
-from llama_index_gap.store.collection import IDS_PER_MESSAGE, batches
 from llama_index_gap.store.milvus import MilvusStore
 from llama_index_gap.store.rows import (
     CONTENT_KEY,
@@ -36,35 +36,31 @@ class Origin:
     Attributes:
         source: names the corpus; None keeps what is stored of each node.
         places: the file of the corpus that each document stands in, by its id.
-        is_part: whether only a part of the corpus is given, so that nothing else is asked of it.
     """
 
     source: str | None = None
     places: Mapping[str, str] = field(default_factory=dict)
-    is_part: bool = False
 
-    @classmethod
-    def of(cls, source: str | None, path: Path | None, places: Mapping[str, str]) -> Origin:
-        """Of a corpus that is named, or else known by its path.
 
-        Args:
-            source: its name, if the user has given one.
-            path: where it was read, if it was.
-            places: of its documents; only the files are kept.
-        """
-        if source is None and path is not None:
-            source = _storable(str(path))
-        return cls(source, {key: file_of(place) for key, place in places.items()})
+def named_source(source: str | None, path: Path | None) -> str | None:
+    """The name of a corpus, as its rows have it; None if it has none.
 
-    def __post_init__(self) -> None:
-        if self.source is None:
-            return
-        size = len(self.source.encode(errors="surrogatepass"))
-        if not self.source.strip() or size > MOST_SOURCE_BYTES:
-            raise InvalidValueError(
-                f"source={self.source[:60]!r}: must be a name of up to {MOST_SOURCE_BYTES:,} "
-                "bytes; it says which corpus a row was written from"
-            )
+    Args:
+        source: its name, if the user has given one.
+        path: where it was read, if it was.
+
+    Raises:
+        ValueError: the name is empty, or too long.
+    """
+    if source is None:
+        return None if path is None else _storable(str(path))
+    size = len(source.encode(errors="surrogatepass"))
+    if not source.strip() or size > MOST_SOURCE_BYTES:
+        raise InvalidValueError(
+            f"source={source[:60]!r}: must be a name of up to {MOST_SOURCE_BYTES:,} bytes; it says "
+            "which corpus a row was written from"
+        )
+    return source
 
 
 @dataclass
@@ -73,9 +69,10 @@ class Compared:
 
     Attributes:
         rows: what is to be there.
-        stored: what is stored of the nodes that were given, of all others from their corpus, and,
-            where whole documents were given, of all others of these; by node id.
+        stored: what is stored of the nodes that were given, by node id.
         labels: what is stored beside each row, by node id.
+        contents: digests of what the vectors of rows are made from that are not there just so, by
+            node id; empty where nobody can tell.
         unchanged: ids of the rows that are there, just so.
         relabelled: ids of those that differ in nothing but the path of their image, or where they
             come from.
@@ -85,6 +82,7 @@ class Compared:
     rows: list[TextNode]
     stored: dict[str, StoredRow] = field(default_factory=dict)
     labels: dict[str, dict[str, str]] = field(default_factory=dict)
+    contents: dict[str, str] = field(default_factory=dict)
     unchanged: set[str] = field(default_factory=set)
     relabelled: set[str] = field(default_factory=set)
     lost: set[str] = field(default_factory=set)
@@ -98,9 +96,9 @@ def compare(
     rows: Mapping[CollectionName, list[TextNode]],
     digests: Mapping[str, str],
     *,
-    origin: Origin,
+    ledger: Ledger,
+    source: str | None,
     whole: bool,
-    everything: bool,
 ) -> Comparison:
     """Compare rows with what is stored.
 
@@ -108,28 +106,26 @@ def compare(
         stores: the collections.
         rows: what is to be in each.
         digests: of images, by node id.
-        origin: where the rows come from.
+        ledger: what is known of what is stored; for whole documents, more is noted there.
+        source: the corpus that the rows come from; None keeps what is stored of each node.
         whole: whether all nodes of their documents are given.
-        everything: whether all that is stored is read.
     """
     compared = {name: Compared(of_collection) for name, of_collection in rows.items()}
     everywhere = {row.node_id for each in compared.values() for row in each.rows}
     documents = sorted(documents_of(compared)) if whole else []
+    origin = Origin(source, ledger.places(keys_of(compared)) if source is not None else {})
     for name, each in compared.items():
         stop_if_given_up()
-        store, images = stores[name], {} if name == "text" else digests
-        if everything or (origin.source is not None and not origin.is_part):
-            each.stored |= store.rows_from(None if everything else origin.source)
-        if not each.stored or store.count() > len(each.stored):  # else that is all there is
-            missing = sorted(everywhere - each.stored.keys())
-            each.stored |= store.stored_rows(missing, images=images)
-        if documents and store.count() > len(each.stored):
-            for batch in batches(documents, IDS_PER_MESSAGE, len):
-                others = set(store.ids_of_documents(batch)) - each.stored.keys()
-                each.stored |= store.stored_rows(sorted(others))
+        images = {} if name == "text" else digests
+        each.stored = ledger.stored(name, stores[name], everywhere, images, documents, keep=whole)
         each.lost = everywhere & each.stored.keys() - {row.node_id for row in each.rows}
         for row in each.rows:
             _compare_row(each, row, images.get(row.node_id, ""), origin)
+            if row.node_id not in each.unchanged:
+                content = _content_of(name, row, digests)
+                each.contents[row.node_id] = content
+                if content:
+                    each.labels[row.node_id][CONTENT_KEY] = content
     return compared
 
 
@@ -153,7 +149,12 @@ def documents_of(compared: Comparison) -> set[str]:
     return {row.ref_doc_id for row in rows if row.ref_doc_id}
 
 
-def content_of(name: CollectionName, row: TextNode, digests: Mapping[str, str]) -> str:
+def keys_of(compared: Comparison) -> set[str]:
+    """The documents that the rows belong to, as ``document_key`` names them."""
+    return {row.ref_doc_id or row.node_id for each in compared.values() for row in each.rows}
+
+
+def _content_of(name: CollectionName, row: TextNode, digests: Mapping[str, str]) -> str:
     """A digest of what the vector of a row is made from; empty where nobody can tell."""
     if name != "text":
         return digests.get(row.node_id, "")
@@ -163,33 +164,39 @@ def content_of(name: CollectionName, row: TextNode, digests: Mapping[str, str]) 
 
 
 def vectors_there(
-    name: CollectionName, compared: Compared, digests: Mapping[str, str]
+    compared: Compared, of_contents: Callable[[set[str]], Mapping[str, str]]
 ) -> dict[str, str]:
     """Of rows that are not there just so, which node's stored vector is theirs, by node id.
 
     It is the row's own if what it was made from is as it was. If not, it may be that of a node
     that stays as it is, or goes: a document or an image has got another name.
+
+    Args:
+        compared: the rows.
+        of_contents: which node, that is not written anew, has the vector of each content.
     """
-    written = {row.node_id for row in compared.rows} - compared.unchanged
-    renamed = {
+    found: dict[str, str] = {}
+    others: dict[str, str] = {}
+    for node_id, content in compared.contents.items():
+        known = compared.stored.get(node_id)
+        same = known is not None and content and known.labels.get(CONTENT_KEY) == content
+        if same or node_id in compared.relabelled:
+            found[node_id] = node_id
+        elif content:
+            others[node_id] = content
+    renamed = of_contents(set(others.values())) if others else {}
+    return found | {
+        node_id: renamed[content] for node_id, content in others.items() if content in renamed
+    }
+
+
+def contents_there(compared: Compared) -> dict[str, str]:
+    """Which of the nodes that were given, and stay as they are, has the vector of each content."""
+    return {
         row.labels[CONTENT_KEY]: node_id
         for node_id, row in compared.stored.items()
-        if CONTENT_KEY in row.labels and node_id not in written
+        if CONTENT_KEY in row.labels and node_id not in compared.contents
     }
-    found: dict[str, str] = {}
-    for row in compared.rows:
-        if row.node_id in compared.unchanged:
-            continue
-        content = content_of(name, row, digests)
-        if content:
-            compared.labels[row.node_id][CONTENT_KEY] = content
-        known = compared.stored.get(row.node_id)
-        same = known is not None and content and known.labels.get(CONTENT_KEY) == content
-        if same or row.node_id in compared.relabelled:
-            found[row.node_id] = row.node_id
-        elif content in renamed:
-            found[row.node_id] = renamed[content]
-    return found
 
 
 def _compare_row(compared: Compared, row: TextNode, image: str, origin: Origin) -> None:

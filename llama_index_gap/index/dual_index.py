@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from llama_index.core.schema import BaseNode
 from llama_index_gap.errors import InvalidValueError, names_nearest
 from llama_index_gap.gap.calibrate import RelevanceCalibrator
 from llama_index_gap.index.backgrounds import Backgrounds
-from llama_index_gap.index.comparing import Origin
+from llama_index_gap.index.comparing import file_of, named_source
 from llama_index_gap.index.fitting import fit_nodes, is_first_part, parts_of
 from llama_index_gap.index.image_storage import ImageStorage, storage_folder
 from llama_index_gap.index.indexed_images import (
@@ -28,6 +27,7 @@ from llama_index_gap.index.indexed_images import (
     kept_images,
     named_folders,
 )
+from llama_index_gap.index.ledger import Ledger
 from llama_index_gap.index.models import (
     CALIBRATOR_PROPERTY,
     MODELS_PROPERTY,
@@ -53,8 +53,10 @@ from llama_index_gap.index.versions import (
     check_name,
     collection_name,
 )
+from llama_index_gap.index.windows import how_many, windows
 from llama_index_gap.index.writing import IndexReport, Writing, as_nodes
 from llama_index_gap.modality import CollectionName
+from llama_index_gap.nodes import as_ids, each_node
 from llama_index_gap.readers.corpus import Corpus
 from llama_index_gap.readers.splitting import chosen_splitter
 from llama_index_gap.search.legs import SearchedCollection
@@ -224,7 +226,7 @@ class DualIndex(PartlyFilledIndex, MovingIndex):
     @names_nearest
     def from_documents(
         cls,
-        documents: Corpus | Sequence[BaseNode],
+        documents: Corpus | Iterable[BaseNode],
         uri: str = "./gap.db",
         name: str = "gap",
         embed_model: BaseEmbedding | None = None,
@@ -282,7 +284,7 @@ class DualIndex(PartlyFilledIndex, MovingIndex):
         )
         try:
             if not isinstance(documents, Corpus):
-                documents = Corpus(as_nodes(documents, chosen_splitter(splitter, chunk_size)), [])
+                documents = Corpus(as_nodes(documents, chosen_splitter(splitter, chunk_size)))
             settings = SyncSettings(vanished=False)
             index.report = index._bring_in(
                 documents,
@@ -302,7 +304,7 @@ class DualIndex(PartlyFilledIndex, MovingIndex):
 
     @names_nearest
     def insert_nodes(
-        self, nodes: Sequence[BaseNode], *, show_progress: bool = False, strict: bool = False
+        self, nodes: Iterable[BaseNode], *, show_progress: bool = False, strict: bool = False
     ) -> IndexReport:
         """Put nodes into the index; those that are there already, just so, are left alone.
 
@@ -312,21 +314,31 @@ class DualIndex(PartlyFilledIndex, MovingIndex):
         the node's id, the others are called ``ID#part-2`` and so on, and go when the node goes.
 
         Args:
-            nodes: text nodes and image nodes; never changed.
+            nodes: text nodes and image nodes, from any iterable, such as a generator; never
+                changed. Some 2,000 are in memory at a time, and written before others are taken.
             show_progress: show a progress bar.
             strict: raise at the first node that would be skipped.
 
         Returns:
             What was written, and what was skipped and why.
         """
-        fitted = fit_nodes(nodes, self.embed_model, show_progress=show_progress)
-        ids = {node.node_id for node in fitted.nodes}
-        whole = ids.difference(node.node_id for node in nodes if is_first_part(node))
-        if stale := parts_of(whole, self._stores["text"].existing_ids) - ids:
-            self.delete_nodes(sorted(stale))
         writing = self._writing(None, strict=strict)
-        writing.report.note_cuts(fitted)
-        writing.write(fitted.nodes, show_progress=show_progress)
+        ledger, texts = writing.ledger, self._stores["text"]
+        running = writing.running(how_many(nodes), show_progress=show_progress, doing="Indexing")
+        with closing(ledger):
+            with running:
+                for window in windows(nodes):
+                    fitted = fit_nodes(window, self.embed_model)
+                    writing.report.note_cuts(fitted)
+                    if "text" not in ledger.complete:  # else there are none
+                        ids = {node.node_id for node in fitted.nodes}
+                        whole = ids - {node.node_id for node in window if is_first_part(node)}
+                        stale = parts_of(whole, texts.existing_ids) - ids
+                        if stale := stale - ledger.given_among(stale):
+                            self.delete_nodes(stale)
+                    writing.write(fitted.nodes)
+            writing.delete(show_progress=show_progress)
+            writing.finish()
         return writing.report
 
     def _writing(self, root: Path | None, **settings: Any) -> Writing:
@@ -354,31 +366,56 @@ class DualIndex(PartlyFilledIndex, MovingIndex):
             show_progress: as for ``sync``.
             strict: as for ``sync``.
         """
-        fitted = fit_nodes(corpus.nodes, self.embed_model, show_progress=show_progress)
-        corpus = replace(corpus, nodes=fitted.nodes)
-        origin = Origin.of(source, corpus.path, corpus.places)
-        writing = self._writing(
-            corpus.root,
-            strict=strict,
-            whole=True,
-            origin=origin,
-            everything=settings.whole_index,
-        )
-        writing.report.note_cuts(fitted)
-        plan = Plan(self._stores, writing, corpus, origin.source, settings)
-        if settings.dry_run:
-            plan.deletes(writing.compare(corpus.nodes))
-        else:
-            writing.write(corpus.nodes, show_progress=show_progress, deletes=plan.deletes)
+        named = named_source(source, corpus.path)
+        writing = self._writing(corpus.root, strict=strict, whole=True, source=named)
+        with closing(writing.ledger) as ledger:
+            if named is not None or settings.whole_index:
+                writing.read_stored(None if settings.whole_index else named)
+            self._take_in(corpus, writing, settings, show_progress)
+            if settings.vanished and not ledger.given_any():
+                raise InvalidValueError(
+                    "sync of a corpus that holds no document would empty the index; if that is "
+                    "meant, call clear(), or delete_ref_doc() for each document"
+                )
+            plan = Plan(self._stores, writing, corpus, named, settings)
+            gone = plan.deletes()
+            if not settings.dry_run:
+                waiting = ledger.how_many_wait()
+                with writing.running(waiting, show_progress=show_progress, doing="Indexing"):
+                    for window in ledger.waiting():
+                        writing.write(window, looked_at=True)
+                writing.delete(gone, show_progress=show_progress)
+                writing.finish()
         for note in [] if settings.vanished else plan.report.notes:  # sync returns them
             logger.warning("%s: %s", self._of, note)
         return plan.report
 
+    def _take_in(
+        self, corpus: Corpus, writing: Writing, settings: SyncSettings, show_progress: bool
+    ) -> None:
+        """Write a corpus; where documents may vanish, only look, and let what is new wait.
+
+        Then nothing is written if too many would vanish.
+        """
+        looks = settings.vanished
+        doing = "Comparing" if looks else "Indexing"
+        with writing.running(how_many(corpus), show_progress=show_progress, doing=doing):
+            for window in windows(_noted(corpus, writing.ledger)):
+                fitted = fit_nodes(window, self.embed_model)
+                writing.report.note_cuts(fitted)
+                if not looks:
+                    writing.write(fitted.nodes)
+                    continue
+                compared = writing.look(fitted.nodes)
+                if not settings.dry_run:
+                    writing.put_aside(fitted.nodes, compared)
+
     upsert_nodes = insert_nodes
 
-    def delete_nodes(self, node_ids: Sequence[str]) -> None:
+    def delete_nodes(self, node_ids: Iterable[str]) -> None:
         """Delete nodes from all collections; ids that are not there are no error."""
-        ids = sorted({*node_ids, *parts_of(node_ids, self._stores["text"].existing_ids)})
+        given = set(as_ids(node_ids, "node_ids"))
+        ids = sorted({*given, *parts_of(given, self._stores["text"].existing_ids)})
         if ids:
             with self._images.deleting(ids):
                 for store in self._stores.values():
@@ -393,7 +430,7 @@ class DualIndex(PartlyFilledIndex, MovingIndex):
     @names_nearest
     def refresh_ref_docs(
         self,
-        nodes: Corpus | Sequence[BaseNode],
+        nodes: Corpus | Iterable[BaseNode],
         *,
         source: str | None = None,
         show_progress: bool = False,
@@ -402,7 +439,8 @@ class DualIndex(PartlyFilledIndex, MovingIndex):
         """Bring documents up to date: others are written, then nodes that they lost are deleted.
 
         Args:
-            nodes: a corpus, or all nodes of these documents, as a reader gives them.
+            nodes: a corpus, or all nodes of these documents, from any iterable; taken as for
+                ``insert_nodes``.
             source: names their corpus, for ``sync``; by default its path.
             show_progress: show progress bars.
             strict: raise at the first node that would be skipped.
@@ -410,7 +448,7 @@ class DualIndex(PartlyFilledIndex, MovingIndex):
         Returns:
             What was written and deleted, and what was skipped and why.
         """
-        corpus = nodes if isinstance(nodes, Corpus) else Corpus(list(nodes), [])
+        corpus = nodes if isinstance(nodes, Corpus) else Corpus(each_node(nodes))
         return self._bring_in(
             corpus,
             source=source,
@@ -439,12 +477,13 @@ class DualIndex(PartlyFilledIndex, MovingIndex):
 
     # --- reading ---------------------------------------------------------------------------------
 
-    def get_nodes(self, node_ids: Sequence[str]) -> list[BaseNode]:
+    def get_nodes(self, node_ids: Iterable[str]) -> list[BaseNode]:
         """The nodes with these ids, in this order; ids that are not there are left out."""
+        ids = as_ids(node_ids, "node_ids")
         found: dict[str, BaseNode] = {}
         for store in self._stores.values():  # an image node comes as such from each
-            found |= {node.node_id: node for node in store.get_nodes(list(node_ids))}
-        return [found[node_id] for node_id in node_ids if node_id in found]
+            found |= {node.node_id: node for node in store.get_nodes(ids)}
+        return [found[node_id] for node_id in ids if node_id in found]
 
     def count(self) -> dict[CollectionName, int]:
         """How many rows each collection has."""
@@ -485,7 +524,7 @@ class DualIndex(PartlyFilledIndex, MovingIndex):
     def collections(self) -> dict[CollectionName, SearchedCollection]:
         """What a retriever searches."""
         if "image_query" in self._stores:
-            rows = self.count()
+            rows = {name: store.count(strong=False) for name, store in self._stores.items()}
             if rows["image_query"] < rows["image"]:
                 logger.warning(
                     "%s: image queries find %d of %d images only; insert them again, which "
@@ -673,6 +712,14 @@ class DualIndex(PartlyFilledIndex, MovingIndex):
             return
         with store:
             self._compare(store.initial_properties, identities)
+
+
+def _noted(corpus: Corpus, ledger: Ledger) -> Iterator[BaseNode]:
+    """The nodes of a corpus; where its documents stand is noted."""
+    for document in corpus.documents():
+        if document.place:
+            ledger.place(document.id, file_of(document.place))
+        yield from document.nodes
 
 
 def _opened(

@@ -18,7 +18,6 @@ from llama_index.core.schema import (
     RelatedNodeInfo,
     TextNode,
 )
-from tqdm import tqdm
 
 from llama_index_gap.errors import EXPECTED_ERRORS
 from llama_index_gap.nodes import as_row, texts_of_bytes
@@ -50,9 +49,7 @@ class Fitted:
     too_long: int = 0
 
 
-def fit_nodes(
-    nodes: Sequence[BaseNode], model: BaseEmbedding, *, show_progress: bool = False
-) -> Fitted:
+def fit_nodes(nodes: Sequence[BaseNode], model: BaseEmbedding) -> Fitted:
     """Cut the texts that are longer than a model reads, titles and metadata included.
 
     The first part keeps the node's id, the others are called ``ID#part-2`` and so on, so that ids
@@ -61,7 +58,6 @@ def fit_nodes(
     Args:
         nodes: text nodes and image nodes; never changed.
         model: what embeds them; one that does not count tokens leaves all texts whole.
-        show_progress: show a progress bar.
     """
     limit, counts = getattr(model, "longest_text", None), getattr(model, "count_tokens", None)
     if limit is None or counts is None or counts([""]) is None:
@@ -72,33 +68,27 @@ def fit_nodes(
     of_bytes = texts_of_bytes(nodes)  # are no texts, and skipped by whoever writes them
     # A word of many thousand letters is cut letter by letter.
     size = lru_cache(_KEPT)(lambda text: range(max(counts([text])[0] - special, 0)))
-    with tqdm(
-        total=len(nodes), desc="Counting tokens", unit="node", disable=not show_progress
-    ) as bar:
-        for start in range(0, len(nodes), _AT_ONCE):
-            stop_if_given_up()
-            batch = nodes[start : start + _AT_ONCE]
-            contents = [
-                _content(node)
-                if last[node.node_id] is node and node.node_id not in of_bytes
-                else ""
-                for node in batch
-            ]
-            # A token is at least one letter, so that a short text need not be counted. (Beyond
-            # ASCII a letter may become several, where a tokenizer normalizes it.)
-            contents = [
-                "" if each.isascii() and len(each) + special < limit else each for each in contents
-            ]
-            for node, length in zip(batch, counts(contents), strict=True):
-                parts = _parts(as_row(node), counts, size, limit) if length > limit else [node]
-                fitted.nodes += parts
-                if len(parts) > 1:
-                    fitted.cut += 1
-                    fitted.parts += len(parts)
-                if length > limit:
-                    lengths = counts([_content(part) for part in parts])
-                    fitted.too_long += sum(each > limit for each in lengths)
-            bar.update(len(batch))
+    for start in range(0, len(nodes), _AT_ONCE):
+        stop_if_given_up()
+        batch = nodes[start : start + _AT_ONCE]
+        contents = [
+            _content(node) if last[node.node_id] is node and node.node_id not in of_bytes else ""
+            for node in batch
+        ]
+        # A token is at least one letter, so that a short text need not be counted. (Beyond
+        # ASCII a letter may become several, where a tokenizer normalizes it.)
+        contents = [
+            "" if each.isascii() and len(each) + special < limit else each for each in contents
+        ]
+        for node, length in zip(batch, counts(contents), strict=True):
+            parts = _parts(as_row(node), counts, size, limit) if length > limit else [node]
+            fitted.nodes += parts
+            if len(parts) > 1:
+                fitted.cut += 1
+                fitted.parts += len(parts)
+            if length > limit:
+                lengths = counts([_content(part) for part in parts])
+                fitted.too_long += sum(each > limit for each in lengths)
     return fitted
 
 

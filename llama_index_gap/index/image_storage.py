@@ -239,14 +239,7 @@ class ImageStorage:
         with _lock(self.folder, exclusive=True, wait=False) as alone, self._one_at_a_time():
             if not alone:
                 return
-            pending: dict[str, list[str]] = {}
-            for file in _files(self.folder / "pending"):
-                if _PARTIAL.fullmatch(file.name):
-                    file.unlink()
-                elif record := _pending(file):
-                    node_id, *names = record
-                    if self._key(node_id) == file.name:  # else it is of another index
-                        pending[node_id] = names
+            pending = self._unfinished()
             used = self._in_use(list(pending)) if pending else {}
             for node_id, names in pending.items():
                 key = self._key(node_id)
@@ -265,6 +258,21 @@ class ImageStorage:
                 if now is None and before is not None:
                     (self.folder / "nodes" / key).unlink()
                 (self.folder / "pending" / key).unlink()
+
+    def _unfinished(self) -> dict[str, list[str]]:
+        """Names of images that are pending, by node id; what was written by half goes."""
+        for kind in ("pending", "nodes"):
+            for partial in _files(self.folder / kind, _PARTIAL):
+                partial.unlink()
+        pending: dict[str, list[str]] = {}
+        for file in _files(self.folder / "pending"):
+            node_id, *names = _pending(file) or [""]
+            if self._key(node_id) == file.name:  # else it is of another index
+                pending[node_id] = names
+            for name in names:
+                for partial in _files(self._users(name), _PARTIAL):
+                    partial.unlink()
+        return pending
 
     def clear(self, *, all_owners: bool = False) -> None:
         """Delete all images that this index kept here, and nothing else that may lie here.

@@ -29,7 +29,7 @@ _FROM_THE_INDEX = {
 
 def names_a_class(name: str) -> bool:
     """Whether a model's name is that of a class of LlamaIndex's, and of nothing on a hub."""
-    return bool(re.fullmatch(r"([A-Za-z_][\w.]*:)?[A-Z]\w*Embedding\w*", name))
+    return bool(re.fullmatch(r"([A-Za-z_][\w.]*:)?(?=[A-Z])\w*Embedding\w*", name))
 
 
 def build_from_class(

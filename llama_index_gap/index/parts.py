@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from socket import gethostname
 from tempfile import NamedTemporaryFile
@@ -17,7 +18,7 @@ from llama_index.core.schema import BaseNode, ImageNode
 
 from llama_index_gap.errors import InvalidValueError
 from llama_index_gap.images.folders import is_made
-from llama_index_gap.index.comparing import Compared, Comparison, Origin
+from llama_index_gap.index.comparing import file_of
 from llama_index_gap.index.fitting import fit_nodes, is_first_part, parts_of
 from llama_index_gap.index.image_storage import ImageStorage
 from llama_index_gap.index.indexed_images import IndexedImages
@@ -28,11 +29,7 @@ from llama_index_gap.modality import CollectionName
 from llama_index_gap.nodes import as_row
 from llama_index_gap.readers.corpus import Corpus
 from llama_index_gap.readers.records import Skipped
-from llama_index_gap.store.filters import literal
 from llama_index_gap.store.milvus import MilvusStore
-from llama_index_gap.store.rows import SOURCE_KEY, StoredRow
-
-_ROWS_AT_ONCE = 10_000
 
 
 @dataclass(frozen=True)
@@ -98,7 +95,7 @@ class PartlyFilledIndex(SyncedIndex):
         """A call that puts in nodes."""
 
     @abstractmethod
-    def delete_nodes(self, node_ids: Sequence[str]) -> None:
+    def delete_nodes(self, node_ids: Iterable[str]) -> None:
         """Delete nodes from all collections."""
 
     def opening(self) -> dict[str, Any]:
@@ -161,39 +158,18 @@ class PartlyFilledIndex(SyncedIndex):
                 "keeps images that come as base64 or from PDF files; open the index with "
                 "storage_dir= on storage that all machines share"
             )
-        fitted = fit_nodes(part.nodes, self.embed_model)
-        if not part.whole:
-            ids = {node.node_id for node in fitted.nodes}
-            whole = ids.difference(node.node_id for node in part.nodes if is_first_part(node))
-            if stale := parts_of(whole, self._stores["text"].existing_ids) - ids:
-                self.delete_nodes(sorted(stale))
-        origin = replace(Origin.of(part.source, None, part.places), is_part=True)
-        writing = self._writing(part.root, strict=part.strict, whole=part.whole, origin=origin)
-        writing.report.note_cuts(fitted)
-        corpus = Corpus(fitted.nodes, part.skipped, part.root, part.path, part.places)
-        first = now = Begun({}, 0)
-
-        def deletes(compared: Comparison) -> set[str]:
-            nonlocal first, now
-            gone = writing.leftovers(compared)
-            if gone:  # perhaps some of them are only unreadable
-                settings = SyncSettings(vanished=False)
-                gone = Plan(self._stores, writing, corpus, None, settings).deletes(compared)
-            if part.scattered:
-                gone -= {
-                    node_id
-                    for each in compared.values()
-                    for node_id in gone & each.stored.keys()
-                    if each.stored[node_id].document in part.scattered
-                }
-            now = Begun(
-                {name: len(each.unchanged | each.relabelled) for name, each in compared.items()},
-                sum(len((gone | each.lost) & each.stored.keys()) for each in compared.values()),
-            )
+        writing = self._writing(part.root, strict=part.strict, whole=part.whole, source=part.source)
+        with closing(writing.ledger) as ledger:
+            for document, place in part.places.items():
+                ledger.place(document, file_of(place))
+            running = partial(writing.running, None, show_progress=False, doing="Indexing")
+            with running():
+                now, gone = self._look_at(part, writing)
             first = begin(now)
-            return gone
-
-        writing.write(fitted.nodes, show_progress=False, deletes=deletes)
+            with running():
+                for window in ledger.waiting():
+                    writing.write(window, looked_at=True)
+            writing.delete(gone, show_progress=False)
         report = writing.report
         for name, unchanged in now.unchanged.items():
             again = unchanged - first.unchanged[name]
@@ -202,6 +178,26 @@ class PartlyFilledIndex(SyncedIndex):
             report.unchanged -= again
         report.deleted += first.deletes - now.deletes
         return report
+
+    def _look_at(self, part: Part, writing: Writing) -> tuple[Begun, set[str]]:
+        """Compare a part with the index; says what is to be done, and which nodes go."""
+        fitted = fit_nodes(part.nodes, self.embed_model)
+        writing.report.note_cuts(fitted)
+        if not part.whole:
+            ids = {node.node_id for node in fitted.nodes}
+            whole = ids.difference(node.node_id for node in part.nodes if is_first_part(node))
+            if stale := parts_of(whole, self._stores["text"].existing_ids) - ids:
+                self.delete_nodes(sorted(stale))
+        compared = writing.look(fitted.nodes)
+        writing.put_aside(fitted.nodes, compared)
+        corpus = Corpus(fitted.nodes, part.skipped, part.root, part.path, part.places)
+        # Without a source nothing is asked of the rest of the corpus.
+        gone = Plan(self._stores, writing, corpus, None, SyncSettings(vanished=False)).deletes()
+        for name in self._stores if part.scattered else ():
+            documents = writing.ledger.documents_of(name, gone)
+            gone -= {each for each, document in documents.items() if document in part.scattered}
+        unchanged = {name: len(each.unchanged | each.relabelled) for name, each in compared.items()}
+        return Begun(unchanged, sum(map(len, writing.deletes(gone).values()))), gone
 
     def end_parts(self, corpus: Corpus, source: str | None, given: Callable[[str], bool]) -> int:
         """End what several processes did, once all of them are done.
@@ -217,28 +213,13 @@ class PartlyFilledIndex(SyncedIndex):
         self._images.tidy()
         if source is None:
             return 0
-        gone = {name: self._not_given(name, source, given) for name in self._stores}
-        if not any(gone.values()):
-            return 0
-        compared = {name: Compared([], stored=rows) for name, rows in gone.items()}
-        writing = self._writing(corpus.root, strict=False)
-        plan = Plan(
-            self._stores, writing, replace(corpus, nodes=[]), source, SyncSettings(vanished=False)
-        )
-        plan.deletes(compared)  # nothing: it only counts those that vanished
-        return plan.report.written.vanished
-
-    def _not_given(
-        self, name: CollectionName, source: str, given: Callable[[str], bool]
-    ) -> dict[str, StoredRow]:
-        """The rows of documents from a corpus that were not given."""
-        store = self._stores[name]
-        ids = store.collection.find_ids(f"$meta[{literal(SOURCE_KEY)}] == {literal(source)}")
-        found: dict[str, StoredRow] = {}
-        for start in range(0, len(ids), _ROWS_AT_ONCE):
-            rows = store.stored_rows(ids[start : start + _ROWS_AT_ONCE])
-            found |= {key: row for key, row in rows.items() if not given(row.document or key)}
-        return found
+        writing = self._writing(corpus.root, strict=False, whole=True, source=source)
+        with closing(writing.ledger) as ledger:
+            for name, store in self._stores.items():
+                ledger.load(name, store, source, but=given)
+            settings = SyncSettings(vanished=False)
+            Plan(self._stores, writing, corpus, source, settings).deletes()  # none: it counts
+        return writing.report.vanished
 
 
 def image_of(node: BaseNode) -> ImageNode | None:

@@ -11,8 +11,7 @@ from functools import partial
 from typing import Any, cast, get_args
 
 from llama_index.core.base.embeddings.base import BaseEmbedding
-from llama_index.core.embeddings import MultiModalEmbedding
-from llama_index.core.schema import ImageNode, MetadataMode
+from llama_index.core.schema import ImageNode, TextNode
 from tqdm import tqdm
 
 from llama_index_gap.embedding.dual_encoder import warn_once_of_cuts
@@ -34,6 +33,7 @@ from llama_index_gap.index.models import (
 )
 from llama_index_gap.index.query_sample import companion, kept_queries
 from llama_index_gap.index.transfer import Rows, Transfer
+from llama_index_gap.index.vectors import RowEmbedder
 from llama_index_gap.index.versions import (
     UNFINISHED_PROPERTY,
     IndexAddress,
@@ -373,37 +373,17 @@ class _Building:
 
     def _embedded(self, part: CollectionName, rows: Rows) -> Rows:
         """The rows with their new vectors; one that cannot be embedded is skipped."""
-        stop_if_given_up()
-        model = self._models[part]
-        if not rows:
-            return {}
-        nodes = [to_node(row, self._folders) for row in rows.values()]
-        try:
-            if part == "text":
-                texts = [node.get_content(MetadataMode.EMBED) for node in nodes]
-                vectors = model.get_text_embedding_batch(texts)
-            else:
-                images: list[Any] = [
-                    node.image_path or node.image_url
-                    for node in nodes
-                    if isinstance(node, ImageNode)
-                ]
-                vectors = cast(MultiModalEmbedding, model).get_image_embedding_batch(images)
-            store = self._to[part]
-            return {
-                row_id: {**row, VECTOR_FIELD: store.checked_vector(vector, row_id)}
-                for (row_id, row), vector in zip(rows.items(), vectors, strict=True)
-            }
-        except _BAD_INPUT as error:
-            if len(rows) == 1:
-                self._skip(part, next(iter(rows.values())), error)
-                return {}
-            halves = list(rows.items())
-            middle = len(halves) // 2
-            return {
-                **self._embedded(part, dict(halves[:middle])),
-                **self._embedded(part, dict(halves[middle:])),
-            }
+        store = self._to[part]
+        embedder = RowEmbedder(
+            *(part, self._models[part], int(store.dim or 0)),
+            lambda row, error: self._skip(part, rows[row.node_id], error),
+        )
+        embedded: Rows = {}
+        nodes = [cast(TextNode, to_node(row, self._folders)) for row in rows.values()]
+        for node in embedder.embed(nodes):
+            vector = store.checked_vector(node.get_embedding(), node.node_id)
+            embedded[node.node_id] = {**rows[node.node_id], VECTOR_FIELD: vector}
+        return embedded
 
     def _skip(self, part: CollectionName, row: Mapping[str, Any], error: Exception) -> None:
         """Skip a row; an image is told once, though two collections may hold it."""

@@ -35,6 +35,7 @@ from llama_index_gap.search.fusion import RANK_CONSTANT, Combine, Normalize
 from llama_index_gap.search.legs import ImageQueries, Searchable
 from llama_index_gap.search.rerank import MultiModalRerank
 from llama_index_gap.search.retriever import IMAGES, PASSAGES, TOP_K, DualIndexRetriever, OnLegError
+from llama_index_gap.store.patience import one_search
 from llama_index_gap.text import is_blank
 from llama_index_gap.threads import in_thread
 
@@ -154,7 +155,8 @@ class SearchedIndex(Searchable):
         self, text: str | None = None, image: ImageSource | None = None, **settings: Any
     ) -> SearchResult:
         """As ``search``, without blocking the event loop."""
-        return await in_thread(self.search, text, image, **settings)
+        with one_search():
+            return await in_thread(self.search, text, image, **settings)
 
     @names_nearest
     def as_retriever(

@@ -6,8 +6,10 @@ import os
 import re
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
 
@@ -15,17 +17,17 @@ from llama_index.core.node_parser import NodeParser
 from llama_index.core.schema import BaseNode
 
 from llama_index_gap.errors import InvalidValueError, names_nearest
-from llama_index_gap.index.comparing import Comparison, file_of
+from llama_index_gap.index.comparing import file_of
 from llama_index_gap.index.learning import LearningIndex
+from llama_index_gap.index.ledger import Is
 from llama_index_gap.index.writing import IndexReport, Writing, as_nodes
 from llama_index_gap.modality import CollectionName
 from llama_index_gap.readers.corpus import Corpus
-from llama_index_gap.readers.records import Skipped
+from llama_index_gap.readers.records import OF_IMAGE, Skipped
 from llama_index_gap.store.milvus import MilvusStore
-from llama_index_gap.store.rows import PLACE_KEY, SOURCE_KEY
+from llama_index_gap.text import as_bytes
 from llama_index_gap.threads import asynchronous
 
-_IMAGE = ", image "
 _MANY = 10
 """From so many on, more than half of a corpus that vanish are looked upon as a mistake."""
 
@@ -94,7 +96,7 @@ class Plan:
 
     Args:
         stores: the collections.
-        writing: what compares and writes.
+        writing: what has compared all nodes, or written those that it could.
         corpus: what was read; nodes that no corpus was read for are one without a path.
         source: the name of the corpus; None if nobody has named it.
         settings: what may be deleted.
@@ -111,159 +113,159 @@ class Plan:
         source: str | None,
         settings: SyncSettings,
     ) -> None:
-        self._stores, self._writing, self._corpus = stores, writing, corpus
+        self._stores, self._ledger, self._corpus = stores, writing.ledger, corpus
         self._source, self._settings = source, settings
         self._moved: list[tuple[CollectionName, list[str]]] = []
         self.report = SyncReport(dry_run=settings.dry_run, written=writing.report)
 
-    def deletes(self, compared: Comparison) -> set[str]:
+    def deletes(self) -> set[str]:
         """The ids of the nodes that go once all others are written.
 
         Raises:
             ValueError: most of what the index has of the corpus would go.
         """
-        gone = self._gone(compared)
+        gone = self._gone()
         if self._source is not None and not self._settings.dry_run:
             for name, ids in self._moved:
                 self._stores[name].rename_source(ids, self._source)
         return gone
 
-    def _gone(self, compared: Comparison) -> set[str]:
-        given = {node.ref_doc_id or node.node_id for node in self._corpus.nodes}
-        self._take_over(compared, given)
-        vanished: defaultdict[str, set[str]] = defaultdict(set)
-        for each in compared.values():
-            for node_id, row in each.stored.items():
-                ours = self._source is not None and row.labels.get(SOURCE_KEY) == self._source
-                if ours or self._settings.whole_index:
-                    key = row.document or node_id
-                    if key not in given and node_id not in self._writing.given:
-                        vanished[key].add(node_id)
-        leftovers = self._writing.leftovers(compared)
-        if not self._settings.delete_unreadable:
-            unread = _Unread(self._corpus)
-            leftovers -= self._unreadable_images(compared, leftovers)
-            for key in sorted(vanished):
-                if reason := unread.why(key, _place(compared, vanished[key])):
-                    self.report.kept.append(Skipped(key, reason))
-                    del vanished[key]
-        self._describe(compared, given, leftovers)
-        self.report.vanished = sorted(vanished)
-        rows = {name: store.count() for name, store in self._stores.items()}
-        self.report.others = sum(rows[name] - len(each.stored) for name, each in compared.items())
-        if not self._settings.vanished:
-            self.report.written.vanished = len(vanished)
-            self.report.vanished = []
-            return leftovers
-        gone = leftovers.union(*vanished.values())
-        self._check(compared, gone - self._renamed(compared))
+    def _gone(self) -> set[str]:
+        self._take_over()
+        rows = self._ledger.each("SELECT DISTINCT id FROM leftovers")
+        leftovers = {node_id for (node_id,) in rows}
+        unread = None if self._settings.delete_unreadable else _Unread(self._corpus)
+        if unread is not None:
+            leftovers -= self._unreadable_images(leftovers)
+        gone = set(leftovers)
+        for key, place, ids in self._vanished():
+            if unread is not None and (reason := unread.why(key, place)):
+                self.report.kept.append(Skipped(key, reason))
+            elif self._settings.vanished:
+                self.report.vanished.append(key)
+                gone |= ids
+            else:
+                self.report.written.vanished += 1
+        if self._settings.vanished:
+            self._describe(leftovers)
+            self.report.others = sum(
+                store.count() - self._ledger.count(name) for name, store in self._stores.items()
+            )
+            self._check(gone - self._renamed(gone))
         return gone
 
-    def _describe(self, compared: Comparison, given: set[str], leftovers: set[str]) -> None:
-        """Say which documents are new, changed and unchanged."""
-        known: set[str] = set()
-        changed: set[str] = set()
-        read: set[str] = set()
-        for each in compared.values():
-            known |= {row.document or node_id for node_id, row in each.stored.items()}
-            for node_id in (leftovers | each.lost) & each.stored.keys():
-                changed.add(each.stored[node_id].document or node_id)
-            same = each.unchanged | each.relabelled
-            for row in each.rows:
-                read.add(row.ref_doc_id or row.node_id)
-                if row.node_id not in same:
-                    changed.add(row.ref_doc_id or row.node_id)
-        self.report.new = sorted(read - known)
-        self.report.changed = sorted(changed & given & known)
-        self.report.unchanged = len(read & known - changed)
+    def _vanished(self) -> Iterator[tuple[str, str, set[str]]]:
+        """Documents of the corpus that are not in it any more: key, file, ids of their nodes."""
+        rows = self._ledger.each(
+            "SELECT key, place, id FROM vanished WHERE source = ? OR ? ORDER BY key",
+            [None if self._source is None else as_bytes(self._source), self._settings.whole_index],
+        )
+        for key, of_document in groupby(rows, key=itemgetter(0)):
+            nodes = list(of_document)
+            place = next((place for _, place, _ in nodes if place), "")
+            yield key, place, {node_id for _, _, node_id in nodes}
 
-    def _renamed(self, compared: Comparison) -> set[str]:
+    def _describe(self, leftovers: set[str]) -> None:
+        """Say which documents are new, changed and unchanged."""
+        ledger = self._ledger
+        changed = dict.fromkeys(ledger.keys_of(leftovers), Is.CHANGED)
+        ledger.note_documents(changed)
+        new = ledger.each("SELECT key FROM compared WHERE read AND NOT was ORDER BY key")
+        self.report.new = [key for (key,) in new]
+        found = ledger.each("SELECT key FROM compared WHERE changed AND given AND was ORDER BY key")
+        self.report.changed = [key for (key,) in found]
+        sql = "SELECT count(*) FROM compared WHERE read AND was AND NOT changed"
+        ((self.report.unchanged,),) = ledger.ask(sql)
+
+    def _renamed(self, gone: set[str]) -> set[str]:
         """Say which new documents have just what a vanished one had.
 
         Returns:
-            The ids of the stored nodes whose vectors new ones take.
+            Those of the stored nodes that go whose vectors new ones take.
         """
-        new, origins = set(self.report.new), defaultdict[str, set[str | None]](set)
         taken: set[str] = set()
-        for name, each in compared.items():
-            there = self._writing.vectors_there(name, each)
-            taken.update(there.values())
-            for row in each.rows:
-                key = row.ref_doc_id or row.node_id
-                if key in new:
-                    origin = there.get(row.node_id)
-                    row_there = each.stored.get(origin) if origin else None
-                    origins[key].add((row_there.document or origin) if row_there else None)
-        for key, found in sorted(origins.items()):
-            origin = next(iter(found))
-            if len(found) == 1 and origin is not None and origin in self.report.vanished:
-                self.report.renamed[key] = origin
+        if not gone:
+            return taken
+        vanished = set(self.report.vanished)
+        # The stored rows that each new row may have its vector from.
+        rows = self._ledger.each(
+            "SELECT w.key, w.part, w.id, s.id, s.key FROM written AS w LEFT JOIN staying AS s"
+            " ON s.part = w.part AND s.content = w.content ORDER BY w.key, s.id"
+        )
+        new = set(self.report.new) if vanished else set()
+        for key, of_document in groupby(rows, key=itemgetter(0)):
+            origins: dict[tuple[str, str], str | None] = {}
+            for _, part, node_id, origin_id, origin in of_document:
+                origins[part, node_id] = origin
+                if origin_id in gone:
+                    taken.add(origin_id)
+            (origin, *others) = set(origins.values())
+            if key in new and not others and origin in vanished:
+                self.report.renamed[key] = str(origin)
         return taken
 
-    def _take_over(self, compared: Comparison, given: set[str]) -> None:
+    def _take_over(self) -> None:
         """Take what was written from the place that the corpus had before for this corpus."""
         if self._source is None:
             return
-        taken: defaultdict[str, set[str]] = defaultdict(set)
-        same: defaultdict[str, set[str]] = defaultdict(set)
-        for each in compared.values():
-            for row in each.rows:
-                known = each.stored.get(row.node_id)
-                source = known.labels.get(SOURCE_KEY) if known else None
-                if source not in (None, self._source):
-                    key = row.ref_doc_id or row.node_id
-                    taken[str(source)].add(key)
-                    if row.node_id in each.relabelled:
-                        same[str(source)].add(key)
-        for source in sorted(taken):
-            rows = {name: self._stores[name].rows_from(source) for name in compared}
-            documents = {
-                row.document or node_id for each in rows.values() for node_id, row in each.items()
-            }
-            if 2 * len(same[source]) < len(documents) or not _was(source, self._corpus.path):
+        ledger = self._ledger
+        sources = ledger.ask(
+            "SELECT source, count(*), sum(same) FROM taken GROUP BY source ORDER BY source"
+        )
+        for source, taken, same in sources:
+            for name, store in self._stores.items():
+                ledger.load(name, store, source)
+            ((documents,),) = ledger.ask(
+                "SELECT count(DISTINCT key) FROM stored WHERE source = ?", [as_bytes(source)]
+            )
+            if 2 * same < documents or not _was(source, self._corpus.path):
                 self.report.notes.append(
-                    f"{len(taken[source]):,} documents have ids of documents that were written "
-                    f"from {source}; they replace those, and count as of {self._source} now"
+                    f"{taken:,} documents have ids of documents that were written from {source}; "
+                    f"they replace those, and count as of {self._source} now"
                 )
                 continue
             self.report.notes.append(f"taken for the corpus that was at {source}")
-            for name, there in rows.items():
-                # Those that vanished come first: who is killed here must find the others where they
-                # were, to see again that the corpus has moved.
-                gone = [key for key, row in there.items() if (row.document or key) not in given]
-                self._moved.append((name, gone))
-                for key in gone:
-                    labels = {**there[key].labels, SOURCE_KEY: self._source}
-                    compared[name].stored[key] = replace(there[key], labels=labels)
+            # Those that vanished come first: who is killed here must find the others where they
+            # were, to see again that the corpus has moved.
+            for name in self._stores:
+                gone = ledger.ask(
+                    "SELECT id FROM missing WHERE part = ? AND source = ? ORDER BY id",
+                    [name, as_bytes(source)],
+                )
+                self._moved.append((name, [node_id for (node_id,) in gone]))
+            ledger.many(
+                "UPDATE stored SET source = ? WHERE source = ? AND (part, id) IN"
+                " (SELECT part, id FROM missing)",
+                [(as_bytes(self._source), as_bytes(source))],
+            )
 
-    def _unreadable_images(self, compared: Comparison, leftovers: set[str]) -> set[str]:
+    def _unreadable_images(self, leftovers: set[str]) -> set[str]:
         """Images that a document still shows, and that cannot be read at the moment."""
         skipped = defaultdict[str, dict[str, str]](dict)
-        places = {place: key for key, place in self._corpus.places.items()}
+        places = {place: key for key, place in self._corpus.troubled.items()}
         for skip in self._corpus.skipped:
-            place, _, path = skip.source.partition(_IMAGE)
+            place, _, path = skip.source.partition(OF_IMAGE)
             if path and place in places and not (skip.on_purpose or skip.by_rule):
                 skipped[places[place]][PurePosixPath(unquote(path)).name] = skip.reason
         found = set()
-        images = compared["image"].stored
-        for node_id in sorted(leftovers & images.keys()):
-            document = images[node_id].document
+        images = self._ledger.documents_of("image", leftovers) if skipped else {}
+        for node_id, document in sorted(images.items()):
             # As a reader names it: by the place of the file below the corpus' folder, or its root.
             name = re.sub(r"~\d+$", "", node_id.removeprefix(f"{document}#image-"))
             reason = skipped[document].get(PurePosixPath(name).name) if name != node_id else None
             if reason is not None and not _is_gone(name, self._corpus):
                 found.add(node_id)
-                self.report.kept.append(Skipped(f"{document}, image {name}", reason))
+                self.report.kept.append(Skipped(f"{document}{OF_IMAGE}{name}", reason))
         return found
 
-    def _check(self, compared: Comparison, gone: set[str]) -> None:
+    def _check(self, gone: set[str]) -> None:
         """Refuse, or say in a plan, that most of a corpus would go."""
-        report, images = self.report, compared["image"].stored
+        report, images = self.report, self._ledger.count("image")
         vanished = set(report.vanished) - set(report.renamed.values())
         documents = len(report.vanished) + len(report.changed) + report.unchanged
         for count, of, what in (
             (len(vanished), documents, "documents"),
-            (len(gone & images.keys()), len(images), "images"),
+            (len(self._ledger.there("image", gone)), images, "images"),
         ):
             if count < _MANY or 2 * count <= of or self._settings.delete_most:
                 continue
@@ -295,7 +297,7 @@ class SyncedIndex(LearningIndex, ABC):
     @names_nearest
     def sync(
         self,
-        corpus: Corpus | Sequence[BaseNode],
+        corpus: Corpus | Iterable[BaseNode],
         *,
         source: str | None = None,
         dry_run: bool = False,
@@ -314,7 +316,9 @@ class SyncedIndex(LearningIndex, ABC):
         vectors.
 
         Args:
-            corpus: what ``read_corpus`` gives, or nodes or LlamaIndex documents: all there are.
+            corpus: what ``read_corpus`` gives, or any iterable of nodes or LlamaIndex documents:
+                all there are. All are read before anything is written; what is new or changed waits
+                in a temporary file.
             source: names the corpus; by default its path. Needed where no path was read.
             dry_run: write nothing, and say what would be done.
             whole_index: delete whatever else the index holds, too: it is to hold this corpus alone.
@@ -346,11 +350,6 @@ class SyncedIndex(LearningIndex, ABC):
                 "sync of nodes that were read from no path: pass source=, a name for the corpus, "
                 "so that the index knows what it has of it"
             )
-        if not corpus.nodes:
-            raise InvalidValueError(
-                "sync of a corpus that holds no document would empty the index; if that is meant, "
-                "call clear(), or delete_ref_doc() for each document"
-            )
         return self._bring_in(
             corpus,
             source=source,
@@ -362,28 +361,19 @@ class SyncedIndex(LearningIndex, ABC):
     async_sync = asynchronous(sync)
 
 
-def _place(compared: Comparison, node_ids: set[str]) -> str:
-    """The file that a document stood in, as its rows say; empty if they do not."""
-    for each in compared.values():
-        for node_id in sorted(node_ids & each.stored.keys()):
-            if place := each.stored[node_id].labels.get(PLACE_KEY):
-                return place
-    return ""
-
-
 class _Unread:
     """What of a corpus could not be read, by where it stands."""
 
     def __init__(self, corpus: Corpus) -> None:
-        self._places = corpus.places
+        self._places = corpus.troubled
         self._of_read: dict[str, str] = {}  # about documents whose ids are known
         self._files: dict[str, str] = {}  # nobody knows of which documents
-        read = set(corpus.places.values())
+        read = set(self._places.values())
         for skip in corpus.skipped:
             if skip.on_purpose or skip.by_rule:
                 continue
             reason = f"{skip.source}: {skip.reason}"
-            place = skip.source.partition(_IMAGE)[0]
+            place = skip.source.partition(OF_IMAGE)[0]
             if skip.source in read or place in read:
                 self._of_read[skip.source if skip.source in read else place] = reason
             else:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import TypeAlias, cast
+from typing import cast
 
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.node_parser import NodeParser
@@ -30,25 +31,26 @@ from llama_index_gap.images.opening import ImageError, image_digest
 from llama_index_gap.index.comparing import (
     Compared,
     Comparison,
-    Origin,
     compare,
-    documents_of,
+    contents_there,
     vectors_there,
 )
 from llama_index_gap.index.fitting import Fitted
 from llama_index_gap.index.image_storage import ImageStorage
+from llama_index_gap.index.ledger import Is, Ledger
 from llama_index_gap.index.vectors import RowEmbedder
+from llama_index_gap.index.windows import WINDOW
 from llama_index_gap.modality import CollectionName
-from llama_index_gap.nodes import as_row, confined, texts_of_bytes
+from llama_index_gap.nodes import as_row, confined, document_key, each_node, texts_of_bytes
 from llama_index_gap.readers.records import Skipped
 from llama_index_gap.readers.splitting import default_splitter
 from llama_index_gap.store.collection import IDS_PER_MESSAGE, batches
 from llama_index_gap.store.milvus import MilvusStore
-from llama_index_gap.store.rows import CONTENT_KEY
+from llama_index_gap.store.rows import CONTENT_KEY, SOURCE_KEY
 from llama_index_gap.text import is_blank
 from llama_index_gap.threads import stop_if_given_up
 
-_NOWHERE = Origin()
+_DOUBLE = "the same id comes again; the last one is taken"
 _PASSES_PER_WRITE = 4
 _WRITES_AHEAD = 2
 # Metadata may be nested too deep to be read or written.
@@ -87,8 +89,9 @@ class IndexReport:
 
     def note_cuts(self, fitted: Fitted) -> None:
         """Take over what was cut to fit the model."""
-        self.cut_texts, self.cut_into = fitted.cut, fitted.parts
-        self.too_long = fitted.too_long
+        self.cut_texts += fitted.cut
+        self.cut_into += fitted.parts
+        self.too_long += fitted.too_long
 
     def summary(self) -> str:
         """The counts in one line."""
@@ -110,11 +113,11 @@ class IndexReport:
         )
 
 
-Deletes: TypeAlias = Callable[[Comparison], Iterable[str]]
-
-
 class Writing:
-    """One call that puts nodes in: what is new is embedded while what is embedded is written.
+    """One call that puts nodes in, a window at a time.
+
+    What is new is embedded while what is embedded is written. What is known of earlier windows is
+    in the ledger.
 
     Args:
         stores: the collections.
@@ -124,12 +127,11 @@ class Writing:
         confine: where they must lie; anywhere if it is None.
         strict: raise at the first node that would be skipped.
         whole: whether all nodes of their documents are given.
-        origin: where they come from.
-        everything: whether they are compared with all that is stored.
+        source: names the corpus that they come from; None keeps what is stored of each node.
 
     Attributes:
         report: what was written, and what was skipped and why.
-        given: ids of the nodes that were given, but for those that hold nothing.
+        ledger: what was given and what is stored.
     """
 
     def __init__(
@@ -142,101 +144,221 @@ class Writing:
         confine: ImageFolders | None,
         strict: bool,
         whole: bool = False,
-        origin: Origin = _NOWHERE,
-        everything: bool = False,
+        source: str | None = None,
     ) -> None:
         self._stores, self._models, self._images = stores, models, images
-        self._note, self._confine, self._strict = note, confine, strict
-        self._whole, self._origin, self._everything = whole, origin, everything
-        # By node id, what an image's vector is made from, and what its file looked like then.
+        self._note_files, self._confine, self._strict = note, confine, strict
+        self._whole, self._source = whole, source
+        # Of the nodes of a window, by their ids: what an image's vector is made from, and what its
+        # file looked like then.
         self._digests: dict[str, str] = {}
         self._stamps: dict[str, tuple[int, ...] | None] = {}
+        self._labels: dict[CollectionName, dict[str, dict[str, str]]] = {}
         self._refused: set[str] = set()
         self._told: set[tuple[str, str]] = set()
-        self._labels: dict[CollectionName, dict[str, dict[str, str]]] = {}
+        self._binary: dict[str, str] = {}
+        self._lost: dict[CollectionName, set[str]] = {name: set() for name in stores}
+        self._images_looked_after = False
         self.report = IndexReport()
-        self.given: set[str] = set()
+        self.ledger = Ledger()
+        self._counted = False
 
-    def write(
-        self, nodes: Sequence[BaseNode], *, show_progress: bool, deletes: Deletes | None = None
-    ) -> None:
-        """Write nodes; those that are there already, just so, are left alone.
+    def read_stored(self, source: str | None) -> None:
+        """Note what is stored of a corpus, or all that is stored.
+
+        Args:
+            source: the corpus; None for all.
+        """
+        self._counted = True
+        for name, store in self._stores.items():
+            self.ledger.load(name, store, source)
+            if self.ledger.count(name) == store.count():
+                self.ledger.complete.add(name)
+
+    @contextmanager
+    def running(self, total: int | None, *, show_progress: bool, doing: str) -> Iterator[None]:
+        """For as long as windows are written or compared; then what was written is searchable.
+
+        Args:
+            total: how many nodes there are, for the progress bar; None if nobody knows.
+            show_progress: show a progress bar.
+            doing: its title.
+        """
+        with (
+            warn_once_of_cuts(self._models["text"]),
+            tqdm(total=total, desc=doing, unit="node", disable=not show_progress) as self._bar,
+            ThreadPoolExecutor(1, "milvus") as self._writer,
+        ):
+            yield
+
+    def finish(self) -> None:
+        """Make what was written searchable at full speed."""
+        for store in self._stores.values():
+            store.finish()
+
+    def write(self, nodes: Sequence[BaseNode], *, looked_at: bool = False) -> Comparison:
+        """Write the nodes of a window; those that are there already, just so, are left alone.
 
         Args:
             nodes: text nodes and image nodes; never changed.
-            show_progress: show progress bars.
-            deletes: says which stored nodes are deleted once all others are written; by default
-                those that whole documents no longer have. It may raise: nothing is written then.
+            looked_at: whether ``look`` was asked about all nodes of the call before.
 
         Raises:
             EmbeddingError: a model fails; what was written stays.
         """
-        rows = self._rows(nodes)
+        binary = len(self._binary)
+        rows = self._rows(nodes, tell_of_doubles=not looked_at)
+        if len(self._binary) > binary:
+            self._take_back(list(self._binary.items())[binary:])
         images = [row for row in rows.values() if isinstance(row, ImageNode)]
         if images:  # only then the index needs to know its id, which the images kept are noted by
             files = [row for row in images if row.node_id in self._digests and row.image_path]
             paths = [Path(str(row.image_path)) for row in files]
-            self._note([path for path in paths if not is_made(path)])  # those are copied
+            self._note_files([path for path in paths if not is_made(path)])  # those are copied
         keeps = any(map(self._images.concerns, images))
-        if not keeps:
+        if not keeps and not self._images_looked_after:
             self._images.tidy()
+        self._images_looked_after = True
         with self._images.inserting() if keeps else nullcontext():
-            compared = self._compared(self._by_collection(rows, self._images.keep))
-            gone = sorted({*(deletes or self.leftovers)(compared)})
+            compared = self._compared(nodes, rows, self._images.keep, looked_at=looked_at)
+            if not looked_at:
+                self._let_wait(nodes, self._from_elsewhere(compared), compared)
             try:
-                self._write(compared, show_progress=show_progress)
+                self._write(compared, len(nodes))
             except EmbeddingError as error:
                 raise EmbeddingError(
                     f"{error}; before that: {self.report.summary()}. This stays, and the same call "
                     "or command goes on from there"
                 ) from error
-            self._delete(compared, gone, show_progress=show_progress)
-        for store in self._stores.values():
-            store.finish()
+        return compared
 
-    def compare(self, nodes: Sequence[BaseNode]) -> Comparison:
-        """Compare nodes with what is stored, as ``write`` does, and write nothing."""
-        return self._compared(self._by_collection(self._rows(nodes), self._images.kept_as))
+    def look(self, nodes: Sequence[BaseNode]) -> Comparison:
+        """Compare the nodes of a window with what is stored, as ``write`` does; write nothing."""
+        rows = self._rows(nodes, tell_of_doubles=True)
+        compared = self._compared(nodes, rows, self._images.kept_as, looked_at=False)
+        self._bar.update(len(nodes))
+        return compared
 
-    def leftovers(self, compared: Comparison) -> set[str]:
-        """The stored nodes that whole documents no longer have."""
-        documents = documents_of(compared)
-        return {
-            node_id
-            for each in compared.values()
-            for node_id, row in each.stored.items()
-            if self._whole and node_id not in self.given and row.document in documents
-        }
+    def put_aside(self, nodes: Sequence[BaseNode], compared: Comparison) -> None:
+        """Let the nodes wait that ``write`` would do anything with; count the rows of the others.
+
+        Args:
+            nodes: of a window.
+            compared: what ``look`` said of them.
+        """
+        wanted = self.ledger.given_again(node.node_id for node in nodes)
+        for each in compared.values():
+            wanted |= each.contents.keys() | each.lost
+        self.ledger.wait({n.node_id: n for n in nodes if n.node_id in wanted}.values())
+        self.report.unchanged += sum(
+            row.node_id not in wanted for each in compared.values() for row in each.rows
+        )
 
     def vectors_there(self, name: CollectionName, compared: Compared) -> dict[str, str]:
         """Of rows that are not there just so, which node's stored vector is theirs, by node id."""
-        return vectors_there(name, compared, self._digests)
+        if self._whole:
+            return vectors_there(compared, partial(self.ledger.of_contents, name))
+        there = contents_there(compared)
+        return vectors_there(compared, lambda _: there)
 
-    def _compared(self, rows: Mapping[CollectionName, list[TextNode]]) -> Comparison:
+    def _compared(
+        self,
+        nodes: Sequence[BaseNode],
+        rows: Mapping[str, TextNode],
+        keep: Callable[[TextNode], TextNode],
+        *,
+        looked_at: bool,
+    ) -> Comparison:
+        by_collection, empty = self._by_collection(rows, keep)
+        if not looked_at:
+            ids = dict.fromkeys(node.node_id for node in nodes if node.node_id not in empty)
+            again = self.ledger.give(ids)
+            for node in nodes if again else ():
+                if node.node_id in again:
+                    again.discard(node.node_id)
+                    self._skip(node, _DOUBLE)
+        if not self._counted and len(nodes) >= WINDOW:  # for fewer it does not pay
+            self._counted = True
+            self.ledger.complete |= {n for n, store in self._stores.items() if not store.count()}
         compared = compare(
             self._stores,
-            rows,
+            by_collection,
             self._digests,
-            origin=self._origin,
+            ledger=self.ledger,
+            source=self._source,
             whole=self._whole,
-            everything=self._everything,
         )
+        if self._whole and not looked_at:
+            self._note_documents(nodes, compared)
         self._labels = {name: each.labels for name, each in compared.items()}
+        for name, each in compared.items():
+            self._lost[name] |= each.lost
+            if self._lost[name]:
+                self._lost[name] -= {row.node_id for row in each.rows}
         return compared
 
-    def _write(self, compared: Comparison, *, show_progress: bool) -> None:
-        total = sum(len(each.rows) for each in compared.values())
+    def _from_elsewhere(self, compared: Comparison) -> set[str]:
+        """The nodes that were written from another corpus before, or from another place of it."""
+        if self._source is None:
+            return set()
+        return {
+            row.node_id
+            for each in compared.values()
+            for row in each.rows
+            if row.node_id in each.stored
+            and each.stored[row.node_id].labels.get(SOURCE_KEY) not in (None, self._source)
+        }
+
+    def _let_wait(self, nodes: Sequence[BaseNode], waiting: set[str], compared: Comparison) -> None:
+        """Put nodes aside: who is killed must see again that they were from elsewhere."""
+        if not waiting:
+            return
+        self.ledger.wait({n.node_id: n for n in nodes if n.node_id in waiting}.values())
+        for each in compared.values():
+            each.rows = [row for row in each.rows if row.node_id not in waiting]
+            for node_id in waiting:
+                each.contents.pop(node_id, None)
+
+    def _note_documents(self, nodes: Sequence[BaseNode], compared: Comparison) -> None:
+        """Note what becomes of the documents of a window."""
+        known: defaultdict[str, Is] = defaultdict(lambda: Is.GIVEN)
+        for node in nodes:
+            known[document_key(node, "document")] |= Is.GIVEN
+        elsewhere = self._from_elsewhere(compared)
+        taken: set[tuple[str, str, bool]] = set()
+        for name, each in compared.items():
+            same = each.unchanged | each.relabelled
+            for row in each.rows:
+                key = document_key(row, "document")
+                known[key] |= Is.READ | (Is.WHOLE if row.ref_doc_id else Is(0))
+                if row.node_id not in same:
+                    known[key] |= Is.CHANGED
+                if row.node_id in elsewhere and row.node_id in each.stored:
+                    source = each.stored[row.node_id].labels.get(SOURCE_KEY)
+                    taken.add((str(source), key, row.node_id in each.relabelled))
+            written = [row for row in each.rows if row.node_id in each.contents]
+            self.ledger.note_written(name, written, each.contents)
+        changed = [
+            each.stored[node_id].document or node_id
+            for each in compared.values()
+            for node_id in each.lost
+        ]
+        self.ledger.note_documents(known)
+        self.ledger.note_documents(dict.fromkeys(changed, Is.CHANGED))
+        self.ledger.note_taken(taken)
+
+    def _write(self, compared: Comparison, nodes: int) -> None:
         writes: deque[Future[None]] = deque()
-        with (
-            warn_once_of_cuts(self._models["text"]),
-            tqdm(total=total, desc="Indexing", unit="node", disable=not show_progress) as bar,
-            ThreadPoolExecutor(1, "milvus") as writer,
-        ):
+        total = sum(len(each.rows) for each in compared.values())
+        before, rows = self._bar.n, 0
+        try:
             for name, each in compared.items():
                 store, model = self._stores[name], self._models[name]
                 embedder = RowEmbedder(name, model, int(store.dim or 0), self._skip_row)
                 there = self.vectors_there(name, each)
-                at_once = model.embed_batch_size * _PASSES_PER_WRITE
+                # So many for each of a model's processes, where it has some.
+                passes = _PASSES_PER_WRITE * max(1, getattr(model, "processes", 0))
+                at_once = model.embed_batch_size * passes
                 for start in range(0, len(each.rows), at_once):
                     stop_if_given_up()
                     batch = each.rows[start : start + at_once]
@@ -252,26 +374,35 @@ class Writing:
                     again = [row for row in known if row.node_id in each.relabelled]
                     self.report.unchanged += len(batch) - len(others) + len(again)
                     if again:
-                        writes.append(writer.submit(self._add, name, again))
+                        writes.append(self._writer.submit(self._add, name, again))
                     done = {row.node_id for row in known}
                     new = [row for row in others if row.node_id not in done]
                     new = [row for row in new if self._can_be_stored(name, row)]
                     new = self._as_read(name, embedder.embed(new)) if new else []
                     new += [row for row in known if row.node_id not in each.relabelled]
                     if new:
-                        writes.append(writer.submit(self._store, name, new))
+                        writes.append(self._writer.submit(self._store, name, new))
                     if len(writes) > _WRITES_AHEAD:
                         writes.popleft().result()
-                    bar.update(len(batch))
-            while writes:
-                writes.popleft().result()
+                    rows += len(batch)
+                    self._bar.update(before + nodes * rows // total - self._bar.n)
+        finally:
+            wait(writes)  # an error of a model comes after what was embedded before is written
+        while writes:
+            writes.popleft().result()
+        self._bar.update(before + nodes - self._bar.n)
+        if self._whole:
+            for name, each in compared.items():
+                self.ledger.note_stale(name, each.contents)
 
-    def _delete(self, compared: Comparison, gone: Sequence[str], *, show_progress: bool) -> None:
-        """Delete nodes, and the rows of those that have lost their text or their image."""
-        ids = {name: {*gone, *each.lost} for name, each in compared.items()}
-        for name in ids.keys() - {"text"}:
-            ids[name] -= self._refused  # what is stored of their images stays
-        ids = {name: each & compared[name].stored.keys() for name, each in ids.items()}
+    def delete(self, gone: Iterable[str] = (), *, show_progress: bool) -> None:
+        """Delete nodes, and the rows of those that have lost their text or their image.
+
+        Args:
+            gone: ids of stored nodes.
+            show_progress: show a progress bar.
+        """
+        ids = self.deletes(gone)
         if not (total := sum(map(len, ids.values()))):
             return
         bar = tqdm(total=total, desc="Deleting", unit="row", disable=not show_progress)
@@ -282,6 +413,18 @@ class Writing:
                     self._stores[name].delete_nodes(node_ids=batch)
                     self.report.deleted += len(batch)
                     bar.update(len(batch))
+
+    def deletes(self, gone: Iterable[str] = ()) -> dict[CollectionName, set[str]]:
+        """The ids of the rows that ``delete`` would delete of each collection.
+
+        Args:
+            gone: ids of stored nodes.
+        """
+        gone = sorted(gone)
+        ids = {name: {*self._lost[name], *self.ledger.there(name, gone)} for name in self._stores}
+        for name in ids.keys() - {"text"}:
+            ids[name] -= self._refused  # what is stored of their images stays
+        return ids
 
     def _as_read(self, name: CollectionName, rows: list[TextNode]) -> list[TextNode]:
         """Embedded rows; of an image whose file was replaced meanwhile, nobody knows which it was.
@@ -310,16 +453,17 @@ class Writing:
             self._told.add((row.node_id, reason))
             self._skip(row, reason)
 
-    def _rows(self, nodes: Sequence[BaseNode]) -> dict[str, TextNode]:
+    def _rows(self, nodes: Sequence[BaseNode], *, tell_of_doubles: bool) -> dict[str, TextNode]:
         """A row for each id; images that are files have absolute paths, and are read once."""
+        self._digests, self._stamps = {}, {}
         rows: dict[str, TextNode] = {}
         last = {node.node_id: node for node in nodes}
-        self.given = set(last)
-        of_bytes = texts_of_bytes(nodes)
+        of_bytes = texts_of_bytes(nodes, self._binary)
         for node in nodes:
             stop_if_given_up()
             if last[node.node_id] is not node:
-                self._skip(node, "the same id comes again; the last one is taken")
+                if tell_of_doubles:
+                    self._skip(node, _DOUBLE)
                 continue
             if node.node_id in of_bytes:
                 self._skip(node, of_bytes[node.node_id])
@@ -348,12 +492,24 @@ class Writing:
             rows[row.node_id] = row
         return rows
 
+    def _take_back(self, binary: Sequence[tuple[str, str]]) -> None:
+        """Delete what earlier windows wrote of documents that turn out to be binary data."""
+        for key, reason in binary:
+            for name, store in self._stores.items():
+                here = self.ledger.given_among(store.ids_of_documents([key]))
+                for batch in batches(sorted(here), IDS_PER_MESSAGE, len):
+                    store.delete_nodes(node_ids=batch)
+                    self.report.deleted += len(batch)
+                    if name == "text":
+                        self.report.skipped += [Skipped(f"node {each}", reason) for each in batch]
+
     def _by_collection(
         self, rows: Mapping[str, TextNode], keep: Callable[[TextNode], TextNode]
-    ) -> dict[CollectionName, list[TextNode]]:
-        """The rows of each collection, images in files."""
+    ) -> tuple[dict[CollectionName, list[TextNode]], set[str]]:
+        """The rows of each collection, images in files; and the ids of nodes that hold nothing."""
         texts: list[TextNode] = []
         images: list[TextNode] = []
+        empty: set[str] = set()
         for node_id, made in rows.items():
             try:
                 row = keep(made)
@@ -370,12 +526,12 @@ class Writing:
             if has_image and node_id not in self._refused:
                 images.append(row)
             if is_blank(row.text) and not has_image:
-                self.given.discard(node_id)
+                empty.add(node_id)
                 self._skip(row, "has neither a text nor an image")
         by_collection: dict[CollectionName, list[TextNode]] = {"text": texts, "image": images}
         if "image_query" in self._stores:
             by_collection["image_query"] = images
-        return by_collection
+        return by_collection, empty
 
     def _can_be_stored(self, name: CollectionName, row: TextNode) -> bool:
         """Skip a row that the store refuses, before it is embedded."""
@@ -420,25 +576,23 @@ def _stamp(row: TextNode) -> tuple[int, ...] | None:
     return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
-def as_nodes(documents: Sequence[BaseNode], splitter: NodeParser | None) -> list[BaseNode]:
+def as_nodes(documents: Iterable[BaseNode], splitter: NodeParser | None) -> Iterator[BaseNode]:
     """LlamaIndex documents as nodes: texts cut, images as they are; nodes stay nodes.
 
     Args:
-        documents: documents and nodes.
+        documents: documents and nodes, taken as the nodes are.
         splitter: cuts the texts; 512 tokens by default.
     """
     splitter = splitter or default_splitter()
-    nodes: list[BaseNode] = []
-    for document in documents:
+    for document in each_node(documents):
         if not isinstance(document, Document):
-            nodes.append(document)
+            yield document
         elif document.image_resource is not None:
             row = as_row(document)
             own_id = f"{document.node_id}#image"
             source = RelatedNodeInfo(node_id=document.node_id, node_type=ObjectType.DOCUMENT)
             relationships = {NodeRelationship.SOURCE: source}
-            nodes.append(row.model_copy(update={"id_": own_id, "relationships": relationships}))
+            yield row.model_copy(update={"id_": own_id, "relationships": relationships})
         else:
             stable = splitter.model_copy(update={"id_func": lambda i, doc: f"{doc.id_}#text-{i}"})
-            nodes += stable.get_nodes_from_documents([document])
-    return nodes
+            yield from stable.get_nodes_from_documents([document])

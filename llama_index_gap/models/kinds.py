@@ -16,7 +16,7 @@ from llama_index_gap.models.checkpoints.layout import (
 
 JINA_RERANKER = "JinaVLForRanking"
 IMAGE_ENCODERS = {"dinov2", "dinov2_with_registers", "dinov3_vit", "vit"}
-_NATIVE_ENCODERS = {"jina_clip", "nomic_bert"}
+_NATIVE_ENCODERS = {"clip", "jina_clip", "nomic_bert"}
 _RERANKER_CLASSES = ("ForRanking", "ForReranking", "Reranker")
 
 

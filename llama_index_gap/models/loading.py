@@ -118,6 +118,11 @@ def _make_encoder(
         from llama_index_gap.models.encoders.image_encoder import ImageEncoder
 
         return ImageEncoder(checkpoint, settings, **texts)
+    if family == "clip":
+        from llama_index_gap.models.encoders.clip import ClipEncoder, usual_layout
+
+        if (layout := usual_layout(checkpoint)) is not None:
+            return ClipEncoder(layout, settings, **texts)
     from llama_index_gap.models.encoders.sentence_transformer import SentenceTransformerEncoder
 
     return SentenceTransformerEncoder(checkpoint, settings, **texts)

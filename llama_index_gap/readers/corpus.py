@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from llama_index.core.node_parser import NodeParser
 from llama_index.core.schema import BaseNode, ImageNode
 from llama_index.core.utils import get_tqdm_iterable
 
 from llama_index_gap.images.limits import MAX_PIXELS
+from llama_index_gap.nodes import each_node
 from llama_index_gap.readers.columns import NamedFields
 from llama_index_gap.readers.folders import PAGE_SUFFIXES, PDF_SUFFIX, read_folder, read_page
 from llama_index_gap.readers.pdf.reader import PdfReader
-from llama_index_gap.readers.records import CorpusError, NodeMaker, Note, Records, Skipped
+from llama_index_gap.readers.records import (
+    OF_IMAGE,
+    CorpusError,
+    NodeMaker,
+    Note,
+    Records,
+    Skipped,
+)
 from llama_index_gap.readers.sites import Site, site_above
 from llama_index_gap.readers.splitting import chosen_splitter, default_splitter
 from llama_index_gap.readers.tables import names_files, read_objects, read_table
@@ -26,11 +36,75 @@ _TABLE_FILES = ("docs.jsonl", "docs.csv", "docs.tsv")
 _IMAGE_FOLDER_TABLES = ("metadata.jsonl", "metadata.csv")  # with a file_name, as data sets have it
 
 
+_MOST_KEPT = 10_000
+"""So many nodes, at most, stay in memory where a corpus was read only to say what is in it."""
+
+
+class NotReadError(CorpusError, TypeError):
+    """What only a reading can tell was asked before one."""
+
+
 @dataclass(frozen=True)
-class Corpus:
-    """What ``read_corpus`` read, and what it left out.
+class ReadDocument:
+    """A document of a corpus as it was read.
 
     Attributes:
+        id: of the document.
+        place: the file, and in a table the line, that it stands in; empty if that is not known.
+        nodes: its nodes; none where nothing of it could be read.
+        skipped: what of it was left out, with its reason.
+    """
+
+    id: str
+    place: str
+    nodes: list[BaseNode]
+    skipped: list[Skipped] = field(default_factory=list)
+
+
+@dataclass
+class _Reading:
+    """What one reading of a corpus has found, but for the nodes."""
+
+    skipped: list[Skipped] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    troubled: dict[str, str] = field(default_factory=dict)
+    documents: int = 0
+    passages: int = 0
+    images: int = 0
+    captions: int = 0
+
+    def count(self, nodes: Iterable[BaseNode]) -> None:
+        for node in nodes:
+            if isinstance(node, ImageNode):
+                self.images += 1
+                self.captions += bool(node.text)
+            else:
+                self.passages += 1
+
+
+Reads: TypeAlias = Callable[[_Reading], Iterator[ReadDocument]]
+
+
+@dataclass
+class _Fields:
+    nodes: list[BaseNode]
+    skipped: list[Skipped]
+    root: Path | None
+    path: Path | None
+    places: Mapping[str, str]
+    notes: list[str]
+
+
+class Corpus:
+    """What ``read_corpus`` reads, and what it leaves out.
+
+    Iterating over it reads it, node by node, and keeps nothing; iterating again reads again.
+    ``nodes`` reads it into memory, once: from then on, these nodes are the corpus. What is skipped
+    is known once a reading has come to its end: ``skipped``, ``notes`` and ``summary()`` read the
+    corpus through where none has. ``len`` counts the nodes then; before, it is an error, so that
+    ``list(corpus)`` reads only once.
+
+    Args:
         nodes: text nodes and image nodes, document by document.
         skipped: everything that was left out, with its reason.
         root: folder that all images lie in; None if that is not known.
@@ -41,38 +115,195 @@ class Corpus:
             the columns of tables, and which have types.
     """
 
-    nodes: list[BaseNode]
-    skipped: list[Skipped]
-    root: Path | None = None
-    path: Path | None = None
-    places: Mapping[str, str] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
+    # So that dataclasses.replace(corpus, nodes=…) makes another one.
+    __dataclass_fields__ = _Fields.__dataclass_fields__
+
+    def __init__(  # noqa: PLR0917
+        self,
+        nodes: Iterable[BaseNode],
+        skipped: Iterable[Skipped] = (),
+        root: Path | None = None,
+        path: Path | None = None,
+        places: Mapping[str, str] | None = None,
+        notes: Iterable[str] = (),
+    ) -> None:
+        self.root, self.path = root, path
+        self._given = list(skipped), list(notes)
+        self._places = dict(places or {})
+        self._begun: tuple[_Reading, Iterator[ReadDocument]] | None = None
+        self._last: _Reading | None = None
+        self._reads: Reads | None = None
+        self._once = isinstance(nodes, Iterator)
+        self._nodes: list[BaseNode] | None = None
+        if isinstance(nodes, Sequence):
+            self._nodes = nodes if isinstance(nodes, list) else list(nodes)
+        else:
+            self._reads = _documents_of(nodes)
+
+    @classmethod
+    def _read_anew(
+        cls, reads: Reads, root: Path, path: Path | None, *, once: bool = False
+    ) -> Corpus:
+        corpus = cls((), root=root, path=path)
+        corpus._nodes, corpus._reads, corpus._once = None, reads, once
+        return corpus
+
+    # --- reading ---------------------------------------------------------------------------------
+
+    def __iter__(self) -> Iterator[BaseNode]:
+        for document in self.documents():
+            yield from document.nodes
+
+    def documents(self) -> Iterator[ReadDocument]:
+        """Read the corpus document by document, those of which nothing could be read too."""
+        if self._nodes is not None:
+            skipped: dict[str, list[Skipped]] = {}
+            for skip in self._found.skipped:
+                skipped.setdefault(skip.source.partition(OF_IMAGE)[0], []).append(skip)
+            for key, place in self._places.items():
+                yield ReadDocument(key, place, [], skipped.get(place, []))
+            for node in each_node(self._nodes):
+                yield ReadDocument(node.ref_doc_id or node.node_id, "", [node])
+            return
+        reading, documents = self._begin()
+        yield from documents
+        self._last = reading
+
+    def _begin(self) -> tuple[_Reading, Iterator[ReadDocument]]:
+        if (begun := self._begun) is not None:
+            self._begun = None
+            return begun
+        if self._reads is None:
+            raise CorpusError(
+                "the corpus was read from an iterator, which gives its documents once; ask for "
+                "corpus.nodes first, which keeps them, or pass a list"
+            )
+        reads = self._reads
+        if self._once:
+            self._reads = None
+        skipped, notes = self._given
+        reading = _Reading(list(skipped), list(notes))
+        return reading, reads(reading)
+
+    def _read_to_first(self, name: str) -> None:
+        """Read to the first document that has a node, so that what is wrong is known early."""
+        reading, documents = self._begin()
+        first: list[ReadDocument] = []
+        for document in documents:
+            first.append(document)
+            if document.nodes:
+                self._begun = reading, chain(first, documents)
+                return
+        skipped = reading.skipped[:3]
+        why = "; ".join(f"{skip.source}: {skip.reason}" for skip in skipped)
+        raise CorpusError(f"{name}: no document could be read ({why or 'it holds none'})")
+
+    def _read_through(self, most: float = _MOST_KEPT) -> _Reading:
+        """What a reading finds; the nodes stay in memory if they are no more than so many."""
+        nodes: list[BaseNode] | None = []
+        places: dict[str, str] = {}
+        most = math.inf if self._once else most
+        for document in self.documents():
+            if nodes is not None:
+                nodes += document.nodes
+                places.setdefault(document.id, document.place)
+                if len(nodes) > most:
+                    nodes, places = None, {}
+        assert self._last is not None
+        if nodes is not None:
+            self._nodes, self._places = nodes, {k: v for k, v in places.items() if v}
+        return self._last
+
+    @property
+    def _found(self) -> _Reading:
+        if self._nodes is None:
+            return self._last or self._read_through()
+        known = self._last or _Reading(*self._given, self._places)
+        found = _Reading(known.skipped, known.notes, known.troubled, len(self.document_ids))
+        found.count(self._nodes)  # somebody may have added to them
+        return found
+
+    # --- what was read ---------------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        if self._nodes is not None:
+            return len(self._nodes)
+        if self._last is None:
+            raise NotReadError(
+                "nobody knows how many nodes a corpus has before it was read; iterate over it, or "
+                "ask for len(corpus.nodes), which reads all of them into memory"
+            )
+        return self._last.passages + self._last.images
+
+    def __bool__(self) -> bool:
+        return self._nodes is None or bool(self._nodes)
+
+    def __repr__(self) -> str:
+        held = "not in memory" if self._nodes is None else f"{len(self._nodes):,} nodes"
+        return f"Corpus({str(self.path) if self.path else 'of no path'!r}, {held})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        found = (self.nodes, self.skipped, self.root, self.path, dict(self.places), self.notes)
+        return Corpus, found
+
+    @property
+    def nodes(self) -> list[BaseNode]:
+        """Text nodes and image nodes, document by document; all of them, in memory from then on."""
+        if self._nodes is None:
+            self._read_through(math.inf)
+        assert self._nodes is not None
+        return self._nodes
+
+    @property
+    def skipped(self) -> list[Skipped]:
+        """Everything that was left out, with its reason."""
+        return self._found.skipped
+
+    @property
+    def notes(self) -> list[str]:
+        """How the corpus was read, where that is not plain from what it is."""
+        return self._found.notes
+
+    @property
+    def places(self) -> Mapping[str, str]:
+        """The file, and in a table the line, that each document stands in, by its id."""
+        if self._nodes is not None:
+            return self._places
+        found: dict[str, str] = {}
+        for document in self.documents():
+            found.setdefault(document.id, document.place)
+        return found
+
+    @property
+    def troubled(self) -> Mapping[str, str]:
+        """Those of ``places`` where something was left out, or nothing could be read."""
+        return self._found.troubled
 
     @property
     def text_nodes(self) -> list[BaseNode]:
-        """The passages of the documents' texts."""
+        """The passages of the documents' texts, as ``nodes``."""
         return [node for node in self.nodes if not isinstance(node, ImageNode)]
 
     @property
     def image_nodes(self) -> list[ImageNode]:
-        """The images; a caption is the node's text."""
+        """The images, as ``nodes``; a caption is the node's text."""
         return [node for node in self.nodes if isinstance(node, ImageNode)]
 
     @property
     def document_ids(self) -> list[str]:
-        """The documents' ids in the order they were read."""
+        """The documents' ids in the order they were read, as ``nodes``."""
         return list(dict.fromkeys(str(node.ref_doc_id) for node in self.nodes))
 
     def summary(self) -> str:
         """The counts, how it was read, and each reason for skipping with how often it came."""
-        captions = sum(bool(node.text) for node in self.image_nodes)
+        found = self._found
         lines = [
-            f"{len(self.document_ids):,} documents: {len(self.text_nodes):,} passages, "
-            f"{len(self.image_nodes):,} images ({captions:,} with a caption); "
-            f"{len(self.skipped):,} skipped"
+            f"{found.documents:,} documents: {found.passages:,} passages, "
+            f"{found.images:,} images ({found.captions:,} with a caption); "
+            f"{len(found.skipped):,} skipped"
         ]
-        lines += [f"  {note}" for note in self.notes]
-        reasons = Counter(skip.reason.split(";")[0] for skip in self.skipped)
+        lines += [f"  {note}" for note in found.notes]
+        reasons = Counter(skip.reason.split(";")[0] for skip in found.skipped)
         lines += [f"  {count:,} × {reason}" for reason, count in reasons.most_common()]
         return "\n".join(lines)
 
@@ -114,6 +345,8 @@ def read_corpus(
     reading. Documents without an id are named after their file and line. The title is part of what
     is embedded; other metadata is not. Image files are checked, not decoded.
 
+    Documents are read as the corpus is consumed, the first one now: see ``Corpus``.
+
     Args:
         path: a file or a folder.
         root: folder that images must lie in, and that links to texts may lead to; by default the
@@ -127,8 +360,9 @@ def read_corpus(
         id_field: likewise of the id; values of several columns are joined by ``/``.
         max_pixels: skip images with more pixels than this.
         drafts: read pages that are not published, too (``draft: true``, ``_drafts``).
-        strict: raise at the first document or image that would be skipped. Drafts, templates and
-            what stands around the article of a page are counted, and stop nothing.
+        strict: raise at the first document or image that would be skipped, now: all of it is read
+            once before. Drafts, templates and what stands around the article of a page are counted,
+            and stop nothing.
         pages: of PDF files, make every page an image, too, as late interaction reads them.
         passwords: are tried in turn on encrypted PDF files.
         show_progress: show a progress bar.
@@ -143,13 +377,23 @@ def read_corpus(
     site = site_above(folder) if root is None and _holds_pages(path) else None
     root = folder if root is None else _without_dots(root)
     image_root = site.folder if site else root
-    maker = NodeMaker(image_root, folder, chosen_splitter(splitter, chunk_size), max_pixels)
-    with PdfReader(
-        pages=pages, passwords=passwords, max_pixels=max_pixels, show_progress=show_progress
-    ) as pdfs:
-        records = _records(path, root, site, named, pdfs, drafts=drafts)
-        corpus = _corpus(records, maker, str(path), strict=strict, show_progress=show_progress)
-    return replace(corpus, path=Path(os.path.abspath(path)))  # noqa: PTH100 - links stay
+    splits = chosen_splitter(splitter, chunk_size)
+    passwords = [passwords] if isinstance(passwords, str) else list(passwords)
+
+    def reads(reading: _Reading) -> Iterator[ReadDocument]:
+        maker = NodeMaker(image_root, folder, splits, max_pixels)
+        with PdfReader(
+            pages=pages, passwords=passwords, max_pixels=max_pixels, show_progress=show_progress
+        ) as pdfs:
+            records = _records(path, root, site, named, pdfs, drafts=drafts)
+            yield from _documents(records, maker, reading, strict, show_progress)
+
+    where = Path(os.path.abspath(path))  # noqa: PTH100 - links stay
+    corpus = Corpus._read_anew(reads, image_root.resolve(), where)
+    corpus._read_to_first(str(path))
+    if strict:
+        corpus._read_through()
+    return corpus
 
 
 def corpus_from_records(
@@ -166,7 +410,8 @@ def corpus_from_records(
     """Make nodes of documents that some other program has read.
 
     Args:
-        records: the documents, with the keys that a line of ``docs.jsonl`` has (``read_corpus``).
+        records: the documents, with the keys that a line of ``docs.jsonl`` has (``read_corpus``),
+            from any iterable; an iterator gives them once.
         folder: where relative paths of images start; images must lie in it.
         text_field: as for ``read_corpus``, like all that follow.
         image_field: likewise.
@@ -179,36 +424,68 @@ def corpus_from_records(
         CorpusError: as ``read_corpus``.
     """
     folder = Path(folder).expanduser()
-    maker = NodeMaker(folder, folder, default_splitter(), max_pixels)
-
     named = NamedFields.of(text_field, image_field, id_field)
-    objects = ((f"document {number}", each) for number, each in enumerate(records, start=1))
-    read = read_objects(objects, named, "records", str(folder))
-    return _corpus(read, maker, str(folder), strict=strict, show_progress=show_progress)
+    splits = default_splitter()
+    given = _refused_unless_records(records)
+
+    def reads(reading: _Reading) -> Iterator[ReadDocument]:
+        maker = NodeMaker(folder, folder, splits, max_pixels)
+        objects = ((f"document {number}", each) for number, each in enumerate(given, start=1))
+        read = read_objects(objects, named, "records", str(folder))
+        yield from _documents(read, maker, reading, strict, show_progress)
+
+    once = isinstance(records, Iterator)
+    corpus = Corpus._read_anew(reads, folder.resolve(), None, once=once)
+    corpus._read_to_first(str(folder))
+    if strict:
+        corpus._read_through()
+    return corpus
 
 
-def _corpus(
-    records: Records, maker: NodeMaker, name: str, *, strict: bool, show_progress: bool
-) -> Corpus:
-    nodes: list[BaseNode] = []
-    skipped: list[Skipped] = []
-    places: dict[str, str] = {}
-    notes: list[str] = []
+def _refused_unless_records(records: Iterable[Mapping[str, Any]]) -> Iterable[Mapping[str, Any]]:
+    if isinstance(records, str | bytes | Mapping) or not isinstance(records, Iterable):
+        raise CorpusError(
+            f"records are {type(records).__name__}; pass an iterable of mappings, such as a list "
+            "of dictionaries"
+        )
+    return records
+
+
+def _documents(
+    records: Records, maker: NodeMaker, reading: _Reading, strict: bool, show_progress: bool
+) -> Iterator[ReadDocument]:
+    """The documents of records, one by one; the reading is told of all else."""
     for record in get_tqdm_iterable(records, show_progress, "Reading documents"):
         if isinstance(record, Note):
-            notes.append(record.text)
+            reading.notes.append(record.text)
             continue
+        taken = not isinstance(record, Skipped) and maker.has(record.id)
         made, left_out = ([], [record]) if isinstance(record, Skipped) else maker.nodes(record)
         if strict and (stops := [each for each in left_out if not each.by_rule]):
             raise CorpusError(f"{stops[0].source}: {stops[0].reason} (strict=True)")
-        if not isinstance(record, Skipped):
-            places.setdefault(record.id, record.source)
-        nodes += made
-        skipped += left_out
-    if not nodes:
-        why = "; ".join(f"{skip.source}: {skip.reason}" for skip in skipped[:3])
-        raise CorpusError(f"{name}: no document could be read ({why or 'it holds none'})")
-    return Corpus(nodes, skipped, maker.root, places=places, notes=notes)
+        reading.skipped += left_out
+        if isinstance(record, Skipped):
+            continue
+        if not taken and (left_out or not made):
+            reading.troubled.setdefault(record.id, record.source)
+        reading.documents += bool(made)
+        reading.count(made)
+        yield ReadDocument(record.id, record.source, made, left_out)
+
+
+def _documents_of(nodes: Iterable[BaseNode]) -> Reads:
+    """What reads nodes that somebody else has made."""
+
+    def reads(reading: _Reading) -> Iterator[ReadDocument]:
+        before = None
+        for node in each_node(nodes):
+            key = node.ref_doc_id or node.node_id
+            reading.documents += key != before
+            before = key
+            reading.count([node])
+            yield ReadDocument(key, "", [node])
+
+    return reads
 
 
 def _without_dots(path: str | Path) -> Path:

@@ -24,10 +24,13 @@ from llama_index_gap.errors import GapError, InvalidValueError
 from llama_index_gap.images.opening import ImageError, check_image
 from llama_index_gap.nodes import MOST_METADATA_BYTES, MOST_TEXT_BYTES, not_a_text
 from llama_index_gap.readers.image_paths import ImagePaths
+from llama_index_gap.readers.taken_ids import TakenIds
 
 _CAPTION_KEYS = ("caption", "alt")
 _PATH_KEYS = ("path", "file_name", "filename", "src", "image", "file")
 _URL_KEYS = ("url", "image_url", "href", "link")
+OF_IMAGE = ", image "
+"""Stands between a document and its image in what says where something was left out."""
 _FIELDS = frozenset(["id", "title", "text", "image", "images", *_CAPTION_KEYS, "captions", "alts"])
 _MOST_IMAGES = 10_000
 _MAX_DEPTH = 50  # what copies metadata or writes it as JSON calls itself at each level
@@ -219,7 +222,11 @@ class NodeMaker:
         self._paths = ImagePaths(folder, root)
         self._splitter = splitter
         self._max_pixels = max_pixels
-        self._ids: set[str] = set()
+        self._ids = TakenIds()
+
+    def has(self, document_id: str) -> bool:
+        """Whether a document of this id was read."""
+        return document_id in self._ids
 
     def nodes(self, record: Record) -> tuple[list[BaseNode], list[Skipped]]:
         """The nodes of one document, and what of it was left out."""
@@ -240,7 +247,7 @@ class NodeMaker:
         if not made and not skipped:
             reason = "has neither a text nor an image"
             skipped = [Skipped(record.source, reason, on_purpose=True)]
-        twice = self._ids.intersection(node.node_id for node in made)
+        twice = [node.node_id for node in made if node.node_id in self._ids]
         if twice:
             reason = f"its node id {min(twice)!r} is taken by an earlier document"
             return [], [Skipped(record.source, reason)]
@@ -257,7 +264,7 @@ class NodeMaker:
             node.metadata = {**node.metadata, **title, **record.metadata}
             node.excluded_embed_metadata_keys += record.metadata
             node.relationships[NodeRelationship.SOURCE] = source
-        self._ids.update([record.id], (node.node_id for node in made))
+        self._ids.add([record.id, *(node.node_id for node in made)])
         return made, skipped
 
     def _named(self, path: str) -> str:
@@ -327,7 +334,7 @@ class NodeMaker:
             except ImageError as error:
                 source = record.source
                 if path != source:
-                    source += f", image {path[:80]}"
+                    source += f"{OF_IMAGE}{path[:80]}"
                 hint = "" if image.folder else self._paths.hint(path)
                 skipped.append(Skipped(source, error.reason + hint))
                 continue
@@ -344,7 +351,7 @@ class NodeMaker:
                     f"its caption has {size:,} bytes, and an index takes {MOST_TEXT_BYTES:,}; the "
                     "image is read without it"
                 )
-                skipped.append(Skipped(f"{record.source}, image {path[:80]}", reason))
+                skipped.append(Skipped(f"{record.source}{OF_IMAGE}{path[:80]}", reason))
                 caption = ""
             node = ImageNode(id_=node_id, text=caption, image_path=str(file))
             node.metadata = dict(image.metadata)

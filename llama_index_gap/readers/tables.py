@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 import json
 import math
+import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -22,6 +23,7 @@ from llama_index_gap.readers.records import (
     TOO_DEEP,
     CorpusError,
     Note,
+    Record,
     Records,
     Skipped,
     known_field,
@@ -33,6 +35,7 @@ MOST_COLUMNS = 10_000
 """Most columns of a table."""
 _MOST_DIGITS = 100
 _SAMPLES = 200  # rows that are looked at to say what the columns are
+_LIMIT = threading.Lock()
 _DELIMITERS = {".csv": ",", ".tsv": "\t", ".tab": "\t"}
 
 
@@ -240,23 +243,39 @@ class _Survey:
 
 
 def _read_csv(path: Path, root: Path | None, usual: str, named: NamedFields) -> Records:
-    limit = csv.field_size_limit(MAX_BYTES)  # the module's own, 131,072, is less than a report
-    try:
-        with _open(path, root) as file:
-            survey = _survey_of(path, file, usual)
-            reader, index = _row_reader(path, survey, named)
-            yield Note(f"{path.name} ({survey.dialect.in_words()}): {reader.columns.in_words()}")
-            with closing(survey.dialect.rows(file, 2 * MAX_BYTES)) as rows:
-                next(rows, None)
-                documents = (
-                    _cells(survey.header, row, f"{path.name}:{line}", index) for line, row in rows
-                )
-                yield from reader.documents(documents)
-            if index:
-                yield Note(f"{path.name}: a first column without a name, of row numbers, left out")
-            yield from reader.notes(path.name)
-    finally:
-        csv.field_size_limit(limit)
+    """The documents of rows, which may be longer than the module allows."""
+    records = _records_of_csv(path, root, usual, named)
+    with closing(records):
+        while True:
+            # The module's own limit, 131,072, is less than a report; it is everybody's, and whoever
+            # takes the records may read tables meanwhile.
+            with _LIMIT:
+                limit = csv.field_size_limit(MAX_BYTES)
+                try:
+                    record = next(records, None)
+                finally:
+                    csv.field_size_limit(limit)
+            if record is None:
+                return
+            yield record
+
+
+def _records_of_csv(
+    path: Path, root: Path | None, usual: str, named: NamedFields
+) -> Generator[Record | Skipped | Note, None, None]:
+    with _open(path, root) as file:
+        survey = _survey_of(path, file, usual)
+        reader, index = _row_reader(path, survey, named)
+        yield Note(f"{path.name} ({survey.dialect.in_words()}): {reader.columns.in_words()}")
+        with closing(survey.dialect.rows(file, 2 * MAX_BYTES)) as rows:
+            next(rows, None)
+            documents = (
+                _cells(survey.header, row, f"{path.name}:{line}", index) for line, row in rows
+            )
+            yield from reader.documents(documents)
+        if index:
+            yield Note(f"{path.name}: a first column without a name, of row numbers, left out")
+        yield from reader.notes(path.name)
 
 
 def _survey_of(path: Path, file: IO[bytes], usual: str) -> _Survey:

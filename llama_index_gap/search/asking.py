@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
@@ -24,10 +24,10 @@ from llama_index_gap.search.legs import (
     searched_collection,
 )
 from llama_index_gap.search.tracing import in_span
-from llama_index_gap.threads import stop_if_given_up
+from llama_index_gap.threads import beside, stop_if_given_up
 
 if TYPE_CHECKING:
-    from llama_index_gap.store.milvus import MilvusStore, StoredHit
+    from llama_index_gap.store.searching import SearchableStore, StoredHit
 
 HITS_BEFORE_CORRECTION = 4
 """Times the hits that are wanted: 64 for 16 lose nothing that could be measured."""
@@ -141,11 +141,9 @@ def ask_legs(
     if not others or all(getattr(store, "one_at_a_time", False) for store in stores):
         outcomes = {leg: ask(leg) for leg in vectors}
     else:
-        with ThreadPoolExecutor(len(others), "leg") as pool:
-            # The context goes along, so that traces know whose these searches are.
-            futures = {leg: pool.submit(copy_context().run, ask, leg) for leg in others}
-            outcomes = {first: ask(first)}
-            outcomes |= {leg: future.result() for leg, future in futures.items()}
+        # The context goes along, so that traces know whose these searches are.
+        waiting = {leg: beside(partial(copy_context().run, ask, leg)) for leg in others}
+        outcomes = {first: ask(first)} | {leg: wait() for leg, wait in waiting.items()}
     return (
         {leg: found for leg, found in outcomes.items() if isinstance(found, LegHits)},
         {leg: found for leg, found in outcomes.items() if isinstance(found, Exception)},
@@ -161,7 +159,7 @@ def _ask(
     *,
     hubs: float,
 ) -> LegHits:
-    store = cast("MilvusStore", collection.store)
+    store = cast("SearchableStore", collection.store)
     background = collection.background(leg.query) if hubs else None
     if background is not None and background.hubs is None:
         background = None
@@ -185,7 +183,9 @@ def _ask(
     kept = first_places(range(len(hits)), keys, nodes, documents)
     hubness = None
     if background is not None:
-        hubness = background.hubness_of([hit.id for hit in hits], store.get_vectors)
+        # A strong read would wait for a server's clock, up to 0.2 s; these were just found.
+        vectors = partial(store.get_vectors, strong=False)
+        hubness = background.hubness_of([hit.id for hit in hits], vectors)
         hubness = spare_itself(hubness, raw)
         corrected = np.argsort(hubs * hubness - raw, kind="stable").tolist()
         kept = sorted({*kept, *first_places(corrected, keys, nodes, documents)})

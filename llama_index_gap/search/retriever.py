@@ -46,6 +46,7 @@ from llama_index_gap.search.legs import (
 )
 from llama_index_gap.search.ranking import Ranking, timed
 from llama_index_gap.search.tracing import in_span
+from llama_index_gap.store.patience import one_search
 from llama_index_gap.text import is_blank
 from llama_index_gap.threads import in_thread
 
@@ -351,12 +352,14 @@ class DualIndexRetriever(BaseRetriever):
         """
         bundle = QueryBundle(query) if isinstance(query, str) else query
         timings: dict[str, float] = {}
-        legs, errors = self._search(bundle, timings)
-        return self._ranking().ranked(legs, errors, timings, bundle)
+        with one_search():
+            legs, errors = self._search(bundle, timings)
+            return self._ranking().ranked(legs, errors, timings, bundle)
 
     async def asearch(self, query: str | QueryBundle) -> SearchResult:
         """As ``search``, without blocking the event loop."""
-        return await in_thread(self.search, query)
+        with one_search():
+            return await in_thread(self.search, query)
 
     def search_legs(
         self, query: str | QueryBundle, *, for_others: bool = False
@@ -368,7 +371,8 @@ class DualIndexRetriever(BaseRetriever):
             for_others: give also the hits that are the best with hubs only, or without, so that
                 ``rank_legs`` of other retrievers has theirs.
         """
-        legs = self._search(QueryBundle(query) if isinstance(query, str) else query, {})[0]
+        with one_search():
+            legs = self._search(QueryBundle(query) if isinstance(query, str) else query, {})[0]
         if for_others:
             return legs
         return {leg: self._wanted.first(leg, hits, self._hubs) for leg, hits in legs.items()}
@@ -386,7 +390,8 @@ class DualIndexRetriever(BaseRetriever):
         return self.search(query_bundle).nodes
 
     async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        return await in_thread(self._retrieve, query_bundle)
+        with one_search():
+            return await in_thread(self._retrieve, query_bundle)
 
     def _search(
         self, query: QueryBundle, timings: dict[str, float]

@@ -18,6 +18,7 @@ from llama_index_gap.store.connection import (
     FAILURES,
     Connection,
     StoreError,
+    background_failures,
     caught_logs,
     one_line,
 )
@@ -28,7 +29,7 @@ from llama_index_gap.store.filters import (
     literal,
     literal_list,
 )
-from llama_index_gap.store.lite_files import check_lite_files
+from llama_index_gap.store.lite_files import check_lite_files, drop_indexes, waits_for_index
 from llama_index_gap.store.rows import VECTOR_FIELD, check_bytes, most_row_bytes
 from llama_index_gap.threads import stop_if_given_up, to_its_end
 
@@ -43,6 +44,7 @@ MESSAGE_BYTES = 16 * 2**20
 """A message holds 64 MB; a row of the largest kind is about 0.4 MB."""
 IDS_PER_MESSAGE = 5_000
 STRONG: dict[str, Any] = {"consistency_level": "Strong"}
+SESSION: dict[str, Any] = {"consistency_level": "Session"}
 # How pymilvus' own iterator asks for rows in the order of their ids. It is not used: it writes an
 # id into its filter unquoted.
 _IN_ORDER: dict[str, Any] = {"iterator": "True", "reduce_stop_for_best": "True"}
@@ -58,6 +60,7 @@ _MOST_DIMENSIONS = 32_768
 # A server keeps properties in etcd, whose messages hold 1.5 MB: it takes a property of 1 MB, and
 # can then neither alter nor drop the collection.
 _MOST_PROPERTY_BYTES = 131_072
+_LOOKS_SECONDS = 0.02
 _NOT_LOADED = 101
 _NO_COLLECTION = 100
 _WRITING = ("insert", "upsert", "delete", "create_collection", "drop_collection")
@@ -136,6 +139,7 @@ class Collection:
         self.connection, self.name = connection, name
         self._first_properties = dict(properties or {})
         self._metric, self._index_config = metric, dict(index_config or DEFAULT_INDEX)
+        self._failures = background_failures()
         try:
             self._open(dim, (index_config or {}).get("index_type"), overwrite)
         except BaseException:
@@ -241,7 +245,15 @@ class Collection:
 
     def _load(self) -> None:
         """Load the collection: Lite opens each one released, and after a crash replays its log."""
-        self.call("load_collection", timeout=LOAD_SECONDS)
+        try:
+            self.call("load_collection", timeout=LOAD_SECONDS)
+        except StoreError as error:
+            # A process that was killed while it wrote an index leaves half a file.
+            path = self.connection.path
+            if path is None or not drop_indexes(path, self.name):
+                raise
+            logger.warning("%s: its index is built anew, since it cannot be read: %s", self, error)
+            self.call("load_collection", timeout=LOAD_SECONDS)
 
     def check_dim(self, dim: int | None) -> None:
         """Refuse vectors of other dimensions than those that are stored.
@@ -271,23 +283,51 @@ class Collection:
         connection, start = self.connection, time.monotonic()
         if flush is None:
             flush = connection.lite and connection.may_be_unflushed(self.name)
-        if not flush:
-            return
-        logger.info("%s: flushing and indexing", self)
-        with connection.exclusive(), to_its_end():
-            if connection.lite:
-                # Loading builds the index before it returns; a flush of a loaded collection builds
-                # it later, in a thread that tells nobody when it is done.
-                self.call("release_collection")
-                try:
-                    self.call("flush", timeout=timeout)
-                finally:
-                    self.call("load_collection", timeout=timeout)
-                connection.note_flushed(self.name)
-            else:
+        if flush:
+            logger.info("%s: flushing and indexing", self)
+        with to_its_end():
+            if connection.path is not None:
+                self._finish_file(connection.path, start + timeout, flush=flush)
+            elif flush and connection.lite:
+                self._flush_released(timeout)
+            elif flush:
                 self.call("flush", timeout=timeout)
                 self._wait_for_index(start + timeout)
-        logger.info("%s: indexed in %.1f s", self, time.monotonic() - start)
+        if flush:
+            logger.info("%s: indexed in %.1f s", self, time.monotonic() - start)
+
+    def _finish_file(self, path: str, deadline: float, *, flush: bool) -> None:
+        """Flush a loaded collection of a Lite file, and wait until a thread of Lite indexed it.
+
+        It is searched meanwhile: only the flush itself has the file to itself.
+        """
+        if flush:
+            self.flush_file()
+        while (
+            waits := waits_for_index(path, self.name)
+        ) and self._failures == background_failures():
+            if time.monotonic() > deadline:
+                raise StoreError(f"{self}: its rows are still being indexed; wait on")
+            time.sleep(_LOOKS_SECONDS)
+        if waits or (flush and waits is None):  # to raise what went wrong; or another layout
+            self._flush_released(max(deadline - time.monotonic(), 1))
+
+    def flush_file(self) -> None:
+        """Write what Milvus Lite has in memory to disk; a thread of its own will index it."""
+        with self.connection.exclusive():
+            self._failures = background_failures()
+            self.call("flush", timeout=LOAD_SECONDS)
+            self.connection.note_flushed(self.name)
+
+    def _flush_released(self, timeout: float) -> None:
+        """Flush and index on Milvus Lite; nothing can be searched until it has loaded it again."""
+        with self.connection.exclusive():
+            self.call("release_collection")
+            try:
+                self.call("flush", timeout=timeout)
+            finally:
+                self.call("load_collection", timeout=timeout)
+            self.connection.note_flushed(self.name)
 
     def _wait_for_index(self, deadline: float) -> None:
         while True:
@@ -332,9 +372,19 @@ class Collection:
         )
         return [row[ID_FIELD] for row in rows]
 
-    def read(self, ids: Iterable[str], fields: list[str], at_once: int) -> Iterator[dict[str, Any]]:
-        """Read rows by their ids. The first read is a strong one; the others see as much."""
-        consistency = STRONG
+    def read(
+        self, ids: Iterable[str], fields: list[str], at_once: int, *, strong: bool = True
+    ) -> Iterator[dict[str, Any]]:
+        """Read rows by their ids. The first read is a strong one; the others see as much.
+
+        Args:
+            ids: of the rows; unknown ones are passed over.
+            fields: columns and keys to read.
+            at_once: most rows in one answer.
+            strong: whether what other processes have just written must be seen. A server waits up
+                to 0.2 s for that, and a search does not.
+        """
+        consistency = STRONG if strong else SESSION
         for batch in batches(dict.fromkeys(ids), at_once, len):
             yield from self.call(
                 "query",
@@ -342,7 +392,7 @@ class Collection:
                 output_fields=fields,
                 **consistency,
             )
-            consistency = {"consistency_level": "Session"}
+            consistency = SESSION
 
     def pages(self, fields: list[str]) -> Iterator[list[dict[str, Any]]]:
         """Read all rows in bounded batches, by their ids. Only the first read is a strong one.
@@ -371,7 +421,7 @@ class Collection:
                 return
             yield rows
             after = rows[-1][ID_FIELD]
-            consistency = {"consistency_level": "Session"}
+            consistency = SESSION
 
     def call(
         self,
@@ -396,7 +446,7 @@ class Collection:
             if connection.closed:
                 raise StoreError(f"{self} was closed; open a new MilvusStore")
             if method in _WRITING:
-                connection.note_written(name)
+                connection.note_written(name, len(arguments.get("data", ())))
             try:
                 try:
                     return connection.call(method, name, timeout, **arguments)

@@ -18,6 +18,8 @@ from pymilvus import MilvusClient, MilvusException
 
 from llama_index_gap.errors import GapError
 from llama_index_gap.store.addresses import TIMEOUT_SECONDS, is_server, lite_path
+from llama_index_gap.store.fair_lock import FairLock
+from llama_index_gap.store.patience import patience
 
 _CONNECT_SECONDS = 10.0
 # Milvus Lite runs in this process: it may be slow, and never stops.
@@ -54,21 +56,23 @@ class _LiteFile:
     """A Milvus Lite file that this process holds open.
 
     Lite has one writer and is pure Python: a lock around each call costs nothing there and makes
-    it safe under threads.
+    it safe under threads. It is a fair one, so that searches take turns with a long insert.
 
     Attributes:
         lock: held during each call.
         users: how many connections there are.
-        written: collections that were written to since their last flush.
+        written: collections that were written to since their last flush, with the rows that were.
     """
 
-    lock: threading.RLock = field(default_factory=threading.RLock)
+    lock: FairLock = field(default_factory=FairLock)
     users: int = 0
-    written: set[str] = field(default_factory=set)
+    written: Counter[str] = field(default_factory=Counter)
 
 
 _lite_files: dict[str, _LiteFile] = {}
 _opening = threading.Lock()
+# Servers that did not answer this process' last call.
+_silent: set[str] = set()
 # How often this process has written to each collection of each database.
 _writes: Counter[tuple[str, str]] = Counter()
 
@@ -143,36 +147,61 @@ class Connection:
         Args:
             method: of pymilvus' client.
             name: the collection.
-            timeout: seconds to wait; by default the connection's.
+            timeout: seconds to wait; by default the connection's. A search's calls take no longer
+                than that in all, see ``one_search``.
             **arguments: of the method.
         """
         if timeout is None:
             timeout = _LITE_SECONDS if self.path else self._timeout
-        deadline = time.monotonic() + timeout
-        generation = self._generation
+        if self.path:
+            return getattr(self.client, method)(name, timeout=timeout, **arguments)
+        asking = patience()
+        if asking is None:
+            return self._call_server(method, name, timeout, **arguments)
+        lost = self.uri in _silent
+        left = asking.left(self._timeout, lost=lost)
+        if left <= 0:
+            self.lost = self.lost or lost
+            raise TimeoutError(
+                f"no answer within {self._timeout:g} s"
+                if lost
+                else f"the whole search has waited {self._timeout:g} s for the server, its timeout="
+            )
+        with asking.waiting():
+            return self._call_server(method, name, min(timeout, left), **arguments)
+
+    def _call_server(self, method: str, name: str, timeout: float, **arguments: Any) -> Any:
+        started = time.monotonic()
+        deadline, generation = started + timeout, self._generation
         if self.lost:
-            self._reconnect(generation, timeout)
+            self._reconnect(generation, deadline)
             timeout = max(deadline - time.monotonic(), 0.001)
         try:
-            return getattr(self.client, method)(name, timeout=timeout, **arguments)
+            answer = getattr(self.client, method)(name, timeout=timeout, **arguments)
         except FAILURES as error:
-            if self.path or not _is_lost(error):
+            if not _is_lost(error):
                 raise
-            self.lost = self._generation == generation
-            left = deadline - time.monotonic()
-            if left <= 0 or not (method in _REPEATABLE or (self.lite and method == "insert")):
+            self.lost = self.lost or self._generation == generation
+            # That it does not answer in the rest of a search's time says little of a slow server.
+            if not _is_late(error) or time.monotonic() - started >= self._timeout / 2:
+                _silent.add(self.uri)
+            repeatable = method in _REPEATABLE or (self.lite and method == "insert")
+            if deadline <= time.monotonic() or not repeatable:
                 raise
-            self._reconnect(generation, left)
+            self._reconnect(generation, deadline)
             left = max(deadline - time.monotonic(), 0.001)
-            return getattr(self.client, method)(name, timeout=left, **arguments)
+            answer = getattr(self.client, method)(name, timeout=left, **arguments)
+        _silent.discard(self.uri)
+        return answer
 
-    def _reconnect(self, generation: int, seconds: float) -> None:
+    def _reconnect(self, generation: int, deadline: float) -> None:
         """Replace the client, unless another thread has done so since this generation."""
-        if not self._reconnecting.acquire(timeout=seconds):
-            return
+        if not self._reconnecting.acquire(timeout=max(deadline - time.monotonic(), 0)):
+            raise TimeoutError("no connection in time")
         try:
             if self._generation != generation or self.closed:
                 return
+            seconds = max(deadline - time.monotonic(), 0.001)
             client = MilvusClient(
                 self.uri,
                 token=self._token,
@@ -200,11 +229,15 @@ class Connection:
             with self._file.lock:
                 yield
 
-    def note_written(self, collection: str) -> None:
+    def note_written(self, collection: str, rows: int = 0) -> None:
         """Remember that a collection was written to; before the call, and once more after it."""
         _writes[self.path or self.uri, collection] += 1
         if self._file is not None:
-            self._file.written.add(collection)
+            self._file.written[collection] += rows
+
+    def unflushed_rows(self, collection: str) -> int:
+        """How many rows this process has written to a Lite file and not flushed."""
+        return 0 if self._file is None else self._file.written[collection]
 
     def written(self, collection: str) -> int:
         """A number that changes whenever this process writes to a collection."""
@@ -213,7 +246,7 @@ class Connection:
     def note_flushed(self, collection: str) -> None:
         """Remember that all that was written to a collection has been flushed and indexed."""
         if self._file is not None:
-            self._file.written.discard(collection)
+            self._file.written.pop(collection, None)
 
     def may_be_unflushed(self, collection: str) -> bool:
         """Whether a collection may have rows that Milvus Lite keeps in its log only.
@@ -282,6 +315,25 @@ for _logger_name in (
     logging.getLogger(_logger_name).addFilter(_log_catcher)
 
 
+class _FailureCounter(logging.Filter):
+    """Counts what fails in Milvus Lite's own threads, which log it and tell nobody."""
+
+    number = 0
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        self.number += record.exc_info is not None
+        return True
+
+
+_failures = _FailureCounter()
+logging.getLogger("milvus_lite.engine.collection").addFilter(_failures)
+
+
+def background_failures() -> int:
+    """How often Milvus Lite has failed to index what was flushed, in this process."""
+    return _failures.number
+
+
 def one_line(error: BaseException | None) -> str:
     """The first line of an error's message."""
     message: object = error
@@ -293,13 +345,21 @@ def one_line(error: BaseException | None) -> str:
     return lines[0][:500] if lines else type(error).__name__
 
 
+def _code(error: Exception) -> Any:
+    return error.code() if isinstance(error, grpc.Call) else getattr(error, "code", None)
+
+
 def _is_lost(error: Exception) -> bool:
     """Whether a failure is the connection's and not the request's."""
     if isinstance(error, grpc.FutureTimeoutError):
         return True
-    code = error.code() if isinstance(error, grpc.Call) else getattr(error, "code", None)
     # Another thread may have replaced the client.
-    return code in _LOST or "closed channel" in str(error)
+    return _code(error) in _LOST or "closed channel" in str(error)
+
+
+def _is_late(error: Exception) -> bool:
+    """Whether a failure says only that no answer came in time."""
+    return _code(error) is grpc.StatusCode.DEADLINE_EXCEEDED
 
 
 def _why_not_open(

@@ -15,6 +15,7 @@ from llama_index_gap.store.connection import (
     one_line,
 )
 from llama_index_gap.store.filters import DOC_ID_FIELD, ID_FIELD, TEXT_FIELD
+from llama_index_gap.store.lite_files import is_whole, lite_collections
 from llama_index_gap.store.rows import VECTOR_FIELD
 
 _OF_NODES = frozenset({ID_FIELD, DOC_ID_FIELD, TEXT_FIELD, VECTOR_FIELD})
@@ -59,6 +60,8 @@ class Database:
     def names(self) -> list[str]:
         """The names of all collections, whatever they hold."""
         connection = self._connection
+        if connection.path is not None and (held := lite_collections(connection.path)):
+            return [name for name in held if is_whole(connection.path, name)]
         with connection.exclusive(), caught_logs():
             try:
                 return sorted(connection.client.list_collections(timeout=self._timeout))

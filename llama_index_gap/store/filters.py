@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TypeAlias
 
 from llama_index.core.vector_stores.types import (
@@ -15,6 +15,7 @@ from llama_index.core.vector_stores.types import (
 )
 
 from llama_index_gap.errors import InvalidValueError, UnsupportedError
+from llama_index_gap.nodes import as_ids
 
 Scalar: TypeAlias = str | int | float
 
@@ -55,9 +56,9 @@ _INT64 = 2**63
 def filter_expression(
     filters: MetadataFilters | None = None,
     *,
-    node_ids: Sequence[str] | None = None,
-    doc_ids: Sequence[str] | None = None,
-    document_keys: Sequence[str] | None = None,
+    node_ids: Iterable[str] | None = None,
+    doc_ids: Iterable[str] | None = None,
+    document_keys: Iterable[str] | None = None,
     other_than: Sequence[str] = (),
 ) -> str:
     """Translate filters and ids, all of which must hold, into one Milvus expression.
@@ -85,11 +86,11 @@ def filter_expression(
     """
     parts = [_all_of(filters) if filters is not None else ""]
     if node_ids is not None:
-        parts.append(f"{ID_FIELD} in {literal_list(node_ids)}")
+        parts.append(f"{ID_FIELD} in {literal_list(as_ids(node_ids, 'node_ids'))}")
     if doc_ids is not None:
-        parts.append(f"{DOC_ID_FIELD} in {literal_list(doc_ids)}")
+        parts.append(f"{DOC_ID_FIELD} in {literal_list(as_ids(doc_ids, 'doc_ids'))}")
     if document_keys is not None:
-        keys = literal_list(document_keys)
+        keys = literal_list(as_ids(document_keys, "document_keys"))
         parts.append(f"({DOC_ID_FIELD} in {keys}) or ({ID_FIELD} in {keys})")
     if other_than:
         keys, none = literal_list(other_than), literal_list(NO_DOCUMENT)

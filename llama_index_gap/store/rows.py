@@ -7,6 +7,7 @@ import json
 import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -344,6 +345,20 @@ def in_buckets(count: int, seed: int) -> str:
     if stop <= BUCKETS:
         return f"({key} >= {start}) and ({key} < {stop})"
     return f"({key} >= {start}) or ({key} < {stop - BUCKETS})"
+
+
+def bucket_ranges(parts: int) -> list[str]:
+    """Filters that cut all rows into parts of about one size; [""] for a single part.
+
+    Args:
+        parts: how many; at most as many as there are buckets.
+    """
+    if parts <= 1:
+        return [""]
+    key = f"$meta[{literal(BUCKET_KEY)}]"
+    parts = min(parts, BUCKETS)
+    bounds = [BUCKETS * part // parts for part in range(parts + 1)]
+    return [f"({key} >= {start} and {key} < {stop})" for start, stop in pairwise(bounds)]
 
 
 def check_bytes(text: str, limit: int, name: str, way_out: str) -> None:

@@ -268,9 +268,7 @@ def test_one_ordinary_index_finds_across_modalities(
 ) -> None:
     """Fitted on 60 pairs; the other 40 are indexed, and each text asks for its image."""
     encoder = Memory(*with_a_gap(100))
-    monkeypatch.setattr(
-        "llama_index_gap.embedding.dual_encoder.load_encoder", lambda *_, **__: encoder
-    )
+    monkeypatch.setattr("llama_index_gap.models.worker.load_encoder", lambda *_, **__: encoder)
     for width in range(1, 101):
         Image.new("RGB", (width, 1)).save(tmp_path / f"{width - 1}.png")
 

@@ -11,7 +11,7 @@ from llama_index.core.schema import (
 
 from llama_index_gap import DualEncoderEmbedding, open_image
 from llama_index_gap.index.dual_index import DualIndex
-from llama_index_gap.index.image_storage import default_storage
+from llama_index_gap.index.image_storage import ImageStorage, default_storage
 
 
 @pytest.mark.parametrize(
@@ -75,3 +75,28 @@ def test_images_lie_beside_a_lite_file(
     index.clear()
     assert not Path(node.image_path).exists()
     assert precious.exists()
+
+
+@pytest.mark.parametrize("written", ["nodes", "pending", "users"])
+def test_what_a_killed_insert_wrote_by_half_goes(
+    written: str,
+    clip: DualEncoderEmbedding,
+    tmp_path: Path,
+    noise_files: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    storage = tmp_path / "images"
+    nodes = [ImageNode(id_="a", image=as_base64(noise_files[0]))]
+    with DualIndex(str(tmp_path / "gap.db"), embed_model=clip, storage_dir=storage) as index:
+        with monkeypatch.context() as killed:  # before the insert is through with its images
+            killed.setattr(ImageStorage, "tidy", lambda _: None)
+            index.insert_nodes(nodes)
+        (users,) = storage.glob("*.users")
+        folder = users if written == "users" else storage / written
+        folder.mkdir(exist_ok=True)
+        (folder / ".gap-x1.partial").write_text("a")
+
+        index.insert_nodes(nodes)
+
+    assert list(storage.rglob("*.partial")) == []
+    assert len(list(storage.glob("*.png"))) == 1

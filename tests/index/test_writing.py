@@ -195,7 +195,7 @@ def test_a_file_s_bytes_are_no_text(index: DualIndex) -> None:
         Document(id_="c.jpg", text=SEEN.decode(errors="replace")),
         Document(id_="d.txt", text="A red boat.\n\tOn\fa lake, with \x1b[1mcolours\x1b[0m."),
     ]
-    nodes = as_nodes(documents, None)
+    nodes = list(as_nodes(documents, None))
 
     report = index.insert_nodes(nodes)
 

@@ -12,6 +12,7 @@ from paths import PARITY
 from tiny_rerankers import make_tiny_bert_reranker
 
 from llama_index_gap.models import ModelError, load_encoder, load_scorer
+from llama_index_gap.models.encoders.clip import ClipEncoder
 from llama_index_gap.models.encoders.jina_clip import JinaClipEncoder
 from llama_index_gap.models.encoders.nomic import NomicEncoder
 from llama_index_gap.models.encoders.sentence_transformer import SentenceTransformerEncoder
@@ -81,9 +82,10 @@ def with_licence(source, folder, licence):
     return folder
 
 
-def test_families(nomic_text, tiny_clip):
+def test_families(nomic_text, tiny_clip, tiny_siglip):
     assert isinstance(load(JINA), JinaClipEncoder)
-    assert isinstance(load(tiny_clip), SentenceTransformerEncoder)
+    assert isinstance(load(tiny_clip), ClipEncoder)
+    assert isinstance(load(tiny_siglip), SentenceTransformerEncoder)
     text, vision = load(nomic_text), load(NOMIC_VISION)
     assert isinstance(text, NomicEncoder)
     assert isinstance(vision, NomicEncoder)

@@ -13,6 +13,7 @@ from llama_index.core.vector_stores import MetadataFilter, MetadataFilters
 from named_vectors import NamedVectors
 
 from llama_index_gap.index.dual_index import DualIndex
+from llama_index_gap.store.connection import Connection
 
 D = 32
 
@@ -144,3 +145,30 @@ def test_what_the_query_is_itself_comes_first_however_much_of_a_hub(tmp_path: Pa
     nodes = [text(str(i)) for i in range(200)]
     with made(tmp_path / "gap.db", nodes, Seeded(lean=3.0)) as index:
         assert [first(index, f"text {i}") for i in range(20)] == [str(i) for i in range(20)]
+
+
+def test_a_search_never_waits_for_the_clock_of_a_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A strong read does, up to 0.2 s. Vectors of hits, and documents, were found a moment ago."""
+    calls: list[tuple[str, str]] = []
+    call = Connection.call
+
+    def recorded(
+        self: Connection, method: str, name: str, timeout: float | None, **given: Any
+    ) -> Any:
+        calls.append((method, given.get("consistency_level", "")))
+        return call(self, method, name, timeout, **given)
+
+    monkeypatch.setattr(Connection, "call", recorded)
+    nodes = [text(str(i)) for i in range(400)] + [image(str(i)) for i in range(0, 400, 10)]
+    model = Seeded(lean=3.0)
+    with DualIndex(str(tmp_path / "gap.db"), "gap", model, image_query_embed_model=model) as index:
+        index.insert_nodes(nodes)
+        index.search("the first one draws the background")
+        calls.clear()
+        for i in range(10):
+            index.search(f"text {i} again", complete=True)
+
+    assert "query" in {method for method, _ in calls}
+    assert {level for _, level in calls} == {"Session"}

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from queue import Queue
 
 
 class LossyProxy:
@@ -16,12 +18,15 @@ class LossyProxy:
 
     Attributes:
         address: where it listens.
+        delay: seconds that each part of an answer is kept back.
+        drops: whether it breaks off each new connection at once.
     """
 
     def __init__(self, port: int) -> None:
         self._target = ("127.0.0.1", port)
         self._own = ("127.0.0.1", 0)
         self._open: list[socket.socket] = []
+        self.delay, self.drops = 0.0, False
         self._flows = threading.Event()
         self._flows.set()
         self.listen()
@@ -32,6 +37,10 @@ class LossyProxy:
         self._listener = socket.create_server(self._own)
         self._own = self._listener.getsockname()
         threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
+
+    def lead_to(self, port: int) -> None:
+        """Pass on to another server from now on."""
+        self._target = ("127.0.0.1", port)
 
     def hang_up(self) -> None:
         """Break off all connections."""
@@ -58,20 +67,36 @@ class LossyProxy:
         with suppress(OSError):
             while True:
                 client, _ = listener.accept()
-                server = socket.create_connection(self._target)
+                try:
+                    if self.drops:
+                        raise ConnectionError
+                    server = socket.create_connection(self._target)
+                except OSError:  # the server is not there
+                    client.close()
+                    continue
                 self._open += [client, server]
-                for ends in ((client, server), (server, client)):
+                for ends in ((client, server, False), (server, client, True)):
                     threading.Thread(target=self._pass_on, args=ends, daemon=True).start()
 
-    def _pass_on(self, source: socket.socket, target: socket.socket) -> None:
+    def _pass_on(self, source: socket.socket, target: socket.socket, answers: bool) -> None:
+        due: Queue[tuple[float, bytes]] = Queue()
+        threading.Thread(target=self._deliver, args=(due, target), daemon=True).start()
         with suppress(OSError):
             while data := source.recv(65_536):
-                self._flows.wait()
-                target.sendall(data)
-        for end in (source, target):
-            with suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
+                due.put((time.monotonic() + self.delay * answers, data))
+        due.put((0.0, b""))
+        with suppress(OSError):
+            source.shutdown(socket.SHUT_RDWR)
         source.close()
+
+    def _deliver(self, due: Queue[tuple[float, bytes]], target: socket.socket) -> None:
+        with suppress(OSError):
+            while (each := due.get())[1]:
+                time.sleep(max(each[0] - time.monotonic(), 0))
+                self._flows.wait()
+                target.sendall(each[1])
+        with suppress(OSError):
+            target.shutdown(socket.SHUT_RDWR)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import time
 import urllib.error
 import urllib.request
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -54,14 +54,17 @@ def milvus_server(folder: Path) -> Iterator[str]:
 
 
 @contextmanager
-def milvus_process(folder: Path) -> Iterator[tuple[str, Any]]:
+def milvus_process(
+    folder: Path, settings: Mapping[str, Any] = _IMPATIENCE
+) -> Iterator[tuple[str, Any]]:
     """Run a standalone server while the block runs, unless the block kills it.
 
     Its components speak to each other over the loopback interface, but Milvus 2.3 has no setting
     to keep their ports from being open on the others: behind a firewall only.
 
     Args:
-        folder: where it keeps its data and logs.
+        folder: where it keeps its data and logs; it goes on from there if there are some.
+        settings: those that differ from its own.
 
     Yields:
         Its address, and the server, whose process is ``server_proc``.
@@ -73,10 +76,10 @@ def milvus_process(folder: Path) -> Iterator[tuple[str, Any]]:
 
     server = MilvusServer(MilvusServerConfig(), wait_for_started=False)
     server.set_base_dir(str(folder))
-    server.listen_port = port = _free_port()
+    server.listen_port = port = free_port()
     for component in _COMPONENTS:
         server.config.set(f"{component}.ip", "127.0.0.1")
-    for setting, value in _IMPATIENCE.items():
+    for setting, value in settings.items():
         server.config.set(setting, value)
     try:
         with warnings.catch_warnings():
@@ -107,7 +110,7 @@ def _is_free(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) != 0
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with closing(socket.socket()) as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -20,8 +20,7 @@ from llama_index.core.embeddings import MockEmbedding
 from llama_index.core.llms import MockLLM
 from llama_index.core.schema import ImageNode, MetadataMode, Node, TextNode
 from llama_index.core.vector_stores.types import VectorStoreQuery
-from lossy_proxy import LossyProxy, lossy_proxy
-from milvus_lite.server_manager import server_manager_instance
+from lossy_proxy import LossyProxy
 from typer.testing import CliRunner
 
 from llama_index_gap import (
@@ -429,17 +428,6 @@ def test_a_second_index_on_a_file_sees_what_the_first_one_writes(
 
 
 # --- a server that is lost -----------------------------------------------------------------------
-
-
-@pytest.fixture
-def proxy(tmp_path: Path) -> Iterator[LossyProxy]:
-    """Milvus Lite as a server, behind a way that can be lost."""
-    path = str(tmp_path / "server.db")
-    address = server_manager_instance.start_and_get_uri(path)
-    assert address is not None
-    with lossy_proxy(int(address.rpartition(":")[2])) as opened:
-        yield opened
-    server_manager_instance.release_server(path)
 
 
 def node(node_id: str) -> TextNode:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from llama_index_gap.errors import InvalidValueError
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     from tokenizers import Tokenizer
     from transformers import BatchEncoding
+
+_NO_LIMIT = 1_000_000  # tokenizers without a limit say 10**30
 
 
 def load_plain_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
@@ -124,6 +126,26 @@ class PromptedTokenizer:
 
     def _prompted(self, texts: Sequence[str], kind: Kind) -> list[str]:
         return [self._prompts[kind] + text for text in texts]
+
+
+def text_limit(wanted: int | None, limits: Iterable[int | None], name: str) -> int | None:
+    """Where texts are cut.
+
+    Args:
+        wanted: at how many tokens, if the caller says so.
+        limits: of the tokenizer and of the model; None and huge numbers are none.
+        name: the checkpoint, for the message.
+
+    Raises:
+        ValueError: more are wanted than the model reads, or none.
+    """
+    own = min((each for each in limits if each and 0 < each < _NO_LIMIT), default=None)
+    if wanted is not None and (wanted < 1 or (own is not None and wanted > own)):
+        raise InvalidValueError(
+            f"max_text_tokens={wanted}: {name} reads 1 to {own} tokens; "
+            "pass a number in this range, or leave it out"
+        )
+    return wanted or own
 
 
 def _tokenizer_file(checkpoint: Checkpoint) -> Path:

@@ -1,4 +1,4 @@
-"""Any checkpoint that sentence-transformers loads: CLIP, SigLIP, SigLIP 2 and many more."""
+"""Any checkpoint that sentence-transformers loads: SigLIP, SigLIP 2, unusual CLIPs and others."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from llama_index_gap.models.base import Encoder, ModelError
 from llama_index_gap.models.checkpoints.checkpoint import Checkpoint
 from llama_index_gap.models.checkpoints.layout import MODULES, needs_pooling
 from llama_index_gap.models.checkpoints.sbert import load_model
+from llama_index_gap.models.checkpoints.tokens import text_limit
 from llama_index_gap.models.encoders.layers import concatenate
 
 _PROMPT_NAMES: dict[Kind, tuple[str, ...]] = {
     "query": ("query",),
     "document": ("document", "passage", "corpus"),
 }
-_NO_LIMIT = 1_000_000  # tokenizers without a limit say 10**30
 
 
 class SentenceTransformerEncoder(Encoder):
@@ -219,22 +219,14 @@ class SentenceTransformerEncoder(Encoder):
         config = self._model.config
         text_config = getattr(config, "text_config", config)
         position_limit = getattr(text_config, "max_position_embeddings", None)
-        limits = [
-            limit for limit in (tokenizer_limit, position_limit) if limit and 0 < limit < _NO_LIMIT
-        ]
-        own = min(limits, default=None)
-        if wanted is not None:
-            if wanted < 1 or (own is not None and wanted > own):
-                raise InvalidValueError(
-                    f"max_text_tokens={wanted}: {self.name} reads 1 to {own} tokens; "
-                    "pass a number in this range, or leave it out"
-                )
-            if self._is_siglip and wanted != own:
-                raise InvalidValueError(
-                    f"max_text_tokens={wanted}: {self.name} needs every text padded to {own} "
-                    "tokens, as it was trained; leave it out"
-                )
-        limit = wanted or own
+        limits = [tokenizer_limit, position_limit]
+        own = text_limit(None, limits, self.name)
+        limit = text_limit(wanted, limits, self.name)
+        if self._is_siglip and limit != own:
+            raise InvalidValueError(
+                f"max_text_tokens={wanted}: {self.name} needs every text padded to {own} "
+                "tokens, as it was trained; leave it out"
+            )
         if limit is not None:
             self._model.max_seq_length = limit
         return limit

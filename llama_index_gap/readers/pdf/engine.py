@@ -12,7 +12,6 @@ import hashlib
 import json
 import math
 import os
-import signal
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -25,6 +24,7 @@ import pypdfium2.raw as pdfium
 from PIL import Image
 
 from llama_index_gap.files import write_at_once
+from llama_index_gap.processes import answers_to_parent
 from llama_index_gap.readers.pdf import repair
 from llama_index_gap.readers.pdf.characters import MOST_CHARACTERS, segments_of
 from llama_index_gap.readers.pdf.objects import MOST_OBJECTS, fingerprint_of, objects_of, pixels_of
@@ -293,17 +293,16 @@ def _lower(limit: int, value: int) -> None:
         resource.setrlimit(limit, (value if most < 0 else min(value, most), most))
 
 
-def main(memory: int) -> None:
+def main(most_memory: str) -> None:
     """Answer requests, one JSON object a line, until there are no more.
 
     Args:
-        memory: most bytes of address space that the process may take.
+        most_memory: bytes of address space that the process may take.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that asks
-    answers = os.fdopen(os.dup(1), "wb")
-    with Path(os.devnull).open("wb") as nowhere:  # whatever prints writes into no answer
-        os.dup2(nowhere.fileno(), 1)
+    memory = int(most_memory)
+    with Path(os.devnull).open("wb") as nowhere:  # nobody reads on, once it has started
         os.dup2(nowhere.fileno(), 2)
+    answers = answers_to_parent()
     if resource is not None:
         _lower(resource.RLIMIT_CORE, 0)
         _lower(resource.RLIMIT_AS, memory)

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 import threading
-from contextlib import suppress
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 from llama_index_gap.errors import GapError
+from llama_index_gap.processes import end_own, start_own
 
 MEMORY = 2 * 2**30
 """Most bytes of address space that the process may take."""
@@ -19,10 +17,6 @@ SECONDS = 20.0
 """Most seconds of processor time for one request: a page, a figure, or opening a file."""
 _BY_THE_CLOCK = 15
 """Of a process that waits for the disk or for others, as many times longer by the clock."""
-_START = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
-    "from llama_index_gap.readers.pdf.engine import main; main(int(sys.argv[2]))"
-)
 
 
 class PdfError(GapError, ValueError):
@@ -95,24 +89,15 @@ class PdfProcess:
         process, self._process = self._process, None
         if process is None:
             return
-        process.kill()
-        for pipe in (process.stdin, process.stdout, process.stderr):
-            if pipe is not None:
-                with suppress(OSError):  # a request that it never read
-                    pipe.close()
-        process.wait()
+        end_own(process)
 
     def _start(self) -> subprocess.Popen[bytes]:
-        # Without the working folder, which may be the corpus, unless this package lies there.
-        here, working = Path(__file__).resolve().parents[3], Path.cwd()
-        folders = [Path(path).resolve() for path in sys.path]
-        paths = [str(each) for each in folders if each != working or each == here]
-        command = [sys.executable, "-I", "-c", _START, json.dumps(paths), str(MEMORY)]
-        self._process = subprocess.Popen(  # noqa: S603  # of this package's own
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+        # The working folder may be the corpus.
+        self._process = start_own(
+            "llama_index_gap.readers.pdf.engine",
+            str(MEMORY),
+            working_folder=False,
+            own_errors=True,
         )
         self._used_before = 0.0
         assert self._process.stdout is not None

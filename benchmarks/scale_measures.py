@@ -1,0 +1,484 @@
+"""What ``scale.py`` measures."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import psutil
+from llama_index.core.schema import QueryBundle
+from llama_index.core.vector_stores.types import MetadataFilter, MetadataFilters
+from pymilvus import DataType, MilvusClient, MilvusException
+from simulated import BLOCK, DIMENSION, SimulatedEmbedding, make_nodes, simulation
+
+from llama_index_gap import DualIndex
+from llama_index_gap.gap.arrays import IntArray, VectorArray
+from llama_index_gap.modality import MODALITIES
+from llama_index_gap.search.retriever import TOP_K
+from llama_index_gap.store.collection import DEFAULT_INDEX
+from llama_index_gap.store.rows import to_row
+
+LEARNT = 300  # queries that each index learns from: about documents 0 to 299
+EFS = (32, 64, 128, 256)
+TIMEOUT = 300.0  # seconds for a call: the machine may be loaded
+WARM_UP = 20  # searches
+SLOW_SEARCHES = 30  # of a kind that is not measured for some seconds
+UNCHANGED = 1_000  # rows
+_ROW_BYTES = {"id": 64, "doc_id": 64, "text": 65_535}
+
+Search = Callable[[int], object]
+
+
+@dataclass(frozen=True)
+class Place:
+    """An index that is measured.
+
+    Attributes:
+        uri: a file, or a server.
+        name: of the index.
+        documents: how many it holds, each a text and an image.
+    """
+
+    uri: str
+    name: str
+    documents: int
+
+    def open(self) -> DualIndex:
+        """Open it."""
+        return DualIndex(self.uri, self.name, SimulatedEmbedding(), timeout=TIMEOUT)
+
+
+def client_memory() -> float:
+    """What this process has in memory, in MiB."""
+    return psutil.Process().memory_info().rss / 2**20
+
+
+def seconds_of(action: Callable[[], object]) -> float:
+    """How long something takes."""
+    started = time.perf_counter()
+    action()
+    return time.perf_counter() - started
+
+
+def summary(times: Sequence[float]) -> dict[str, float]:
+    """Percentiles in milliseconds.
+
+    Args:
+        times: in seconds.
+    """
+    values = 1e3 * np.array(times)
+    return {f"p{each}": float(np.percentile(values, each)) for each in (50, 95)}
+
+
+def under_load(search: Search, threads: int, seconds: float) -> dict[str, float]:
+    """Searches by so many threads, for so many seconds: percentiles, searches a second, and so on.
+
+    Args:
+        search: takes the number of the search; no number comes twice.
+        threads: that search at once.
+        seconds: how long; a search that has begun is finished.
+    """
+    numbers = itertools.count()  # next() of it is atomic
+    times: list[float] = []
+    errors: list[BaseException] = []
+
+    def work(until: float) -> None:
+        try:
+            while time.perf_counter() < until and not errors:
+                times.append(seconds_of(partial(search, next(numbers))))
+        except BaseException as error:
+            errors.append(error)
+
+    started, processor = time.perf_counter(), time.process_time()
+    workers = [
+        threading.Thread(target=work, args=(started + seconds,), name=f"search-{number}")
+        for number in range(threads)
+    ]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    if errors:
+        raise errors[0]
+    taken, processor = time.perf_counter() - started, time.process_time() - processor
+    return {
+        **summary(times),
+        "searches": len(times),
+        "per_second": len(times) / taken,
+        "client_ms": 1e3 * processor / len(times),  # of a processor
+    }
+
+
+def measure_searches(
+    place: Place, queries: VectorArray, threads: Sequence[int], seconds: float
+) -> dict[str, Any]:
+    """Opening an index, its retriever under load, and what may depend on the number of rows.
+
+    Args:
+        place: the index; the queries' vectors are for it.
+        queries: shape (n, 512); each is asked once, as far as they suffice.
+        threads: how many search at once, one after the other.
+        seconds: for each number of threads.
+    """
+    before = client_memory()
+    found: dict[str, Any] = {"loaded_in": seconds_of(lambda: place.open().close())}
+    found["opened_in"] = seconds_of(lambda: place.open().close())
+    offset = itertools.count(0, 100_000)
+
+    def asks(**settings: Any) -> Search:
+        retriever, start = index.as_retriever(**settings), next(offset)
+
+        def ask(number: int) -> object:
+            number = (start + number) % len(queries)
+            return retriever.retrieve(
+                QueryBundle(f"query {number}", embedding=queries[number].tolist())
+            )
+
+        return ask
+
+    with place.open() as index:
+        found["count"] = seconds_of(index.count)
+        ours = asks()
+        found["first"] = seconds_of(lambda: ours(-1))
+        for number in range(WARM_UP):
+            ours(-2 - number)
+        found["threads"] = {str(number): under_load(asks(), number, seconds) for number in threads}
+        found["client"] = client_memory()
+        section = MetadataFilters(filters=[MetadataFilter(key="section", value="section 3")])
+        for name, settings in {
+            "plain": {"hubs": False, "normalize": "none", "combine": "max"},
+            "complete": {"complete": True},
+            "filtered": {"filters": section},
+        }.items():
+            search = asks(**settings)
+            search(-1)
+            found[name] = summary([seconds_of(partial(search, n)) for n in range(SLOW_SEARCHES)])
+        nodes = make_nodes(0, min(place.documents, UNCHANGED // 2))
+        started = time.perf_counter()
+        report = index.insert_nodes(nodes)
+        found["unchanged"] = time.perf_counter() - started
+        if report.unchanged != len(nodes):
+            raise RuntimeError(f"{place.name}: {report.summary()}")
+    return found | {"client_before": before, "load": os.getloadavg()[0]}
+
+
+def exact_hits(queries: VectorArray, sizes: Sequence[int]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The nearest documents of each query by comparing with all, for indexes of several sizes.
+
+    Args:
+        queries: shape (n, 512).
+        sizes: numbers of documents.
+
+    Yields:
+        A number of documents; and by modality the numbers of the nearest 16 of them, shape (n, 16).
+    """
+    empty = np.zeros((len(queries), 0))
+    scores = dict.fromkeys(MODALITIES, empty)
+    numbers: dict[str, IntArray] = dict.fromkeys(MODALITIES, empty.astype(np.int64))
+    start = 0
+    for stop in sorted(set(sizes)):
+        while start < stop:
+            end = min(stop, start + BLOCK - start % BLOCK)
+            for modality in MODALITIES:
+                rows = simulation().block(start // BLOCK)[modality]
+                new = queries @ rows[start % BLOCK : start % BLOCK + end - start].T
+                every = np.hstack([scores[modality], new])
+                known = np.broadcast_to(np.arange(start, end), new.shape)
+                every_number = np.hstack([numbers[modality], known])
+                best = np.argsort(-every, axis=1)[:, :TOP_K]
+                scores[modality] = np.take_along_axis(every, best, axis=1)
+                numbers[modality] = np.take_along_axis(every_number, best, axis=1)
+            start = end
+        yield stop, {modality: numbers[modality].copy() for modality in MODALITIES}
+
+
+def recall_of(
+    client: MilvusClient,
+    collection: str,
+    queries: VectorArray,
+    exact: IntArray,
+    *,
+    settings: Mapping[str, int],
+    filter_by: str = "",
+) -> dict[str, float]:
+    """Recall@16 of raw searches, and how long each takes.
+
+    Args:
+        client: of pymilvus.
+        collection: whose rows' ids begin with the number of their document.
+        queries: shape (n, 512).
+        exact: the documents that are to be found, shape (n, 16) or less.
+        settings: of the search.
+        filter_by: which rows may be found.
+    """
+    times, right = [], 0
+    for vector, wanted in zip(queries, exact, strict=True):
+        started = time.perf_counter()
+        (hits,) = client.search(
+            collection,
+            data=[vector],
+            anns_field="embedding",
+            limit=TOP_K,
+            filter=filter_by,
+            search_params={"metric_type": "COSINE", "params": dict(settings)},
+            consistency_level="Session",
+            timeout=TIMEOUT,
+        )
+        times.append(time.perf_counter() - started)
+        right += len({int(str(hit["id"]).split("#")[0]) for hit in hits} & set(wanted.tolist()))
+    return {"recall": right / exact.size, **summary(times)}
+
+
+def measure_recall(
+    place: Place, queries: VectorArray, exact: Mapping[str, IntArray]
+) -> dict[str, Any]:
+    """Recall of both collections of an index at each ``ef``.
+
+    Args:
+        place: the index.
+        queries: shape (n, 512).
+        exact: as ``exact_hits`` gives them.
+    """
+    with place.open() as index:
+        return {
+            modality: {
+                str(ef): recall_of(
+                    index._stores[modality].client,
+                    index.collection_name(modality),
+                    queries,
+                    exact[modality],
+                    settings={"ef": ef},
+                )
+                for ef in EFS
+            }
+            for modality in MODALITIES
+        } | {"load": os.getloadavg()[0]}
+
+
+def measure_inserts(uri: str, documents: int, rounds: int = 2) -> dict[str, Any]:
+    """Our inserts and raw ones of the same rows into new collections, in turns; rows a second.
+
+    Args:
+        uri: of a server.
+        documents: how many each time.
+        rounds: how often each.
+    """
+    found: dict[str, Any] = {"ours": [], "raw": [], "rows": 2 * documents}
+    for number in range(rounds):
+        for way in ("ours", "raw") if number % 2 == 0 else ("raw", "ours"):
+            inserts = our_inserts if way == "ours" else raw_inserts
+            found[way].append(2 * documents / inserts(uri, documents))
+    return found | {"load": os.getloadavg()[0]}
+
+
+def our_inserts(uri: str, documents: int) -> float:
+    """Seconds of ``insert_nodes``.
+
+    Args:
+        uri: of a server.
+        documents: how many.
+    """
+    nodes, model = make_nodes(0, documents), SimulatedEmbedding()
+    with DualIndex(uri, "scale_inserts", model, overwrite=True, timeout=TIMEOUT) as index:
+        taken = seconds_of(partial(index.insert_nodes, nodes))
+        for store in index._stores.values():
+            store.drop()
+    return taken
+
+
+def raw_inserts(uri: str, documents: int) -> float:
+    """Seconds of pymilvus' ``insert``, a thousand rows at a time that are made before.
+
+    Args:
+        uri: of a server.
+        documents: how many, each a text and an image.
+    """
+    client, names = MilvusClient(uri, timeout=TIMEOUT), [f"raw_{each}" for each in MODALITIES]
+    for name in names:
+        if client.has_collection(name):
+            client.drop_collection(name)
+        schema = client.create_schema(auto_id=False, enable_dynamic_field=True)
+        for column in _ROW_BYTES:
+            schema.add_field(column, DataType.VARCHAR, max_length=65_535, is_primary=column == "id")
+        make_collection(client, name, schema, DEFAULT_INDEX)
+    taken = 0.0
+    for start in range(0, documents, 1_000):
+        stop = min(documents, start + 1_000)
+        rows = [to_row(node, _ROW_BYTES) for node in make_nodes(start, stop)]
+        for number, row in enumerate(rows):
+            row["embedding"] = simulation().vector(MODALITIES[number % 2], start + number // 2)
+        for number, name in enumerate(names):
+            taken += seconds_of(partial(client.insert, name, rows[number::2]))
+    for name in names:
+        client.drop_collection(name)
+    client.close()
+    return taken
+
+
+def make_collection(
+    client: MilvusClient, name: str, schema: Any, index: Mapping[str, Any], **settings: Any
+) -> None:
+    """Make and load a collection with an index of vectors.
+
+    Args:
+        client: of pymilvus.
+        name: of the collection.
+        schema: all columns but the vectors.
+        index: kind and settings.
+        **settings: of the collection.
+    """
+    schema.add_field("embedding", DataType.FLOAT_VECTOR, dim=DIMENSION)
+    parameters = client.prepare_index_params()
+    given = dict(index)
+    kind = given.pop("index_type")
+    parameters.add_index("embedding", index_type=kind, metric_type="COSINE", params=given)
+    client.create_collection(name, schema=schema, consistency_level="Session", **settings)
+    client.create_index(name, parameters, sync=False)
+    client.load_collection(name)
+
+
+def build_type(
+    uri: str, name: str, documents: int, index: Mapping[str, Any], keyed: bool
+) -> dict[str, float]:
+    """A collection of the vectors of so many texts, in sixteen groups; how long it takes.
+
+    Args:
+        uri: of a server.
+        name: of the collection.
+        documents: how many.
+        index: kind and settings.
+        keyed: whether the groups are partitions.
+    """
+    client = MilvusClient(uri, timeout=TIMEOUT)
+    if client.has_collection(name):
+        client.drop_collection(name)
+    schema = client.create_schema(auto_id=False)
+    schema.add_field("id", DataType.INT64, is_primary=True)
+    schema.add_field("group", DataType.INT64, is_partition_key=keyed)
+    make_collection(client, name, schema, index, **({"num_partitions": GROUPS} if keyed else {}))
+    taken = 0.0
+    for start in range(0, documents, 2_500):
+        rows = [
+            {
+                "id": number,
+                "group": number % GROUPS,
+                "embedding": simulation().vector("text", number),
+            }
+            for number in range(start, min(documents, start + 2_500))
+        ]
+        taken += seconds_of(partial(client.insert, name, rows))
+    started = time.perf_counter()
+    client.flush(name, timeout=TIMEOUT)
+    while client.describe_index(name, "embedding").get("pending_index_rows", 0):
+        time.sleep(0.5)
+    indexed = time.perf_counter() - started
+    client.close()
+    return {"documents": documents, "seconds": taken, "indexed_in": indexed}
+
+
+GROUPS = 16
+
+
+def measure_type(
+    uri: str,
+    name: str,
+    queries: VectorArray,
+    exact: IntArray,
+    *,
+    settings: Sequence[Mapping[str, int]],
+    server: int,
+) -> dict[str, Any]:
+    """Load a collection alone, and search it with each setting.
+
+    Args:
+        uri: of a server.
+        name: of the collection.
+        queries: shape (n, 512).
+        exact: the documents that are to be found, shape (n, 16).
+        settings: of the search.
+        server: its process.
+    """
+    client = MilvusClient(uri, timeout=TIMEOUT)
+    release_all(client)
+    before = settled(server)
+    client.load_collection(name)
+    found: dict[str, Any] = {"memory": settled(server) - before}
+    for setting in settings:
+        words = ", ".join(f"{key}={value}" for key, value in setting.items())
+        found[words] = recall_of(client, name, queries, exact, settings=setting)
+    client.release_collection(name)
+    client.close()
+    return found | {"load": os.getloadavg()[0]}
+
+
+def measure_groups(uri: str, name: str, queries: VectorArray) -> dict[str, Any]:
+    """Searches of one group of sixteen, found by its number.
+
+    Args:
+        uri: of a server.
+        name: of the collection.
+        queries: shape (n, 512).
+    """
+    client = MilvusClient(uri, timeout=TIMEOUT)
+    release_all(client)
+    client.load_collection(name)
+    exact = np.zeros((len(queries), 1), np.int64)
+    found = recall_of(*(client, name, queries, exact), settings={"ef": 64}, filter_by="group == 3")
+    client.release_collection(name)
+    client.close()
+    return {"p50": found["p50"], "p95": found["p95"]}
+
+
+def why_no_replicas(uri: str, name: str) -> str:
+    """What a server says that is to load a collection twice; empty if it does it.
+
+    Args:
+        uri: of the server.
+        name: of a collection.
+    """
+    client = MilvusClient(uri, timeout=TIMEOUT)
+    client.release_collection(name)
+    logging.getLogger("pymilvus").setLevel(logging.CRITICAL)  # it logs what it raises
+    try:
+        client.load_collection(name, replica_number=2, timeout=60)
+    except MilvusException as error:
+        return str(error.message)
+    finally:
+        client.release_collection(name)
+        client.close()
+    return ""
+
+
+def release_all(client: MilvusClient) -> None:
+    """Let a server forget all that it has in memory.
+
+    Args:
+        client: of pymilvus.
+    """
+    for name in client.list_collections():
+        client.release_collection(name)
+
+
+def settled(server: int, seconds: float = 2.0) -> float:
+    """What a server has in memory, in MiB, once that stops changing by a hundredth.
+
+    Args:
+        server: its process.
+        seconds: between two looks.
+    """
+    process = psutil.Process(server)
+    last = process.memory_info().rss
+    for _ in range(20):
+        time.sleep(seconds)
+        before, last = last, process.memory_info().rss
+        if abs(last - before) <= 0.01 * before:
+            break
+    return last / 2**20
