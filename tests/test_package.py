@@ -35,6 +35,7 @@ ROOMS = [
     "modality",
     "files",
     "processes",
+    "pickling",
     "threads",
     "text",
     "errors",

@@ -7,7 +7,7 @@ import os
 import pickle
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, suppress
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from llama_index_gap.index.dual_index import DualIndex
 from llama_index_gap.index.parts import Part, image_of
 from llama_index_gap.index.writing import IndexReport
 from llama_index_gap.nodes import each_node
+from llama_index_gap.pickling import why_not_sent_whole
 from llama_index_gap.readers.corpus import Corpus
 from llama_index_gap.readers.records import Skipped
 from llama_index_gap.store.addresses import is_server
@@ -192,27 +193,22 @@ class _Call:
         return image.model_copy(update={"image_path": str(Path(image.image_path).absolute())})
 
     def _packed(self, part: Part) -> bytes:
-        dumps = self.ray.cloudpickle.dumps
-        try:
-            return bytes(dumps(part))
-        except Exception:  # of whatever somebody's metadata hold
-            sendable = []
-            for node in part.nodes:
-                try:
-                    dumps(node)
-                except Exception as error:
-                    reason = f"cannot be sent to another process ({one_line(error)})"
-                    if isinstance(error, RecursionError):
-                        reason = "its metadata is nested too deep; flatten it"
-                    if self.strict:
-                        raise InvalidValueError(
-                            f"node {node.node_id}: {reason} (strict=True)"
-                        ) from error
-                    self.unsendable.append(Skipped(f"node {node.node_id}", reason))
-                else:
-                    sendable.append(node)
-            part.nodes[:] = sendable
-            return bytes(dumps(part))
+        """A part as it travels, without the nodes that would not arrive whole."""
+        if why_not_sent_whole(part.nodes) is not None:
+            reasons = [why_not_sent_whole(node) for node in part.nodes]
+            for node, reason in zip(part.nodes, reasons, strict=True):
+                if reason is not None:
+                    self._leave_out(node, f"cannot be sent to another process ({reason})")
+            read = zip(part.nodes, reasons, strict=True)
+            part = replace(part, nodes=[node for node, reason in read if reason is None])
+        return bytes(self.ray.cloudpickle.dumps(part))
+
+    def _leave_out(self, node: BaseNode, reason: str) -> None:
+        if reason.startswith("cannot be sent to another process (RecursionError"):
+            reason = "its metadata is nested too deep; flatten it"
+        if self.strict:
+            raise InvalidValueError(f"node {node.node_id}: {reason} (strict=True)")
+        self.unsendable.append(Skipped(f"node {node.node_id}", reason))
 
     # --- and back --------------------------------------------------------------------------------
 
@@ -302,13 +298,12 @@ def _opening(ray: Any, index: DualIndex) -> bytes:
                 f"{argument}: its api_key is never written down, so that workers would have none; "
                 "pass api_key_env= instead, and set that variable on all machines"
             )
-    try:
-        return bytes(ray.cloudpickle.dumps(opening))
-    except Exception as error:  # of a model of any class
+    if reason := why_not_sent_whole([opening[argument] for argument in _MODELS]):
         raise InvalidValueError(
-            f"{index.address}: its models cannot be sent to workers ({one_line(error)}); take "
-            "one that can be pickled, such as DualEncoderEmbedding"
-        ) from error
+            f"{index.address}: its models cannot be sent to workers ({reason}); take one that can "
+            "be pickled, such as DualEncoderEmbedding"
+        )
+    return bytes(ray.cloudpickle.dumps(opening))
 
 
 class _ReadNodes:

@@ -14,13 +14,12 @@ from llama_index.core.schema import BaseNode, TextNode
 
 from llama_index_gap.index.windows import WINDOW
 from llama_index_gap.modality import CollectionName
+from llama_index_gap.pickling import why_not_sent_whole
 from llama_index_gap.store.collection import IDS_PER_MESSAGE, batches
 from llama_index_gap.store.milvus import MilvusStore
 from llama_index_gap.store.rows import CONTENT_KEY, LABEL_KEYS, PLACE_KEY, SOURCE_KEY, StoredRow
 from llama_index_gap.text import as_bytes
 from llama_index_gap.threads import stop_if_given_up
-
-_UNPICKLED = (pickle.PicklingError, TypeError, AttributeError, ValueError, RecursionError)
 
 # "key" is the document that a node belongs to: "document", or the node's own id where that is
 # empty. "stale" rows were written since they were read. "asked" are the ids of a question. In
@@ -399,11 +398,11 @@ class Ledger:
 
     def _put_aside(self) -> None:
         waiting, self._waiting = self._waiting, []
-        try:
+        pickled = None
+        if why_not_sent_whole(waiting) is None:
             pickled = pickle.dumps(waiting, pickle.HIGHEST_PROTOCOL)
-        except _UNPICKLED:
+        else:
             self._kept.append(waiting)
-            pickled = None
         self._db.execute("INSERT INTO waiting (nodes) VALUES (?)", [pickled])
 
     def how_many_wait(self) -> int:

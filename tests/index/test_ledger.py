@@ -25,6 +25,8 @@ def test_nodes_wait_in_order_whatever_is_in_them(monkeypatch: pytest.MonkeyPatch
         ["4", "5"],
         ["6"],
     ]
+    assert lists[1][1] is nodes[3]
+    assert "function" in nodes[3].metadata  # LlamaIndex's pickles leave out all metadata then
 
 
 def test_what_is_known_of_documents_adds_up() -> None:

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 from paths import ROOT
 
@@ -74,7 +75,9 @@ def _started() -> Iterator[str]:
         try:
             yield address
         finally:
-            head.terminate()  # its own processes with it
+            # Asked to end, a cluster that has worked takes half a minute.
+            for process in (*psutil.Process(head.pid).children(recursive=True), head):
+                process.kill()
             head.wait(_STOP_SECONDS)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
