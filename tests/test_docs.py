@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
+import os
 import re
 import shlex
 import shutil
@@ -147,6 +148,8 @@ def run_command(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
             assert f"VENV ?= {arguments[0].removesuffix('/bin/activate')}\n" in makefile
         case "llama-gap" if arguments == ["demo"]:
             assert "llama-gap demo" in makefile
+        case "llama-gap" if "--ray" in arguments and "RAY_ADDRESS" not in os.environ:
+            assert any(command in page.read_text() for page in ON_A_CLUSTER)
         case "llama-gap":
             # In this process: each of its own would spend most of its time importing torch.
             monkeypatch.setattr(sys, "argv", [program, *arguments])

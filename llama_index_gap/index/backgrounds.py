@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from time import monotonic
 
@@ -18,8 +19,11 @@ from llama_index_gap.gap.background import Background
 from llama_index_gap.gap.hubs import FEWEST_REFERENCES
 from llama_index_gap.index.query_sample import SampleKeeper
 from llama_index_gap.modality import CollectionName, Modality
+from llama_index_gap.store.connection import StoreError
 from llama_index_gap.store.milvus import MilvusStore
 from llama_index_gap.store.patience import patience
+
+logger = logging.getLogger(__name__)
 
 SAMPLE_SIZE = 300
 """Vectors of a collection that stand for its background (a few hundred, as fusion was measured)."""
@@ -38,12 +42,14 @@ class _Drawn:
         rows: their vectors, of length 1.
         size: how many rows the collection had.
         fresh_until: when it may be drawn again, on the monotonic clock.
+        instead: whether it was to be drawn again, and could not be.
     """
 
     ids: list[str]
     rows: VectorArray
     size: int
     fresh_until: float
+    instead: bool = False
 
     def outlasts(self, size: int) -> bool:
         """Whether it still stands for a collection that was written to meanwhile.
@@ -51,15 +57,16 @@ class _Drawn:
         Args:
             size: how many rows that has now; 0 where it is not known.
         """
-        alike = abs(size - self.size) <= self.size / 10
-        return self.size >= LARGE and alike and monotonic() < self.fresh_until
+        large = self.size >= LARGE and abs(size - self.size) <= self.size / 10
+        return (large or self.instead) and monotonic() < self.fresh_until
 
 
 class Backgrounds:
     """Draws the background of each leg once between writes.
 
     Drawing from a server's collection of a million rows takes a second. So while that is written
-    to all the time, a sample of it serves some time longer.
+    to all the time, a sample of it serves some time longer. So does one that cannot be drawn anew
+    in the time that a search has: else no search of a slow server would be answered between writes.
 
     Args:
         stores: the collections of an index.
@@ -76,6 +83,7 @@ class Backgrounds:
         self._stores, self._models, self._sample = stores, models, sample
         self._states: dict[CollectionName, tuple[int, int]] = {}
         self._drawn: dict[CollectionName, _Drawn] = {}
+        self._before: dict[CollectionName, _Drawn] = {}
         self._outdated: set[CollectionName] = set()
         self._backgrounds: dict[tuple[CollectionName, Modality], Background] = {}
         self._lock = threading.Lock()
@@ -123,6 +131,7 @@ class Backgrounds:
             self._states.clear()
             self._looked = -math.inf
             self._drawn.clear()
+            self._before.clear()
             self._forget_what_changed()
             self._sample.forget()
 
@@ -144,7 +153,8 @@ class Backgrounds:
             drawn = self._drawn.get(name)
             if name in self._outdated and not (drawn and drawn.outlasts(state[1])):
                 self._outdated.discard(name)
-                self._drawn.pop(name, None)
+                if drawn:
+                    self._before[name] = self._drawn.pop(name)
                 self._backgrounds.clear()
         self._looked = now
 
@@ -157,11 +167,19 @@ class Backgrounds:
         return Background.of(drawn.ids, drawn.rows, drawn.size, references, queries)
 
     def _sampled(self, name: CollectionName) -> _Drawn:
-        if name not in self._drawn:
-            started = monotonic()
-            drawn = self._stores[name].draw(SAMPLE_SIZE)
-            fresh_until = started + (monotonic() - started) / MOST_SHARE
-            self._drawn[name] = _Drawn(*drawn, fresh_until)
+        if name in self._drawn:
+            return self._drawn[name]
+        started = monotonic()
+        try:
+            drawn = _Drawn(*self._stores[name].draw(SAMPLE_SIZE), fresh_until=math.inf)
+        except StoreError as error:
+            if name not in self._before:
+                raise
+            drawn = replace(self._before[name], instead=True)
+            self._outdated.add(name)
+            logger.warning("%s; hits are compared with the sample that was drawn before", error)
+        fresh_until = started + (monotonic() - started) / MOST_SHARE
+        self._drawn[name] = replace(drawn, fresh_until=fresh_until)
         return self._drawn[name]
 
     def _references(self, name: CollectionName, asking: Modality) -> VectorArray:

@@ -7,6 +7,7 @@ import pytest
 
 from llama_index_gap.index import backgrounds
 from llama_index_gap.index.backgrounds import LARGE, Backgrounds
+from llama_index_gap.store.connection import StoreError
 
 
 class Clock:
@@ -21,6 +22,7 @@ class Collection:
 
     def __init__(self, clock: Clock, size: int) -> None:
         self.clock, self.size, self.writes, self.draws = clock, size, 0, 0
+        self.slow = False
 
     def state(self) -> tuple[int, int]:
         return self.writes, self.size
@@ -28,6 +30,8 @@ class Collection:
     def draw(self, n: int) -> tuple[list[str], Any, int]:
         self.draws += 1
         self.clock.now += 1.0
+        if self.slow:
+            raise StoreError("no answer in time")
         return [str(i) for i in range(40)], np.eye(40, dtype=np.float32), self.size
 
 
@@ -95,3 +99,36 @@ def test_a_large_collection_is_drawn_at_once_for_learnt_queries(clock: Clock) ->
     drawn.forget()
     drawn.of("text", "text")
     assert store.draws == 2
+
+
+def test_a_sample_that_cannot_be_drawn_in_time_gives_way_to_the_last_one(clock: Clock) -> None:
+    store = Collection(clock, 100)
+    drawn = made(store)
+    first = drawn.of("text", "text")
+    store.slow = True
+
+    while clock.now < 20.5:  # searches beside constant inserts: one of them tries in vain
+        store.writes += 1
+        assert drawn.of("text", "text").sample is first.sample
+        clock.now += 0.5
+    assert store.draws == 2
+    store.slow = False
+    clock.now = 21.5
+    assert drawn.of("text", "text").sample is not first.sample
+    assert store.draws == 3
+
+
+def test_without_a_last_one_the_error_is_told(clock: Clock) -> None:
+    store = Collection(clock, 100)
+    store.slow = True
+    drawn = made(store)
+    for _ in range(2):
+        with pytest.raises(StoreError, match="no answer in time"):
+            drawn.of("text", "text")
+
+    store.slow = False
+    drawn.of("text", "text")
+    drawn.forget()
+    store.slow = True
+    with pytest.raises(StoreError, match="no answer in time"):
+        drawn.of("text", "text")
