@@ -378,6 +378,8 @@ def build_type(
     started = time.perf_counter()
     client.flush(name, timeout=TIMEOUT)
     while client.describe_index(name, "embedding").get("pending_index_rows", 0):
+        if time.perf_counter() - started > MOST_SECONDS:
+            raise RuntimeError(f"{name}: {index} is not built after {MOST_SECONDS:.0f} s")
         time.sleep(0.5)
     indexed = time.perf_counter() - started
     client.close()
@@ -385,6 +387,7 @@ def build_type(
 
 
 GROUPS = 16
+MOST_SECONDS = 1_800.0  # that an index of another kind is waited for
 
 
 def measure_type(
