@@ -108,6 +108,7 @@ READS: dict[str, Callable[[DualIndex], Any]] = {
     ],
     "image_folders": lambda index: index.image_folders(),
     "collection_name": lambda index: index.collection_name("text"),
+    "end_parts": lambda index: index.end_parts(Corpus([], []), "c", lambda document: False),
     "as_query_engine": lambda index: str(
         index.as_query_engine(llm=MockLLM(), multimodal=False).retrieve("0")
     ),
@@ -127,6 +128,10 @@ WRITES: dict[str, Callable[[DualIndex, str], Any]] = {
     "learn_queries": lambda index, _: index.learn_queries(ASKED),
     "forget_queries": lambda index, _: index.forget_queries(),
     "clear": lambda index, _: index.clear(),
+    "note_images": lambda index, image: index.note_images(nodes_of("new", image), None),
+    "write_part": lambda index, image: index.write_part(
+        Part(nodes_of("new", image)), lambda it: it
+    ),
     "sync": lambda index, image: index.sync(
         Corpus(nodes_of("n", image)[:1], []), source="c", whole_index=True
     ),
@@ -154,6 +159,7 @@ WRITES: dict[str, Callable[[DualIndex, str], Any]] = {
 # What asks nothing of the stored nodes by itself, or only by way of what stands above.
 OTHERS = {
     *("allow_images", "close", "as_if_learnt", "as_chat_engine", "from_documents"),
+    *("opening", "sign_in_storage"),
 }
 # Each searches the stores that `collections` gives, which hold one tenant's rows alone.
 OF_RETRIEVER = {
