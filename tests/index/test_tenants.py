@@ -32,6 +32,7 @@ from llama_index_gap import (
     list_tenants,
 )
 from llama_index_gap.errors import InvalidValueError
+from llama_index_gap.index.parts import Part
 from llama_index_gap.index.tenants import scope_of
 
 HOSTILE = 'acme" or "1"=="1'
