@@ -233,7 +233,7 @@ def measure_index(
         record.put(f"recall/{name}", measures.measure_recall(place, few, exact))
 
 
-def measure_types(uri: str, options: argparse.Namespace, record: Record, server: int) -> None:
+def measure_types(uri: str, options: argparse.Namespace, record: Record) -> None:
     """Kinds of index, and what groups of rows cost that are or are not partitions."""
     usual, largest = options.type_documents, max(options.rows) // 2
     sizes = {kind: [usual, largest] if kind in LARGE_TYPES else [usual] for kind in TYPES}
@@ -249,9 +249,7 @@ def measure_types(uri: str, options: argparse.Namespace, record: Record, server:
                 record.put(f"built/{key}", measures.build_type(*built))
             if searches and record.lacks(f"type/{key}"):
                 right = exact[documents]["text"]
-                found = measures.measure_type(
-                    *(uri, collection, queries, right), settings=searches, server=server
-                )
+                found = measures.measure_type(*(uri, collection, queries, right), settings=searches)
                 record.put(f"type/{key}", found)
             if kind in ("HNSW", KEYED) and record.lacks(f"groups/{key}"):
                 record.put(f"groups/{key}", measures.measure_groups(uri, collection, queries))
@@ -272,7 +270,7 @@ def on_server(options: argparse.Namespace, record: Record) -> None:
         for place in places.values():
             measure_index(place, options, record, exact=exact[place.documents], server=server)
         if options.type_documents:
-            measure_types(uri, options, record, server)
+            measure_types(uri, options, record)
 
 
 @contextmanager

@@ -397,7 +397,6 @@ def measure_type(
     exact: IntArray,
     *,
     settings: Sequence[Mapping[str, int]],
-    server: int,
 ) -> dict[str, Any]:
     """Load a collection alone, and search it with each setting.
 
@@ -407,13 +406,11 @@ def measure_type(
         queries: shape (n, 512).
         exact: the documents that are to be found, shape (n, 16).
         settings: of the search.
-        server: its process.
     """
     client = MilvusClient(uri, timeout=TIMEOUT)
     release_all(client)
-    before = settled(server)
     client.load_collection(name)
-    found: dict[str, Any] = {"memory": settled(server) - before}
+    found: dict[str, Any] = {}
     for setting in settings:
         words = ", ".join(f"{key}={value}" for key, value in setting.items())
         found[words] = recall_of(client, name, queries, exact, settings=setting)

@@ -97,7 +97,7 @@ def growth(values: Values) -> Table:
         inserted = values[f"{place}/insert"]
         worked = inserted.get("processor")
         memory = values.get(f"memory/{place}")
-        held = "" if memory is None else f"{(memory['with'] - memory['before']) / 1024:.2f} GiB"
+        held = "" if memory is None else gibibytes((memory["with"] - memory["before"]) / 1024)
         rows.append(
             [
                 f"{size:,}, {where}",
@@ -189,22 +189,17 @@ def kinds(values: Values) -> Table:
         for number, (words, each) in enumerate(
             (words, each) for words, each in found.items() if isinstance(each, dict)
         ):
-            first = [
-                f"{size:,}",
-                kind,
-                f"{built['indexed_in']:,.0f} s",
-                f"{found['memory']:,.0f} MiB",
-            ]
+            first = [f"{size:,}", kind, f"{built['indexed_in']:,.0f} s"]
             rows.append(
                 [
-                    *(first if number == 0 else [""] * 4),
+                    *(first if number == 0 else [""] * 3),
                     words,
                     percent(each["recall"]),
                     f"{figure(each['p50'])} ms",
                     f"{figure(each['p95'])} ms",
                 ]
             )
-    columns = ["vectors", "index", "built in", "memory", "search", "recall@16", "p50", "p95"]
+    columns = ["vectors", "index", "built in", "search", "recall@16", "p50", "p95"]
     return Table("Kinds of index on a server:", columns, rows)
 
 
@@ -219,6 +214,11 @@ def groups(values: Values) -> Table:
         ["vectors", "index", "p50", "p95"],
         rows,
     )
+
+
+def gibibytes(held: float) -> str:
+    """What is less than a tenth is what the server's memory changes by itself."""
+    return f"{held:.2f} GiB" if held >= 0.1 else "< 0.1 GiB"
 
 
 def times(found: Mapping[str, float]) -> list[str]:
@@ -265,7 +265,8 @@ def draw(values: Values, path: Path) -> None:
         left.legend(frameon=False)
         memory = [values[f"memory/{place}"] for place, *_ in server]
         held = [(each["with"] - each["before"]) / 1024 for each in memory]
-        right.plot(rows, held, "o-", color="black")
+        told = [(size, each) for size, each in zip(rows, held, strict=True) if each >= 0.1]
+        right.plot(*zip(*told, strict=True), "o-", color="black")
         right.set(xlabel="rows", ylabel="memory of the server (GiB)")
         if server:
             right.set(xscale="log", yscale="log")

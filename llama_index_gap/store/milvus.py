@@ -48,7 +48,9 @@ from llama_index_gap.threads import in_thread
 
 logger = logging.getLogger(__name__)
 
-_DEFAULT_EF = 64
+_DEFAULT_EF = 256
+"""With 64, as is usual, HNSW finds nearly all near texts, and of half a million images only 71 %
+of those near a text; with 256 it finds 92 %, in 2 ms more (docs/scaling.md)."""
 
 
 class MilvusStore(SearchableStore):
@@ -68,7 +70,7 @@ class MilvusStore(SearchableStore):
         overwrite: drop an existing collection first.
         index_config: ``{"index_type": …}`` and its settings, for a new collection; by default HNSW
             with M=16 and efConstruction=200.
-        search_config: settings of each search; by default ef=64 for HNSW.
+        search_config: settings of each search; by default ef=256 for HNSW.
         similarity_metric: COSINE, IP or L2. Similarities are higher for nearer nodes; for L2 they
             are squared distances with a minus.
         batch_size: most rows in one message.
