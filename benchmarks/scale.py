@@ -40,7 +40,7 @@ from typing import Any
 
 import numpy as np
 import psutil
-from pymilvus import MilvusClient
+from pymilvus import MilvusClient, MilvusException
 
 from llama_index_gap.store.connection import StoreError
 from llama_index_gap.store.milvus import MilvusStore
@@ -279,7 +279,23 @@ def server_in(folder: Path) -> Iterator[tuple[str, int]]:
     with milvus_process(folder, {}) as (uri, server):
         pid = server.server_proc.pid
         say(f"a server at {uri}, process {pid}")
+        wait_for(uri)
         yield uri, pid
+
+
+def wait_for(uri: str) -> None:
+    """Wait until a server loads what it holds: one that was killed first looks for its old self."""
+    client = MilvusClient(uri, timeout=measures.TIMEOUT)
+    for name in client.list_collections()[:1]:
+        for last in [False] * 20 + [True]:
+            try:
+                client.load_collection(name)
+                break
+            except MilvusException:
+                if last:
+                    raise
+                time.sleep(PAUSE)
+    client.close()
 
 
 def on_lite(options: argparse.Namespace, record: Record) -> None:
