@@ -34,6 +34,7 @@ ROOMS = [
     "modality",
     "files",
     "processes",
+    "progress",
     "threads",
     "text",
     "errors",

@@ -10,7 +10,7 @@ import typer
 from llama_index_gap.cli import model_options, options, terminal
 from llama_index_gap.cli.reading_options import ChunkSize, CorpusPath, Reading, with_reading
 from llama_index_gap.cli.running_options import Running, with_running
-from llama_index_gap.text import visible
+from llama_index_gap.text import duration, visible
 
 
 @with_reading
@@ -60,11 +60,9 @@ def index(
             image_root=corpus.root,
             **running.settings,
         ) as filled:
-            report = filled.refresh_ref_docs(
-                corpus, source=source, show_progress=terminal.stderr.is_terminal
-            )
+            report = filled.refresh_ref_docs(corpus, source=source, show_progress=True)
     terminal.stdout.print(visible(f"Read {corpus.summary()}"), markup=False)
-    took = terminal.duration(time.monotonic() - started)
+    took = duration(time.monotonic() - started)
     terminal.stdout.print(visible(f"Indexed in {took}: {report.summary()}"), markup=False)
     if report.vanished:
         documents = f"{report.vanished:,} document{'s are' if report.vanished > 1 else ' is'}"
