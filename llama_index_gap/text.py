@@ -87,3 +87,9 @@ def error_in_words(error: object) -> str:
 def as_bytes(text: str) -> bytes:
     """A text as SQLite's tables have it; half a character, which no database takes, too."""
     return text.encode(errors="surrogatepass")
+
+
+def duration(seconds: float) -> str:
+    """A time in words."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

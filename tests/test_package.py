@@ -36,6 +36,7 @@ ROOMS = [
     "files",
     "processes",
     "pickling",
+    "progress",
     "threads",
     "text",
     "errors",

@@ -26,8 +26,9 @@ from llama_index_gap.cli import (
     serve,
 )
 from llama_index_gap.cli.sync import sync
-from llama_index_gap.cli.terminal import fail, only_visible, print_traceback, say, stdout
+from llama_index_gap.cli.terminal import fail, only_visible, print_traceback, say, stderr, stdout
 from llama_index_gap.errors import EXPECTED_ERRORS, GapError
+from llama_index_gap.progress import in_lines
 
 _OBJECTS_BETWEEN_COLLECTIONS = 50_000
 
@@ -45,7 +46,7 @@ def main() -> None:
     # The libraries' imports make a million objects, which stay: to look for garbage after every
     # 700 of them, as Python does, takes an eighth of the time to a first answer.
     gc.set_threshold(_OBJECTS_BETWEEN_COLLECTIONS, *gc.get_threshold()[1:])
-    with only_visible():
+    with only_visible(), in_lines(not stderr.is_terminal):
         _run()
 
 

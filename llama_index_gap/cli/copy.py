@@ -10,7 +10,7 @@ import typer
 
 from llama_index_gap.cli import options, terminal
 from llama_index_gap.store.addresses import is_server
-from llama_index_gap.text import visible
+from llama_index_gap.text import duration, visible
 
 
 def copy(
@@ -63,13 +63,13 @@ def copy(
                     options.address(db, name, options.token(), each),
                     options.address(target, to_name or name, token, each),
                     overwrite=overwrite,
-                    show_progress=terminal.stderr.is_terminal,
+                    show_progress=True,
                 )
             )
     if as_json:
         terminal.print_report(report)
         return
-    took = terminal.duration(time.monotonic() - started)
+    took = duration(time.monotonic() - started)
     terminal.stdout.print(visible(f"Copied in {took}: {report.summary()}"), markup=False)
     terminal.print_skipped(report.skipped, all_skipped)
 

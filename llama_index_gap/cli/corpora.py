@@ -11,7 +11,7 @@ from llama_index_gap.cli import model_options, options, terminal
 from llama_index_gap.cli.reading_options import ChunkSize, CorpusPath, Reading, with_reading
 from llama_index_gap.cli.running_options import Running, with_running
 from llama_index_gap.store.addresses import is_server
-from llama_index_gap.text import visible
+from llama_index_gap.text import duration, visible
 
 
 @with_reading
@@ -83,9 +83,8 @@ def index(
             image_root=corpus.root,
             **running.settings,
         ) as filled:
-            seen = terminal.stderr.is_terminal
             if ray is None:
-                report = filled.refresh_ref_docs(corpus, source=source, show_progress=seen)
+                report = filled.refresh_ref_docs(corpus, source=source, show_progress=True)
             else:
                 from llama_index_gap.distributed.ingestion import ingest_with_ray
 
@@ -94,10 +93,10 @@ def index(
                     address=ray,
                     actors=ray_actors,
                     source=source,
-                    show_progress=seen,
+                    show_progress=True,
                 )
     terminal.stdout.print(visible(f"Read {corpus.summary()}"), markup=False)
-    took = terminal.duration(time.monotonic() - started)
+    took = duration(time.monotonic() - started)
     terminal.stdout.print(visible(f"Indexed in {took}: {report.summary()}"), markup=False)
     if report.vanished:
         documents = f"{report.vanished:,} document{'s are' if report.vanished > 1 else ' is'}"

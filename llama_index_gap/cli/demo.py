@@ -39,7 +39,6 @@ def run_demo(folder: str | Path, console: Console, *, articles: int, queries_per
     """
     started = time.monotonic()
     folder = Path(folder)
-    shown = console.is_terminal
 
     console.print(
         f"[bold]1. Draw[/bold] a made-up newsroom: {articles:,} articles, each a headline and an "
@@ -48,7 +47,7 @@ def run_demo(folder: str | Path, console: Console, *, articles: int, queries_per
     corpus = write_newsroom(
         folder / "newsroom", articles=articles, queries_per_kind=queries_per_kind
     )
-    dataset = read_dataset(corpus, show_progress=shown)
+    dataset = read_dataset(corpus, show_progress=True)
 
     console.print(
         "\n[bold]2. Index[/bold] it with a tiny CLIP that was [bold]trained on such newsrooms "
@@ -56,7 +55,7 @@ def run_demo(folder: str | Path, console: Console, *, articles: int, queries_per
     )
     model = DualEncoderEmbedding(model_name=str(CHECKPOINT), dtype="float32")  # alike anywhere
     with DualIndex(str(folder / "newsroom.db"), embed_model=model) as index:
-        report = index.refresh_ref_docs(dataset.corpus.nodes, show_progress=shown)
+        report = index.refresh_ref_docs(dataset.corpus.nodes, show_progress=True)
         console.print(visible(report.summary()), highlight=False, markup=False)
 
         unjudged = folder / "queries.txt"
@@ -77,7 +76,7 @@ def run_demo(folder: str | Path, console: Console, *, articles: int, queries_per
         scorer = load_scorer(RERANKER, LoadingSettings(dtype="float32"))
         timed = _time_reranking(index, scorer, [query.text for query in dataset.queries])
         experiment = Experiment(dataset, index, scorer)
-        result = experiment.run(folder / experiment.file_name, show_progress=shown)
+        result = experiment.run(folder / experiment.file_name, show_progress=True)
     result = replace(result, notes=(*result.notes, timed))
     for part in result_tables(result):
         console.print(part)

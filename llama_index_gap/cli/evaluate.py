@@ -44,9 +44,8 @@ def evaluate(
 
     db = db or f"{data.expanduser().resolve().name}.db"
     options.check_models(db, models)
-    shown = terminal.stderr.is_terminal
     with terminal.resumable():
-        dataset = read_dataset(data, split=split, show_progress=shown).limited(limit)
+        dataset = read_dataset(data, split=split, show_progress=True).limited(limit)
         if runs is not None:
             runs.mkdir(parents=True, exist_ok=True)
         scorer = models.load_scorer(reranker)
@@ -54,11 +53,11 @@ def evaluate(
             *(db, "gap", models),
             image_root=dataset.corpus.root,
         ) as index:
-            report = index.refresh_ref_docs(dataset.corpus.nodes, show_progress=shown)
+            report = index.refresh_ref_docs(dataset.corpus.nodes, show_progress=True)
             experiment = Experiment(dataset, index, scorer)
             folder = Path() if is_server(db) else Path(db).parent
             results = folder / experiment.file_name
-            result = experiment.run(results, show_progress=shown)
+            result = experiment.run(results, show_progress=True)
     if report.skipped:
         first = report.skipped[0]
         terminal.say(

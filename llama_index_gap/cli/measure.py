@@ -44,9 +44,7 @@ def measure(
     asked, qrels = read_queries(queries) if queries is not None else ([], {})
     with options.open_index(db, name, image_root, tenant=tenant, models=models) as index:
         rerank = models.load_reranker(reranker)
-        report = report_gap(
-            index, asked, qrels, reranker=rerank, show_progress=terminal.stderr.is_terminal
-        )
+        report = report_gap(index, asked, qrels, reranker=rerank, show_progress=True)
     if as_json:
         terminal.print_json(report.to_dict())
     else:

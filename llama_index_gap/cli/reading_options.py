@@ -10,7 +10,6 @@ import typer
 
 import llama_index_gap
 from llama_index_gap.cli.option_groups import with_group
-from llama_index_gap.cli.terminal import stderr
 
 if TYPE_CHECKING:
     from llama_index_gap.readers.corpus import Corpus
@@ -51,7 +50,7 @@ class Reading:
             chunk_size: as for ``read_corpus``.
         """
         return llama_index_gap.read_corpus(
-            path, chunk_size=chunk_size, show_progress=stderr.is_terminal, **self.settings
+            path, chunk_size=chunk_size, show_progress=True, **self.settings
         )
 
 

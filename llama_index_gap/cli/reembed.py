@@ -11,7 +11,7 @@ import typer
 
 from llama_index_gap.cli import model_options, options, terminal
 from llama_index_gap.cli.running_options import Running, with_running
-from llama_index_gap.text import visible
+from llama_index_gap.text import duration, visible
 
 
 @model_options.with_models
@@ -71,12 +71,12 @@ def reembed(
             image_query_embed_model=again,
             image_root=image_root or None,
             skip_unreadable=skip_unreadable,
-            show_progress=terminal.stderr.is_terminal,
+            show_progress=True,
         )
     if as_json:
         terminal.print_report(report)
         return
-    took = terminal.duration(time.monotonic() - started)
+    took = duration(time.monotonic() - started)
     terminal.stdout.print(visible(f"Embedded anew in {took}: {report.summary()}"), markup=False)
     for lost in report.lost:
         terminal.stdout.print(visible(f"Gone: {lost}"), markup=False)

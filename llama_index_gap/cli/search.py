@@ -15,19 +15,22 @@ from rich.text import Text
 
 from llama_index_gap.cli import model_options, options
 from llama_index_gap.cli.scores import by_intent, by_place, format_fused, format_score
+from llama_index_gap.cli.search_options import Narrowing, with_narrowing
 from llama_index_gap.cli.terminal import print_json, say, stdout, write_page
-from llama_index_gap.modality import MODALITIES
+from llama_index_gap.modality import MODALITIES, PLURAL
 from llama_index_gap.text import excerpt, is_blank, visible
 
 if TYPE_CHECKING:
     from llama_index.core.schema import BaseNode
 
+    from llama_index_gap.index.dual_index import DualIndex
     from llama_index_gap.results import FoundDocument, SearchResult
 
 _EXCERPT = 150  # characters of a passage on a terminal
 
 
 @model_options.with_models
+@with_narrowing
 def search(
     text: Annotated[str, typer.Argument(metavar="TEXT", help="What to search for.")] = "",
     *,
@@ -38,6 +41,7 @@ def search(
     name: options.Name = "gap",
     tenant: options.Tenant = None,
     top_k: Annotated[int, typer.Option(min=1, help="How many documents to show.")] = 5,
+    narrowing: Narrowing,
     reranker: model_options.Reranker = None,
     image_root: options.ImageRoots = None,
     min_probability: Annotated[
@@ -54,6 +58,7 @@ def search(
     """Search an index by a text, an image, or both."""
     if is_blank(text) and image is None:
         raise typer.BadParameter("pass a text, or an image with --image", param_hint="TEXT")
+    narrowing.check(text=not is_blank(text), image=image is not None, reranker=reranker)
     if image is not None:
         from llama_index_gap.images.opening import check_image
 
@@ -62,16 +67,21 @@ def search(
     scorer = models.load_scorer(reranker)
     with options.open_index(db, name, image_root, tenant=tenant, models=models) as index:
         result = index.search(
-            text, image, top_k=top_k, reranker=scorer, min_probability=min_probability
+            text,
+            image,
+            top_k=top_k,
+            filters=narrowing.filters(index.as_retriever()),
+            reranker=scorer,
+            min_probability=min_probability,
+            **narrowing.settings(top_k, image_alone=is_blank(text)),
         )
+        nothing = "" if result else _why_nothing(index, result, narrowing, min_probability)
     if as_json:
         print_json(result.to_dict())
-    elif not result:
-        stdout.print(
-            "Nothing was found: the index is empty."
-            if min_probability is None
-            else f"Nothing was found with a probability of {min_probability} or more."
-        )
+        if nothing and narrowing.conditions:
+            say("note", nothing)
+    elif nothing:
+        stdout.print(visible(nothing), markup=False)
     elif explain:
         _print_explanation(result)
     else:
@@ -81,6 +91,22 @@ def search(
         from llama_index_gap.cli.pages.search_page import render_page
 
         write_page(html, render_page(result))
+
+
+def _why_nothing(
+    index: DualIndex, result: SearchResult, narrowing: Narrowing, min_probability: float | None
+) -> str:
+    """What leaves nothing to be shown: the index, or what was asked of it."""
+    count = index.count()
+    if not any(count.values()):
+        return "Nothing was found: the index is empty."
+    searched = sorted({leg.target for leg in result.legs}, reverse=True)
+    if not any(count[each] for each in searched):
+        without = " and no ".join(PLURAL[each] for each in searched)
+        return f"Nothing was found: the index has no {without}."
+    if narrowing.conditions:
+        return narrowing.nothing_fits(index.as_retriever(), min_probability)
+    return f"Nothing was found with a probability of {min_probability} or more."
 
 
 def _warn_of_images(result: SearchResult) -> None:

@@ -12,7 +12,7 @@ from rich.text import Text
 from llama_index_gap.cli import model_options, options, terminal
 from llama_index_gap.cli.reading_options import ChunkSize, CorpusPath, Reading, with_reading
 from llama_index_gap.cli.running_options import Running, with_running
-from llama_index_gap.text import visible
+from llama_index_gap.text import duration, visible
 
 if TYPE_CHECKING:
     from llama_index_gap.index.syncing import SyncReport
@@ -72,13 +72,13 @@ def sync(
                 whole_index=whole_index,
                 delete_unreadable=delete_unreadable,
                 delete_most=delete_most,
-                show_progress=terminal.stderr.is_terminal,
+                show_progress=True,
             )
     terminal.stdout.print(visible(f"Read {corpus.summary()}"), markup=False)
     done = (
         "Plan, nothing was written"
         if dry_run
-        else f"In step in {terminal.duration(time.monotonic() - started)}"
+        else f"In step in {duration(time.monotonic() - started)}"
     )
     terminal.stdout.print(visible(f"{done}: {report.summary()}"), markup=False)
     _print_documents(report, all_listed)

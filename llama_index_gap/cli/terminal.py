@@ -55,12 +55,6 @@ def note(message: str) -> None:
         stderr.print(Text(visible(message), style="dim"))
 
 
-def duration(seconds: float) -> str:
-    """A time in words."""
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
-
-
 def print_json(value: Any) -> None:
     """Print what scripts read; all but ASCII is escaped."""
     typer.echo(json.dumps(value, indent=2).replace("\x7f", "\\u007f"))

@@ -7,13 +7,13 @@ from collections import defaultdict
 from collections.abc import Iterable
 
 import numpy as np
-from tqdm import tqdm
 
 from llama_index_gap.errors import InvalidValueError
 from llama_index_gap.evaluation.datasets import LabelledQuery
 from llama_index_gap.evaluation.metrics import Qrels
 from llama_index_gap.gap.arrays import BoolArray, FloatArray
 from llama_index_gap.index.dual_index import DualIndex
+from llama_index_gap.progress import Progress
 from llama_index_gap.search.retriever import DualIndexRetriever
 
 logger = logging.getLogger(__name__)
@@ -70,7 +70,7 @@ def collect_scores(
     scores: dict[str, list[float]] = defaultdict(list)
     labels: dict[str, list[bool]] = defaultdict(list)
     named = missed = 0
-    for query in tqdm(queries, desc="Asking", disable=not show_progress):
+    for query in Progress(queries, desc="Asking", disable=not show_progress):
         relevant = {key for key, grade in qrels[query.id].items() if grade >= relevant_from}
         found = set()
         for leg, hits in retriever.search_legs(query.bundle).items():

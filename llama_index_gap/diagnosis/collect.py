@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from llama_index.core.schema import MetadataMode, QueryBundle
-from tqdm import tqdm
 
 from llama_index_gap.diagnosis.drawn import Drawn, Queries, Rows
 from llama_index_gap.diagnosis.mitigations import FEWEST_PAIRS
@@ -18,6 +17,7 @@ from llama_index_gap.gap.neighbours import RecallComparison, compare_recall
 from llama_index_gap.gap.scores import ScoreComparison, compare_scores
 from llama_index_gap.modality import MODALITIES, PLURAL, Modality
 from llama_index_gap.nodes import document_key
+from llama_index_gap.progress import Progress
 
 if TYPE_CHECKING:
     from llama_index.core.base.embeddings.base import BaseEmbedding
@@ -203,7 +203,7 @@ class Collector:
     def _embedded(self, asking: Sequence[LabelledQuery], qrels: Qrels) -> dict[Modality, Queries]:
         vectors: dict[Modality, list[dict[Modality, list[float]]]] = {"text": [], "image": []}
         relevant: dict[Modality, list[Mapping[str, int]]] = {"text": [], "image": []}
-        for query in tqdm(asking, desc="Asking", disable=not (self.show_progress and asking)):
+        for query in Progress(asking, desc="Asking", disable=not (self.show_progress and asking)):
             modality: Modality = "text" if query.text.strip() else "image"
             vectors[modality].append(self._embed(query))
             relevant[modality].append(qrels[query.id])
@@ -260,7 +260,7 @@ class Collector:
         """The scores that the embedder and a reranker give texts and images of the same hits."""
         retriever = self.index.as_retriever(complete=True)  # each hit with a text and an image
         found: list[tuple[int, dict[str, float]]] = []
-        bar = tqdm(self._texts(queries), desc="Reranking", disable=not self.show_progress)
+        bar = Progress(self._texts(queries), desc="Reranking", disable=not self.show_progress)
         for i, (text, document) in enumerate(bar):
             hits = [
                 hit

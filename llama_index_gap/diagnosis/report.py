@@ -6,8 +6,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
-
 from llama_index_gap.diagnosis.collect import Collector
 from llama_index_gap.diagnosis.drawn import Drawn
 from llama_index_gap.diagnosis.mitigations import (
@@ -26,6 +24,7 @@ from llama_index_gap.diagnosis.recommendations import (
 from llama_index_gap.gap.background import range_of_spreads
 from llama_index_gap.gap.estimates import FEWEST, ROUNDS
 from llama_index_gap.modality import MODALITIES, PLURAL
+from llama_index_gap.progress import Progress
 
 if TYPE_CHECKING:
     from llama_index.core.postprocessor.types import BaseNodePostprocessor
@@ -99,7 +98,7 @@ def report_gap(
     queries = list(queries)
     collector = Collector(index, seed, show_progress)
     drawn = collector.draw(queries, qrels or {})
-    with tqdm(desc="Measuring", unit="way", disable=not show_progress) as bar:
+    with Progress(desc="Measuring", unit="way", disable=not show_progress) as bar:
         before_after = before_and_after(drawn, k=k, rounds=rounds, seed=seed, progress=bar.update)
     stored = before_after.mitigations.get(STORED)
     gap = stored.gap if stored is not None else None

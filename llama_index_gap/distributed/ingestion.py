@@ -13,7 +13,6 @@ from typing import Any
 
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.schema import BaseNode
-from tqdm import tqdm
 
 import llama_index_gap
 from llama_index_gap.distributed.cluster import ClusterError, joined, quietly
@@ -33,6 +32,7 @@ from llama_index_gap.index.parts import Part, image_of
 from llama_index_gap.index.writing import IndexReport
 from llama_index_gap.nodes import each_node
 from llama_index_gap.pickling import why_not_sent_whole
+from llama_index_gap.progress import Progress
 from llama_index_gap.readers.corpus import Corpus
 from llama_index_gap.readers.records import Skipped
 from llama_index_gap.store.addresses import is_server
@@ -153,7 +153,7 @@ class _Call:
         references: list[Any] = []
         sign: str | None = None
         read = _ReadNodes(self.corpus)
-        with tqdm(desc="Reading", unit="node", disable=not show_progress) as bar:
+        with Progress(desc="Reading", unit="node", disable=not show_progress) as bar:
             for number, cut in enumerate(cut_into_parts(read, size)):
                 stop_if_given_up()
                 nodes = [self._portable(node) for node in cut]
@@ -245,7 +245,7 @@ class _Call:
         )
         try:
             with (
-                tqdm(
+                Progress(
                     total=self.total, desc="Indexing", unit="node", disable=not show_progress
                 ) as bar,
                 closing(iter(written.iter_rows())) as rows,

@@ -23,7 +23,6 @@ from llama_index.core.bridge.pydantic import (
 )
 from llama_index.core.callbacks.schema import CBEventType, EventPayload
 from llama_index.core.schema import ImageType
-from tqdm import tqdm
 
 from llama_index_gap.embedding.base import EmbeddingBase, refuse_what_is_no_text
 from llama_index_gap.embedding.encoders import Encoders
@@ -43,6 +42,7 @@ from llama_index_gap.models.worker import (
     TextsRequest,
 )
 from llama_index_gap.processes import working_folder
+from llama_index_gap.progress import Progress
 from llama_index_gap.threads import DECODING_THREADS, read_ahead, stop_if_given_up
 
 logger = logging.getLogger(__name__)
@@ -405,7 +405,7 @@ class DualEncoderEmbedding(LoadingSettings, EmbeddingBase):
         batches = self._in_batches(img_file_paths)
         embeddings: list[Embedding] = []
         with (
-            tqdm(
+            Progress(
                 total=len(img_file_paths),
                 desc="Generating image embeddings",
                 unit="image",

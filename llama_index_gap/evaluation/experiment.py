@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from llama_index.core.schema import BaseNode, ImageNode
-from tqdm import tqdm
 
 import llama_index_gap
 from llama_index_gap.errors import InvalidValueError
@@ -34,6 +33,7 @@ from llama_index_gap.images.opening import ImageError
 from llama_index_gap.modality import LEGS, MODALITIES, PLURAL, Leg
 from llama_index_gap.models.base import Item, LazyImage, ModelError, PairScorer
 from llama_index_gap.nodes import document_key
+from llama_index_gap.progress import Progress
 from llama_index_gap.search.legs import LegHits, searched_collection, unit_query
 from llama_index_gap.search.rerank import MultiModalRerank, ScoreMode
 
@@ -148,7 +148,7 @@ class Experiment:
         queries = self._dataset.queries
         with (
             ResultsCache(results, self.fingerprint) as cache,
-            tqdm(queries, "Asking", unit="query", disable=not show_progress) as progress,
+            Progress(queries, "Asking", unit="query", disable=not show_progress) as progress,
         ):
             for query in progress:
                 # A query that was changed is asked again.

@@ -12,8 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from llama_index_gap.errors import InvalidValueError
 from llama_index_gap.images.folders import count_kept
 from llama_index_gap.images.opening import ImageError
@@ -30,6 +28,7 @@ from llama_index_gap.index.versions import (
     find_indexes,
     the_index,
 )
+from llama_index_gap.progress import Progress
 from llama_index_gap.readers.records import Skipped
 from llama_index_gap.store.addresses import lite_path
 from llama_index_gap.store.collection import DEFAULT_INDEX
@@ -132,7 +131,7 @@ def copy_index(
         total = sum(store.count() for store in stores.values())
         with (
             copying.keeping_images(),
-            tqdm(total=total, desc="Copying", unit="row", disable=not show_progress) as bar,
+            Progress(total=total, desc="Copying", unit="row", disable=not show_progress) as bar,
         ):
             for part in stores:
                 for done in copying.copy(part):

@@ -12,7 +12,6 @@ from typing import Any, cast, get_args
 
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.schema import ImageNode, TextNode
-from tqdm import tqdm
 
 from llama_index_gap.embedding.dual_encoder import warn_once_of_cuts
 from llama_index_gap.errors import EXPECTED_ERRORS, InvalidValueError
@@ -43,6 +42,7 @@ from llama_index_gap.index.versions import (
     the_index,
 )
 from llama_index_gap.modality import CollectionName
+from llama_index_gap.progress import Progress
 from llama_index_gap.readers.records import Skipped
 from llama_index_gap.store.connection import StoreError
 from llama_index_gap.store.database import Database
@@ -152,7 +152,7 @@ def reembed_index(
         total = sum(store.count() for store in stores.values())
         with (
             warn_once_of_cuts(embed_model),
-            tqdm(total=total, desc="Embedding", unit="row", disable=not show_progress) as bar,
+            Progress(total=total, desc="Embedding", unit="row", disable=not show_progress) as bar,
         ):
             for part in building.parts:
                 for done in building.build(part):

@@ -22,7 +22,6 @@ from llama_index.core.schema import (
     RelatedNodeInfo,
     TextNode,
 )
-from tqdm import tqdm
 
 from llama_index_gap.embedding.dual_encoder import warn_once_of_cuts
 from llama_index_gap.errors import EXPECTED_ERRORS, EmbeddingError, InvalidValueError
@@ -42,6 +41,7 @@ from llama_index_gap.index.vectors import RowEmbedder
 from llama_index_gap.index.windows import WINDOW
 from llama_index_gap.modality import CollectionName
 from llama_index_gap.nodes import as_row, confined, document_key, each_node, texts_of_bytes
+from llama_index_gap.progress import Progress
 from llama_index_gap.readers.records import Skipped
 from llama_index_gap.readers.splitting import default_splitter
 from llama_index_gap.store.collection import IDS_PER_MESSAGE, batches
@@ -186,7 +186,7 @@ class Writing:
         """
         with (
             warn_once_of_cuts(self._models["text"]),
-            tqdm(total=total, desc=doing, unit="node", disable=not show_progress) as self._bar,
+            Progress(total=total, desc=doing, unit="node", disable=not show_progress) as self._bar,
             ThreadPoolExecutor(1, "milvus") as self._writer,
         ):
             yield
@@ -405,7 +405,7 @@ class Writing:
         ids = self.deletes(gone)
         if not (total := sum(map(len, ids.values()))):
             return
-        bar = tqdm(total=total, desc="Deleting", unit="row", disable=not show_progress)
+        bar = Progress(total=total, desc="Deleting", unit="row", disable=not show_progress)
         with bar, self._images.deleting(ids["image"]):
             for name, of_collection in ids.items():
                 for batch in batches(sorted(of_collection), IDS_PER_MESSAGE, len):

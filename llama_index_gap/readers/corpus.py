@@ -13,10 +13,10 @@ from typing import Any, TypeAlias
 
 from llama_index.core.node_parser import NodeParser
 from llama_index.core.schema import BaseNode, ImageNode
-from llama_index.core.utils import get_tqdm_iterable
 
 from llama_index_gap.images.limits import MAX_PIXELS
 from llama_index_gap.nodes import each_node
+from llama_index_gap.progress import Progress
 from llama_index_gap.readers.columns import NamedFields
 from llama_index_gap.readers.folders import PAGE_SUFFIXES, PDF_SUFFIX, read_folder, read_page
 from llama_index_gap.readers.pdf.reader import PdfReader
@@ -455,7 +455,7 @@ def _documents(
     records: Records, maker: NodeMaker, reading: _Reading, strict: bool, show_progress: bool
 ) -> Iterator[ReadDocument]:
     """The documents of records, one by one; the reading is told of all else."""
-    for record in get_tqdm_iterable(records, show_progress, "Reading documents"):
+    for record in Progress(records, "Reading documents", disable=not show_progress):
         if isinstance(record, Note):
             reading.notes.append(record.text)
             continue

@@ -12,25 +12,33 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import yaml
+from yaml.constructor import ConstructorError
 
 from llama_index_gap.errors import InvalidValueError
 from llama_index_gap.readers.html import words
 from llama_index_gap.readers.records import TOO_DEEP, ImageReference
+from llama_index_gap.text import excerpt
 
 _FENCED = re.compile(
     r"\A(?:---[ \t]*(?P<language>yaml|toml|json|js|javascript)?|(?P<toml>\+\+\+)|(?P<json>;;;))"
     r"[ \t]*\n(?P<body>.*?)^(?(toml)\+\+\+|(?(json);;;|(?:---|\.\.\.)))[ \t]*(?:\n|\Z)",
     re.DOTALL | re.MULTILINE,
 )
+# What begins so is meant as front matter, though no line ends it; prose after a rule is not.
+_UNCLOSED = re.compile(
+    r"\A(?P<fence>---(?=[ \t]*(?:yaml|toml|json)?[ \t]*$)|\+\+\+(?=[ \t]*$)|;;;(?=[ \t]*$))[^\n]*\n"
+    r"(?:[ \t]*\n|#[^\n]*\n)*+(?:[a-z_][\w-]*[ \t]*[:=](?:[ \t]|$)|\{[ \t]*(?:\n|\"))",
+    re.MULTILINE,
+)
+_UNCLOSED_JSON = re.compile(r'\A\{[ \t]*\n\s*"[^"\n]*"\s*:')
 _BARE_JSON = re.compile(r'\A\{\s*[}"]')
 _TAB_AFTER_KEY = re.compile(r"^([ ]*(?:-[ ]+)*[^\s:#'\"][^:\n\t]*:)[ ]*\t[ \t]*", re.MULTILINE)
 _LONGEST_FRONT_MATTER = 65_536  # an index takes no more metadata
 _TOO_LARGE = 10**100
 _LONG_TOML_KEY = re.compile(r"""(?<![\w"'-])(?:[\w"'-]++[ \t]*+\.[ \t]*+){50}""")
-_UNREADABLE = (
-    *(yaml.YAMLError, ValueError, RecursionError),
-    *(ArithmeticError, LookupError, AttributeError, TypeError),
-)
+_TOML_PLACE = re.compile(r" \(at (?:line (?P<line>\d+), column (?P<column>\d+)|end of document)\)$")
+_NOT_OF_ITS_KIND = (ValueError, ArithmeticError, LookupError, AttributeError, TypeError)
+_UNREADABLE = (yaml.YAMLError, RecursionError, *_NOT_OF_ITS_KIND)
 IMAGE_SUFFIXES = frozenset(
     [".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".jp2", ".png", ".tif", ".tiff", ".webp"]
 )
@@ -61,6 +69,11 @@ def split_front_matter(source: str) -> tuple[dict[str, Any], str]:
     """
     found = _FENCED.match(source)
     if found is None:
+        if unclosed := _UNCLOSED.match(source):
+            fence = unclosed["fence"]
+            raise InvalidValueError(
+                f"its front matter begins in line 1 and never ends; close it with a line {fence}"
+            )
         return _bare_json(source)
     language = (found["language"] or ("toml" if found["toml"] else "yaml")).upper()
     language = "JSON" if found["json"] else language
@@ -78,14 +91,16 @@ def split_front_matter(source: str) -> tuple[dict[str, Any], str]:
     # is not what its tag says (!!bool x), or of a number beyond all (1:1:1:….5).
     except _UNREADABLE as error:
         raise InvalidValueError(
-            f"its front matter is not {language} that is read; {_cause(error)}"
+            f"its front matter is not {language} that is read; {_cause(error, body)}"
         ) from error
     if isinstance(fields, str):
         return {}, source  # no front matter, but prose between two rules
     if not isinstance(fields, dict | None):
-        raise InvalidValueError("its front matter is not a mapping of names to values")
-    plain = {str(name): _plain(str(name), value) for name, value in (fields or {}).items()}
-    return plain, source[found.end() :]
+        raise InvalidValueError(
+            f"its front matter, from line 2, is a {type(fields).__name__}, not a mapping of names "
+            "to values"
+        )
+    return _all_plain(fields or {}, body), source[found.end() :]
 
 
 def is_draft(metadata: Mapping[str, Any]) -> str:
@@ -151,12 +166,17 @@ def _bare_json(source: str) -> tuple[dict[str, Any], str]:
         return {}, source
     try:
         fields, end = json.JSONDecoder().raw_decode(source[:_LONGEST_FRONT_MATTER])
-    except (ValueError, RecursionError):
+    except (ValueError, RecursionError) as error:
+        if _UNCLOSED_JSON.match(source) and isinstance(error, json.JSONDecodeError):
+            raise InvalidValueError(
+                "its front matter is not JSON that is read; "
+                f"line {error.lineno}, column {error.colno}: {error.msg}"
+            ) from error
         return {}, source  # prose, or a program
     rest = source[end:]
     if rest.strip() and not rest.startswith("\n"):
         return {}, source
-    return {str(name): _plain(str(name), value) for name, value in fields.items()}, rest
+    return _all_plain(fields, source, first_line=1), rest
 
 
 def _parsed(body: str, language: str) -> Any:
@@ -176,14 +196,26 @@ def _parsed(body: str, language: str) -> Any:
         return yaml.load(without_tabs, _PlainLoader)  # noqa: S506
 
 
-def _cause(error: BaseException) -> str:
-    """What is wrong, and in which line of the page."""
+def _cause(error: BaseException, body: str) -> str:
+    """What is wrong, and in which line of the page, whose first is a fence."""
+    if isinstance(error, RecursionError):
+        return TOO_DEEP
+    if isinstance(error, json.JSONDecodeError):
+        return f"line {error.lineno + 1}, column {error.colno}: {error.msg}"
     mark = getattr(error, "problem_mark", None)
     problem = getattr(error, "problem", None)
     if mark is not None and problem:
         hint = "; indent and part with blanks, not tabs" if "\\t" in problem else ""
+        begun = getattr(error, "context_mark", None)
+        if begun is not None and begun.line != mark.line:
+            hint += f" ({error.context}, from line {begun.line + 2} on)"  # type: ignore[attr-defined]
         return f"line {mark.line + 2}, column {mark.column + 1}: {problem}{hint}"
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    said = (str(error).splitlines() or [type(error).__name__])[0]
+    if at := _TOML_PLACE.search(said):
+        line = int(at["line"]) + 1 if at["line"] else body.count("\n") + 2
+        column = f", column {at['column']}" if at["column"] else ""
+        return f"line {line}{column}: {said[: at.start()]}"
+    return said
 
 
 class _PlainLoader(yaml.SafeLoader):
@@ -191,8 +223,32 @@ class _PlainLoader(yaml.SafeLoader):
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("aliases (*name) are not read")
+            parser: Any = self  # its stubs leave this out
+            where = parser.peek_event().start_mark
+            raise ConstructorError(None, None, "aliases (*name) are not read", where)
         return super().compose_node(parent, index)
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except _NOT_OF_ITS_KIND as error:
+            kind = node.tag.rpartition(":")[2]
+            why = f" ({error})" if isinstance(error, ValueError) else ""
+            problem = f"{excerpt(str(node.value), 40)} is no {kind}{why}"
+            raise ConstructorError(None, None, problem, node.start_mark) from error
+
+
+def _all_plain(fields: Mapping[Any, Any], source: str, first_line: int = 2) -> dict[str, Any]:
+    """Each field as JSON can say it; the error names the line of one that is not so."""
+    plain: dict[str, Any] = {}
+    for name, value in fields.items():
+        try:
+            plain[str(name)] = _plain(str(name), value)
+        except InvalidValueError as error:
+            key = re.search(rf"^[ \t]*[\"']?{re.escape(str(name))}[\"']?[ \t]*[:=]", source, re.M)
+            line = f" (line {source.count(chr(10), 0, key.start()) + first_line})" if key else ""
+            raise InvalidValueError(f"{error}{line}") from error
+    return plain
 
 
 def _plain(name: str, value: Any) -> Any:

@@ -22,7 +22,6 @@ from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr
 from llama_index.core.instrumentation.events.rerank import ReRankEndEvent, ReRankStartEvent
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore, QueryBundle
-from tqdm import tqdm
 
 from llama_index_gap.errors import EXPECTED_ERRORS, InvalidValueError
 from llama_index_gap.gap.calibrate import RelevanceCalibrator
@@ -39,6 +38,7 @@ from llama_index_gap.model_settings import Folder, LoadingSettings, PathText
 from llama_index_gap.models import Joint, LazyImage, ModelError, PairScorer, load_scorer
 from llama_index_gap.models.base import Item
 from llama_index_gap.nodes import GroupBy, ScoredNode, by_document
+from llama_index_gap.progress import Progress
 from llama_index_gap.search.tracing import in_span
 from llama_index_gap.text import is_blank
 from llama_index_gap.threads import DECODING_THREADS, in_thread, read_ahead, stop_if_given_up
@@ -321,7 +321,7 @@ class MultiModalRerank(LoadingSettings, BaseNodePostprocessor):
         waiting: dict[_Key, Any] = {}
         total = len(documents)
         with (
-            tqdm(
+            Progress(
                 total=total, desc="Reranking", unit="document", disable=not self.show_progress
             ) as progress,
             ThreadPoolExecutor(DECODING_THREADS, "decode") as pool,

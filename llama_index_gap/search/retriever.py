@@ -404,7 +404,7 @@ class DualIndexRetriever(BaseRetriever):
         if not legs:
             raise InvalidValueError(
                 "an image query cannot search these texts: no model embeds images and texts "
-                "alike; raise image_similarity_top_k to search the images"
+                "alike; raise image_similarity_top_k to search the images (--only image)"
             )
         with timed(timings, "embed"):
             vectors = in_span(

@@ -290,6 +290,42 @@ def test_offline(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
         load(JINA, local_files_only=True)
 
 
+def test_offline_mode_is_named_with_the_way_out_of_it(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load(LAION)
+    with pytest.raises(ModelError, match="only pickled weights"):
+        load(CLIP)  # leaves the settings in the cache
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert load(LAION).dimension == 16
+    offline = r"HF_HUB_OFFLINE .* is set, .*: unset it to download the model"
+    with pytest.raises(ModelError, match=rf"{JINA}: .* not in the download cache, and {offline}"):
+        load(JINA)
+
+
+@pytest.mark.parametrize("file", ["config.json", "model.safetensors"])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "pointer of Git LFS.*pull"),
+        (b"<!DOCTYPE html><title>Sign in</title>", "a web page was saved in its place; download"),
+        (b"", "it is empty; download it again"),
+        (b"\x01\x02\x03", "; download it again"),
+    ],
+)
+def test_a_wrong_file_is_named_with_what_it_is(
+    hub: Hub, tmp_path: Path, file: str, content: bytes, message: str
+) -> None:
+    for name, kept in hub.repositories[LAION].revisions["main"].items():
+        if "/" not in name:
+            (tmp_path / name).write_bytes(kept)
+    (tmp_path / file).write_bytes(content)
+
+    with pytest.raises(ModelError, match=rf"{file} .*{message}") as caught:
+        load(str(tmp_path))
+    assert "\n" not in str(caught.value)
+
+
 # --- nothing is guessed --------------------------------------------------------------------------
 
 

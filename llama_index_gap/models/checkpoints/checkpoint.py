@@ -53,9 +53,12 @@ class Checkpoint:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
         except (ValueError, RecursionError) as error:
-            raise ModelError(f"{self.name}: {file} is not JSON ({error})") from error
+            why = why_unreadable(path, error)
+            raise ModelError(f"{self.name}: {file} is not JSON ({why})") from error
         if not isinstance(content, dict):
-            raise ModelError(f"{self.name}: {file} holds no JSON object")
+            raise ModelError(
+                f"{self.name}: {file} holds no JSON object; download the checkpoint again"
+            )
         return content
 
     @property
@@ -112,7 +115,9 @@ def find_checkpoint(
             hub.check_folder(checkpoint, settings, check)
         return checkpoint
     if folder.exists():
-        raise ModelError(f"{name} is a file; a model is a folder that holds config.json")
+        held = (folder.parent / "config.json").is_file()
+        way = f"pass {folder.parent}" if held else "pass such a folder, or a name on the hub"
+        raise ModelError(f"{name} is a file; a model is a folder that holds config.json: {way}")
     if isinstance(name, Path):
         raise ModelError(f"{name}: no such folder; pass a hub name as text")
     if not _HUB_NAME.fullmatch(name):
@@ -228,3 +233,27 @@ def first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     said = " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1])
     return said[:_MOST_SAID] or type(error).__name__
+
+
+def why_unreadable(path: Path, error: BaseException) -> str:
+    """Why a file of a checkpoint cannot be read, and the way out.
+
+    Args:
+        path: of the file.
+        error: what a library said of it.
+    """
+    try:
+        with path.open("rb") as file:
+            begins = file.read(200).lstrip().lower()
+    except OSError:
+        return f"{first_line(error)}; download it again"
+    if begins.startswith(b"version https://git-lfs"):
+        return (
+            "it is only a pointer of Git LFS, as a clone without LFS leaves it; run 'git lfs pull' "
+            "in the folder, or pass the model's name on the hub"
+        )
+    if begins.startswith((b"<!doctype", b"<html")):
+        return "a web page was saved in its place; download the file itself"
+    if not begins:
+        return "it is empty; download it again"
+    return f"{first_line(error)}; download it again"

@@ -85,11 +85,14 @@ def download(name: str, settings: LoadingSettings, check: Check | None) -> Path:
     except GapError:
         raise
     except Exception as error:  # the types of a lost connection belong to the hub's transport
+        begun = False
         if not is_of_disk(error):
-            with suppress(_IncompleteError):
+            try:
                 if (cached := _cached(name, repo, settings, check)) is not None:
                     return cached
-        raise ModelError(explain(error, name, repo, settings)) from error
+            except _IncompleteError:
+                begun = True
+        raise ModelError(explain(error, name, repo, settings, begun=begun)) from error
 
 
 def _fetch(name: str, repo: str, settings: LoadingSettings, check: Check | None) -> Path:

@@ -18,7 +18,9 @@ _OF_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
 _OFFLINE = "pass the folder of a downloaded model, or see what runs offline with: llama-gap demo"
 
 
-def explain(error: Exception, name: str, repo: str, settings: LoadingSettings) -> str:
+def explain(
+    error: Exception, name: str, repo: str, settings: LoadingSettings, *, begun: bool = False
+) -> str:
     """One line for users: what went wrong, and the way out.
 
     Args:
@@ -26,6 +28,7 @@ def explain(error: Exception, name: str, repo: str, settings: LoadingSettings) -
         name: the model, as the user wrote it.
         repo: the same with its owner.
         settings: how it was to be found.
+        begun: whether a part of it is in the download cache.
     """
     chain = list(_chain(error))
     kinds = {each.__name__ for one in chain for each in type(one).__mro__}
@@ -74,7 +77,8 @@ def explain(error: Exception, name: str, repo: str, settings: LoadingSettings) -
     if status is not None:
         return f"{name}: the model hub says: {first_line(_of_response(chain))} ({status})"
     return (
-        f"{name}: not a folder here, not in the download cache, and {_unreachable(chain, kinds)}"
+        f"{name}: not a folder here, {'only a part of it' if begun else 'not'} in the download "
+        f"cache, and {_unreachable(chain, kinds)}"
         f"{_near(name)}; {_OFFLINE}"
     )
 
@@ -181,7 +185,10 @@ def _unreachable(chain: list[Any], kinds: set[str]) -> str:
     last = first_line(chain[-1])
     said = " ".join(str(one) for one in chain)
     if "OfflineModeIsEnabled" in kinds:
-        return "HF_HUB_OFFLINE (or TRANSFORMERS_OFFLINE) is set, which keeps it from asking the hub"
+        return (
+            "HF_HUB_OFFLINE (or TRANSFORMERS_OFFLINE) is set, which keeps it from asking the hub: "
+            "unset it to download the model"
+        )
     if "ProxyError" in kinds:
         return (
             f"the proxy of HTTPS_PROXY does not let it through to the hub ({_no_secret(last)}; "

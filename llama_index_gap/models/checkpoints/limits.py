@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch.overrides import TorchFunctionMode
 
 from llama_index_gap.models.base import ModelError
-from llama_index_gap.models.checkpoints.checkpoint import Checkpoint
+from llama_index_gap.models.checkpoints.checkpoint import Checkpoint, why_unreadable
 
 # What transformers builds and no file holds: tied embeddings (T5 builds four times what it stores),
 # a pooler, position numbers, masks; and what a joint tensor is split into.
@@ -79,8 +79,8 @@ def stored_weights(checkpoint: Checkpoint) -> StoredWeights:
             except (SafetensorError, OSError) as error:
                 if path.parent == checkpoint.folder and path.name.startswith("model"):
                     raise ModelError(
-                        f"{checkpoint.name}: {path.name} cannot be read ({error}); "
-                        "download it again"
+                        f"{checkpoint.name}: {path.name} cannot be read "
+                        f"({why_unreadable(path, error)})"
                     ) from error
         for path in checkpoint.folder.glob(f"{pattern}.bin"):
             if path.is_file():

@@ -11,7 +11,12 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from llama_index_gap.models.base import ModelError
-from llama_index_gap.models.checkpoints.checkpoint import Checkpoint, LoadReport, list_some
+from llama_index_gap.models.checkpoints.checkpoint import (
+    Checkpoint,
+    LoadReport,
+    list_some,
+    why_unreadable,
+)
 from llama_index_gap.models.checkpoints.limits import (
     StoredWeights,
     WithinStoredWeights,
@@ -97,7 +102,7 @@ def read_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
             tensors |= load_file(folder / file)
         except (SafetensorError, OSError) as error:
             raise ModelError(
-                f"{checkpoint.name}: {file} cannot be read ({error}); download it again"
+                f"{checkpoint.name}: {file} cannot be read ({why_unreadable(folder / file, error)})"
             ) from error
     refuse_broken_numbers(tensors, checkpoint.name)
     return tensors

@@ -9,10 +9,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from llama_index.core.utils import get_tqdm_iterable
-
 from llama_index_gap.files import MAX_BYTES, FileError, open_file
 from llama_index_gap.images.limits import MAX_PIXELS
+from llama_index_gap.progress import Progress
 from llama_index_gap.readers.pdf.about import author_of, iso_date, title_of
 from llama_index_gap.readers.pdf.images import PageImages
 from llama_index_gap.readers.pdf.layout import repeated_lines, words_in, written
@@ -100,7 +99,7 @@ class PdfReader:
         characters = 0
         count = about["pages"]
         shows = self._show_progress and count > 20
-        for index in get_tqdm_iterable(range(min(count, MOST_PAGES)), shows, f"Reading {name}"):
+        for index in Progress(range(min(count, MOST_PAGES)), f"Reading {name}", disable=not shows):
             stop_if_given_up()
             if problem := reading.stops(count):
                 told.add(f"{problem}; the rest of the file is not read", f"from page {index + 1:,}")
@@ -169,8 +168,8 @@ class PdfReader:
         made = PageImages(reading, told, self._max_pixels, whole_pages=self._pages)
         parts: list[TextPart] = []
         shows = self._show_progress and len(pages) > 20
-        both = get_tqdm_iterable(
-            list(zip(pages, edges, strict=True)), shows, f"Reading images of {name}"
+        both = Progress(
+            list(zip(pages, edges, strict=True)), f"Reading images of {name}", disable=not shows
         )
         for page, edge in both:
             stop_if_given_up()

@@ -52,6 +52,9 @@ def test_a_file_is_no_model(tmp_path: Path) -> None:
 
     with pytest.raises(ModelError, match="is a file; a model is a folder"):
         find_checkpoint(str(tmp_path / "model.safetensors"))
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ModelError, match=f"is a file; .*: pass {tmp_path}$"):
+        find_checkpoint(str(tmp_path / "config.json"))
 
 
 def test_a_path_is_a_folder_and_nothing_else(tmp_path: Path, tiny_clip: Path) -> None:
