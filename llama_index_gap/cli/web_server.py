@@ -102,6 +102,7 @@ def make_app(open_index: Open, served: Served, *, host: str = "127.0.0.1") -> AS
             Route("/", show, methods=["GET"]),
             Route("/", take, methods=["POST"]),
             Route("/image", image, methods=["GET"]),
+            Route("/favicon.ico", lambda _: Response(status_code=204)),
         ],
         lifespan=lifespan,
     )

@@ -8,6 +8,8 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from llama_index_gap.cli.scores import model_in_short
+
 
 def render(
     template: str, *, images_from: str = "data:", forms_to: str = "'none'", **content: Any
@@ -30,7 +32,7 @@ def render(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    templates.filters["digest"] = _digest
+    templates.filters |= {"digest": _digest, "model": model_in_short}
     return templates.get_template(f"{template}.html").render(
         style=templates.get_template(f"{template}.css").render(),
         script=templates.get_template("base.js").render(),
