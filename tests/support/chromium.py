@@ -119,14 +119,14 @@ class Browser:
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
 
-    def screenshot(self, file: Path, *, whole: bool = True) -> None:
-        """Write what is seen as a PNG file; with ``whole`` also what is scrolled to."""
+    def screenshot(self, *, whole: bool = True) -> bytes:
+        """What is seen, as a PNG file; with ``whole`` also what is scrolled to."""
         clip: dict[str, Any] = {}
         if whole:
             size = self.call("Page.getLayoutMetrics")["cssContentSize"]
             clip = {"captureBeyondViewport": True, "clip": {**size, "scale": 1}}
         shot = self.call("Page.captureScreenshot", format="png", **clip)
-        file.write_bytes(base64.b64decode(shot["data"]))
+        return base64.b64decode(shot["data"])
 
     def _next(self) -> dict[str, Any]:
         while b"\0" not in self._rest:

@@ -1,0 +1,121 @@
+"""Makes the screenshots of the docs, from the newsroom, with the system's Chromium.
+
+    python tests/support/make_screenshots.py
+
+writes them anew to docs/assets.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from urllib.parse import urlencode
+
+import uvicorn
+from chromium import Browser, browser, why_no_browser
+from paths import ROOT
+from PIL import Image
+
+from llama_index_gap import DualEncoderEmbedding, DualIndex, MultiModalRerank, read_corpus
+from llama_index_gap.cli.pages.gap_page import render_report
+from llama_index_gap.cli.pages.search_page import render_page
+from llama_index_gap.cli.pages.serve_page import Served
+from llama_index_gap.cli.web_server import make_app
+from llama_index_gap.demo.newsroom import (
+    CHECKPOINT,
+    RERANKER,
+    development_queries,
+    write_newsroom,
+)
+from llama_index_gap.diagnosis.report import report_gap
+
+ASSETS = ROOT / "docs" / "assets"
+QUERY = "on brown soil, a black windmill"
+PHONE, DESK = 390, 1280  # pixels
+
+
+def main() -> None:
+    """Draw a newsroom, index it, and take all pictures of it."""
+    if problem := why_no_browser():
+        sys.exit(problem)
+    with TemporaryDirectory() as folder, indexed(Path(folder)) as index, browser() as tab:
+        rerank = MultiModalRerank(model=RERANKER, top_n=None)
+        with served(index, rerank) as address:
+            asked = f"{address}/?{urlencode({'q': QUERY, 'k': 5})}"
+            tab.look(DESK, height=1000)
+            tab.open(address)
+            while "The models are loading" in tab.run("document.body.innerText"):
+                tab.wait("Page.loadEventFired")
+            tab.open(asked)
+            shoot(tab, "serve")
+            tab.look(DESK, dark=True, height=1000)
+            tab.open(f"{asked}&rerank=on")
+            shoot(tab, "serve-reranked-dark")
+            tab.look(PHONE, height=844)
+            tab.open(asked)
+            shoot(tab, "serve-phone")
+        found = index.search(QUERY, top_k=5)
+        pages = {
+            "search-page": render_page(found),
+            "gap-page": render_report(report_gap(index, rounds=100)),
+            "notebook": "<!doctype html><meta charset=utf-8><body style='font:15px sans-serif'>"
+            + found._repr_html_(),
+        }
+        for name, page in pages.items():
+            file = Path(folder) / f"{name}.html"
+            file.write_text(page, encoding="utf-8")
+            tab.look(960, height=640)
+            tab.open(file.as_uri())
+            shoot(tab, name)
+
+
+@contextmanager
+def indexed(folder: Path) -> Iterator[DualIndex]:
+    """A small newsroom in an index that has learnt from queries."""
+    write_newsroom(folder / "newsroom", articles=300, queries_per_kind=8)
+    model = DualEncoderEmbedding(model_name=CHECKPOINT)
+    with DualIndex(str(folder / "newsroom.db"), embed_model=model) as index:
+        index.insert_nodes(read_corpus(folder / "newsroom").nodes)
+        index.learn_queries(development_queries(60))
+        yield index
+
+
+@contextmanager
+def served(index: DualIndex, rerank: MultiModalRerank) -> Iterator[str]:
+    """The local page over an index; gives its address. The index is closed in the end."""
+    started = threading.Event()
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: object = None) -> None:
+            await super().startup()
+            started.set()
+
+    index.close, close = lambda: None, index.close  # type: ignore[method-assign]
+    app = make_app(lambda: (index, rerank), Served("newsroom.db", "gap", "the demo’s reranker"))
+    server = Server(uvicorn.Config(app, port=0, log_config=None, ws="none"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        started.wait()
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()
+        index.close = close  # type: ignore[method-assign]
+
+
+def shoot(tab: Browser, name: str) -> None:
+    """Keep what is seen, in 256 colours, which a page of text and drawings has not."""
+    tab.run("document.activeElement.blur()")
+    image = Image.open(BytesIO(tab.screenshot(whole=False))).convert("RGB")
+    image.quantize(256).save(ASSETS / f"{name}.png", optimize=True)
+    print(ASSETS / f"{name}.png")  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()
