@@ -331,7 +331,7 @@ _STYLE = (
     "<style>.llama-gap{max-width:56rem;font:inherit;overflow-wrap:anywhere}"
     ".llama-gap>div{display:flex;flex-wrap:wrap;gap:.5rem 1rem;margin:.5rem 0;padding:.75rem;"
     "border:1px solid #8885;border-radius:.5rem}"
-    ".llama-gap section{flex:1 1 18rem;min-width:0}.llama-gap p{margin:.25rem 0}"
+    ".llama-gap section{flex:1 1 18rem;min-width:0}.llama-gap p{margin:.25rem 0 .5rem}"
     ".llama-gap figure{margin:0}.llama-gap small{opacity:.75}"
     ".llama-gap summary{display:block;cursor:zoom-in}"
     ".llama-gap img{width:auto;height:auto;max-width:160px;max-height:160px;margin:0}"
@@ -364,7 +364,7 @@ def _shown(document: FoundDocument) -> str:
         )
         images.append(f"{image}<small>{caption}</small>")
     return (
-        f"<div><section><p><b>{document.rank}. {html.escape(document.title)}</b> "
-        f"<small>score</small> <b>{score}</b></p><p><small>{''.join(legs)}</small></p>"
-        f"{''.join(words)}</section>{''.join(f'<figure>{each}</figure>' for each in images)}</div>"
+        f"<div>{''.join(f'<figure>{each}</figure>' for each in images)}<section><p>"
+        f"<b>{document.rank}. {html.escape(document.title)}</b> <small>score</small> "
+        f"<b>{score}</b></p><p><small>{''.join(legs)}</small></p>{''.join(words)}</section></div>"
     )

@@ -50,7 +50,7 @@ class Guard:
         self._names = {"localhost", host.lower()}
         self._local = is_loopback(host)
         if not self._local:
-            self._names |= {socket.gethostname().lower(), socket.getfqdn().lower()}
+            self._names |= {socket.gethostname().lower(), f"{socket.gethostname().lower()}.local"}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, or refuse it."""

@@ -155,7 +155,7 @@ def browser() -> Iterator[Browser]:
         options += ["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"]
         options += ["--no-first-run", "--disable-background-networking", "--hide-scrollbars"]
         process = subprocess.Popen(
-            ["sh", "-c", f'exec 3<&{to_read} 4>&{to_write}; exec "$0" "$@"', PROGRAM, *options],
+            ["bash", "-c", f'exec 3<&{to_read} 4>&{to_write}; exec "$0" "$@"', PROGRAM, *options],
             pass_fds=(to_read, to_write),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

@@ -7,10 +7,11 @@ writes them anew to docs/assets.
 
 from __future__ import annotations
 
+import shutil
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
 from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -35,7 +36,7 @@ from llama_index_gap.demo.newsroom import (
 from llama_index_gap.diagnosis.report import report_gap
 
 ASSETS = ROOT / "docs" / "assets"
-QUERY = "on brown soil, a black windmill"
+QUERY = "tailors, Quarndon, with a picture of a tree of ivory foliage on the road"
 PHONE, DESK = 390, 1280  # pixels
 
 
@@ -43,7 +44,7 @@ def main() -> None:
     """Draw a newsroom, index it, and take all pictures of it."""
     if problem := why_no_browser():
         sys.exit(problem)
-    with TemporaryDirectory() as folder, indexed(Path(folder)) as index, browser() as tab:
+    with TemporaryDirectory() as folder, chdir(folder), indexed() as index, browser() as tab:
         rerank = MultiModalRerank(model=RERANKER, top_n=None)
         with served(index, rerank) as address:
             asked = f"{address}/?{urlencode({'q': QUERY, 'k': 5})}"
@@ -67,20 +68,23 @@ def main() -> None:
             + found._repr_html_(),
         }
         for name, page in pages.items():
-            file = Path(folder) / f"{name}.html"
+            file = Path(f"{name}.html")
             file.write_text(page, encoding="utf-8")
             tab.look(960, height=640)
-            tab.open(file.as_uri())
+            tab.open(file.absolute().as_uri())
+            if name == "gap-page":
+                tab.run("document.querySelectorAll('section')[1].scrollIntoView()")
             shoot(tab, name)
 
 
 @contextmanager
-def indexed(folder: Path) -> Iterator[DualIndex]:
-    """A small newsroom in an index that has learnt from queries."""
-    write_newsroom(folder / "newsroom", articles=300, queries_per_kind=8)
-    model = DualEncoderEmbedding(model_name=CHECKPOINT)
-    with DualIndex(str(folder / "newsroom.db"), embed_model=model) as index:
-        index.insert_nodes(read_corpus(folder / "newsroom").nodes)
+def indexed() -> Iterator[DualIndex]:
+    """A small newsroom, indexed in this folder, that has learnt from queries."""
+    write_newsroom("newsroom", articles=300, queries_per_kind=8)
+    shutil.copytree(CHECKPOINT, "checkpoint")  # pages name the model's folder
+    model = DualEncoderEmbedding(model_name="checkpoint")
+    with DualIndex("newsroom.db", embed_model=model) as index:
+        index.insert_nodes(read_corpus("newsroom").nodes)
         index.learn_queries(development_queries(60))
         yield index
 
