@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from functools import cache
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -25,6 +26,19 @@ def render(
         forms_to: where forms may be sent; by default nowhere.
         **content: what the template asks for; texts are escaped.
     """
+    templates = _templates()
+    return templates.get_template(f"{template}.html").render(
+        style=templates.get_template(f"{template}.css").render(),
+        script=templates.get_template("base.js").render(),
+        images_from=images_from,
+        forms_to=forms_to,
+        **content,
+    )
+
+
+@cache
+def _templates() -> Environment:
+    """Compiled once, and kept."""
     templates = Environment(
         loader=PackageLoader("llama_index_gap.cli.pages"),
         autoescape=True,
@@ -33,13 +47,7 @@ def render(
         lstrip_blocks=True,
     )
     templates.filters |= {"digest": _digest, "model": model_in_short}
-    return templates.get_template(f"{template}.html").render(
-        style=templates.get_template(f"{template}.css").render(),
-        script=templates.get_template("base.js").render(),
-        images_from=images_from,
-        forms_to=forms_to,
-        **content,
-    )
+    return templates
 
 
 def _digest(inline: str) -> str:
