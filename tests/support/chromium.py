@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import select
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -16,6 +17,8 @@ from typing import Any
 PROGRAM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
 )
+
+_PATIENCE_S = 300
 
 
 def why_no_browser() -> str:
@@ -34,7 +37,7 @@ class Browser:
     """
 
     def __init__(self, commands: int, answers: int) -> None:
-        self._commands, self._answers = commands, os.fdopen(answers, "rb")
+        self._commands, self._answers = commands, answers
         self._number, self._session, self._rest = 0, "", b""
         self._events: list[dict[str, Any]] = []
         self.requests: list[str] = []
@@ -130,7 +133,9 @@ class Browser:
 
     def _next(self) -> dict[str, Any]:
         while b"\0" not in self._rest:
-            block = self._answers.read1(2**16)  # type: ignore[attr-defined]
+            ready, *_ = select.select([self._answers], [], [], _PATIENCE_S)
+            assert ready, "the browser has said nothing for minutes"
+            block = os.read(self._answers, 2**16)
             assert block, "the browser has ended"
             self._rest += block
         line, _, self._rest = self._rest.partition(b"\0")
@@ -165,6 +170,7 @@ def browser() -> Iterator[Browser]:
         try:
             yield Browser(commands, answers)
         finally:
-            os.close(commands)
             process.terminate()
             process.wait()
+            os.close(commands)
+            os.close(answers)
