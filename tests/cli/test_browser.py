@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import uvicorn
 from chromium import Browser, browser, why_no_browser
 from llama_index.core.schema import ImageNode, TextNode
+from local_page import local_page
 from parsed_page import EVIL
 
 from llama_index_gap import DualIndex, MultiModalRerank
 from llama_index_gap.cli.pages.search_page import render_page
 from llama_index_gap.cli.pages.serve_page import Served
-from llama_index_gap.cli.web_server import make_app
 from llama_index_gap.nodes import ScoredNode
 from llama_index_gap.results import FusionUsed, SearchResult, documents_of
 
@@ -39,21 +37,8 @@ def address(demo: Path, reranker: Path) -> Iterator[str]:
         rerank = MultiModalRerank(model=str(reranker), top_n=None)
         return DualIndex(str(demo / "gap.db")), rerank
 
-    started = threading.Event()
-
-    class Server(uvicorn.Server):
-        async def startup(self, sockets: object = None) -> None:
-            await super().startup()
-            started.set()
-
-    app = make_app(opened, Served("gap.db", "gap", "judge"))
-    server = Server(uvicorn.Config(app, port=0, log_config=None, ws="none"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    started.wait()
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    server.should_exit = True
-    thread.join()
+    with local_page(opened, Served("gap.db", "gap", "judge")) as address:
+        yield address
 
 
 def page_of(tmp_path: Path, image: str, words: str = "words") -> str:
@@ -123,16 +108,14 @@ def test_the_local_page_fits_a_phone_and_a_desk_light_and_dark(
     tab: Browser, address: str, width: int, dark: bool
 ) -> None:
     tab.look(width, dark=dark)
-    tab.open(address)
-    while "The models are loading" in tab.run("document.body.innerText"):
-        tab.wait("Page.loadEventFired")  # it goes on by itself
     tab.open(f"{address}/?q=a+white+ship")
 
     assert tab.run("document.documentElement.scrollWidth") == width
     red = tab.run("getComputedStyle(document.body).backgroundColor").split("(")[1].split(",")[0]
     assert (int(red) < 100) is dark
     side = "document.querySelector('.{}').getBoundingClientRect().y"
-    fused, text, image = (tab.run(side.format(each)) for each in ("together", "text", "image"))
+    parts = ("together", "alone.text", "alone.image")
+    fused, text, image = (tab.run(side.format(each)) for each in parts)
     assert text == image
     assert (fused == text) is (width == 1280)
 
@@ -141,9 +124,6 @@ def test_a_search_in_the_local_page(tab: Browser, address: str, demo: Path) -> N
     before = len(tab.requests)
     tab.look(1280)
     tab.open(address)
-    while "The models are loading" in tab.run("document.body.innerText"):
-        tab.wait("Page.loadEventFired")
-
     tab.type("#q", "a white ship")
     tab.follow("document.querySelector('form button').click()")
     first = tab.run("document.querySelector('.together bdi').innerText")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import shutil
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import chdir, contextmanager
 from io import BytesIO
@@ -17,8 +16,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from urllib.parse import urlencode
 
-import uvicorn
 from chromium import Browser, browser, why_no_browser
+from local_page import local_page
 from paths import ROOT
 from PIL import Image
 
@@ -26,7 +25,6 @@ from llama_index_gap import DualEncoderEmbedding, DualIndex, MultiModalRerank, r
 from llama_index_gap.cli.pages.gap_page import render_report
 from llama_index_gap.cli.pages.search_page import render_page
 from llama_index_gap.cli.pages.serve_page import Served
-from llama_index_gap.cli.web_server import make_app
 from llama_index_gap.demo.newsroom import (
     CHECKPOINT,
     RERANKER,
@@ -45,13 +43,12 @@ def main() -> None:
     if problem := why_no_browser():
         sys.exit(problem)
     with TemporaryDirectory() as folder, chdir(folder), indexed() as index, browser() as tab:
-        rerank = MultiModalRerank(model=RERANKER, top_n=None)
-        with served(index, rerank) as address:
+        rerank, close = MultiModalRerank(model=RERANKER, top_n=None), index.close
+        index.close = lambda: None  # type: ignore[method-assign]  # not with the page
+        shown = Served("newsroom.db", "gap", "the demo’s reranker")
+        with local_page(lambda: (index, rerank), shown) as address:
             asked = f"{address}/?{urlencode({'q': QUERY, 'k': 5})}"
             tab.look(DESK, height=1000)
-            tab.open(address)
-            while "The models are loading" in tab.run("document.body.innerText"):
-                tab.wait("Page.loadEventFired")
             tab.open(asked)
             shoot(tab, "serve")
             tab.look(DESK, dark=True, height=1000)
@@ -60,6 +57,7 @@ def main() -> None:
             tab.look(PHONE, height=844)
             tab.open(asked)
             shoot(tab, "serve-phone")
+        index.close = close  # type: ignore[method-assign]
         found = index.search(QUERY, top_k=5)
         pages = {
             "search-page": render_page(found),
@@ -87,30 +85,6 @@ def indexed() -> Iterator[DualIndex]:
         index.insert_nodes(read_corpus("newsroom").nodes)
         index.learn_queries(development_queries(60))
         yield index
-
-
-@contextmanager
-def served(index: DualIndex, rerank: MultiModalRerank) -> Iterator[str]:
-    """The local page over an index; gives its address. The index is closed in the end."""
-    started = threading.Event()
-
-    class Server(uvicorn.Server):
-        async def startup(self, sockets: object = None) -> None:
-            await super().startup()
-            started.set()
-
-    index.close, close = lambda: None, index.close  # type: ignore[method-assign]
-    app = make_app(lambda: (index, rerank), Served("newsroom.db", "gap", "the demo’s reranker"))
-    server = Server(uvicorn.Config(app, port=0, log_config=None, ws="none"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        started.wait()
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join()
-        index.close = close  # type: ignore[method-assign]
 
 
 def shoot(tab: Browser, name: str) -> None:
