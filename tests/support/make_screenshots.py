@@ -39,7 +39,7 @@ PHONE, DESK = 390, 1280  # pixels
 
 
 def main() -> None:
-    """Draw a newsroom, index it, and take all pictures of it."""
+    """Draw a newsroom, index it, and show it on each page."""
     if problem := why_no_browser():
         sys.exit(problem)
     with TemporaryDirectory() as folder, chdir(folder), indexed() as index, browser() as tab:
