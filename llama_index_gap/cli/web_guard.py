@@ -57,16 +57,20 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        asked = Headers(scope=scope)
         read = 0
+        unread = "transfer-encoding" in asked or asked.get("content-length", "0") != "0"
 
         async def bounded() -> Message:
-            nonlocal read
+            nonlocal read, unread
             message = await receive()
             read += len(message.get("body", b""))
+            unread = bool(message.get("more_body"))
             if read > _MAX_BODY:
                 while message.get("more_body") and read < _DRAINED * _MAX_BODY:
                     message = await receive()
                     read += len(message.get("body", b""))
+                unread = bool(message.get("more_body"))
                 raise HTTPException(413, _TOO_LARGE)
             return message
 
@@ -75,9 +79,11 @@ class Guard:
                 headers = MutableHeaders(scope=message)
                 for name, value in _HEADERS.items():
                     headers[name] = value
+                if unread:  # else the server would go on reading, and nobody would listen
+                    headers["Connection"] = "close"
             await send(message)
 
-        if problem := self._problem(scope["method"], Headers(scope=scope)):
+        if problem := self._problem(scope["method"], asked):
             await PlainTextResponse(problem, 403)(scope, receive, answer)
         else:
             await self._app(scope, bounded, answer)

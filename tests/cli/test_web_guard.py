@@ -77,6 +77,12 @@ def test_no_other_page_may_read_or_frame_what_is_answered() -> None:
         assert answer.headers["x-content-type-options"] == "nosniff"
 
 
+def test_a_body_that_nobody_reads_ends_the_connection() -> None:
+    for headers in ({}, {"host": "evil.example"}):
+        assert client().post("/", content=b"x", headers=headers).headers["connection"] == "close"
+        assert "connection" not in client().get("/", headers=headers).headers
+
+
 @pytest.mark.parametrize(
     ("host", "only_here"),
     [
