@@ -15,7 +15,7 @@ from llama_index_gap.modality import LEGS, MODALITIES, Leg, Modality
 from llama_index_gap.nodes import GroupBy, by_document, document_key
 from llama_index_gap.text import excerpt, visible
 
-_DISPLAY_SIDE = 160  # pixels of an image in a notebook
+_DISPLAY_SIDE = 320  # pixels of an image in a notebook, which keeps its outputs
 _DISPLAY_TEXT = 300  # characters of a passage there
 
 
@@ -268,7 +268,8 @@ class SearchResult(Sequence[FoundDocument]):
 
     def _repr_html_(self) -> str:
         """What a notebook shows: titles, scores, passages and small images, all escaped."""
-        return "".join(['<table style="text-align:left">', *map(_row, self.documents), "</table>"])
+        shown = "".join(map(_shown, self.documents)) or "<p>Nothing was found.</p>"
+        return f'{_STYLE}<div class="llama-gap">{shown}</div>'
 
 
 def documents_of(
@@ -325,23 +326,45 @@ def _document_as_dict(document: FoundDocument) -> dict[str, Any]:
     }
 
 
-def _row(document: FoundDocument) -> str:
+# Colours that stand on a light and on a dark notebook, which a page cannot ask for.
+_STYLE = (
+    "<style>.llama-gap{max-width:56rem;font:inherit;overflow-wrap:anywhere}"
+    ".llama-gap>div{display:flex;flex-wrap:wrap;gap:.5rem 1rem;margin:.5rem 0;padding:.75rem;"
+    "border:1px solid #8885;border-radius:.5rem}"
+    ".llama-gap section{flex:1 1 18rem;min-width:0}.llama-gap p{margin:.25rem 0 .5rem}"
+    ".llama-gap figure{margin:0}.llama-gap small{opacity:.75}"
+    ".llama-gap summary{display:block;cursor:zoom-in}"
+    ".llama-gap img{width:auto;height:auto;max-width:160px;max-height:160px;margin:0}"
+    ".llama-gap details[open] img{width:480px;max-width:100%;max-height:none}"
+    ".llama-gap i{font-style:normal;padding:0 .5em;border:1px solid #8888;border-radius:1em}"
+    "</style>"
+)
+
+
+def _shown(document: FoundDocument) -> str:
+    """A document in a notebook; a click shows an image large, by no script."""
     score = "–" if document.score is None else f"{document.score:.3f}"
-    parts = [
-        f"<b>{document.rank}. {html.escape(document.title)}</b> ({score})",
-        *(
-            html.escape(excerpt(node.get_content(MetadataMode.NONE), _DISPLAY_TEXT))
-            for node in document.passages
-        ),
+    legs = (
+        f"<i>{each.leg.title} {'–' if each.evidence is None else f'{each.evidence:.2f}'}</i> "
+        for each in document.legs
+    )
+    words = [
+        f"<p>{html.escape(excerpt(node.get_content(MetadataMode.NONE), _DISPLAY_TEXT))}</p>"
+        for node in document.passages
     ]
-    shown = []
+    images = []
     for node in document.images:
         small = thumbnail(node, _DISPLAY_SIDE)
         caption = html.escape(excerpt(node.get_content(MetadataMode.NONE), _DISPLAY_TEXT))
         image = (
-            f'<img src="{small.uri}" width="{small.width}" height="{small.height}" alt="{caption}">'
+            f'<details><summary><img src="{small.uri}" width="{small.width}" '
+            f'height="{small.height}" alt="{caption}"></summary></details>'
             if small.uri
-            else f"<i>{html.escape(small.problem)}</i>"
+            else f"<p><b>No image</b>: {html.escape(small.problem)}</p>"
         )
-        shown.append(f"<div>{image}</div><small>{caption}</small>")
-    return f"<tr><td>{'<br>'.join(parts)}</td><td>{''.join(shown)}</td></tr>"
+        images.append(f"{image}<small>{caption}</small>")
+    return (
+        f"<div>{''.join(f'<figure>{each}</figure>' for each in images)}<section><p>"
+        f"<b>{document.rank}. {html.escape(document.title)}</b> <small>score</small> "
+        f"<b>{score}</b></p><p><small>{''.join(legs)}</small></p>{''.join(words)}</section></div>"
+    )

@@ -157,13 +157,25 @@ def test_a_notebook_shows_texts_and_images_escaped(noise_files: list[str]) -> No
     parsed = Parsed(page)
 
     assert {tag for tag, _ in parsed.elements} <= {
-        *("table", "tbody", "tr", "td", "b", "br", "div", "img", "small", "i")
+        *("style", "div", "section", "figure", "details", "summary", "img", "p", "b", "i", "small")
     }
+    assert parsed.attributes("onerror") == []
     assert EVIL in parsed.texts["b"]
     assert parsed.attributes("alt") == [EVIL]
     (source,) = parsed.attributes("src")
     assert source.startswith("data:image/jpeg;base64,")
-    assert "no such file" in parsed.texts["i"]
+    assert "no such file" in parsed.texts["p"]
+    assert "</style>" not in page.partition("</style>")[2]
+
+
+def test_a_notebook_says_what_each_leg_adds_in_few_bytes() -> None:
+    found = result(scored(passage("words"), 1.5, text=0.3, text_evidence=2.0, image=0.1))
+
+    page = found._repr_html_()
+
+    assert "<i>text 2.00</i> <i>image –</i>" in page
+    assert len(page) < 2_000
+    assert "Nothing was found." in result()._repr_html_()
 
 
 def test_thumbnails_are_small_and_keep_their_shape(tmp_path: Path, noise_files: list[str]) -> None:

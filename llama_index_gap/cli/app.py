@@ -124,7 +124,7 @@ def _options(
 _COMMANDS: tuple[Callable[..., None], ...] = (
     *(corpora.read, corpora.index, sync, search.search, learn.learn, measure.measure),
     *(info.info, info.delete, copy.copy, reembed.reembed, copy.drop),
-    *(evaluate.evaluate, evaluate.demo, serve.mcp, models.models, check.check),
+    *(evaluate.evaluate, evaluate.demo, serve.serve, serve.mcp, models.models, check.check),
 )
 for _command in _COMMANDS:
     app.command()(_command)

@@ -1,7 +1,8 @@
-"""Scores as people read them."""
+"""Scores, and what gave them, as people read them."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -30,3 +31,8 @@ def by_place(result: SearchResult) -> bool:
 def by_intent(result: SearchResult) -> bool:
     """Whether scores are log odds, which can be below 0."""
     return result.fusion is not None and result.fusion.combine == "intent"
+
+
+def model_in_short(name: str) -> str:
+    """A model's name; of one in a folder, not where that lies."""
+    return Path(name).name if Path(name).is_absolute() else name

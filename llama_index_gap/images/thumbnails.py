@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 from llama_index_gap.images.opening import ImageError, ImageSource, scaled_jpeg
 
+LARGE = 800
+"""Pixels of a side for pages that show an image small, and large where somebody clicks on it."""
+
 
 @dataclass(frozen=True)
 class Thumbnail:

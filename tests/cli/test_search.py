@@ -158,7 +158,7 @@ def test_html_is_written(demo: Path, tmp_path: Path) -> None:
     shown = gap("search", "ship", "--db", demo / "gap.db", "--top-k", 1, "--html", page)
 
     assert shown.code == 0
-    assert "<article>" in page.read_text("utf-8")
+    assert "<article data-row>" in page.read_text("utf-8")
     assert "data:image/jpeg;base64," in page.read_text("utf-8")
 
 
@@ -181,4 +181,4 @@ def test_the_blog_from_the_shell(gap_shared: Path, tiny_clip: Path, tmp_path: Pa
     assert "508 documents" in indexed.stdout
     assert "390 images written" in indexed.stdout
     assert len(json.loads(found.stdout)["documents"]) == 5
-    assert (tmp_path / "out.html").read_text("utf-8").count("<article>") == 5
+    assert (tmp_path / "out.html").read_text("utf-8").count("<article data-row>") == 5

@@ -13,7 +13,7 @@ from llama_index_gap.cli.experiment_tables import (
 from llama_index_gap.cli.pages.rendering import render
 from llama_index_gap.evaluation.examples import Example
 from llama_index_gap.evaluation.experiment_result import ExperimentResult
-from llama_index_gap.images.thumbnails import thumbnail
+from llama_index_gap.images.thumbnails import LARGE, thumbnail
 
 
 def render_experiment(result: ExperimentResult, examples: Sequence[Example]) -> str:
@@ -33,9 +33,9 @@ def render_experiment(result: ExperimentResult, examples: Sequence[Example]) -> 
         examples=[
             (
                 example,
-                thumbnail(example.query.image_path) if example.query.image_path else None,
+                thumbnail(example.query.image_path, LARGE) if example.query.image_path else None,
                 [
-                    (place, thumbnail(place.image) if place.image else None)
+                    (place, thumbnail(place.image, LARGE) if place.image else None)
                     for place in example.first
                 ],
             )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from llama_index.core.schema import BaseNode, MetadataMode
 
 from llama_index_gap.cli.pages.rendering import render
 from llama_index_gap.cli.scores import format_fused, format_score
-from llama_index_gap.images.thumbnails import thumbnail
+from llama_index_gap.images.thumbnails import LARGE, thumbnail
 from llama_index_gap.results import SearchResult
 from llama_index_gap.text import excerpt
 
@@ -21,32 +22,41 @@ def render_page(result: SearchResult) -> str:
     Args:
         result: what to show. An image that cannot be opened leaves its reason in its place.
     """
-    evidence = [
-        each.evidence for document in result for each in document.legs if each.evidence is not None
-    ]
-    # Bars begin at 0; log odds have no 0 that means anything, so theirs begin below the lowest.
-    most, least = max(evidence, default=0.0), min([0.0, *evidence])
-    least -= (most - least) / 10 if least else 0.0
-
-    def content(node: BaseNode) -> str:
-        return excerpt(node.get_content(MetadataMode.NONE), _LONGEST_TEXT)
-
     return render(
         "page",
         result=result,
-        bar=lambda says: 0.0 if says is None else 100 * (says - least) / ((most - least) or 1.0),
-        asked_with=thumbnail(result.image) if result.image else None,
+        bar=bar_of(result),
+        asked_with=thumbnail(result.image, LARGE) if result.image else None,
         shown=[
             (
                 document,
-                [content(node) for node in document.passages],
-                [(thumbnail(node), content(node), _file_name(node)) for node in document.images],
+                [words_of(node) for node in document.passages],
+                [
+                    (thumbnail(node, LARGE), words_of(node), _file_name(node))
+                    for node in document.images
+                ],
             )
             for document in result
         ],
         fused=lambda score: format_fused(result, score),
         score=lambda score: format_score(result, score),
     )
+
+
+def bar_of(result: SearchResult) -> Callable[[float | None], float]:
+    """How long the bar of what a leg says is, in percent of the longest one."""
+    evidence = [
+        each.evidence for document in result for each in document.legs if each.evidence is not None
+    ]
+    # Bars begin at 0; log odds have no 0 that means anything, so theirs begin below the lowest.
+    most, least = max(evidence, default=0.0), min([0.0, *evidence])
+    least -= (most - least) / 10 if least else 0.0
+    return lambda says: 0.0 if says is None else 100 * (says - least) / ((most - least) or 1.0)
+
+
+def words_of(node: BaseNode, longest: int = _LONGEST_TEXT) -> str:
+    """How the text of a passage, or the caption of an image, begins."""
+    return excerpt(node.get_content(MetadataMode.NONE), longest)
 
 
 def _file_name(node: BaseNode) -> str:

@@ -71,38 +71,67 @@ def test_the_page_needs_nothing_else(noise_files: list[str]) -> None:
     parsed = Parsed(page)
 
     assert not re.search(r"https?:|//|@import|url\(", re.sub(r"base64,[\w+/=]+", "", page))
-    assert not {"script", "link", "iframe", "object", "base"} & {tag for tag, _ in parsed.elements}
+    assert not {"link", "iframe", "object", "base"} & {tag for tag, _ in parsed.elements}
     sources = parsed.attributes("src")
     assert len(sources) == 2
     assert all(str(source).startswith("data:image/jpeg;base64,") for source in sources)
     assert parsed.attributes("href") == parsed.attributes("style") == []
 
 
-def test_the_policy_allows_its_own_style_and_nothing_else() -> None:
-    parsed = Parsed(render_page(result(found(text()))))
-    digest = hashlib.sha256(parsed.texts["style"].encode()).digest()
+def test_the_policy_allows_the_page_s_own_style_and_script_and_nothing_else() -> None:
+    evil = found(text(EVIL, EVIL, title=EVIL), image("/no.png", EVIL, EVIL))
+    parsed = Parsed(render_page(result(evil, text=EVIL)))
     (policy,) = (
         attributes["content"]
         for _, attributes in parsed.elements
         if attributes.get("http-equiv") == "Content-Security-Policy"
     )
-
-    assert policy == (
-        "default-src 'none'; img-src data:; "
-        f"style-src 'sha256-{base64.b64encode(digest).decode()}'; "
-        "base-uri 'none'; form-action 'none'"
+    style, script = (
+        base64.b64encode(hashlib.sha256(parsed.texts[tag].encode()).digest()).decode()
+        for tag in ("style", "script")
     )
 
+    assert policy == (
+        f"default-src 'none'; img-src data:; style-src 'sha256-{style}'; "
+        f"script-src 'sha256-{script}'; base-uri 'none'; form-action 'none'"
+    )
+    # One script, which is the same on each page: nothing of what is shown is in it.
+    assert [tag for tag, _ in parsed.elements].count("script") == 1
+    assert parsed.texts["script"] == Parsed(render_page(result([]))).texts["script"]
 
-def test_thumbnails_are_small_and_keep_their_shape(tmp_path: Path) -> None:
+
+def test_what_the_filter_box_finds_is_marked_and_images_open_without_a_script(
+    noise_files: list[str],
+) -> None:
+    hits = [*found(text(key="a")), *found(image(noise_files[0], "caption", "b"))]
+    parsed = Parsed(render_page(result(hits)))
+
+    assert [tag for tag, attributes in parsed.elements if "data-row" in attributes] == [
+        "article",
+        "article",
+    ]
+    (box,) = (each for tag, each in parsed.elements if each.get("class") == "filter")
+    assert "hidden" in box  # until a script runs that serves it
+    (large,) = (each for tag, each in parsed.elements if tag == "details")
+    assert large == {"class": "large", "name": "large"}
+
+
+def test_images_are_scaled_and_keep_their_shape(tmp_path: Path) -> None:
     Image.new("RGBA", (1600, 800), (255, 0, 0, 128)).save(tmp_path / "big.png")
 
     page = render_page(result(found(image(tmp_path / "big.png"))))
     (source,) = Parsed(page).attributes("src")
     thumbnail = Image.open(BytesIO(base64.b64decode(str(source).partition(",")[2])))
 
-    assert (thumbnail.format, thumbnail.size) == ("JPEG", (320, 160))
-    assert 'width="320" height="160"' in page
+    assert (thumbnail.format, thumbnail.size) == ("JPEG", (800, 400))
+    assert 'width="800" height="400"' in page
+
+
+def test_a_reranker_in_a_folder_is_called_by_its_name() -> None:
+    page = render_page(result(found(text()), reranker="/home/me/models/judge"))
+
+    assert "by judge" in " ".join(re.sub("<[^>]*>", "", page).split())
+    assert "/home/me" not in page
 
 
 @pytest.mark.parametrize(
