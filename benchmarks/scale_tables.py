@@ -246,6 +246,7 @@ def draw(values: Values, path: Path) -> None:
 
     mpl.use("svg")
     import matplotlib.pyplot as plt
+    from matplotlib import ticker
 
     settings = {"svg.hashsalt": "scale", "font.size": 10, "axes.grid": True, "grid.alpha": 0.3}
     with plt.rc_context({**settings, "axes.spines.top": False, "axes.spines.right": False}):
@@ -262,7 +263,7 @@ def draw(values: Values, path: Path) -> None:
                     size, found["threads"]["1"]["p50"], "s", color="black", label="Lite, 1 thread"
                 )
         left.set(xscale="log", yscale="log", xlabel="rows", ylabel="whole retriever, p50 (ms)")
-        left.legend(frameon=False)
+        left.legend(frameon=False, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1))
         memory = [values[f"memory/{place}"] for place, *_ in server]
         held = [(each["with"] - each["before"]) / 1024 for each in memory]
         told = [(size, each) for size, each in zip(rows, held, strict=True) if each >= 0.1]
@@ -270,6 +271,12 @@ def draw(values: Values, path: Path) -> None:
         right.set(xlabel="rows", ylabel="memory of the server (GiB)")
         if server:
             right.set(xscale="log", yscale="log")
+        plain = ticker.FuncFormatter(lambda value, _: f"{value:,.10g}")
+        for axis in (left.xaxis, left.yaxis, right.xaxis, right.yaxis):
+            axis.set_major_formatter(plain)
+        for axis in (left.yaxis, right.yaxis):
+            axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+            axis.set_minor_formatter(ticker.NullFormatter())
         figure_.savefig(path, metadata={"Date": None})
         plt.close(figure_)
 
