@@ -89,7 +89,7 @@ def main() -> None:
     from llama_index_gap import DualIndex
 
     with tempfile.TemporaryDirectory() as work:
-        articles = ["--articles", str(options.articles), "--queries", "10"]
+        articles = ["--articles", str(options.articles), "--queries", "4"]
         run = "from llama_index_gap.cli.app import main; main()"
         command = [sys.executable, "-c", run, "demo", "--folder", f"{work}/demo", *articles]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=ROOT)

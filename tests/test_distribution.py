@@ -22,7 +22,7 @@ PACKAGE = ROOT / "llama_index_gap"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 NAME = f"llama_index_gap-{PROJECT['project']['version']}"
 # What a cache, an index or an editor leaves has other suffixes.
-KINDS = {".py", ".typed", ".css", ".html", ".json", ".jsonl", ".safetensors", ".md"}
+KINDS = {".py", ".typed", ".css", ".html", ".js", ".json", ".jsonl", ".safetensors", ".md"}
 
 
 @pytest.fixture(scope="module")

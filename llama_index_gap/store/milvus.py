@@ -48,9 +48,9 @@ from llama_index_gap.threads import in_thread
 
 logger = logging.getLogger(__name__)
 
-_DEFAULT_EF = 256
-"""With 64, as is usual, HNSW finds nearly all near texts, and of half a million images only 71 %
-of those near a text; with 256 it finds 92 %, in 2 ms more (docs/scaling.md)."""
+_SERVER_EF, _LITE_EF = 256, 64
+"""With 64, as is usual, a server finds nearly all near texts, and of half a million images only
+71 % of those near a text; with 256 it finds 92 % (docs/scaling.md)."""
 
 
 class MilvusStore(SearchableStore):
@@ -70,7 +70,7 @@ class MilvusStore(SearchableStore):
         overwrite: drop an existing collection first.
         index_config: ``{"index_type": …}`` and its settings, for a new collection; by default HNSW
             with M=16 and efConstruction=200.
-        search_config: settings of each search; by default ef=256 for HNSW.
+        search_config: settings of each search; by default ef=256 for HNSW, 64 on Milvus Lite.
         similarity_metric: COSINE, IP or L2. Similarities are higher for nearer nodes; for L2 they
             are squared distances with a minus.
         batch_size: most rows in one message.
@@ -123,7 +123,8 @@ class MilvusStore(SearchableStore):
         )
         with ExitStack() as opened:
             opened.callback(collection.connection.close)  # unless all goes well
-            defaults = {"ef": _DEFAULT_EF} if collection.index_type.startswith("HNSW") else {}
+            usual = {"ef": _LITE_EF if collection.connection.lite else _SERVER_EF}
+            defaults = usual if collection.index_type.startswith("HNSW") else {}
             # The parent's constructor opens an asynchronous client, and takes unknown metrics for
             # L2.
             fields: dict[str, Any] = {
