@@ -195,20 +195,21 @@ class _Call:
     def _packed(self, part: Part) -> bytes:
         """A part as it travels, without the nodes that would not arrive whole."""
         if why_not_sent_whole(part.nodes) is not None:
-            reasons = [why_not_sent_whole(node) for node in part.nodes]
-            for node, reason in zip(part.nodes, reasons, strict=True):
-                if reason is not None:
-                    self._leave_out(node, f"cannot be sent to another process ({reason})")
-            read = zip(part.nodes, reasons, strict=True)
-            part = replace(part, nodes=[node for node, reason in read if reason is None])
+            part = replace(part, nodes=[node for node in part.nodes if self._arrives_whole(node)])
         return bytes(self.ray.cloudpickle.dumps(part))
 
-    def _leave_out(self, node: BaseNode, reason: str) -> None:
-        if reason.startswith("cannot be sent to another process (RecursionError"):
+    def _arrives_whole(self, node: BaseNode) -> bool:
+        """Whether a node would; one that would not is skipped."""
+        why = why_not_sent_whole(node)
+        if why is None:
+            return True
+        reason = f"cannot be sent to another process ({why})"
+        if why.startswith("RecursionError"):
             reason = "its metadata is nested too deep; flatten it"
         if self.strict:
             raise InvalidValueError(f"node {node.node_id}: {reason} (strict=True)")
         self.unsendable.append(Skipped(f"node {node.node_id}", reason))
+        return False
 
     # --- and back --------------------------------------------------------------------------------
 

@@ -22,7 +22,7 @@ from llama_index_gap.distributed.parts import digest, documents_of
 from llama_index_gap.errors import EXPECTED_ERRORS, EmbeddingError, GapError, InvalidValueError
 from llama_index_gap.index.dual_index import DualIndex
 from llama_index_gap.index.parts import Begun, Part, image_of
-from llama_index_gap.index.writing import IndexReport
+from llama_index_gap.index.writing import DOUBLE, IndexReport
 from llama_index_gap.readers.records import Skipped
 from llama_index_gap.store.connection import one_line
 
@@ -30,7 +30,6 @@ logger = logging.getLogger(__name__)
 
 MOST_TRIES = 3
 """How many workers may die with one part."""
-SAME_ID = "the same id comes again; the last one is taken"
 
 
 @dataclass(frozen=True)
@@ -182,11 +181,11 @@ class PartWriter:
         later = self._superseded.get(number, frozenset())
         again = [node for node in part.nodes if digest(node.node_id) in later]
         if again and part.strict:
-            raise InvalidValueError(f"node {again[0].node_id}: {SAME_ID} (strict=True)")
+            raise InvalidValueError(f"node {again[0].node_id}: {DOUBLE} (strict=True)")
         nodes = [node for node in part.nodes if digest(node.node_id) not in later]
         part = replace(part, nodes=nodes, scattered=frozenset(documents))
         report = index.write_part(part, partial(self._ask, "begin", number))
-        report.skipped[:0] = [Skipped(f"node {node.node_id}", SAME_ID) for node in again]
+        report.skipped[:0] = [Skipped(f"node {node.node_id}", DOUBLE) for node in again]
         unseen = {f"node {node.node_id}" for node in nodes if _is_not_here(node)}
         report.skipped[:] = [
             replace(

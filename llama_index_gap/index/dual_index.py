@@ -19,7 +19,7 @@ from llama_index_gap.errors import InvalidValueError, names_nearest
 from llama_index_gap.gap.calibrate import RelevanceCalibrator
 from llama_index_gap.index.backgrounds import Backgrounds
 from llama_index_gap.index.comparing import file_of, named_source
-from llama_index_gap.index.fitting import fit_nodes, is_first_part, parts_of
+from llama_index_gap.index.fitting import fit_nodes, parts_left, parts_of
 from llama_index_gap.index.image_storage import ImageStorage, storage_folder
 from llama_index_gap.index.indexed_images import (
     ImageRoot,
@@ -331,9 +331,7 @@ class DualIndex(PartlyFilledIndex, MovingIndex):
                     fitted = fit_nodes(window, self.embed_model)
                     writing.report.note_cuts(fitted)
                     if "text" not in ledger.complete:  # else there are none
-                        ids = {node.node_id for node in fitted.nodes}
-                        whole = ids - {node.node_id for node in window if is_first_part(node)}
-                        stale = parts_of(whole, texts.existing_ids) - ids
+                        stale = parts_left(window, fitted, texts.existing_ids)
                         if stale := stale - ledger.given_among(stale):
                             self.delete_nodes(stale)
                     writing.write(fitted.nodes)

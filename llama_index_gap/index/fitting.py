@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import count
@@ -92,10 +92,25 @@ def fit_nodes(nodes: Sequence[BaseNode], model: BaseEmbedding) -> Fitted:
     return fitted
 
 
-def is_first_part(node: BaseNode) -> bool:
+def _is_first_part(node: BaseNode) -> bool:
     """Whether a node came out of an index as the first part of a text, whose others stay there."""
     following = node.relationships.get(NodeRelationship.NEXT)
     return isinstance(following, RelatedNodeInfo) and following.node_id == f"{node.node_id}#part-2"
+
+
+def parts_left(
+    given: Iterable[BaseNode], fitted: Fitted, existing: Callable[[Sequence[str]], set[str]]
+) -> set[str]:
+    """The ids of stored parts that texts were cut into before, and are no longer.
+
+    Args:
+        given: the nodes as they were given.
+        fitted: what ``fit_nodes`` made of them.
+        existing: which of some ids are stored.
+    """
+    ids = {node.node_id for node in fitted.nodes}
+    whole = ids.difference(node.node_id for node in given if _is_first_part(node))
+    return parts_of(whole, existing) - ids
 
 
 def parts_of(

@@ -205,7 +205,7 @@ class Ledger:
         store: MilvusStore,
         source: str | None,
         *,
-        but: Callable[[str], bool] = lambda key: False,
+        but: Callable[[str], bool] | None = None,
     ) -> None:
         """Note what is stored of a corpus.
 
@@ -213,14 +213,14 @@ class Ledger:
             part: the collection.
             store: is asked.
             source: the corpus; None for all that is stored.
-            but: says of which documents nothing is noted.
+            but: says of which documents nothing is noted; by default of none.
         """
-        for rows in store.pages_from(source):
+        for page in store.pages_from(source):
             stop_if_given_up()
-            noted = {
-                node_id: row for node_id, row in rows.items() if not but(row.document or node_id)
-            }
-            self._note_stored(part, noted)
+            rows = page
+            if but is not None:
+                rows = {key: row for key, row in page.items() if not but(row.document or key)}
+            self._note_stored(part, rows)
 
     def count(self, part: CollectionName) -> int:
         """How many stored rows are known."""

@@ -19,7 +19,7 @@ from llama_index.core.schema import BaseNode, ImageNode
 from llama_index_gap.errors import InvalidValueError
 from llama_index_gap.images.folders import is_made
 from llama_index_gap.index.comparing import file_of
-from llama_index_gap.index.fitting import fit_nodes, is_first_part, parts_of
+from llama_index_gap.index.fitting import fit_nodes, parts_left
 from llama_index_gap.index.image_storage import ImageStorage
 from llama_index_gap.index.indexed_images import IndexedImages
 from llama_index_gap.index.syncing import Plan, SyncedIndex, SyncSettings
@@ -184,10 +184,9 @@ class PartlyFilledIndex(SyncedIndex):
         fitted = fit_nodes(part.nodes, self.embed_model)
         writing.report.note_cuts(fitted)
         if not part.whole:
-            ids = {node.node_id for node in fitted.nodes}
-            whole = ids.difference(node.node_id for node in part.nodes if is_first_part(node))
-            if stale := parts_of(whole, self._stores["text"].existing_ids) - ids:
-                self.delete_nodes(sorted(stale))
+            stale = parts_left(part.nodes, fitted, self._stores["text"].existing_ids)
+            if stale:
+                self.delete_nodes(stale)
         compared = writing.look(fitted.nodes)
         writing.put_aside(fitted.nodes, compared)
         corpus = Corpus(fitted.nodes, part.skipped, part.root, part.path, part.places)

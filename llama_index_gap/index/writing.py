@@ -50,7 +50,8 @@ from llama_index_gap.store.rows import CONTENT_KEY, SOURCE_KEY
 from llama_index_gap.text import is_blank
 from llama_index_gap.threads import stop_if_given_up
 
-_DOUBLE = "the same id comes again; the last one is taken"
+DOUBLE = "the same id comes again; the last one is taken"
+"""Why all nodes of one id but the last are skipped."""
 _PASSES_PER_WRITE = 4
 _WRITES_AHEAD = 2
 # Metadata may be nested too deep to be read or written.
@@ -276,7 +277,7 @@ class Writing:
             for node in nodes if again else ():
                 if node.node_id in again:
                     again.discard(node.node_id)
-                    self._skip(node, _DOUBLE)
+                    self._skip(node, DOUBLE)
         if not self._counted and len(nodes) >= WINDOW:  # for fewer it does not pay
             self._counted = True
             self.ledger.complete |= {n for n, store in self._stores.items() if not store.count()}
@@ -463,7 +464,7 @@ class Writing:
             stop_if_given_up()
             if last[node.node_id] is not node:
                 if tell_of_doubles:
-                    self._skip(node, _DOUBLE)
+                    self._skip(node, DOUBLE)
                 continue
             if node.node_id in of_bytes:
                 self._skip(node, of_bytes[node.node_id])

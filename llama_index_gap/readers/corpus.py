@@ -158,7 +158,7 @@ class Corpus:
         """Read the corpus document by document, those of which nothing could be read too."""
         if self._nodes is not None:
             skipped: dict[str, list[Skipped]] = {}
-            for skip in self._found.skipped:
+            for skip in self._last.skipped if self._last is not None else self._given[0]:
                 skipped.setdefault(skip.source.partition(OF_IMAGE)[0], []).append(skip)
             for key, place in self._places.items():
                 yield ReadDocument(key, place, [], skipped.get(place, []))

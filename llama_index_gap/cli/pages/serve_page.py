@@ -112,9 +112,7 @@ def render_view(
         found=found,
         result=result,
         legs=[] if found is None else [_leg(found, leg) for leg in found.legs],
-        failed={}
-        if result is None
-        else {leg: s.error for leg, s in result.legs.items() if s.error},
+        failed={} if result is None else _failed(result),
         documents=[] if found is None else [_document(found, each) for each in found.result],
         bar=None if result is None else bar_of(result),
         fused=lambda score: "" if result is None else format_fused(result, score),
