@@ -51,7 +51,7 @@ check: $(VENV)/.tools-installed
 	$(BIN)/mypy
 
 docs: $(VENV)/.tools-installed
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	$(BIN)/python docs/make_site.py
 
 # As whoever installs it has it: no checkout, no editable install
 dist: $(VENV)/.tools-installed
