@@ -11,6 +11,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from contextlib import chdir
 from html.parser import HTMLParser
@@ -40,6 +41,7 @@ PAGES = [*sorted(ROOT.glob("*.md")), *sorted(DOCS.glob("**/*.md"))]
 ON_A_SERVER = {DOCS / "scaling.md"}
 ON_A_CLUSTER = {DOCS / "ray.md"}
 SERVER = "http://localhost:19530"  # what pages call a server
+OWN_FOLDER = "my-env"  # what pages call an environment of the reader
 
 
 def name_of(page: Path) -> str:
@@ -141,11 +143,13 @@ def run_command(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Run a command of llama-gap; of the others, check that .ci/run or a test does."""
     program, *arguments = shlex.split(command, comments=True) or ["#"]
     makefile = (ROOT / "Makefile").read_text()
+    program = program.removeprefix(".venv/bin/")
     match program:
         case "#":
             pass
         case ".":
-            assert f"VENV ?= {arguments[0].removesuffix('/bin/activate')}\n" in makefile
+            folder = arguments[0].removesuffix("/bin/activate")
+            assert folder == OWN_FOLDER or f"VENV ?= {folder}\n" in makefile
         case "llama-gap" if arguments == ["demo"]:
             assert "llama-gap demo" in makefile
         case "llama-gap" if "--ray" in arguments and "RAY_ADDRESS" not in os.environ:
@@ -161,8 +165,9 @@ def run_command(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
             assert f"make {target}" in (ROOT / ".ci" / "run").read_text()
             assert all(f"{setting.split('=')[0]} ?=" in makefile for setting in settings)
         case "pip":
-            assert arguments == ["install", "."]  # .ci/run installs it, editable
-            assert "--editable ." in makefile
+            check_installation(arguments)
+        case "python3":
+            assert arguments == ["-m", "venv", OWN_FOLDER]
         case "python":
             check_program(arguments)
         case "ray":  # a cluster runs: that there are such commands and options
@@ -171,6 +176,22 @@ def run_command(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
             assert options <= {option for each in known.params for option in each.opts}, command
         case _:
             pytest.fail(f"no test runs this command: {command}")
+
+
+def check_installation(arguments: list[str]) -> None:
+    """Pip installs this package, with extras that it has, or PyTorch from another index."""
+    assert arguments[0] == "install"
+    match arguments[1:]:
+        case ["torch", "--index-url", _]:
+            assert "--index-url $(TORCH_INDEX)" in (ROOT / "Makefile").read_text()
+        case [package]:
+            extras = re.fullmatch(r"\.(?:\[([\w,]+)\])?", package)
+            assert extras, package
+            known = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+            named = set(filter(None, (extras[1] or "").split(",")))
+            assert named <= set(known["project"]["optional-dependencies"]), package
+        case _:
+            pytest.fail(f"no test knows this installation: {arguments}")
 
 
 def check_program(arguments: list[str]) -> None:
@@ -226,6 +247,52 @@ def test_every_command_and_option_is_listed() -> None:
         assert f"`llama-gap {command.name}`" in text
         options = {option for each in command.params for option in each.opts if option[:2] == "--"}
         assert {option for option in options - {"--help"} if f"`{option}`" not in text} == set()
+
+
+def test_readme_is_short() -> None:
+    """600 to 800 words: blocks of code, tables, headings, images and addresses do not count."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
+    text = re.sub(r"^[|#].*$", "", text, flags=re.MULTILINE)
+    text = re.sub(r"!\[[^]]*\]\([^)]*\)|(?<=\])\([^)]*\)", "", text)
+    words = [word for word in text.split() if re.search(r"\w", word)]
+
+    assert 600 <= len(words) <= 800
+
+
+def test_readme_prints_what_it_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its first snippet, in the newsroom that ``make demo`` has drawn, embedded and kept."""
+    demo = ROOT / "gap-demo"
+    if not (demo / "newsroom.db").exists():
+        pytest.skip("make demo has not run in this checkout")
+    (_, code), (language, printed), *_ = blocks(ROOT / "README.md")
+    assert language == "text"
+    *_, loop = code.partition("for found")
+    shutil.copytree(demo / "newsroom.db", tmp_path / "newsroom.db")
+
+    with DualIndex(str(tmp_path / "newsroom.db"), image_root=demo / "newsroom") as index:
+        index.forget_queries()  # which the demo gave it
+        exec(compile("for found" + loop, "README.md", "exec"), {"index": index})
+
+    assert capsys.readouterr().out == printed
+
+
+def test_troubleshooting_quotes_messages() -> None:
+    """Each message in bold is one of the package's; … stands for names and numbers."""
+    files = sorted((ROOT / "llama_index_gap").rglob("*.py"))
+    source = "\n".join(file.read_text(encoding="utf-8") for file in files)
+    source = re.sub(r"\"\s*\n\s*f?\"", "", source)  # literals that follow each other are one
+    text = (DOCS / "troubleshooting.md").read_text(encoding="utf-8")
+    bold = " ".join(re.findall(r"^\*\*(.+?)\*\*", text, re.MULTILINE | re.DOTALL)).split()
+    quoted = [
+        part.strip(" .,;")
+        for message in re.findall("“(.+?)”", " ".join(bold))
+        for part in message.split("…")
+    ]
+    others = {"refusing multiply-linked file", "stopwords"}  # NLTK's
+
+    assert {part for part in quoted if part not in source} == others
+    assert len(quoted) > 20
 
 
 def test_every_public_name_is_in_the_reference() -> None:
