@@ -47,7 +47,7 @@ def test_help_waits_for_no_library() -> None:
 
 
 def test_version() -> None:
-    assert llama_gap("--version").stdout.strip() == "0.1.0"
+    assert llama_gap("--version").stdout.strip() == "0.2.0"
 
 
 def test_warnings_are_one_line_each(tmp_path: Path, tiny_clip: Path) -> None:
