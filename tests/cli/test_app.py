@@ -64,7 +64,7 @@ def test_warnings_are_one_line_each(tmp_path: Path, tiny_clip: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["search", "x", "--db", "no.db"], 1, "error: no.db: no such database; make one with"),
+        (["search", "x", "--db", "no.db"], 1, "error: no.db: no such database; create it with"),
         (["info", "--db", "no.db"], 1, "error: no.db: no such database"),
         (["delete", "x", "--db", "no.db"], 1, "error: no.db: no such database"),
         (["search", "x", "--db", "no"], 2, "'no' is neither a file that ends in .db"),

@@ -52,12 +52,12 @@ def test_copy_refuses_another_index_unless_told(own_db: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "code", "message"),
     [
-        ([], 2, "say where the copy is to be"),
+        ([], 2, "say where to put the copy"),
         (["--to", "x.txt"], 2, "ends in .db"),
         (["--to-name", "gap"], 1, "is the index that is to be copied"),
         (["--to-name", "a b"], 1, "letters, digits and _"),
         (["--to-name", "other", "--name", "nope"], 1, "its indexes are: gap"),
-        (["--to", "http://me:secret@localhost:1"], 2, "holds a password"),
+        (["--to", "http://me:secret@localhost:1"], 2, "contains a password"),
     ],
 )
 def test_what_cannot_be_copied(demo: Path, options: list[str], code: int, message: str) -> None:

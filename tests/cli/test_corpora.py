@@ -159,4 +159,4 @@ def test_ray_needs_a_server(tmp_path: Path) -> None:
 
     shown = gap("index", tmp_path, "--ray-actors", "2", "--model", "clip")
     assert shown.code == 2
-    assert "belongs to --ray" in shown.err
+    assert "needs --ray" in shown.err

@@ -94,7 +94,7 @@ def test_the_demo_measures_and_shows(tmp_path: Path) -> None:
     words = " ".join(shown.out.split())
     assert "trained on such newsrooms only" in words
     assert "100 texts and 100 images written" in words
-    assert "learn from 300 queries to another newsroom, which nobody judged" in words
+    assert "learn from 300 unlabelled queries to another newsroom" in words
     assert "the index has learnt from 300 text queries" in words
     assert "newsroom: 100 documents, 12 queries" in words
     assert "✓ right" in words

@@ -44,7 +44,7 @@ def test_pickles_are_read_of_the_models_that_are_named_and_of_no_others(
     assert "only pickled weights" in stored.err
     alone = gap("search", "text", "--allow-pickle")
     assert alone.code == 2
-    assert "holds for models that you name" in " ".join(alone.err.replace("│", "").split())
+    assert "applies only to models that you name" in " ".join(alone.err.replace("│", "").split())
     found = gap("search", "text", "--model", pickled, "--allow-pickle", "--json")
     assert len(json.loads(found.out)["documents"]) == 5
 

@@ -61,7 +61,7 @@ def test_they_hold_for_each_model_that_is_named(
     ("options", "message"),
     [
         (["--device", "cpu,cpu", "--workers", "2"], "leave --workers out"),
-        (["--device", "cpu,"], "name devices with a comma between them"),
+        (["--device", "cpu,"], "separate devices by commas"),
         (["--workers", "0"], "greater than or equal to 1"),
         (
             ["--workers", "2", "--model", "EmbeddingService"],
