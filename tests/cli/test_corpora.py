@@ -88,7 +88,7 @@ def test_a_model_for_image_queries(
     info = gap("info", "--name", "gap", "--db", own_db)
     words = " ".join(info.out.split())
     assert max(map(len, info.out.splitlines())) <= 80
-    assert "image queries 11 rows of 32 numbers in gap_image_query" in words
+    assert "image queries 11 rows of 32 dimensions in gap_image_query" in words
     assert "model of image queries" in words
     models = json.loads(gap("info", "--name", "gap", "--db", own_db, "--json").out)["models"]
     names = {role: model["name"] for role, model in models.items()}

@@ -54,7 +54,7 @@ def test_evaluate_prints_the_table_and_goes_on_where_it_stopped(
     assert max(map(len, shown.out.splitlines())) <= 80
     words = " ".join(shown.out.split())
     assert words.startswith("edis: 60 documents, 2 queries DualEncoderEmbedding('")
-    assert "are texts; of all rows, 50% are." in words
+    assert "are texts, and 50% of all rows." in words
     assert "<h1>What each method finds: <bdi>edis</bdi></h1>" in files["--html"].read_text("utf-8")
     assert len(list(files["--runs"].iterdir())) == 1 + 6
     (results,) = here.glob("edis-*.jsonl")

@@ -36,8 +36,8 @@ def test_all_figures_are_there() -> None:
         "16+16, RRF 0.450 (0.350–0.550) 0.200 0.300 −0.050 unclear",
         "16+16, default 0.500 (0.400–0.600) 0.200 0.300 32 by text:",
         "recall@10 by kind headline (2) image (2) 32 by text 0.250 0.250",
-        "asked with a text 0.250 (0.200–0.300) – asked with an image – –",
-        "of the first 10 hits for a text, 97% are texts; of all rows, 50% are.",
+        "text queries 0.250 (0.200–0.300) – image queries – –",
+        "97% of the first 10 hits for a text are texts, and 50% of all rows.",
         "note: something to know",
     ):
         assert part in shown

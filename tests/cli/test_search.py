@@ -77,7 +77,7 @@ def test_explain_shows_each_leg_and_the_reason(big: Path, demo: Path) -> None:
     words = " ".join(one_leg.out.split())
     assert re.search(r"leg cosine (hub )?above usual log odds text 0\.", words)
     assert ": all of it from text" in words
-    assert "between them lies the modality gap" in words
+    assert "because of the modality gap" in words
     words = " ".join(two_legs.out.split())
     assert all(leg in words for leg in ("image by image", "text by image"))
     assert "several together" in words
@@ -100,9 +100,9 @@ def test_a_reranker_has_the_last_word(
     assert first["score"] == pytest.approx(np.mean(list(first["reranked"].values())))
     for shown in (plain, explained):
         assert max(map(len, shown.out.splitlines())) <= 80
-    assert f"score = mean of text and image, as {reranker.name} rates" in plain.out
+    assert f"score = mean of text and image, rated by {reranker.name}" in plain.out
     assert f"score {first['score']:.3f}: text" in explained.out
-    assert f"{reranker.name} has read what was found" in explained.out
+    assert f"{reranker.name} read the texts and images that were found" in explained.out
     assert f"found with {first['fused']:.2f}" in explained.out
 
 
@@ -135,7 +135,7 @@ def test_explain_tells_what_was_left_out_from_how_it_was_ranked(big: Path, tmp_p
     shown = gap("search", "text number 7", "--db", db, "--min-probability", 0.5, "--explain")
 
     assert "The text leg left out 8 hits as too improbable." in shown.out
-    assert "Ranked by place" not in shown.out
+    assert "Ranked by rank fusion" not in shown.out
     assert "standard deviations (σ)" in " ".join(shown.out.split())
 
 

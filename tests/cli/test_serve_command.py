@@ -83,7 +83,8 @@ def test_it_says_at_once_what_is_wrong(
             shown = gap("serve", "--db", demo / "gap.db")
         assert shown.code == 1
         assert (
-            f"{missing.split('.')[0]}, which the extra mcp brings: pip install 'llama-" in shown.err
+            f"{missing.split('.')[0]}, which the extra mcp installs: pip install 'llama-"
+            in shown.err
         )
 
 
@@ -95,4 +96,4 @@ def test_listening_for_others_is_said_aloud(demo: Path, monkeypatch: pytest.Monk
 
     assert here.out.startswith("http://127.0.0.1:")
     assert here.err == ""
-    assert everywhere.err.startswith("warning: this page is open to whoever reaches 0.0.0.0")
+    assert everywhere.err.startswith("warning: anyone who reaches 0.0.0.0")

@@ -141,7 +141,7 @@ def test_it_says_how_long_each_step_took_and_what_the_page_knows_of_a_leg(
     page = client.get("/", params={"q": "a tree"}).text
 
     assert re.search(r"embed \d+ ms, search \d+ ms, fuse \d+ ms", page)
-    assert "asks the images by a text; 11 hits" in page
+    assert "searches images by text; 11 hits" in page
 
 
 # --- images --------------------------------------------------------------------------------------
@@ -195,7 +195,7 @@ def test_an_image_that_may_not_be_opened_says_why_without_its_folder(
         ({"fusion": "nonsense"}, "normalize='nonsense': must be one of"),
         ({"k": "0"}, "k=0: must be a number from 1 to 50"),
         ({"k": "9" * 5000}, "must be a number from 1 to 50"),
-        ({"q": "a" * 10_001}, "a query of 10,001 characters: at most 10,000"),
+        ({"q": "a" * 10_001}, "the query has 10,001 characters; it may have at most 10,000"),
         ({"image": "unknown"}, "no longer kept"),
     ],
 )
@@ -259,11 +259,11 @@ def test_without_a_reranker_the_page_says_how_to_get_one(index: DualIndex) -> No
     client = TestClient(app, base_url=HERE)  # without its end, which would close the index
     with client as _, pytest.MonkeyPatch.context() as patch:
         patch.setattr(DualIndex, "close", lambda _: None)
-        assert "start with --reranker MODEL" in ready(client).text
+        assert "start the server with --reranker MODEL" in ready(client).text
         asked = client.get("/", params={"q": "a ship", "rerank": "on"})
 
         assert asked.status_code == 400
-        assert "start again with --reranker MODEL" in asked.text
+        assert "start the server with --reranker MODEL" in asked.text
 
 
 # --- texts of others -----------------------------------------------------------------------------
