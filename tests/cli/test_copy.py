@@ -42,7 +42,7 @@ def test_copy_refuses_another_index_unless_told(own_db: Path) -> None:
 
     shown = gap("copy", "--db", own_db, "--to", to)
     assert shown.code == 1
-    assert "is there with other content" in shown.err
+    assert "already exists and differs from" in shown.err
     assert "--overwrite" in shown.err
     assert rows(to) == {"text": 23, "image": 11}
     assert gap("copy", "--db", own_db, "--to", to, "--overwrite").code == 0
@@ -54,7 +54,7 @@ def test_copy_refuses_another_index_unless_told(own_db: Path) -> None:
     [
         ([], 2, "say where to put the copy"),
         (["--to", "x.txt"], 2, "ends in .db"),
-        (["--to-name", "gap"], 1, "is the index that is to be copied"),
+        (["--to-name", "gap"], 1, "is the index to copy"),
         (["--to-name", "a b"], 1, "letters, digits and _"),
         (["--to-name", "other", "--name", "nope"], 1, "its indexes are: gap"),
         (["--to", "http://me:secret@localhost:1"], 2, "contains a password"),

@@ -117,7 +117,7 @@ def test_info_names_a_damaged_sample(own_db: Path, tmp_path: Path) -> None:
     shown = gap("info", "--name", "gap", "--db", own_db)
 
     assert shown.code == 1
-    assert "gap_text_queries is damaged (row 'text-0001' is no query" in shown.err
+    assert "gap_text_queries is damaged (row 'text-0001' is not a query" in shown.err
     assert "--forget" in shown.err
     assert "\x1b[31m" not in shown.err
     with DualIndex(str(own_db)) as index, pytest.raises(StoreError, match="gap_text_queries"):

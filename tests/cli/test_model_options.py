@@ -92,6 +92,6 @@ def test_errors_of_settings_are_one_line(corpus: Path, tiny_clip: Path) -> None:
 def test_chunks(corpus: Path, tiny_clip: Path) -> None:
     corpus.write_text(json.dumps({"id": "a", "text": "a red bicycle " * 20}))
     cut = gap("index", corpus, "--model", tiny_clip)
-    assert "1 texts were cut into" in " ".join(cut.out.split())
+    assert "1 texts were split into" in " ".join(cut.out.split())
     small = gap("index", corpus, "--model", tiny_clip, "--chunk-size", "9", "--db", "small.db")
-    assert "were cut into" not in small.out
+    assert "were split into" not in small.out

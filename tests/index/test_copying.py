@@ -139,8 +139,8 @@ def test_within_a_database_to_another_name(source: DualIndex, model: Hashed) -> 
     ("to", "error"),
     [
         ({}, "without uri or name"),
-        ({"name": "gap"}, "is the index that is to be copied"),
-        ({"uri": "same"}, "is the index that is to be copied"),
+        ({"name": "gap"}, "is the index to copy"),
+        ({"uri": "same"}, "is the index to copy"),
         ({"name": "1"}, "no digit first"),
         ({"uri": "b.txt"}, "ends in .db"),
     ],
@@ -188,7 +188,7 @@ def test_a_copy_that_stops_is_no_index_until_it_is_run_again(
             open_it()
     with pytest.raises(StoreError, match="unfinished"):
         copy_index(at(uri), at(tmp_path / "c.db"))
-    with pytest.raises(ValueError, match="is no copy of that"):
+    with pytest.raises(ValueError, match="is not a copy of that"):
         copy_index(other_index(tmp_path), at(uri))
 
     source.copy_to(uri)
@@ -278,7 +278,7 @@ def test_a_copy_takes_no_file_from_elsewhere(
 
     assert report.images == 0
     assert {str(second)} >= set(opened)
-    assert any("not the image that its name says" in each.reason for each in report.skipped)
+    assert any("does not match the hash in its name" in each.reason for each in report.skipped)
     copied = at(tmp_path / "b.db").storage
     assert not list(copied.glob("*.png"))
     with (

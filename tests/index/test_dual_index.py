@@ -181,7 +181,7 @@ def test_a_calibrator_for_other_models_is_refused(index: DualIndex, tiny_clip: P
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"name": "my index"}, "name='my index': Milvus takes letters"),
+        ({"name": "my index"}, "name='my index': Milvus allows letters"),
         ({"embed_model": MockEmbedding(embed_dim=4)}, "unknown embeds no images"),
         (
             {"image_embed_model": MockEmbedding(embed_dim=4)},

@@ -269,7 +269,7 @@ def test_reopening_by_address_and_name_builds_the_stored_model(
 def test_another_model_is_refused(index: DualIndex, milvus_url: str, tiny_clip: Path) -> None:
     other = DualEncoderEmbedding(model_name=tiny_clip, query_prompt="find: ")
 
-    with pytest.raises(ValueError, match=r"holds news made with .*, not with .*find: "):
+    with pytest.raises(ValueError, match=r"news was made with .*, not with .*find: "):
         DualIndex(milvus_url, "news", other)
     assert index.count() == {"text": 6, "image": 5}
 

@@ -48,7 +48,7 @@ def test_two_models_are_stored(
 
 
 def test_a_new_index_needs_a_model_and_leaves_nothing_behind(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no such database; pass embed_model to make one"):
+    with pytest.raises(ValueError, match="no such database; pass embed_model to create it"):
         DualIndex(str(tmp_path / "mistyped.db"))
     assert not [*tmp_path.iterdir()]
 

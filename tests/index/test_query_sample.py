@@ -118,7 +118,7 @@ def test_what_is_no_query_is_counted(index: DualIndex) -> None:
     [
         ([], "no queries to learn from"),
         (["", " "], r"no queries to learn from \(2 skipped\); pass at least 30"),
-        (texts(0, 29), "29 text queries to learn from .*: it takes at least 30 of a modality"),
+        (texts(0, 29), "29 text queries to learn from .*: a modality needs at least 30"),
         (texts(0, 29) * 2, "29 text queries to learn from .29 duplicates"),
         (texts(0) + images(0, 2), "2 image queries to learn from .* or no images"),
         (["north", *texts(0, 29)], "the first because 'north' points nowhere"),
@@ -141,7 +141,7 @@ def test_what_cannot_be_learnt_changes_nothing(
 
 def test_the_name_of_an_image_is_no_text(index: DualIndex, noise_files: list[str]) -> None:
     for name in (noise_files[0], "data:image/png;base64,AAAA"):
-        with pytest.raises(ValueError, match=r"query 31, .*, is an image and no text: pass a Path"):
+        with pytest.raises(ValueError, match=r"query 31, .*, is an image, not a text: pass a Path"):
             index.learn_queries([*texts(0), name])
     assert index.learn_queries([*texts(0), "0 degrees, none.png"]).texts == 31
 
@@ -311,7 +311,10 @@ def test_a_database_that_takes_nothing_is_no_failure(
         monkeypatch.setattr(Collection, "call", refusing)
 
         assert index.search("0 degrees")[0].key == "0"
-    assert "44 texts, embedded by the images' model to find hubs, could not be kept" in caplog.text
+    assert (
+        "could not keep the vectors of 44 texts, embedded by the images' model to find hubs"
+        in caplog.text
+    )
     assert "permission denied" in caplog.text
 
 
@@ -343,9 +346,9 @@ def no_count(store: MilvusStore) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (other_model, "embedded by .*'astrolabe'.*, and the index has .*'compass'"),
+        (other_model, "embedded by .*'astrolabe'.*, but the index has .*'compass'"),
         (no_model, "names no models"),
-        (other_row, "row 'x' is no query; its kind is 'spy'"),
+        (other_row, "row 'x' is not a query; its kind is 'spy'"),
         (no_count, "row 'x' stands for 'many' texts"),
     ],
 )
@@ -391,7 +394,7 @@ def test_more_rows_than_a_sample_has_are_not_read(
     index.learn_queries(texts(0))
     monkeypatch.setattr("llama_index_gap.index.query_sample.MOST_STORED", 9)
 
-    with pytest.raises(StoreError, match="it has 30 rows, and a query sample at most 27"):
+    with pytest.raises(StoreError, match="it has 30 rows; a query sample has at most 27"):
         index.query_sample()
 
 

@@ -213,7 +213,7 @@ def test_a_corpus_that_was_moved_is_the_same(
 
     report = index.sync(read_corpus(moved))
 
-    assert report.notes == [f"taken for the corpus that was at {pages}"]
+    assert report.notes == [f"treated as the corpus that was at {pages} before"]
     assert (report.vanished, report.unchanged, model.embedded) == (["a.md"], 2, [])
     assert index.sync(read_corpus(moved)).notes == []
 
@@ -226,7 +226,7 @@ def test_a_copy_of_a_corpus_is_another_one(index: DualIndex, pages: Path, tmp_pa
     report = index.sync(read_corpus(copy))
 
     (note,) = report.notes
-    assert note.startswith("2 documents have ids of documents that were written from")
+    assert note.startswith("2 documents have the ids of documents written from")
     assert documents(index) == {"a.md", "b.md", "c.md"}
     assert index.sync(read_corpus(copy), source=str(pages)).vanished == ["a.md"]
 

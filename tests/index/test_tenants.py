@@ -256,7 +256,7 @@ def test_an_index_has_tenants_or_has_none(
             DualIndex(uri, embed_model=Compass(), overwrite=overwrite)
     with pytest.raises(InvalidValueError, match="no tenant 'acmee'"):
         DualIndex(uri, tenant="acmee")
-    with pytest.raises(InvalidValueError, match="is what the collections of a tenant"):
+    with pytest.raises(InvalidValueError, match="collections of a tenant have such names"):
         DualIndex(uri, scope_of("gap", "acme"))
     with DualIndex(uri, "plain", Compass()):
         pass

@@ -191,7 +191,7 @@ def test_vectors_of_another_length_are_the_models_fault(tmp_path: Path) -> None:
     model = Changed()
     with DualIndex(str(tmp_path / "gap.db"), embed_model=model) as index:
         model.length = 8
-        with pytest.raises(EmbeddingError, match="8 dimensions, and the index holds vectors of 16"):
+        with pytest.raises(EmbeddingError, match="8 dimensions, but the index has 16"):
             index.insert_nodes(NODES)
 
 
