@@ -161,8 +161,8 @@ def test_every_row_as_worked_out_by_hand(index: DualIndex, file: Path) -> None:
     assert by_kind == {name: pytest.approx([1 / r for r in each]) for name, each in ranks.items()}
     assert (result.queries, result.kinds) == (2, {"image": ["1"], "headline": ["2"]})
     assert result.notes == (
-        "the index has learnt from no queries; learn from 100 to 300 that are not judged: "
-        "llama-gap learn",
+        "the index has learnt from no queries; let it learn from 100 to 300 queries that "
+        "are not judged: llama-gap learn",
     )
 
 
@@ -222,7 +222,7 @@ def test_legs_of_two_models_are_no_mixed_index(model: ByHand, file: Path, tmp_pa
         result = Experiment(dataset(), index).run(file)
 
     assert result.own_modality == []
-    assert any("each leg embeds text queries by a model of its own" in n for n in result.notes)
+    assert any("the legs embed text queries with different models" in n for n in result.notes)
 
 
 def test_a_model_for_image_queries_leaves_texts_in_one_space(
@@ -235,7 +235,7 @@ def test_a_model_for_image_queries_leaves_texts_in_one_space(
         result = Experiment(dataset(queries=queries), index).run(file)
 
     assert [own.modality for own in result.own_modality] == ["text"]
-    assert any("each leg embeds image queries by a model of its own" in n for n in result.notes)
+    assert any("the legs embed image queries with different models" in n for n in result.notes)
     assert third.asked == ["beta"]
 
 
@@ -286,7 +286,7 @@ def test_another_index_needs_another_file(index: DualIndex, file: Path) -> None:
         Experiment(dataset(), index).run(file)
     result = Experiment(dataset(), index).run(file.with_suffix(".other"))
 
-    assert "the index holds 9 texts where the data set has 10" in result.notes
+    assert "the index has 9 texts, the data set 10" in result.notes
 
 
 def test_a_failing_query_is_counted_and_asked_again(index: DualIndex, file: Path) -> None:
@@ -299,7 +299,9 @@ def test_a_failing_query_is_counted_and_asked_again(index: DualIndex, file: Path
 
     assert result.failed == {"3": "no image at all"}
     assert result.queries == 2
-    assert result.notes[0] == "queries that failed, not counted: 1 (the first, 3: no image at all)"
+    assert (
+        result.notes[0] == "queries that failed, not counted: 1 (the first is 3: no image at all)"
+    )
     assert Experiment(data, index).run(file).failed == result.failed
     with pytest.raises(ValueError, match="no query could be answered: no image at all"):
         Experiment(dataset(queries=[broken], qrels=data.qrels), index).run(file)

@@ -58,7 +58,7 @@ def test_a_file_of_something_else_is_refused_as_it_is(file: Path) -> None:
         if content == b'{"experiment"':  # what a kill may leave of the header
             write(file)
             continue
-        with pytest.raises(ResultsCacheError, match="is no results cache; name another file"):
+        with pytest.raises(ResultsCacheError, match="is not a results cache; name another file"):
             ResultsCache(file, HEADER)
         assert file.read_bytes() == content
 
