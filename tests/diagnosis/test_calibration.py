@@ -82,7 +82,7 @@ def test_a_retriever_is_asked_as_it_is_set(
         scores = collect_scores(retriever, queries, qrels)
 
     assert {pair: len(of_pair) for pair, (of_pair, _) in scores.items()} == {"text_to_text": 6}
-    assert "1 of 3 relevant documents were not found by their query" in caplog.text
+    assert "the queries did not find 1 of 3 relevant documents" in caplog.text
 
 
 def test_only_grades_that_count_are_relevant(index: DualIndex) -> None:
@@ -95,7 +95,7 @@ def test_only_grades_that_count_are_relevant(index: DualIndex) -> None:
 
     assert found({}) == found({"text-1": 0}) == 0
     assert found({"text-1": 1}) == found({"text-1": 3, "text-2": 2}, relevant_from=3) == 1
-    with pytest.raises(ValueError, match=r"do not name the query 'q'; if nothing is relevant"):
+    with pytest.raises(ValueError, match=r"do not contain query 'q'; if nothing is relevant"):
         collect_scores(index, [query], {})
 
 
