@@ -79,7 +79,7 @@ def test_a_part_that_kills_its_workers_is_given_up(task: Task) -> None:
 
     error = worker.write(0, part).error
     assert isinstance(error, ClusterError)
-    assert "3 workers in turn died with the nodes t0 to t90" in str(error)
+    assert "3 workers in a row died on the nodes t0 to t90" in str(error)
 
 
 def test_of_one_id_in_several_parts_the_last_is_taken(task: Task) -> None:
@@ -130,7 +130,7 @@ def test_a_model_that_fails_says_so_without_the_counts_of_one_part(task: Task) -
     ("changes", "message"),
     [
         ({"package_version": "0.0"}, r"this program 0\.0; install the same version"),
-        ({"index_version": 3}, "was embedded anew while it was filled; run the same again"),
+        ({"index_version": 3}, "was embedded again while it was filled; run the same again"),
         ({"opening": b"cnot_a_module\nModel\n."}, "No module named 'not_a_module'; install"),
         ({"opening": b"no pickle"}, "failed: UnpicklingError"),
     ],
