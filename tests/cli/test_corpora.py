@@ -81,7 +81,7 @@ def test_a_model_for_image_queries(
     image = demo / "corpus" / "images" / "ferry.png"
     options = ("--db", own_db, "--image-query-model", tiny_dinov2)
 
-    shown = gap("index", demo / "corpus", *options)  # an index that is there gains it
+    shown = gap("index", demo / "corpus", *options)  # an existing index gains the collection
 
     assert (shown.code, shown.err) == (0, "")
     assert "0 images written, 11 for image queries, 34 unchanged" in " ".join(shown.out.split())

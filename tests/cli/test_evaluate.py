@@ -15,7 +15,7 @@ from llama_index_gap.search.retriever import DualIndexRetriever
 
 @pytest.fixture(scope="module")
 def edis(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Sixty headlines, each with an image of one colour, and two queries, in EDIS's files."""
+    """Sixty headlines, each with a one-colour image, and two queries, in EDIS format."""
     folder = tmp_path_factory.mktemp("evaluate") / "edis"
     folder.mkdir()
     pool = []
@@ -74,7 +74,7 @@ def test_evaluate_gives_json_and_asks_so_many(edis: Path, tiny_clip: Path, tmp_p
 
 
 def test_evaluate_reranks(edis: Path, tiny_clip: Path, tmp_path: Path) -> None:
-    """With a random-weight jina-reranker-m0, which reads texts and images."""
+    """A jina-reranker-m0 with random weights reads texts and images."""
     reranker = PARITY / "jina_m0_tiny"
     command = ("evaluate", edis, "--db", tmp_path / "e.db", "--model", tiny_clip, "--limit", 1)
 

@@ -13,7 +13,7 @@ from llama_index_gap.gap.estimates import Estimate
 
 
 def printed(*parts: RenderableType) -> str:
-    """As it comes out of a terminal of 80 columns, without colours."""
+    """The output on a terminal of 80 columns without colours."""
     console = Console(file=StringIO(), width=80, highlight=False)
     for part in parts:
         console.print(part)
@@ -97,5 +97,5 @@ def test_texts_of_others_cannot_steer_the_terminal() -> None:
     )
 
     assert not {"\x1b", "\u202e"} & set(shown)
-    # The name, the kind, the note; and of an example the query, its kind and two titles.
+    # Name, kind and note; in an example, the query, its kind and two titles.
     assert shown.count("\\x1b[31m[bold]") == 3 + 4

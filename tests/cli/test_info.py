@@ -14,7 +14,7 @@ def test_info_loads_no_model(demo: Path, tiny_clip: Path, monkeypatch: pytest.Mo
 
     shown = gap(
         "info", "--db", f"{demo / 'gap.db'}/", "--name", "gap"
-    )  # as a shell completes a folder's name
+    )  # as a shell completes the name of a folder
     facts = json.loads(gap("info", "--db", demo / "gap.db", "--name", "gap", "--json").out)
 
     assert shown.code == 0

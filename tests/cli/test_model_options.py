@@ -1,4 +1,4 @@
-"""Options that say how models are loaded."""
+"""Options for which models are loaded, and how."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_a_download_by_name_revision_and_cache(
         assert shown.code == 0
         assert f"Downloading {CLIP}: " in shown.err
         hub.fetched.clear()
-        # The index names model and revision; where downloads lie is said again.
+        # The index stores model and revision, but not the cache folder.
         assert gap("search", "text", "--cache-folder", cache, "--local-files-only").code == 0
         assert not hub.fetched
         assert not (tmp_path / "unused").exists()

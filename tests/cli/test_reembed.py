@@ -10,7 +10,7 @@ from moved_rows import stored
 
 @pytest.fixture
 def root(demo: Path) -> tuple[str, Path]:
-    """For an index that was moved."""
+    """The image root of a moved index."""
     return "--image-root", demo / "corpus"
 
 

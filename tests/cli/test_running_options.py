@@ -14,7 +14,7 @@ from llama_index_gap.models.worker import EncoderSettings
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str | None, Sequence[str | None]]]:
-    """The device of this process and those of others, for each model; no process is started."""
+    """The devices of this process and of others, for each model; starts no process."""
     found: list[tuple[str | None, Sequence[str | None]]] = []
 
     def recorded(settings: EncoderSettings, devices: Sequence[str | None]) -> Encoders:

@@ -52,7 +52,7 @@ def test_each_leg_finds_as_many_documents_as_are_shown(demo: Path) -> None:
 
     assert [len(document["legs"]) for document in documents].count(2) == 11
     assert sum(len(document["images"]) for document in documents) == 11
-    # The texts' leg is asked on until it has found all twelve documents.
+    # The text leg is searched further until it has found all twelve documents.
     evidence = [document["legs"]["text"]["evidence"] for document in documents]
     assert None not in evidence
 
@@ -122,7 +122,7 @@ def test_what_is_too_improbable_is_left_out(own_db: Path) -> None:
 
 
 def test_explain_tells_what_was_left_out_from_how_it_was_ranked(big: Path, tmp_path: Path) -> None:
-    """That hits were left out as improbable was once taken for a ranking by place."""
+    """Once, leaving out improbable hits was mistaken for rank fusion."""
     db = tmp_path / "gap.db"
     shutil.copytree(big, db)
     with DualIndex(str(db)) as index:
@@ -175,7 +175,7 @@ def test_the_blog_from_the_shell(gap_shared: Path, tiny_clip: Path, tmp_path: Pa
     blog, corpus = gap_shared / "data" / "18f_blog", tmp_path / "blog"
     corpus.mkdir()
     (corpus / "images").symlink_to(blog / "images")
-    posts = (blog / "docs.jsonl").read_text("utf-8").splitlines()[:80]  # others take all of them
+    posts = (blog / "docs.jsonl").read_text("utf-8").splitlines()[:80]  # other tests use all
     (corpus / "docs.jsonl").write_text("\n".join(posts), "utf-8")
     images = sum(len(json.loads(post).get("images", ())) for post in posts)
 

@@ -1,4 +1,4 @@
-"""Filters, one modality alone, and weights, at the shell."""
+"""Filters, a single modality, and weights on the command line."""
 
 from __future__ import annotations
 
@@ -169,7 +169,7 @@ def test_weights_change_what_counts(demo: Path) -> None:
         return [tuple(each[leg]["evidence"] for leg in ("text", "image")) for each in both]
 
     plain, weighed = evidence(), evidence("--weights", "image=2")
-    # Of odds twice as high the logarithm is log 2 more.
+    # Doubling the odds adds log 2 to their logarithm.
     for (text, image), (same, more) in zip(plain, weighed, strict=True):
         assert text == pytest.approx(same)
         assert image + 0.6931 == pytest.approx(more, abs=1e-3)

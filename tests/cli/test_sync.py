@@ -19,7 +19,7 @@ def db(tmp_path: Path) -> Path:
 
 
 def edit(table: Path) -> None:
-    """Without the first, with another text in the second, and with one more."""
+    """Remove the first document, change the second, and add one."""
     lines = table.read_text().splitlines()[1:]
     lines[0] = json.dumps({"id": "doc-1", "text": "another text"})
     lines.append(json.dumps({"id": "doc-[5]", "text": "one more"}))

@@ -21,7 +21,7 @@ from llama_index_gap.index.dual_index import DualIndex
 def index(
     tiny_clip: Path, noise_files: list[str], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[DualIndex]:
-    """Thirty texts, and five images that have a caption."""
+    """Thirty texts and five captioned images."""
     uri = str(tmp_path_factory.mktemp("calibration") / "gap.db")
     with DualIndex(uri, embed_model=DualEncoderEmbedding(model_name=tiny_clip)) as opened:
         texts = [TextNode(id_=f"text-{i}", text=f"text number {i}") for i in range(30)]
@@ -37,7 +37,7 @@ def index(
 def judged(
     noise_files: list[str], tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[list[LabelledQuery], Qrels]:
-    """Texts that ask for themselves, and images that do, read from a file."""
+    """Text and image queries that search for themselves, read from a file."""
     texts = [{"query": f"text number {i}", "relevant": [f"text-{i}"]} for i in range(30)]
     captions = [{"query": f"image number {i}", "relevant": [f"image-{i}"]} for i in range(5)]
     images = [{"image": path, "relevant": [f"image-{i}"]} for i, path in enumerate(noise_files)]
@@ -53,7 +53,7 @@ def test_all_hits_of_all_legs_with_their_labels(
     scores = collect_scores(index, *judged)
 
     assert set(scores) == {"text_to_text", "text_to_image", "image_to_text", "image_to_image"}
-    # Each query finds all there is: 35 texts, 5 images.
+    # Each query finds everything: 35 texts and 5 images.
     assert {pair: len(of_pair) for pair, (of_pair, _) in scores.items()} == {
         "text_to_text": 35 * 35,
         "text_to_image": 35 * 5,

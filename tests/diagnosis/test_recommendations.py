@@ -1,4 +1,4 @@
-"""Each case of the guide, with figures by hand."""
+"""Each case of the guide, with figures written by hand."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def mitigation(
 
 
 def figures(mitigations: dict[str, Mitigation], **changes: Any) -> Figures:
-    """500 texts and 500 images, asked by what is stored."""
+    """500 texts and 500 images, with stored vectors as queries."""
     labelled = tuple(changes.pop("labelled", ()))
     before_after = BeforeAfter(
         k=10,

@@ -34,7 +34,7 @@ def run(index: DualIndex, *arguments: Any, **settings: Any) -> Report:
 
 
 def asked(*queries: LabelledQuery, relevant: str = "document {}") -> tuple[Any, Any]:
-    """Queries, of which each is answered by the document of its number."""
+    """Queries, each answered by the document with its number."""
     return queries, {query.id: {relevant.format(query.id): 1} for query in queries}
 
 
@@ -48,7 +48,7 @@ def by_image(number: int) -> LabelledQuery:
 
 @pytest.fixture(scope="module")
 def index(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DualIndex]:
-    """Documents of an image with its caption."""
+    """Documents with a captioned image."""
     with build(tmp_path_factory.mktemp("index"), [image(i) for i in range(N)]) as opened:
         yield opened
 
@@ -178,7 +178,7 @@ def test_labelled_queries_by_text_and_by_image(index: DualIndex) -> None:
     assert found.labelled == ("text", "image")
     assert sum(found.queries.values()) + found.left_out == N
     stored = found.mitigations["stored"]
-    assert stored.asked["text"].ndcg.value == 1  # each finds its own caption
+    assert stored.asked["text"].ndcg.value == 1  # each query finds its own caption
     assert stored.asked["image"].recall.value == 1
 
 
@@ -262,7 +262,7 @@ def test_vectors_that_are_aligned_already(tmp_path: Path) -> None:
 
 
 def test_an_encoder_for_image_queries_is_held_against_the_model(tmp_path: Path) -> None:
-    """It sees the two images of a document as one; the model sees two."""
+    """It gives the two images of a document the same vector; the model does not."""
     alike = np.repeat(np.eye(N // 2), 2, axis=0)
     nodes = [image(i, document=f"document {i // 2}") for i in range(N)]
     with build(tmp_path, nodes, image_query_embed_model=Numbered(alike, alike)) as index:
@@ -291,7 +291,7 @@ def test_documents_of_one_image_say_nothing_of_images(tmp_path: Path) -> None:
 
 
 class Fair(BaseNodePostprocessor):
-    """Scores texts and images on one scale, by their number."""
+    """Scores texts and images by their number, on one scale."""
 
     modalities: tuple[str, ...] = ("text", "image")
 

@@ -1,4 +1,4 @@
-"""What a worker does, without Ray: in this process, and on Milvus Lite."""
+"""A worker without Ray, in this process and on Milvus Lite."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from llama_index_gap.index.writing import IndexReport
 
 
 class Alone(PartWriter):
-    """A worker whose journal is in its own process."""
+    """A worker whose journal is in the same process."""
 
     def _ask(self, method: str, *arguments: Any) -> Any:
         return getattr(self._journal, method)(*arguments)
@@ -43,7 +43,7 @@ def task(tmp_path: Path) -> Task:
 
 @pytest.fixture(autouse=True)
 def _stay_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)  # a worker changes its folder
+    monkeypatch.chdir(tmp_path)  # restores the folder that a worker changes
 
 
 def alone(task: Task, later: Any = None, scattered: frozenset[bytes] = frozenset()) -> Alone:
@@ -105,7 +105,7 @@ def test_nothing_is_deleted_of_a_scattered_document(task: Task) -> None:
 
 def test_an_image_that_this_machine_does_not_see_is_skipped(task: Task) -> None:
     images = [
-        ImageNode(id_="i", image_path="/nowhere/north"),  # which the model takes for no image
+        ImageNode(id_="i", image_path="/nowhere/north"),  # which the model rejects as an image
         ImageNode(id_="i0", image_path="/nowhere/0 image"),
     ]
     (skipped,) = alone(task).write(0, pickle.dumps(Part(images))).report.skipped

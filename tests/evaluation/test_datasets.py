@@ -23,7 +23,7 @@ def write_lines(path: Path, *rows: dict[str, Any]) -> None:
 
 @pytest.fixture
 def edis(tmp_path: Path) -> Path:
-    """Three articles in EDIS's files; the image of one is missing."""
+    """Three articles in EDIS format; one image is missing."""
     folder = tmp_path / "edis"
     image(folder / "images" / "bbc" / "1.png")
     image(folder / "usa" / "2.png", "blue")

@@ -1,4 +1,4 @@
-"""What an evaluation says of a sample of queries: never of those that it judges."""
+"""What an evaluation says about learning from queries; it never learns from those it judges."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from llama_index_gap.readers.corpus import Corpus
 
 
 def dataset(queries: int) -> Dataset:
-    """Queries for the documents at 0 and at 90 degrees, by turns; two of them ask the same."""
+    """Queries for the documents at 0 and 90 degrees, alternating; two are equal."""
     asked = [
         LabelledQuery(f"{number}", f"{90 * (number % 2)} degrees, {max(number, 1)}")
         for number in range(queries)
@@ -61,7 +61,7 @@ def test_each_half_is_judged_with_the_other_as_its_sample(
     )
     assert index.query_sample().texts == 0
     again = Experiment(data, index).run(file)
-    assert (len(halves), learning_note(again)) == (2, note)  # all of it was in the file
+    assert (len(halves), learning_note(again)) == (2, note)  # everything came from the file
 
 
 def test_a_query_is_never_its_own_sample(index: DualIndex) -> None:

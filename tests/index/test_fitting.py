@@ -1,4 +1,4 @@
-"""Texts cut to what the model reads: 77 tokens, of which the tiny CLIP makes one of each letter."""
+"""Texts split to fit the model: 77 tokens; the tiny CLIP makes each letter a token."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from llama_index_gap import DualEncoderEmbedding, DualIndex, read_corpus
 from llama_index_gap.index.fitting import Fitted, fit_nodes, parts_of
 
 WORDS = [f"word{number:03}" for number in range(40)]
-LONG = " ".join(WORDS)  # 280 letters and no more than 77 in a part
+LONG = " ".join(WORDS)  # 280 letters, at most 77 in a part
 
 
 @pytest.fixture(scope="module")

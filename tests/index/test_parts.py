@@ -1,4 +1,4 @@
-"""Parts of documents, as several processes write them; here one after the other."""
+"""Parts as several processes would write them, here one after the other."""
 
 from __future__ import annotations
 

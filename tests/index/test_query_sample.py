@@ -1,4 +1,4 @@
-"""Queries that an index learns from: what is kept, for whom, and what is made of it."""
+"""Queries that an index learns from: what is kept, for which collection, and its effect."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def index(uri: str, model: Compass) -> Iterator[DualIndex]:
 
 
 def test_the_spread_of_queries_by_hand(index: DualIndex) -> None:
-    """A query at 0° scores 1, 0, −1 and 0: its variance is ½; one at 0° of all queries the same."""
+    """A query at 0° scores 1, 0, −1 and 0, with variance ½, as does any other angle."""
     assert spread(index) is None
 
     report = index.learn_queries(texts(0) + texts(45))
@@ -268,7 +268,7 @@ def test_stored_texts_are_embedded_once_by_the_model_of_images(uri: str, model: 
     needle = Needle(embedded=[])
 
     def embedded(added: int) -> int:
-        """How many texts the images' model embeds, in an index that was opened anew."""
+        """How many texts the images' model embeds in a newly opened index."""
         with DualIndex(uri, "gap", model, needle) as index:
             index.insert_nodes(many_texts(added))
             needle.embedded.clear()
@@ -279,7 +279,7 @@ def test_stored_texts_are_embedded_once_by_the_model_of_images(uri: str, model: 
         index.insert_nodes(four_nodes())
     assert embedded(40) == 44
     assert embedded(40) == 0
-    assert embedded(80) == 0  # 84 are less than twice 44
+    assert embedded(80) == 0  # 84 is less than twice 44
     assert embedded(100) == 104
     assert embedded(100) == 0
 
@@ -287,7 +287,7 @@ def test_stored_texts_are_embedded_once_by_the_model_of_images(uri: str, model: 
         index.learn_queries(texts(0, 32))
         assert index.query_sample().texts == 32
         index.delete_nodes([f"{number}" for number in range(60)])
-    assert embedded(0) == 0  # the queries serve
+    assert embedded(0) == 0  # the queries are used instead
     with DualIndex(uri, "gap", model, needle) as index:
         index.forget_queries()
     assert embedded(0) == 44
@@ -401,9 +401,9 @@ def test_more_rows_than_a_sample_has_are_not_read(
 def test_few_queries_steady_the_spread_and_leave_hubs_to_stored_texts(
     index: DualIndex, model: Compass
 ) -> None:
-    """It takes 32 references to tell a hub."""
+    """Finding hubs takes 32 references."""
     rng = np.random.default_rng(0)
-    near = np.abs(rng.normal(0, 20, 60))  # some directions have many neighbours, others few
+    near = np.abs(rng.normal(0, 20, 60))  # directions with many and with few neighbours
     index.insert_nodes([TextNode(id_=f"n{i}", text=f"{a:.2f} x") for i, a in enumerate(near)])
     stored = index.collections()["text"].background("text").hubs
     index.learn_queries(texts(0, 31))

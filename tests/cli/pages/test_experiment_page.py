@@ -13,7 +13,7 @@ EVIL = "<script>alert('x')</script>\"' & {{{{ 7 * 7 }}}} </style>"
 
 
 def plain(page: str) -> str:
-    """The words of a page."""
+    """The visible text of a page."""
     body = page.partition("<body>")[2]
     return " ".join(re.sub(r"<[^>]+>", " ", body).split())
 
