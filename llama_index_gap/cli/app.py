@@ -1,4 +1,4 @@
-"""llama-gap: the package from the command line."""
+"""llama-gap: the command line of the package."""
 
 from __future__ import annotations
 

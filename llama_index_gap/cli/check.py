@@ -154,7 +154,7 @@ def _print(findings: Sequence[Finding], speeds: Sequence[Speed], licence: str | 
         text = Text(visible(each.what)).append(f"\n{visible(each.detail)}", style="dim")
         table.add_row(Text(word, style=style), text)
     for speed in speeds:
-        figures = f"{speed.per_second:,.1f} {speed.what} a second, {speed.batch} at a time"
+        figures = f"{speed.per_second:,.1f} {speed.what} per second, in batches of {speed.batch}"
         table.add_row("speed", Text(figures))
     if (memory := _memory()) is not None:
         table.add_row(

@@ -53,7 +53,7 @@ def run_demo(folder: str | Path, console: Console, *, articles: int, queries_per
         "\n[bold]2. Index[/bold] it with a tiny CLIP that was [bold]trained only on such "
         "newsrooms[/bold], with other events, places and scenes, and knows nothing else"
     )
-    model = DualEncoderEmbedding(model_name=str(CHECKPOINT), dtype="float32")  # alike anywhere
+    model = DualEncoderEmbedding(model_name=str(CHECKPOINT), dtype="float32")  # same anywhere
     with DualIndex(str(folder / "newsroom.db"), embed_model=model) as index:
         report = index.refresh_ref_docs(dataset.corpus.nodes, show_progress=True)
         console.print(visible(report.summary()), highlight=False, markup=False)

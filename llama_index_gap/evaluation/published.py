@@ -125,7 +125,7 @@ _ANSWERS = (
     ),
     PublishedAnswer(
         "facebook/dinov2-base",
-        f"second and third number of the vector of {CATS}, over the first",
+        f"second and third number of the vector of {CATS}, divided by the first",
         (-0.4729 / -2.1747, 1.0936 / -2.1747),
         1e-3,
         _dinov2,
@@ -134,7 +134,7 @@ _ANSWERS = (
     ),
     PublishedAnswer(
         "nomic-ai/nomic-embed-text-v1.5",
-        'the vector of "What is Deep Learning?" begins',
+        'first six numbers of the vector of "What is Deep Learning?"',
         (0.01147, 0.04016, -0.10982, -0.08722, 0.06077, 0.03839),
         1e-3,
         _nomic_vector,

@@ -59,7 +59,7 @@ class LearntQueries:
 
     def summary(self) -> str:
         """The counts in one line."""
-        drawn = f", {self.left_out:,} left out by chance" if self.left_out else ""
+        drawn = f", {self.left_out:,} not drawn" if self.left_out else ""
         return (
             f"learnt from {self.texts:,} text queries and {self.images:,} image queries; "
             f"{self.duplicates:,} duplicates{drawn}, {len(self.skipped):,} skipped"

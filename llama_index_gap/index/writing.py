@@ -50,7 +50,7 @@ from llama_index_gap.store.rows import CONTENT_KEY, SOURCE_KEY
 from llama_index_gap.text import is_blank
 from llama_index_gap.threads import stop_if_given_up
 
-DOUBLE = "the same id comes again; the last one is taken"
+DOUBLE = "a later node has the same id and replaces it"
 """The reason why all but the last of several nodes with the same id are skipped."""
 _PASSES_PER_WRITE = 4
 _WRITES_AHEAD = 2

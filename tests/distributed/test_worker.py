@@ -88,10 +88,10 @@ def test_of_one_id_in_several_parts_the_last_is_taken(task: Task) -> None:
 
     assert report.text_rows == 1
     assert [(each.source, each.reason) for each in report.skipped] == [
-        ("node t0", "the same id comes again; the last one is taken")
+        ("node t0", "a later node has the same id and replaces it")
     ]
     error = worker.write(0, pickle.dumps(Part(texts(0, 90), strict=True))).error
-    assert "node t0: the same id comes again" in str(error)
+    assert "node t0: a later node has the same id" in str(error)
 
 
 def test_nothing_is_deleted_of_a_scattered_document(task: Task) -> None:

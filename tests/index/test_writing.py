@@ -113,7 +113,7 @@ def test_one_id_twice_in_a_call(index: DualIndex) -> None:
 
     assert index.get_nodes(["a"])[0].get_content() == "two"
     assert [skip.reason for skip in report.skipped] == [
-        "the same id comes again; the last one is taken"
+        "a later node has the same id and replaces it"
     ]
 
 

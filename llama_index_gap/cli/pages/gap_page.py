@@ -45,7 +45,7 @@ def render_report(report: Report) -> str:
     mitigations = report.figures.before_after.mitigations
     gaps = {NAMES[name]: each.gap for name, each in mitigations.items() if each.gap is not None}
     fitted, gap = any(report.figures.before_after.fitted_on.values()), report.figures.gap
-    whole = {"all that was drawn, as stored": gap} if gap is not None and fitted else {}
+    whole = {"whole sample, as stored": gap} if gap is not None and fitted else {}
     scorers = {name: scored.histograms for name, scored in report.figures.scorers.items()}
     return render(
         "gap",
