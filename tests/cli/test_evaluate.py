@@ -92,7 +92,7 @@ def test_the_demo_measures_and_shows(tmp_path: Path) -> None:
 
     assert (shown.code, again.code) == (0, 0), shown.err + again.err
     words = " ".join(shown.out.split())
-    assert "trained on such newsrooms only" in words
+    assert "trained only on such newsrooms" in words
     assert "100 texts and 100 images written" in words
     assert "learn from 300 unlabelled queries to another newsroom" in words
     assert "the index has learnt from 300 text queries" in words

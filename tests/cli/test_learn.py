@@ -77,7 +77,11 @@ def test_images_lie_relative_to_the_file(tmp_path: Path) -> None:
         ("a.txt", b"one\ntwo", "2 text queries to learn from"),
         ("a.json", b"[]", ".json files are not supported; write one text per line"),
         ("a.jsonl", b'{"text": "a"}\n{"text": 7}', "a.jsonl:2: the query is 7, not a text"),
-        ("a.jsonl", b'{"text": "a"}\n{"relevant": []}', "a.jsonl:2: has neither a text nor"),
+        (
+            "a.jsonl",
+            b'{"text": "a"}\n{"relevant": []}',
+            "a.jsonl:2: the query has neither a text nor",
+        ),
         ("a.jsonl", b"a query", "a.jsonl:1: is not JSON"),
         ("a.txt", b'{"text": "a"}\noops', "a.txt:2: is not JSON"),
     ],

@@ -138,7 +138,7 @@ def test_within_a_database_to_another_name(source: DualIndex, model: Hashed) -> 
 @pytest.mark.parametrize(
     ("to", "error"),
     [
-        ({}, "without uri or name"),
+        ({}, "needs uri, name or both"),
         ({"name": "gap"}, "is the index to copy"),
         ({"uri": "same"}, "is the index to copy"),
         ({"name": "1"}, "no digit first"),

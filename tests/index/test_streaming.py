@@ -96,7 +96,7 @@ def test_what_gives_no_nodes_is_refused(index: DualIndex, way: Insert) -> None:
 
 def test_no_nodes_are_no_rows(index: DualIndex) -> None:
     assert index.insert_nodes(iter(())) == index.insert_nodes([]) == IndexReport()
-    with pytest.raises(ValueError, match="holds no document"):
+    with pytest.raises(ValueError, match="an empty corpus"):
         index.sync(iter(()), source="s")
 
 

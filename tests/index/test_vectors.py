@@ -38,7 +38,7 @@ def test_a_service_that_goes_away_is_raised_and_a_second_run_goes_on(
     server.answer = gone
     model = RemoteEmbedding(url=server.url, embed_batch_size=10)
     with DualIndex(str(tmp_path / "gap.db"), embed_model=model) as index:
-        with pytest.raises(EmbeddingError, match=r"ConnectionError.*40 texts .* goes on from"):
+        with pytest.raises(EmbeddingError, match=r"ConnectionError.*40 texts .* continues from"):
             index.insert_nodes(NODES)
         assert len(server.requests) == 8  # the index does not retry
         assert index.count()["text"] == 40
