@@ -37,7 +37,7 @@ def _options(
             min=1,
             metavar="N",
             help="Embed in this many processes, each with a copy of the model.",
-            show_default="in this one",
+            show_default="this process",
         ),
     ] = None,
 ) -> Running:
