@@ -274,7 +274,7 @@ def test_images_that_look_for_images(delta: float, title: str) -> None:
 def test_a_threshold_of_one_pair_means_nothing_for_another() -> None:
     found = recommendation(figures(CLIP), "Thresholds")
 
-    assert "3.0% of unrelated images score 0.30 or more, and 100.0% of" in found.because
+    assert "3.0% of unrelated images score 0.30 or more, and so do 100.0%" in found.because
 
 
 def test_thresholds_that_mean_the_same_need_no_recommendation() -> None:

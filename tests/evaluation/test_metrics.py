@@ -123,5 +123,5 @@ def test_the_p_value_of_few_queries() -> None:
 
 
 def test_runs_over_other_queries_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"shape \(2,\) and \(3,\)"):
+    with pytest.raises(ValueError, match=r"shapes \(2,\) and \(3,\)"):
         compare([0, 1], [0, 1, 1])
