@@ -258,7 +258,7 @@ def test_a_path_that_no_row_takes(index: DualIndex, tmp_path: Path, name: str) -
 
 def test_nodes_and_documents_need_a_name(index: DualIndex) -> None:
     two = [Document(text="one", id_="1"), Document(text="two", id_="2")]
-    with pytest.raises(ValueError, match="pass source="):
+    with pytest.raises(ValueError, match="needs source="):
         index.sync(two)
 
     assert index.sync(two, source="mine").new == ["1", "2"]
