@@ -28,9 +28,9 @@ logger = logging.getLogger(__name__)
 SAMPLE_SIZE = 300
 """Vectors of a collection in its background: a few hundred, as in the study of fusions."""
 LARGE = 30_000
-"""Rows from which on a few writes hardly change a collection, and drawing from it is slow."""
+"""From this many rows on, a few writes hardly change a collection, and drawing from it is slow."""
 MOST_SHARE = 1 / 20
-"""The most of the time to spend drawing from a large collection while it is written to."""
+"""The largest share of time to spend drawing from a large collection while it is written to."""
 
 
 @dataclass(frozen=True)

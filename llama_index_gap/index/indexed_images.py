@@ -1,4 +1,4 @@
-"""Decides which images of an index may be opened: those in folders that the user named or read."""
+"""Decides which images of an index may be opened: in folders that the user named or indexed."""
 
 from __future__ import annotations
 

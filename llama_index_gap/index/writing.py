@@ -1,4 +1,4 @@
-"""Writes nodes into an index: turns them into rows, embeds these and writes them in parallel."""
+"""Writes nodes into an index: makes rows of them, and embeds and writes these in parallel."""
 
 from __future__ import annotations
 
