@@ -242,8 +242,8 @@ class Collector:
         )
         vectors = self._vectors("image", list(of_node))
         reference = self._vectors("image_query", list(of_node))
-        there = np.isfinite(reference).all(axis=1)
-        labels = np.array(list(of_node.values()))[there]
+        present = np.isfinite(reference).all(axis=1)
+        labels = np.array(list(of_node.values()))[present]
         _, counts = np.unique(labels, return_counts=True)
         if counts[counts > 1].sum() < FEWEST or len(labels) <= k:
             self.notes.append(
@@ -252,7 +252,7 @@ class Collector:
             )
             return None
         return compare_recall(
-            vectors[there], reference[there], labels, k, rounds=rounds, seed=self.seed
+            vectors[present], reference[present], labels, k, rounds=rounds, seed=self.seed
         )
 
     def scorers(

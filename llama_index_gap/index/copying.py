@@ -333,7 +333,7 @@ class _Copying:
             return
         for part, store in self._to.items():
             store.keep()
-            there = store.properties()
+            stored = store.properties()
             properties = {k: v for k, v in self._properties(part).items() if k != IMAGES_PROPERTY}
-            store.set_properties({k: v for k, v in properties.items() if there.get(k) != v})
+            store.set_properties({k: v for k, v in properties.items() if stored.get(k) != v})
         self._to["text"].set_properties({UNFINISHED_PROPERTY: ""})

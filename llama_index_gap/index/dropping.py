@@ -39,9 +39,9 @@ def drop_index(address: IndexAddress) -> list[str]:
     with Database(address.uri, address.token, address.timeout) as database:
         found = find_indexes(database, address.name)
         if not found or not found[0].claimed:
-            there = ", ".join(each.name for each in find_indexes(database)) or "none"
+            existing = ", ".join(each.name for each in find_indexes(database)) or "none"
             raise InvalidValueError(
-                f"{address.uri} holds no index {address.name!r}; its indexes are: {there}"
+                f"{address.uri} holds no index {address.name!r}; its indexes are: {existing}"
             )
         index = found[0]
         versions = sorted(index.versions.items(), key=lambda each: each[0] == index.current)

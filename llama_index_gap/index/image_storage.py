@@ -218,11 +218,11 @@ class ImageStorage:
         path = self.folder / image.name
         with self._one_at_a_time():
             key = self._key(node_id)
-            there = path.is_file() and not path.is_symlink()
+            exists = path.is_file() and not path.is_symlink()
             if not self._is_ours(path.name) and (
                 os.path.lexists(path) or os.path.lexists(self._users(path.name))
             ):
-                if there and path.stem == image_digest(path):
+                if exists and path.stem == image_digest(path):
                     return False  # the user's own file, which is used and never deleted
                 raise ImageError(
                     str(image), f"{path} is in the way and was not written here; move it away"
@@ -230,9 +230,9 @@ class ImageStorage:
             known = _pending(self.folder / "pending" / key) or ["", str(self._image_of(key))]
             if path.name not in known[1:]:
                 self._note_pending(node_id, path.name)
-            if not there:
+            if not exists:
                 _copy(image, path, self._users(path.name))
-            return not there
+            return not exists
 
     def tidy(self) -> None:
         """Release pending images that no row uses, unless an insert is running in any process."""

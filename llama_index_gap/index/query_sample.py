@@ -262,11 +262,11 @@ class SampleKeeper:
         if slot not in self._read:
             name = self._named(companion(slot))
             try:
-                there = self._beside.has_collection(name)
+                exists = self._beside.has_collection(name)
             except StoreError as error:  # perhaps a reader that may only read the index
                 logger.warning("%s: searching without learnt queries (%s)", self._of, error)
-                there = False
-            self._read[slot] = self._checked(slot) if there else {}
+                exists = False
+            self._read[slot] = self._checked(slot) if exists else {}
         return self._read[slot]
 
     def _checked(self, slot: CollectionName) -> dict[_Kind, tuple[VectorArray, int]]:

@@ -403,7 +403,7 @@ class _Building:
                 )
         for part, store in self._to.items():
             store.keep()
-            there = store.properties()
+            stored = store.properties()
             properties = self._properties(part)  # read again: they may have changed meanwhile
-            store.set_properties({k: v for k, v in properties.items() if there.get(k) != v})
+            store.set_properties({k: v for k, v in properties.items() if stored.get(k) != v})
         self._to["text"].set_properties({UNFINISHED_PROPERTY: ""})

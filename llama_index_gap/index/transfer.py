@@ -61,9 +61,9 @@ class Transfer:
             rows = self.made([dict(row) for row in page])
             wanted = len(rows)
             if begun:
-                for there in self.target.collection.read(rows, ["*"], len(page)):
-                    if self._compared(there) == self._compared(rows[there[ID_FIELD]]):
-                        del rows[there[ID_FIELD]]
+                for found in self.target.collection.read(rows, ["*"], len(page)):
+                    if self._compared(found) == self._compared(rows[found[ID_FIELD]]):
+                        del rows[found[ID_FIELD]]
             known = wanted - len(rows)
             self.unchanged += known
             if rows and self.on_difference is not None:

@@ -210,9 +210,9 @@ def the_index(database: Database, address: IndexAddress) -> StoredIndex:
     """
     found = find_indexes(database, address.name)
     if not found or not found[0].claimed:
-        there = ", ".join(each.name for each in find_indexes(database)) or "none"
+        existing = ", ".join(each.name for each in find_indexes(database)) or "none"
         raise InvalidValueError(
-            f"{address.uri} holds no index {address.name!r}; its indexes are: {there}"
+            f"{address.uri} holds no index {address.name!r}; its indexes are: {existing}"
         )
     check_whole(found[0], str(address))
     if found[0].current is None:

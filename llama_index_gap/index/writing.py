@@ -260,8 +260,8 @@ class Writing:
         """For new and changed rows, the node whose stored vector can be reused, by node id."""
         if self._whole:
             return vectors_there(compared, partial(self.ledger.of_contents, name))
-        there = contents_there(compared)
-        return vectors_there(compared, lambda _: there)
+        reusable = contents_there(compared)
+        return vectors_there(compared, lambda _: reusable)
 
     def _compared(
         self,
@@ -357,7 +357,7 @@ class Writing:
             for name, each in compared.items():
                 store, model = self._stores[name], self._models[name]
                 embedder = RowEmbedder(name, model, int(store.dim or 0), self._skip_row)
-                there = self.vectors_there(name, each)
+                reusable = self.vectors_there(name, each)
                 # If the model has several processes, each gets this many passes.
                 passes = _PASSES_PER_WRITE * max(1, getattr(model, "processes", 0))
                 at_once = model.embed_batch_size * passes
@@ -366,12 +366,14 @@ class Writing:
                     batch = each.rows[start : start + at_once]
                     others = [row for row in batch if row.node_id not in each.unchanged]
                     vectors = store.get_vectors(
-                        [there[row.node_id] for row in others if row.node_id in there]
+                        [reusable[row.node_id] for row in others if row.node_id in reusable]
                     )
                     known = [
-                        row.model_copy(update={"embedding": vectors[there[row.node_id]].tolist()})
+                        row.model_copy(
+                            update={"embedding": vectors[reusable[row.node_id]].tolist()}
+                        )
                         for row in others
-                        if there.get(row.node_id) in vectors
+                        if reusable.get(row.node_id) in vectors
                     ]
                     again = [row for row in known if row.node_id in each.relabelled]
                     self.report.unchanged += len(batch) - len(others) + len(again)
