@@ -1,1 +1,1 @@
-"""llama-gap: the package from the command line."""
+"""llama-gap: the command line of the package."""

@@ -1,4 +1,4 @@
-"""llama-gap: the package from the command line."""
+"""llama-gap: the command line of the package."""
 
 from __future__ import annotations
 
@@ -42,16 +42,16 @@ app = typer.Typer(
 
 
 def main() -> None:
-    """Run the command line; errors become one line and exit code 1, --debug shows their origin."""
-    # The libraries' imports make a million objects, which stay: to look for garbage after every
-    # 700 of them, as Python does, takes an eighth of the time to a first answer.
+    """Run the command line. An error becomes one line and exit code 1; --debug shows its origin."""
+    # The libraries' imports create a million permanent objects. Python's default, a collection
+    # after every 700 new objects, would take an eighth of the time to the first answer.
     gc.set_threshold(_OBJECTS_BETWEEN_COLLECTIONS, *gc.get_threshold()[1:])
     with only_visible(), in_lines(not stderr.is_terminal):
         _run()
 
 
 def _run() -> None:
-    # Pillow warns of images with too many pixels; the report says that they were skipped.
+    # Pillow warns about images with too many pixels; the report already lists them as skipped.
     warnings.filterwarnings("ignore", message="Image size .* decompression bomb")
     given: dict[str, Any] = {}
     try:
@@ -63,15 +63,15 @@ def _run() -> None:
         if isinstance(error, OSError) and error.filename and error.strerror:
             fail(f"{error.filename}: {error.strerror}")
         if isinstance(error, EXPECTED_ERRORS):
-            fail(_said(error))
+            fail(_message_of(error))
         fail(
-            f"{type(error).__name__}: {error} (a bug in llama-gap: please report it, with what "
-            "'llama-gap --debug …' shows)"
+            f"{type(error).__name__}: {error} (a bug in llama-gap: please report it with the "
+            "output of 'llama-gap --debug …')"
         )
 
 
-def _said(error: Exception) -> str:
-    """What an error says, without what pydantic puts around an error of a model's own."""
+def _message_of(error: Exception) -> str:
+    """The message of an error; of a GapError, without the text that pydantic adds around it."""
     if isinstance(error, ValidationError):
         own = [each.get("ctx", {}).get("error") for each in error.errors()]
         if own and all(isinstance(each, GapError) for each in own):
@@ -80,7 +80,7 @@ def _said(error: Exception) -> str:
 
 
 class _Warnings(logging.Handler):
-    """Says what the package logs."""
+    """Prints the package's logged warnings."""
 
     def emit(self, record: logging.LogRecord) -> None:
         say("warning", record.getMessage())
@@ -93,7 +93,7 @@ def _version(wanted: bool) -> None:
 
 
 class _Downloads(logging.Handler):
-    """Says how much is about to be downloaded."""
+    """Prints how much is about to be downloaded."""
 
     def emit(self, record: logging.LogRecord) -> None:
         say("note", record.getMessage())
@@ -106,7 +106,7 @@ def _options(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
     debug: Annotated[
-        bool, typer.Option("--debug", help="Show where an error comes from, and the log.")
+        bool, typer.Option("--debug", help="Show the traceback of an error, and the log.")
     ] = False,
 ) -> None:
     context.ensure_object(dict)["debug"] = debug

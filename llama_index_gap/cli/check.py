@@ -1,4 +1,4 @@
-"""llama-gap check: whether a model works here as it should."""
+"""llama-gap check: test whether a model works on this machine."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from llama_index_gap.models import LoadingSettings
 
 FAILED = 3
-"""The exit code where a model was loaded and does not work as it should."""
+"""The exit code if a model loads but fails a check."""
 
 _MARKS = {True: ("pass", "green"), False: ("FAIL", "bold red"), None: ("–", "dim")}
 
@@ -34,22 +34,22 @@ def check(
         Path | None,
         typer.Option(
             metavar="CATS.JPG",
-            help="COCO's photograph of two cats (val2017, 000000039769.jpg), for published answers "
-            "that need it.",
+            help="COCO's photograph of two cats (val2017, 000000039769.jpg), for published "
+            "outputs that need it.",
         ),
     ] = None,
     device: Annotated[
-        str | None, typer.Option(help="Where it runs.", show_default="a GPU if there is one")
+        str | None, typer.Option(help="Where the model runs.", show_default="a GPU if there is one")
     ] = None,
     dtype: Annotated[
         Literal["float32", "bfloat16", "float16", "auto"],
-        typer.Option(help="Number format; an index takes auto."),
+        typer.Option(help="Number format; an index uses auto."),
     ] = "float32",
     revision: Annotated[
         str | None, typer.Option(help="Branch, tag or commit.", show_default="the preset's own")
     ] = None,
     allow_pickle: Annotated[
-        bool, typer.Option("--allow-pickle", help="Read pickled weights; they can carry code.")
+        bool, typer.Option("--allow-pickle", help="Read pickled weights; they can run code.")
     ] = False,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
@@ -58,14 +58,17 @@ def check(
         Path | None, typer.Option(metavar="FOLDER", help="Keep downloads here.")
     ] = None,
     local_files_only: Annotated[
-        bool, typer.Option("--local-files-only", help="Ask no hub.")
+        bool,
+        typer.Option(
+            "--local-files-only", help="Load the model only from a folder or the download cache."
+        ),
     ] = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """Load a model as an index would, and say whether it works as it should on this machine.
+    """Load a model as an index would, and test whether it works on this machine.
 
-    It is asked for the answers that its makers published, where some are known, and tested by
-    itself. Exit code: 0 where all passed, 3 where something failed, 1 where it cannot be loaded.
+    Compares its outputs with published ones, if any are known, and runs tests of its own.
+    Exit code: 0 if everything passed, 3 if something failed, 1 if the model cannot be loaded.
     """
     from llama_index_gap.images.opening import open_image
     from llama_index_gap.models import LoadingSettings
@@ -82,7 +85,7 @@ def check(
     cats = None if image is None else open_image(image)
     terminal.note(f"Loading {model} …")
     started = time.monotonic()
-    kind, name, licence, findings, speeds = _looked_at(model, settings, cats)
+    kind, name, licence, findings, speeds = _run_checks(model, settings, cats)
     took = time.monotonic() - started
     passed = all(each.passed is not False for each in findings)
     if as_json:
@@ -104,7 +107,7 @@ def check(
         raise typer.Exit(FAILED)
 
 
-def _looked_at(
+def _run_checks(
     model: str, settings: LoadingSettings, cats: Any
 ) -> tuple[str, str, str | None, list[Finding], list[Speed]]:
     from llama_index_gap.evaluation.model_check import check_encoder, check_scorer, speeds
@@ -115,11 +118,11 @@ def _looked_at(
     from llama_index_gap.models.runtime import placement
 
     number_format = str(placement(settings)[1]).removeprefix("torch.")
-    ranks: list[bool] = []
+    reranks: list[bool] = []
     if model not in {*PRESETS, *SCORER_PRESETS}:
-        # By its settings alone, before its weights are fetched.
-        find_checkpoint(model, settings, lambda found: ranks.append(is_reranker(found)))
-    if model in SCORER_PRESETS or any(ranks):
+        # The settings alone tell the kind, before the weights are downloaded.
+        find_checkpoint(model, settings, lambda found: reranks.append(is_reranker(found)))
+    if model in SCORER_PRESETS or any(reranks):
         scorer = load_scorer(model, settings)
         findings = check_scorer(scorer, dtype=number_format)
         return "reranker", scorer.name, scorer.licence, findings, []
@@ -151,24 +154,24 @@ def _print(findings: Sequence[Finding], speeds: Sequence[Speed], licence: str | 
         text = Text(visible(each.what)).append(f"\n{visible(each.detail)}", style="dim")
         table.add_row(Text(word, style=style), text)
     for speed in speeds:
-        figures = f"{speed.per_second:,.1f} {speed.what} a second, {speed.batch} at a time"
+        figures = f"{speed.per_second:,.1f} {speed.what} per second, in batches of {speed.batch}"
         table.add_row("speed", Text(figures))
     if (memory := _memory()) is not None:
         table.add_row(
             "memory", Text(f"{memory / 2**30:.1f} GiB at most, Python and torch included")
         )
-    allowed = licence or "the model card names none; read it before you use the model"
+    allowed = licence or "not named in the model card; read it before you use the model"
     table.add_row("licence", Text(visible(allowed)))
     terminal.stdout.print(table)
     failed = sum(each.passed is False for each in findings)
-    left = sum(each.passed is None for each in findings)
-    words = f"{failed} failed" if failed else "All passed"
-    rest = f"; {left} not tried" if left else ""
-    terminal.stdout.print(f"{words} of {len(findings)}{rest}.", markup=False)
+    not_run = sum(each.passed is None for each in findings)
+    verdict = f"{failed} failed" if failed else "All passed"
+    rest = f"; {not_run} not tried" if not_run else ""
+    terminal.stdout.print(f"{verdict} of {len(findings)}{rest}.", markup=False)
 
 
 def _memory() -> int | None:
-    """The most bytes of memory that this process had; None where the system does not say."""
+    """The peak memory of this process in bytes; None if the system does not report it."""
     try:
         import resource  # not on Windows
     except ImportError:

@@ -1,4 +1,4 @@
-"""llama-gap copy, and drop: an index moved, and removed."""
+"""llama-gap copy and drop: copy an index, and remove one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def copy(
             "--to",
             metavar="FILE|URL",
             callback=options.checked_database,
-            help="The database of the copy (a server's token in MILVUS_TO_TOKEN).",
+            help="The database of the copy (set a server's token in MILVUS_TO_TOKEN).",
             show_default="the same",
         ),
     ] = None,
@@ -32,25 +32,26 @@ def copy(
         str | None, typer.Option(help="The name of the copy.", show_default="the same")
     ] = None,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Delete an index that is there.")
+        bool, typer.Option("--overwrite", help="First delete an index of that name.")
     ] = False,
     as_json: options.AsJson = False,
     all_skipped: options.AllSkipped = False,
 ) -> None:
-    """Copy an index to another database or another name. Nothing is embedded.
+    """Copy an index to another database or another name, without embedding anything again.
 
-    Without --tenant, an index that has tenants is copied with all of them. Run again, it completes
-    an interrupted copy, which nothing opens before.
+    Without --tenant, the copy of an index with tenants has all of them. A second run completes an
+    interrupted copy; until then, the copy cannot be opened.
     """
     from llama_index_gap.index.copying import CopyReport, copy_index
     from llama_index_gap.index.tenants import list_tenants
 
     if to is None and to_name is None:
-        raise typer.BadParameter("say where the copy is to be", param_hint="--to / --to-name")
+        raise typer.BadParameter("say where to put the copy", param_hint="--to / --to-name")
     options.check_is_there(db)
     target = to or db
     token = os.environ.get("MILVUS_TO_TOKEN")
-    if token is None and (target == db or not is_server(db)):  # never to another server
+    # The token of one server never goes to another.
+    if token is None and (target == db or not is_server(db)):
         token = options.token()
     tenants: list[str | None] = [tenant]
     if tenant is None:
@@ -75,13 +76,13 @@ def copy(
 
 
 def drop(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="The index, as 'info' lists it.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The index, as 'info' names it.")],
     *,
     db: options.Database = "gap.db",
     tenant: options.Tenant = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
-    """Remove an index: its collections, and the images that it keeps. Your own files stay."""
+    """Remove an index: its collections and the images that it stored. Your own files stay."""
     from llama_index_gap.index.dropping import drop_index
 
     options.check_is_there(db)

@@ -1,4 +1,4 @@
-"""llama-gap read, and index: a corpus checked, and put into an index."""
+"""llama-gap read and index: check a corpus, and put it into an index."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def read(
     reading: Reading,
     all_skipped: options.AllSkipped = False,
 ) -> None:
-    """Check a corpus: show how much can be read, and what is skipped and why."""
+    """Check a corpus: show what can be read, what is skipped, and why."""
     corpus = reading.corpus(path)
     terminal.stdout.print(visible(corpus.summary()), markup=False)
     terminal.print_skipped(corpus.skipped, all_skipped)
@@ -40,13 +40,13 @@ def index(
     source: options.Source = None,
     reading: Reading,
     running: Running,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Drop the index first.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete the index first.")] = False,
     chunk_size: ChunkSize = None,
     ray: Annotated[
         str | None,
         typer.Option(
             metavar="ADDRESS",
-            help="Let a Ray cluster do it: its host:port, 'auto' for the one that runs on this "
+            help="Index on a Ray cluster: its host:port, 'auto' for the one running on this "
             "machine, or 'local' to start one here.",
             show_default="this process",
         ),
@@ -54,21 +54,23 @@ def index(
     ray_actors: Annotated[
         int | None,
         typer.Option(
-            min=1, help="With --ray, so many workers at most.", show_default="one a GPU, else a CPU"
+            min=1,
+            help="With --ray, the most workers to start.",
+            show_default="one per GPU, or else per CPU",
         ),
     ] = None,
     all_skipped: options.AllSkipped = False,
 ) -> None:
-    """Put a corpus into an index; make the index if it is missing.
+    """Put a corpus into an index; create the index if it is missing.
 
-    Run again, it embeds only new and changed documents, and completes an interrupted run. Documents
+    A second run embeds only new and changed documents, and completes an interrupted run. Documents
     that are no longer in the corpus stay until 'llama-gap sync'.
     """
     if ray_actors is not None and ray is None:
-        raise typer.BadParameter("belongs to --ray", param_hint="--ray-actors")
+        raise typer.BadParameter("needs --ray", param_hint="--ray-actors")
     if ray is not None and not is_server(db):
         raise typer.BadParameter(
-            f"needs a Milvus server as --db, since only one process at a time opens {db}",
+            f"needs a Milvus server as --db, since only one process at a time can open {db}",
             param_hint="--ray",
         )
     options.check_models(db, models, overwrite=overwrite)
@@ -102,8 +104,8 @@ def index(
         documents = f"{report.vanished:,} document{'s are' if report.vanished > 1 else ' is'}"
         terminal.stdout.print(
             visible(
-                f"{documents} in the index and no longer in {path}: 'llama-gap sync {path} --db "
-                f"{db}' removes what is gone"
+                f"{documents} in the index but no longer in {path}; to remove them, run "
+                f"'llama-gap sync {path} --db {db}'"
             ),
             markup=False,
         )

@@ -1,4 +1,4 @@
-"""The demo: what the modality gap costs and what closes it, on a made-up newsroom, offline."""
+"""The demo: the cost of the modality gap, and ways to close it, on a made-up newsroom, offline."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ def run_demo(folder: str | Path, console: Console, *, articles: int, queries_per
     """Draw a newsroom, index it, search it, rerank, and show what each method finds.
 
     Args:
-        folder: for the newsroom, its index and the page. A second run uses the files that are
-            there.
+        folder: for the newsroom, its index and the page. A second run reuses these files.
         console: where to print.
-        articles: size of the newsroom.
-        queries_per_kind: number of queries that need a headline, an image or both, for each kind.
+        articles: the number of articles in the newsroom.
+        queries_per_kind: the number of queries that need the headline; as many need the image, and
+            as many need both.
 
     Raises:
         FileExistsError: the folder holds a newsroom of another size.
@@ -41,8 +41,8 @@ def run_demo(folder: str | Path, console: Console, *, articles: int, queries_per
     folder = Path(folder)
 
     console.print(
-        f"[bold]1. Draw[/bold] a made-up newsroom: {articles:,} articles, each a headline and an "
-        "image that shows what the headline does not say"
+        f"[bold]1. Draw[/bold] a made-up newsroom: {articles:,} articles, each with a headline and "
+        "an image that shows what the headline does not say"
     )
     corpus = write_newsroom(
         folder / "newsroom", articles=articles, queries_per_kind=queries_per_kind
@@ -50,28 +50,28 @@ def run_demo(folder: str | Path, console: Console, *, articles: int, queries_per
     dataset = read_dataset(corpus, show_progress=True)
 
     console.print(
-        "\n[bold]2. Index[/bold] it with a tiny CLIP that was [bold]trained on such newsrooms "
-        "only[/bold], with other events, places and scenes, and knows nothing else"
+        "\n[bold]2. Index[/bold] it with a tiny CLIP that was [bold]trained only on such "
+        "newsrooms[/bold], with other events, places and scenes, and knows nothing else"
     )
-    model = DualEncoderEmbedding(model_name=str(CHECKPOINT), dtype="float32")  # alike anywhere
+    model = DualEncoderEmbedding(model_name=str(CHECKPOINT), dtype="float32")  # same anywhere
     with DualIndex(str(folder / "newsroom.db"), embed_model=model) as index:
         report = index.refresh_ref_docs(dataset.corpus.nodes, show_progress=True)
         console.print(visible(report.summary()), highlight=False, markup=False)
 
-        unjudged = folder / "queries.txt"
-        unjudged.write_text("\n".join(development_queries()), encoding="utf-8")
-        learnt = index.learn_queries(read_unlabelled(unjudged))
+        unlabelled = folder / "queries.txt"
+        unlabelled.write_text("\n".join(development_queries()), encoding="utf-8")
+        learnt = index.learn_queries(read_unlabelled(unlabelled))
         console.print(
-            f"and let it [bold]learn[/bold] from {learnt.texts:,} queries to another newsroom, "
-            "which nobody judged: they say how far the scores of a query spread"
+            f"and let it [bold]learn[/bold] from {learnt.texts:,} unlabelled queries to another "
+            "newsroom how far the scores of a query spread"
         )
         console.print(
             "\n[bold]3. Search[/bold] it: a third of the queries need the headline (text), a third "
             "the image (image), a third both"
         )
         console.print(
-            "[bold]4. Rerank[/bold] the candidates by a tiny cross-encoder, which was also trained "
-            "on such newsrooms"
+            "[bold]4. Rerank[/bold] the candidates with a tiny cross-encoder, also trained only on "
+            "such newsrooms"
         )
         scorer = load_scorer(RERANKER, LoadingSettings(dtype="float32"))
         timed = _time_reranking(index, scorer, [query.text for query in dataset.queries])
@@ -95,11 +95,11 @@ def run_demo(folder: str | Path, console: Console, *, articles: int, queries_per
 
 
 def _time_reranking(index: DualIndex, scorer: PairScorer, queries: Sequence[str]) -> str:
-    """Time a query whose documents are new, and a second one over the same documents."""
+    """Time reranking for a first query, and for a second one over the same documents."""
     retriever = index.as_retriever(complete=True)
     reranker = MultiModalRerank(model=scorer, top_n=None)
     other = retriever.retrieve(queries[-1])[:2]
-    reranker.postprocess_nodes(other, query_str=queries[-1])  # the very first is slower
+    reranker.postprocess_nodes(other, query_str=queries[-1])  # the first call warms up the model
     hits = retriever.retrieve(queries[0])
     seconds = []
     for text in queries[:2]:

@@ -1,4 +1,4 @@
-"""llama-gap evaluate, and demo: each method measured on judged queries."""
+"""llama-gap evaluate and demo: measure each method on labelled queries."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ def evaluate(
         Path,
         typer.Argument(
             metavar="DATA",
-            help="A folder in the format of EDIS, MixBench or BEIR; or a corpus with queries.jsonl "
-            "beside it, whose lines are {query, relevant: [ID, …], kind}.",
+            help="A folder in the format of EDIS, MixBench or BEIR; or a corpus beside a file "
+            "queries.jsonl with lines {query, relevant: [ID, …], kind}.",
         ),
     ],
     *,
     models: model_options.Models,
     reranker: model_options.Reranker = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Ask only so many queries.")] = None,
-    split: Annotated[str, typer.Option(help="The split whose queries are asked.")] = "test",
+    limit: Annotated[int | None, typer.Option(min=1, help="Use at most this many queries.")] = None,
+    split: Annotated[str, typer.Option(help="The split to take queries from.")] = "test",
     db: Annotated[str | None, options.database_option("DATA's name with .db, here")] = None,
     html: options.Page = None,
     as_json: options.AsJson = False,
-    runs: Annotated[Path | None, typer.Option(help="Write rankings here, as TREC files.")] = None,
+    runs: Annotated[Path | None, typer.Option(help="Write rankings here as TREC files.")] = None,
 ) -> None:
-    """Compare ways to search, fuse and rerank on judged queries.
+    """Compare ways to search, fuse and rerank on labelled queries.
 
-    Documents that the index lacks are indexed first.
+    First indexes the documents that the index lacks.
     After Ctrl-C, the same command continues where it stopped.
     """
     from llama_index_gap.cli.experiment_tables import result_tables
@@ -62,8 +62,8 @@ def evaluate(
         first = report.skipped[0]
         terminal.say(
             "warning",
-            f"{len(report.skipped):,} texts or images could not be indexed, so that no method can "
-            f"find them; the first is {first.source}: {first.reason}",
+            f"{len(report.skipped):,} texts or images could not be indexed, so no method can find "
+            f"them; the first is {first.source}: {first.reason}",
         )
     if as_json:
         terminal.print_json(result.to_dict())
@@ -80,7 +80,7 @@ def evaluate(
 
 
 def demo(
-    folder: Annotated[Path, typer.Option(help="Keep all its files here.")] = Path("gap-demo"),
+    folder: Annotated[Path, typer.Option(help="Keep all files here.")] = Path("gap-demo"),
     articles: Annotated[int, typer.Option(min=100, help="Articles in the newsroom.")] = 3000,
     queries: Annotated[int, typer.Option(min=1, help="Queries of each kind.")] = 100,
 ) -> None:
@@ -88,7 +88,7 @@ def demo(
 
     Draws a made-up newsroom, indexes it with a tiny dual encoder, reranks
     with a tiny cross-encoder, and measures what each method finds.
-    Both models were trained on such newsrooms only.
+    Both models were trained only on such newsrooms.
     """
     from llama_index_gap.cli.demo import run_demo
 

@@ -1,4 +1,4 @@
-"""The results of an experiment for a terminal of 80 columns; nothing depends on colour alone."""
+"""The results of an experiment on a terminal of 80 columns, readable without colours."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from llama_index_gap.evaluation.metrics import SIGNIFICANT, Comparison
 from llama_index_gap.modality import MODALITIES, PLURAL
 from llama_index_gap.text import visible
 
-_KINDS_ABREAST = 4
+_KINDS_PER_TABLE = 4
 _ASKED = {"text": "a text", "image": "an image"}
 
 
@@ -40,8 +40,8 @@ def result_tables(result: ExperimentResult) -> Iterator[RenderableType]:
     yield methods
     yield Text(how_to_read(result), style="dim")
     kinds = list(result.kinds)
-    for start in range(0, len(kinds), _KINDS_ABREAST):
-        shown = kinds[start : start + _KINDS_ABREAST]
+    for start in range(0, len(kinds), _KINDS_PER_TABLE):
+        shown = kinds[start : start + _KINDS_PER_TABLE]
         titles = (visible(f"{kind} ({len(result.kinds[kind]):,})") for kind in shown)
         by_kind = _table("recall@10 by kind", *titles)
         for method in result.methods:
@@ -57,7 +57,7 @@ def result_tables(result: ExperimentResult) -> Iterator[RenderableType]:
 
 
 def example_in_words(example: Example) -> RenderableType:
-    """A query, and the documents ranked first: right or wrong, by which methods."""
+    """A query, and for each document ranked first: right or wrong, and by which methods."""
     query = example.query.text or f"image {example.query.image_path}"
     grid = Table.grid(padding=(0, 2, 0, 0))
     kind = "" if example.kind is None else f" ({example.kind})"
@@ -69,37 +69,37 @@ def example_in_words(example: Example) -> RenderableType:
 
 
 def how_to_read(result: ExperimentResult) -> str:
-    """A legend for the table of methods."""
+    """The legend of the table of methods."""
     reranked = f", for reranked methods from “{DEFAULT_RERANKED}”" if result.reranker else ""
     return (
-        "32 by text: 32 hits of the text leg alone. 16+16: 16 hits of each leg, fused; one mixed "
+        "32 by text: 32 hits of the text leg alone. 16+16: 16 hits of each leg, fused. One mixed "
         "index ranks by raw scores. In brackets: 95 % intervals. Difference: in recall@10 from "
-        f"“{DEFAULT}”{reranked}; lower or higher if it is significant (paired randomisation, "
+        f"“{DEFAULT}”{reranked}; lower or higher if significant (paired randomisation, "
         f"p < {SIGNIFICANT}), else unclear."
     )
 
 
 def own_modality_in_words(result: ExperimentResult) -> list[str]:
-    """What one mixed index prefers: a sentence for each modality of queries."""
+    """Which modality one mixed index prefers: a sentence for each modality of queries."""
     return [
-        f"One mixed index: of the first 10 hits for {_ASKED[own.modality]}, {own.share.value:.0%} "
-        f"are {PLURAL[own.modality]}; of all rows, {own.corpus_share:.0%} are."
+        f"One mixed index: {own.share.value:.0%} of the first 10 hits for {_ASKED[own.modality]} "
+        f"are {PLURAL[own.modality]}, and {own.corpus_share:.0%} of all rows."
         for own in result.own_modality
     ]
 
 
 def difference(comparison: Comparison | None) -> str:
-    """A difference with its verdict; empty for the methods that others are compared with."""
+    """A difference with its verdict; empty for the methods that serve as the reference."""
     if comparison is None:
         return ""
     return f"{comparison.difference.value:+.3f} {comparison.verdict}".replace("-", "−")
 
 
 def leg_rows(result: ExperimentResult) -> Iterator[tuple[str, list[str]]]:
-    """For each modality of queries, the recall@10 of its two legs, each alone."""
-    for query, words in _ASKED.items():
+    """For each modality of queries, the recall@10 of each leg alone."""
+    for query in _ASKED:
         found = [result.legs.get(f"{query}_to_{target}") for target in MODALITIES]
-        yield f"asked with {words}", ["–" if recall is None else str(recall) for recall in found]
+        yield f"{query} queries", ["–" if recall is None else str(recall) for recall in found]
 
 
 def _table(first: str, *columns: str) -> Table:

@@ -20,8 +20,8 @@ def print_report(report: Report, console: Console) -> None:
     """Print the main figures, the recommendations and the notes; page and JSON have all figures.
 
     Args:
-        report: what to print.
-        console: where to.
+        report: the report.
+        console: where to print it.
     """
 
     def heading(words: str) -> None:
@@ -38,10 +38,10 @@ def print_report(report: Report, console: Console) -> None:
     if any(
         each.bias for mitigation in found.mitigations.values() for each in mitigation.asked.values()
     ):
-        heading(f"The share of a query's own modality in its first {found.k}")
+        heading(f"Share of the query's own modality in the first {found.k} hits")
         console.print(_shares(found))
         if any(mitigation.only_means for mitigation in found.mitigations.values()):
-            console.print("* moves only the means: most of the bias is still there", style="dim")
+            console.print("* moves only the means: most of the bias remains", style="dim")
     for modality in found.labelled:
         heading(f"What {found.queries[modality]:,} labelled {modality} queries find")
         table = _table("", f"recall@{found.k}", f"nDCG@{found.k}")
@@ -50,7 +50,7 @@ def print_report(report: Report, console: Console) -> None:
             table.add_row(NAMES[name], _interval(asked.recall), _interval(asked.ndcg))
         console.print(table)
     if figures.scorers:
-        heading("The scores of texts and images of the same hits")
+        heading("Scores of the texts and the images among the same hits")
         console.print(_scorers(report))
     heading("What to do")
     for number, recommendation in enumerate(report.recommendations, 1):
@@ -93,7 +93,7 @@ def _gap(gap: GapReport) -> Table:
 def _shares(found: BeforeAfter) -> Table:
     table = _table("", *(f"{modality} queries" for modality in found.queries), "means apart")
     shares = (f"{found.corpus_share[modality]:.0%}" for modality in found.queries)
-    table.add_row("the corpus' own share", *shares, "")
+    table.add_row("share in the corpus", *shares, "")
     for name, mitigation in found.mitigations.items():
         biases = (mitigation.asked[modality].bias for modality in found.queries)
         apart = "" if mitigation.gap is None else f"{mitigation.gap.distance.value:.2f}"

@@ -1,4 +1,4 @@
-"""llama-gap info, and delete: looking after an index."""
+"""llama-gap info and delete: look into an index, and delete documents from it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SHOWN, _FOLDERS = 20, 5
 _STATES = {
     "opened": "opened",
     "gone": "no longer there: name its new place with --image-root",
-    "not opened here": "not opened: not indexed into this database here; --image-root opens it",
+    "not opened here": "not opened, since it was not indexed here; --image-root opens it",
 }
 
 
@@ -40,7 +40,7 @@ def info(
         bool, typer.Option("--all", help=f"List all documents, not only the first {_SHOWN}.")
     ] = False,
 ) -> None:
-    """List the indexes of a database, show one, or list its documents. Loads no model."""
+    """List the indexes of a database, show one index, or list its documents. Loads no model."""
     from llama_index_gap.index import catalog
 
     options.check_is_there(db)
@@ -66,15 +66,15 @@ def info(
 def _show(facts: IndexFacts) -> None:
     from llama_index_gap.index.query_sample import QuerySample
 
-    told = _as_dict(facts)
-    rows = [("database", told["database"])]
-    rows += [("tenant", told["tenant"])] if "tenant" in told else []
+    shown = _as_dict(facts)
+    rows = [("database", shown["database"])]
+    rows += [("tenant", shown["tenant"])] if "tenant" in shown else []
     rows += [("unfinished", begun) for begun in facts.unfinished]
     for role, held in facts.collections.items():
-        about = f"{held['rows']:,} rows of {held['dimension']} numbers in {held['name']}"
+        about = f"{held['rows']:,} rows of {held['dimension']} dimensions in {held['name']}"
         rows.append((PLURAL[role], about))
-    for role, model in told["models"].items():
-        for_both = role == "text" and "image" not in told["models"]
+    for role, model in shown["models"].items():
+        for_both = role == "text" and "image" not in shown["models"]
         title = "model" if for_both else f"model of {PLURAL[role]}"
         rows.append((title, f"{model['name']} (licence: {model['licence'] or 'not stated'})"))
     learnt = facts.queries_learnt
@@ -194,7 +194,7 @@ def _size(count: int) -> str:
 
 
 def licence(model: str) -> str | None:
-    """A model's licence, as far as it is known here without loading or downloading the model."""
+    """The licence of a model, if it is known without loading or downloading the model."""
     from llama_index_gap.models.checkpoints.checkpoint import Checkpoint
     from llama_index_gap.models.presets import PRESETS
 
@@ -208,7 +208,7 @@ def licence(model: str) -> str | None:
 def delete(
     documents: Annotated[
         list[str] | None,
-        typer.Argument(metavar="ID", help="Ids of documents, as 'search --explain' shows them."),
+        typer.Argument(metavar="ID", help="Document ids, from 'search --explain'."),
     ] = None,
     *,
     db: options.Database = "gap.db",
@@ -218,7 +218,7 @@ def delete(
     everything: Annotated[bool, typer.Option("--all", help="Delete all documents.")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Delete all without asking.")] = False,
 ) -> None:
-    """Delete documents from an index. Their own files stay."""
+    """Delete documents from an index. Your own files stay."""
     if everything == bool(documents):
         raise typer.BadParameter("pass ids of documents, or --all", param_hint="ID")
     with options.open_index(db, name, tenant=tenant, models=models) as index:
@@ -234,7 +234,7 @@ def delete(
         for document in documents or []:
             rows = left
             index.delete_ref_doc(document)
-            if (left := sum(index.count().values())) == rows:  # a node without a document, perhaps
+            if (left := sum(index.count().values())) == rows:  # perhaps a node without a document
                 index.delete_nodes([document])
             if (left := sum(index.count().values())) == rows:
                 missing.append(document)

@@ -1,4 +1,4 @@
-"""llama-gap learn: an index learns what its queries look like."""
+"""llama-gap learn: let an index learn from unlabelled queries."""
 
 from __future__ import annotations
 
@@ -17,25 +17,23 @@ def learn(
         Path | None,
         typer.Argument(
             metavar="QUERIES",
-            help="A text file with a query on each line, or a .jsonl file with an object on each "
-            'line: {"text": …}, {"image_path": …}, or both; images lie relative to the file.',
+            help="A text file with one query per line, or a .jsonl file with one object per line: "
+            '{"text": …}, {"image_path": …}, or both; paths are relative to the file.',
         ),
     ] = None,
     *,
     db: options.Database = "gap.db",
     name: options.Name = "gap",
     tenant: options.Tenant = None,
-    forget: Annotated[
-        bool, typer.Option("--forget", help="Forget the queries that were learnt.")
-    ] = False,
+    forget: Annotated[bool, typer.Option("--forget", help="Forget the learnt queries.")] = False,
     models: model_options.Models,
     as_json: options.AsJson = False,
     all_skipped: options.AllSkipped = False,
 ) -> None:
     """Learn from 100 to 300 unlabelled queries, so that each search finds more.
 
-    Take them from a log, or from a development set: never those that are judged later.
-    Only their vectors are kept, in place of earlier ones of the same modality.
+    Take them from a log or a development set, never from the queries of an evaluation.
+    Only their vectors are kept. They replace earlier ones of the same modality.
     """
     from llama_index_gap.evaluation.datasets import read_unlabelled
 
@@ -56,7 +54,7 @@ def learn(
     terminal.print_skipped(report.skipped, all_skipped)
     terminal.stdout.print(
         f"Each search of {name} now compares its scores with those of {sample}, in every process "
-        "that opens it from now on. 'llama-gap evaluate' says what that brings on judged queries.",
+        "that opens it from now on. 'llama-gap evaluate' measures the gain on labelled queries.",
         style="dim",
         markup=False,
     )

@@ -1,4 +1,4 @@
-"""llama-gap measure: the modality gap of an index, and what to do about it."""
+"""llama-gap measure: measure the modality gap of an index, and recommend a mitigation."""
 
 from __future__ import annotations
 
@@ -20,13 +20,15 @@ def measure(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help='Labelled queries, a line each: {"query": …, "relevant": [ID, …]}.',
+            help='Labelled queries, one per line: {"query": …, "relevant": [ID, …]}.',
             show_default="stored texts and images",
         ),
     ] = None,
     reranker: Annotated[
         str | None,
-        typer.Option(metavar="MODEL", help="Measure this reranker's gap too, with 16 queries."),
+        typer.Option(
+            metavar="MODEL", help="Also measure the gap of this reranker, with 16 queries."
+        ),
     ] = None,
     image_root: options.ImageRoots = None,
     models: model_options.Models,

@@ -1,4 +1,4 @@
-"""Options that say which models a command loads, and how; the same in every command that does."""
+"""Options for which models a command loads, and how; shared by all commands that load models."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ if TYPE_CHECKING:
     from llama_index_gap.models import PairScorer
     from llama_index_gap.search.rerank import MultiModalRerank
 
-BY_NAME = "a name that 'llama-gap models' lists, a hub name, or a folder."
+BY_NAME = "a name from 'llama-gap models', a hub name, or a folder."
 Reranker = Annotated[
-    str | None, typer.Option(metavar="MODEL", help=f"Rerank by this model: {BY_NAME}")
+    str | None, typer.Option(metavar="MODEL", help=f"Rerank with this model: {BY_NAME}")
 ]
 
-_OF_PROCESSES = {"device": "--device", "devices": "--device", "workers": "--workers"}
+_PLACEMENT_OPTIONS = {"device": "--device", "devices": "--device", "workers": "--workers"}
 
 
 @dataclass(frozen=True)
 class Models:
-    """The models that somebody named on the command line, and how they are loaded.
+    """The models named on the command line, and how to load them.
 
-    What these options allow holds for the models that are named there. A model that an index names
-    is loaded without code of its own and without pickles, whatever is allowed for others.
+    Permissions apply only to these models. A model that an index names is always loaded without
+    remote code and without pickles.
 
     Attributes:
         names: the models for texts, for images and for image queries.
-        allowed: revision, allow_pickle and trust_remote_code, as far as they are given.
-        places: cache_folder and local_files_only, which hold for stored models too.
-        texts: pooling and prompts of the model for texts, as far as they are given.
-        settings: of the model for texts, where a class is named.
+        allowed: revision, allow_pickle and trust_remote_code, if given.
+        places: cache_folder and local_files_only, which apply to stored models too.
+        texts: pooling and prompts of the model for texts, if given.
+        settings: settings of the model for texts, if it is named by its class.
     """
 
     names: tuple[str | None, str | None, str | None]
@@ -51,37 +51,37 @@ class Models:
 
     @property
     def by_class(self) -> bool:
-        """Whether any of them is named by its class."""
+        """Whether any model is named by its class."""
         return any(_names_a_class(each) for each in self.names)
 
     def check(self, reranker: str | None = None) -> None:
-        """Refuse options that belong to no model.
+        """Reject options that apply to no model.
 
         Args:
-            reranker: the model that was named for it.
+            reranker: the model of the reranker, if one is named.
         """
         named = [each for each in (*self.names, reranker) if each is not None]
         if self.names[1] is not None and self.names[0] is None:
             raise typer.BadParameter("needs --model too, for texts", param_hint="--image-model")
         if self.texts and self.names[0] is None:
             raise typer.BadParameter(
-                "belongs to a model; name it with --model",
+                "applies to a model; name it with --model",
                 param_hint=_option(next(iter(self.texts))),
             )
         if self.settings and not _names_a_class(self.names[0]):
             raise typer.BadParameter(
-                "belongs to a class, such as --model EmbeddingService", param_hint="--model-setting"
+                "applies to a class, such as --model EmbeddingService", param_hint="--model-setting"
             )
         for name in self.allowed:
             if not named:
                 raise typer.BadParameter(
-                    "holds for models that you name, with --model or --reranker; what an index "
-                    "names is loaded without it",
+                    "applies only to models that you name with --model or --reranker; the models "
+                    "that an index names are loaded without it",
                     param_hint=_option(name),
                 )
 
     def _allowed(self, name: str) -> dict[str, Any]:
-        """What is allowed for a model; the revision belongs to --model, else to the other one."""
+        """The permissions of a model; the revision applies only to the first model named."""
         first = next((each for each in self.names if each is not None), name)
         return {
             key: value for key, value in self.allowed.items() if key != "revision" or name == first
@@ -93,12 +93,12 @@ class Models:
         """Load the models that are named, for texts, images and image queries.
 
         Args:
-            stored: what an index says of its models, for those that are named by their class.
-            **settings: of each of them.
+            stored: what an index records of its models, for models that are named by their class.
+            **settings: settings of every model.
         """
         named = [each for each in self.names if each is not None]
         if named and all(map(_names_a_class, named)):
-            for setting, option in _OF_PROCESSES.items():
+            for setting, option in _PLACEMENT_OPTIONS.items():
                 if setting in settings:
                     raise typer.BadParameter(
                         f"says where a model runs; {named[0]} decides that itself",
@@ -147,45 +147,46 @@ class Models:
 def _options(
     *,
     model: Annotated[
-        str | None, typer.Option(help=f"The model: {BY_NAME}", show_default="the index's own")
+        str | None,
+        typer.Option(help=f"The embedding model: {BY_NAME}", show_default="the index's own"),
     ] = None,
     image_model: Annotated[
-        str | None, typer.Option(help="Another model, for images.", show_default="the same")
+        str | None, typer.Option(help="A separate model for images.", show_default="the same")
     ] = None,
     image_query_model: Annotated[
         str | None,
         typer.Option(
-            help="A third model, for image queries.", show_default="the index's own, or none"
+            help="A separate model for image queries.", show_default="the index's own, or none"
         ),
     ] = None,
     model_setting: Annotated[
         list[str] | None,
         typer.Option(
             metavar="KEY=VALUE",
-            help="A setting of --model where that is a class; may be given several times.",
+            help="A setting of --model if that is a class; repeatable.",
         ),
     ] = None,
     revision: Annotated[
         str | None,
         typer.Option(
-            help="Branch, tag or commit of --model on the hub (without it, of --reranker).",
+            help="Branch, tag or commit of --model on the hub; without --model, of --reranker.",
             show_default="the newest, or a preset's own",
         ),
     ] = None,
     pooling: Annotated[
         Literal["last", "mean", "cls"] | None,
-        typer.Option(help="How --model makes a vector, if its files do not say."),
+        typer.Option(help="How --model pools its tokens, if its files do not say."),
     ] = None,
     query_prompt: Annotated[
-        str | None, typer.Option(help="Put before queries.", show_default="what the model says")
+        str | None, typer.Option(help="Put this before queries.", show_default="the model's own")
     ] = None,
     document_prompt: Annotated[
-        str | None, typer.Option(help="Put before documents.", show_default="what the model says")
+        str | None, typer.Option(help="Put this before documents.", show_default="the model's own")
     ] = None,
     allow_pickle: Annotated[
         bool,
         typer.Option(
-            "--allow-pickle", help="Read pickled weights of the named models; they can carry code."
+            "--allow-pickle", help="Read pickled weights of the named models; they can run code."
         ),
     ] = False,
     trust_remote_code: Annotated[
@@ -201,7 +202,7 @@ def _options(
     local_files_only: Annotated[
         bool,
         typer.Option(
-            "--local-files-only", help="Ask no hub for models: take folders or the download cache."
+            "--local-files-only", help="Load models only from folders or the download cache."
         ),
     ] = False,
 ) -> Models:
@@ -220,7 +221,7 @@ def _options(
 with_models = with_group(
     "models", _options, lambda models, others: models.check(others.get("reranker"))
 )
-"""Gives a command the options about models, in place of its parameter ``models``."""
+"""Replaces the parameter ``models`` of a command by these options."""
 
 
 def _names_a_class(name: str | None) -> bool:
@@ -230,10 +231,10 @@ def _names_a_class(name: str | None) -> bool:
 
 
 def _setting(given: str) -> tuple[str, Any]:
-    """``dimensions=256`` as a name and what JSON reads in the value, else a text."""
+    """Split ``dimensions=256`` into a name and a value, which is JSON or else a text."""
     key, equals, value = given.partition("=")
     if not key or not equals:
-        raise typer.BadParameter(f"{given!r} is no KEY=VALUE", param_hint="--model-setting")
+        raise typer.BadParameter(f"{given!r} is not KEY=VALUE", param_hint="--model-setting")
     try:
         return key, json.loads(value)
     except ValueError:

@@ -1,4 +1,4 @@
-"""llama-gap models: the models that have a plain name."""
+"""llama-gap models: list the models that have a plain name."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from llama_index_gap.cli import options, terminal
 if TYPE_CHECKING:
     from llama_index_gap.models.presets import Preset, ScorerPreset
 
-_COMMIT = 12  # characters of a commit that are shown; --json has all
+_COMMIT = 12  # characters of a commit to show; --json has all of them
 
 
 def models(as_json: options.AsJson = False) -> None:
-    """List the models that have a plain name, and what each suits."""
+    """List the models that have a plain name, and what each is good for."""
     from llama_index_gap.models.presets import PRESETS, SCORER_PRESETS
 
     if as_json:
@@ -27,7 +27,7 @@ def models(as_json: options.AsJson = False) -> None:
         return
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
     table.add_column("name", style="bold")
-    table.add_column("what it suits", overflow="fold")
+    table.add_column("good for", overflow="fold")
     table.add_column("size", justify="right")
     table.add_column("tokens", justify="right")
     table.add_column("languages")
@@ -59,8 +59,8 @@ def models(as_json: options.AsJson = False) -> None:
         )
     terminal.stdout.print(table)
     terminal.stdout.print(
-        "\nLicences are those of the weights. The newest revision is loaded unless one is shown."
-        '\nLoad one by its name: DualEncoderEmbedding(model_name="jina"), '
+        "\nLicences apply to the weights. If no revision is shown, the newest one is loaded."
+        '\nLoad a model by its name: DualEncoderEmbedding(model_name="jina"), '
         'MultiModalRerank(model="jina-m0")',
         markup=False,
     )

@@ -1,4 +1,4 @@
-"""Options that belong together, given to a command in place of one parameter."""
+"""Groups of options, each of which replaces one parameter of a command."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ def with_group(
     options: Callable[..., _Group],
     check: Callable[[_Group, dict[str, Any]], None] | None = None,
 ) -> Callable[[Command], Command]:
-    """Give a command a group of options, in place of one of its parameters.
+    """Replace a parameter of a command by a group of options.
 
     Args:
-        parameter: the command's, which takes what the options say.
-        options: has the options as its parameters, and makes of them what the command takes.
-        check: refuses what does not go together with the command's other arguments.
+        parameter: the name of the parameter.
+        options: takes the options as its parameters, and returns the value for the parameter.
+        check: rejects a value that conflicts with the other arguments of the command.
     """
 
     def decorated(command: Command) -> Command:
@@ -42,7 +42,7 @@ def with_group(
         parameters: list[inspect.Parameter] = []
         for each in own:
             parameters += added if each.name == parameter else [each]
-        # Typer reads both.
+        # Typer reads both the signature and the annotations.
         setattr(  # noqa: B010
             with_options,
             "__signature__",

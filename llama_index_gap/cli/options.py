@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def token() -> str | None:
-    """What opens a server: ``user:password`` or an API key."""
+    """The credentials for a server: ``user:password`` or an API key."""
     return os.environ.get("MILVUS_TOKEN")
 
 
@@ -36,18 +36,16 @@ def timeout() -> float:
     try:
         return float(given)
     except ValueError as error:
-        raise InvalidValueError(
-            f"MILVUS_TIMEOUT={given!r}: must be seconds, as a number"
-        ) from error
+        raise InvalidValueError(f"MILVUS_TIMEOUT={given!r}: must be a number of seconds") from error
 
 
 def checked_database(uri: str | None) -> str | None:
-    """Check a database's name; a shell may complete the name of a file."""
+    """Check the name of a database, and expand ``~`` in the name of a file."""
     if uri is None:
         return None
     if is_server(uri):
         if re.search(r"//[^/?#]*@", uri):
-            raise typer.BadParameter("holds a password; leave it out and set MILVUS_TOKEN=user:…")
+            raise typer.BadParameter("contains a password; remove it and set MILVUS_TOKEN=user:…")
         return uri
     path = Path(uri).expanduser()
     if path.suffix != ".db":
@@ -61,7 +59,7 @@ def database_option(show_default: bool | str = True) -> Any:
         "--db",
         metavar="FILE|URL",
         callback=checked_database,
-        help="A Milvus Lite file, or the URL of a server (its token in MILVUS_TOKEN).",
+        help="A Milvus Lite file, or the URL of a server (set its token in MILVUS_TOKEN).",
         show_default=show_default,
     )
 
@@ -76,34 +74,36 @@ Database = Annotated[str, database_option()]
 Name = Annotated[str, typer.Option(help="The name of the index in the database.")]
 Source = Annotated[
     str | None,
-    typer.Option(help="A name of the corpus, for 'sync'.", show_default="its path"),
+    typer.Option(help="The name of the corpus, for 'sync'.", show_default="its path"),
 ]
 Tenant = Annotated[
     str | None,
-    typer.Option(help="Whose part of the index, if it has tenants.", show_default="no tenants"),
+    typer.Option(help="The tenant, if the index has tenants.", show_default="no tenants"),
 ]
-AllSkipped = Annotated[bool, typer.Option("--all", help="List all that is skipped.")]
+AllSkipped = Annotated[bool, typer.Option("--all", help="List everything that is skipped.")]
 ImageRoots = Annotated[
     list[Path] | None,
     typer.Option(
         "--image-root",
         metavar="FOLDER",
-        help="Open images of the index in this folder only; may be given several times.",
+        help="Open images of the index only in this folder; repeatable.",
         show_default="the folders that were indexed here",
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
-Page = Annotated[Path | None, typer.Option(callback=_page, help="Write the result as a page, too.")]
+Page = Annotated[
+    Path | None, typer.Option(callback=_page, help="Also write the result as an HTML page.")
+]
 
 
 def address(database: str, name: str, token: str | None, tenant: str | None = None) -> IndexAddress:
-    """Where an index is, with its images in their default place.
+    """The address of an index that keeps its images in the default folder.
 
     Args:
         database: a file or a server.
-        name: of the index.
-        token: for a server.
-        tenant: whose part of the index.
+        name: the name of the index.
+        token: the credentials for a server.
+        tenant: the tenant, if the index has tenants.
     """
     from llama_index_gap.index.image_storage import storage_folder
     from llama_index_gap.index.tenants import scope_of
@@ -115,10 +115,10 @@ def address(database: str, name: str, token: str | None, tenant: str | None = No
 
 
 def check_is_there(database: str) -> None:
-    """Keep Milvus Lite from making a database where somebody only wants to read one."""
+    """Reject a missing database, which Milvus Lite would otherwise create."""
     if not _is_there(database):
         raise FileNotFoundError(
-            f"{database}: no such database; make one with: llama-gap index PATH --db {database} "
+            f"{database}: no such database; create it with: llama-gap index PATH --db {database} "
             "--model NAME"
         )
 
@@ -136,15 +136,15 @@ def open_index(
     models: Models,
     **settings: Any,
 ) -> DualIndex:
-    """Open an index that must be there, with the models that are named, or those it names itself.
+    """Open an existing index, with the models that are named, or else with its own.
 
     Args:
         database: a file or a server.
-        name: of the index.
-        image_root: folders that images are opened in; by default those that were indexed here.
-        tenant: whose part of the index.
-        models: what the command line says of models.
-        **settings: of the embedding models.
+        name: the name of the index.
+        image_root: folders to open images in; by default those that were indexed here.
+        tenant: the tenant, if the index has tenants.
+        models: the model options of the command line.
+        **settings: settings of the embedding models.
     """
     check_is_there(database)
     for_texts, for_images, for_image_queries = _load(database, name, tenant, models, settings)
@@ -163,7 +163,7 @@ def open_index(
 
 
 def check_models(database: str, models: Models, *, overwrite: bool = False) -> None:
-    """Reject models that cannot make an index, before any of them is loaded."""
+    """Reject a new index without a model, before anything is loaded."""
     if models.names[0] is None and (overwrite or not _is_there(database)):
         raise typer.BadParameter(
             f"a new index in {database} needs a model; 'llama-gap models' lists some",
@@ -181,20 +181,20 @@ def open_or_make_index(
     image_root: Path | None = None,
     **settings: Any,
 ) -> DualIndex:
-    """Open an index, or make it where it is missing.
+    """Open an index, or create it if it is missing.
 
     Args:
         database: a file or a server.
-        name: of the index.
-        models: what the command line says of models.
-        tenant: whose part of the index.
-        overwrite: drop what the index, or the tenant, holds.
-        image_root: folder that images must lie in.
-        **settings: of the embedding models.
+        name: the name of the index.
+        models: the model options of the command line.
+        tenant: the tenant, if the index has tenants.
+        overwrite: first delete everything that the index, or the tenant, holds.
+        image_root: the folder that must contain the images.
+        **settings: settings of the embedding models.
     """
-    there = _is_there(database) and not overwrite
+    exists = _is_there(database) and not overwrite
     for_texts, for_images, for_image_queries = (
-        _load(database, name, tenant, models, settings) if there else models.load(**settings)
+        _load(database, name, tenant, models, settings) if exists else models.load(**settings)
     )
     return llama_index_gap.DualIndex(
         database,
@@ -217,22 +217,22 @@ def own_models(
     """The models that an index was made with.
 
     Args:
-        address: of the index.
-        settings: take the place of those that it names.
+        address: the address of the index.
+        settings: settings that override the stored ones.
         roles: which of ``text``, ``image`` and ``image_query``.
     """
     from llama_index_gap.index.versions import stored_models
 
     stored = stored_models(address)
     if not stored:
-        raise typer.BadParameter(f"{address} does not say its model", param_hint="--model")
+        raise typer.BadParameter(f"{address} does not name its model", param_hint="--model")
 
     def built(identity: dict[str, Any] | None) -> BaseEmbedding | None:
         if identity is None:
             return None
         if identity["class_name"] != llama_index_gap.DualEncoderEmbedding.class_name():
             raise typer.BadParameter(
-                f"{identity['model_name']} cannot be built from its name alone; name one",
+                f"{identity['model_name']} cannot be built from its name alone; name a model",
                 param_hint="--model",
             )
         return llama_index_gap.DualEncoderEmbedding.from_dict(identity | settings)
@@ -243,7 +243,7 @@ def own_models(
 def _load(
     database: str, name: str, tenant: str | None, models: Models, settings: dict[str, Any]
 ) -> list[BaseEmbedding | None]:
-    """The models that are named, or, where settings are given, those that the index names."""
+    """The models that are named; if only settings are given, the index's own models with these."""
     from llama_index_gap.index.versions import stored_models
 
     where = address(database, name, token(), tenant)

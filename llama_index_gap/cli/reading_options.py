@@ -1,4 +1,4 @@
-"""Options that say how a corpus is read; the same in every command that reads one."""
+"""Options for reading a corpus, shared by all commands that read one."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ ChunkSize = Annotated[
     int | None,
     typer.Option(
         min=1,
-        help="Cut texts into chunks of so many tokens.",
-        show_default="512, or fewer that the model reads",
+        help="Split texts into chunks of at most this many tokens.",
+        show_default="512, or the model's limit if lower",
     ),
 ]
 
 
 @dataclass(frozen=True)
 class Reading:
-    """How a corpus is read, as the command line says.
+    """How to read a corpus.
 
     Attributes:
-        settings: of ``read_corpus``.
+        settings: arguments of ``read_corpus``.
     """
 
     settings: dict[str, Any]
 
     @property
     def max_pixels(self) -> int:
-        """Larger images are skipped."""
+        """The number of pixels above which an image is skipped."""
         return int(self.settings["max_pixels"])
 
     def corpus(self, path: Path, chunk_size: int | None = None) -> Corpus:
-        """Read a corpus; shows its progress on a terminal.
+        """Read a corpus, and show the progress.
 
         Args:
             path: a file or a folder.
@@ -58,28 +58,30 @@ def _options(
     *,
     root: Annotated[
         Path | None,
-        typer.Option(help="Folder that images must lie in.", show_default="the corpus'"),
+        typer.Option(help="Folder that must contain the images.", show_default="the corpus'"),
     ] = None,
     text_field: Annotated[
         list[str] | None,
-        typer.Option(metavar="COLUMN", help="A table's column of texts; repeatable."),
+        typer.Option(metavar="COLUMN", help="Table column with texts; repeatable."),
     ] = None,
     image_field: Annotated[
         list[str] | None,
-        typer.Option(metavar="COLUMN", help="A table's column of images; repeatable."),
+        typer.Option(metavar="COLUMN", help="Table column with images; repeatable."),
     ] = None,
     id_field: Annotated[
         list[str] | None,
-        typer.Option(metavar="COLUMN", help="A table's column of ids; repeatable."),
+        typer.Option(metavar="COLUMN", help="Table column with ids; repeatable."),
     ] = None,
     pages: Annotated[
-        bool, typer.Option("--pages", help="Make every page of a PDF file an image, too.")
+        bool, typer.Option("--pages", help="Also make an image of every page of a PDF file.")
     ] = False,
     max_pixels: Annotated[
         int | None,
-        typer.Option(min=1, help="Skip larger images.", show_default="89 megapixels"),
+        typer.Option(
+            min=1, help="Skip images with more pixels than this.", show_default="89 megapixels"
+        ),
     ] = None,
-    drafts: Annotated[bool, typer.Option("--drafts", help="Read unpublished pages, too.")] = False,
+    drafts: Annotated[bool, typer.Option("--drafts", help="Also read unpublished pages.")] = False,
 ) -> Reading:
     from llama_index_gap.images.limits import MAX_PIXELS
 
@@ -97,4 +99,4 @@ def _options(
 
 
 with_reading = with_group("reading", _options)
-"""Gives a command the options about reading a corpus, in place of its parameter ``reading``."""
+"""Replaces the parameter ``reading`` of a command by these options."""

@@ -1,4 +1,4 @@
-"""llama-gap reembed: an index embedded anew with another model."""
+"""llama-gap reembed: embed an index again with another model."""
 
 from __future__ import annotations
 
@@ -21,32 +21,33 @@ def reembed(
     models: model_options.Models,
     dimensions: Annotated[
         int | None,
-        typer.Option(min=1, help="Keep so many dimensions (Matryoshka).", show_default="all"),
+        typer.Option(min=1, help="Keep this many dimensions (Matryoshka).", show_default="all"),
     ] = None,
     aligner: Annotated[
-        Path | None, typer.Option(help="Move all vectors by this aligner.", show_default="none")
+        Path | None, typer.Option(help="Move all vectors with this aligner.", show_default="none")
     ] = None,
     db: options.Database = "gap.db",
     name: options.Name = "gap",
     tenant: options.Tenant = None,
     image_root: options.ImageRoots = None,
     skip_unreadable: Annotated[
-        bool, typer.Option("--skip-unreadable", help="Leave out what can no longer be read.")
+        bool, typer.Option("--skip-unreadable", help="Leave out rows that can no longer be read.")
     ] = False,
     running: Running,
     as_json: options.AsJson = False,
     all_skipped: options.AllSkipped = False,
 ) -> None:
-    """Embed an index anew with another model, other dimensions or an aligner.
+    """Embed an index again, with another model, other dimensions or an aligner.
 
-    The index is searched as it was until all is there. Run again, it completes an interrupted run.
+    Searches use the old vectors until all new ones are there. A second run completes an
+    interrupted one.
     """
     from llama_index_gap.index.reembedding import reembed_index
 
     model, image_model, image_query_model = models.names
     if model is None and dimensions is None and aligner is None:
         raise typer.BadParameter(
-            "say what is to change; 'llama-gap models' lists some models",
+            "say what to change; 'llama-gap models' lists some models",
             param_hint="--model / --dimensions / --aligner",
         )
     options.check_is_there(db)
@@ -77,7 +78,7 @@ def reembed(
         terminal.print_report(report)
         return
     took = duration(time.monotonic() - started)
-    terminal.stdout.print(visible(f"Embedded anew in {took}: {report.summary()}"), markup=False)
+    terminal.stdout.print(visible(f"Embedded again in {took}: {report.summary()}"), markup=False)
     for lost in report.lost:
-        terminal.stdout.print(visible(f"Gone: {lost}"), markup=False)
+        terminal.stdout.print(visible(f"Lost: {lost}"), markup=False)
     terminal.print_skipped(report.skipped, all_skipped)

@@ -1,4 +1,4 @@
-"""Options that say where models run, and in how many processes; of the commands that embed much."""
+"""Options for where models run and in how many processes, for commands that embed much."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Running:
     """Where the models of a command run.
 
     Attributes:
-        settings: of ``DualEncoderEmbedding``, as far as they are given.
+        settings: settings of ``DualEncoderEmbedding``, if given.
     """
 
     settings: dict[str, Any]
@@ -27,7 +27,7 @@ def _options(
         str | None,
         typer.Option(
             metavar="DEVICE",
-            help="Where models run; several (cuda:0,cuda:1) are used at once, each by a process.",
+            help="Where models run. Each of several (cuda:0,cuda:1) gets a process.",
             show_default="a GPU if there is one",
         ),
     ] = None,
@@ -36,8 +36,8 @@ def _options(
         typer.Option(
             min=1,
             metavar="N",
-            help="Embed in so many processes, each with its own model.",
-            show_default="in this one",
+            help="Embed in this many processes, each with a copy of the model.",
+            show_default="this process",
         ),
     ] = None,
 ) -> Running:
@@ -45,12 +45,12 @@ def _options(
     if device is not None and "," in device:
         if not all(devices):
             raise typer.BadParameter(
-                f"{device!r}: name devices with a comma between them, such as cuda:0,cuda:1",
+                f"{device!r}: separate devices by commas, as in cuda:0,cuda:1",
                 param_hint="--device",
             )
         if workers is not None:
             raise typer.BadParameter(
-                f"{device} has a process for each device; leave --workers out, or name one device",
+                f"{device} starts a process on each device; leave --workers out, or name one",
                 param_hint="--workers",
             )
         return Running({"devices": devices})
@@ -59,4 +59,4 @@ def _options(
 
 
 with_running = with_group("running", _options)
-"""Gives a command these options, in place of its parameter ``running``."""
+"""Replaces the parameter ``running`` of a command by these options."""

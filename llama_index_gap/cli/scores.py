@@ -1,4 +1,4 @@
-"""Scores, and what gave them, as people read them."""
+"""Scores and models in a readable form."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ if TYPE_CHECKING:
 
 
 def format_fused(result: SearchResult, score: float | None) -> str:
-    """A score of a leg or of the fusion, with the decimals that its method calls for."""
+    """A score of a leg or of the fusion, with as many decimals as suit its method."""
     if score is None:
         return "–"
     return f"{score:.4f}" if by_place(result) else f"{score:.2f}"
 
 
 def format_score(result: SearchResult, score: float | None) -> str:
-    """A score that ranks the documents: of the reranker, if there is one."""
+    """A score that ranks the documents: the reranker's, if there is one."""
     if score is None or result.reranker is None:
         return format_fused(result, score)
     return f"{score:.3f}"
 
 
 def by_place(result: SearchResult) -> bool:
-    """Whether the legs were fused by rank, so that scores are worth of places, not evidence."""
+    """Whether the legs were fused by rank, so that scores depend on ranks alone."""
     return result.fusion is not None and result.fusion.normalize == "rank"
 
 
@@ -34,5 +34,5 @@ def by_intent(result: SearchResult) -> bool:
 
 
 def model_in_short(name: str) -> str:
-    """A model's name; of one in a folder, not where that lies."""
+    """The name of a model; of a folder, only its last part."""
     return Path(name).name if Path(name).is_absolute() else name

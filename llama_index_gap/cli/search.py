@@ -1,4 +1,4 @@
-"""llama-gap search: what it finds, and why in this order."""
+"""llama-gap search: find documents, and explain their order."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def search(
     text: Annotated[str, typer.Argument(metavar="TEXT", help="What to search for.")] = "",
     *,
     image: Annotated[
-        Path | None, typer.Option(help="Search by this image, or by the text and it.")
+        Path | None, typer.Option(help="Search by this image, alone or together with TEXT.")
     ] = None,
     db: options.Database = "gap.db",
     name: options.Name = "gap",
@@ -46,10 +46,12 @@ def search(
     image_root: options.ImageRoots = None,
     min_probability: Annotated[
         float | None,
-        typer.Option(min=0, max=1, help="Leave out what is less probable, where that is known."),
+        typer.Option(
+            min=0, max=1, help="Leave out less probable hits; needs a calibrator in the index."
+        ),
     ] = None,
     explain: Annotated[
-        bool, typer.Option("--explain", help="Show where each score comes from, and why.")
+        bool, typer.Option("--explain", help="Show how each score came about.")
     ] = False,
     models: model_options.Models,
     as_json: options.AsJson = False,
@@ -96,7 +98,7 @@ def search(
 def _why_nothing(
     index: DualIndex, result: SearchResult, narrowing: Narrowing, min_probability: float | None
 ) -> str:
-    """What leaves nothing to be shown: the index, or what was asked of it."""
+    """Say why nothing was found: because of the index, the filters or the probability."""
     count = index.count()
     if not any(count.values()):
         return "Nothing was found: the index is empty."
@@ -110,7 +112,7 @@ def _why_nothing(
 
 
 def _warn_of_images(result: SearchResult) -> None:
-    """Say which images that were found cannot be opened, and what may open them."""
+    """Warn of found images that cannot be opened, and say what may help."""
     from llama_index_gap.images.opening import ImageError, check_image
 
     reasons = []
@@ -122,9 +124,9 @@ def _warn_of_images(result: SearchResult) -> None:
                 reasons.append(str(error))
     if reasons:
         known = "--image-root" in reasons[0]
-        way_out = "" if known else "; if their folder was moved, name its new place: --image-root"
-        images = "an image that was found" if len(reasons) == 1 else f"{len(reasons)} images found"
-        say("warning", f"{images} cannot be opened: {reasons[0]}{way_out}")
+        hint = "" if known else "; if their folder has moved, name its new place: --image-root"
+        images = "1 image found" if len(reasons) == 1 else f"{len(reasons)} images found"
+        say("warning", f"{images} cannot be opened: {reasons[0]}{hint}")
 
 
 def _print_documents(result: SearchResult) -> None:
@@ -146,11 +148,11 @@ def _print_documents(result: SearchResult) -> None:
         )
     stdout.print(table)
     if result.reranker is None and by_intent(result):
-        meaning = "score = log odds that it is meant; text, image: by each alone"
+        meaning = "score = log odds of being meant; text, image: by each alone"
     elif result.reranker is None:
-        meaning = "score = text + image, what each adds"
+        meaning = "score = text + image, the contributions of the two"
     else:
-        meaning = f"score = mean of text and image, as {visible(result.reranker)} rates them"
+        meaning = f"score = mean of text and image, rated by {visible(result.reranker)}"
     hint = f"{meaning}; --explain says why, --html shows the images"
     stdout.print(hint, style="dim", markup=False)
 
@@ -165,7 +167,7 @@ def _columns(title: str, *numbers: str, style: str = "") -> Table:
 
 
 def _where(node: BaseNode) -> Text:
-    """An image's path from here, where that is shorter; terminals that know links get one."""
+    """The path of an image, relative if that is shorter, and a link if the terminal has links."""
     image_path = getattr(node, "image_path", None)
     if not image_path:
         url = getattr(node, "image_url", None) or ""
@@ -179,7 +181,7 @@ def _where(node: BaseNode) -> Text:
     return Text(visible(shown), style=style, overflow="fold")
 
 
-# --- why -----------------------------------------------------------------------------------------
+# --- the explanation -----------------------------------------------------------------------------
 
 
 def _print_explanation(result: SearchResult) -> None:
@@ -192,18 +194,18 @@ def _print_explanation(result: SearchResult) -> None:
         stdout.print(heading)
         stdout.print(_legs(result, document))
         if result.reranker is not None:
-            read = [
+            ratings = [
                 f"{name} {format_score(result, value)}" for name, value in document.reranked.items()
             ]
-            of = ", ".join(read) or "neither text nor image could be read"
-            stdout.print(f"   score {format_score(result, document.score)}: {of}", markup=False)
+            parts = ", ".join(ratings) or "neither text nor image could be read"
+            stdout.print(f"   score {format_score(result, document.score)}: {parts}", markup=False)
         fused = "score" if result.reranker is None else "found with"
         stdout.print(
             f"   {fused} {format_fused(result, document.fused)}{_shares(result, document)}"
         )
         place = by_raw.index(document) + 1
         if place != document.rank:
-            stdout.print(f"   by its highest cosine it would be number {place} of these")
+            stdout.print(f"   ranked by highest cosine, it would be number {place}")
         stdout.print()
     for line in _method(result):
         stdout.print(visible(line), style="dim", markup=False)
@@ -220,8 +222,8 @@ def _legs(result: SearchResult, document: FoundDocument) -> Table:
         table.add_column("hub", justify="right")
     if not ranks:
         table.add_column("above usual", justify="right")
-    says = "for its place" if ranks else "log odds" if intent else "evidence"
-    table.add_column(says, justify="right")
+    column = "for its rank" if ranks else "log odds" if intent else "evidence"
+    table.add_column(column, justify="right")
     for each in document.legs:
         hub = [f"{-each.hub:+.4f}" if each.hub else ""] if hubs else []
         sigma = [] if ranks else ["" if each.sigma is None else f"{each.sigma:+.2f} σ"]
@@ -231,7 +233,7 @@ def _legs(result: SearchResult, document: FoundDocument) -> Table:
 
 
 def _shares(result: SearchResult, document: FoundDocument) -> str:
-    """Which leg contributes most of the fused score; with intent, what the query is about."""
+    """The share of the fused score from its best leg; with intent, from each leg."""
     found = [each for each in document.legs if each.evidence is not None]
     if len(found) < 2:
         return f": all of it from {found[0].leg.title}" if found else ""
@@ -250,19 +252,19 @@ def _shares(result: SearchResult, document: FoundDocument) -> str:
 
 
 def _method(result: SearchResult) -> list[str]:
-    """How the documents were ranked."""
+    """Explain how the documents were ranked."""
     lines = []
     if result.reranker is not None:
         lines.append(
-            f"{result.reranker} has read what was found: text and image are rated on one scale, "
-            "and the score is their mean. How it was found:"
+            f"{result.reranker} read the texts and images that were found and rated both on one "
+            "scale; the score is the mean. How the documents were found:"
         )
     if by_place(result):
-        lines.append("Ranked by place: each leg adds 1 / (60 + the document's place in it).")
+        lines.append("Ranked by rank fusion: each leg adds 1 / (60 + the document's rank in it).")
     else:
         lines.append(
-            "Cosines of texts and of images cannot be compared: between them lies the modality "
-            "gap. So each counts by how many standard deviations (σ) it lies above what this "
+            "Cosines of texts and of images cannot be compared, because of the modality gap. So "
+            "each counts by how many standard deviations (σ) it lies above the scores that this "
             "query gets from other vectors of the same collection."
         )
     if by_intent(result):
@@ -274,22 +276,22 @@ def _method(result: SearchResult) -> list[str]:
         )
     elif result.fusion is not None and result.fusion.combine == "evidence":
         lines.append(
-            "Evidence is −log of the probability of lying as high by chance, which is likelier in "
-            "a larger collection; the evidence of the legs is added. A leg marked 'not found' does "
-            "not have the document among its top hits, so it adds nothing."
+            "Evidence is −log of the probability of a score this high by chance, which is likelier "
+            "in a larger collection; the evidence of the legs is added. A leg marked 'not found' "
+            "does not have the document among its top hits, so it adds nothing."
         )
     if result.note:
         lines.append(f"There was {result.note}.")
     if result.fusion is not None and result.fusion.hubs:
         taken = ", ".join(f"{name} {share:.2f}" for name, share in result.fusion.hubs.items())
         lines.append(
-            "Some vectors are near to every query: hubs. That was taken off their cosines, by this "
-            f"much of it: {taken}."
+            "Some vectors, called hubs, are near to every query. Their cosines were corrected by "
+            f"this share of that nearness: {taken}."
         )
     if result.fusion is not None and result.fusion.sample_queries:
         lines.append(
-            f"The index has learnt from {result.fusion.sample_queries} queries how far scores "
-            "usually spread."
+            f"The index learnt from {result.fusion.sample_queries} queries how far scores usually "
+            "spread."
         )
     lines += [
         f"The {leg.title} leg left out {summary.improbable} hits as too improbable."

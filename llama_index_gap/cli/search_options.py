@@ -1,4 +1,4 @@
-"""Options that narrow a search: by metadata, to one modality, or by what a modality counts."""
+"""Options that narrow a search by metadata or to one modality, or weigh the modalities."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ _CONDITION = re.compile(
     r"\s*(?P<key>[^=<>~]*?)\s*(?P<sign>>=|<=|!=|==|=|>|<|~)(?P<value>.*)", re.DOTALL
 )
 _QUOTED = re.compile(r"(?P<quote>[\"'])(?P<text>.*)(?P=quote)", re.DOTALL)
-# As JSON writes numbers: 007 and +1 are texts, such as codes.
+# Numbers as JSON writes them: 007 and +1 stay texts, since they may be codes.
 _NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?")
-_MOST_INTEGER = 2**63
-_NAMED = 5
+_MAX_INTEGER = 2**63
+_MAX_EXAMPLES = 5
 
 
 @dataclass(frozen=True)
 class Condition:
-    """A condition on metadata, as the shell gives it.
+    """A condition on metadata, from the command line.
 
     Attributes:
-        given: the whole of it, for messages.
-        key: of the metadata.
+        given: the whole condition, for messages.
+        key: the metadata key.
         sign: one of ``=``, ``!=``, ``>``, ``>=``, ``<``, ``<=`` and ``~``.
         text: the value, without the quotes around it.
-        quoted: whether it was quoted, and so is a text, whatever it looks like.
+        quoted: whether the value was quoted, and so is a text even if it looks like a number.
     """
 
     given: str
@@ -50,26 +50,26 @@ class Condition:
 
     @property
     def number(self) -> int | float | None:
-        """The number that the value looks like, true and false among them; None for a text."""
+        """The value as a number, 1 or 0 for true or false; None for a text."""
         if self.quoted:
             return None
-        if self.text.lower() in {"true", "false"}:  # filters of LlamaIndex take no booleans
+        if self.text.lower() in {"true", "false"}:  # LlamaIndex filters take no booleans
             return int(self.text.lower() == "true")
         if not _NUMBER.fullmatch(self.text):
             return None
         value: int | float = json.loads(self.text) if len(self.text) < 400 else math.inf
-        in_range = abs(value) < _MOST_INTEGER if isinstance(value, int) else math.isfinite(value)
+        in_range = abs(value) < _MAX_INTEGER if isinstance(value, int) else math.isfinite(value)
         return value if in_range else None
 
 
 @dataclass(frozen=True)
 class Narrowing:
-    """What a search is narrowed to.
+    """How a search is narrowed.
 
     Attributes:
-        conditions: on metadata, all of which must hold.
-        only: the modality that is searched; None for both.
-        weights: what each modality counts, as far as it is given.
+        conditions: metadata conditions, all of which must hold.
+        only: the only modality to search; None for both.
+        weights: the weights of modalities that were given.
     """
 
     conditions: tuple[Condition, ...]
@@ -77,12 +77,12 @@ class Narrowing:
     weights: dict[str, float]
 
     def check(self, *, text: bool, image: bool, reranker: str | None) -> None:
-        """Refuse weights where there is nothing to be weighed.
+        """Reject weights that have no effect.
 
         Args:
-            text: whether a text is searched for.
-            image: whether an image is searched by.
-            reranker: the model that has the last word.
+            text: whether the query has a text.
+            image: whether the query has an image.
+            reranker: the model of the reranker, if one is named.
         """
         if not self.weights:
             return
@@ -92,26 +92,26 @@ class Narrowing:
             why = "an image alone searches only images; add a TEXT, or leave --weights out"
         elif reranker is not None:
             why = (
-                "--reranker gives all that is found scores of its own, whatever the weights; leave "
-                "one of the two options out"
+                "--reranker scores all hits without regard to weights; leave one of the two "
+                "options out"
             )
         else:
             return
-        raise typer.BadParameter(f"nothing to be weighed: {why}", param_hint="--weights")
+        raise typer.BadParameter(f"has no effect: {why}", param_hint="--weights")
 
     def settings(self, top_k: int, *, image_alone: bool) -> dict[str, Any]:
-        """Settings of ``DualIndex.search`` that narrow it; the filters come beside them.
+        """Arguments of ``DualIndex.search`` that narrow it, except the filters.
 
         Args:
             top_k: documents to find.
-            image_alone: whether an image is searched by, and no text.
+            image_alone: whether the query is an image without a text.
         """
         settings: dict[str, Any] = {"weights": self.weights or None}
         if self.only is None:
             return settings
         from llama_index_gap.search.retriever import TOP_K
 
-        # Whatever else a document has belongs to the other modality.
+        # The other parts of a document belong to the other modality, so none are added.
         settings |= {"similarity_top_k": 0, "image_similarity_top_k": 0, "complete": False}
         wanted = "similarity_top_k" if self.only == "text" else "image_similarity_top_k"
         settings[wanted] = max(TOP_K, top_k)
@@ -120,14 +120,13 @@ class Narrowing:
         return settings
 
     def filters(self, retriever: DualIndexRetriever) -> MetadataFilters | None:
-        """The conditions as LlamaIndex' filters, on values as the index stores them.
+        """The conditions as LlamaIndex filters, for values as the index stores them.
 
         Args:
-            retriever: of the index; it says which fields there are, and what they hold.
+            retriever: the retriever of the index, which shows the fields and their values.
 
         Raises:
-            InvalidValueError: no document has a field, or an order is asked for that its values do
-                not have.
+            InvalidValueError: no document has a field, or its values have no order to compare by.
         """
         if not self.conditions:
             return None
@@ -136,34 +135,37 @@ class Narrowing:
         return MetadataFilters(filters=[_filter(each, retriever) for each in self.conditions])
 
     def nothing_fits(self, retriever: DualIndexRetriever, min_probability: float | None) -> str:
-        """Why nothing was found, with some values of the fields that are filtered by.
+        """Say that nothing matches, and show some values of the filtered fields.
 
         Args:
-            retriever: of the index, without the filters.
-            min_probability: what is less probable is left out, too.
+            retriever: the retriever of the index, without the filters.
+            min_probability: the lowest probability that was asked for, if any.
         """
         from llama_index_gap.store.filters import COLUMNS
 
-        probable = "" if min_probability is None else f", with a probability of {min_probability}"
-        said = [f"Nothing fits {' and '.join(each.given for each in self.conditions)}{probable}."]
+        conditions = [each.given for each in self.conditions]
+        if min_probability is not None:
+            conditions.append(f"a probability of at least {min_probability}")
+        sentences = [f"Nothing matches {' and '.join(conditions)}."]
         for key in dict.fromkeys(each.key for each in self.conditions if each.key not in COLUMNS):
             values = list(dict.fromkeys(_in_words(value) for value in _values(retriever, key)))
-            more = ", …" if len(values) > _NAMED else ""
-            said.append(f"The index has {key} {', '.join(values[:_NAMED])}{more}")
-        return " ".join(said)
+            more = ", …" if len(values) > _MAX_EXAMPLES else ""
+            examples = ", ".join(values[:_MAX_EXAMPLES])
+            sentences.append(f"Values of {key} in the index: {examples}{more}")
+        return " ".join(sentences)
 
 
 def parsed_condition(given: str) -> Condition:
-    """A condition such as ``year>=2020``.
+    """Parse a condition such as ``year>=2020``.
 
     Args:
-        given: as the shell gives it.
+        given: the condition on the command line.
     """
     found = _CONDITION.fullmatch(given)
     if found is None or not found["key"]:
         raise typer.BadParameter(
-            f"{given!r} is no condition; write KEY=VALUE, or !=, >, >=, <, <= or ~ (contains) in "
-            "place of =",
+            f"{given!r} is not a condition; write KEY=VALUE, or replace = by !=, >, >=, <, <= or "
+            "~ (contains)",
             param_hint="--filter",
         )
     value, sign = found["value"].strip(), found["sign"].replace("==", "=")
@@ -181,7 +183,7 @@ def parsed_condition(given: str) -> Condition:
 
 
 def _filter(condition: Condition, retriever: DualIndexRetriever) -> Any:
-    """A condition, for values of whatever type the index holds."""
+    """A condition as a filter, for values of any type that the index holds."""
     from llama_index.core.vector_stores.types import (
         FilterCondition,
         FilterOperator,
@@ -227,7 +229,7 @@ def _filter(condition: Condition, retriever: DualIndexRetriever) -> Any:
 
 
 def _ordered(condition: Condition, held: Sequence[Any]) -> str | int | float:
-    """What values are more or less than: a number where the field has numbers, else a text."""
+    """The bound to compare with: a number if the field holds numbers, else a text."""
     numbers = any(isinstance(each, int | float) for each in held)
     if numbers and condition.number is not None:
         return condition.number
@@ -236,8 +238,8 @@ def _ordered(condition: Condition, held: Sequence[Any]) -> str | int | float:
         kind = "numbers" if numbers else "lists"
         raise InvalidValueError(
             f"--filter {condition.given}: {condition.key} holds {kind}, such as "
-            f"{_in_words(held[0])}, and {condition.text!r} is neither more nor less than these; "
-            + ("give a number" if numbers else "use = to ask what a list holds")
+            f"{_in_words(held[0])}, which cannot be compared with {condition.text!r}; "
+            + ("give a number" if numbers else "use = to find lists that hold a value")
         )
     if condition.number is not None:
         for each in texts:
@@ -248,9 +250,9 @@ def _ordered(condition: Condition, held: Sequence[Any]) -> str | int | float:
                 other > condition.number
             ):
                 raise InvalidValueError(
-                    f"--filter {condition.given}: {condition.key} holds numbers as texts, which "
-                    f"are compared letter by letter, so that {each!r} would come out on the wrong "
-                    f"side of {condition.text!r}; index them as numbers, or name values: "
+                    f"--filter {condition.given}: {condition.key} holds numbers as texts. Texts "
+                    f"are compared letter by letter, so {each!r} would land on the wrong side of "
+                    f"{condition.text!r}; index them as numbers, or name values: "
                     f"{condition.key}={each}"
                 )
     return condition.text
@@ -268,7 +270,7 @@ def _in_words(value: Any) -> str:
 
 
 def _weights(given: str | None) -> dict[str, float]:
-    """``text=1,image=2`` as a weight for each modality that is named."""
+    """Parse ``text=1,image=2`` into a weight for each modality that is named."""
     from llama_index_gap.search.fusion import check_weights
 
     weights: dict[str, float] = {}
@@ -280,7 +282,7 @@ def _weights(given: str | None) -> dict[str, float]:
             weight = math.nan
         if not equals or math.isnan(weight):
             raise typer.BadParameter(
-                f"{given!r}: write text=1,image=2, or one of these", param_hint="--weights"
+                f"{given!r}: write text=1,image=2, or only one of the two", param_hint="--weights"
             )
         if name in weights:
             raise typer.BadParameter(f"{given!r} weighs {name} twice", param_hint="--weights")
@@ -293,7 +295,7 @@ def _weights(given: str | None) -> dict[str, float]:
     if silent:
         other = next(each for each in MODALITIES if each != silent[0])
         raise typer.BadParameter(
-            f"{silent[0]}=0 counts for nothing; to search by the other modality alone, use "
+            f"{silent[0]}=0 ignores {silent[0]} hits; to search only the other modality, use "
             f"--only {other}",
             param_hint="--weights",
         )
@@ -307,18 +309,18 @@ def _options(
         typer.Option(
             "--filter",
             metavar="KEY=VALUE",
-            help="Only documents whose metadata are so; also !=, >, >=, <, <= and ~ (contains). "
-            "May be given several times: all must hold.",
+            help="Find only documents with this metadata; also !=, >, >=, <, <= and ~ (contains). "
+            "Repeatable: all must hold.",
         ),
     ] = None,
     only: Annotated[
-        Modality | None, typer.Option(help="Search this modality alone.", show_default="both")
+        Modality | None, typer.Option(help="Search only this modality.", show_default="both")
     ] = None,
     weights: Annotated[
         str | None,
         typer.Option(
             metavar="text=N,image=N",
-            help="What each modality counts: image=2 doubles the odds that an image is meant.",
+            help="The weight of each modality: image=2 doubles the odds that an image is meant.",
             show_default="text=1,image=1",
         ),
     ] = None,
@@ -327,4 +329,4 @@ def _options(
 
 
 with_narrowing = with_group("narrowing", _options)
-"""Gives a command these options, in place of its parameter ``narrowing``."""
+"""Replaces the parameter ``narrowing`` of a command by these options."""

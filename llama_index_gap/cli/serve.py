@@ -1,4 +1,4 @@
-"""llama-gap mcp and llama-gap serve: an index for chat programs, and as a local page."""
+"""llama-gap mcp and serve: offer an index to chat programs, and show it on a local page."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from llama_index_gap.index.dual_index import DualIndex
     from llama_index_gap.search.rerank import MultiModalRerank
 
-_AT_ONCE = 64  # requests
-_LONGEST_ADDRESS = 2**18  # bytes; a text of 10,000 characters takes up to 120,000
-_LAST_ANSWERS_S = 5
+_MAX_REQUESTS = 64  # at once
+_MAX_URL_BYTES = 2**18  # a text of 10,000 characters takes up to 120,000
+_SHUTDOWN_SECONDS = 5
 
 
 @model_options.with_models
@@ -31,19 +31,19 @@ def mcp(
         Path | None,
         typer.Option(
             metavar="FOLDER",
-            help="Also open images of the index that lie in this folder, and let clients search "
-            "by its images.",
+            help="Also open the index's images in this folder, and let clients search by images "
+            "in it.",
             show_default="only the folders that were indexed here",
         ),
     ] = None,
     about: Annotated[
-        str, typer.Option(metavar="TEXT", help="Tell the models what the index holds.")
+        str, typer.Option(metavar="TEXT", help="Tell the chat models what the index holds.")
     ] = "",
 ) -> None:
     """Offer an index to chat programs, as an MCP server over stdin and stdout.
 
     The programs can search and find similar images, but change nothing.
-    Each program starts the server itself: the README shows its settings.
+    Each program starts the server itself, as the documentation shows.
     """
     try:
         from llama_index_gap.agents.mcp_server import make_server, serve
@@ -89,17 +89,17 @@ def serve(
         str,
         typer.Option(
             metavar="ADDRESS",
-            help="Listen on this address. Whoever reaches another one than 127.0.0.1 can search "
-            "the index and see its images: there is no password.",
+            help="Listen on this address. On any but 127.0.0.1, whoever reaches it can search the "
+            "index and see its images: there is no password.",
         ),
     ] = "127.0.0.1",
     port: Annotated[
-        int, typer.Option(min=0, max=65535, help="Listen on this port; 0 takes a free one.")
+        int, typer.Option(min=0, max=65535, help="Listen on this port; 0 picks a free one.")
     ] = 8765,
 ) -> None:
-    """Show an index on a local page: ask, and see what each leg finds and what fusion makes of it.
+    """Search an index on a local page, which shows each leg, the fusion and the reranking.
 
-    The page searches and shows images of the index, and changes nothing. Ctrl-C ends it.
+    The page searches the index and shows its images, but changes nothing. Ctrl-C ends it.
     """
     try:
         import uvicorn
@@ -112,7 +112,7 @@ def serve(
         if missing not in {"starlette", "uvicorn", "python_multipart"}:
             raise
         terminal.fail(
-            f"the page needs {missing}, which the extra mcp brings: pip install "
+            f"the page needs {missing}, which the extra mcp installs: pip install "
             "'llama-index-gap[mcp]', or in a checkout '.[mcp]'"
         )
     options.check_is_there(db)
@@ -135,8 +135,8 @@ def serve(
         if not is_loopback(host):
             terminal.say(
                 "warning",
-                f"this page is open to whoever reaches {host}: they can search the index and see "
-                "its texts and images, without a password; leave --host out to keep it to yourself",
+                f"anyone who reaches {host} can search the index and see its texts and images, "
+                "without a password; leave --host out to keep the page to yourself",
             )
         terminal.note("Open this address in a browser; Ctrl-C ends it.")
         server = uvicorn.Server(
@@ -148,9 +148,9 @@ def serve(
                 proxy_headers=False,
                 http="h11",
                 ws="none",
-                limit_concurrency=_AT_ONCE,
-                h11_max_incomplete_event_size=_LONGEST_ADDRESS,
-                timeout_graceful_shutdown=_LAST_ANSWERS_S,
+                limit_concurrency=_MAX_REQUESTS,
+                h11_max_incomplete_event_size=_MAX_URL_BYTES,
+                timeout_graceful_shutdown=_SHUTDOWN_SECONDS,
             )
         )
         try:

@@ -1,4 +1,4 @@
-"""One search seen from all sides: what each leg finds alone, and what becomes of it together."""
+"""A search together with what each leg finds alone."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from llama_index_gap.search.retriever import TOP_K
 
 @dataclass(frozen=True)
 class SideBySide:
-    """What a search found, and what each of its legs did.
+    """What a search found, and what each leg found alone.
 
     Attributes:
-        result: the documents of all legs together, reranked if that was asked for.
-        legs: what each leg finds alone: its first documents.
-        places: by leg, the place that each document has there.
-        fused: the place that each document had before it was reranked.
+        result: the documents of all legs together, reranked if requested.
+        legs: the first documents of each leg alone.
+        places: for each leg, the ranks of its documents by key.
+        fused: the ranks of the documents before reranking, by key.
     """
 
     result: SearchResult
@@ -43,22 +43,22 @@ def search_side_by_side(
     combine: Combine,
     reranker: MultiModalRerank | None,
 ) -> SideBySide:
-    """Search an index, and keep what the legs found before they were brought together.
+    """Search an index, and keep what each leg found before fusion.
 
     Args:
-        index: what to search.
-        text: what to search for; may be empty with an image.
-        image: to search by.
-        top_k: documents to show, of each leg and of all.
+        index: the index to search.
+        text: the query text; may be empty if there is an image.
+        image: the query image, if any.
+        top_k: documents to show, of each leg and of all together.
         normalize: as for ``DualIndex.search``.
         combine: as for ``DualIndex.search``.
-        reranker: ranks what was found anew.
+        reranker: reranks the documents, if any.
 
     Raises:
         ValueError: as for ``DualIndex.search``.
         ImageError: the image cannot be opened.
     """
-    nodes = max(TOP_K, top_k)  # as the search itself takes from each leg
+    nodes = max(TOP_K, top_k)  # as many as a search takes from each leg by default
     result = index.search(
         text,
         image,

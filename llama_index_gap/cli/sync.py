@@ -1,4 +1,4 @@
-"""llama-gap sync: an index brought in step with a corpus that has changed."""
+"""llama-gap sync: bring an index in step with a corpus that has changed."""
 
 from __future__ import annotations
 
@@ -30,32 +30,34 @@ def sync(
     name: options.Name = "gap",
     tenant: options.Tenant = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show what would be done, and write nothing.")
+        bool, typer.Option("--dry-run", help="Show what would change, and write nothing.")
     ] = False,
     source: options.Source = None,
     whole_index: Annotated[
         bool,
-        typer.Option("--whole-index", help="Delete whatever else the index holds, too."),
+        typer.Option("--whole-index", help="Also delete everything else in the index."),
     ] = False,
     delete_unreadable: Annotated[
         bool,
-        typer.Option("--delete-unreadable", help="Delete what may only be unreadable now, too."),
+        typer.Option(
+            "--delete-unreadable", help="Also delete documents that may only be unreadable now."
+        ),
     ] = False,
     delete_most: Annotated[
-        bool, typer.Option("--delete-most", help="Let more than half of the corpus vanish.")
+        bool, typer.Option("--delete-most", help="Allow deleting more than half of the corpus.")
     ] = False,
     reading: Reading,
     chunk_size: ChunkSize = None,
     running: Running,
     models: model_options.Models,
     all_listed: Annotated[
-        bool, typer.Option("--all", help="List all documents, and all that is skipped.")
+        bool, typer.Option("--all", help="List all documents and everything that is skipped.")
     ] = False,
 ) -> None:
     """Bring an index in step with its corpus: embed what is new or changed, delete what is gone.
 
-    Documents of other corpora stay. Run again, it completes an interrupted run. Say how the corpus
-    is read as you did to 'llama-gap index'.
+    Documents of other corpora stay. A second run completes an interrupted one. Give the same
+    reading options as you gave 'llama-gap index'.
     """
     options.check_is_there(db)
     started = time.monotonic()
@@ -76,9 +78,7 @@ def sync(
             )
     terminal.stdout.print(visible(f"Read {corpus.summary()}"), markup=False)
     done = (
-        "Plan, nothing was written"
-        if dry_run
-        else f"In step in {duration(time.monotonic() - started)}"
+        "Plan, nothing written" if dry_run else f"In step in {duration(time.monotonic() - started)}"
     )
     terminal.stdout.print(visible(f"{done}: {report.summary()}"), markup=False)
     _print_documents(report, all_listed)
@@ -87,14 +87,14 @@ def sync(
     if report.others:
         rows = "1 other row stays" if report.others == 1 else f"{report.others:,} other rows stay"
         terminal.stdout.print(
-            f"{rows}: of other corpora, of inserted nodes, or written by an earlier version and "
-            "gone since; --whole-index deletes them"
+            f"{rows}: from other corpora, from inserted nodes, or from documents that an earlier "
+            "version wrote and that are gone since; --whole-index deletes them"
         )
     terminal.print_skipped([*corpus.skipped, *report.written.skipped], all_listed)
 
 
 def _print_documents(report: SyncReport, all_listed: bool) -> None:
-    """List what has changed, the first of each sort unless all are wanted."""
+    """List the changed documents: all of them, or only the first of each kind of change."""
     former = {old: new for new, old in report.renamed.items()}
     sorts = {
         "new": [

@@ -1,4 +1,4 @@
-"""What commands print: results on stdout; notes, warnings and errors on stderr."""
+"""Printing for commands: results on stdout; notes, warnings and errors on stderr."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ INTERRUPTED = 130
 
 
 def say(kind: str, message: str) -> None:
-    """Print a message on stderr as one line; only a terminal gets it broken between words.
+    """Print a message on stderr as one line, which only a terminal wraps.
 
     Args:
-        kind: ``error``, ``warning`` or ``stopped``.
-        message: in words for users.
+        kind: ``error``, ``warning``, ``note`` or ``stopped``.
+        message: the text for the user.
     """
     line = " ".join(part.strip() for part in message.splitlines() if part.strip())
     text = Text(f"{kind}: ", style="red" if kind == "error" else "yellow")
@@ -50,46 +50,46 @@ def fail(message: str) -> NoReturn:
 
 
 def note(message: str) -> None:
-    """Tell whoever sits at a terminal what is going on."""
+    """Print what the command is doing, if stderr is a terminal."""
     if stderr.is_terminal:
         stderr.print(Text(visible(message), style="dim"))
 
 
 def print_json(value: Any) -> None:
-    """Print what scripts read; all but ASCII is escaped."""
+    """Print JSON for scripts; all characters outside ASCII are escaped."""
     typer.echo(json.dumps(value, indent=2).replace("\x7f", "\\u007f"))
 
 
 def print_report(report: Any) -> None:
-    """Print a report of counts, and of what was skipped and why, for scripts.
+    """Print a report as JSON: its counts, and each skipped item with the reason.
 
     Args:
-        report: has ``skipped`` among its attributes.
+        report: an object with an attribute ``skipped``.
     """
     skipped = [{"source": each.source, "reason": each.reason} for each in report.skipped]
     print_json({**vars(report), "skipped": skipped})
 
 
 def print_traceback(error: BaseException) -> None:
-    """Print where an error comes from."""
+    """Print the traceback of an error."""
     _write(type(error), error, error.__traceback__)
 
 
 @contextmanager
 def only_visible() -> Iterator[None]:
-    """Keep what Python itself prints, for whatever library, from steering the terminal.
+    """Escape control characters in what Python itself prints, so that they reach no terminal.
 
-    These are logs, warnings, and tracebacks of threads and of what nobody can catch.
+    This covers logs, warnings, and tracebacks of threads and of errors that nobody can catch.
     """
 
     def record(*args: Any, **kwargs: Any) -> logging.LogRecord:
-        return _VisibleRecord(made(*args, **kwargs))
+        return _VisibleRecord(make_record(*args, **kwargs))
 
     def warning(*args: Any, **kwargs: Any) -> str:
-        return visible(formatted(*args, **kwargs))
+        return visible(format_warning(*args, **kwargs))
 
-    made, formatted = logging.getLogRecordFactory(), warnings.formatwarning
-    of_threads, of_others = threading.excepthook, sys.unraisablehook
+    make_record, format_warning = logging.getLogRecordFactory(), warnings.formatwarning
+    thread_hook, unraisable_hook = threading.excepthook, sys.unraisablehook
     logging.setLogRecordFactory(record)
     warnings.formatwarning = warning
     threading.excepthook = lambda args: _write(*args[:3])
@@ -97,18 +97,18 @@ def only_visible() -> Iterator[None]:
     try:
         yield
     finally:
-        logging.setLogRecordFactory(made)
-        warnings.formatwarning = formatted
-        threading.excepthook, sys.unraisablehook = of_threads, of_others
+        logging.setLogRecordFactory(make_record)
+        warnings.formatwarning = format_warning
+        threading.excepthook, sys.unraisablehook = thread_hook, unraisable_hook
 
 
 class _VisibleRecord(logging.LogRecord):
-    """A log record whose message and traceback do not steer the terminal."""
+    """A log record with control characters escaped in its message and traceback."""
 
     def __init__(self, record: logging.LogRecord) -> None:
         vars(self).update(vars(record))
         if self.exc_info and self.exc_info[0] is not None:
-            # Every handler's formatter takes this text, where it is there, for the traceback.
+            # Every formatter prints this text, if it is set, as the traceback.
             self.exc_text = visible("".join(traceback.format_exception(*self.exc_info)).rstrip())
 
     def getMessage(self) -> str:  # noqa: N802, logging's own name
@@ -121,7 +121,7 @@ def _write(*error: Any) -> None:
 
 
 def write_page(path: Path, page: str) -> None:
-    """Write a page, and tell where."""
+    """Write a page, and say where it is."""
     path.write_text(page, encoding="utf-8")
     note(f"Written to {path}")
 
@@ -130,8 +130,8 @@ def print_skipped(skipped: Sequence[Skipped], all_skipped: bool) -> None:
     """Print what was skipped and why.
 
     Args:
-        skipped: all of it.
-        all_skipped: whether to print more than the first ten.
+        skipped: everything that was skipped.
+        all_skipped: whether to print all of it, not only the first ten.
     """
     shown = skipped if all_skipped else skipped[:10]
     if shown:
@@ -146,7 +146,7 @@ def print_skipped(skipped: Sequence[Skipped], all_skipped: bool) -> None:
 
 @contextmanager
 def resumable(how: str = "") -> Iterator[None]:
-    """Answer Ctrl-C with a line that says how to complete what was begun."""
+    """On Ctrl-C, say how to complete the interrupted work."""
     try:
         yield
     except KeyboardInterrupt:

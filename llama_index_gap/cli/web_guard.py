@@ -1,4 +1,4 @@
-"""What every request to the local page must pass, and what every answer says."""
+"""Checks on every request to the local page, and headers on every response."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 MAX_IMAGE_BYTES = 20 * 2**20
-"""The largest image that may be sent."""
+"""The size of the largest image that may be uploaded."""
 _MAX_BODY = MAX_IMAGE_BYTES + 2**16  # with the form's other fields
-_DRAINED = 10  # times as much is read, and thrown away, so that a browser shows the answer
+# Up to this many times as much is read and thrown away, so that a browser shows the response.
+_DRAINED = 10
 _TOO_LARGE = (
-    f"The image is larger than {MAX_IMAGE_BYTES // 2**20} MiB. Scale it down, and send it again."
+    f"The image is larger than {MAX_IMAGE_BYTES // 2**20} MiB. Scale it down and upload it again."
 )
 _HEADERS = {
     "Cache-Control": "private, no-cache",
-    "Content-Security-Policy": "frame-ancestors 'none'",  # a page's own policy cannot say it
+    "Content-Security-Policy": "frame-ancestors 'none'",  # not allowed in a page's <meta> policy
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Referrer-Policy": "no-referrer",
@@ -28,21 +29,22 @@ _HEADERS = {
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches an address."""
+    """Whether only this machine can reach an address."""
     return host == "localhost" or (_is_address(host) and ip_address(host).is_loopback)
 
 
 class Guard:
-    """Lets requests through that a page of this server, or somebody at the keyboard, has made.
+    """Lets only requests through that this server's own pages, or the user, have made.
 
-    A page of another site may make a browser ask this machine. Under a name of its own that leads
-    here (DNS rebinding) it could read the answers: so the name must be one of this machine's, or
-    an address, which cannot be rebound. Under this server's own name it can read nothing, but
-    could keep the models busy: so it may only lead here, as links do.
+    A page of another site can make the browser send requests to this machine. If it does so under
+    a host name of its own that resolves here (DNS rebinding), it could read the responses. So the
+    host name must belong to this machine, or be an address, which cannot be rebound. Under this
+    server's own name it cannot read the responses, but could keep the models busy. So other sites
+    may only navigate here, as links do.
 
     Args:
-        app: what is guarded.
-        host: what the server listens on.
+        app: the application to guard.
+        host: the address that the server listens on.
     """
 
     def __init__(self, app: ASGIApp, host: str) -> None:
@@ -79,7 +81,7 @@ class Guard:
                 headers = MutableHeaders(scope=message)
                 for name, value in _HEADERS.items():
                     headers[name] = value
-                if unread:  # else the server would go on reading, and nobody would listen
+                if unread:  # otherwise the server would read on without a use for it
                     headers["Connection"] = "close"
             await send(message)
 
@@ -92,12 +94,12 @@ class Guard:
         """Why a request is refused; empty if it is not."""
         hosts = headers.getlist("host")
         if len(hosts) != 1 or not self._is_ours(_without_port(hosts[0])):
-            return "This server does not answer to that name. Use the address that it printed."
+            return "This server does not answer to that host name. Use the address that it printed."
         if headers.get("sec-fetch-site", "none") in {"none", "same-origin"}:
             return ""
         if method == "GET" and headers.get("sec-fetch-mode") == "navigate":
             return ""
-        return "Another site's page asked for this. Only this server's own pages may."
+        return "A page of another site sent this request. Only this server's own pages may do so."
 
     def _is_ours(self, name: str) -> bool:
         if name in self._names:

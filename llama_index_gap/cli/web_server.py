@@ -1,4 +1,4 @@
-"""The local page as a web application: it asks an index, and changes nothing."""
+"""The web application behind the local page: it searches an index, and changes nothing."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from dataclasses import fields, replace
 from typing import Any, TypeAlias, cast
 
-import python_multipart  # noqa: F401  Starlette reads forms by it, and asks for it only then
+import python_multipart  # noqa: F401  Starlette needs it for forms, but imports it only then
 from starlette.applications import Starlette
 from starlette.datastructures import UploadFile
 from starlette.requests import Request
@@ -35,22 +35,22 @@ from llama_index_gap.threads import in_thread
 logger = logging.getLogger(__name__)
 
 Open: TypeAlias = Callable[[], tuple[DualIndex, MultiModalRerank | None]]
-"""Opens the index, and loads what reranks."""
-_MOST_UPLOADS = 4 * MAX_IMAGE_BYTES  # bytes, all together
-_MOST_DOCUMENTS = 50
-_FIELD_BYTES = 4 * LONGEST_QUERY + 1024
+"""Opens the index, and loads the reranker, if any."""
+_MAX_UPLOAD_BYTES = 4 * MAX_IMAGE_BYTES  # of all kept images together
+_MAX_DOCUMENTS = 50
+_MAX_FIELD_BYTES = 4 * LONGEST_QUERY + 1024
 
 
 def make_app(open_index: Open, served: Served, *, host: str = "127.0.0.1") -> ASGIApp:
     """Make a web application that shows what each leg of a search finds.
 
-    The index is opened in a thread as the application starts, and closed as it ends. Where it
-    cannot be opened, the page says why, and asked again it tries again.
+    A thread opens the index when the application starts. The index closes when the application
+    ends. If it cannot be opened, the page says why, and the next request tries again.
 
     Args:
-        open_index: gives the index and what reranks.
-        served: what the pages say of it.
-        host: what the server listens on; decides to which names it answers.
+        open_index: opens the index and loads the reranker.
+        served: what the pages say about the index.
+        host: the address that the server listens on; decides which host names it answers to.
     """
     opening, uploads = _Opening(open_index), _Uploads()
 
@@ -70,18 +70,22 @@ def make_app(open_index: Open, served: Served, *, host: str = "127.0.0.1") -> AS
         try:
             index, reranker = await opening.index()
             return HTMLResponse(await in_thread(_answer, index, reranker, uploads, served, asked))
-        except Exception as error:  # whatever the reason, it is what to show
+        except Exception as error:  # the page shows any error
             return _failed(served, asked, error)
 
     async def take(request: Request) -> Response:
-        limits = {"max_files": 1, "max_fields": len(fields(Asked)), "max_part_size": _FIELD_BYTES}
+        limits = {
+            "max_files": 1,
+            "max_fields": len(fields(Asked)),
+            "max_part_size": _MAX_FIELD_BYTES,
+        }
         async with request.form(**limits) as form:
             asked = _asked(form)
             file = form.get("file")
             content = await file.read() if isinstance(file, UploadFile) else b""
         if content:
             try:
-                await in_thread(scaled_jpeg, content, LARGE)  # decoded once: it can be shown
+                await in_thread(scaled_jpeg, content, LARGE)  # fails unless it can be shown
             except ImageError as error:
                 return _failed(served, asked, f"The image cannot be opened: {error.reason}")
             asked = replace(asked, image=uploads.keep(content), like="")
@@ -110,20 +114,20 @@ def make_app(open_index: Open, served: Served, *, host: str = "127.0.0.1") -> AS
 
 
 def _asked(given: Mapping[str, Any]) -> Asked:
-    """What a form or an address asks for; other fields, and files, are left out."""
+    """The parameters in a form or a URL; other fields, and files, are left out."""
     names = (each.name for each in fields(Asked))
     return Asked(**{name: given[name] for name in names if isinstance(given.get(name), str)})
 
 
 def _failed(served: Served, asked: Asked, error: object) -> Response:
-    """The page with an error in place of an answer; one that nobody expects is logged, too."""
+    """The page with an error in place of an answer; an unexpected error is also logged."""
     expected = isinstance(error, (str, *EXPECTED_ERRORS))
     if not expected:
         logger.error("a search failed", exc_info=cast(Exception, error))
-    said = error_in_words(error if expected else f"{type(error).__name__}: {error}")
-    # An error is shown with the form as it was, but for a text that no search would take.
+    problem = error_in_words(error if expected else f"{type(error).__name__}: {error}")
+    # The form keeps what was entered, except the part of a text that is too long to search for.
     shown = replace(asked, q=asked.q[:LONGEST_QUERY])
-    return HTMLResponse(render_view(served, shown, problem=said), 400 if expected else 500)
+    return HTMLResponse(render_view(served, shown, problem=problem), 400 if expected else 500)
 
 
 # --- in a thread ---------------------------------------------------------------------------------
@@ -139,14 +143,14 @@ def _answer(
     counts = {str(name): rows for name, rows in index.count().items()}
     if len(asked.q) > LONGEST_QUERY:
         raise InvalidValueError(
-            f"a query of {len(asked.q):,} characters: at most {LONGEST_QUERY:,} are searched for"
+            f"the query has {len(asked.q):,} characters; it may have at most {LONGEST_QUERY:,}"
         )
     normalize, _, combine = asked.fusion.partition("-")
     check_method(normalize, combine)
-    if not asked.k.isdecimal() or not 1 <= int(asked.k[:9]) <= _MOST_DOCUMENTS:
-        raise InvalidValueError(f"k={asked.k[:20]}: must be a number from 1 to {_MOST_DOCUMENTS}")
+    if not asked.k.isdecimal() or not 1 <= int(asked.k[:9]) <= _MAX_DOCUMENTS:
+        raise InvalidValueError(f"k={asked.k[:20]}: must be a number from 1 to {_MAX_DOCUMENTS}")
     if asked.rerank and reranker is None:
-        raise InvalidValueError("there is no reranker: start again with --reranker MODEL")
+        raise InvalidValueError("there is no reranker; start the server with --reranker MODEL")
     image = _query_image(index, uploads, asked)
     if image is None and is_blank(asked.q):
         return render_view(served, asked, counts=counts)
@@ -163,52 +167,52 @@ def _answer(
 
 
 def _query_image(index: DualIndex, uploads: _Uploads, asked: Asked) -> ImageSource | None:
-    """The image to search by, if any: one that was sent, or one of the index."""
+    """The query image, if any: an uploaded one, or one of the index."""
     if asked.image:
         content = uploads.get(asked.image)
         if content is None:
-            raise InvalidValueError("the image that was sent is no longer kept: send it again")
+            raise InvalidValueError("the uploaded image is no longer kept; upload it again")
         return content
     if not asked.like:
         return None
     node = index.as_retriever().get_image(asked.like)
     if node is None:
-        raise InvalidValueError("the index has no image with this id any more")
+        raise InvalidValueError("the index no longer has an image with this id")
     return node
 
 
 def _image(index: DualIndex, node_id: str) -> bytes:
-    """An image of the index, as a JPEG file made here; never any file that a request names."""
+    """An image of the index, as a new JPEG file; a request can name an id, but never a file."""
     node = index.as_retriever().get_image(node_id) if node_id else None
     if node is None:
         raise InvalidValueError("the index has no such image")
     return scaled_jpeg(node, LARGE)[0]
 
 
-# --- what lasts from one request to the next -----------------------------------------------------
+# --- kept between requests -----------------------------------------------------------------------
 
 
 class _Uploads:
-    """The images that were sent last, under names that cannot be guessed; in memory only."""
+    """The latest uploaded images, in memory only, under names that cannot be guessed."""
 
     def __init__(self) -> None:
         self._kept: OrderedDict[str, bytes] = OrderedDict()
 
     def keep(self, content: bytes) -> str:
-        """Keep an image; gives its name. The oldest ones make room."""
+        """Keep an image and return its name, dropping the oldest images to make room."""
         name = secrets.token_urlsafe(16)
         self._kept[name] = content
-        while sum(map(len, self._kept.values())) > _MOST_UPLOADS:
+        while sum(map(len, self._kept.values())) > _MAX_UPLOAD_BYTES:
             self._kept.popitem(last=False)
         return name
 
     def get(self, name: str) -> bytes | None:
-        """An image by its name, if it is still kept."""
+        """The image with this name, if it is still kept."""
         return self._kept.get(name)
 
 
 class _Opening:
-    """An index that is opened in a thread; again, if somebody asks after it has failed."""
+    """An index that opens in a thread; after a failure, the next request tries again."""
 
     def __init__(self, open_index: Open) -> None:
         self._open = open_index
@@ -216,17 +220,21 @@ class _Opening:
 
     @property
     def loading(self) -> bool:
-        """Whether it is being opened now."""
+        """Whether the index is being opened."""
         return self._task is not None and not self._task.done()
 
     def begin(self) -> None:
-        """Open it, unless it is open or being opened."""
+        """Open the index, unless it is open or being opened."""
         if self._task is None:
             self._task = asyncio.create_task(asyncio.to_thread(self._open))
-            self._task.add_done_callback(_say_how_it_went)
+            self._task.add_done_callback(_log_failure)
 
     async def index(self) -> tuple[DualIndex, MultiModalRerank | None]:
-        """The index and what reranks; where it could not be opened, why, and then it tries anew."""
+        """The index and the reranker, once both are ready.
+
+        Raises:
+            Exception: whatever the opening raised; the next call tries again.
+        """
         self.begin()
         task = cast("asyncio.Task[tuple[DualIndex, MultiModalRerank | None]]", self._task)
         try:
@@ -236,7 +244,7 @@ class _Opening:
             raise
 
     async def close(self) -> None:
-        """Close the index, as soon as it is open."""
+        """Close the index; if it is being opened, wait for that first."""
         if self._task is None:
             return
         await asyncio.wait([self._task])
@@ -244,6 +252,6 @@ class _Opening:
             await asyncio.to_thread(self._task.result()[0].close)
 
 
-def _say_how_it_went(opening: asyncio.Task[Any]) -> None:
+def _log_failure(opening: asyncio.Task[Any]) -> None:
     if not opening.cancelled() and (error := opening.exception()):
         logger.warning("the index cannot be opened: %s", error)

@@ -1,1 +1,1 @@
-"""An index measured as it stands: collected, judged, recommended on, reported."""
+"""Measures the modality gap of an index, and recommends mitigations."""

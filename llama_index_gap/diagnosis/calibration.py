@@ -1,4 +1,4 @@
-"""Labelled scores from a live index, for fitting a ``RelevanceCalibrator``."""
+"""Collects labelled scores from an index, to fit a ``RelevanceCalibrator``."""
 
 from __future__ import annotations
 
@@ -30,27 +30,27 @@ def collect_scores(
     relevant_from: int = 1,
     show_progress: bool = False,
 ) -> dict[str, tuple[FloatArray, BoolArray]]:
-    """Ask labelled queries, and label each hit of each leg.
+    """Search with labelled queries, and label each hit of each leg.
 
-    An index is asked for 100 hits per leg, more than a search takes. So the irrelevant hits include
-    ordinary ones, and deeper searches have probabilities too. Low probabilities are then too low
-    for the first hits: over the first 16 the calibration error is 0.019, and 0.012 if fitted on
-    these alone; high ones hardly change (``benchmarks/calibration.py``). To fit on the hits of one
-    retriever, pass that retriever.
+    An index returns 100 hits per leg, more than a search takes. So the irrelevant hits include
+    ordinary ones, and deeper searches get probabilities too. Low probabilities are then too low
+    for the first hits: the calibration error over the first 16 is 0.019, and 0.012 if fitted only
+    on these. High probabilities hardly change (``benchmarks/calibration.py``). To fit on the hits
+    of a retriever, pass that retriever.
 
     Args:
         searched: an index; or a retriever, which takes as many hits as it is set to.
-        queries: the queries, as ``read_queries`` gives them.
-        qrels: for each query the grades of its relevant documents, as ``read_queries`` gives them.
-            A document is named by its key: ``ref_doc_id``, or the node's id without one. All its
-            nodes are relevant; to label a single node, name the node's id. A query may have no
-            relevant document.
+        queries: the queries, from ``read_queries``.
+        qrels: for each query, the grades of its relevant documents, from ``read_queries``. The key
+            of a document is its ``ref_doc_id``, or without one the node's id. All its nodes count
+            as relevant; to label a single node, use the node's id. A query may have no relevant
+            document.
         relevant_from: the lowest grade that counts as relevant.
         show_progress: show a progress bar.
 
     Returns:
-        For each pair of modalities the hits' scores, shape (n,), and whether each hit is relevant,
-        shape (n,): the data that ``RelevanceCalibrator.fit`` takes.
+        For each pair of modalities, the scores of the hits, shape (n,), and whether each hit is
+        relevant, shape (n,), as ``RelevanceCalibrator.fit`` takes them.
 
     Raises:
         ValueError: a query has no judgement.
@@ -59,7 +59,7 @@ def collect_scores(
     for query in queries:
         if query.id not in qrels:
             raise InvalidValueError(
-                f"qrels do not name the query {query.id!r}; if nothing is relevant to it, give it "
+                f"qrels do not contain query {query.id!r}; if nothing is relevant to it, give it "
                 "an empty judgement: {}"
             )
     retriever = (
@@ -81,7 +81,7 @@ def collect_scores(
                 found |= keys
         named, missed = named + len(relevant), missed + len(relevant - found)
     if missed:
-        logger.info("%d of %d relevant documents were not found by their query", missed, named)
+        logger.info("the queries did not find %d of %d relevant documents", missed, named)
     return {
         pair: (np.array(scores[pair], dtype=np.float64), np.array(labels[pair], dtype=np.bool_))
         for pair in scores

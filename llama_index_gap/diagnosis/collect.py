@@ -1,4 +1,4 @@
-"""What the gap report reads from an index: vectors, pairs, queries, and scores of hits."""
+"""Reads from an index what the gap report needs: vectors, pairs, queries, and scores of hits."""
 
 from __future__ import annotations
 
@@ -31,24 +31,24 @@ if TYPE_CHECKING:
     from llama_index_gap.store.milvus import MilvusStore
 
 ENOUGH = 1_000
-"""Nodes to draw of the smaller collection, for two halves of 500; of the larger in proportion."""
+"""Nodes to draw from the smaller collection, for two halves of 500; more from the larger."""
 MOST = 10_000
-"""Nodes to draw of both collections together, whatever the smaller one then has."""
+"""The most nodes to draw from both collections together, even if this leaves fewer than ENOUGH."""
 LEAST = 200
-"""Nodes to draw of each collection even so."""
+"""The fewest nodes to draw from each collection, even beyond MOST."""
 MOST_QUERIES = 500
-"""Labelled queries to ask."""
+"""The most labelled queries to use."""
 PARTNERS = 500
-"""Images whose documents are read again: for their texts, or for their other images."""
+"""Images whose documents are read, for their texts or their other images."""
 RERANKED = 16
 """Queries whose hits a reranker scores."""
 
 _Documents = dict[Modality, dict[str, str]]
-"""For each modality the document of each node."""
+"""For each modality, the document of each node."""
 
 
 class Collector:
-    """Reads from an index what is to be measured; its notes say how that was chosen."""
+    """Reads the data to measure from an index; its notes say how the data was chosen."""
 
     def __init__(self, index: DualIndex, seed: int, show_progress: bool) -> None:
         collections = index.collections()
@@ -68,13 +68,13 @@ class Collector:
             )
         if 0 < min(self.stored.values()) < FEWEST:
             raise InvalidValueError(
-                f"{index.uri}: {index.name} holds {self.stored['text']:,} texts and "
-                f"{self.stored['image']:,} images; it takes {FEWEST} of each to measure the gap "
-                "between them: put more into it"
+                f"{index.uri}: {index.name} has {self.stored['text']:,} texts and "
+                f"{self.stored['image']:,} images; measuring the gap takes {FEWEST} of each: put "
+                "more into it"
             )
 
     def draw(self, queries: Sequence[LabelledQuery], qrels: Qrels) -> Drawn:
-        """Draw nodes of both collections, and all that are relevant to a query."""
+        """Draw nodes from both collections, and add all that are relevant to a query."""
         unjudged = [query.id for query in queries if query.id not in qrels]
         if unjudged:
             raise InvalidValueError(
@@ -122,7 +122,7 @@ class Collector:
         )
 
     def _sample(self) -> _Documents:
-        """Nodes at random; the same ones of both modalities, as far as each then has enough."""
+        """Random nodes; the same ones in both modalities, if that gives enough of each."""
         counts = [count for count in self.stored.values() if count]
         share = min(1.0, ENOUGH / min(counts), MOST / sum(counts))
         documents: _Documents = {}
@@ -131,13 +131,13 @@ class Collector:
             documents[modality] = self.stores[modality].documents_of(ids)
             if len(ids) < count:
                 self.notes.append(
-                    f"{len(ids):,} of {count:,} {PLURAL[modality]} were drawn. Searching them is "
-                    "easier than searching the whole index: compare the ways to search, not their "
-                    "recall with that of the index."
+                    f"The sample has {len(ids):,} of {count:,} {PLURAL[modality]}. Searching it is "
+                    "easier than searching the whole index. So compare the methods with each "
+                    "other, not their recall with that of the whole index."
                 )
         if share == 1 or len(documents["text"].keys() & documents["image"]) >= 2 * FEWEST_PAIRS:
             return documents
-        # By chance hardly any text of the document of an image was drawn.
+        # By chance, hardly any text in the sample shares its document with an image.
         lonely = sorted({*documents["image"].values()} - {*documents["text"].values()})
         wanted = np.random.default_rng(self.seed).permutation(lonely)[:PARTNERS].tolist()
         firsts: dict[str, str] = {}
@@ -146,13 +146,13 @@ class Collector:
         documents["text"] |= {node: document for document, node in firsts.items()}
         if firsts:
             self.notes.append(
-                f"{len(firsts):,} texts were added because an image of their document was drawn, "
-                "so that there are pairs."
+                f"To have pairs, {len(firsts):,} texts were added whose documents have an image in "
+                "the sample."
             )
         return documents
 
     def _vectors(self, collection: str, ids: Sequence[str]) -> VectorArray:
-        """Of length 1, one for each node; NaN where there is none."""
+        """Vectors of length 1, one for each node; NaN if a node has none."""
         store = self.stores[collection]
         found = store.get_vectors(ids)
         nothing = np.full(store.dim or 0, np.nan, dtype=np.float32)
@@ -160,10 +160,10 @@ class Collector:
         return unit_rows(rows.reshape(-1, store.dim or 0))
 
     def _pairs(self, nodes: Mapping[Modality, Sequence[tuple[str, str]]]) -> IntArray:
-        """Rows of images and their captions; or else of the first of each in a document."""
+        """Rows of captions and their images, or else of a document's first text and first image."""
 
         def matched(column: int) -> IntArray:
-            """Rows of a text and an image of the same node, or else document; shape (n, 2)."""
+            """Rows of a text and an image of the same node or document, shape (n, 2)."""
             first: dict[Modality, dict[str, int]] = {"text": {}, "image": {}}
             for modality, of_modality in nodes.items():
                 for row, keys in enumerate(of_modality):
@@ -178,8 +178,8 @@ class Collector:
         pairs = matched(1)
         if len(pairs):
             self.notes.append(
-                "There are hardly any captions: a pair is the first text and the first image of a "
-                "document, which need not have the same content."
+                "There are hardly any captions. So a pair is the first text and the first image of "
+                "a document, whose contents may differ."
             )
         return pairs
 
@@ -190,13 +190,13 @@ class Collector:
         one = [query for query in queries if not (query.text.strip() and query.image_path)]
         if len(one) < len(queries):
             self.notes.append(
-                "Queries of a text and an image, left out because one mixed index has no "
-                f"single vector for them: {len(queries) - len(one):,}."
+                "Queries with both a text and an image, left out because a mixed index needs a "
+                f"single vector: {len(queries) - len(one):,}."
             )
         asking = one[:: max(1, -(-len(one) // MOST_QUERIES))]
         if len(asking) < len(one):
             self.notes.append(
-                f"{len(asking):,} of {len(one):,} labelled queries were taken, spread evenly."
+                f"Labelled queries used: {len(asking):,} of {len(one):,}, spread evenly."
             )
         return asking
 
@@ -217,7 +217,7 @@ class Collector:
         }
 
     def _embed(self, query: LabelledQuery) -> dict[Modality, list[float]]:
-        """A query's vector for each collection that it can ask."""
+        """A query's vector for each collection that it can search."""
         if query.image_path and not query.text.strip():
             image = self.image_query_model.get_image_embedding(query.image_path)
             if not self.one_space:
@@ -229,10 +229,10 @@ class Collector:
         other = text if self.one_space else self.image_model.get_query_embedding(query.text)
         return {"text": text, "image": other}
 
-    # --- what needs more than vectors ------------------------------------------------------------
+    # --- documents and rerankers -----------------------------------------------------------------
 
     def recall_within(self, drawn: Drawn, k: int, rounds: int) -> RecallComparison | None:
-        """How well images find others of their document, compared with the encoder of images."""
+        """How well images find others of their document, by both encoders of images."""
         if "image_query" not in self.stores:
             return None
         documents = sorted(set(drawn.images.documents[:PARTNERS]))
@@ -242,23 +242,24 @@ class Collector:
         )
         vectors = self._vectors("image", list(of_node))
         reference = self._vectors("image_query", list(of_node))
-        there = np.isfinite(reference).all(axis=1)
-        labels = np.array(list(of_node.values()))[there]
+        present = np.isfinite(reference).all(axis=1)
+        labels = np.array(list(of_node.values()))[present]
         _, counts = np.unique(labels, return_counts=True)
         if counts[counts > 1].sum() < FEWEST or len(labels) <= k:
             self.notes.append(
-                "How well images find images was not measured: hardly any document has several."
+                "How well images find images was not measured: hardly any document has several "
+                "images."
             )
             return None
         return compare_recall(
-            vectors[there], reference[there], labels, k, rounds=rounds, seed=self.seed
+            vectors[present], reference[present], labels, k, rounds=rounds, seed=self.seed
         )
 
     def scorers(
         self, reranker: BaseNodePostprocessor, queries: Sequence[LabelledQuery], rounds: int
     ) -> dict[str, ScoreComparison]:
-        """The scores that the embedder and a reranker give texts and images of the same hits."""
-        retriever = self.index.as_retriever(complete=True)  # each hit with a text and an image
+        """The scores that the embedder and a reranker give to texts and images of the same hits."""
+        retriever = self.index.as_retriever(complete=True)  # documents with both text and image
         found: list[tuple[int, dict[str, float]]] = []
         bar = Progress(self._texts(queries), desc="Reranking", disable=not self.show_progress)
         for i, (text, document) in enumerate(bar):
@@ -278,7 +279,7 @@ class Collector:
         if min(map(len, of_hits.values())) < FEWEST:
             self.notes.append(
                 f"The reranker was not measured: {len(of_hits['text'])} texts and "
-                f"{len(of_hits['image'])} images got a score, and it takes {FEWEST} of each."
+                f"{len(of_hits['image'])} images got a score, and {FEWEST} of each are needed."
             )
             return {}
         return {

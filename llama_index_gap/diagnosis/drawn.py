@@ -1,4 +1,4 @@
-"""What was drawn from an index to be measured: vectors, their documents, pairs and queries."""
+"""The data drawn from an index to measure: vectors, their documents, pairs and queries."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class Rows:
     """Vectors of one modality of an index.
 
     Attributes:
-        vectors: shape (n, d), of length 1.
-        documents: the document of each, n of them.
+        vectors: vectors of length 1, shape (n, d).
+        documents: the document of each vector, n in all.
     """
 
     vectors: VectorArray
@@ -32,10 +32,9 @@ class Queries:
     """Queries of one modality.
 
     Attributes:
-        vectors: for each collection that they can ask, their vectors for it, shape (q, d), of
-            length 1.
-        relevant: for each query its relevant documents, with their grades. None where the queries
-            are the first stored vectors of their modality, which do not find themselves.
+        vectors: for each collection that they can search, their vectors of length 1, shape (q, d).
+        relevant: the relevant documents of each query, with their grades. None if the queries are
+            the first stored vectors of their modality, which never find themselves.
     """
 
     vectors: Mapping[Modality, VectorArray]
@@ -47,19 +46,18 @@ class Queries:
 
 @dataclass(frozen=True, eq=False)
 class Drawn:
-    """What was drawn from an index, in random order.
+    """Data drawn from an index, in random order.
 
     Attributes:
-        texts: of the text collection.
-        images: of the image collection.
+        texts: vectors of the text collection.
+        images: vectors of the image collection.
         pairs: rows of a text and of an image that belong together, shape (l, 2).
-        one_space: whether one model embedded both modalities, so they can be compared.
-        aligned: whether an aligner moved the vectors already, so no other is fitted.
-        queries: labelled ones, by their modality. Stored vectors are the queries of a modality
-            without any.
+        one_space: whether one model embedded both modalities, so that they can be compared.
+        aligned: whether an aligner has already moved the vectors, so that no other is fitted.
+        queries: labelled queries by modality. For a modality without any, stored vectors stand in.
         added: documents that were not drawn, but are relevant to a query.
-        by_image: the images' vectors by the encoder that serves image queries, shape (m, e);
-            NaN where it has none. None where there is no such encoder.
+        by_image: the images' vectors from the encoder for image queries, shape (m, e), with NaN
+            for missing ones; None if there is no such encoder.
     """
 
     texts: Rows
@@ -76,11 +74,11 @@ class Drawn:
         return self.texts if modality == "text" else self.images
 
     def counts(self) -> dict[str, int]:
-        """How many ``texts``, ``images`` and ``pairs`` there are."""
+        """The numbers of ``texts``, ``images`` and ``pairs``."""
         return {"texts": len(self.texts), "images": len(self.images), "pairs": len(self.pairs)}
 
     def among(self, documents: frozenset[str]) -> Drawn:
-        """What belongs to some of the documents, in the same order; queries stay."""
+        """The vectors and pairs of some of the documents, in the same order, with all queries."""
         kept, rows = {}, {}
         for modality in MODALITIES:
             every = self.of(modality)

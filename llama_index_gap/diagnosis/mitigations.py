@@ -1,4 +1,4 @@
-"""What each mitigation for the modality gap brings, before and after, on vectors of one index."""
+"""Measures the effect of each mitigation for the modality gap on vectors of one index."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from llama_index_gap.modality import MODALITIES, Kind, Modality
 from llama_index_gap.search.fusion import Combine, Normalize, ScoredLeg, fuse
 
 MEASURED = 300
-"""Vectors of each modality that the gap is measured on, and stored vectors that ask, at most."""
+"""The most vectors of a modality to measure the gap on, or to use in place of queries."""
 FEWEST_PAIRS = 50
-"""On CLIP's features of COCO, a linear map of fewer pairs brings little more than centring."""
+"""With fewer pairs, a linear map gains little more than centring (CLIP's features of COCO)."""
 FEWEST_QUERIES = 50
-"""From so many text queries on, centring subtracts their own mean; before, that of the texts."""
+"""With fewer text queries, centring subtracts the mean of the texts instead of the queries'."""
 CANDIDATES = 16
-"""Hits of each leg that are fused: what the retriever takes by default."""
+"""Hits to take from each leg for fusion, as the retriever does by default."""
 BACKGROUND = 300
-"""Vectors of a collection that stand for its background: as many as an index draws."""
+"""Vectors of a collection in its background, as many as an index draws."""
 STORED = "stored"
 FUSIONS: Mapping[str, tuple[Normalize, Combine]] = {
     "rank": ("rank", "sum"),
@@ -35,17 +35,17 @@ FUSIONS: Mapping[str, tuple[Normalize, Combine]] = {
 }
 
 
-# --- what is found -------------------------------------------------------------------------------
+# --- results -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
 class Cloud:
-    """Texts and images along the two directions in which all of them spread most.
+    """Texts and images along the two directions in which they spread most.
 
     Attributes:
-        texts: shape (n, 2).
-        images: shape (m, 2).
-        shown: the share of the variance that lies in these directions.
+        texts: coordinates of the texts, shape (n, 2).
+        images: coordinates of the images, shape (m, 2).
+        shown: the share of the variance in these directions.
     """
 
     texts: FloatArray
@@ -55,11 +55,11 @@ class Cloud:
 
 @dataclass(frozen=True)
 class Asked:
-    """What queries of one modality find.
+    """The results of queries of one modality.
 
     Attributes:
-        bias: the mean share of the best k vectors that has the query's modality; None where the
-            queries can ask one collection only.
+        bias: the mean share of the query's modality among the best k vectors; None if the queries
+            can search only one collection.
         recall: recall@k of documents; None without labelled queries.
         ndcg: nDCG@k of documents; None without labelled queries.
     """
@@ -74,15 +74,14 @@ class Mitigation:
     """One way to search the same corpus.
 
     Attributes:
-        asked: by modality of the queries.
-        gap: between the vectors as they are compared; None where two indexes are fused, which
-            compares none.
-        bias_closed: how much of the distance between ``bias`` and the corpus' share went, over all
-            queries; below 0 where it grew. None where there was none before.
-        only_means: whether more than half of the distance between the means went, but less than
-            half of the bias. It has then moved the means, and has not closed the gap.
-        note: what fusion did where it could not do what the name says.
-        cloud: the vectors of ``gap``, to be drawn.
+        asked: the results by modality of the queries.
+        gap: the gap between the compared vectors; None for two fused indexes, which compare none.
+        bias_closed: by which share the distance between ``bias`` and the corpus' share shrank, over
+            all queries; below 0 if it grew; None if it was 0 before.
+        only_means: whether more than half of the distance between the means is gone, but less than
+            half of the bias. The mitigation then moves the means without closing the gap.
+        note: what fusion did instead, if it could not do what the name says.
+        cloud: the vectors of ``gap``, for a drawing.
     """
 
     asked: Mapping[Modality, Asked]
@@ -95,20 +94,20 @@ class Mitigation:
 
 @dataclass(frozen=True)
 class BeforeAfter:
-    """All mitigations over one corpus.
+    """The results of all mitigations on one corpus.
 
     Attributes:
-        k: places of a ranking.
-        fitted_on: how many ``texts``, ``images`` and ``pairs`` the aligners were fitted on, none of
-            them in the corpus; all 0 where none was fitted.
-        corpus: how many ``texts``, ``images`` and ``pairs`` were searched.
+        k: the length of the rankings.
+        fitted_on: the numbers of ``texts``, ``images`` and ``pairs`` that the aligners were fitted
+            on, none of them in the corpus; all 0 if none was fitted.
+        corpus: the numbers of ``texts``, ``images`` and ``pairs`` searched.
         corpus_share: the share of each modality among them.
-        queries: how many there were, by modality.
-        labelled: the modalities whose queries are labelled; the other queries are stored vectors.
-        left_out: labelled queries that have no relevant document in the corpus.
-        mitigations: by name: ``stored``, ``offset``, ``centred`` and ``linear`` are one mixed
-            index, ``rank`` and ``intent`` two that are fused; without those that cannot be
-            measured.
+        queries: the number of queries, by modality.
+        labelled: the modalities with labelled queries; the other queries are stored vectors.
+        left_out: the number of labelled queries without a relevant document in the corpus.
+        mitigations: the results by name: ``stored``, ``offset``, ``centred`` and ``linear`` are one
+            mixed index, ``rank`` and ``intent`` are two fused ones. Those that cannot be measured
+            are missing.
     """
 
     k: int
@@ -132,20 +131,21 @@ def before_and_after(
     seed: int = 0,
     progress: Callable[[], object] = lambda: None,
 ) -> BeforeAfter:
-    """Measure one mixed index before and after each aligner, and two indexes that are fused.
+    """Measure one mixed index before and after each aligner, and two fused indexes.
 
-    The documents are halved at random. Aligners are fitted on one half. The other is searched, in
-    all ways alike and exactly. Where no aligner can be fitted, all documents are searched.
+    The documents are split into two random halves. Aligners are fitted on one half; every
+    mitigation searches the other half, exactly. If no aligner can be fitted, all documents are
+    searched.
 
     Args:
-        drawn: texts and images, at least 10 of each; or of one modality only.
-        k: places of a ranking.
-        rounds: of the bootstrap.
-        seed: of all that is drawn.
+        drawn: at least 10 texts and 10 images, or only one modality.
+        k: the length of the rankings.
+        rounds: the number of bootstrap rounds.
+        seed: the seed of all random draws.
         progress: called after each mitigation.
 
     Raises:
-        ValueError: vectors that are too few or too equal, as for ``measure_gap``.
+        ValueError: the vectors are too few or too equal, as for ``measure_gap``.
     """
     documents = sorted({*drawn.texts.documents, *drawn.images.documents} - drawn.added)
     order = np.random.default_rng(seed).permutation(len(documents))
@@ -200,10 +200,10 @@ def before_and_after(
 def measure_drawn(
     drawn: Drawn, queries: VectorArray | None = None, *, k: int, rounds: int, seed: int
 ) -> GapReport | None:
-    """All figures of the gap between texts and images, of the first 300 of each.
+    """All figures of the gap between the first 300 texts and the first 300 images.
 
-    See ``measure_gap``; too few ``queries`` are left out. None where there is only one modality, or
-    no space that both share.
+    See ``measure_gap``; too few ``queries`` are ignored. None if there is only one modality, or no
+    common space.
     """
     if not (drawn.one_space and len(drawn.texts) and len(drawn.images)):
         return None
@@ -219,7 +219,7 @@ def measure_drawn(
 
 
 def _cloud(drawn: Drawn) -> Cloud:
-    """By principal components, texts to the left."""
+    """Project the vectors on their first principal components, with texts on the left."""
     texts, images = (
         drawn.of(modality).vectors[:MEASURED].astype(np.float64) for modality in MODALITIES
     )
@@ -236,7 +236,7 @@ def _cloud(drawn: Drawn) -> Cloud:
 
 
 def _aligners(fit: Drawn, corpus: Drawn) -> dict[str, Aligner]:
-    """Those that can be fitted, if enough is left to measure them."""
+    """The aligners that can be fitted, if each half has enough vectors."""
     least = min(len(half.of(modality)) for half in (fit, corpus) for modality in MODALITIES)
     if least < FEWEST or not fit.one_space or fit.aligned:
         return {}
@@ -254,13 +254,13 @@ def _aligners(fit: Drawn, corpus: Drawn) -> dict[str, Aligner]:
 
 
 def _queries(corpus: Drawn) -> dict[Modality, Queries]:
-    """For each modality its queries that can be answered; or else stored vectors."""
-    there = {*corpus.texts.documents, *corpus.images.documents}
+    """For each modality, the queries with a relevant document, or else stored vectors."""
+    present = {*corpus.texts.documents, *corpus.images.documents}
     queries: dict[Modality, Queries] = {}
     for modality in MODALITIES:
         given = corpus.queries.get(modality)
         relevant = [
-            {document: grade for document, grade in grades.items() if document in there}
+            {document: grade for document, grade in grades.items() if document in present}
             for grades in (given.relevant if given and given.relevant else ())
         ]
         at = [i for i, grades in enumerate(relevant) if max(grades.values(), default=0) > 0]
@@ -277,7 +277,7 @@ def _queries(corpus: Drawn) -> dict[Modality, Queries]:
 def _in_one_space(
     aligner: Aligner | None, corpus: Drawn, queries: Mapping[Modality, Queries]
 ) -> tuple[Drawn, dict[Modality, Queries]]:
-    """The corpus and its queries, moved; each query with one vector for both modalities."""
+    """The aligned corpus and queries; each query has one vector for both modalities."""
 
     def moved(vectors: VectorArray, modality: Modality, kind: Kind = "document") -> VectorArray:
         return vectors if aligner is None else aligner.apply(vectors, modality, kind)
@@ -298,10 +298,10 @@ def _in_one_space(
 
 
 class _Found(NamedTuple):
-    """What queries of one modality find.
+    """The rankings of queries of one modality.
 
-    ``own`` is the share of each one's best k vectors that has its modality, shape (q,);
-    ``documents`` are the first k of each, where queries are labelled.
+    ``own`` is the share of the query's modality among its best k vectors, shape (q,).
+    ``documents`` are the first k of each query, if queries are labelled.
     """
 
     own: FloatArray | None
@@ -310,7 +310,7 @@ class _Found(NamedTuple):
 
 
 def _one_index(corpus: Drawn, modality: Modality, queries: Queries, k: int) -> _Found:
-    """One ranking of all vectors by their scores."""
+    """Rank all vectors together by their scores."""
     scores = [
         _scores(queries, modality, target, corpus.of(target).vectors) for target in MODALITIES
     ]
@@ -335,7 +335,7 @@ def _two_indexes(
     method: tuple[Normalize, Combine],
     k: int,
 ) -> _Found:
-    """Each collection searched by itself; its background is of all that was drawn."""
+    """Search each collection separately and fuse; the backgrounds come from the whole sample."""
     normalize, combine = method
     scores: dict[Modality, FloatArray] = {}
     backgrounds: dict[Modality, VectorArray] = {}
@@ -372,7 +372,7 @@ def _two_indexes(
 def _scores(
     queries: Queries, modality: Modality, target: Modality, rows: VectorArray
 ) -> FloatArray:
-    """Cosines with vectors of a modality, shape (q, n); −∞ for what cannot be found."""
+    """Cosines with vectors of a modality, shape (q, n); −∞ for vectors that cannot be found."""
     cosines = queries.vectors[target].astype(np.float64) @ rows.astype(np.float64).T
     if queries.relevant is None and target == modality:
         np.fill_diagonal(cosines, -np.inf)  # a stored vector does not find itself
@@ -380,7 +380,7 @@ def _scores(
 
 
 def _searched(drawn: Drawn, query: Modality, target: Modality) -> VectorArray:
-    """The vectors of a modality that queries of another, or the same, are compared with."""
+    """The vectors of the target modality that queries of a modality are compared with."""
     if query == target == "image" and drawn.by_image is not None:
         return drawn.by_image
     return drawn.of(target).vectors
@@ -393,7 +393,7 @@ def _asked(
     rounds: int,
     seed: int,
 ) -> Asked:
-    """Means over the queries, with intervals."""
+    """Means over the queries, with their intervals."""
     values: dict[str, FloatArray] = {} if found.own is None else {"bias": found.own}
     if relevant is not None:
         names = [str(i) for i in range(len(relevant))]
@@ -415,13 +415,13 @@ def _asked(
 def _compared(
     mitigations: Mapping[str, Mitigation], share: Mapping[Modality, float]
 ) -> dict[str, Mitigation]:
-    """Each with how much it has closed of the gap as stored."""
+    """Add to each mitigation which share of the stored bias it closes."""
     before = mitigations.get(STORED)
     if before is None:
         return dict(mitigations)
 
     def bias(mitigation: Mitigation) -> float:
-        """How far shares of the own modality lie from the corpus' share, over all queries."""
+        """The distance of the own modality's share from its corpus share, over all queries."""
         return sum(
             abs(asked.bias.value - share[modality])
             for modality, asked in mitigation.asked.items()

@@ -1,4 +1,4 @@
-"""Which mitigation for the modality gap fits, from what was measured."""
+"""Recommends mitigations for the modality gap, based on the figures."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from llama_index_gap.gap.scores import ScoreComparison
 from llama_index_gap.modality import MODALITIES, PLURAL, Modality
 
 THIN = 100
-"""With fewer vectors of a modality, the intervals say more than the figures."""
+"""With fewer vectors of a modality, the intervals matter more than the figures."""
 THIN_QUERIES = 30
 RARE = 0.05
-"""A threshold is set where no more of the unrelated images lie above it."""
+"""The share of unrelated images that may score above a threshold."""
 WIDE = 2.0
-"""From this range of spreads on, a sample of queries brings more than a hundredth of nDCG."""
+"""From this range of spreads on, a sample of queries gains more than 0.01 nDCG."""
 NAMES = {
     "stored": "one index, as stored",
     "offset": "one index, offset",
@@ -42,20 +42,21 @@ _ALIGNERS = {
 
 @dataclass(frozen=True)
 class Figures:
-    """What was measured of an index.
+    """The measurements of an index.
 
     Attributes:
-        stored: rows of each collection.
-        gap: all figures of the gap; None where there is only one modality, or no common space.
-        before_after: what each mitigation brings.
+        stored: the number of rows in each collection.
+        gap: all figures of the gap; None if there is only one modality, or no common space.
+        before_after: the effect of each mitigation.
         one_space: whether one model embedded both modalities.
-        within: how well images find the others of their document, by this model and by the encoder
-            for image queries; None where there is none, or hardly any document has several images.
-        scorers: the scores that the ``embedder`` and the ``reranker`` give texts and images of the
-            same hits; empty where no reranker was measured.
-        learnt: how many text queries the index has learnt from.
-        range_of_spreads: how much the spreads of the legs differ from one labelled text query to
-            another, see ``gap.background``; None where there are too few of them.
+        within: how well images find others of their document, by this model and by the encoder for
+            image queries; None if there is no such encoder, or hardly any document has several
+            images.
+        scorers: the scores that the ``embedder`` and the ``reranker`` give to texts and images of
+            the same hits; empty if no reranker was measured.
+        learnt: the number of text queries that the index has learnt from.
+        range_of_spreads: how much the legs' spreads vary among labelled text queries, see
+            ``gap.background``; None if there are too few such queries.
     """
 
     stored: Mapping[Modality, int]
@@ -70,7 +71,7 @@ class Figures:
 
 @dataclass(frozen=True)
 class Recommendation:
-    """What to do, and the figures that say so.
+    """What to do, and the figures behind it.
 
     Attributes:
         title: the case, and the mitigation.
@@ -86,14 +87,14 @@ class Recommendation:
 def recommend(figures: Figures) -> list[Recommendation]:
     """Recommend each mitigation that the figures support, or advise against it.
 
-    Every recommendation rests on a figure; what was not measured is not mentioned.
+    Every recommendation is based on a figure. Nothing is said about what was not measured.
 
     Args:
-        figures: of one index.
+        figures: the figures of one index.
 
     Returns:
-        First what concerns everybody; then what suits those who cannot have two indexes, who search
-        by image, who set thresholds, or who may choose another model.
+        First the recommendations for everybody; then those for users who cannot have two indexes,
+        search by image, set thresholds, or can choose another model.
     """
     rules: tuple[Callable[[Figures], Recommendation | None], ...] = (
         _thin,
@@ -128,21 +129,21 @@ def _thin(figures: Figures) -> Recommendation | None:
     if not few:
         return None
     return Recommendation(
-        "The data is thin",
+        "There is little data",
         f"There are only {_listed(few)}, so another sample may give other figures.",
-        "Read the intervals rather than the figures, and measure again once there is more data.",
+        "Rely on the intervals, not the figures, and measure again with more data.",
     )
 
 
 def _one_modality(figures: Figures) -> Recommendation | None:
-    for missing, there in (MODALITIES, MODALITIES[::-1]):
+    for missing, present in (MODALITIES, MODALITIES[::-1]):
         if not figures.stored[missing]:
             return Recommendation(
-                "One modality only: no mitigation needed",
-                f"The index holds {figures.stored[there]:,} {PLURAL[there]} and no "
-                f"{PLURAL[missing]}. All scores of a query are then of one pair of modalities. The "
-                "gap moves them all alike, and changes no ranking.",
-                "Search as it is. An aligner would cost, and bring nothing.",
+                "Only one modality: no mitigation needed",
+                f"The index has {figures.stored[present]:,} {PLURAL[present]} and no "
+                f"{PLURAL[missing]}. So all scores of a query belong to one pair of modalities. "
+                "The gap shifts them all alike, and changes no ranking.",
+                "Search as before. An aligner would have a cost and no benefit.",
             )
     return None
 
@@ -152,9 +153,9 @@ def _two_spaces(figures: Figures) -> Recommendation | None:
         return None
     return Recommendation(
         "Two models: keep two indexes",
-        f"The {figures.stored['text']:,} texts and the {figures.stored['image']:,} images were "
-        "embedded by two models without a common space. There is no gap between them to close, and "
-        f"one mixed index is impossible.{_gains(figures.before_after, *FUSIONS)}",
+        f"Two models without a common space embedded the {figures.stored['text']:,} texts and the "
+        f"{figures.stored['image']:,} images. There is no gap between them to close, and one mixed "
+        f"index is impossible.{_gains(figures.before_after, *FUSIONS)}",
         "index.as_retriever() fuses the two by intent.",
     )
 
@@ -167,9 +168,8 @@ def _two_indexes(figures: Figures) -> Recommendation | None:
         return None
     best = _best(fused)
     shares = ", and ".join(
-        f"{_figure(each.bias, '.0%')} of a{'n' * (modality == 'image')} {modality} query's first "
-        f"{before_after.k} are {PLURAL[modality]}, where "
-        f"{before_after.corpus_share[modality]:.0%} of the corpus is"
+        f"{_figure(each.bias, '.0%')} of the first {before_after.k} hits of {modality} queries are "
+        f"{PLURAL[modality]}, compared with {before_after.corpus_share[modality]:.0%} of the corpus"
         for modality, each in before.asked.items()
         if each.bias is not None
     )
@@ -177,28 +177,28 @@ def _two_indexes(figures: Figures) -> Recommendation | None:
         if not shares:
             return None
         return Recommendation(
-            "One index or two: both serve",
+            "One index or two: both work",
             f"One mixed index shows no bias: {shares}.{_gains(before_after, STORED, best)}",
-            "Two indexes cost little more, and stay right when the corpus changes.",
+            "Two indexes cost little more, and still work when the corpus changes.",
         )
     if _is_lower(fused[best], before):
         return Recommendation(
-            "One index serves these queries better",
-            f"It is biased ({shares}), and yet the labelled queries find more in it."
+            "One index works better for these queries",
+            f"It is biased ({shares}), but the labelled queries find more in it."
             f"{_gains(before_after, STORED, *fused)}",
             "Check that the queries are like those of users: queries for the other modality may be "
             "missing here.",
         )
     notes = sorted({f" ({mitigation.note}.)" for mitigation in fused.values() if mitigation.note})
     if before_after.labelled and not _is_lower(before, fused[best]):
-        notes.append(" For the labelled queries the intervals show no difference.")
+        notes.append(" For the labelled queries, the intervals show no difference.")
     settings = 'normalize="rank", combine="sum"' if best == "rank" else ""
     then = "; ".join(
-        f"fused by {name} it is {_bias_values(mitigation)}" for name, mitigation in fused.items()
+        f"with fusion by {name}, {_bias_values(mitigation)}" for name, mitigation in fused.items()
     )
     return Recommendation(
         f"One index for each modality, fused by {best}",
-        f"In one mixed index {shares}; {then}.{_gains(before_after, STORED, *fused)}"
+        f"In one mixed index, {shares}; {then}.{_gains(before_after, STORED, *fused)}"
         + "".join(notes),
         f"Search with index.as_retriever({settings}), and let a cross-encoder, MultiModalRerank, "
         "decide the final order.",
@@ -210,29 +210,28 @@ def _learn(figures: Figures) -> Recommendation | None:
     if found is None or not all(figures.stored.values()):
         return None
     numbers = (
-        f"A text query's scores lie wider apart over the texts or over the images, as its subject "
-        f"has it: for one labelled query in ten the ratio of the two is {found:.1f} times that of "
-        f"another, or more (90th and 10th percentile of "
-        f"{figures.before_after.queries['text']:,})."
+        "Whether a text query's scores spread wider over the texts or over the images depends on "
+        f"its subject: the 90th percentile of the ratio of the two spreads is {found:.1f} times "
+        f"its 10th percentile ({figures.before_after.queries['text']:,} labelled queries)."
     )
     if figures.learnt:
         return Recommendation(
             f"The index has learnt from {figures.learnt:,} text queries",
-            f"{numbers} The sample keeps part of what that ratio tells.",
-            "Nothing; learn again where users come to ask for other things.",
+            f"{numbers} The sample preserves part of the information in that ratio.",
+            "Nothing; learn again when users begin to ask for other things.",
         )
     if found < WIDE:
         return Recommendation(
-            "A sample of queries would bring little",
-            f"{numbers} There is little in that for a sample to keep.",
-            "Search as it is; 'llama-gap evaluate' measures what a sample would bring.",
+            "A sample of queries would gain little",
+            f"{numbers} This ratio has little information for a sample to preserve.",
+            "Search as before; 'llama-gap evaluate' measures what a sample would gain.",
         )
     return Recommendation(
         "Let the index learn from a sample of queries",
-        f"{numbers} The default divides the scores of each leg by the query's own spread, and so "
-        "loses what that ratio tells; a sample of queries keeps part of it.",
+        f"{numbers} The default divides the scores of each leg by the query's own spread, which "
+        "loses the information in that ratio; a sample of queries preserves part of it.",
         "llama-gap learn QUERIES.txt, with 100 to 300 unlabelled queries other than these; "
-        "'llama-gap evaluate' measures what it brings.",
+        "'llama-gap evaluate' measures the gain.",
     )
 
 
@@ -241,9 +240,9 @@ def _cross_encoder(figures: Figures) -> Recommendation | None:
         return None
     embedder, reranker = figures.scorers["embedder"], figures.scorers["reranker"]
     numbers = (
-        f"of the same hits, the scores of texts and of images overlap by "
-        f"{_figure(reranker.overlap, '.0%')} with the reranker, and by "
-        f"{_figure(embedder.overlap, '.0%')} with the embedder; they lie "
+        "for the same hits, the scores of texts and of images overlap by "
+        f"{_figure(reranker.overlap, '.0%')} with the reranker and by "
+        f"{_figure(embedder.overlap, '.0%')} with the embedder; they are "
         f"{_figure(reranker.distance)} and {_figure(embedder.distance)} standard deviations apart."
     )
     if reranker.overlap.low > embedder.overlap.high:
@@ -253,9 +252,9 @@ def _cross_encoder(figures: Figures) -> Recommendation | None:
             'MultiModalRerank(score_mode="mean") on what index.as_retriever() finds.',
         )
     return Recommendation(
-        "This reranker's own gap is no narrower",
-        f"It reads query and document together, and yet {numbers}",
-        "Calibrate its scores of each modality before they are combined: "
+        "The gap of this reranker is no narrower",
+        f"It reads query and document together, but {numbers}",
+        "Calibrate its scores of each modality before combining them: "
         "MultiModalRerank(calibrator=…).",
     )
 
@@ -270,7 +269,7 @@ def _align(figures: Figures) -> Recommendation | None:
     reasons = []
     for name, mitigation in aligned.items():
         changes = " and ".join(
-            f"the share of {PLURAL[modality]} among what {modality} queries find from "
+            f"the share of {PLURAL[modality]} among the hits of {modality} queries from "
             f"{each.bias.value:.0%} to {after.value:.0%}"
             for modality, each in before.asked.items()
             if each.bias is not None and (after := mitigation.asked[modality].bias) is not None
@@ -281,10 +280,10 @@ def _align(figures: Figures) -> Recommendation | None:
                 f"{mitigation.gap.distance.value:.2f}, {changes}"
             )
         only_means = " It moves only the means." if mitigation.only_means else ""
-        reasons.append(f"{_ALIGNERS[name][0].capitalize()} takes {changes}.{only_means}")
+        reasons.append(f"{_ALIGNERS[name][0].capitalize()} changes {changes}.{only_means}")
     if "linear" not in aligned:
         reasons.append(
-            f"A linear map was not fitted: it takes {FEWEST_PAIRS} pairs of a text and its "
+            f"A linear map was not fitted: it needs {FEWEST_PAIRS} pairs of a text and its "
             f"image, and there were {before_after.fitted_on['pairs']}."
         )
     because = " ".join(reasons) + _gains(before_after, STORED, *aligned, *FUSIONS)
@@ -292,11 +291,11 @@ def _align(figures: Figures) -> Recommendation | None:
         return Recommendation(
             "If it must be one index: no aligner closes this gap",
             because,
-            "Keep two indexes if possible; otherwise expect little of an aligner.",
+            "Keep two indexes if possible; otherwise, expect little from an aligner.",
         )
     words, aligner = _ALIGNERS[best]
     return Recommendation(
-        f"If the model must stay and it must be one index: align by {words}",
+        f"If it must be one index with this model: align by {words}",
         because,
         f"aligner_from_nodes(nodes, embedding, {aligner}).save(path), then index again with "
         "DualEncoderEmbedding(aligner=path).",
@@ -308,19 +307,20 @@ def _images_by_image(figures: Figures) -> Recommendation | None:
     if within is None:
         return None
     numbers = (
-        f"Where one image of a document searches for the others ({within.queries} images), this "
-        f"model has a recall@{within.k} of {_figure(within.model)}, the encoder for image "
-        f"queries {_figure(within.reference)}; the difference is {_figure(within.delta)}."
+        f"If one image of a document searches for the others ({within.queries} images), "
+        f"recall@{within.k} is {_figure(within.model)} with this model and "
+        f"{_figure(within.reference)} with the encoder for image queries; the difference is "
+        f"{_figure(within.delta)}."
     )
     title = "no significant difference"
-    do = "The collection for image queries has not shown here that it is worth its space."
+    do = "This measurement does not show that the collection for image queries is worth its space."
     if within.delta.high < 0:
-        title = "by an encoder of images"
-        do = "Keep image_query_embed_model: image queries use it by themselves."
+        title = "use the encoder for image queries"
+        do = "Keep image_query_embed_model: image queries use it automatically."
     elif within.delta.low > 0:
-        title = "the model itself is better"
+        title = "the main model is better"
         do = "Index again without image_query_embed_model."
-    return Recommendation(f"Images that look for images: {title}", numbers, do)
+    return Recommendation(f"Image queries for images: {title}", numbers, do)
 
 
 def _thresholds(figures: Figures) -> Recommendation | None:
@@ -339,8 +339,8 @@ def _thresholds(figures: Figures) -> Recommendation | None:
         return None
     return Recommendation(
         "Thresholds: one for each pair of modalities",
-        f"To a text query, {images:.1%} of unrelated images score "
-        f"{histograms.edges[start]:.2f} or more, and {texts:.1%} of unrelated texts do.",
+        f"For text queries, {images:.1%} of unrelated images score "
+        f"{histograms.edges[start]:.2f} or more, and so do {texts:.1%} of unrelated texts.",
         "Fit a RelevanceCalibrator on labelled hits (collect_scores), and set min_probability "
         "instead of a score.",
     )
@@ -352,16 +352,16 @@ def _other_model(figures: Figures) -> Recommendation | None:
         return None
     centred = figures.before_after.mitigations.get("centred")
     still = (
-        f" With both centred the share of the own modality is still {_bias_values(centred)}: the "
-        "gap does not lie in the means alone."
+        f" After centring, the share of the own modality is still {_bias_values(centred)}: the "
+        "means are not the whole gap."
         if centred is not None and centred.only_means
         else ""
     )
     return Recommendation(
         "If the model can change: one with a narrower gap",
-        f"The modalities' means lie {_figure(gap.separation)} times as far apart as each spreads, "
-        f"and cosines within a modality spread {_figure(gap.spread_ratio)} times as wide as those "
-        f"across.{still}",
+        f"The distance of the modalities' means is {_figure(gap.separation)} times the spread of a "
+        f"modality, and the spread of cosines within a modality is {_figure(gap.spread_ratio)} "
+        f"times that across modalities.{still}",
         "Try a model that was trained with intra-modal terms, or a single vision-language model "
         "for both modalities ('llama-gap models' lists some). Index under another name, and "
         "compare the two reports.",
@@ -372,7 +372,7 @@ def _other_model(figures: Figures) -> Recommendation | None:
 
 
 def _is_biased(before_after: BeforeAfter) -> bool:
-    """Whether more of one mixed index's best have the query's modality than of the corpus."""
+    """Whether the hits of one mixed index over-represent the query's modality."""
     stored = before_after.mitigations.get(STORED)
     return stored is not None and any(
         each.bias is not None and each.bias.low > before_after.corpus_share[modality]
@@ -381,7 +381,7 @@ def _is_biased(before_after: BeforeAfter) -> bool:
 
 
 def _best(mitigations: Mapping[str, Mitigation]) -> str:
-    """By nDCG where queries are labelled; else intent if it closes half the bias, or by bias."""
+    """The best by nDCG if labelled; else intent if it closes half the bias; else by bias."""
 
     def worth(name: str) -> tuple[float, bool, float]:
         mitigation = mitigations[name]
@@ -393,7 +393,7 @@ def _best(mitigations: Mapping[str, Mitigation]) -> str:
 
 
 def _is_lower(one: Mitigation, other: Mitigation) -> bool:
-    """Whether one has a lower nDCG wherever queries are labelled, beyond both intervals."""
+    """Whether one has a lower nDCG for all labelled queries, with intervals that do not overlap."""
     pairs = [(one.asked[modality].ndcg, other.asked[modality].ndcg) for modality in one.asked]
     judged = [(a, b) for a, b in pairs if a is not None and b is not None]
     return bool(judged) and all(a.high < b.low for a, b in judged)
@@ -404,7 +404,7 @@ def _bias_values(mitigation: Mitigation) -> str:
 
 
 def _gains(before_after: BeforeAfter, *names: str) -> str:
-    """The nDCG of labelled queries by each of these mitigations."""
+    """The nDCG of labelled queries with each of these mitigations, in words."""
     found = {
         NAMES[name]: before_after.mitigations[name].asked
         for name in names

@@ -1,4 +1,4 @@
-"""The gap report of an index: what is drawn from it, what is measured, and what to do."""
+"""The gap report of an index: draws a sample, measures the gap, and recommends what to do."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Report:
-    """What was measured of an index, and what to do.
+    """The measurements of an index, and recommendations.
 
     Attributes:
-        database: file or address.
-        name: of the index.
+        database: the file or URL of the database.
+        name: the name of the index.
         models: the models that made its vectors.
-        drawn: how many ``texts``, ``images`` and ``pairs`` were drawn.
-        figures: of the gap and of each mitigation.
+        drawn: the numbers of ``texts``, ``images`` and ``pairs`` drawn.
+        figures: the figures of the gap and of each mitigation.
         notes: how they were measured.
         recommendations: what to do.
     """
@@ -57,7 +57,7 @@ class Report:
     recommendations: tuple[Recommendation, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything but the clouds, as JSON."""
+        """Everything except the clouds, as plain JSON values."""
         content = asdict(self)
         for mitigation in content["figures"]["before_after"]["mitigations"].values():
             del mitigation["cloud"]
@@ -75,24 +75,24 @@ def report_gap(
     seed: int = 0,
     show_progress: bool = False,
 ) -> Report:
-    """Measure the modality gap of an index, and what each mitigation would bring.
+    """Measure the modality gap of an index, and the effect of each mitigation.
 
-    Nothing is written. A sample of a large index is measured. It has the same nodes from each
-    collection, so captions stay with their images, and modalities keep their shares.
+    Nothing is written. Of a large index, a sample is measured. It has the same nodes in both
+    collections, so captions stay with their images, and modalities keep their shares.
 
     Args:
-        index: with at least 10 texts and 10 images, or with one modality only.
-        queries: labelled ones, as ``read_queries`` gives them; by default, stored vectors.
+        index: an index with at least 10 texts and 10 images, or with only one modality.
+        queries: labelled queries, from ``read_queries``; by default, stored vectors.
         qrels: their relevant documents.
-        reranker: ``MultiModalRerank(top_n=None)``, to measure its own gap.
-        k: places of a ranking.
-        rounds: of the bootstrap.
-        seed: of all that is drawn.
+        reranker: ``MultiModalRerank(top_n=None)``, to measure its gap too.
+        k: the length of the rankings.
+        rounds: the number of bootstrap rounds.
+        seed: the seed of all random draws.
         show_progress: show progress bars.
 
     Raises:
-        ValueError: the index has too few vectors, or too equal ones, or a query has no judgement.
-        ImageError: a query's image cannot be opened.
+        ValueError: the vectors are too few or too equal, or a query has no judgement.
+        ImageError: a query image cannot be opened.
         StoreError: the database does not answer.
     """
     queries = list(queries)
@@ -102,7 +102,7 @@ def report_gap(
         before_after = before_and_after(drawn, k=k, rounds=rounds, seed=seed, progress=bar.update)
     stored = before_after.mitigations.get(STORED)
     gap = stored.gap if stored is not None else None
-    if any(before_after.fitted_on.values()):  # else all that was drawn was searched
+    if any(before_after.fitted_on.values()):  # otherwise the whole sample was measured already
         asking = drawn.queries["text"].vectors["text"] if "text" in drawn.queries else None
         gap = measure_drawn(drawn, asking, k=k, rounds=rounds, seed=seed)
     figures = Figures(
@@ -127,7 +127,7 @@ def report_gap(
 
 
 def _range_of_spreads(drawn: Drawn) -> float | None:
-    """How much the spreads of the legs differ among labelled text queries, if there are enough."""
+    """How much the legs' spreads vary among labelled text queries, if there are enough."""
     asking = drawn.queries.get("text")
     if asking is None or asking.relevant is None or len(asking) < THIN_QUERIES:
         return None
@@ -139,20 +139,20 @@ def _range_of_spreads(drawn: Drawn) -> float | None:
 
 
 def _notes(drawn: Drawn, found: BeforeAfter) -> list[str]:
-    """Which queries there were, and what was searched."""
+    """Notes on the queries and on what was searched."""
     notes = []
     for modality, count in found.queries.items():
         if modality in found.labelled:
             notes.append(f"Labelled {modality} queries: {count:,}.")
         else:
             notes.append(
-                f"There are no labelled {modality} queries: {count:,} stored {PLURAL[modality]} "
-                "stood in for them, and did not find themselves. Real queries may differ from them."
+                f"There are no labelled {modality} queries. {count:,} stored {PLURAL[modality]} "
+                "stood in for them, without finding themselves. Real queries may differ."
             )
     if found.left_out:
         notes.append(
-            "Labelled queries that were left out, since none of their relevant documents is among "
-            f"those that were searched: {found.left_out:,}."
+            "Labelled queries left out, since none of their relevant documents was searched: "
+            f"{found.left_out:,}."
         )
     fitted, corpus = found.fitted_on, found.corpus
     if fitted["texts"]:
@@ -163,17 +163,16 @@ def _notes(drawn: Drawn, found: BeforeAfter) -> list[str]:
         )
         if fitted["pairs"] < FEWEST_PAIRS:
             notes.append(
-                f"No linear map was fitted: it takes {FEWEST_PAIRS} pairs of a text and its image, "
+                f"No linear map was fitted: it needs {FEWEST_PAIRS} pairs of a text and its image, "
                 f"and there were {fitted['pairs']}."
             )
     elif drawn.aligned:
         notes.append(
-            "The model's own aligner has already moved the stored vectors, so no other aligner was "
-            "fitted."
+            "The model's aligner has already moved the stored vectors, so no other was fitted."
         )
     elif drawn.one_space and len(drawn.texts) and len(drawn.images):
         notes.append(
-            f"No aligner was fitted: it takes {FEWEST} texts and {FEWEST} images in each half of "
-            "the documents."
+            f"No aligner was fitted: each half of the documents needs {FEWEST} texts and {FEWEST} "
+            "images."
         )
     return notes

@@ -1,1 +1,1 @@
-"""Documents put into an index by many machines at once, on a Ray cluster."""
+"""Indexes documents on many machines at once, on a Ray cluster."""

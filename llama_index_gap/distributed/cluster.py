@@ -1,4 +1,4 @@
-"""A Ray cluster: joined, or started on this machine, and left again."""
+"""Joins a Ray cluster, or starts one on this machine, and leaves it again."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from llama_index_gap.errors import GapError, UnsupportedError
 from llama_index_gap.store.connection import one_line
 
 LOCAL = "local"
-"""The address of a cluster that is started on this machine, for one call."""
+"""The address that starts a cluster on this machine for one call."""
 _NO_CLUSTER = (ConnectionError, RuntimeError, ValueError, OSError)
 
 
 class ClusterError(GapError, RuntimeError):
-    """A Ray cluster that cannot be joined, or whose workers fail."""
+    """A Ray cluster cannot be joined, or its workers fail."""
 
 
 def load_ray() -> Any:
     """Import Ray.
 
     Raises:
-        UnsupportedError: it is not installed.
+        UnsupportedError: Ray is not installed.
     """
     try:
         import ray
@@ -34,30 +34,30 @@ def load_ray() -> Any:
         version = f"{sys.version_info.major}.{sys.version_info.minor}"
         raise UnsupportedError(
             f"indexing on a Ray cluster needs Ray ({one_line(error)}): install the extra ray "
-            "(pip install 'llama-index-gap[ray]'); where Ray has no package for your Python "
-            f"({version}), the extra installs nothing: take another Python"
+            "(pip install 'llama-index-gap[ray]'); if Ray has no package for your Python "
+            f"({version}), the extra installs nothing: use another Python version"
         ) from error
     return ray
 
 
 @contextmanager
 def joined(address: str) -> Iterator[Any]:
-    """Ray, connected to a cluster while the block runs; a connection that is there is taken.
+    """Connect Ray to a cluster while the block runs, or use an existing connection.
 
     Args:
         address: ``"auto"`` finds the cluster that runs on this machine, ``"host:port"`` names
-            another one, ``"local"`` starts one here, which nobody else reaches and which reports
-            nothing to anybody.
+            another one, ``"local"`` starts one here, which nobody else can reach and which sends
+            no usage reports.
 
     Raises:
-        ClusterError: it cannot be joined.
+        ClusterError: the cluster cannot be joined.
     """
     ray = load_ray()
-    if ray.is_initialized():  # by the caller, who also ends it
+    if ray.is_initialized():  # by the caller, who also shuts it down
         yield ray
         return
     settings: dict[str, Any] = {"address": address}
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # errors are raised, too
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # errors are raised as well
     if address == LOCAL:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         settings |= {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
@@ -66,7 +66,7 @@ def joined(address: str) -> Iterator[Any]:
     except _NO_CLUSTER as error:
         raise ClusterError(
             f"Ray cluster {address!r}: cannot be joined ({one_line(error)}); start one with "
-            "'ray start --head', or pass its address, or \"local\"; if it asks for a token, set "
+            "'ray start --head', or pass its address, or \"local\"; if it requires a token, set "
             "RAY_AUTH_MODE=token"
         ) from error
     try:
@@ -77,7 +77,7 @@ def joined(address: str) -> Iterator[Any]:
 
 @contextmanager
 def quietly(ray: Any) -> Iterator[None]:
-    """Without Ray Data's own progress bars and notes; this package shows its own."""
+    """Turn off Ray Data's progress bars and notes, since this package shows its own."""
     context = ray.data.DataContext.get_current()
     logger = logging.getLogger("ray.data")
     before = context.enable_progress_bars, logger.level

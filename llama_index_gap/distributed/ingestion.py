@@ -1,4 +1,4 @@
-"""Documents put into an index on a server by the machines of a Ray cluster."""
+"""Indexes documents on a Ray cluster, into an index on a Milvus server."""
 
 from __future__ import annotations
 
@@ -58,27 +58,26 @@ def ingest_with_ray(
 ) -> IndexReport:
     """Put documents into an index on a Milvus server, on all machines of a Ray cluster.
 
-    Each actor has models of its own, opens the images, embeds and writes; neither vectors nor
-    images pass through this program. The index is the same as if one machine had written it. Rows
-    are written by id: a part whose worker died is written once more, and changes nothing that was
-    there. Run again, it embeds nothing that is unchanged.
+    Each actor has its own models, opens images, embeds and writes. Neither vectors nor images pass
+    through this program, unless a node contains its image. The index is the same as if one machine
+    had written it. Rows are written by id, so if a worker dies, writing its part again changes
+    nothing that it wrote before. A second call embeds only what has changed.
 
-    Nodes are read once, into the object store of the cluster, which puts on disk what does not fit.
-    Then they are embedded.
+    All nodes are first read into the cluster's object store, which moves to disk what does not fit
+    into memory. Then they are embedded.
 
     Args:
-        index: on a server; workers open it with the same models and settings.
-        nodes: a corpus, or all nodes of documents with ``source``: stored nodes that these no
-            longer have are deleted, as ``refresh_ref_docs`` does. Nodes alone are put in as
-            ``insert_nodes`` does. Those of a document must follow each other; never changed.
-        address: of the cluster: ``"auto"`` for the one that runs on this machine, ``"host:port"``,
-            or ``"local"`` to start one here for this call. A cluster that this program is connected
-            to already is taken, whatever is said.
-        actors: how many workers at most; by default one for each GPU, or, without any, for each
-            CPU.
-        gpus_per_actor: how much of a GPU each has; by default 1 where the cluster has any.
-        batch_size: how many nodes a worker takes at a time, and does again when it is killed.
-        source: names the corpus, for ``sync``; by default its path.
+        index: an index on a server; workers open it with the same models and settings.
+        nodes: a corpus, or with ``source`` all nodes of some documents; other stored nodes of these
+            are deleted, as by ``refresh_ref_docs``. Without ``source``, nodes are inserted as by
+            ``insert_nodes``. The nodes of a document must follow each other. Never changed.
+        address: the cluster: ``"auto"`` for the one that runs on this machine, ``"host:port"``, or
+            ``"local"`` to start one here for this call. If this program is already connected to a
+            cluster, that one is used in any case.
+        actors: the most workers; by default one per GPU, or without GPUs one per CPU.
+        gpus_per_actor: the share of a GPU for each worker; by default 1 if the cluster has GPUs.
+        batch_size: how many nodes a worker takes at a time, and repeats if it is killed.
+        source: the name of the corpus, for ``sync``; by default its path.
         show_progress: show progress bars.
         strict: raise at the first node that would be skipped.
 
@@ -86,10 +85,10 @@ def ingest_with_ray(
         What all workers wrote, and what was skipped and why.
 
     Raises:
-        UnsupportedError: Ray is not installed, or the index lies in a Milvus Lite file.
-        ClusterError: the cluster cannot be joined, or its workers die again and again.
-        ValueError: a setting breaks its rule; or, with ``strict``, a node that would be skipped.
-        EmbeddingError: a model fails. What was written stays, and the same call goes on.
+        UnsupportedError: Ray is not installed, or the index is a Milvus Lite file.
+        ClusterError: the cluster cannot be joined, or its workers die repeatedly.
+        ValueError: a setting is invalid; or, with ``strict``, a node would be skipped.
+        EmbeddingError: a model fails. What was written stays, and the same call continues.
         StoreError: the database does not answer.
     """
     for name, number in (("actors", actors), ("batch_size", batch_size)):
@@ -97,9 +96,9 @@ def ingest_with_ray(
             raise InvalidValueError(f"{name}={number}: must be at least 1")
     if not is_server(index.address.uri):
         raise UnsupportedError(
-            f"{index.address.uri}: only one process at a time opens a Milvus Lite file, so that "
-            'workers cannot write to it; use a Milvus server (uri="http://…"), and move an index '
-            "there with 'llama-gap copy'"
+            f"{index.address.uri}: only one process at a time can open a Milvus Lite file, so "
+            'workers cannot write to it; use a Milvus server (uri="http://…"), and copy an '
+            "existing index there with 'llama-gap copy'"
         )
     with ExitStack() as opened:
         ray = opened.enter_context(joined(address))
@@ -114,13 +113,13 @@ def ingest_with_ray(
 async def aingest_with_ray(
     index: DualIndex, nodes: Corpus | Iterable[BaseNode], **settings: Any
 ) -> IndexReport:
-    """As ``ingest_with_ray``, without blocking the event loop."""
+    """Like ``ingest_with_ray``, without blocking the event loop."""
     return await in_thread(ingest_with_ray, index, nodes, **settings)
 
 
 @dataclass
 class _Call:
-    """One call: what travels to the workers, and what came back."""
+    """One call: sends parts to the workers, and collects their outcomes."""
 
     ray: Any
     index: DualIndex
@@ -144,10 +143,10 @@ class _Call:
         self.unsendable: list[Skipped] = []
         self.outcomes: dict[int, Outcome] = {}
 
-    # --- there -----------------------------------------------------------------------------------
+    # --- sending ---------------------------------------------------------------------------------
 
     def feed(self, size: int, opened: ExitStack, *, show_progress: bool) -> list[Any]:
-        """Put all nodes into the cluster's object store, part by part; gives their references."""
+        """Put all nodes into the cluster's object store, part by part; returns the references."""
         import pyarrow
 
         references: list[Any] = []
@@ -182,24 +181,24 @@ class _Call:
         return references
 
     def _portable(self, node: BaseNode) -> BaseNode:
-        """A node that means the same in a process with another folder and another cache."""
+        """A node whose image can be found from another working folder and without our cache."""
         image = image_of(node)
         if image is None or image.image or not image.image_path:
             return node
-        if is_made(image.image_path):  # by a reader, in a cache of this machine
-            with suppress(ImageError):  # the worker says what is wrong with it
+        if is_made(image.image_path):  # a reader put it into a cache of this machine
+            with suppress(ImageError):  # the worker will report it
                 data = base64.b64encode(read_image(Path(image.image_path))).decode()
                 return image.model_copy(update={"image": data, "image_path": None})
         return image.model_copy(update={"image_path": str(Path(image.image_path).absolute())})
 
     def _packed(self, part: Part) -> bytes:
-        """A part as it travels, without the nodes that would not arrive whole."""
+        """A pickled part, without the nodes that cannot be pickled completely."""
         if why_not_sent_whole(part.nodes) is not None:
             part = replace(part, nodes=[node for node in part.nodes if self._arrives_whole(node)])
         return bytes(self.ray.cloudpickle.dumps(part))
 
     def _arrives_whole(self, node: BaseNode) -> bool:
-        """Whether a node would; one that would not is skipped."""
+        """Whether a node can be pickled completely; if not, it is skipped."""
         why = why_not_sent_whole(node)
         if why is None:
             return True
@@ -211,7 +210,7 @@ class _Call:
         self.unsendable.append(Skipped(f"node {node.node_id}", reason))
         return False
 
-    # --- and back --------------------------------------------------------------------------------
+    # --- collecting ------------------------------------------------------------------------------
 
     def run(
         self,
@@ -221,7 +220,7 @@ class _Call:
         *,
         show_progress: bool,
     ) -> None:
-        """Let the workers write all parts, and keep what became of each."""
+        """Let the workers write all parts, and keep their outcomes."""
         ray = self.ray
         resources = ray.cluster_resources()
         if gpus is None:
@@ -253,7 +252,7 @@ class _Call:
             ):
                 for row in rows:
                     stop_if_given_up()
-                    outcome: Outcome = pickle.loads(row["outcome"])  # noqa: S301 - of our workers
+                    outcome: Outcome = pickle.loads(row["outcome"])  # noqa: S301 - our workers'
                     self.outcomes[outcome.number] = outcome
                     if outcome.error is not None:
                         raise outcome.error
@@ -262,8 +261,8 @@ class _Call:
             kind = EmbeddingError if isinstance(error, EmbeddingError) else ClusterError
             why = error if kind is EmbeddingError else f"the workers failed ({one_line(error)})"
             raise kind(
-                f"{why}; before that: {self.report().summary()}. This stays, and the same call or "
-                "command goes on from there"
+                f"{why}; before that: {self.report().summary()}. This stays; the same call or "
+                "command continues from there"
             ) from error
 
     def report(self) -> IndexReport:
@@ -276,7 +275,7 @@ class _Call:
         return total
 
     def end(self) -> IndexReport:
-        """End the call: what is gone from the corpus is counted."""
+        """End the call, and count the documents that vanished from the corpus."""
         report = self.report()
         report.vanished = self.index.end_parts(
             self.corpus, self.source, lambda name: name in self.documents
@@ -285,10 +284,10 @@ class _Call:
 
 
 def _opening(ray: Any, index: DualIndex) -> bytes:
-    """Pickle what opens the index on a worker, its models as their settings.
+    """Pickle the arguments that open the index on a worker, with models as their settings.
 
     Raises:
-        ValueError: a model cannot be built again elsewhere.
+        ValueError: a model cannot be rebuilt on another machine.
     """
     opening = index.opening()
     for argument in _MODELS:
@@ -296,19 +295,19 @@ def _opening(ray: Any, index: DualIndex) -> bytes:
         key = type(model).model_fields.get("api_key") if model is not None else None
         if key is not None and key.exclude and getattr(model, "api_key", None) is not None:
             raise InvalidValueError(
-                f"{argument}: its api_key is never written down, so that workers would have none; "
+                f"{argument}: its api_key is never sent or stored, so workers would have none; "
                 "pass api_key_env= instead, and set that variable on all machines"
             )
     if reason := why_not_sent_whole([opening[argument] for argument in _MODELS]):
         raise InvalidValueError(
-            f"{index.address}: its models cannot be sent to workers ({reason}); take one that can "
-            "be pickled, such as DualEncoderEmbedding"
+            f"{index.address}: its models cannot be sent to workers ({reason}); use models that "
+            "can be pickled, such as DualEncoderEmbedding"
         )
     return bytes(ray.cloudpickle.dumps(opening))
 
 
 class _ReadNodes:
-    """The nodes of a corpus, and, until it is asked for, what else was read of their documents."""
+    """The nodes of a corpus; keeps places and skipped items of documents until they are taken."""
 
     def __init__(self, corpus: Corpus) -> None:
         self._corpus = corpus
@@ -323,13 +322,13 @@ class _ReadNodes:
             yield from document.nodes
 
     def known_of(self, documents: Iterable[str]) -> tuple[dict[str, str], list[Skipped]]:
-        """Where documents stand, and what was left out of them; known no longer afterwards."""
+        """Take the places of documents, and what was skipped in them."""
         known = [each for each in documents if each in self._places]
         skipped = [skip for each in known for skip in self._skipped.pop(each)]
         return {each: self._places.pop(each) for each in known}, skipped
 
 
 def _has_data(node: BaseNode) -> bool:
-    """Whether a node has its image with it, so that the index keeps it."""
+    """Whether a node contains its image, so that the index has to store it."""
     image = image_of(node)
     return image is not None and bool(image.image)

@@ -1,4 +1,4 @@
-"""Nodes cut into parts that travel to workers, and what is known of all parts together."""
+"""Splits nodes into parts for workers, and finds what several parts share."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _DIGEST_BYTES = 16
 
 
 def cut_into_parts(nodes: Iterable[BaseNode], size: int) -> Iterator[list[BaseNode]]:
-    """Cut nodes into parts of about equal size, between two documents.
+    """Split nodes into parts of about equal size, without splitting a document.
 
     Args:
-        nodes: read as they are needed; those of a document follow each other.
-        size: a part has at least so many nodes, or 8 Mi characters of texts and base64.
+        nodes: read lazily; the nodes of a document must follow each other.
+        size: a part ends once it has this many nodes, or 8 Mi characters of texts and base64.
     """
     part: list[BaseNode] = []
     characters, last = 0, None
@@ -40,13 +40,13 @@ def cut_into_parts(nodes: Iterable[BaseNode], size: int) -> Iterator[list[BaseNo
 
 
 def digest(name: str) -> bytes:
-    """Sixteen bytes that stand for an id, of any length."""
+    """A digest of 16 bytes that stands for an id of any length."""
     encoded = name.encode(errors="surrogatepass")
     return hashlib.blake2b(encoded, digest_size=_DIGEST_BYTES).digest()
 
 
 class KnownIds:
-    """The ids in each of many parts, in 16 bytes each."""
+    """The ids in each of many parts, as digests."""
 
     def __init__(self) -> None:
         self._parts: list[npt.NDArray[np.bytes_]] = []
@@ -65,14 +65,14 @@ class KnownIds:
         return place < len(self._sorted) and self._padded(self._sorted[place]) == digest(name)
 
     def again(self) -> tuple[Mapping[int, frozenset[bytes]], frozenset[bytes]]:
-        """What is in more than one part.
+        """The digests that are in more than one part.
 
         Returns:
-            For each part what comes again in a later one; and all that is in several parts.
+            For each part, those that a later part has again; and all that several parts have.
         """
         of_all = self._all()
         numbers = np.repeat(np.arange(len(self._parts)), [len(each) for each in self._parts])
-        order = np.argsort(of_all, kind="stable")  # so that parts with one id stay in order
+        order = np.argsort(of_all, kind="stable")  # keeps the order of parts with the same id
         same = np.flatnonzero(of_all[order[1:]] == of_all[order[:-1]])
         later: defaultdict[int, set[bytes]] = defaultdict(set)
         for place in same:
@@ -86,7 +86,7 @@ class KnownIds:
 
     @staticmethod
     def _padded(stored: Any) -> bytes:
-        """NumPy takes zeros off the end."""
+        """A stored digest with the zeros at its end, which NumPy strips."""
         return bytes(stored).ljust(_DIGEST_BYTES, b"\0")
 
 
@@ -96,5 +96,5 @@ def ids_of(nodes: Sequence[BaseNode]) -> list[str]:
 
 
 def documents_of(nodes: Sequence[BaseNode]) -> list[str]:
-    """The documents of nodes, each once."""
+    """The documents of nodes, without duplicates."""
     return list(dict.fromkeys(document_key(node, "document") for node in nodes))

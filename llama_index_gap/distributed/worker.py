@@ -1,4 +1,4 @@
-"""What runs on the workers: each has the index open with models of its own, and writes parts."""
+"""The code of the workers: each opens the index with its own models, and writes parts."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from llama_index_gap.store.connection import one_line
 logger = logging.getLogger(__name__)
 
 MOST_TRIES = 3
-"""How many workers may die with one part."""
+"""The most workers that may die with one part."""
 
 
 @dataclass(frozen=True)
@@ -37,11 +37,11 @@ class Task:
     """What all parts of one call have in common.
 
     Attributes:
-        opening: what opens the index, as ``DualIndex.opening`` says, pickled: models are loaded
-            when it is unpickled.
-        index_version: how often the index was embedded anew.
-        package_version: of the program that called.
-        folder: where that program runs; relative paths of models start there.
+        opening: the arguments from ``DualIndex.opening``, pickled; unpickling them loads the
+            models.
+        index_version: the version of the index.
+        package_version: the package version of the calling program.
+        folder: the working folder of the calling program, for relative paths of models.
     """
 
     opening: bytes
@@ -54,34 +54,34 @@ class Task:
 
         Raises:
             ClusterError: this machine has another version of the package.
-            ValueError: the index was embedded anew meanwhile, or does not fit the models.
-            ModelError: a model cannot be loaded here.
-            StoreError: the database is not reached from here.
+            ValueError: the index was embedded again meanwhile, or has other models.
+            ModelError: a model cannot be loaded on this machine.
+            StoreError: this machine cannot reach the database.
         """
         if llama_index_gap.__version__ != self.package_version:
             raise ClusterError(
-                f"{gethostname()} has llama-index-gap {llama_index_gap.__version__}, and this "
-                f"program {self.package_version}; install the same version on all machines"
+                f"{gethostname()} has llama-index-gap {llama_index_gap.__version__}, but the "
+                f"calling program {self.package_version}; install the same version on all machines"
             )
-        with suppress(OSError):  # it need not be there where all paths are whole ones
+        with suppress(OSError):  # not needed if all paths are absolute
             os.chdir(self.folder)
-        opening = pickle.loads(self.opening)  # noqa: S301 - of our own program
+        opening = pickle.loads(self.opening)  # noqa: S301 - from our own program
         if (roots := opening["image_root"]) is not None:
-            # Texts go in where no image is seen, and each image that is not is reported.
+            # Without these folders, texts can still be indexed; each missing image is reported.
             opening["image_root"] = [folder for folder in roots if Path(folder).is_dir()]
         index = DualIndex(**opening)
         if index.version != self.index_version:
             index.close()
             raise InvalidValueError(
-                f"{index.address}: was embedded anew while it was filled; run the same again"
+                f"{index.address}: was embedded again while it was filled; run the same again"
             )
         return index
 
 
 class Journal:
-    """What workers were about to do with each part when they first began with it.
+    """Records what the first worker on each part was about to do.
 
-    Runs beside the program that called, and outlasts its workers.
+    Runs beside the calling program, so that it survives the death of workers.
     """
 
     def __init__(self) -> None:
@@ -89,24 +89,24 @@ class Journal:
         self._taken: Counter[int] = Counter()
 
     def take(self, number: int) -> int:
-        """Note that a worker takes a part; says how many have taken it."""
+        """Note that a worker takes a part; returns how many have taken it."""
         self._taken[number] += 1
         return self._taken[number]
 
     def begin(self, number: int, begun: Begun) -> Begun:
-        """Note that a worker begins with a part; gives what the first one said."""
+        """Note that a worker begins a part; returns what the first worker noted."""
         return self._begun.setdefault(number, begun)
 
 
 @dataclass
 class Outcome:
-    """What became of a part.
+    """The result of a part.
 
     Attributes:
-        number: of the part.
-        nodes: how many it has.
+        number: the number of the part.
+        nodes: the number of its nodes.
         report: what was written, and what was skipped and why.
-        error: why it was given up.
+        error: the error that stopped it, if any.
     """
 
     number: int
@@ -121,8 +121,8 @@ class PartWriter:
     Args:
         task: what all parts have in common.
         journal: the handle of a ``Journal``.
-        superseded: by the numbers of parts, the ids of nodes that come again in a later one.
-        scattered: documents with nodes in several parts; ids as ``digest`` gives them, as above.
+        superseded: for each part, digests of the ids of nodes that a later part has again.
+        scattered: digests of the documents with nodes in several parts.
     """
 
     def __init__(
@@ -137,7 +137,7 @@ class PartWriter:
         self._index: DualIndex | None = None
 
     def __call__(self, table: Any) -> Any:
-        """Write the parts of an Arrow table; gives a table with what became of each."""
+        """Write the parts of an Arrow table; returns a table with the outcome of each."""
         import pyarrow
 
         rows = zip(table["number"].to_pylist(), table["part"].to_pylist(), strict=True)
@@ -145,29 +145,29 @@ class PartWriter:
         return pyarrow.table({"outcome": outcomes})
 
     def write(self, number: int, packed: bytes) -> Outcome:
-        """Write a part; an error is a part of the outcome."""
+        """Write a part; an error becomes part of the outcome."""
         outcome = Outcome(number, 0, IndexReport())
         try:
-            part: Part = pickle.loads(packed)  # noqa: S301 - of our own program
+            part: Part = pickle.loads(packed)  # noqa: S301 - from our own program
             outcome.nodes = len(part.nodes)
             if self._ask("take", number) > MOST_TRIES:
                 ends = f"{part.nodes[0].node_id} to {part.nodes[-1].node_id}"
                 raise ClusterError(
-                    f"{MOST_TRIES} workers in turn died with the nodes {ends}; if they ran out of "
+                    f"{MOST_TRIES} workers in a row died on the nodes {ends}; if they ran out of "
                     "memory, pass a smaller batch_size, or fewer actors"
                 )
             if self._index is None:
                 self._index = self._task.open()
             outcome.report = self._written(number, part, self._index)
         except EmbeddingError as error:
-            # Its message counts what was written of this part alone.
+            # Its message counts only this part, so it is replaced by its cause.
             outcome.error = EmbeddingError(str(error.__cause__ or error))
         except EXPECTED_ERRORS as error:
             outcome.error = _portable(error)
         except ImportError as error:
             outcome.error = ClusterError(
-                f"{gethostname()}: {one_line(error)}; install llama-index-gap, and the packages of "
-                "your models, on all machines of the cluster"
+                f"{gethostname()}: {one_line(error)}; install llama-index-gap and the packages of "
+                "your models on all machines of the cluster"
             )
         except Exception as error:
             logger.exception("part %d", number)
@@ -207,7 +207,7 @@ class PartWriter:
 
 
 def _is_not_here(node: BaseNode) -> bool:
-    """Whether a node's image is a file that this machine does not see."""
+    """Whether the image of a node is a file that does not exist on this machine."""
     image = image_of(node)
     if image is None or image.image or not image.image_path:
         return False
@@ -218,10 +218,10 @@ def _is_not_here(node: BaseNode) -> bool:
 
 
 def _portable(error: Exception) -> Exception:
-    """An error as one that can be pickled."""
+    """The error, or one that can be pickled with the same message."""
     try:
         pickle.loads(pickle.dumps(error))  # noqa: S301
-    except Exception:  # of any class, with any constructor
+    except Exception:  # its constructor may be anything
         kind = ClusterError if isinstance(error, GapError) else InvalidValueError
         return kind(str(error))
     return error

@@ -1,1 +1,1 @@
-"""Judging rankings: measures, data sets, and the experiments over them."""
+"""Evaluation of rankings: metrics, data sets and experiments."""

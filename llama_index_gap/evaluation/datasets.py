@@ -1,4 +1,4 @@
-"""Data sets with judged queries: EDIS, MixBench, BEIR, and your own folder."""
+"""Reads data sets with judged queries: EDIS, MixBench, BEIR, and your own folder."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ _EDIS_RELEVANT = 3
 _MOST_GRADE = 10**6
 _ID_KEYS = ("_id", "id", "corpus_id", "query_id", "candidate_id")
 _NO_POOL = (
-    "there is no EDIS_candidates_*.json, so only the queries' own candidates are searched, which "
-    "is far easier than the published task"
+    "there is no EDIS_candidates_*.json, so only the queries' own candidates are searched; this is "
+    "far easier than the published task"
 )
 _JsonT = TypeVar("_JsonT", dict[str, Any], list[Any])
 
 
 class DatasetError(GapError, ValueError):
-    """A data set that cannot be read whole; a part of one is never judged."""
+    """A data set cannot be read completely; part of one is never judged."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,9 @@ class LabelledQuery:
 
     Attributes:
         id: its key in the judgements.
-        text: the question; empty for an image alone.
-        image_path: the image to ask with; None if there is none.
-        kind: what the data set calls this sort of query, such as ``"image"``; None if nothing.
+        text: the query text; empty for an image alone.
+        image_path: the query image, if any.
+        kind: the data set's name for this kind of query, such as ``"image"``, if any.
     """
 
     id: str
@@ -52,21 +52,21 @@ class LabelledQuery:
 
     @property
     def bundle(self) -> QueryBundle:
-        """The query as retrievers take it."""
+        """The query in the form for retrievers."""
         return QueryBundle(self.text, image_path=self.image_path)
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Documents, queries, and which documents answer which query.
+    """Documents, queries and judgements.
 
     Attributes:
-        name: the folder's name.
-        corpus: the documents' nodes; a document's id is their ``ref_doc_id``.
+        name: the name of the folder.
+        corpus: the nodes of the documents; a document's id is the ``ref_doc_id`` of its nodes.
         queries: the queries, all judged.
-        qrels: for each query the judged documents with their grades.
+        qrels: for each query, the judged documents with their grades.
         relevant_from: the lowest grade that counts as relevant.
-        notes: what a reader of its figures should know.
+        notes: what a reader of the figures should know.
     """
 
     name: str
@@ -77,12 +77,12 @@ class Dataset:
     notes: tuple[str, ...] = ()
 
     def limited(self, queries: int | None) -> Dataset:
-        """The same documents with at most so many ``queries``, spread evenly over all of them."""
+        """The same documents with at most ``queries`` queries, spread evenly over all."""
         if queries is None or queries >= len(self.queries):
             return self
         if queries < 1:
             raise InvalidValueError(f"limit={queries}: must be at least 1")
-        step = len(self.queries) / queries  # the file may be sorted, so not its first queries
+        step = len(self.queries) / queries  # spread, since the file may be sorted
         kept = [self.queries[int(index * step)] for index in range(queries)]
         note = f"{queries:,} of {len(self.queries):,} queries, spread evenly"
         return replace(self, queries=kept, notes=(*self.notes, note))
@@ -91,7 +91,7 @@ class Dataset:
 def read_dataset(path: str | Path, *, split: str = "test", show_progress: bool = False) -> Dataset:
     """Read a data set with judged queries.
 
-    The files in the folder tell which format it has:
+    The files in the folder decide the format:
 
     - **EDIS** (Liu et al., EMNLP 2023): ``EDIS_{split}.json``, a list of ``{query, candidates:
       [{candidate_id, image, headline, score}]}``, and ``EDIS_candidates_*.json``, the pool, a list
@@ -104,16 +104,16 @@ def read_dataset(path: str | Path, *, split: str = "test", show_progress: bool =
     - **Your own folder**: anything that ``read_corpus`` reads, with ``queries.jsonl`` beside it;
       see ``read_queries``.
 
-    Images are looked up in the folder and in its ``images``. A document whose image is missing
-    keeps its text, and is listed in ``corpus.skipped``.
+    Images are looked up in the folder and in its subfolder ``images``. A document whose image is
+    missing keeps its text, and is listed in ``corpus.skipped``.
 
     Args:
         path: the folder.
-        split: which set of queries, where there are several.
+        split: the set of queries, if there are several.
         show_progress: show a progress bar.
 
     Raises:
-        DatasetError: the format is unknown, a file is missing or broken, or a query has no
+        DatasetError: the format is unknown, a file is missing or malformed, or a query has no
             judgement.
         CorpusError: no document could be read.
     """
@@ -125,8 +125,8 @@ def read_dataset(path: str | Path, *, split: str = "test", show_progress: bool =
         image = query.image_path
         if image is not None and not Path(image).resolve().is_relative_to(folder):
             raise DatasetError(
-                f"{path}: the image of query {query.id!r} lies outside the folder, links followed "
-                f"({image[:200]}); copy it there"
+                f"{path}: the image of query {query.id!r} lies outside the folder, after "
+                f"following links ({image[:200]}); copy it into the folder"
             )
     return dataset
 
@@ -142,23 +142,23 @@ def _read_format(folder: Path, split: str, show_progress: bool) -> Dataset:
         queries, qrels = read_queries(folder / "queries.jsonl")
         return _judgeable(Dataset(folder.name, corpus, queries, qrels))
     raise DatasetError(
-        f"{folder}: holds neither EDIS_{split}.json nor queries.jsonl; read_dataset lists the "
-        "formats"
+        f"{folder}: has neither EDIS_{split}.json nor queries.jsonl; for the formats, see "
+        "read_dataset"
     )
 
 
 def read_queries(path: str | Path) -> tuple[list[LabelledQuery], Qrels]:
-    """Read judged queries: a JSON object on each line.
+    """Read judged queries, one JSON object per line.
 
-    ``query`` (or ``text``) is the question. ``image`` is an image to ask with, its path relative
-    to the file's folder. ``relevant`` is a list of documents' ids, or an object of their grades.
-    ``id`` and ``kind`` may be left out.
+    ``query`` (or ``text``) is the query text. ``image`` is the path of a query image, relative to
+    the file's folder. ``relevant`` is a list of document ids, or an object with their grades.
+    ``id`` and ``kind`` are optional.
 
     Returns:
         The queries and their judgements, as ``collect_scores`` takes them.
 
     Raises:
-        DatasetError: a line is broken, has no query, or names no relevant document.
+        DatasetError: a line is malformed, has no query, or names no relevant document.
     """
     path = Path(path)
     queries: list[LabelledQuery] = []
@@ -170,30 +170,31 @@ def read_queries(path: str | Path) -> tuple[list[LabelledQuery], Qrels]:
             relevant = {str(document): 1 for document in relevant}
         if not isinstance(relevant, dict) or not relevant:
             raise DatasetError(
-                f"{where}: relevant is {fields.get('relevant')!r}; give the relevant documents' "
-                "ids as a list"
+                f"{where}: relevant is {fields.get('relevant')!r}; give a list of the ids of "
+                "relevant documents"
             )
         if query.id in qrels:
             raise DatasetError(f"{where}: the id {query.id!r} is taken by an earlier query")
         queries.append(query)
         qrels[query.id] = {str(doc): _grade(grade, where) for doc, grade in relevant.items()}
     if not queries:
-        raise DatasetError(f"{path}: holds no query")
+        raise DatasetError(f"{path}: has no query")
     return queries, qrels
 
 
 def read_unlabelled(path: str | Path) -> list[QueryBundle]:
-    """Read queries that nobody has judged: a text on each line, or a JSON object on each line.
+    """Read unlabelled queries: one text or one JSON object per line.
 
-    Objects are as for ``read_queries``, without ``relevant``: ``query`` (or ``text``) is the
-    question, ``image`` (or ``image_path``) an image to ask with, its path relative to the file's
-    folder. Blank lines are passed over.
+    Objects are as for ``read_queries``, without ``relevant``: ``query`` (or ``text``) is the query
+    text, ``image`` (or ``image_path``) the path of a query image, relative to the file's folder.
+    Blank lines are ignored.
 
     Returns:
         The queries, as ``DualIndex.learn_queries`` takes them.
 
     Raises:
-        DatasetError: the file cannot be read, a line is broken or has no query, or there is none.
+        DatasetError: the file cannot be read or has no query, or a line is malformed or has no
+            query.
     """
     path = Path(path).expanduser()
     try:
@@ -203,12 +204,12 @@ def read_unlabelled(path: str | Path) -> list[QueryBundle]:
     lines = [(f"{path.name}:{i}", line) for i, line in enumerate(text.split("\n"), start=1)]
     lines = [(where, line) for where, line in lines if line.strip()]
     if not lines:
-        raise DatasetError(f"{path}: holds no query")
+        raise DatasetError(f"{path}: has no query")
     kind = path.suffix.lower()
     if kind in {".json", ".csv", ".tsv"}:
         raise DatasetError(
-            f"{path}: a {kind} file is not read; write a text on each line (.txt), or an object "
-            '{"text": …} on each line (.jsonl)'
+            f"{path}: {kind} files are not supported; write one text per line (.txt), or one "
+            'object {"text": …} per line (.jsonl)'
         )
     if kind not in {".jsonl", ".ndjson"} and not lines[0][1].lstrip().startswith("{"):
         return [QueryBundle(line.strip()) for _, line in lines]
@@ -238,7 +239,7 @@ def _read_edis(folder: Path, split: str, show_progress: bool) -> Dataset:
     pools = sorted(folder.glob("EDIS_candidates_*.json"))
     if len(pools) > 1:
         names = " and ".join(pool.name for pool in pools)
-        raise DatasetError(f"{folder}: holds {names}; keep only the pool to search")
+        raise DatasetError(f"{folder}: has {names}; keep only the pool to search")
     notes = () if pools else (_NO_POOL,)
     documents = _json_list(pools[0]) if pools else judged.items()
     corpus = _read_documents(folder, documents, "headline", show_progress)
@@ -246,7 +247,7 @@ def _read_edis(folder: Path, split: str, show_progress: bool) -> Dataset:
 
 
 def _read_beir(folder: Path, split: str, show_progress: bool) -> Dataset:
-    """MixBench too, whose files have other names."""
+    """Also reads MixBench, whose files have other names."""
     qrels_files = [folder / "qrels" / "qrels.tsv", folder / "qrels" / f"{split}.tsv"]
     qrels_file = next((file for file in qrels_files if file.is_file()), None)
     corpora = [folder / "mixed_corpus.jsonl", folder / "corpus.jsonl"]
@@ -254,7 +255,7 @@ def _read_beir(folder: Path, split: str, show_progress: bool) -> Dataset:
     if qrels_file is None or corpus_file is None:
         missing = qrels_files if qrels_file is None else corpora
         names = " nor ".join(file.relative_to(folder).as_posix() for file in missing)
-        raise DatasetError(f"{folder}: holds queries.jsonl, but neither {names}")
+        raise DatasetError(f"{folder}: has queries.jsonl, but neither {names}")
     qrels = _read_tsv(qrels_file)
     queries = [
         query
@@ -295,7 +296,7 @@ def _read_tsv(path: Path) -> dict[str, dict[str, int]]:
 
 
 def _judgeable(dataset: Dataset) -> Dataset:
-    """Refuse what cannot be judged, and note what makes the task harder than it looks."""
+    """Reject a data set that cannot be judged, and note what makes the task harder."""
     unjudged = [query.id for query in dataset.queries if query.id not in dataset.qrels]
     if unjudged:
         raise DatasetError(f"{dataset.name}: no judgement for query {unjudged[0]!r}")
@@ -304,7 +305,7 @@ def _judgeable(dataset: Dataset) -> Dataset:
     notes = list(dataset.notes)
     missing = len(dataset.qrels.keys() - {query.id for query in dataset.queries})
     if missing:
-        notes.append(f"{missing:,} judged queries are not among the queries")
+        notes.append(f"{missing:,} judged queries are missing from the queries")
     corpus = set(dataset.corpus.document_ids)
     relevant = [
         document
@@ -315,7 +316,7 @@ def _judgeable(dataset: Dataset) -> Dataset:
     missing = sum(document not in corpus for document in relevant)
     if missing:
         notes.append(
-            f"{missing:,} of {len(relevant):,} relevant documents are not in the corpus: they "
+            f"{missing:,} of {len(relevant):,} relevant documents are missing from the corpus, and "
             "count as not found"
         )
     if dataset.corpus.skipped:
@@ -324,11 +325,11 @@ def _judgeable(dataset: Dataset) -> Dataset:
 
 
 def _find_image(folder: Path, name: Any) -> str | None:
-    """Where the image that a record names lies; a missing one keeps its name."""
+    """The path of the image that a record names; if it is missing, the name itself."""
     if not isinstance(name, str) or not name.strip():
         return None
     plain = name.strip()
-    below = plain.lstrip("/")  # published sets write their own folder as the root
+    below = plain.lstrip("/")  # published data sets write their own folder as the root
     places = (Path("images") / below, Path(below))
     return next((str(path) for path in places if (folder / path).is_file()), plain)
 
@@ -342,7 +343,7 @@ def _query(
     image, kind = _find_image(folder, fields.get("image")), fields.get("kind")
     text = "" if is_blank(text) else text
     if not text and image is None:
-        raise DatasetError(f"{where}: has neither a text nor an image to ask with")
+        raise DatasetError(f"{where}: the query has neither a text nor an image")
     return LabelledQuery(
         _id(fields, where, default_id),
         text,
@@ -365,13 +366,13 @@ def _grade(value: Any, where: str) -> int:
             raise ValueError
     except (TypeError, ValueError, OverflowError):
         raise DatasetError(
-            f"{where}: the grade {repr(value)[:60]} is no whole number up to {_MOST_GRADE:,}"
+            f"{where}: the grade {repr(value)[:60]} is not a whole number up to {_MOST_GRADE:,}"
         ) from None
     return int(grade)
 
 
 def _json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The object on each line, with its place for messages."""
+    """Yield the object on each line, with its place for messages."""
     with _opened(path) as file:
         for number, line in enumerate(iter(lambda: file.readline(MAX_BYTES), ""), start=1):
             where = f"{path.name}:{number}"
@@ -382,7 +383,7 @@ def _json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _json_list(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The objects of a file that is one list, each with its place for messages."""
+    """Yield the objects of a file with one list, each with its place for messages."""
     if not path.is_file():
         raise DatasetError(f"{path}: no such file; is it another split?")
     with _opened(path) as file:
@@ -394,13 +395,13 @@ def _json_list(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[TextIO]:
-    """A data set's file as text; what is no text, no table or no regular file is an error."""
+    """Open a file of a data set as text; raises if it is not a regular text file."""
     try:
         with TextIOWrapper(open_file(path), encoding="utf-8-sig", newline="") as file:
             yield file
     except (FileError, UnicodeDecodeError, csv.Error) as error:
-        said = not_utf8(error) if isinstance(error, UnicodeDecodeError) else str(error)
-        raise DatasetError(f"{path}: {said}") from error
+        message = not_utf8(error) if isinstance(error, UnicodeDecodeError) else str(error)
+        raise DatasetError(f"{path}: {message}") from error
 
 
 def _parsed(text: str, where: str) -> Any:

@@ -1,4 +1,4 @@
-"""Queries on which methods differ: which document each method ranked first."""
+"""Example queries on which methods differ, with the document that each method ranked first."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _LONGEST_TITLE = 150
 
 @dataclass(frozen=True)
 class FirstPlace:
-    """A document that methods ranked first.
+    """A document that some methods ranked first.
 
     Attributes:
-        methods: their names.
-        document: its id; empty where they found nothing.
-        title: its title, or else how its text begins.
-        image: its first image; None if it has none.
+        methods: the names of these methods.
+        document: the id of the document; empty if they found nothing.
+        title: its title, or else the beginning of its text.
+        image: its first image, if any.
         right: whether it is relevant.
     """
 
@@ -41,8 +41,8 @@ class Example:
 
     Attributes:
         query: the query.
-        kind: as in ``ExperimentResult.kinds``; None if there is only one kind.
-        first: each document once, right ones before wrong ones.
+        kind: its kind, as in ``ExperimentResult.kinds``; None if there is only one kind.
+        first: the documents, each once, right ones before wrong ones.
     """
 
     query: LabelledQuery
@@ -57,15 +57,15 @@ def pick_examples(
     *,
     between: Collection[str] | None = None,
 ) -> list[Example]:
-    """Pick the first queries of each kind on which some methods are right and others wrong.
+    """Pick the first queries of each kind that some methods get right and others wrong.
 
-    They show how each method fails, not how often.
+    They show how methods fail, not how often.
 
     Args:
-        result: of the data set.
+        result: the results of an experiment on the data set.
         dataset: the queries and documents.
-        number: how many, shared among the kinds; fewer where the methods differ on fewer.
-        between: names of the methods that must differ; by default any.
+        number: the number of examples, shared among the kinds; fewer if methods differ on fewer.
+        between: the names of the methods that must differ; by default any.
     """
     nodes: dict[str, list[BaseNode]] = defaultdict(list)
     for node in dataset.corpus.nodes:

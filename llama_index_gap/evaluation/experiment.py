@@ -1,4 +1,4 @@
-"""The two-stage experiment: what each way to search, fuse and rerank finds of judged queries."""
+"""The two-stage experiment: compares ways to search, fuse and rerank on judged queries."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from llama_index_gap.index.dual_index import DualIndex
 
 DEPTH = 32
-"""Documents that a reranker is given; half of them from each leg where there are two."""
+"""Documents that a reranker gets; half of them from each leg if there are two."""
 METRICS = ("recall@1", "recall@5", "recall@10", "ndcg@10", "mrr@10")
 DEFAULT = "16+16, default"
 DEFAULT_RERANKED = "16+16, mean of both"
@@ -71,12 +71,12 @@ _BAD_QUERY = (ImageError, ModelError, ValueError, OSError)
 
 
 class Experiment:
-    """Asks judged queries: each is searched once, and ranked by every method.
+    """Searches each judged query once, and ranks its hits by every method.
 
     Args:
         dataset: the queries and their relevant documents.
-        index: holds the data set's documents; any others that it holds are searched too.
-        scorer: reranks; without one there is only the first stage.
+        index: the index with the data set's documents; its other documents are searched too.
+        scorer: the reranker's scorer; without one there is only the first stage.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class Experiment:
 
     @cached_property
     def fingerprint(self) -> dict[str, Any]:
-        """Everything that the answer to a query depends on."""
+        """Everything that the results of a query depend on."""
         nodes = sorted(
             [node.node_id, node.hash, getattr(node, "image_path", "")]
             for node in self._dataset.corpus.nodes
@@ -125,21 +125,21 @@ class Experiment:
 
     @property
     def file_name(self) -> str:
-        """A name for the results cache; each experiment has its own."""
+        """A name for the results cache, different for each experiment."""
         content = json.dumps(self.fingerprint, sort_keys=True).encode()
         return f"{self._dataset.name}-{hashlib.sha256(content).hexdigest()[:8]}.jsonl"
 
     def run(self, results: str | Path, *, show_progress: bool = False) -> ExperimentResult:
-        """Ask all queries that have no answer yet, and judge the answers.
+        """Search all queries that are not yet in the results cache, and judge the rankings.
 
         Args:
-            results: the results cache, a JSONL file that is made if missing. Each query's rankings
-                are added to it, so an interrupted experiment goes on where it stopped. It serves
-                any queries and judgements of the same corpus.
+            results: the results cache, a JSONL file that is created if missing. The rankings of
+                each query are added to it, so that an interrupted experiment continues where it
+                stopped. It works for any queries and judgements of the same corpus.
             show_progress: show a progress bar.
 
         Raises:
-            ResultsCacheError: the file is no results cache, or that of another experiment.
+            ResultsCacheError: the file is not a results cache, or belongs to another experiment.
             ValueError: no query could be answered, or none has a relevant document.
         """
         answers: dict[str, dict[str, Any]] = {}
@@ -151,7 +151,7 @@ class Experiment:
             Progress(queries, "Asking", unit="query", disable=not show_progress) as progress,
         ):
             for query in progress:
-                # A query that was changed is asked again.
+                # The key has the whole query, so that a changed query is searched again.
                 key = json.dumps([query.id, query.text, query.image_path])
                 answer = cache.get(key)
                 if answer is not None and not self._is_answer(answer):
@@ -161,7 +161,7 @@ class Experiment:
                 if answer is None:
                     try:
                         answer = self._answer(query)
-                    except _BAD_QUERY as error:  # not in the cache: the next run asks it again
+                    except _BAD_QUERY as error:  # not cached, so the next run tries it again
                         failed[query.id] = str(error)
                         continue
                     cache.add(key, answer)
@@ -197,7 +197,7 @@ class Experiment:
         }
 
     def _has_learnt(self, leg: Leg, hits: LegHits) -> bool:
-        """Whether a query is one of those that the index has learnt from."""
+        """Whether the index has learnt from this query."""
         if not self._sample.fingerprint:
             return False
         collection = self._collections[searched_collection(leg, self._collections)]
@@ -207,7 +207,7 @@ class Experiment:
         return bool((background.queries @ unit_query(hits.query)).max() >= SAME)
 
     def _is_answer(self, answer: Any) -> bool:
-        """Whether what the cache holds has the shape that ``_answer`` gives."""
+        """Whether a record of the cache has the structure of ``_answer``'s result."""
         match answer:
             case {"runs": dict(runs), "legs": dict(legs), "own": dict(own)}:
                 rankings = [*runs.values(), *legs.values()]
@@ -219,9 +219,9 @@ class Experiment:
         return False
 
     def _own_share(self, legs: Mapping[Leg, LegHits]) -> dict[str, float]:
-        """The share of one mixed index's first hits that has the query's own modality.
+        """The share of the query's own modality among the first hits of one mixed index.
 
-        Empty for a query of two modalities, and where the legs share no space.
+        Empty for a query of two modalities, and if the legs share no space.
         """
         asked = {leg.query for leg in legs}
         if len(asked) != 1 or not asked <= self._one_space:
@@ -336,7 +336,8 @@ class Experiment:
         if failed:
             query, reason = next(iter(failed.items()))
             notes.append(
-                f"queries that failed, not counted: {len(failed):,} (the first, {query}: {reason})"
+                f"queries that failed, not counted: {len(failed):,} (the first is {query}: "
+                f"{reason})"
             )
         if unjudged:
             notes.append(
@@ -349,13 +350,13 @@ class Experiment:
             "image": sum(isinstance(node, ImageNode) for node in nodes),
         }
         notes += [
-            f"the index holds {self._rows[name]:,} {PLURAL[name]} where the data set has {rows:,}"
+            f"the index has {self._rows[name]:,} {PLURAL[name]}, the data set {rows:,}"
             for name, rows in expected.items()
             if self._rows[name] != rows
         ]
         notes += [
-            f"16+16, raw scores: each leg embeds {modality} queries by a model of its own, so no "
-            "one index could give these scores"
+            f"16+16, raw scores: the legs embed {modality} queries with different models, so one "
+            "mixed index could not give these scores"
             for modality in dict.fromkeys(pair.split("_")[0] for pair in legs)
             if modality not in self._one_space
         ]
@@ -381,14 +382,14 @@ class Experiment:
         known = sum(bool(answers[query].get("learnt")) for query in qrels)
         if known:
             notes.append(
-                f"{known:,} of the judged queries are among those that the index has learnt from, "
-                "so that their figures may be too good: learn from others"
+                f"the index has learnt from {known:,} of the judged queries, so their figures may "
+                "be too good: let it learn from other queries"
             )
         return notes
 
 
 class _Remembering(PairScorer):
-    """Scores each pair once for a query, however many methods need it."""
+    """Scores each pair of a query only once, even if several methods need it."""
 
     def __init__(self, scorer: PairScorer) -> None:
         self._scorer = scorer
@@ -416,7 +417,7 @@ class _Remembering(PairScorer):
         return self._scorer.to_probability(scores)
 
     def forget(self) -> None:
-        """Drop what was kept of the last query."""
+        """Forget everything about the last query."""
         self._prepared.clear()
         self._scores.clear()
 
@@ -430,6 +431,6 @@ def _documents(nodes: Iterable[BaseNode]) -> list[str]:
 
 
 def _without_folders(names: str) -> str:
-    """Leave out the folders that local models lie in: they are private to this machine."""
+    """Leave out the folders of local models, which are private to this machine."""
     parts = names.split("'")
     return "'".join(Path(part).name if Path(part).is_dir() else part for part in parts)

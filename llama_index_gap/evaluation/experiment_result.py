@@ -1,4 +1,4 @@
-"""The results of an experiment: plain data, written as figures or as TREC files."""
+"""The results of an experiment as plain data, which can be written as JSON or TREC files."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ class MethodResult:
     """The figures of one method.
 
     Attributes:
-        name: as in ``FIRST_STAGE`` or ``RERANKED``.
-        reranked: which of the two.
-        metrics: over all queries, by metric.
-        by_kind: over the queries of each kind, by kind and metric.
-        against_default: by metric, the difference from ``DEFAULT``, or for a reranked method from
-            ``DEFAULT_RERANKED``; empty for these two themselves.
+        name: the name in ``FIRST_STAGE`` or ``RERANKED``.
+        reranked: whether the method is in ``RERANKED``.
+        metrics: the means over all queries, by metric.
+        by_kind: the means over the queries of each kind, by kind and metric.
+        against_default: the difference from ``DEFAULT``, or for a reranked method from
+            ``DEFAULT_RERANKED``, by metric; empty for these two methods.
     """
 
     name: str
@@ -36,13 +36,13 @@ class MethodResult:
 class OwnModality:
     """How far one mixed index prefers the query's own modality.
 
-    Called the intra-modal bias rate by Li et al. (arXiv 2507.19054).
+    Li et al. call it the intra-modal bias rate (arXiv 2507.19054).
 
     Attributes:
-        modality: of the queries.
-        share: of the 10 hits with the highest raw scores, the share that has this modality too.
-        corpus_share: of all rows, the share that has this modality.
-        queries: how many queries were measured.
+        modality: the modality of the queries.
+        share: the share of this modality among the 10 hits with the highest raw scores.
+        corpus_share: the share of this modality among all rows.
+        queries: the number of queries measured.
     """
 
     modality: str
@@ -56,19 +56,19 @@ class ExperimentResult:
     """The results of an experiment.
 
     Attributes:
-        dataset: its name.
-        models: the index's models; a local folder is given by its name only.
-        reranker: the name of the reranker's model, likewise; None without one.
-        documents: how many the data set has.
-        rows: how many rows each collection of the index has.
-        queries: how many were judged.
+        dataset: the name of the data set.
+        models: the index's models; of a local folder, only its name.
+        reranker: the name of the reranker's model, likewise; None if there is none.
+        documents: the number of documents in the data set.
+        rows: the number of rows in each collection of the index.
+        queries: the number of queries judged.
         kinds: the queries of each kind; empty if there is only one kind.
-        methods: first those of ``FIRST_STAGE``.
+        methods: the figures of each method, those of ``FIRST_STAGE`` first.
         legs: recall@10 of each leg alone, by pair of modalities, such as ``text_to_image``.
-        own_modality: what one mixed index prefers; empty where the legs share no space.
-        failed: by query id, why a query could not be answered; such queries count nowhere.
+        own_modality: which modality one mixed index prefers; empty if the legs share no space.
+        failed: why queries could not be answered, by query id; these queries are not counted.
         notes: what a reader of the figures should know.
-        runs: for each method and query the documents found, best first.
+        runs: the documents found, best first, by method and query.
         qrels: the judgements of these queries.
         relevant_from: the lowest grade that counts as relevant.
     """
@@ -99,7 +99,7 @@ class ExperimentResult:
         """Write each method's rankings, and ``qrels.txt``, in TREC's formats.
 
         Raises:
-            ValueError: an id is empty or holds white space.
+            ValueError: an id is empty or contains white space.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)

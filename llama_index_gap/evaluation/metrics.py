@@ -1,4 +1,4 @@
-"""Measures of a ranking: recall, nDCG and MRR, with intervals and a paired test."""
+"""Metrics of a ranking: recall, nDCG and MRR, with intervals and a paired test."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from llama_index_gap.gap.arrays import FloatArray
 from llama_index_gap.gap.estimates import Estimate
 
 Run: TypeAlias = Mapping[str, Sequence[str]]
-"""For each query, the documents found, best first."""
+"""For each query, the ids of the documents found, best first."""
 Qrels: TypeAlias = Mapping[str, Mapping[str, int]]
-"""For each query, the judged documents with their grades; 0 is not relevant."""
+"""For each query, the judged documents with their grades; 0 means not relevant."""
 
 DEFAULT_METRICS = ("recall@10", "ndcg@10", "mrr@10")
 RESAMPLES = 2_000
@@ -28,12 +28,12 @@ _METRIC = re.compile(r"(recall|ndcg|mrr)@([1-9]\d*)")
 
 
 def recall(ranking: Sequence[str], relevant: Mapping[str, int], k: int) -> float:
-    """The share of the relevant documents that are among the first k."""
+    """The share of the relevant documents that are among the first k results."""
     return sum(document in relevant for document in ranking[:k]) / len(relevant)
 
 
 def ndcg(ranking: Sequence[str], relevant: Mapping[str, int], k: int) -> float:
-    """Discounted cumulative gain of the first k, over that of the best order.
+    """Discounted cumulative gain of the first k results, divided by that of the best order.
 
     The gain is the grade, discounted by log2(1 + rank) (Järvelin and Kekäläinen, 2002), as
     trec_eval computes it.
@@ -43,7 +43,7 @@ def ndcg(ranking: Sequence[str], relevant: Mapping[str, int], k: int) -> float:
 
 
 def mrr(ranking: Sequence[str], relevant: Mapping[str, int], k: int) -> float:
-    """1 over the rank of the first relevant document; 0 where it is not among the first k."""
+    """1 / rank of the first relevant document; 0 if none is among the first k results."""
     ranks = (rank for rank, document in enumerate(ranking[:k], start=1) if document in relevant)
     return 1.0 / next(ranks, np.inf)
 
@@ -57,14 +57,14 @@ def judge(
     """Judge a run, query by query.
 
     Args:
-        run: rankings; a query without a ranking found nothing.
+        run: the rankings; a query without a ranking counts as having found nothing.
         qrels: the judgements; a query without a relevant document is left out.
-        metrics: each ``recall@k``, ``ndcg@k`` or ``mrr@k``.
-        relevant_from: the lowest grade that counts as relevant; for nDCG lower grades count too,
-            as smaller gains.
+        metrics: ``recall@k``, ``ndcg@k`` or ``mrr@k`` each.
+        relevant_from: the lowest grade that counts as relevant; nDCG also counts lower grades, as
+            smaller gains.
 
     Returns:
-        For each metric an array of shape (n,), with the n queries in the order of ``qrels``.
+        For each metric, an array of shape (n,) with the n queries in the order of ``qrels``.
 
     Raises:
         ValueError: an unknown metric, a ranking that names a document twice, or no query to judge.
@@ -111,13 +111,13 @@ def estimate(values: npt.ArrayLike, *, confidence: float = 0.95, seed: int = 0) 
     """The mean over queries, with a percentile bootstrap interval.
 
     Args:
-        values: one per query, shape (n,).
-        confidence: the share of such intervals that hold the true mean.
-        seed: of the resampling.
+        values: one value per query, shape (n,).
+        confidence: the share of such intervals that contain the true mean.
+        seed: the seed of the resampling.
     """
     sample = np.asarray(values, dtype=np.float64)
     mean = float(sample.mean())
-    if np.ptp(sample) == 0:  # resampling equal numbers gives the same one
+    if np.ptp(sample) == 0:  # resampling equal values changes nothing
         return Estimate(mean, mean, mean)
     interval = bootstrap(
         (sample,),
@@ -135,8 +135,9 @@ class Comparison:
     """Two runs over the same queries.
 
     Attributes:
-        difference: mean of the second minus mean of the first, with its interval.
-        p_value: how often chance alone gives a difference this large, in either direction.
+        difference: mean of the second run minus mean of the first, with its interval.
+        p_value: the probability that chance alone gives a difference this large, in either
+            direction.
     """
 
     difference: Estimate
@@ -151,26 +152,26 @@ class Comparison:
 
 
 def compare(first: npt.ArrayLike, second: npt.ArrayLike, *, seed: int = 0) -> Comparison:
-    """Test whether two runs differ, query by query.
+    """Test whether two runs over the same queries differ.
 
-    The test is a paired randomisation: if the runs did not differ, each query's two values could be
-    swapped (Smucker, Allan and Carterette, CIKM 2007).
+    The test is a paired randomisation: if the runs did not differ, the two values of each query
+    could be swapped (Smucker, Allan and Carterette, CIKM 2007).
 
     Args:
-        first: a metric's value for each query, shape (n,).
-        second: the same queries in the other run, shape (n,).
-        seed: of the resampling.
+        first: the metric of each query in the first run, shape (n,).
+        second: the metric of the same queries in the second run, shape (n,).
+        seed: the seed of the resampling.
 
     Raises:
-        ValueError: the two do not have equally many queries.
+        ValueError: the runs have different numbers of queries.
     """
     one, other = (np.asarray(values, dtype=np.float64) for values in (first, second))
     if one.shape != other.shape or one.ndim != 1:
         raise InvalidValueError(
-            f"the runs have values of shape {one.shape} and {other.shape}; judge the same queries"
+            f"the runs have values of shapes {one.shape} and {other.shape}; judge the same queries"
         )
     differences = other - one
-    if len(differences) < 2 or not differences.any():  # there is nothing to swap
+    if len(differences) < 2 or not differences.any():  # nothing to swap
         return Comparison(estimate(differences), 1.0)
     test = permutation_test(
         (differences,),

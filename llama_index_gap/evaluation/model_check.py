@@ -1,4 +1,4 @@
-"""Whether a model works as it should on this machine: its published answers, and a self-test."""
+"""Checks whether a model works on this machine: by published outputs, and by a self-test."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 Matrix: TypeAlias = npt.NDArray[np.floating]
-# Batches and singles of one model differ by rounding alone: float32 has 24 bits, bfloat16 has 8.
+# A batch and single inputs may differ by rounding only: float32 has 24 bits, bfloat16 has 8.
 _SAME = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 3e-2}
-_LENGTH = 1e-3  # of a vector, from 1
+_LENGTH = 1e-3  # how far the length of a vector may differ from 1
 _SHUFFLES = 2_000
 _CHANCE = 0.05
 _COLOURS = ("red", "blue", "green", "yellow")
@@ -41,12 +41,12 @@ _QUESTIONS = (
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at.
+    """The result of one check.
 
     Attributes:
-        what: what was looked at.
-        passed: whether it is as it should be; None where it could not be looked at.
-        detail: the figures, or why it could not be looked at.
+        what: what was checked.
+        passed: whether it passed; None if it could not be checked.
+        detail: the figures, or why it could not be checked.
     """
 
     what: str
@@ -56,12 +56,12 @@ class Finding:
 
 @dataclass(frozen=True)
 class Speed:
-    """How fast a model is on this machine, with batches of ``batch``.
+    """The speed of a model on this machine.
 
     Attributes:
         what: what was counted.
-        per_second: how many a second.
-        batch: how many at a time.
+        per_second: how many per second.
+        batch: how many in a batch.
     """
 
     what: str
@@ -77,18 +77,18 @@ def check_encoder(
     dtype: str = "float32",
     cats: Image.Image | None = None,
 ) -> list[Finding]:
-    """Ask an encoder for its published answers, and test it by itself.
+    """Compare an encoder with its published outputs, and run a self-test.
 
     Args:
-        encoder: as the library loads it.
-        plain: loads it without prompts; called where an answer was published without.
-        checkpoints: what it was loaded from.
-        dtype: number format of its weights.
-        cats: COCO's photograph, where the user has it.
+        encoder: the encoder, as the library loads it.
+        plain: loads it without prompts; called if an output was published without prompts.
+        checkpoints: the checkpoints that it was loaded from.
+        dtype: the number format of its weights.
+        cats: COCO's photograph, if the user has it.
 
     Returns:
-        Published answers first. Without any, and besides, whether batches equal singles, vectors
-        have length 1, and matched pairs score above mismatched ones.
+        First the comparisons with published outputs, if there are any. Then whether a batch equals
+        single inputs, vectors have length 1, and matched pairs score above mismatched ones.
     """
     findings = []
     for known in published_answers(encoder):
@@ -97,35 +97,35 @@ def check_encoder(
             continue
         asked = plain() if known.plain_texts else encoder
         name = known.checkpoint.rpartition("/")[2]
-        made_of = next(
+        checkpoint = next(
             each
             for each in checkpoints
             if each.folder.name == name or each.name.rpartition("/")[2] == name
         )
-        found = known.answer(asked, made_of, cats)
+        found = known.answer(asked, checkpoint, cats)
         difference = float(np.abs(found - np.asarray(known.expected)).max())
         detail = f"largest difference {difference:.2g}, allowed {known.tolerance:g}"
         findings.append(Finding(known.question, difference <= known.tolerance, detail))
-    sides: dict[str, tuple[Matrix, Matrix]] = {}
+    embedded: dict[str, tuple[Matrix, Matrix]] = {}
     images, captions = drawn_shapes()
     if "text" in encoder.modalities:
         texts = [text for pair in _QUESTIONS for text in pair]
-        sides["texts"] = (
+        embedded["texts"] = (
             encoder.encode_text(texts, "document"),
             np.concatenate([encoder.encode_text([text], "document") for text in texts]),
         )
     if "image" in encoder.modalities:
-        sides["images"] = (
+        embedded["images"] = (
             encoder.encode_images(images),
             np.concatenate([encoder.encode_images([image]) for image in images]),
         )
-    for kind, (together, alone) in sides.items():
+    for kind, (together, alone) in embedded.items():
         findings.append(_same(f"{kind} in a batch and one by one", together, alone, dtype))
         off = float(np.abs(np.linalg.norm(together, axis=1) - 1).max())
         detail = f"off by {off:.2g} at most, allowed {_LENGTH:g}"
         findings.append(Finding(f"vectors of {kind} have length 1", off <= _LENGTH, detail))
     if encoder.modalities == {"text", "image"}:
-        scores = encoder.encode_text(captions, "query") @ sides["images"][0].T
+        scores = encoder.encode_text(captions, "query") @ embedded["images"][0].T
         findings.append(_matched("drawn shapes and what they show", scores))
     elif "text" in encoder.modalities:
         queries = encoder.encode_text([query for query, _ in _QUESTIONS], "query")
@@ -133,17 +133,17 @@ def check_encoder(
         findings.append(_matched("questions and their answers", queries @ answers.T))
     else:
         mirrored = [image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for image in images]
-        scores = encoder.encode_images(mirrored) @ sides["images"][0].T
+        scores = encoder.encode_images(mirrored) @ embedded["images"][0].T
         findings.append(_matched("drawn shapes and their mirror images", scores))
     return findings
 
 
 def check_scorer(scorer: PairScorer, *, dtype: str = "float32") -> list[Finding]:
-    """Test a reranker by itself, as ``check_encoder`` does.
+    """Run a self-test of a reranker, as ``check_encoder`` does.
 
     Args:
-        scorer: as the library loads it.
-        dtype: number format of its weights.
+        scorer: the reranker's scorer, as the library loads it.
+        dtype: the number format of its weights.
     """
     findings = []
     images, captions = drawn_shapes()
@@ -162,12 +162,12 @@ def check_scorer(scorer: PairScorer, *, dtype: str = "float32") -> list[Finding]
 
 
 def speeds(encoder: Encoder, batch: int = 16, seconds: float = 2.0) -> list[Speed]:
-    """How fast an encoder is here, decoding left out.
+    """Measure the speed of an encoder on this machine, without decoding images.
 
     Args:
-        encoder: any.
-        batch: texts or images at a time.
-        seconds: how long to measure each, at least one batch.
+        encoder: any encoder.
+        batch: texts or images per batch.
+        seconds: how long to measure each modality; at least one batch is measured.
     """
     images, _ = drawn_shapes()
     text = " ".join(f"{question} {answer}" for question, answer in _QUESTIONS)
@@ -188,7 +188,7 @@ def speeds(encoder: Encoder, batch: int = 16, seconds: float = 2.0) -> list[Spee
 
 
 def drawn_shapes() -> tuple[list[Image.Image], list[str]]:
-    """Eight images, and what each shows."""
+    """Draw eight images; returns them with captions."""
     images, captions = [], []
     for colour in _COLOURS:
         for shape in _SHAPES:
@@ -202,7 +202,7 @@ def drawn_shapes() -> tuple[list[Image.Image], list[str]]:
 
 
 def _speed(what: str, batch: int, seconds: float, run: Callable[[], object]) -> Speed:
-    run()  # the first one waits for memory
+    run()  # the first run also allocates memory
     started, times = time.perf_counter(), 0
     while times == 0 or time.perf_counter() - started < seconds:
         run()
@@ -218,11 +218,11 @@ def _same(what: str, one: Matrix, other: Matrix, dtype: str) -> Finding:
 
 
 def _matched(what: str, scores: Matrix) -> Finding:
-    """Whether what belongs together, on the diagonal, scores higher than if shuffled."""
+    """Whether matched pairs, on the diagonal, score higher than shuffled ones."""
     count = len(scores)
     own = np.trace(scores) / count
     others = (scores.sum() - np.trace(scores)) / (count * (count - 1))
-    # By rank within each row: one outlying score must not decide.
+    # Ranks within each row, so that a single outlying score does not decide.
     ranks = scores.argsort(axis=1).argsort(axis=1)
     rng = np.random.default_rng(0)
     rows = np.arange(count)
@@ -230,7 +230,7 @@ def _matched(what: str, scores: Matrix) -> Finding:
     as_high = float((shuffled >= np.trace(ranks)).mean())
     first = int((scores.argmax(axis=1) == rows).sum())
     detail = (
-        f"{own:.3f} against {others:.3f}; {first} of {count} come first; shuffled, "
-        f"{as_high:.1%} rank as high, allowed {_CHANCE:.0%}"
+        f"{own:.3f} against {others:.3f}; {first} of {count} come first; {as_high:.1%} of shuffles "
+        f"rank as high, allowed {_CHANCE:.0%}"
     )
     return Finding(f"{what}: matched pairs above mismatched ones", as_high <= _CHANCE, detail)

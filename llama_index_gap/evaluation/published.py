@@ -1,4 +1,4 @@
-"""What published models answer, by those who published them, to tell whether one loads right."""
+"""Published outputs of models, to check whether a model loads correctly."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 CATS = "COCO's cats (val2017, 000000039769.jpg)"
-"""The photograph that most vision models are shown with; not shipped."""
+"""The photograph that most vision models use as their example; not part of this package."""
 
 
 @dataclass(frozen=True)
 class PublishedAnswer:
-    """One answer of a checkpoint, and how to ask for it.
+    """A published output of a checkpoint, and how to compute it.
 
     Attributes:
-        checkpoint: hub name.
-        question: what is asked, in words.
-        expected: the numbers that it should answer with.
-        tolerance: largest absolute difference of any of them.
-        answer: asks an encoder; the image is the cats, or None where none is needed.
+        checkpoint: the name on the hub.
+        question: what is computed, in words.
+        expected: the published numbers.
+        tolerance: the largest allowed absolute difference of any number.
+        answer: computes the numbers with an encoder; its image is the cats, or None if not needed.
         needs_cats: whether it needs the image.
-        plain_texts: whether the texts are embedded without the model's prompts.
+        plain_texts: whether to embed texts without the model's prompts.
         source: where it was published.
     """
 
@@ -47,10 +47,10 @@ class PublishedAnswer:
 
 
 def published_answers(encoder: Encoder) -> list[PublishedAnswer]:
-    """The answers that are known of an encoder's checkpoints; a folder goes by its own name.
+    """The published outputs for an encoder's checkpoints; a folder is matched by its last part.
 
     Args:
-        encoder: its name says the checkpoints, joined by ``" + "``.
+        encoder: the encoder; its name is that of its checkpoints, joined by ``" + "``.
     """
     names = {Path(name).name for name in encoder.name.split(" + ")}
     return [each for each in _ANSWERS if each.checkpoint.rpartition("/")[2] in names]
@@ -79,9 +79,8 @@ def _siglip(
 def _dinov2(encoder: Encoder, _: Checkpoint, cats: Image | None) -> npt.NDArray[np.floating]:
     assert cats is not None
     vector = encoder.encode_images([cats])[0]
-    return np.asarray(
-        vector[1:3] / vector[0]
-    )  # what scaling to length 1 leaves of the published numbers
+    # Ratios, since scaling to length 1 changes the published numbers themselves.
+    return np.asarray(vector[1:3] / vector[0])
 
 
 def _nomic_vector(encoder: Encoder, *_: object) -> npt.NDArray[np.floating]:
@@ -126,7 +125,7 @@ _ANSWERS = (
     ),
     PublishedAnswer(
         "facebook/dinov2-base",
-        f"second and third number of the vector of {CATS}, over the first",
+        f"second and third number of the vector of {CATS}, divided by the first",
         (-0.4729 / -2.1747, 1.0936 / -2.1747),
         1e-3,
         _dinov2,
@@ -135,7 +134,7 @@ _ANSWERS = (
     ),
     PublishedAnswer(
         "nomic-ai/nomic-embed-text-v1.5",
-        'the vector of "What is Deep Learning?" begins',
+        'first six numbers of the vector of "What is Deep Learning?"',
         (0.01147, 0.04016, -0.10982, -0.08722, 0.06077, 0.03839),
         1e-3,
         _nomic_vector,

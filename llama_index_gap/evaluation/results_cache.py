@@ -1,4 +1,4 @@
-"""A results cache: the answers of an experiment, kept so that an interrupted one goes on."""
+"""A results cache: keeps the answers of an experiment, so that an interrupted one can continue."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ _MALFORMED = (ValueError, TypeError, KeyError, RecursionError)
 
 
 class ResultsCacheError(GapError, ValueError):
-    """A file that is no results cache, that of another experiment, or damaged."""
+    """A file is not a results cache, belongs to another experiment, or is damaged."""
 
 
 class ResultsCache:
-    """Records by key, each written to the file at once.
+    """Records by key, each written to the file immediately.
 
-    The first line says which experiment the records belong to; each other line is a record. If a
-    killed process left the last line unfinished, that line is removed.
+    The first line identifies the experiment; each other line is a record. If a killed process left
+    the last line unfinished, that line is removed.
 
     Args:
-        path: the file; made if missing.
+        path: the file; created if missing.
         header: everything that the records depend on, as plain JSON values.
 
     Raises:
-        ResultsCacheError: the file is no results cache, has another header, or is damaged.
+        ResultsCacheError: the file is not a results cache, has another header, or is damaged.
     """
 
     def __init__(self, path: str | Path, header: Mapping[str, Any]) -> None:
@@ -43,7 +43,7 @@ class ResultsCache:
         except _MALFORMED:
             found = None
         if not isinstance(found, Mapping) or not (lines or first.startswith(content)):
-            raise ResultsCacheError(f"{self.path}: is no results cache; name another file")
+            raise ResultsCacheError(f"{self.path}: is not a results cache; name another file")
         differing = [key for key in wanted | found if wanted.get(key) != found.get(key)]
         if differing:
             raise ResultsCacheError(

@@ -1,4 +1,4 @@
-"""What an index would gain by learning from queries: each half judged with the other as sample."""
+"""Tries what learning from queries would gain: each half is judged with the other as sample."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ if TYPE_CHECKING:
 
 
 class SampleTrial:
-    """Searches with a sample of queries, none of which is the one that is asked.
+    """Searches with a sample of queries that never contains the query itself.
 
-    The text queries are split in two halves, and each is asked of the index as if it had learnt
-    from the other. Nothing is written, and no relevant document is looked at.
+    The text queries are split into two halves. Each half is searched as if the index had learnt
+    from the other. Nothing is written, and no judgement is used.
 
     Args:
-        index: one that has learnt from no text queries.
-        queries: those that are judged; too few of them, or images, are left alone.
-        settings: of the retriever.
+        index: an index that has learnt from no text queries.
+        queries: the judged queries; image queries are left out, and too few texts are not tried.
+        settings: settings of the retriever.
     """
 
     def __init__(
@@ -46,18 +46,18 @@ class SampleTrial:
         self._retriever = cache(self._made)
 
     def asks(self, query: LabelledQuery) -> bool:
-        """Whether a query is one of those that are tried."""
+        """Whether a query is tried."""
         return not query.image_path and query.text.strip() in self._half
 
     def key(self, query: LabelledQuery) -> str:
-        """What the answer to a query is kept under; changes with the sample."""
+        """The key of a query's record in the results cache; changes with the sample."""
         return json.dumps(["sample", self._known, query.text])
 
     def found(self, query: LabelledQuery) -> list[BaseNode] | None:
         """What the index finds with the other half as its sample; None if that half is too small.
 
         Args:
-            query: one that is tried.
+            query: a query that is tried.
         """
         retriever = self._retriever(1 - self._half[query.text.strip()])
         if retriever is None:
@@ -67,7 +67,7 @@ class SampleTrial:
     def _made(self, half: int) -> DualIndexRetriever | None:
         try:
             collections = self._index.as_if_learnt(self._halves[half])
-        except InvalidValueError:  # too many of them cannot be embedded
+        except InvalidValueError:  # too few of them could be embedded
             return None
         return DualIndexRetriever(collections, **self._settings)
 
@@ -78,15 +78,15 @@ def trial_in_words(
     qrels: Qrels,
     relevant_from: int,
 ) -> str:
-    """What a sample of queries would bring, in a sentence.
+    """The gain from a sample of queries, in words.
 
     Args:
         default: what was found without a sample, by query.
-        sampled: what was found with one, for the queries that were tried.
+        sampled: what was found with a sample, for the queries that were tried.
         qrels: the judgements.
         relevant_from: the lowest grade that counts as relevant.
     """
-    how = "learn from 100 to 300 that are not judged: llama-gap learn"
+    how = "let it learn from 100 to 300 queries that are not judged: llama-gap learn"
     asked = {query: grades for query, grades in qrels.items() if query in sampled}
     if len(asked) < FEWEST_QUERIES:
         return f"the index has learnt from no queries; {how}"
@@ -98,7 +98,7 @@ def trial_in_words(
     gain = found.difference
     return (
         f"the index has learnt from no queries. With a sample of them, nDCG@10 of the default is "
-        f"{after.mean():.3f} in place of {before.mean():.3f} ({gain.value:+.3f}, {gain.low:+.3f} "
-        f"to {gain.high:+.3f}, {found.verdict}) on {len(asked):,} text queries, each half of which "
+        f"{after.mean():.3f} instead of {before.mean():.3f} ({gain.value:+.3f}, {gain.low:+.3f} "
+        f"to {gain.high:+.3f}, {found.verdict}) on {len(asked):,} text queries, where each half "
         f"was searched with the other half as its sample; {how}"
     ).replace("-0.", "−0.")

@@ -11,10 +11,10 @@ from llama_index_gap.evaluation.metrics import Qrels, Run
 def write_run(run: Run, path: str | Path, *, tag: str = "llama-index-gap") -> None:
     """Write rankings: query, Q0, document, rank, score, tag.
 
-    trec_eval sorts by the score, so the score is the number of documents that come after, plus 1.
+    trec_eval sorts by score, so the score is the number of documents that follow, plus 1.
 
     Raises:
-        ValueError: an id or the tag is empty or holds white space, which separates the columns.
+        ValueError: an id or the tag is empty or contains white space, which separates columns.
     """
     _write(
         path,
@@ -30,7 +30,7 @@ def write_qrels(qrels: Qrels, path: str | Path) -> None:
     """Write judgements: query, 0, document, grade.
 
     Raises:
-        ValueError: an id is empty or holds white space, which separates the columns.
+        ValueError: an id is empty or contains white space, which separates columns.
     """
     _write(
         path,
@@ -46,7 +46,7 @@ def _write(path: str | Path, rows: list[tuple[str, ...]]) -> None:
     for column in (column for row in rows for column in row):
         if column.split() != [column]:
             raise InvalidValueError(
-                f"{path}: {column!r} cannot stand in a TREC file, whose columns are separated by "
-                "white space; rename it"
+                f"{path}: {column!r} cannot be written to a TREC file, since white space separates "
+                "its columns; rename it"
             )
     Path(path).write_text("".join(" ".join(row) + "\n" for row in rows), encoding="utf-8")

@@ -1,1 +1,1 @@
-"""DualIndex: what goes in, which model made it, where its images lie."""
+"""DualIndex: its nodes, its models and its images."""

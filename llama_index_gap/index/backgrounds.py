@@ -1,4 +1,4 @@
-"""What the hits of each leg are compared with: drawn from an index, and kept until it changes."""
+"""The backgrounds of each leg: drawn from the index, and kept until it changes."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from llama_index_gap.store.patience import patience
 logger = logging.getLogger(__name__)
 
 SAMPLE_SIZE = 300
-"""Vectors of a collection that stand for its background (a few hundred, as fusion was measured)."""
+"""Vectors of a collection in its background: a few hundred, as in the study of fusions."""
 LARGE = 30_000
-"""Rows of a collection that a few writes do not change as a whole; drawing from it takes long."""
+"""From this many rows on, a few writes hardly change a collection, and drawing from it is slow."""
 MOST_SHARE = 1 / 20
-"""Of the time, that is spent with drawing from a large collection while it is written to."""
+"""The largest share of time to spend drawing from a large collection while it is written to."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,11 @@ class _Drawn:
     """A sample of a collection.
 
     Attributes:
-        ids: of its nodes.
+        ids: the ids of its nodes.
         rows: their vectors, of length 1.
-        size: how many rows the collection had.
+        size: the number of rows in the collection at that time.
         fresh_until: when it may be drawn again, on the monotonic clock.
-        instead: whether it was to be drawn again, and could not be.
+        instead: whether it is an older sample, kept because drawing a new one failed.
     """
 
     ids: list[str]
@@ -52,10 +52,10 @@ class _Drawn:
     instead: bool = False
 
     def outlasts(self, size: int) -> bool:
-        """Whether it still stands for a collection that was written to meanwhile.
+        """Whether the sample may still be used after the collection was written to.
 
         Args:
-            size: how many rows that has now; 0 where it is not known.
+            size: the number of rows in the collection now; 0 if unknown.
         """
         large = self.size >= LARGE and abs(size - self.size) <= self.size / 10
         return (large or self.instead) and monotonic() < self.fresh_until
@@ -64,13 +64,14 @@ class _Drawn:
 class Backgrounds:
     """Draws the background of each leg once between writes.
 
-    Drawing from a server's collection of a million rows takes a second. So while that is written
-    to all the time, a sample of it serves some time longer. So does one that cannot be drawn anew
-    in the time that a search has: else no search of a slow server would be answered between writes.
+    Drawing from a server's collection of a million rows takes a second. So while such a collection
+    is constantly written to, its sample is used for some time longer. The same holds if drawing a
+    new sample takes longer than the search may take: otherwise a slow server would answer no search
+    between writes.
 
     Args:
         stores: the collections of an index.
-        models: the model of each.
+        models: the model of each collection.
         sample: the queries that the index has learnt from.
     """
 
@@ -90,10 +91,10 @@ class Backgrounds:
         self._looked = -math.inf
 
     def of(self, name: CollectionName, asking: Modality) -> Background:
-        """What hits of a collection are compared with.
+        """The background for hits of a collection.
 
         Args:
-            name: of the collection.
+            name: the name of the collection.
             asking: the modality of the queries.
         """
         with self._lock:
@@ -109,11 +110,11 @@ class Backgrounds:
         name: CollectionName,
         vectors: Mapping[tuple[CollectionName, Modality], VectorArray],
     ) -> Callable[[Modality], Background]:
-        """The same with other sample queries than those that were learnt.
+        """Make backgrounds with other sample queries than the learnt ones.
 
         Args:
-            name: of the collection.
-            vectors: as ``SampleKeeper.embedded`` gives them.
+            name: the name of the collection.
+            vectors: the vectors of the sample queries, from ``SampleKeeper.embedded``.
         """
 
         @cache
@@ -126,7 +127,7 @@ class Backgrounds:
         return background
 
     def forget(self) -> None:
-        """Draw everything again when it is next asked for."""
+        """Forget all samples, so that they are drawn again when needed."""
         with self._lock:
             self._states.clear()
             self._looked = -math.inf
@@ -136,20 +137,20 @@ class Backgrounds:
             self._sample.forget()
 
     def _forget_what_changed(self) -> None:
-        """Whoever wrote: this object, another one on the same database, or another process.
+        """Forget samples of changed collections, whichever object or process wrote to them.
 
-        What was drawn after a search was called for is new enough for it: many searches beside an
-        insert do not each draw anew.
+        A sample drawn after a search began is new enough for it, so that of many searches during
+        an insert not each draws again.
         """
         searching, now = patience(), monotonic()
         if searching is not None and self._looked >= searching.began:
             return
         for name, store in self._stores.items():
-            state = store.state()  # before anything is drawn, so that a later write shows
+            state = store.state()  # read before drawing, so that a later write is noticed
             if self._states.get(name) != state:
                 self._states[name] = state
                 self._outdated.add(name)
-                self._backgrounds.clear()  # with the hubness of nodes that may be others now
+                self._backgrounds.clear()  # they hold the hubness of nodes that may have changed
             drawn = self._drawn.get(name)
             if name in self._outdated and not (drawn and drawn.outlasts(state[1])):
                 self._outdated.discard(name)
@@ -177,13 +178,13 @@ class Backgrounds:
                 raise
             drawn = replace(self._before[name], instead=True)
             self._outdated.add(name)
-            logger.warning("%s; hits are compared with the sample that was drawn before", error)
+            logger.warning("%s; hits are compared with the previous sample", error)
         fresh_until = started + (monotonic() - started) / MOST_SHARE
         self._drawn[name] = replace(drawn, fresh_until=fresh_until)
         return self._drawn[name]
 
     def _references(self, name: CollectionName, asking: Modality) -> VectorArray:
-        """Stored vectors that are like queries of a modality, in the space of a collection."""
+        """Stored vectors that stand in for queries of a modality, in a collection's space."""
         model = self._models[name]
         if asking == "image":
             return self._sampled("image_query" if name == "image_query" else "image").rows

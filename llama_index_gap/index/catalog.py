@@ -1,4 +1,4 @@
-"""What a database holds: its indexes, and the documents of one; loads no model."""
+"""Lists the indexes of a database and the documents of an index, without loading a model."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ FolderState: TypeAlias = Literal["opened", "gone", "not opened here"]
 
 @dataclass
 class IndexFacts:
-    """What is known of an index without its models.
+    """Facts about an index that need no model.
 
     Attributes:
-        address: where it is.
-        collections: for each part that holds nodes its collection's name, rows and dimension.
-        models: what identifies its models.
-        queries_learnt: how many queries of each modality it has learnt from.
-        bytes_on_disk: of its collections; None where a server keeps them.
-        images_kept: how many images lie in its storage.
-        image_folders: where its other images lay when they were inserted, and whether they are
-            opened there.
-        unfinished: what was begun and is not completed.
-        damage: why nothing else is known of it.
+        address: the address of the index.
+        collections: for each part with nodes, the name, rows and dimension of its collection.
+        models: the identities of its models.
+        queries_learnt: the number of queries of each modality that it has learnt from.
+        bytes_on_disk: the size of its collections; None on a server.
+        images_kept: the number of its stored images.
+        image_folders: the folders of its other images when they were inserted, and whether images
+            are opened there.
+        unfinished: work that was begun and not completed.
+        damage: if the index is damaged, how; then nothing else is known.
     """
 
     address: IndexAddress
@@ -54,13 +54,13 @@ class IndexFacts:
 
 @dataclass
 class DocumentFacts:
-    """What an index holds of a document.
+    """Facts about a document in an index.
 
     Attributes:
-        key: as searches name it.
-        title: the first one that its nodes have, or nothing.
-        passages: how many texts, captions aside.
-        images: how many images.
+        key: the key of the document, as in searches.
+        title: the first title among its nodes; may be empty.
+        passages: the number of its texts, without captions.
+        images: the number of its images.
     """
 
     key: str
@@ -72,11 +72,11 @@ class DocumentFacts:
 def list_indexes(
     uri: str, token: str | None = None, timeout: float = TIMEOUT_SECONDS
 ) -> list[IndexFacts]:
-    """All indexes of a database, unfinished and damaged ones too, by name.
+    """All indexes of a database, including unfinished and damaged ones, by name.
 
     Args:
-        uri: a Milvus Lite file, or the address of a server.
-        token: for a server.
+        uri: a Milvus Lite file, or the URL of a server.
+        token: the credentials for a server.
         timeout: seconds that a server may take to answer a call.
 
     Raises:
@@ -96,14 +96,14 @@ def list_indexes(
 
 
 def index_facts(address: IndexAddress) -> IndexFacts:
-    """What is known of one index.
+    """Facts about one index.
 
     Args:
-        address: of it.
+        address: the address of the index.
 
     Raises:
         ValueError: there is no such index.
-        StoreError: it is damaged, or the database cannot be read.
+        StoreError: the index is damaged, or the database cannot be read.
     """
     with Database(address.uri, address.token, address.timeout) as database:
         found = find_indexes(database, address.name)
@@ -115,11 +115,11 @@ def documents_of(address: IndexAddress) -> list[DocumentFacts]:
     """The documents of an index, by key.
 
     Args:
-        address: of the index.
+        address: the address of the index.
 
     Raises:
         ValueError: there is no such index.
-        StoreError: it is unfinished, or the database cannot be read.
+        StoreError: the index is unfinished, or the database cannot be read.
     """
     documents: dict[str, DocumentFacts] = {}
     with Database(address.uri, address.token, address.timeout) as database:
@@ -142,7 +142,7 @@ def _rows(address: IndexAddress, collection: str) -> Iterator[dict[str, Any]]:
 
 
 def _facts(database: Database, index: StoredIndex, address: IndexAddress) -> IndexFacts:
-    """Of the version that is whole, or else of what there is."""
+    """Facts about the complete version, or if there is none, about the newest one."""
     number = max(index.versions) if index.current is None else index.current
     parts = index.versions[number]
     facts = IndexFacts(address, queries_learnt=dict.fromkeys(MODALITIES, 0))
@@ -152,9 +152,9 @@ def _facts(database: Database, index: StoredIndex, address: IndexAddress) -> Ind
     ]
     facts.bytes_on_disk = sum(s for s in sizes if s is not None) if None not in sizes else None
     facts.images_kept = count_kept(address.storage)
-    if index.current is None:  # not opened: that makes a vector index where there is none
-        told = database.properties(parts["text"]) if "text" in parts else None
-        facts.models = stored_identities(told or {}, str(address))
+    if index.current is None:  # do not open it: that would build a missing vector index
+        properties = database.properties(parts["text"]) if "text" in parts else None
+        facts.models = stored_identities(properties or {}, str(address))
         return facts
     for part in get_args(CollectionName):
         if part not in parts:
@@ -188,14 +188,14 @@ def _facts(database: Database, index: StoredIndex, address: IndexAddress) -> Ind
 
 
 def _folders(images: IndexedImages) -> dict[str, FolderState]:
-    """Where images lay, as the index says, and as this machine notes."""
+    """The folders of images, from the index and from the notes of this machine."""
     allowed = images.folders.allowed
     states: dict[str, FolderState] = {}
     for folder in [*allowed, *images.folders.known]:
         opened = any(folder.is_relative_to(each) for each in allowed)
         try:
-            there = folder.is_dir()
-        except (OSError, ValueError):  # said by whomever: too long, a NUL, …
-            there = False
-        states[str(folder)] = "gone" if not there else "opened" if opened else "not opened here"
+            exists = folder.is_dir()
+        except (OSError, ValueError):  # untrusted path: too long, with a NUL, …
+            exists = False
+        states[str(folder)] = "gone" if not exists else "opened" if opened else "not opened here"
     return states

@@ -1,4 +1,4 @@
-"""What a call gives an index, beside what the index holds of it."""
+"""Compares the nodes of a call with the stored rows."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from llama_index_gap.store.rows import (
 from llama_index_gap.threads import stop_if_given_up
 
 MOST_SOURCE_BYTES = 1_000
-"""Most bytes of the name of a corpus: it stands in every row."""
+"""The most bytes that the name of a corpus may have, since every row stores it."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,8 @@ class Origin:
     """Where the documents of a call come from.
 
     Attributes:
-        source: names the corpus; None keeps what is stored of each node.
-        places: the file of the corpus that each document stands in, by its id.
+        source: the name of the corpus; None keeps the stored name of each node.
+        places: the file of the corpus that contains each document, by document id.
     """
 
     source: str | None = None
@@ -43,40 +43,39 @@ class Origin:
 
 
 def named_source(source: str | None, path: Path | None) -> str | None:
-    """The name of a corpus, as its rows have it; None if it has none.
+    """The name of a corpus as rows store it; None if it has none.
 
     Args:
-        source: its name, if the user has given one.
-        path: where it was read, if it was.
+        source: the name that the user gave, if any.
+        path: the path that the corpus was read from, if any.
 
     Raises:
-        ValueError: the name is empty, or too long.
+        ValueError: the name is empty or too long.
     """
     if source is None:
         return None if path is None else _storable(str(path))
     size = len(source.encode(errors="surrogatepass"))
     if not source.strip() or size > MOST_SOURCE_BYTES:
         raise InvalidValueError(
-            f"source={source[:60]!r}: must be a name of up to {MOST_SOURCE_BYTES:,} bytes; it says "
-            "which corpus a row was written from"
+            f"source={source[:60]!r}: must be a name of 1 to {MOST_SOURCE_BYTES:,} bytes; it says "
+            "which corpus a row comes from"
         )
     return source
 
 
 @dataclass
 class Compared:
-    """What is to be in a collection, beside what is stored there.
+    """The given rows of a collection, compared with the stored ones.
 
     Attributes:
-        rows: what is to be there.
-        stored: what is stored of the nodes that were given, by node id.
-        labels: what is stored beside each row, by node id.
-        contents: digests of what the vectors of rows are made from that are not there just so, by
-            node id; empty where nobody can tell.
-        unchanged: ids of the rows that are there, just so.
-        relabelled: ids of those that differ in nothing but the path of their image, or where they
-            come from.
-        lost: ids of nodes that were given, and have no row in this collection any more.
+        rows: the given rows.
+        stored: the stored rows of the given nodes, by node id.
+        labels: the labels to store with each row, by node id.
+        contents: for rows that are not stored exactly as given, digests of the content that their
+            vectors are made from, by node id; empty if unknown.
+        unchanged: ids of rows that are stored exactly as given.
+        relabelled: ids of rows that differ only in the path of their image, or in their origin.
+        lost: ids of given nodes that no longer have a row in this collection.
     """
 
     rows: list[TextNode]
@@ -100,14 +99,14 @@ def compare(
     source: str | None,
     whole: bool,
 ) -> Comparison:
-    """Compare rows with what is stored.
+    """Compare rows with the stored ones.
 
     Args:
         stores: the collections.
-        rows: what is to be in each.
-        digests: of images, by node id.
-        ledger: what is known of what is stored; for whole documents, more is noted there.
-        source: the corpus that the rows come from; None keeps what is stored of each node.
+        rows: the rows for each collection.
+        digests: digests of images, by node id.
+        ledger: what is known about the stored rows; for whole documents, more is noted in it.
+        source: the corpus that the rows come from; None keeps the stored origin of each node.
         whole: whether all nodes of their documents are given.
     """
     compared = {name: Compared(of_collection) for name, of_collection in rows.items()}
@@ -130,13 +129,13 @@ def compare(
 
 
 def file_of(place: str) -> str:
-    """The file of a place in a corpus, without the line of a table."""
+    """The file part of a place in a corpus, without the line number in a table."""
     file, _, line = place.rpartition(":")
     return _storable(file if file and line.isdecimal() else place)
 
 
 def _storable(path: str) -> str:
-    """A path as a row takes it: of any length, and of bytes that are no text too."""
+    """A path in a form that a row can store, even if it is long or not valid text."""
     text = path.encode(errors="backslashreplace").decode()
     if len(text.encode()) <= MOST_SOURCE_BYTES:
         return text
@@ -144,18 +143,18 @@ def _storable(path: str) -> str:
 
 
 def documents_of(compared: Comparison) -> set[str]:
-    """The ids of the documents that were given."""
+    """The ids of the given documents."""
     rows = (row for each in compared.values() for row in each.rows)
     return {row.ref_doc_id for row in rows if row.ref_doc_id}
 
 
 def keys_of(compared: Comparison) -> set[str]:
-    """The documents that the rows belong to, as ``document_key`` names them."""
+    """The keys of the rows' documents, as ``document_key`` gives them."""
     return {row.ref_doc_id or row.node_id for each in compared.values() for row in each.rows}
 
 
 def _content_of(name: CollectionName, row: TextNode, digests: Mapping[str, str]) -> str:
-    """A digest of what the vector of a row is made from; empty where nobody can tell."""
+    """A digest of the content that the vector of a row is made from; empty if unknown."""
     if name != "text":
         return digests.get(row.node_id, "")
     with suppress(ValueError, RecursionError):
@@ -166,14 +165,15 @@ def _content_of(name: CollectionName, row: TextNode, digests: Mapping[str, str])
 def vectors_there(
     compared: Compared, of_contents: Callable[[set[str]], Mapping[str, str]]
 ) -> dict[str, str]:
-    """Of rows that are not there just so, which node's stored vector is theirs, by node id.
+    """For new and changed rows, the node whose stored vector can be reused, by node id.
 
-    It is the row's own if what it was made from is as it was. If not, it may be that of a node
-    that stays as it is, or goes: a document or an image has got another name.
+    This is the row's own stored vector if its content is unchanged. If not, it may be the vector of
+    another node that stays or goes, since a document or an image may have got a new name.
 
     Args:
         compared: the rows.
-        of_contents: which node, that is not written anew, has the vector of each content.
+        of_contents: finds, for each content digest, a node that has its vector and stays as it is
+            or goes.
     """
     found: dict[str, str] = {}
     others: dict[str, str] = {}
@@ -191,7 +191,7 @@ def vectors_there(
 
 
 def contents_there(compared: Compared) -> dict[str, str]:
-    """Which of the nodes that were given, and stay as they are, has the vector of each content."""
+    """For each content digest, the given node that has its vector and stays as it is."""
     return {
         row.labels[CONTENT_KEY]: node_id
         for node_id, row in compared.stored.items()
@@ -210,10 +210,10 @@ def _compare_row(compared: Compared, row: TextNode, image: str, origin: Origin) 
     compared.labels[row.node_id] = labels
     if known is None or known.fingerprint is None:
         return
-    with suppress(InvalidValueError, RecursionError):  # it will be skipped, or replaced
-        asked = fingerprint(row, image)
-        same = known.fingerprint == asked
+    with suppress(InvalidValueError, RecursionError):  # such a row is skipped or replaced later
+        given = fingerprint(row, image)
+        same = known.fingerprint == given
         if same and labels.items() <= stored.items():
             compared.unchanged.add(row.node_id)
-        elif same or only_moved(known.fingerprint, asked):
+        elif same or only_moved(known.fingerprint, given):
             compared.relabelled.add(row.node_id)

@@ -1,4 +1,4 @@
-"""Copying an index to another database, or to another name, without embedding anything."""
+"""Copies an index to another database or another name, without embedding anything."""
 
 from __future__ import annotations
 
@@ -51,9 +51,9 @@ class CopyReport:
 
     Attributes:
         rows: rows written, by collection: ``text``, ``image`` and so on.
-        unchanged: rows that were there already, just so.
-        removed: rows of an earlier copy that the index has no longer.
-        images: files of images that the index keeps itself, copied into the new storage.
+        unchanged: rows that the copy already had, exactly alike.
+        removed: rows of an earlier copy that the index no longer has.
+        images: image files copied from the storage of the index to that of the copy.
         skipped: what could not be copied, and why.
     """
 
@@ -64,7 +64,7 @@ class CopyReport:
     skipped: list[Skipped] = field(default_factory=list)
 
     def add(self, other: CopyReport) -> None:
-        """Count what another call copied, such as another tenant's part."""
+        """Add the counts of another call, such as for another tenant."""
         for name, rows in other.rows.items():
             self.rows[name] = self.rows.get(name, 0) + rows
         self.unchanged += other.unchanged
@@ -89,23 +89,23 @@ def copy_index(
     index_config: Mapping[str, Any] | None = None,
     show_progress: bool = False,
 ) -> CopyReport:
-    """Copy an index: rows to the bit, properties, learnt queries, and the images that it keeps.
+    """Copy an index: bit-identical rows, properties, learnt queries, and stored images.
 
-    Rows go over in bounded batches, in the order of their ids. Images that lie in folders of the
-    user's stay there, and are opened by the copy where this user may open them. Until the copy is
-    whole its text collection says so, and nothing opens it. Called again after it was stopped, it
-    goes on, and ends as if it had not been.
+    Rows are copied in bounded batches, in the order of their ids. Images in the user's own folders
+    stay there, and the copy opens them where this user may open them. Until the copy is complete,
+    its text collection is marked as unfinished, and nothing opens it. If a call was stopped, the
+    same call completes the copy, with the same result.
 
     Args:
-        source: what is copied; it is only read.
-        target: where to; an index that is there with other content is refused.
-        overwrite: delete an index that is there.
-        index_config: vector index of the copy; by default that of the source, as far as the
-            source's database tells and the target's knows it.
+        source: the index to copy; it is only read.
+        target: the address of the copy; an existing index with other content is an error.
+        overwrite: delete an existing index at the target.
+        index_config: the vector index of the copy; by default that of the source, if the source's
+            database reports it and the target's supports it.
         show_progress: show a progress bar.
 
     Raises:
-        ValueError: there is no such index, or the target is it, or holds something else.
+        ValueError: the source does not exist, or is the target, or the target has other content.
         StoreError: a database cannot be read or written.
     """
     _check_addresses(source, target)
@@ -122,7 +122,8 @@ def copy_index(
             raise StoreError(
                 f"{source}: its collection of images is gone; insert its documents again"
             )
-        stored_identities(stores["text"].initial_properties, str(source))  # damaged: not copied
+        # Raises if the index is damaged, so that nothing is copied.
+        stored_identities(stores["text"].initial_properties, str(source))
         to_database = opened.enter_context(Database(target.uri, target.token, target.timeout))
         mark = f"a copy of {source.database}: {source.name}"
         only_compare = _prepare(to_database, target, mark, stores, overwrite=overwrite)
@@ -147,7 +148,7 @@ def _check_addresses(source: IndexAddress, target: IndexAddress) -> None:
         raise InvalidValueError(f"{source.uri}: no such database")
     if (source.database, source.name) == (target.database, target.name):
         raise InvalidValueError(
-            f"{target} is the index that is to be copied; name another database or another name"
+            f"{target} is the index to copy; choose another database or another name for the copy"
         )
 
 
@@ -159,20 +160,20 @@ def _prepare(
     *,
     overwrite: bool,
 ) -> bool:
-    """Make room for a copy, or find one to go on with; says whether a whole index is there."""
+    """Make room for a copy, or find one to continue; returns whether a whole index exists."""
     found = find_indexes(database, target.name)
     index = found[0] if found else StoredIndex(target.name)
-    goes_on = index.current is None and index.unfinished.get(0) == mark
+    continues = index.current is None and index.unfinished.get(0) == mark
     if not index.versions:
         return False
-    if not overwrite and not goes_on:
+    if not overwrite and not continues:
         if index.current != 0 or len(index.versions) > 1:
             raise InvalidValueError(
-                f"{target} is there, and is no copy of that; pass another name, or overwrite "
-                "it (overwrite=True, --overwrite)"
+                f"{target} already exists and is not a copy of that index; pass another name, or "
+                "overwrite it (overwrite=True, --overwrite)"
             )
         return True
-    # Not opened, which would make a vector index where a killed process had not.
+    # Do not open the collections: that would build a vector index if a killed process had not.
     fits = index.versions.keys() == {0} and all(
         part in stores
         and database.dim(name) == stores[part].dim
@@ -180,21 +181,21 @@ def _prepare(
         <= {*stores[part].properties(), UNFINISHED_PROPERTY}
         for part, name in index.versions[0].items()
     )
-    if goes_on and fits:
+    if continues and fits:
         return False
     drop_index(target)
     return False
 
 
 class _Copying:
-    """A copy in the making.
+    """A copy in progress.
 
     Args:
-        source: what is copied.
-        target: where to.
+        source: the address of the index to copy.
+        target: the address of the copy.
         stores: the collections of the source, by part, texts first.
-        report: what was done.
-        only_compare: there is an index, which must be equal.
+        report: receives the counts.
+        only_compare: whether the target already has an index, which must be equal.
     """
 
     def __init__(
@@ -216,7 +217,7 @@ class _Copying:
     def open_target(
         self, opened: ExitStack, mark: str, index_config: Mapping[str, Any] | None
     ) -> None:
-        """Open the collections of the copy, made if they are missing; texts first, marked."""
+        """Open or create the collections of the copy; texts first, marked as unfinished."""
         for part, store in self._from.items():
             name = collection_name(self._target.name, part, 0)
             settings: dict[str, Any] = {}
@@ -233,7 +234,7 @@ class _Copying:
                 self._differs(part)
         where = (self._target.uri, self._target.name, None, self._target.storage)
         self._images_to = IndexedImages(self._to["image"], *where)
-        # Only where this user let the source open them: what an index says of itself opens nothing.
+        # Only folders that this user allowed for the source: an index cannot allow folders itself.
         self._images_to.remember(self._images_from.folders.allowed)
         stored = [self._to["text"], self._to["image"]]
         self._storage = ImageStorage(
@@ -251,7 +252,7 @@ class _Copying:
             if index_config is not None or "index_type" not in str(error):
                 raise
             logger.warning(
-                "%s: it gets an index of type %s, since %s",
+                "%s: its vector index is of type %s, since %s",
                 name,
                 DEFAULT_INDEX["index_type"],
                 error,
@@ -259,24 +260,24 @@ class _Copying:
             return self._target.opened(name, **{**settings, "index_config": None})
 
     def _properties(self, part: str) -> dict[str, str]:
-        """Those of the source; but images are kept, and folders noted, under an id of its own."""
+        """The properties of the source, but with a new id for stored images and noted folders."""
         properties = self._from[part].properties()
         properties.pop(UNFINISHED_PROPERTY, None)
         if part == "image" and self._images_from.id is not None:
-            told = json.loads(properties[IMAGES_PROPERTY]) | {"id": secrets.token_hex(16)}
-            properties[IMAGES_PROPERTY] = json.dumps(told)
+            images = json.loads(properties[IMAGES_PROPERTY]) | {"id": secrets.token_hex(16)}
+            properties[IMAGES_PROPERTY] = json.dumps(images)
         return properties
 
     @contextmanager
     def keeping_images(self) -> Iterator[None]:
-        """For as long as rows are written, if the source keeps images."""
+        """The context in which rows are written, if the source stores images."""
         kept = count_kept(self._source.storage)
         self._keeps = kept > 0 and self._images_from.id is not None
         with self._storage.inserting() if self._keeps and not self._only_compare else nullcontext():
             yield
 
     def copy(self, part: str) -> Iterator[int]:
-        """Copy the rows of a collection; gives how many were done, batch by batch."""
+        """Copy the rows of a collection; yields the number of rows in each batch."""
         transfer = Transfer(
             self._from[part],
             self._to[part],
@@ -300,7 +301,7 @@ class _Copying:
         return rows
 
     def _moved(self, row: dict[str, Any]) -> dict[str, Any]:
-        """A row as the copy has it: an image that the index keeps itself lies in its storage."""
+        """A row of the copy; a stored image gets its path in the storage of the copy."""
         path = image_path_of(row) if self._images_from.id is not None else None
         if path is None or not (self._keeps or self._only_compare):
             return row
@@ -321,18 +322,18 @@ class _Copying:
 
     def _differs(self, part: str) -> None:
         raise InvalidValueError(
-            f"{self._target} is there with other content than {self._source} (in its {part} "
+            f"{self._target} already exists and differs from {self._source} (in its {part} "
             "collection); pass another name, or overwrite it (overwrite=True, --overwrite)"
         )
 
     def finish(self) -> None:
-        """Flush what was written, and take the mark off."""
+        """Flush the written rows, and remove the mark."""
         self._storage.tidy()
         if self._only_compare:
             return
         for part, store in self._to.items():
             store.keep()
-            there = store.properties()
+            stored = store.properties()
             properties = {k: v for k, v in self._properties(part).items() if k != IMAGES_PROPERTY}
-            store.set_properties({k: v for k, v in properties.items() if there.get(k) != v})
+            store.set_properties({k: v for k, v in properties.items() if stored.get(k) != v})
         self._to["text"].set_properties({UNFINISHED_PROPERTY: ""})

@@ -1,4 +1,4 @@
-"""Removing an index from its database: its collections, and the images that it kept itself."""
+"""Removes an index from its database: its collections and its stored images."""
 
 from __future__ import annotations
 
@@ -17,35 +17,35 @@ from llama_index_gap.store.connection import StoreError
 from llama_index_gap.store.database import Database
 
 DELETION = "its deletion"
-"""What is begun where an index is being dropped."""
+"""The mark of an index that is being dropped."""
 
 
 def drop_index(address: IndexAddress) -> list[str]:
-    """Delete an index: all its collections, its learnt queries, and the images that it kept.
+    """Delete an index: all its collections, its learnt queries, and its stored images.
 
-    Files of the user's stay, and so do the images of other indexes. Stopped halfway, it leaves an
-    index that nothing opens, and that can be dropped again.
+    The user's own files stay, and so do the images of other indexes. If the call is stopped
+    halfway, nothing opens the index any more, and the same call completes the deletion.
 
     Args:
-        address: of the index, which may be unfinished or damaged.
+        address: the address of the index, which may be unfinished or damaged.
 
     Returns:
-        The names of the collections that were deleted.
+        The names of the deleted collections.
 
     Raises:
-        ValueError: there is no such index; names those that are there.
+        ValueError: there is no such index; the message names the existing ones.
         StoreError: the database cannot be written.
     """
     with Database(address.uri, address.token, address.timeout) as database:
         found = find_indexes(database, address.name)
         if not found or not found[0].claimed:
-            there = ", ".join(each.name for each in find_indexes(database)) or "none"
+            existing = ", ".join(each.name for each in find_indexes(database)) or "none"
             raise InvalidValueError(
-                f"{address.uri} holds no index {address.name!r}; its indexes are: {there}"
+                f"{address.uri} holds no index {address.name!r}; its indexes are: {existing}"
             )
         index = found[0]
         versions = sorted(index.versions.items(), key=lambda each: each[0] == index.current)
-        for _, parts in versions:  # the current one last: as long as it is whole, nothing is gone
+        for _, parts in versions:  # the current version last, so that the index opens until then
             if "text" in parts:
                 database.set_property(parts["text"], UNFINISHED_PROPERTY, DELETION)
         for _, parts in versions:
@@ -56,18 +56,18 @@ def drop_index(address: IndexAddress) -> list[str]:
 
 
 def _forget_images(address: IndexAddress, parts: dict[str, str]) -> None:
-    """Delete the images that a version of the index keeps, and what was noted on this machine."""
+    """Delete the stored images of a version, and what this machine noted about its images."""
     if "image" not in parts:
         return
     try:
         with address.opened(parts["image"]) as store:
             where = (address.uri, address.name, None, address.storage)
             indexed = IndexedImages(store, *where)
-    except (StoreError, InvalidValueError):  # damaged: nobody knows which images are its own
+    except (StoreError, InvalidValueError):  # damaged: its images cannot be told from others
         return
     ImageStorage(address.storage, lambda: indexed.id, lambda _: {}).clear()
     indexed.forget()
     if address.storage == default_storage(address.uri, address.name).resolve():
         for folder in ("nodes", "pending", ".", ".."):
-            with suppress(OSError):  # it is not there, or holds what is not ours
+            with suppress(OSError):  # it does not exist, or has files that are not ours
                 (address.storage / folder).resolve().rmdir()

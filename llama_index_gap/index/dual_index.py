@@ -1,4 +1,4 @@
-"""DualIndex: texts and images in Milvus collections of one database, one for each modality."""
+"""DualIndex: texts and images in two Milvus collections of one database."""
 
 from __future__ import annotations
 
@@ -71,46 +71,46 @@ _COLLECTIONS: tuple[CollectionName, ...] = ("text", "image")
 
 
 class DualIndex(PartlyFilledIndex, MovingIndex):
-    """Texts and images of documents, each in a Milvus collection of its own.
+    """Texts and images of documents, each modality in its own Milvus collection.
 
-    The text collection holds every node that has a text (an image's caption counts), the image
-    collection every image node, under the same id. Opened without models, an index builds the ones
-    it was made with; opened with others, it refuses.
+    The text collection holds every node with a text, including captions of images. The image
+    collection holds every image node, under the same id. Opened without models, an index builds the
+    ones that it was made with; opened with other models, it raises an error.
 
     A dual encoder was never trained to bring two images of one thing together. An encoder of
-    images alone, such as DINOv2, may therefore embed every image once more, into a collection
-    that image queries search instead of the image collection. An index that is there can gain it:
-    its images are in it once they are inserted again, which embeds nothing else.
+    images alone, such as DINOv2, can therefore embed every image a second time, into a collection
+    that image queries search instead of the image collection. An existing index can gain this
+    collection: insert its images again, which embeds nothing else.
 
     Args:
         uri: a Milvus Lite file, or the URL of a Milvus server.
-        name: the collections are ``{name}_text`` and ``{name}_image``, and, with a model for them,
-            ``{name}_image_query``.
-        embed_model: embeds texts; may be left out for an index that exists.
-        image_embed_model: embeds images, and the texts that search them; by default the same.
-        image_query_embed_model: embeds images once more, and the images that search them; by
-            default the one that the index has, or none.
-        tenant: whose documents these are, for an index that several tenants share: whatever this
-            object does, it sees and changes theirs alone. An index has tenants from the start, or
-            never.
-        token: for a server.
-        storage_dir: where images that come as base64 are kept; by default beside a Lite file, or in
+        name: the collections are ``{name}_text``, ``{name}_image`` and, with a model for image
+            queries, ``{name}_image_query``.
+        embed_model: embeds texts; may be left out for an existing index.
+        image_embed_model: embeds images, and text queries that search them; by default
+            ``embed_model``.
+        image_query_embed_model: embeds images a second time, and image queries that search them;
+            by default the model that the index has, or none.
+        tenant: for an index that several tenants share, the tenant whose documents this object
+            sees and changes; it never touches those of others. An index has tenants from the
+            start, or never.
+        token: the credentials for a server.
+        storage_dir: where to keep images that come as base64; by default beside a Lite file, or in
             the user's data folder for a server.
-        image_root: folders that images must lie in, links followed, when they are inserted and
-            whenever they are opened later. By default the folders of the images that this user
-            inserted on this machine, so that an index from elsewhere opens none but those in its
-            storage. Images of a folder that was moved are found below its new place.
+        image_root: folders that must contain the images, links followed, when they are inserted
+            and whenever they are opened later. By default the folders of the images that this user
+            inserted on this machine, so an index from elsewhere opens only the images in its
+            storage. If a folder was moved, its images are found in the new place.
         index_config: Milvus' vector index; HNSW by default.
-        search_config: its search parameters.
+        search_config: the search parameters of the vector index.
         timeout: seconds that a server may take to answer a call.
-        cache_folder: where downloads of the models that the index names are kept.
-        local_files_only: ask no hub for the models that the index names: they lie in a folder or
-            in the download cache.
-        overwrite: start empty; with a tenant, what the others have stays.
+        cache_folder: where to keep downloads of models that the index names.
+        local_files_only: load models that the index names only from folders or the download cache.
+        overwrite: start empty; with a tenant, the documents of other tenants stay.
 
     Raises:
-        ValueError: no model for a new index, another model than the stored one, or settings that do
-            not go together.
+        ValueError: a new index without a model, another model than the stored one, or settings
+            that conflict.
         StoreError: the database cannot be opened.
     """
 
@@ -162,7 +162,7 @@ class DualIndex(PartlyFilledIndex, MovingIndex):
         self.version = versions.number
 
         def collection(each: str, dim: int | None, **settings: Any) -> MilvusStore:
-            """Open one; without its dimension, one that is there."""
+            """Open a collection; without a dimension, one that exists."""
             return MilvusStore(
                 uri=uri,
                 collection_name=self.collection_name(each),
@@ -183,8 +183,8 @@ class DualIndex(PartlyFilledIndex, MovingIndex):
                     self._stores.pop("text").close()
             if image_embed_model is not None and not embeds(image_embed_model, "text"):
                 raise InvalidValueError(
-                    f"{image_embed_model.model_name} embeds no texts, so that a text query could "
-                    "not search the images; pass it as image_query_embed_model"
+                    f"{image_embed_model.model_name} embeds no texts, so a text query could not "
+                    "search the images; pass it as image_query_embed_model"
                 )
             self.embed_model: BaseEmbedding = embed_model
             self.image_embed_model: MultiModalEmbedding = image_model(
@@ -204,7 +204,7 @@ class DualIndex(PartlyFilledIndex, MovingIndex):
             self._claim(identities)
             self._indexed = self._confined_images(image_root, storage)
             self._images = ImageStorage(storage, lambda: self._indexed.id, self._stored_images)
-            if overwrite and storage_dir is None:  # it was this index's alone, which is gone
+            if overwrite and storage_dir is None:  # only the overwritten index used this folder
                 self._images.clear(all_owners=True)
             models = {each: self._model(each) for each in self._stores}
             self._queries = SampleKeeper(
@@ -249,21 +249,21 @@ class DualIndex(PartlyFilledIndex, MovingIndex):
         local_files_only: bool = False,
         overwrite: bool = False,
     ) -> DualIndex:
-        """Open an index and put documents into it; run again, it embeds only what is missing.
+        """Open an index and put documents into it; a second call embeds only what is missing.
 
-        What went in, and what did not, is then in ``index.report``. ``documents`` are a corpus,
-        LlamaIndex documents, whose texts ``splitter`` cuts (by default into ``chunk_size`` tokens,
-        as LlamaIndex counts them, or 512), or nodes: all nodes of their documents, for what the
-        index has of these and was not given is deleted. A text that is still longer than the model
-        reads is cut into parts that fit, as ``insert_nodes`` does. Documents that are not given
-        stay: ``sync`` deletes those that are no longer in a corpus. ``source`` names the corpus for
-        it, which is its path by default. ``show_progress`` shows progress bars; ``strict`` raises
-        at the first node that would be skipped. All other parameters are those of the class.
+        ``index.report`` then says what was written and what was skipped. ``documents`` are a
+        corpus, LlamaIndex documents or nodes. ``splitter`` splits the texts of LlamaIndex
+        documents, by default into ``chunk_size`` or 512 tokens, as LlamaIndex counts them. Give all
+        nodes of a document: its stored nodes that are not given are deleted. A text that is still
+        too long for the model is split into parts that fit, as by ``insert_nodes``. Documents that
+        are not given stay; ``sync`` deletes those that are no longer in a corpus, and knows the
+        corpus by ``source``, by default its path. ``show_progress`` shows progress bars; ``strict``
+        raises at the first node that would be skipped. All other parameters are those of the class.
         """
         if isinstance(documents, Corpus) and not (splitter is None and chunk_size is None):
             raise InvalidValueError(
-                "splitter= and chunk_size= cut LlamaIndex documents, and this corpus is cut "
-                "already; pass them to read_corpus"
+                "splitter= and chunk_size= are for LlamaIndex documents, and this corpus is "
+                "already split; pass them to read_corpus"
             )
         index = cls(
             uri,
@@ -294,7 +294,7 @@ class DualIndex(PartlyFilledIndex, MovingIndex):
                 strict=strict,
             ).written
         except BaseException:
-            index.close()  # nobody else has it, and it would hold the file
+            index.close()  # no caller gets it, and it would keep the file open
             raise
         index.report.skipped[:0] = documents.skipped
         logger.info("%s", index.report.summary())
@@ -306,16 +306,16 @@ class DualIndex(PartlyFilledIndex, MovingIndex):
     def insert_nodes(
         self, nodes: Iterable[BaseNode], *, show_progress: bool = False, strict: bool = False
     ) -> IndexReport:
-        """Put nodes into the index; those that are there already, just so, are left alone.
+        """Put nodes into the index, except those that are already stored exactly as given.
 
-        A node whose id is there with another content replaces it; one that has lost its text or its
-        image loses the row of that modality. A text that is longer than the model reads, with the
-        title and metadata that are embedded with it, is cut into parts that fit: the first keeps
-        the node's id, the others are called ``ID#part-2`` and so on, and go when the node goes.
+        A node replaces a stored one with the same id. If it has lost its text or its image, the row
+        of that modality is deleted. If a text, with the title and metadata that are embedded with
+        it, is too long for the model, it is split into parts that fit. The first part keeps the
+        node's id; the others are called ``ID#part-2`` and so on, and are deleted with the node.
 
         Args:
             nodes: text nodes and image nodes, from any iterable, such as a generator; never
-                changed. Some 2,000 are in memory at a time, and written before others are taken.
+                changed. About 2,000 are in memory at a time, and written before more are taken.
             show_progress: show a progress bar.
             strict: raise at the first node that would be skipped.
 
@@ -330,7 +330,7 @@ class DualIndex(PartlyFilledIndex, MovingIndex):
                 for window in windows(nodes):
                     fitted = fit_nodes(window, self.embed_model)
                     writing.report.note_cuts(fitted)
-                    if "text" not in ledger.complete:  # else there are none
+                    if "text" not in ledger.complete:  # otherwise no stale parts are stored
                         stale = parts_left(window, fitted, texts.existing_ids)
                         if stale := stale - ledger.given_among(stale):
                             self.delete_nodes(stale)
@@ -340,7 +340,7 @@ class DualIndex(PartlyFilledIndex, MovingIndex):
         return writing.report
 
     def _writing(self, root: Path | None, **settings: Any) -> Writing:
-        """A call that puts in nodes, whose images were all read below a root."""
+        """A call that inserts nodes, all of whose images were read below a root."""
         models = {name: self._model(name) for name in self._stores}
         note = partial(self._indexed.note, root=root)
         confine = self._indexed.folders if self._indexed.named is not None else None
@@ -355,11 +355,12 @@ class DualIndex(PartlyFilledIndex, MovingIndex):
         show_progress: bool,
         strict: bool,
     ) -> SyncReport:
-        """Write whole documents, and delete what the settings allow; ``sync`` explains it.
+        """Write whole documents, and delete what the settings allow; see ``sync``.
 
         Args:
             corpus: the documents.
-            source: names the corpus; by default its path. Nothing is known of others without both.
+            source: the name of the corpus; by default its path. Without either, vanished documents
+                are not looked for.
             settings: what may be deleted.
             show_progress: as for ``sync``.
             strict: as for ``sync``.
@@ -372,8 +373,8 @@ class DualIndex(PartlyFilledIndex, MovingIndex):
             self._take_in(corpus, writing, settings, show_progress)
             if settings.vanished and not ledger.given_any():
                 raise InvalidValueError(
-                    "sync of a corpus that holds no document would empty the index; if that is "
-                    "meant, call clear(), or delete_ref_doc() for each document"
+                    "sync with an empty corpus would empty the index; if you want that, call "
+                    "clear(), or delete_ref_doc() for each document"
                 )
             plan = Plan(self._stores, writing, corpus, named, settings)
             gone = plan.deletes()
@@ -391,9 +392,9 @@ class DualIndex(PartlyFilledIndex, MovingIndex):
     def _take_in(
         self, corpus: Corpus, writing: Writing, settings: SyncSettings, show_progress: bool
     ) -> None:
-        """Write a corpus; where documents may vanish, only look, and let what is new wait.
+        """Write a corpus; if documents may be deleted, only compare it, and put new nodes aside.
 
-        Then nothing is written if too many would vanish.
+        So nothing is written if too many documents would be deleted.
         """
         looks = settings.vanished
         doing = "Comparing" if looks else "Indexing"
@@ -411,14 +412,14 @@ class DualIndex(PartlyFilledIndex, MovingIndex):
     upsert_nodes = insert_nodes
 
     def delete_nodes(self, node_ids: Iterable[str]) -> None:
-        """Delete nodes from all collections; ids that are not there are no error."""
+        """Delete nodes from all collections; unknown ids are ignored."""
         given = set(as_ids(node_ids, "node_ids"))
         ids = sorted({*given, *parts_of(given, self._stores["text"].existing_ids)})
         if ids:
             with self._images.deleting(ids):
                 for store in self._stores.values():
                     store.delete_nodes(node_ids=ids)
-        else:  # a deletion that was killed may have left images, and no rows
+        else:  # a killed deletion may have left images without rows
             self._images.tidy()
 
     def delete_ref_doc(self, ref_doc_id: str) -> None:
@@ -434,12 +435,12 @@ class DualIndex(PartlyFilledIndex, MovingIndex):
         show_progress: bool = False,
         strict: bool = False,
     ) -> IndexReport:
-        """Bring documents up to date: others are written, then nodes that they lost are deleted.
+        """Bring documents up to date: write new and changed nodes, then delete lost ones.
 
         Args:
-            nodes: a corpus, or all nodes of these documents, from any iterable; taken as for
+            nodes: a corpus, or all nodes of these documents, from any iterable; taken lazily, as by
                 ``insert_nodes``.
-            source: names their corpus, for ``sync``; by default its path.
+            source: the name of their corpus, for ``sync``; by default its path.
             show_progress: show progress bars.
             strict: raise at the first node that would be skipped.
 
@@ -456,43 +457,43 @@ class DualIndex(PartlyFilledIndex, MovingIndex):
         ).written
 
     def clear(self) -> None:
-        """Delete everything, learnt queries too; the index can be filled again."""
+        """Delete everything, including learnt queries; the index can be filled again."""
         for store in self._stores.values():
             store.clear()
         self._queries.drop()
         self._images.clear()
 
     def allow_images(self, *folders: str | Path) -> None:
-        """From now on open images below these folders, too, for as long as this object lives.
+        """Also open images below these folders, for as long as this object lives.
 
         Args:
-            *folders: folders that the user trusts; ``image_root`` names them from the start.
+            *folders: folders that the user trusts, as in ``image_root``.
 
         Raises:
-            ValueError: a folder is not there.
+            ValueError: a folder does not exist.
         """
         self._indexed.folders.allow(named_folders(folders))
 
     # --- reading ---------------------------------------------------------------------------------
 
     def get_nodes(self, node_ids: Iterable[str]) -> list[BaseNode]:
-        """The nodes with these ids, in this order; ids that are not there are left out."""
+        """The nodes with these ids, in this order; unknown ids are left out."""
         ids = as_ids(node_ids, "node_ids")
         found: dict[str, BaseNode] = {}
-        for store in self._stores.values():  # an image node comes as such from each
+        for store in self._stores.values():  # each returns an image node as an image node
             found |= {node.node_id: node for node in store.get_nodes(ids)}
         return [found[node_id] for node_id in ids if node_id in found]
 
     def count(self) -> dict[CollectionName, int]:
-        """How many rows each collection has."""
+        """The number of rows in each collection."""
         return {name: store.count() for name, store in self._stores.items()}
 
     def models(self) -> str:
-        """What the vectors were made with, in words; the ``source`` of a calibrator for it."""
+        """The models of the vectors, in words: the ``source`` of a calibrator for this index."""
         return in_words(stored_identities(self._stores["text"].properties(), self._of))
 
     def calibrator(self) -> RelevanceCalibrator | None:
-        """Read the calibrator that was saved last, by any process; None if none was."""
+        """Read the calibrator that any process saved last; None if there is none."""
         stored = self._stores["text"].properties().get(CALIBRATOR_PROPERTY)
         if stored is None:
             return None
@@ -504,7 +505,7 @@ class DualIndex(PartlyFilledIndex, MovingIndex):
             ) from error
 
     def save_calibrator(self, calibrator: RelevanceCalibrator) -> None:
-        """Keep a calibrator with the index, in place of the one before.
+        """Store a calibrator in the index, in place of the former one.
 
         ``as_retriever(min_probability=…)`` then uses it.
 
@@ -520,13 +521,13 @@ class DualIndex(PartlyFilledIndex, MovingIndex):
         logger.info("saved a calibrator with %s: %s", self.name, calibrator.summary())
 
     def collections(self) -> dict[CollectionName, SearchedCollection]:
-        """What a retriever searches."""
+        """The collections, as a retriever searches them."""
         if "image_query" in self._stores:
             rows = {name: store.count(strong=False) for name, store in self._stores.items()}
             if rows["image_query"] < rows["image"]:
                 logger.warning(
-                    "%s: image queries find %d of %d images only; insert them again, which "
-                    "embeds no more than is missing",
+                    "%s: image queries find only %d of %d images; insert the images again, which "
+                    "embeds only the missing ones",
                     self.name,
                     rows["image_query"],
                     rows["image"],
@@ -545,7 +546,7 @@ class DualIndex(PartlyFilledIndex, MovingIndex):
         return str(self.address)
 
     def image_folders(self) -> list[Path]:
-        """The folders that images of the index are opened in, as far as they are there."""
+        """The existing folders in which images of the index are opened."""
         return [folder for folder in self._indexed.folders.allowed if folder.is_dir()]
 
     def reopen(
@@ -554,12 +555,12 @@ class DualIndex(PartlyFilledIndex, MovingIndex):
         image_embed_model: BaseEmbedding | None,
         image_query_embed_model: BaseEmbedding | None,
     ) -> None:
-        """Open the newest version of the index in place of the one that is open.
+        """Replace the open version of the index by its newest one.
 
         Args:
-            embed_model: as for the class, like the others.
-            image_embed_model: embeds images.
-            image_query_embed_model: embeds images for image queries.
+            embed_model: as for the class.
+            image_embed_model: as for the class.
+            image_query_embed_model: as for the class.
         """
         before = self._stores
         self.__init__(  # type: ignore[misc]
@@ -571,7 +572,7 @@ class DualIndex(PartlyFilledIndex, MovingIndex):
             store.close()
 
     def close(self) -> None:
-        """Let go of the database."""
+        """Close the database."""
         with ExitStack() as stores:
             for store in self._stores.values():
                 stores.callback(store.close)
@@ -597,7 +598,7 @@ class DualIndex(PartlyFilledIndex, MovingIndex):
     # --- collections and their models ------------------------------------------------------------
 
     def collection_name(self, part: str) -> str:
-        """What a collection of the index is called, in this version of it."""
+        """The name of a collection in this version of the index."""
         return collection_name(self.address.name, part, self.version)
 
     def _model(self, name: CollectionName) -> BaseEmbedding:
@@ -606,7 +607,7 @@ class DualIndex(PartlyFilledIndex, MovingIndex):
         return self.embed_model if name == "text" else self.image_embed_model
 
     def _confined_images(self, image_root: ImageRoot | None, storage: Path) -> IndexedImages:
-        """Whatever node comes out of a store opens its image only where it may lie."""
+        """Make every node from a store open its image only in the allowed folders."""
         where = (self.uri, self.address.name, image_root, storage)
         indexed = IndexedImages(self._stores["image"], *where)
         for store in self._stores.values():
@@ -614,7 +615,7 @@ class DualIndex(PartlyFilledIndex, MovingIndex):
         return indexed
 
     def _stored_images(self, node_ids: Sequence[str]) -> dict[str, set[str]]:
-        """The names of the images in the storage that stored nodes use, by node id."""
+        """The names of the stored images that nodes use, by node id."""
         stores = [self._stores[each] for each in _COLLECTIONS]
         return kept_images(stores, self._indexed.folders, node_ids)
 
@@ -632,7 +633,8 @@ class DualIndex(PartlyFilledIndex, MovingIndex):
         stored = stored_identities(properties, self._of)
         if not stored:
             raise InvalidValueError(
-                f"{self.uri} does not say which model {self.name} was made with; pass embed_model"
+                f"{self.uri} does not name the model that {self.name} was made with; pass "
+                "embed_model"
             )
         image = stored["image"]
         return (
@@ -646,7 +648,7 @@ class DualIndex(PartlyFilledIndex, MovingIndex):
         identities: Identities,
         settings: dict[str, Any],
     ) -> None:
-        """Open those that each index has; if another model is why one cannot be, say so."""
+        """Open the text and image collections; if the wrong model prevents that, say so."""
         for each in _COLLECTIONS:
             model = self._model(each)
             if each in self._stores:
@@ -667,7 +669,7 @@ class DualIndex(PartlyFilledIndex, MovingIndex):
         index_config: dict[str, Any] | None,
         overwrite: bool,
     ) -> None:
-        """Open the third collection and note its model, if there is one, given or stored."""
+        """Open the collection for image queries and note its model, if one is given or stored."""
         properties = self._stores["text"].initial_properties
         stored = stored_identities(properties, self._of)
         built = stored.get("image_query")
@@ -676,7 +678,7 @@ class DualIndex(PartlyFilledIndex, MovingIndex):
             model = self._build(built, self._of, argument)
         if model is None:
             if overwrite:
-                with suppress(InvalidValueError):  # there is none
+                with suppress(InvalidValueError):  # no such collection
                     collection("image_query", None).drop()
             return
         self.image_query_embed_model = model = image_model(model, argument)
@@ -688,7 +690,7 @@ class DualIndex(PartlyFilledIndex, MovingIndex):
         )
 
     def _claim(self, identities: Identities) -> None:
-        """Write down the models of a new index; refuse others than those of an old one."""
+        """Record the models of a new index; for an existing one, reject other models."""
         for store in self._stores.values():
             stored = self._compare(store.initial_properties, identities)
             if not identities.keys() <= stored.keys():
@@ -697,13 +699,13 @@ class DualIndex(PartlyFilledIndex, MovingIndex):
         claim(self._stores["text"], self.tenant)
 
     def _compare(self, properties: dict[str, str], identities: Identities) -> Identities:
-        """What a collection says of its models, which must be these."""
+        """The models that a collection records, which must be the given ones."""
         stored = stored_identities(properties, self._of)
         check_identities(stored, identities, self.uri, self.name)
         return stored
 
     def _blame_models(self, reopen: Callable[[], MilvusStore], identities: Identities) -> None:
-        """Raise if a collection that could not be opened was made with other models."""
+        """Raise an error if a collection that could not be opened was made with other models."""
         try:
             store = reopen()
         except InvalidValueError:
@@ -713,7 +715,7 @@ class DualIndex(PartlyFilledIndex, MovingIndex):
 
 
 def _noted(corpus: Corpus, ledger: Ledger) -> Iterator[BaseNode]:
-    """The nodes of a corpus; where its documents stand is noted."""
+    """Yield the nodes of a corpus, and note the places of its documents."""
     for document in corpus.documents():
         if document.place:
             ledger.place(document.id, file_of(document.place))
@@ -727,16 +729,16 @@ def _opened(
     index_config: dict[str, Any] | None,
     overwrite: bool,
 ) -> MilvusStore:
-    """A collection with the length of a model's vectors, which a paid call is not made for."""
+    """Open a collection for a model, if possible without a paid call for its dimension."""
     dim = known_dimension(model)
     if dim is None and not overwrite:
-        with suppress(InvalidValueError):  # there is none yet
+        with suppress(InvalidValueError):  # no such collection yet
             return opens(None, index_config=index_config)
     return opens(dim or asked_dimension(model), index_config=index_config, overwrite=overwrite)
 
 
 def _check_is_there(uri: str) -> None:
-    """Refuse a Lite file that is not there, which Milvus Lite would make."""
+    """Reject a missing Lite file, which Milvus Lite would otherwise create."""
     path = lite_path(uri)
     if path is not None and not Path(path).exists():
-        raise InvalidValueError(f"{uri}: no such database; pass embed_model to make one")
+        raise InvalidValueError(f"{uri}: no such database; pass embed_model to create it")

@@ -1,4 +1,4 @@
-"""Texts cut to what a model reads, by its own tokenizer, before they are embedded."""
+"""Splits texts that are too long for a model, as its tokenizer counts, before embedding."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ from llama_index_gap.nodes import as_row, texts_of_bytes
 from llama_index_gap.readers.splitting import splitter_of
 from llama_index_gap.threads import stop_if_given_up
 
-_AT_ONCE = 256
-_FEWEST_TOKENS = 4  # with fewer left beside title and prompt, a cut would make crumbs
+_BATCH = 256
+_FEWEST_TOKENS = 4  # with less room beside title and prompt, parts would be too small to use
 _TRIES = 4
-_KEPT = 4096
-_FIRST_LOOK = 8
+_CACHE_SIZE = 4096
+_PARTS_PER_LOOKUP = 8
 _BAD_INPUT = (*EXPECTED_ERRORS, TypeError, RecursionError)
 
 
 @dataclass
 class Fitted:
-    """Nodes whose texts a model reads whole, as far as they can be cut so.
+    """Nodes whose texts fit a model, as far as they can be split.
 
     Attributes:
-        nodes: in the order they came; of a node that was cut, all parts.
-        cut: how many texts were cut.
-        parts: how many they became.
-        too_long: how many texts are still longer than the model reads.
+        nodes: the nodes in their order, with all parts in place of a split node.
+        cut: the number of texts that were split.
+        parts: the number of their parts.
+        too_long: the number of texts that are still too long for the model.
     """
 
     nodes: list[BaseNode] = field(default_factory=list)
@@ -50,14 +50,14 @@ class Fitted:
 
 
 def fit_nodes(nodes: Sequence[BaseNode], model: BaseEmbedding) -> Fitted:
-    """Cut the texts that are longer than a model reads, titles and metadata included.
+    """Split texts that, with titles and metadata, are too long for a model.
 
-    The first part keeps the node's id, the others are called ``ID#part-2`` and so on, so that ids
-    stay the same at every reading. Captions stay whole, since an image has one.
+    The first part keeps the node's id; the others are called ``ID#part-2`` and so on, so that ids
+    stay the same at every reading. Captions are not split, since an image has only one.
 
     Args:
         nodes: text nodes and image nodes; never changed.
-        model: what embeds them; one that does not count tokens leaves all texts whole.
+        model: the embedding model; if it cannot count tokens, all texts stay whole.
     """
     limit, counts = getattr(model, "longest_text", None), getattr(model, "count_tokens", None)
     if limit is None or counts is None or counts([""]) is None:
@@ -65,18 +65,18 @@ def fit_nodes(nodes: Sequence[BaseNode], model: BaseEmbedding) -> Fitted:
     (special,) = counts([""])
     fitted = Fitted()
     last = {node.node_id: node for node in nodes}
-    of_bytes = texts_of_bytes(nodes)  # are no texts, and skipped by whoever writes them
-    # A word of many thousand letters is cut letter by letter.
-    size = lru_cache(_KEPT)(lambda text: range(max(counts([text])[0] - special, 0)))
-    for start in range(0, len(nodes), _AT_ONCE):
+    of_bytes = texts_of_bytes(nodes)  # these are not texts, and are skipped when written
+    # The splitter asks again and again, since it splits a huge word letter by letter.
+    size = lru_cache(_CACHE_SIZE)(lambda text: range(max(counts([text])[0] - special, 0)))
+    for start in range(0, len(nodes), _BATCH):
         stop_if_given_up()
-        batch = nodes[start : start + _AT_ONCE]
+        batch = nodes[start : start + _BATCH]
         contents = [
             _content(node) if last[node.node_id] is node and node.node_id not in of_bytes else ""
             for node in batch
         ]
-        # A token is at least one letter, so that a short text need not be counted. (Beyond
-        # ASCII a letter may become several, where a tokenizer normalizes it.)
+        # A token has at least one letter, so short texts need not be counted. (Outside ASCII, a
+        # tokenizer may normalize one letter to several.)
         contents = [
             "" if each.isascii() and len(each) + special < limit else each for each in contents
         ]
@@ -93,7 +93,7 @@ def fit_nodes(nodes: Sequence[BaseNode], model: BaseEmbedding) -> Fitted:
 
 
 def _is_first_part(node: BaseNode) -> bool:
-    """Whether a node came out of an index as the first part of a text, whose others stay there."""
+    """Whether a node was read from an index as the first part of a text that still has others."""
     following = node.relationships.get(NodeRelationship.NEXT)
     return isinstance(following, RelatedNodeInfo) and following.node_id == f"{node.node_id}#part-2"
 
@@ -101,12 +101,12 @@ def _is_first_part(node: BaseNode) -> bool:
 def parts_left(
     given: Iterable[BaseNode], fitted: Fitted, existing: Callable[[Sequence[str]], set[str]]
 ) -> set[str]:
-    """The ids of stored parts that texts were cut into before, and are no longer.
+    """The ids of stored parts that the texts no longer have.
 
     Args:
         given: the nodes as they were given.
-        fitted: what ``fit_nodes`` made of them.
-        existing: which of some ids are stored.
+        fitted: the result of ``fit_nodes`` for them.
+        existing: returns which of some ids are stored.
     """
     ids = {node.node_id for node in fitted.nodes}
     whole = ids.difference(node.node_id for node in given if _is_first_part(node))
@@ -116,12 +116,12 @@ def parts_left(
 def parts_of(
     node_ids: Collection[str], existing: Callable[[Sequence[str]], set[str]], after: int = 1
 ) -> set[str]:
-    """The ids of the parts that nodes were cut into, beyond the first ``after``, which are stored.
+    """The ids of the stored parts of nodes, after the first ``after`` parts.
 
     Args:
-        node_ids: of the nodes.
-        existing: which of some ids are stored.
-        after: how many parts not to look for.
+        node_ids: ids of the nodes.
+        existing: returns which of some ids are stored.
+        after: the number of first parts to leave out.
     """
     found: set[str] = set()
     left, first, width = set(node_ids), after + 1, 1
@@ -130,16 +130,16 @@ def parts_of(
         asked = {f"{each}#part-{number}": each for each in left for number in numbers}
         here = existing(sorted(asked))
         found |= here
-        # Parts are numbered without a gap: where the last one is missing, there are no more.
+        # Parts are numbered without gaps: if the last one is missing, there are no more.
         left = {each for each in left if f"{each}#part-{numbers[-1]}" in here}
-        first, width = first + width, _FIRST_LOOK
+        first, width = first + width, _PARTS_PER_LOOKUP
     return found
 
 
 def _content(node: BaseNode) -> str:
     try:
         return as_row(node).get_content(MetadataMode.EMBED)
-    except _BAD_INPUT:  # whoever writes it skips it, and says why
+    except _BAD_INPUT:  # such a node is skipped with a reason when it is written
         return ""
 
 
@@ -161,7 +161,7 @@ def _parts(
         contents = [
             row.model_copy(update={"text": text}).get_content(MetadataMode.EMBED) for text in texts
         ]
-        # Tokens of a whole may be more than those of its sentences together.
+        # A text may have more tokens than its sentences together.
         over = max(counts(contents), default=0) - limit
         if over <= 0:
             break
@@ -181,7 +181,7 @@ def _parts(
 
 
 def _linked(parts: list[TextNode]) -> list[TextNode]:
-    """Parts that name the next one and the one before, as LlamaIndex's chunks do."""
+    """Parts that refer to the next and the previous part, as LlamaIndex's chunks do."""
     last = len(parts) - 1
     return [
         part.model_copy(

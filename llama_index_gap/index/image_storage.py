@@ -1,4 +1,4 @@
-"""Where an index keeps images that came as base64, or that a reader made."""
+"""Stores images that came as base64, or that a reader made."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ _ONE_THREAD = threading.Lock()
 
 
 def default_storage(uri: str, name: str) -> Path:
-    """Where an index keeps images that came as base64, if it is not told.
+    """The default folder for the stored images of an index.
 
     Args:
-        uri: of its database; images lie beside a file, and in the user's data folder for a server.
-        name: of the index.
+        uri: the database; images lie beside a file, or for a server in the user's data folder.
+        name: the name of the index.
     """
     if not is_server(uri):
         return Path(f"{uri}.images") / name
@@ -55,15 +55,15 @@ def default_storage(uri: str, name: str) -> Path:
 
 
 def storage_folder(uri: str, name: str, storage_dir: str | Path | None) -> Path:
-    """Where an index keeps images, links followed.
+    """The folder for the stored images of an index, with links resolved.
 
     Args:
-        uri: of its database.
-        name: of the index.
-        storage_dir: what the user says; by default ``default_storage``.
+        uri: the database.
+        name: the name of the index.
+        storage_dir: the folder that the user names; by default ``default_storage``.
 
     Raises:
-        ValueError: the default one, which may have come with the database, is a link.
+        ValueError: the default folder is a link; it may have come with the database.
     """
     folder = default_storage(uri, name)
     if storage_dir is not None:
@@ -71,8 +71,8 @@ def storage_folder(uri: str, name: str, storage_dir: str | Path | None) -> Path:
     for each in (folder, folder.parent):
         if each.is_symlink():
             raise InvalidValueError(
-                f"{each}: is a link, and whoever made the index would say where images are written "
-                "and deleted; put a folder in its place, or pass storage_dir="
+                f"{each}: is a link, by which the maker of the index could choose where images are "
+                "written and deleted; put a folder in its place, or pass storage_dir="
             )
     return folder.resolve()
 
@@ -83,28 +83,28 @@ def _is_made(node: ImageNode) -> bool:
 
 
 class ImageStorage:
-    """Images that came as base64, or that a reader made, each kept once, by its content.
+    """Images that came as base64, or that a reader made, each stored once, under its hash.
 
-    - ``HASH.png`` is an image. The folder ``HASH.png.users`` was made before it, and says that it
-      was written here; it holds a file ``KEY`` for each node that uses the image.
+    - ``HASH.png`` is an image. The folder ``HASH.png.users``, made before it, is the record that
+      this class wrote the image; it contains a file ``KEY`` for each node that uses the image.
     - ``nodes/KEY`` names the image that a stored node uses.
-    - ``pending/KEY`` names a node and the images that it may no longer, or not yet, use. It is
+    - ``pending/KEY`` names a node and the images that it may not yet, or no longer, use. It is
       written before anything else. ``tidy`` asks the database which of them the node's row uses,
-      and lets go of the others.
+      and releases the others.
 
-    ``KEY`` is a hash of the index and of the node's id. An image goes with its last user. Only
-    regular files with such names and such a record are ever deleted, and no link is followed:
-    whatever else lies in the folder is not ours. An insert that is killed leaves its nodes pending
-    for the next insert or deletion. Each insert holds a shared lock on the folder, and ``tidy``
-    does nothing while any other process holds it. (Windows has no such lock: there, only one
-    process at a time may write.)
+    ``KEY`` is a hash of the index's id and the node's id. An image is deleted with its last user.
+    Only regular files with such names and records are ever deleted, and links are never followed:
+    other files in the folder are not ours. A killed insert leaves its nodes pending for the next
+    insert or deletion. Each insert holds a shared lock on the folder, and ``tidy`` does nothing
+    while another process holds it. (Windows has no such lock: there, only one process at a time
+    may write.)
 
     Args:
-        folder: where all of it lies, as ``storage_folder`` gives it.
-        owner: what tells the index from others that keep images in the same folder; None as long
-            as it has kept none.
-        in_use: the names of the images that stored rows use, by node id, of these nodes. There are
-            two where an insert was killed that had replaced one of a node's rows.
+        folder: the folder of the stored images, from ``storage_folder``.
+        owner: returns the id of the index, which tells it from others with the same folder; None
+            if it has not stored an image yet.
+        in_use: returns the names of the images that the rows of some nodes use, by node id. A node
+            has two if an insert was killed after it replaced one of the node's rows.
     """
 
     def __init__(
@@ -117,7 +117,7 @@ class ImageStorage:
         self._owner, self._in_use = owner, in_use
 
     def concerns(self, node: TextNode) -> bool:
-        """Whether an image is to be kept for a node, or was."""
+        """Whether an image of this node has to be stored, or was stored."""
         if not isinstance(node, ImageNode):
             return False
         if node.image or (node.image_path and Path(node.image_path).parent == self.folder):
@@ -128,7 +128,7 @@ class ImageStorage:
 
     @contextmanager
     def inserting(self) -> Iterator[None]:
-        """For as long as images are kept and the rows of their nodes written."""
+        """The context in which images are stored and the rows of their nodes written."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self.tidy()
         with _lock(self.folder, exclusive=False):
@@ -137,7 +137,7 @@ class ImageStorage:
 
     @contextmanager
     def deleting(self, node_ids: Iterable[str]) -> Iterator[None]:
-        """For as long as rows are deleted; then the images that no other node uses go."""
+        """The context in which rows are deleted; at its end, unused images are deleted too."""
         if self._has_records():
             with self._one_at_a_time():
                 for node_id in node_ids:
@@ -147,10 +147,12 @@ class ImageStorage:
         self.tidy()
 
     def keep(self, node: TextNode) -> TextNode:
-        """The node with its image in a file of ours, if it is to be kept; only while ``inserting``.
+        """Store the image of a node if needed, and return the node with its path.
+
+        Call it only within ``inserting``.
 
         Raises:
-            ImageError: it is no image, or something else lies in its place.
+            ImageError: it is not an image, or another file is in its place.
         """
         if not self.concerns(node):
             return node
@@ -175,14 +177,14 @@ class ImageStorage:
                     describe(node),
                     f"{path} is in the way and was not written here; pass another storage_dir",
                 )
-            # Else it is the user's own file, which is used and never deleted.
+            # Otherwise it is the user's own file, which is used and never deleted.
         return node.model_copy(update={"image": None, "image_path": str(path)})
 
     def kept_as(self, node: TextNode) -> TextNode:
-        """The node as ``keep`` gives it; nothing is written.
+        """The node as ``keep`` would return it, without writing anything.
 
         Raises:
-            ImageError: it is no image.
+            ImageError: it is not an image.
         """
         if not isinstance(node, ImageNode) or not (node.image or _is_made(node)):
             return node
@@ -190,7 +192,7 @@ class ImageStorage:
         return node.model_copy(update={"image": None, "image_path": str(path)})
 
     def _named(self, node: ImageNode) -> tuple[Path, bytes]:
-        """Where an image that came as base64, or that a reader made, is kept; and its content."""
+        """The path under which to store an image, and its content."""
         if _is_made(node):
             data = read_image(Path(str(node.image_path)))
         else:
@@ -201,26 +203,26 @@ class ImageStorage:
         return self.folder / name, data
 
     def adopt(self, node_id: str, image: Path) -> bool:
-        """Keep a copy of an image that another index keeps, for a node; only while ``inserting``.
+        """Store a copy of another index's stored image for a node; only within ``inserting``.
 
         Args:
-            node_id: of the node, which is about to be stored.
-            image: the file in the other index's storage, named by its content.
+            node_id: the id of the node, which is about to be stored.
+            image: the file in the other index's storage, named by its hash.
 
         Returns:
-            Whether a file was written; it may have been there.
+            Whether a file was written; it may have been there already.
 
         Raises:
-            ImageError: it is not what its name says, or something else lies in its new place.
+            ImageError: its content does not match its name, or another file is in its new place.
         """
         path = self.folder / image.name
         with self._one_at_a_time():
             key = self._key(node_id)
-            there = path.is_file() and not path.is_symlink()
+            exists = path.is_file() and not path.is_symlink()
             if not self._is_ours(path.name) and (
                 os.path.lexists(path) or os.path.lexists(self._users(path.name))
             ):
-                if there and path.stem == image_digest(path):
+                if exists and path.stem == image_digest(path):
                     return False  # the user's own file, which is used and never deleted
                 raise ImageError(
                     str(image), f"{path} is in the way and was not written here; move it away"
@@ -228,12 +230,12 @@ class ImageStorage:
             known = _pending(self.folder / "pending" / key) or ["", str(self._image_of(key))]
             if path.name not in known[1:]:
                 self._note_pending(node_id, path.name)
-            if not there:
+            if not exists:
                 _copy(image, path, self._users(path.name))
-            return not there
+            return not exists
 
     def tidy(self) -> None:
-        """Let go of pending images that no row uses, unless an insert is running somewhere."""
+        """Release pending images that no row uses, unless an insert is running in any process."""
         if not self._has_records() or not _files(self.folder / "pending"):
             return
         with _lock(self.folder, exclusive=True, wait=False) as alone, self._one_at_a_time():
@@ -247,10 +249,10 @@ class ImageStorage:
                 uses = [
                     each for each in used.get(node_id, ()) if (self._users(each) / key).is_file()
                 ]
-                if len(uses) > 1:  # until it is inserted again, or deleted
+                if len(uses) > 1:  # stays pending until the node is inserted again or deleted
                     continue
                 now = uses[0] if uses else None
-                # The record goes last: who is killed here must find the image again.
+                # The record goes last, so that after a kill the image can still be found.
                 for name in {*names, *([before] if before else [])} - {now}:
                     self._release(name, key)
                 if now is not None and now != before:
@@ -260,14 +262,14 @@ class ImageStorage:
                 (self.folder / "pending" / key).unlink()
 
     def _unfinished(self) -> dict[str, list[str]]:
-        """Names of images that are pending, by node id; what was written by half goes."""
+        """Names of pending images, by node id; half-written files are deleted."""
         for kind in ("pending", "nodes"):
             for partial in _files(self.folder / kind, _PARTIAL):
                 partial.unlink()
         pending: dict[str, list[str]] = {}
         for file in _files(self.folder / "pending"):
             node_id, *names = _pending(file) or [""]
-            if self._key(node_id) == file.name:  # else it is of another index
+            if self._key(node_id) == file.name:  # otherwise it belongs to another index
                 pending[node_id] = names
             for name in names:
                 for partial in _files(self._users(name), _PARTIAL):
@@ -275,10 +277,10 @@ class ImageStorage:
         return pending
 
     def clear(self, *, all_owners: bool = False) -> None:
-        """Delete all images that this index kept here, and nothing else that may lie here.
+        """Delete all images that this index stored here, and nothing else.
 
         Args:
-            all_owners: those of every index that kept images here.
+            all_owners: delete those of every index that stored images here.
         """
         owner = self._owner()
         if (owner is None and not all_owners) or not self._has_records():
@@ -309,7 +311,7 @@ class ImageStorage:
         return _is_folder(self.folder / "nodes")
 
     def _is_ours(self, name: str) -> bool:
-        """Whether an image, there or not, was to be written here."""
+        """Whether this class wrote the image with this name, or was about to."""
         return KEPT_IMAGE.fullmatch(name) is not None and _is_folder(self._users(name))
 
     def _image_of(self, key: str) -> str | None:
@@ -318,7 +320,7 @@ class ImageStorage:
         return name if name is not None and KEPT_IMAGE.fullmatch(name) else None
 
     def _note_pending(self, node_id: str, *names: str) -> None:
-        """Write down that a node may use these images."""
+        """Record that a node may use these images."""
         key = self._key(node_id)
         known = _pending(self.folder / "pending" / key) or [node_id]
         record = [node_id, *dict.fromkeys([*known[1:], *names])]
@@ -328,7 +330,7 @@ class ImageStorage:
             _write(self._users(name) / key, str(self._owner()).encode(), self._users(name))
 
     def _release(self, name: str, key: str) -> None:
-        """Let go of an image; the last user's goes."""
+        """Remove a user of an image; the image is deleted with its last user."""
         if not self._is_ours(name):
             return
         path, users = self.folder / name, self._users(name)
@@ -339,7 +341,7 @@ class ImageStorage:
                 partial.unlink()
         if _read(users / key) is not None:
             (users / key).unlink()
-        with suppress(OSError):  # it has other users, or holds what is not ours
+        with suppress(OSError):  # it has other users, or files that are not ours
             users.rmdir()
 
     def _write_record(self, kind: str, key: str, content: str) -> None:
@@ -347,23 +349,23 @@ class ImageStorage:
         _write(folder / key, content.encode(), folder)
 
     def _records(self, kind: str) -> Path:
-        """A folder of records, made if it is missing."""
+        """A folder of records, created if it is missing."""
         folder = self.folder / kind
         if not _is_folder(folder):
             if os.path.lexists(folder):
-                raise ImageError(str(folder), "is no folder of ours; pass another storage_dir")
+                raise ImageError(str(folder), "is not our folder; pass another storage_dir")
             folder.mkdir(parents=True, exist_ok=True)
         return folder
 
     @contextmanager
     def _one_at_a_time(self) -> Iterator[None]:
-        """One change at a time, in whatever thread or process."""
+        """Allow one change at a time, across all threads and processes."""
         with _ONE_THREAD, _lock(self._records("nodes"), exclusive=True):
             yield
 
 
 def _pending(path: Path) -> list[str] | None:
-    """A node's id and names of images, as ``pending/KEY`` holds them."""
+    """The id of a node and the names of images in a file ``pending/KEY``; None if damaged."""
     try:
         record = json.loads(_read(path) or "null")
     except (ValueError, RecursionError):
@@ -378,7 +380,7 @@ def _is_folder(path: Path) -> bool:
 
 
 def _read(path: Path) -> str | None:
-    """A record: a small regular file in a folder that is no link."""
+    """The content of a record, a small regular file in a folder that is not a link."""
     if not _is_folder(path.parent) or path.is_symlink() or not path.is_file():
         return None
     with path.open(encoding="utf-8", errors="replace") as file:
@@ -386,7 +388,7 @@ def _read(path: Path) -> str | None:
 
 
 def _files(folder: Path, name: re.Pattern[str] | None = None) -> list[Path]:
-    """The regular files of a folder that is no link, whose names fit."""
+    """The regular files with matching names in a folder that is not a link."""
     if not _is_folder(folder):
         return []
     return [
@@ -397,7 +399,7 @@ def _files(folder: Path, name: re.Pattern[str] | None = None) -> list[Path]:
 
 
 def _write(path: Path, data: bytes, partial_in: Path) -> None:
-    """Write a file in one go; a link in its place is replaced, never followed."""
+    """Write a file atomically; a link in its place is replaced, never followed."""
     descriptor, partial = tempfile.mkstemp(".partial", ".gap-", partial_in)
     with os.fdopen(descriptor, "wb") as file:
         file.write(data)
@@ -405,7 +407,7 @@ def _write(path: Path, data: bytes, partial_in: Path) -> None:
 
 
 def _copy(image: Path, path: Path, partial_in: Path) -> None:
-    """Copy an image that is named by its content, whole or not at all."""
+    """Copy an image that is named by its hash, completely or not at all."""
     descriptor, partial = tempfile.mkstemp(".partial", ".gap-", partial_in)
     digest = hashlib.sha256()
     try:
@@ -414,7 +416,7 @@ def _copy(image: Path, path: Path, partial_in: Path) -> None:
                 digest.update(block)
                 file.write(block)
         if digest.hexdigest() != image.stem:
-            raise ImageError(str(image), "is not the image that its name says; insert it again")
+            raise ImageError(str(image), "does not match the hash in its name; insert it again")
         Path(partial).replace(path)
     except FileError as error:
         raise ImageError(str(image), str(error)) from error
@@ -424,7 +426,7 @@ def _copy(image: Path, path: Path, partial_in: Path) -> None:
 
 @contextmanager
 def _lock(folder: Path, *, exclusive: bool, wait: bool = True) -> Iterator[bool]:
-    """Hold a lock on a folder, which goes with the process; says whether it could be had."""
+    """Hold a lock on a folder, which ends with the process; yields whether it was acquired."""
     if fcntl is None:
         yield True
         return
@@ -434,7 +436,7 @@ def _lock(folder: Path, *, exclusive: bool, wait: bool = True) -> Iterator[bool]
         try:
             fcntl.flock(descriptor, kind if wait else kind | fcntl.LOCK_NB)
             held = True
-        except OSError:  # another has it, or this file system has no locks
+        except OSError:  # another process has it, or the file system has no locks
             held = False
         yield held
     finally:

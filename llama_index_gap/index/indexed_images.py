@@ -1,4 +1,4 @@
-"""Which images of an index may be opened: those below folders that this user named, or indexed."""
+"""Decides which images of an index may be opened: in folders that the user named or indexed."""
 
 from __future__ import annotations
 
@@ -24,33 +24,32 @@ from llama_index_gap.store.milvus import MilvusStore
 logger = logging.getLogger(__name__)
 
 IMAGES_PROPERTY = "images"
-"""Property of the image collection: the index's random id, and the folders that images lay in."""
+"""Property of the image collection: the index's random id, and the folders of its images."""
 MOST_FOLDERS = 100
 _MOST_CHARACTERS = 100_000
 ImageRoot: TypeAlias = str | Path | Sequence[str | Path]
 
 
 class IndexedImages:
-    """The folders that an index's images may lie in.
+    """The folders in which images of an index may be opened.
 
-    What an index says of itself cannot be trusted: it may come from anybody, and name any file of
-    this machine. So what may be opened is kept apart from it, in this user's data folder: whenever
-    the user inserts images, a record there notes their folders, for this database (its resolved
-    path or address), this name, and the random id that the index was given. An index from
-    elsewhere, or one that was put in the place of ours, has no such record, and its images are
-    opened only below the folders that ``image_root`` names. The folders that the index itself
-    stores open nothing. They tell which part of a path to look for below ``image_root`` after the
-    corpus was moved.
+    An index cannot be trusted with this: it may come from anybody, and name any file of this
+    machine. So the allowed folders are noted outside the index, in the user's data folder. Whenever
+    the user inserts images, a record there notes their folders, under the database (its resolved
+    path or URL), the name and the random id of the index. An index from elsewhere, or one that has
+    replaced ours, has no such record. Its images are opened only below the folders that
+    ``image_root`` names. The folders that the index itself stores allow nothing. They only tell
+    which part of a path to look for below ``image_root`` after a corpus was moved.
 
     Args:
         store: the image collection.
         uri: the database.
-        name: of the index.
-        image_root: folders that the caller names; they hold instead of those that were noted.
-        storage: folder of images that came as base64.
+        name: the name of the index.
+        image_root: folders that the caller names, in place of the noted ones.
+        storage: the folder of images that came as base64.
 
     Raises:
-        ValueError: a folder is not there.
+        ValueError: a folder does not exist.
         StoreError: the property is damaged.
     """
 
@@ -66,11 +65,11 @@ class IndexedImages:
         self.folders = ImageFolders(allowed, known, storage)
 
     def note(self, images: Iterable[Path], root: Path | None = None) -> None:
-        """Note where images lie that the user is about to insert.
+        """Note the folders of images that the user is about to insert.
 
         Args:
-            images: their files.
-            root: folder that all of them were read below; by default each image's own folder.
+            images: the image files.
+            root: the folder that all of them were read below; by default the folder of each image.
         """
         files = [path.resolve() for path in images]
         found = dict.fromkeys(file.parent for file in files if not self.folders.keep(file))
@@ -82,7 +81,8 @@ class IndexedImages:
         if self.id is None or stored != list(map(Path, known)):
             self.id = self.id or secrets.token_hex(16)
             value = json.dumps({"id": self.id, "folders": list(map(str, stored))})
-            if len(value) > _MOST_CHARACTERS:  # very long paths: a moved corpus is not found again
+            # With too many long paths none are stored, and a moved corpus is not found again.
+            if len(value) > _MOST_CHARACTERS:
                 value = json.dumps({"id": self.id, "folders": []})
             self._store.set_properties({IMAGES_PROPERTY: value})
         self.folders.known = stored
@@ -91,13 +91,13 @@ class IndexedImages:
             self.folders.allow(new)
 
     def remember(self, folders: Sequence[Path]) -> list[Path]:
-        """Note on this machine that the user wants images below these folders to be opened.
+        """Note on this machine that images below these folders may be opened.
 
         Args:
-            folders: links followed.
+            folders: folders with links resolved.
 
         Returns:
-            Those that were not noted before.
+            The folders that were not noted before.
         """
         noted = self._noted()
         new = [each for each in _outermost([*noted, *folders]) if each not in noted]
@@ -108,8 +108,8 @@ class IndexedImages:
                 (self._record / name).write_bytes(os.fsencode(folder))
         except OSError as error:
             logger.warning(
-                "%s: cannot note in %s where its images lie (%s); later they are shown only below "
-                "folders that image_root names",
+                "%s: cannot note the folders of its images in %s (%s); later, images open only "
+                "below folders that image_root names",
                 self._of,
                 self._record,
                 error,
@@ -117,13 +117,13 @@ class IndexedImages:
         return new
 
     def forget(self) -> None:
-        """Delete what was noted of this index on this machine."""
+        """Delete what this machine noted about the index."""
         if self.id is not None:
             shutil.rmtree(self._record, ignore_errors=True)
 
     @property
     def _record(self) -> Path:
-        """A folder with a file for each folder of images, so that no process undoes another's."""
+        """A folder with a file for each image folder, so that no process overwrites another's."""
         key = hashlib.sha256(f"{self._database}\n{self.id}".encode(errors="surrogateescape"))
         folder = Path(platformdirs.user_data_path("llama-index-gap"))
         return folder / "image-folders" / key.hexdigest()[:32]
@@ -134,20 +134,20 @@ class IndexedImages:
         return [Path(os.fsdecode(file.read_bytes())) for file in sorted(self._record.iterdir())]
 
     def _stored(self, properties: dict[str, str]) -> tuple[str | None, list[str]]:
-        """What the index says: its id, and folders; written by whomever."""
+        """The id and the folders that the index stores, as untrusted data."""
         if IMAGES_PROPERTY not in properties:
             return None, []
         try:
             stored = json.loads(properties[IMAGES_PROPERTY])
             own_id, folders = stored["id"], stored["folders"]
             if not re.fullmatch("[0-9a-f]{32}", own_id):
-                raise InvalidValueError("its id is no 32 hexadecimal digits")
+                raise InvalidValueError("its id is not 32 hexadecimal digits")
             if not (isinstance(folders, list) and all(isinstance(each, str) for each in folders)):
-                raise InvalidValueError("its folders are no list of texts")
+                raise InvalidValueError("its folders are not a list of texts")
         except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise StoreError(
                 f"{self._of}: its property {IMAGES_PROPERTY!r} is damaged ({str(error)[:200]}); "
-                "pass another name, or overwrite=True to start anew"
+                "pass another name, or overwrite=True to start over"
             ) from error
         return own_id, list(dict.fromkeys(folders))[:MOST_FOLDERS]
 
@@ -155,14 +155,14 @@ class IndexedImages:
 def kept_images(
     stores: Iterable[MilvusStore], folders: ImageFolders, node_ids: Sequence[str]
 ) -> dict[str, set[str]]:
-    """The names of the images in an index's storage that stored nodes use, by node id.
+    """The names of the stored images that nodes use, by node id.
 
-    A storage that was moved holds them, too, though rows name its old place.
+    This also works after the storage was moved, although rows name its old place.
 
     Args:
         stores: the collections of texts and of images.
-        folders: of the index, with its storage.
-        node_ids: of the nodes; unknown ones are passed over.
+        folders: the folders of the index, including its storage.
+        node_ids: ids of the nodes; unknown ones are ignored.
     """
     names: dict[str, set[str]] = {}
     for store in stores:
@@ -174,10 +174,10 @@ def kept_images(
 
 
 def named_folders(image_root: ImageRoot) -> list[Path]:
-    """Folders that a caller names, links followed.
+    """The folders that a caller names, with links resolved.
 
     Raises:
-        ValueError: one is not there.
+        ValueError: a folder does not exist.
     """
     given = [image_root] if isinstance(image_root, str | Path) else list(image_root)
     folders = [Path(folder).expanduser() for folder in given]
@@ -188,7 +188,7 @@ def named_folders(image_root: ImageRoot) -> list[Path]:
 
 
 def _outermost(folders: Sequence[Path]) -> list[Path]:
-    """Those that lie in no other; of very many the one that they share, if that is narrow."""
+    """The folders that lie in no other; if very many, their common parent if that is narrow."""
     kept = {Path(folder) for folder in folders}
     outermost = [each for each in dict.fromkeys(folders) if not kept.intersection(each.parents)]
     if len(outermost) <= MOST_FOLDERS:
@@ -197,8 +197,8 @@ def _outermost(folders: Sequence[Path]) -> list[Path]:
     if shared.parent != shared and not Path.home().is_relative_to(shared):
         return [shared]
     logger.warning(
-        "images lie in %d folders that share none but %s, and of these only %d are noted; name the "
-        "folders of the others with image_root= (--image-root) to show their images",
+        "images lie in %d folders with no narrower common folder than %s, and only %d of them are "
+        "noted; name the others with image_root= (--image-root) to show their images",
         len(outermost),
         shared,
         MOST_FOLDERS,

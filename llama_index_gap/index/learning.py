@@ -1,4 +1,4 @@
-"""Learning from queries that nobody has judged."""
+"""Learns from unlabelled queries."""
 
 from __future__ import annotations
 
@@ -20,18 +20,17 @@ class LearningIndex(SearchedIndex):
     _backgrounds: Backgrounds
 
     def learn_queries(self, queries: Iterable[UnlabelledQuery]) -> LearntQueries:
-        """Keep a sample of unlabelled queries, by which each search finds more.
+        """Learn from a sample of unlabelled queries, so that each search finds more.
 
-        It says what queries look like: how far their scores spread in each leg, and which vectors
-        are near to all of them. Some 100 to 300 queries of a log, or of a development set, do; for
-        a search by text texts, for a search by image images. Queries that are judged later should
-        not be among them. Only their vectors are kept, in a small collection beside those of the
-        index, for every process that opens the index from now on. Those given take the place of
-        earlier ones of their modality.
+        The sample shows how far the scores of queries spread in each leg, and which vectors are
+        near to all queries. 100 to 300 queries from a log or a development set are enough: texts
+        for text queries, images for image queries. Leave out the queries of an evaluation. Only
+        vectors are kept, in a small collection beside those of the index, for every process that
+        opens the index from now on. They replace earlier ones of the same modality.
 
         Args:
             queries: a ``str`` is a text, a ``Path`` or an open image is an image, a
-                ``QueryBundle`` may hold either or both. At least 30 of a modality; of more than
+                ``QueryBundle`` may have either or both. At least 30 of a modality; from more than
                 300, 300 are drawn, the same at each call.
 
         Returns:
@@ -39,7 +38,7 @@ class LearningIndex(SearchedIndex):
             opened, duplicates.
 
         Raises:
-            ValueError: fewer than 30 of a modality could be embedded; nothing is changed then.
+            ValueError: fewer than 30 of a modality could be embedded; nothing has changed.
             StoreError: the database cannot be written.
         """
         try:
@@ -48,23 +47,23 @@ class LearningIndex(SearchedIndex):
             self._backgrounds.forget()
 
     def forget_queries(self) -> None:
-        """Delete what ``learn_queries`` kept, even if it is damaged."""
+        """Delete the vectors that ``learn_queries`` kept, even if they are damaged."""
         self._queries.drop()
         self._backgrounds.forget()
 
     def query_sample(self) -> QuerySample:
-        """How many queries the index has learnt from.
+        """The number of queries that the index has learnt from.
 
         Raises:
-            StoreError: what is kept is damaged, or of another model.
+            StoreError: the kept vectors are damaged, or come from another model.
         """
         return self._queries.sample()
 
     def as_if_learnt(self, queries: Iterable[UnlabelledQuery]) -> Collections:
-        """What a retriever searches, as it would be if other queries had been learnt.
+        """The collections as a retriever would search them after learning from other queries.
 
         Args:
-            queries: as for ``learn_queries``; they are not kept.
+            queries: as for ``learn_queries``; nothing is kept.
         """
         vectors, _ = self._queries.embedded(queries)
         return {

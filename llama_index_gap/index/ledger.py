@@ -1,4 +1,4 @@
-"""What a call knows of nodes that it no longer holds: kept in a temporary file, however many."""
+"""Facts about nodes that a call no longer holds in memory, in a temporary file."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from llama_index_gap.store.rows import CONTENT_KEY, LABEL_KEYS, PLACE_KEY, SOURC
 from llama_index_gap.text import as_bytes
 from llama_index_gap.threads import stop_if_given_up
 
-# "key" is the document that a node belongs to: "document", or the node's own id where that is
-# empty. "stale" rows were written since they were read. "asked" are the ids of a question. In
+# "key" is the key of a node's document: "document", or the node's own id if that is empty.
+# "stale" rows were written after they were read. "asked" holds the ids of the current query. In
 # "known", 1 is Is.GIVEN, 2 is Is.READ, and so on.
 _TABLES = """
 PRAGMA journal_mode = OFF;
@@ -56,31 +56,31 @@ CREATE VIEW staying AS SELECT * FROM stored AS s WHERE NOT stale AND content IS 
 
 
 class Is(IntFlag):
-    """What is known of a document."""
+    """Facts about a document."""
 
     GIVEN = 1
-    """It has nodes among those that were given."""
+    """Some of its nodes were given."""
     READ = 2
-    """One of them is a row."""
+    """At least one of them became a row."""
     WHOLE = 4
-    """A row names it as its source document, so that all its nodes are given."""
+    """A row names it as its source document, so all its nodes are given."""
     CHANGED = 8
-    """Something of it is written anew, or deleted."""
+    """Some of its rows are written again or deleted."""
 
 
 @dataclass
 class Ledger:
-    """Ids and digests of what a call was given and of what is stored, in a file that goes with it.
+    """Ids and digests of given and stored nodes, in a file that is deleted with the ledger.
 
     Attributes:
-        complete: the collections of which every stored row is known.
+        complete: the collections whose stored rows are all known.
     """
 
     complete: set[CollectionName] = field(default_factory=set)
 
     def __post_init__(self) -> None:
-        # "" is a temporary database: SQLite writes what outgrows its cache into a file that it has
-        # deleted already. The thread that waits for a call is not the one that makes it.
+        # "" is a temporary database: SQLite spills what outgrows its cache into a file that is
+        # already deleted. The call may run in another thread than the one that waits for it.
         self._db = sqlite3.connect("", check_same_thread=False)
         self._db.executescript(_TABLES)
         self._again = False
@@ -89,25 +89,25 @@ class Ledger:
         self._kept: list[list[BaseNode]] = []
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self._db.close()
 
     def ask(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
-        """The answer to a question of SQL; texts in columns of bytes as texts.
+        """The result of an SQL query, with bytes decoded to texts.
 
         Args:
-            sql: the question.
-            values: of its parameters; texts are asked for as bytes, which ``part`` is not.
+            sql: the query.
+            values: the parameters; all texts but ``part`` must be passed as bytes.
         """
         self._note_places()
         return [tuple(map(_text, row)) for row in self._db.execute(sql, values)]
 
     def each(self, sql: str, values: Sequence[Any] = ()) -> Iterator[tuple[Any, ...]]:
-        """As ``ask``, row by row; nothing else may be changed meanwhile.
+        """As ``ask``, row by row; the tables must not change meanwhile.
 
         Args:
-            sql: the question.
-            values: of its parameters.
+            sql: the query.
+            values: the parameters.
         """
         self._note_places()
         with closing(self._db.cursor()) as rows:
@@ -115,21 +115,21 @@ class Ledger:
                 yield tuple(map(_text, row))
 
     def many(self, sql: str, values: Iterable[Sequence[Any]]) -> None:
-        """Change the tables, once for each of some values.
+        """Run a statement that changes the tables, once for each set of values.
 
         Args:
-            sql: the change.
-            values: of its parameters.
+            sql: the statement.
+            values: the sets of parameters.
         """
         self._db.executemany(sql, values)
 
     # --- what is given ---------------------------------------------------------------------------
 
     def give(self, ids: Iterable[str]) -> set[str]:
-        """Note ids of nodes; says which of them were given before.
+        """Note ids of nodes, and return those that were given before.
 
         Args:
-            ids: each once.
+            ids: distinct ids.
         """
         self._ask_about(ids)
         again = {each for (each,) in self.ask("SELECT id FROM given WHERE id IN asked")}
@@ -145,31 +145,31 @@ class Ledger:
         return bool(self.ask("SELECT 1 FROM documents WHERE known & 1 LIMIT 1"))
 
     def given_among(self, ids: Iterable[str]) -> set[str]:
-        """Which of some ids were given."""
+        """The ids among these that were given."""
         self._ask_about(ids)
         return {each for (each,) in self.ask("SELECT id FROM given WHERE id IN asked")}
 
     def given_again(self, ids: Iterable[str]) -> set[str]:
-        """Which of some ids were given more than once, in different windows."""
+        """The ids among these that were given more than once, in different windows."""
         if not self._again:
             return set()
         self._ask_about(ids)
         return {each for (each,) in self.ask("SELECT id FROM given WHERE again AND id IN asked")}
 
     def place(self, key: str, place: str) -> None:
-        """Note where a document stands.
+        """Note the place of a document.
 
         Args:
-            key: the document.
-            place: the file of the corpus.
+            key: the key of the document.
+            place: the file of the corpus that contains it.
         """
         self._places.append((as_bytes(key), as_bytes(place)))
 
     def places(self, keys: Iterable[str]) -> dict[str, str]:
-        """Where documents stand, as far as that was noted.
+        """The places of documents, if noted.
 
         Args:
-            keys: the documents.
+            keys: the keys of the documents.
         """
         self._ask_about(keys)
         return dict(
@@ -177,10 +177,10 @@ class Ledger:
         )
 
     def note_documents(self, documents: Mapping[str, Is]) -> None:
-        """Note what is known of documents, beside what was known before.
+        """Add facts about documents to those already known.
 
         Args:
-            documents: what is known, by key.
+            documents: the facts, by key.
         """
         self._note_places()
         self.many(
@@ -207,13 +207,13 @@ class Ledger:
         *,
         but: Callable[[str], bool] | None = None,
     ) -> None:
-        """Note what is stored of a corpus.
+        """Note the stored rows of a corpus.
 
         Args:
             part: the collection.
-            store: is asked.
-            source: the corpus; None for all that is stored.
-            but: says of which documents nothing is noted; by default of none.
+            store: the store of the collection.
+            source: the name of the corpus; None for all stored rows.
+            but: whether to leave out a document; by default none is left out.
         """
         for page in store.pages_from(source):
             stop_if_given_up()
@@ -223,7 +223,7 @@ class Ledger:
             self._note_stored(part, rows)
 
     def count(self, part: CollectionName) -> int:
-        """How many stored rows are known."""
+        """The number of stored rows that are known."""
         ((known,),) = self.ask("SELECT count(*) FROM stored WHERE part = ?", [part])
         return int(known)
 
@@ -237,15 +237,15 @@ class Ledger:
         *,
         keep: bool,
     ) -> dict[str, StoredRow]:
-        """What is stored beside nodes, by id; what is not known is asked.
+        """The stored rows of nodes, by id; those not yet known are read from the store.
 
         Args:
             part: the collection.
-            store: is asked.
-            ids: of the nodes.
+            store: the store of the collection.
+            ids: ids of the nodes.
             images: digests of images by id, as ``MilvusStore.stored_rows`` takes them.
-            documents: whose other nodes are noted, too.
-            keep: whether the answers are noted.
+            documents: documents whose other nodes are noted too.
+            keep: whether to note what was read.
         """
         wanted = dict.fromkeys(ids)
         found: dict[str, StoredRow] = {}
@@ -294,11 +294,11 @@ class Ledger:
         )
 
     def of_contents(self, part: CollectionName, contents: Iterable[str]) -> dict[str, str]:
-        """Which node has a stored vector that was made from each content, and keeps it.
+        """For each content, a node whose stored vector was made from it, and stays.
 
         Args:
             part: the collection.
-            contents: digests, as rows carry them.
+            contents: digests of contents, as rows store them.
         """
         sql = "SELECT content, id FROM staying WHERE part = ? AND content = ?"
         each = (self.ask(f"{sql} LIMIT 1", [part, content]) for content in contents)
@@ -307,12 +307,12 @@ class Ledger:
     def note_written(
         self, part: CollectionName, rows: Iterable[TextNode], contents: Mapping[str, str]
     ) -> None:
-        """Note rows that are not there just so.
+        """Note new and changed rows.
 
         Args:
             part: the collection.
-            rows: that are, or will be, written.
-            contents: digests of what their vectors are made from, by node id.
+            rows: rows that are or will be written.
+            contents: digests of the contents that their vectors are made from, by node id.
         """
         self.many(
             "INSERT OR REPLACE INTO written (part, id, key, content) VALUES (?, ?, ?, ?)",
@@ -328,11 +328,11 @@ class Ledger:
         )
 
     def note_stale(self, part: CollectionName, ids: Iterable[str]) -> None:
-        """Note that what was known of stored rows is so no longer.
+        """Note that what is known of stored rows is out of date.
 
         Args:
             part: the collection.
-            ids: of the rows.
+            ids: ids of the rows.
         """
         self.many(
             "UPDATE stored SET stale = 1 WHERE part = ? AND id = ?",
@@ -340,21 +340,22 @@ class Ledger:
         )
 
     def there(self, part: CollectionName, ids: Iterable[str]) -> set[str]:
-        """Which of some nodes have a stored row.
+        """The ids among these that have a stored row.
 
         Args:
             part: the collection.
-            ids: of the nodes.
+            ids: ids of nodes.
         """
         self._ask_about(ids)
         rows = self.ask("SELECT id FROM stored WHERE part = ? AND id IN asked", [part])
         return {node_id for (node_id,) in rows}
 
     def note_taken(self, taken: Iterable[tuple[str, str, bool]]) -> None:
-        """Note documents of which rows were written from another corpus before.
+        """Note documents with rows that were written from another corpus before.
 
         Args:
-            taken: that corpus, the document, and whether a row of it is as it was there.
+            taken: the name of that corpus, the key of the document, and whether one of its rows is
+                unchanged.
         """
         self.many(
             "INSERT INTO taken (source, key, same) VALUES (?, ?, ?)"
@@ -363,21 +364,21 @@ class Ledger:
         )
 
     def keys_of(self, ids: Iterable[str]) -> set[str]:
-        """The documents that stored nodes belong to.
+        """The keys of the documents that stored nodes belong to.
 
         Args:
-            ids: of the nodes.
+            ids: ids of the nodes.
         """
         self._ask_about(ids)
         sql = "SELECT key FROM stored WHERE part = ? AND id IN asked"
         return {key for part in get_args(CollectionName) for (key,) in self.ask(sql, [part])}
 
     def documents_of(self, part: CollectionName, ids: Iterable[str]) -> dict[str, str]:
-        """The source document of each stored node, by its id; "" where it has none.
+        """The source document of each stored node, by node id; empty if it has none.
 
         Args:
             part: the collection.
-            ids: of the nodes.
+            ids: ids of the nodes.
         """
         self._ask_about(ids)
         sql = "SELECT id, document FROM stored WHERE part = ? AND id IN asked"
@@ -389,7 +390,7 @@ class Ledger:
         """Put nodes aside until they are written.
 
         Args:
-            nodes: kept in order; those that cannot be pickled stay in memory.
+            nodes: the nodes, kept in order; those that cannot be pickled stay in memory.
         """
         for node in nodes:
             self._waiting.append(node)
@@ -406,7 +407,7 @@ class Ledger:
         self._db.execute("INSERT INTO waiting (nodes) VALUES (?)", [pickled])
 
     def how_many_wait(self) -> int:
-        """How many nodes were put aside."""
+        """The number of nodes that were put aside."""
         ((lists,),) = self.ask("SELECT count(*) FROM waiting")
         return int(lists) * WINDOW + len(self._waiting)
 
@@ -416,13 +417,13 @@ class Ledger:
         with closing(self._db.cursor()) as rows:
             rows.execute("SELECT nodes FROM waiting ORDER BY number")
             for (pickled,) in rows:
-                # What this process wrote, into a file that nobody else can open.
+                # Safe: this process wrote it, into a file that nobody else can open.
                 yield pickle.loads(pickled) if pickled is not None else next(kept)  # noqa: S301
         if self._waiting:
             yield self._waiting
 
     def _ask_about(self, ids: Iterable[str]) -> None:
-        """Make these the ids of the next question."""
+        """Make these the ids of the next query."""
         self._db.execute("DELETE FROM asked")
         self.many("INSERT INTO asked VALUES (?)", ([as_bytes(each)] for each in ids))
 

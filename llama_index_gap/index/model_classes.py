@@ -1,4 +1,4 @@
-"""Models of any class, where the person at the keyboard names the class."""
+"""Builds models of any class that the user names."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from llama_index_gap.errors import InvalidValueError
 
 logger = logging.getLogger(__name__)
 
-# What an index may say of a model that is built for it: none names a file, an address or code.
+# Settings that may come from an index, since none of them names a file, an address or code.
 _FROM_THE_INDEX = {
     *("model", "model_name", "dialect", "task", "mode"),
     *("dimension", "dimensions", "output_dimension", "embedding_dim", "truncate_dim"),
@@ -28,7 +28,7 @@ _FROM_THE_INDEX = {
 
 
 def names_a_class(name: str) -> bool:
-    """Whether a model's name is that of a class of LlamaIndex's, and of nothing on a hub."""
+    """Whether a model's name is that of a LlamaIndex class, and not of a model on a hub."""
     return bool(re.fullmatch(r"([A-Za-z_][\w.]*:)?(?=[A-Z])\w*Embedding\w*", name))
 
 
@@ -38,14 +38,14 @@ def build_from_class(
     """Build a model of the class that the caller names.
 
     Args:
-        name: a class, such as ``EmbeddingService``, ``module:Class``, or the name of one in an
+        name: a class, such as ``EmbeddingService``, ``module:Class``, or the name of a class in an
             installed ``llama-index-embeddings-…`` package.
-        settings: what the caller says of it.
-        identity: of the model that an index was made with; what the caller does not say is taken
-            from it where it names no file, address or code.
+        settings: the caller's settings of the model.
+        identity: the identity of an index's model; provides the settings that the caller leaves
+            out, except files, addresses and code.
 
     Raises:
-        ValueError: no such class, or settings that it does not take.
+        ValueError: there is no such class, or it does not accept the settings.
     """
     model_class = _class_named(name)
     stored = {key: value for key, value in (identity or {}).items() if key in _FROM_THE_INDEX}

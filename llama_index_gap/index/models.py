@@ -1,4 +1,4 @@
-"""The models that an index was made with: what identifies them, and how they are built again."""
+"""The models that an index was made with: their identities, and how to build them again."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from llama_index_gap.modality import Modality
 from llama_index_gap.store.connection import StoreError
 
 MODELS_PROPERTY = "models"
-"""Property of all collections that says which models made them."""
+"""Property of all collections: the identities of the models that made them."""
 CALIBRATOR_PROPERTY = "calibrator"
-"""Property of the text collection with what ``save_calibrator`` was given."""
+"""Property of the text collection: the calibrator from ``save_calibrator``."""
 Identities: TypeAlias = dict[str, Any]
-"""For ``text``, ``image`` and, where there is one, ``image_query`` what identifies the model."""
-# What decides where in its space a DualEncoderEmbedding puts something; device and such do not.
+"""The identity of the model for ``text``, ``image`` and, if there is one, ``image_query``."""
+# The settings of a DualEncoderEmbedding that affect its vectors, unlike the device and such.
 _IDENTITY = (
     "class_name",
     "model_name",
@@ -35,8 +35,8 @@ _IDENTITY = (
     "aligner",
 )
 _OWN_CLASS = DualEncoderEmbedding.class_name()
-# Of other classes: how fast, where, by whom and for whom a service is asked, how that is shown, and
-# what a class counts and waits for while it is used.
+# Settings of other classes that do not affect vectors: about speed, addresses, credentials and
+# progress, and what a class counts and waits for while it runs.
 _MOVES_NOTHING = re.compile(
     r"^api|^aws|^azure_(ad|endpoint)|(^|_)(url|uri|base|endpoint|host|port|region|profile|proxy|"
     r"headers?|keys?|token|secret|password|credentials?|organi[sz]ation|project|user|client|"
@@ -52,18 +52,18 @@ _NOT_TEXTS = {"dimensions", "max_text_tokens", "pooling", "aligner"}
 
 
 def known_dimension(model: BaseEmbedding) -> int | None:
-    """How many numbers a model's vectors have, if it says so without being asked to embed."""
+    """The dimension of a model's vectors, if the model reports it without embedding anything."""
     known = getattr(model, "dimension", None)
     return known if isinstance(known, int) else None
 
 
 def asked_dimension(model: BaseEmbedding) -> int:
-    """How many numbers a model's vectors have; embeds one query to know."""
+    """The dimension of a model's vectors, found by embedding one query."""
     return len(model.get_query_embedding("a"))
 
 
 def embeds(model: BaseEmbedding, modality: Modality) -> bool:
-    """Whether a model embeds a modality, as far as it says."""
+    """Whether a model embeds a modality; assumed if the model does not say."""
     return modality in getattr(model, "modalities", ("text", "image"))
 
 
@@ -72,10 +72,10 @@ def image_model(model: BaseEmbedding, argument: str) -> MultiModalEmbedding:
 
     Args:
         model: any model.
-        argument: the parameter that it was given for, for the message.
+        argument: the name of the parameter, for the message.
 
     Raises:
-        ValueError: it embeds none.
+        ValueError: the model embeds no images.
     """
     if not (isinstance(model, MultiModalEmbedding) and embeds(model, "image")):
         raise InvalidValueError(
@@ -86,40 +86,41 @@ def image_model(model: BaseEmbedding, argument: str) -> MultiModalEmbedding:
 
 
 def identity_of(model: BaseEmbedding) -> dict[str, Any]:
-    """What tells a model from others whose vectors cannot be compared with its own.
+    """The identity of a model: the settings that affect its vectors.
 
     Args:
-        model: any model of LlamaIndex's.
+        model: any LlamaIndex embedding model.
 
     Raises:
-        ValueError: its aligner is in memory only.
+        ValueError: its aligner is only in memory.
     """
     settings = model.to_dict()
     known = _identifying(settings)
     for key in ("model_name", "image_model_name"):
-        # A folder is found again from another working directory.
+        # Make a folder's path absolute, so that it works from any working directory.
         if key in known and Path(str(known[key])).is_dir():
             known[key] = str(Path(known[key]).resolve())
     if "aligner" in known and known["aligner"]["path"] is None:
         raise InvalidValueError(
-            f"the aligner of {known['model_name']} is in memory only, and without it nothing finds "
-            "what it moved: keep it with aligner.save(path), and pass that path as aligner"
+            f"the aligner of {known['model_name']} is only in memory, and without it no query "
+            "finds the vectors that it moved: save it with aligner.save(path), and pass that path "
+            "as aligner"
         )
     return known
 
 
 def _identifying(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings that may move a vector, of those that a model has or an index holds."""
+    """The settings among these that may affect a vector."""
     if settings["class_name"] != _OWN_CLASS:
         return _moving_settings(settings)
     return {key: settings[key] for key in _IDENTITY if settings.get(key) is not None}
 
 
 def _moving_settings(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings of any class that may move a vector; never a key, an address or a header.
+    """The settings of any class that may affect a vector; never a key, an address or a header.
 
-    What a setting means is known to its class alone, so all texts and numbers are taken but those
-    whose names say that they are of another kind. Lists are what a class keeps while it works.
+    Only the class knows what a setting means. So all texts and numbers are taken, except those
+    whose names show that they have no effect. Lists are left out: classes use them as caches.
     """
     found: dict[str, Any] = {}
     for key, value in settings.items():
@@ -134,21 +135,21 @@ def _moving_settings(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def stored_identities(properties: dict[str, str], of: str) -> Identities:
-    """Read what a collection says of its models, as data that anybody may have written.
+    """Read the identities of a collection's models, as untrusted data.
 
-    Only what names a model is taken. Whether a model may run code of its own, read pickles or
-    anything else is never taken from what is stored: that is for the caller to allow.
+    Only settings that identify a model are read. Permissions, such as for remote code or pickles,
+    are never read from an index: only the caller can give them.
 
     Args:
-        properties: of the collection.
-        of: the index, for the message.
+        properties: the properties of the collection.
+        of: the name of the index, for the message.
 
     Returns:
-        For ``text``, ``image`` and, where there is one, ``image_query`` what identifies the model;
-        None for an image model that is the text model. Empty where nothing is stored.
+        The identity of the model for ``text``, ``image`` and, if there is one, ``image_query``;
+        None for an image model that is the text model. Empty if nothing is stored.
 
     Raises:
-        StoreError: what is stored names no models.
+        StoreError: the property is damaged.
     """
     if MODELS_PROPERTY not in properties:
         return {}
@@ -162,13 +163,13 @@ def stored_identities(properties: dict[str, str], of: str) -> Identities:
         raise StoreError(
             f"{of}: its property {MODELS_PROPERTY!r} names no models ({type(error).__name__}: "
             f"{str(error)[:200]}); the index is damaged: pass another name, or overwrite=True to "
-            "start anew"
+            "start over"
         ) from error
     return identities
 
 
 def _known_settings(stored: Any) -> dict[str, Any]:
-    """The settings that identify a model, each of its type; whatever else is stored is left out."""
+    """The settings that identify a model, with checked types; all other stored data is ignored."""
     known = _identifying(stored)
     for key, value in known.items():
         match key, value:
@@ -184,35 +185,35 @@ def _known_settings(stored: Any) -> dict[str, Any]:
                 continue
         raise InvalidValueError(f"{key} is {str(value)[:60]!r}")
     if not {"class_name", "model_name"} <= known.keys():
-        raise InvalidValueError("a model has a class_name and a model_name")
+        raise InvalidValueError("a model needs a class_name and a model_name")
     return known
 
 
 def check_identities(stored: Identities, given: Identities, uri: str, name: str) -> None:
-    """Refuse other models than those that an index was made with.
+    """Reject other models than those that an index was made with.
 
     Args:
-        stored: of the index; empty for a new one.
-        given: of the models that it is opened with.
+        stored: the identities in the index; empty for a new one.
+        given: the identities of the models that it is opened with.
         uri: the database, for the message.
-        name: the index, for the message.
+        name: the name of the index, for the message.
 
     Raises:
         ValueError: they differ.
     """
-    # A model for image queries may join an index that has none.
+    # A model for image queries may be added to an index that has none.
     joins = "image_query" not in stored or "image_query" not in given
     either = {"image_query": None} if joins else {}
     if stored and without_paths(stored | either) != without_paths(given | either):
         raise InvalidValueError(
-            f"{uri} holds {name} made with {in_words(stored)}, not with {in_words(given)}; open it "
-            "without models to take the stored ones, or pass another name, or overwrite=True to "
-            "start anew"
+            f"{uri}: {name} was made with {in_words(stored)}, not with {in_words(given)}; open it "
+            "without models to use the stored ones, or pass another name, or overwrite=True to "
+            "start over"
         )
 
 
 def without_paths(identities: Identities) -> Identities:
-    """What decides whether models are the same: a copy of a file is the same aligner."""
+    """The identities to compare: with the fingerprint of an aligner, but not its path."""
     return {
         key: each and each | {"aligner": each.get("aligner", {}).get("fingerprint")}
         for key, each in identities.items()
@@ -227,38 +228,38 @@ def build_model(
     cache_folder: str | Path | None = None,
     local_files_only: bool = False,
 ) -> BaseEmbedding:
-    """Build a model again from what identifies it.
+    """Build a model again from its identity.
 
     Args:
-        identity: as ``stored_identities`` gives it.
-        of: the index, for the message.
+        identity: the identity, from ``stored_identities``.
+        of: the name of the index, for the message.
         argument: the parameter that takes the model, for the message.
-        cache_folder: where downloads are kept.
-        local_files_only: ask no hub for it.
+        cache_folder: where to keep downloads.
+        local_files_only: load it only from a folder or the download cache.
 
     Raises:
-        ValueError: it is none of this package's.
+        ValueError: its class is not of this package.
     """
     if identity["class_name"] != _OWN_CLASS:
         raise InvalidValueError(
-            f"{of} was made with {in_words({'text': identity})}, which is asked only where you say "
-            f"so: pass it as {argument}, or on the command line --model {identity['class_name']} "
-            "with --model-setting KEY=VALUE for what it needs besides"
+            f"{of} was made with {in_words({'text': identity})}, which is used only if you name "
+            f"it: pass it as {argument}, or on the command line --model {identity['class_name']} "
+            "with --model-setting KEY=VALUE for the settings that it needs"
         )
     places = {"cache_folder": cache_folder, "local_files_only": local_files_only}
     return DualEncoderEmbedding.from_dict(identity | places)
 
 
 def in_words(identities: Identities) -> str:
-    """Name models as people would write them down."""
+    """Describe models in a readable form."""
     texts = []
     for name in ("text", "image", "image_query"):
         if identity := identities.get(name):
             rest = {k: v for k, v in identity.items() if k not in {"class_name", "model_name"}}
             model_name = identity["model_name"]
-            if model_name == "unknown":  # as LlamaIndex calls a model whose setting is "model"
+            if model_name == "unknown":  # LlamaIndex's name for classes with a setting "model"
                 model_name = identity.get("model", model_name)
             extra = "".join(f", {key}={value!r}" for key, value in rest.items())
-            what_for = " for image queries" if name == "image_query" else ""
-            texts.append(f"{identity['class_name']}({model_name!r}{extra}){what_for}")
+            purpose = " for image queries" if name == "image_query" else ""
+            texts.append(f"{identity['class_name']}({model_name!r}{extra}){purpose}")
     return " and ".join(texts)

@@ -1,4 +1,4 @@
-"""The part of an index that moves it: to another database, to another name, to another model."""
+"""Moves an index to another database, another name or another model."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class MovingIndex(LearningIndex):
     """The part of ``DualIndex`` that moves it.
 
     Attributes:
-        address: where the index is.
+        address: the address of the index.
     """
 
     address: IndexAddress
@@ -40,32 +40,32 @@ class MovingIndex(LearningIndex):
         overwrite: bool = False,
         show_progress: bool = False,
     ) -> CopyReport:
-        """Copy the index to another database, or to another name; nothing is embedded.
+        """Copy the index to another database or another name, without embedding anything.
 
-        Rows are the same to the bit; properties, learnt queries and the calibrator come along, and
-        so do the images that the index keeps itself. Images in folders of yours stay where they
-        are. A copy that was stopped is completed by the same call, and nothing opens it before it
-        is whole.
+        The rows of the copy are bit-identical. Properties, learnt queries, the calibrator and
+        stored images are copied too. Images in your own folders stay where they are. If a call was
+        stopped, the same call completes the copy; until then, nothing opens it.
 
         Args:
             uri: a Milvus Lite file or a server; by default this database.
-            name: of the copy; by default this index's name.
-            token: for a server; by default this one's, if it is the same server.
+            name: the name of the copy; by default the name of this index.
+            token: the credentials for a server; by default those of this index, if it is the same
+                server.
             storage_dir: where the copy keeps images, as for the class.
-            index_config: its vector index; by default that of this index, as far as its database
-                tells and the other one knows it.
-            overwrite: delete an index that is there.
+            index_config: the vector index of the copy; by default that of this index, if its
+                database reports it and the other one supports it.
+            overwrite: delete an existing index at the target.
             show_progress: show a progress bar.
 
         Returns:
-            What was copied, and what could not be and why.
+            What was copied, and what could not be copied and why.
 
         Raises:
-            ValueError: the copy would be this index, or another index is there.
+            ValueError: the target is this index, or has another index.
             StoreError: a database cannot be read or written.
         """
         if uri is None and name is None:
-            raise InvalidValueError("copy_to without uri or name; say where the copy is to be")
+            raise InvalidValueError("copy_to needs uri, name or both, to say where to put the copy")
         tenant = self.address.tenant
         named = scope_of(name, tenant) if name else self.address.name
         to = uri or self.address.uri
@@ -92,31 +92,32 @@ class MovingIndex(LearningIndex):
         skip_unreadable: bool = False,
         show_progress: bool = False,
     ) -> ReembedReport:
-        """Embed all that the index holds with other models, and go on with these.
+        """Embed everything in the index again with other models, and use these from now on.
 
-        Texts are taken as they are stored, and images from their files. The new collections are
-        built beside the old ones, and changed over at the end, at one stroke: a search finds the
-        old index whole, or the new one. Retrievers that were made before, here or in other
-        processes, then fail, and never mix the two: make them again. A call that was stopped is
-        completed by the same call. Learnt queries, a calibrator and an aligner belong to the old
-        model: the report says which of them are gone. Nothing should be inserted meanwhile.
+        Texts come from the stored rows, and images from their files. The new collections are built
+        beside the old ones, and replace them at the end in one step: a search uses either all old
+        vectors or all new ones. Retrievers that were made before, here or in other processes, then
+        fail instead of mixing the two: make them again. If a call was stopped, the same call
+        completes it. Learnt queries, a calibrator and an aligner belong to the old model; the
+        report says which of them are lost. Insert nothing meanwhile.
 
         Args:
             embed_model: embeds texts; the same model with other ``dimensions``, or another
-                ``aligner``, is another model.
-            image_embed_model: embeds images, and the texts that search them; by default the same.
-            image_query_embed_model: embeds images once more, for image queries; by default the one
-                that the index has, whose vectors stay, or none.
+                ``aligner``, counts as another model.
+            image_embed_model: embeds images, and text queries that search them; by default
+                ``embed_model``.
+            image_query_embed_model: embeds images a second time, for image queries; by default the
+                model that the index has, whose vectors stay, or none.
             index_config: Milvus' vector index; HNSW by default.
-            skip_unreadable: leave out what can no longer be read, such as images that are gone. By
-                default that is an error, and the index stays as it was.
+            skip_unreadable: leave out rows that can no longer be read, such as missing images. By
+                default such rows are an error, and the index does not change.
             show_progress: show a progress bar.
 
         Returns:
             What was embedded, what was skipped and why, and what is lost.
 
         Raises:
-            ValueError: a model does not fit, or something can no longer be read.
+            ValueError: a model is unsuitable, or a row can no longer be read.
             StoreError: the database cannot be read or written.
         """
         report = reembed_index(
@@ -134,7 +135,7 @@ class MovingIndex(LearningIndex):
 
     @abstractmethod
     def image_folders(self) -> list[Path]:
-        """The folders that images of the index are opened in, as far as they are there."""
+        """The existing folders in which images of the index are opened."""
 
     @abstractmethod
     def reopen(
@@ -143,12 +144,12 @@ class MovingIndex(LearningIndex):
         image_embed_model: BaseEmbedding | None,
         image_query_embed_model: BaseEmbedding | None,
     ) -> None:
-        """Open the newest version of the index in place of the one that is open.
+        """Replace the open version of the index by its newest one.
 
         Args:
-            embed_model: as for the class, like the others.
-            image_embed_model: embeds images.
-            image_query_embed_model: embeds images for image queries.
+            embed_model: as for the class.
+            image_embed_model: as for the class.
+            image_query_embed_model: as for the class.
         """
 
     acopy_to = asynchronous(copy_to)

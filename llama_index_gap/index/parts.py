@@ -1,4 +1,4 @@
-"""An index that several processes fill together, each with parts of the documents."""
+"""Lets several processes fill one index, each with parts of the documents."""
 
 from __future__ import annotations
 
@@ -34,20 +34,20 @@ from llama_index_gap.store.milvus import MilvusStore
 
 @dataclass(frozen=True)
 class Part:
-    """Some of the nodes that are put into an index, for one of several processes.
+    """Some of the nodes to insert, for one of several processes.
 
     Attributes:
         nodes: text nodes and image nodes.
-        root: folder that all images were read below; None if that is not known.
-        path: file or folder of the corpus; None if there is none.
-        source: the name of the corpus, for ``sync``; None for nodes of none.
-        places: the file of the corpus that each of these documents stands in, by its id.
-        skipped: what was left out when these documents were read.
-        sign: a file in the folder of the index's own images, as ``sign_in_storage`` gives it, where
-            any of the nodes has its image with it.
-        whole: whether these are all nodes of their documents, so that stored ones that they no
-            longer have are deleted.
-        scattered: documents with nodes in other parts too, of which nothing is deleted.
+        root: the folder that all images were read below; None if unknown.
+        path: the file or folder of the corpus, if any.
+        source: the name of the corpus, for ``sync``; None if there is no corpus.
+        places: the file of the corpus that contains each of these documents, by document id.
+        skipped: what was skipped when these documents were read.
+        sign: if any node contains its image, a file from ``sign_in_storage`` in the folder of the
+            index's stored images.
+        whole: whether these are all nodes of their documents, so that other stored nodes of them
+            are deleted.
+        scattered: documents that also have nodes in other parts; none of their nodes are deleted.
         strict: whether the first node that would be skipped stops the call.
     """
 
@@ -65,11 +65,11 @@ class Part:
 
 @dataclass(frozen=True)
 class Begun:
-    """What a process was about to do with a part when it had compared it with the index.
+    """What a process was about to do with a part after comparing it with the index.
 
     Attributes:
-        unchanged: how many rows of each collection were there already.
-        deletes: how many rows were to be deleted.
+        unchanged: the number of unchanged rows in each collection.
+        deletes: the number of rows to delete.
     """
 
     unchanged: dict[CollectionName, int]
@@ -77,7 +77,7 @@ class Begun:
 
 
 class PartlyFilledIndex(SyncedIndex):
-    """The part of ``DualIndex`` for whoever fills it from several processes."""
+    """The part of ``DualIndex`` that lets several processes fill it."""
 
     name: str
     address: IndexAddress
@@ -92,16 +92,16 @@ class PartlyFilledIndex(SyncedIndex):
 
     @abstractmethod
     def _writing(self, root: Path | None, **settings: Any) -> Writing:
-        """A call that puts in nodes."""
+        """A call that inserts nodes."""
 
     @abstractmethod
     def delete_nodes(self, node_ids: Iterable[str]) -> None:
         """Delete nodes from all collections."""
 
     def opening(self) -> dict[str, Any]:
-        """The arguments that open this index in another process, its models among them.
+        """The arguments that open this index in another process, including its models.
 
-        Folders are whole paths, so that all processes mean the same ones.
+        Folders are absolute paths, so that they mean the same in all processes.
         """
         same: BaseEmbedding = self.image_embed_model
         return {
@@ -116,13 +116,13 @@ class PartlyFilledIndex(SyncedIndex):
         }
 
     def note_images(self, nodes: Iterable[BaseNode], root: Path | None) -> None:
-        """Note where images lie that other processes are about to insert, and the index's id.
+        """Note the folders of images that other processes will insert, and the id of the index.
 
-        They would not agree on the id if each of them had to make it.
+        If each process created an id, they would not agree on one.
 
         Args:
             nodes: image nodes and others.
-            root: folder that all of them were read below; by default each image's own folder.
+            root: the folder that all of them were read below; by default the folder of each image.
         """
         images = [image for image in map(image_of, nodes) if image is not None]
         if images:
@@ -131,32 +131,32 @@ class PartlyFilledIndex(SyncedIndex):
 
     @contextmanager
     def sign_in_storage(self) -> Iterator[str]:
-        """A file in the folder of the index's own images, for as long as the block runs.
+        """Keep a file in the folder of the index's stored images while the block runs.
 
-        A process that does not see it does not share the folder.
+        A process that does not see the file does not share the folder.
         """
         self._images.folder.mkdir(parents=True, exist_ok=True)
         with NamedTemporaryFile(prefix=".gap-", suffix=".partial", dir=self._images.folder) as sign:
             yield sign.name
 
     def write_part(self, part: Part, begin: Callable[[Begun], Begun]) -> IndexReport:
-        """Write a part, as ``insert_nodes`` or ``refresh_ref_docs`` writes all.
+        """Write a part, as ``insert_nodes`` or ``refresh_ref_docs`` writes all nodes.
 
         Args:
             part: the nodes, which are never changed.
-            begin: is told what is about to be done, before anything is written. It answers with
-                what the first process that began with this part was about to do. What a process
-                wrote before it was killed counts as written then.
+            begin: receives what is about to be done, before anything is written. It returns what
+                the first process to begin this part was about to do, so that rows which a killed
+                process wrote count as written.
 
         Raises:
-            ValueError: this machine does not share the folder of the index's own images.
+            ValueError: this machine does not share the folder of the index's stored images.
             EmbeddingError: a model fails; what was written stays.
         """
         if part.sign is not None and not Path(part.sign).is_file():
             raise InvalidValueError(
-                f"{self._images.folder}: {gethostname()} does not see this folder, where the index "
-                "keeps images that come as base64 or from PDF files; open the index with "
-                "storage_dir= on storage that all machines share"
+                f"{self._images.folder}: the machine {gethostname()} does not share this folder, "
+                "where the index keeps images that come as base64 or from PDF files; open the "
+                "index with storage_dir= on storage that all machines share"
             )
         writing = self._writing(part.root, strict=part.strict, whole=part.whole, source=part.source)
         with closing(writing.ledger) as ledger:
@@ -180,7 +180,7 @@ class PartlyFilledIndex(SyncedIndex):
         return report
 
     def _look_at(self, part: Part, writing: Writing) -> tuple[Begun, set[str]]:
-        """Compare a part with the index; says what is to be done, and which nodes go."""
+        """Compare a part with the index; returns what to do, and the ids of nodes to delete."""
         fitted = fit_nodes(part.nodes, self.embed_model)
         writing.report.note_cuts(fitted)
         if not part.whole:
@@ -190,7 +190,7 @@ class PartlyFilledIndex(SyncedIndex):
         compared = writing.look(fitted.nodes)
         writing.put_aside(fitted.nodes, compared)
         corpus = Corpus(fitted.nodes, part.skipped, part.root, part.path, part.places)
-        # Without a source nothing is asked of the rest of the corpus.
+        # Without a source, the plan ignores the rest of the corpus.
         gone = Plan(self._stores, writing, corpus, None, SyncSettings(vanished=False)).deletes()
         for name in self._stores if part.scattered else ():
             documents = writing.ledger.documents_of(name, gone)
@@ -199,15 +199,15 @@ class PartlyFilledIndex(SyncedIndex):
         return Begun(unchanged, sum(map(len, writing.deletes(gone).values()))), gone
 
     def end_parts(self, corpus: Corpus, source: str | None, given: Callable[[str], bool]) -> int:
-        """End what several processes did, once all of them are done.
+        """Finish the work of several processes, once all of them are done.
 
         Args:
-            corpus: what was read, whose nodes are not looked at.
-            source: names the corpus; None for nodes of none.
+            corpus: the corpus that was read; its nodes are not used.
+            source: the name of the corpus; None if there is no corpus.
             given: whether a document was given, by its id.
 
         Returns:
-            How many documents the index has from the same corpus that were not given.
+            How many documents from the same corpus the index has that were not given.
         """
         self._images.tidy()
         if source is None:
@@ -217,12 +217,12 @@ class PartlyFilledIndex(SyncedIndex):
             for name, store in self._stores.items():
                 ledger.load(name, store, source, but=given)
             settings = SyncSettings(vanished=False)
-            Plan(self._stores, writing, corpus, source, settings).deletes()  # none: it counts
+            Plan(self._stores, writing, corpus, source, settings).deletes()  # only counts here
         return writing.report.vanished
 
 
 def image_of(node: BaseNode) -> ImageNode | None:
-    """A node of any class as the image node that is stored; None where it shows no image."""
+    """A node of any class as the image node to store; None if it has no image."""
     row: BaseNode = node
     if not isinstance(node, ImageNode) and getattr(node, "image_resource", None) is not None:
         row = as_row(node)

@@ -1,4 +1,4 @@
-"""Queries to learn from, as they are given: sorted, drawn and embedded."""
+"""Sorts, samples and embeds the queries that an index learns from."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from llama_index_gap.text import is_blank
 from llama_index_gap.threads import stop_if_given_up
 
 FEWEST_QUERIES = 30
-"""With fewer queries of a modality, their mean spread is a matter of chance."""
+"""With fewer queries of a modality, chance decides their mean spread."""
 MOST_QUERIES = 300
-"""Queries of a modality that are kept; more bring nothing that could be measured."""
+"""The most queries to keep of a modality; more brought no measurable gain."""
 
-_LONGEST_NAME = 250  # of a file, nearly everywhere
+_LONGEST_NAME = 250  # the limit for file names on nearly all systems
 
 UnlabelledQuery: TypeAlias = ImageSource | QueryBundle
 """A query to learn from: a ``str`` is a text; a path, bytes or an image is an image."""
@@ -41,14 +41,14 @@ UnlabelledQuery: TypeAlias = ImageSource | QueryBundle
 
 @dataclass
 class LearntQueries:
-    """What ``learn_queries`` has learnt from, and what not.
+    """The queries that ``learn_queries`` learnt from, and those that it left out.
 
     Attributes:
-        texts: text queries that were kept; 0 where none were given, and earlier ones stay.
-        images: image queries that were kept, likewise.
-        duplicates: how many came again.
-        left_out: how many were not drawn, because there were more than 300 of a modality.
-        skipped: what could not be embedded, with its reason.
+        texts: the number of text queries kept; 0 if none were given, so that earlier ones stay.
+        images: the number of image queries kept, likewise.
+        duplicates: the number of duplicates.
+        left_out: the number of queries not drawn, since a modality had more than 300.
+        skipped: the queries that could not be embedded, with the reasons.
     """
 
     texts: int = 0
@@ -59,7 +59,7 @@ class LearntQueries:
 
     def summary(self) -> str:
         """The counts in one line."""
-        drawn = f", {self.left_out:,} left out by chance" if self.left_out else ""
+        drawn = f", {self.left_out:,} not drawn" if self.left_out else ""
         return (
             f"learnt from {self.texts:,} text queries and {self.images:,} image queries; "
             f"{self.duplicates:,} duplicates{drawn}, {len(self.skipped):,} skipped"
@@ -69,14 +69,14 @@ class LearntQueries:
 def sort_queries(
     queries: Iterable[UnlabelledQuery], report: LearntQueries
 ) -> dict[Modality, list[tuple[str, Any]]]:
-    """Texts and images apart, each with where it was given; texts once, blank ones left out.
+    """Sort queries into texts and images, each with its place, without duplicate or blank texts.
 
     Args:
         queries: as for ``DualIndex.learn_queries``.
-        report: is told what was left out.
+        report: receives what was left out.
 
     Raises:
-        ValueError: one of them is no query.
+        ValueError: an item is not a query.
     """
     if isinstance(queries, str | bytes | QueryBundle):
         raise InvalidValueError(f"queries={queries!r:.60}: must be a list of queries, not one")
@@ -97,8 +97,8 @@ def sort_queries(
         text = "" if is_blank(text) else text.strip()
         if image is None and _is_image_file(text):
             raise InvalidValueError(
-                f"{where}, {text[:60]!r}, is an image and no text: pass a Path, or a QueryBundle "
-                "with image_path (in a .jsonl file image_path, too)"
+                f"{where}, {text[:60]!r}, is an image, not a text: pass a Path, or a QueryBundle "
+                "with image_path (also image_path in a .jsonl file)"
             )
         if text in texts:
             report.duplicates += 1
@@ -119,7 +119,7 @@ def _is_image_file(text: str) -> bool:
 
 
 def _image(source: ImageSource) -> tuple[str, str]:
-    """An image as a query holds one, a path or a data URI; and a digest of its content."""
+    """An image as a path or a data URI, as queries hold it, and a digest of its content."""
     if isinstance(source, Image.Image):
         buffer = BytesIO()
         source.save(buffer, "PNG")
@@ -131,7 +131,7 @@ def _image(source: ImageSource) -> tuple[str, str]:
     try:
         with open_file(Path(source)) as file:
             return str(source), _digest(file.read())
-    except FileError:  # whatever else a query may name: the model opens it, or says why not
+    except FileError:  # perhaps a URL or the like: the model opens it, or says why not
         return str(source), str(source)
 
 
@@ -140,7 +140,7 @@ def _digest(content: bytes) -> str:
 
 
 def _patient(model: BaseEmbedding, modality: Modality) -> PatientModel[VectorArray]:
-    """Embeds queries as a search does."""
+    """A model that embeds queries as a search does."""
 
     def embedded(queries: list[str]) -> list[VectorArray]:
         if modality == "image":
@@ -163,20 +163,20 @@ def embed_sample(
     models: Sequence[BaseEmbedding],
     report: LearntQueries,
 ) -> list[VectorArray]:
-    """Embed at most 300 queries, drawn at random, by each model.
+    """Embed at most 300 queries, drawn at random, with each model.
 
     Args:
-        modality: of the queries.
-        candidates: for each, where it was given, and what it is; as ``sort_queries`` gives them.
+        modality: the modality of the queries.
+        candidates: the place and the content of each query, from ``sort_queries``.
         models: m models.
-        report: is told what was left out.
+        report: receives what was left out.
 
     Returns:
         m arrays of vectors of length 1, shape (q, d), of the same queries.
 
     Raises:
         ValueError: fewer than 30 queries could be embedded.
-        EmbeddingError: a model fails, or the service behind it.
+        EmbeddingError: a model, or the service behind it, fails.
     """
     waiting = deque(candidates)
     if len(waiting) > MOST_QUERIES:
@@ -216,7 +216,7 @@ def embed_sample(
         why_skipped = f", the first because {report.skipped[0].reason}" if report.skipped else ""
         raise InvalidValueError(
             f"{len(kept):,} {modality} queries to learn from ({report.duplicates:,} duplicates and "
-            f"{len(report.skipped):,} skipped{why_skipped}): it takes at least {FEWEST_QUERIES} of "
-            f"a modality; pass more of them, or no {PLURAL[modality]}"
+            f"{len(report.skipped):,} skipped{why_skipped}): a modality needs at least "
+            f"{FEWEST_QUERIES}; pass more, or no {PLURAL[modality]}"
         )
     return [np.array(rows, dtype=np.float32) for rows in zip(*kept, strict=True)]

@@ -1,4 +1,4 @@
-"""A sample of unlabelled queries, kept with an index: what its scores are compared with."""
+"""Keeps a sample of unlabelled queries with an index, to compare its scores with."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ LEARN_AGAIN = (
     "learn queries again (index.learn_queries, 'llama-gap learn'), or forget them "
     "(index.forget_queries, 'llama-gap learn --forget')"
 )
-"""The way out where a sample is damaged."""
+"""The way out if a sample is damaged."""
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,9 @@ class QuerySample:
     """The queries that an index has learnt from.
 
     Attributes:
-        texts: how many texts.
-        images: how many images.
-        fingerprint: changes with their vectors; empty where there are none.
+        texts: the number of text queries.
+        images: the number of image queries.
+        fingerprint: changes with their vectors; empty if there are none.
     """
 
     texts: int = 0
@@ -71,32 +71,31 @@ class OpenCollection(Protocol):
     """Opens a collection of an index."""
 
     def __call__(self, each: str, dim: int | None, **settings: Any) -> MilvusStore:
-        """Open ``{index}_{each}``; without its dimension, one that is there."""
+        """Open ``{index}_{each}``; without a dimension, it must exist."""
 
 
 def companion(slot: CollectionName) -> str:
-    """What is added to an index' name for the collection of its query sample.
+    """The part of a collection's name that stands for a query sample.
 
     Args:
         slot: the collection whose model embedded the queries.
     """
-    # No collection of another index ends like this, whatever that index is called.
+    # No collection of another index ends like this, whatever the name of that index.
     return f"{slot}_queries"
 
 
 class SampleKeeper:
     """Keeps the vectors of sample queries in small collections beside those of an index.
 
-    There is one such collection for each distinct model of the index; it is made when there is
-    something to put into it, and opened when it is read or written. The queries themselves are not
-    kept.
+    Each distinct model of the index has one such collection. It is created at the first write, and
+    open only while it is read or written. The queries themselves are not kept.
 
     Args:
-        named: what a collection of the index is called.
-        of: the index, for messages.
+        named: returns the name of a collection of the index.
+        of: the name of the index, for messages.
         stores: the collections of the index.
-        models: the model of each.
-        identities: what identifies the models, as ``stored_identities`` gives it.
+        models: the model of each collection.
+        identities: the identities of the models, from ``stored_identities``.
         opens: opens a collection.
         overwrite: start without a sample.
     """
@@ -138,7 +137,7 @@ class SampleKeeper:
     # --- learning --------------------------------------------------------------------------------
 
     def learn(self, queries: Iterable[UnlabelledQuery]) -> LearntQueries:
-        """Keep a sample of queries, in place of earlier ones of the same modality.
+        """Keep a sample of queries, replacing earlier ones of the same modality.
 
         Args:
             queries: as for ``DualIndex.learn_queries``.
@@ -152,13 +151,13 @@ class SampleKeeper:
     def embedded(
         self, queries: Iterable[UnlabelledQuery]
     ) -> tuple[dict[tuple[CollectionName, Modality], VectorArray], LearntQueries]:
-        """Embed a sample of queries, and keep nothing.
+        """Embed a sample of queries without keeping it.
 
         Args:
             queries: as for ``DualIndex.learn_queries``.
 
         Returns:
-            By slot and modality of the queries, vectors of length 1, shape (q, d); and a report.
+            Vectors of length 1, shape (q, d), by slot and modality of the queries; and a report.
         """
         report = LearntQueries()
         given = sort_queries(queries, report)
@@ -182,10 +181,10 @@ class SampleKeeper:
     # --- what is kept ----------------------------------------------------------------------------
 
     def queries(self, name: CollectionName, asking: Modality) -> VectorArray | None:
-        """Learnt queries of a modality in the space of a collection; None where there are none.
+        """Learnt queries of a modality in the space of a collection; None if there are none.
 
         Args:
-            name: of the collection.
+            name: the name of the collection.
             asking: the modality of the queries.
         """
         kept = self._kept(self._slots[name]).get(asking)
@@ -197,45 +196,44 @@ class SampleKeeper:
         name: CollectionName,
         asking: Modality,
     ) -> VectorArray | None:
-        """The same of queries that ``embedded`` gave, or else of learnt ones."""
+        """Like ``queries``, but with vectors from ``embedded`` in place of learnt ones."""
         found = vectors.get((self._slots[name], asking))
         return self.queries(name, asking) if found is None else found
 
     def references(self, name: CollectionName, texts: int) -> VectorArray | None:
-        """Stored texts in the space of a collection that has another model than they have.
+        """Vectors of stored texts, embedded by the model of another collection.
 
         Args:
-            name: of the collection.
-            texts: how many texts the index has.
+            name: the name of that collection.
+            texts: the number of texts in the index.
 
         Returns:
-            None where none are kept, or where the number of texts has more than doubled or halved
-            since.
+            None if none are kept, or if the number of texts has since more than doubled or halved.
         """
         rows, before = self._kept(self._slots[name]).get("stored", (None, 0))
         return rows if texts <= 2 * before and before <= 2 * texts else None
 
     def keep_references(self, name: CollectionName, rows: VectorArray, texts: int) -> None:
-        """Keep such texts for later processes; where the database cannot be written, say so.
+        """Keep such vectors for later processes; logs a warning if the database is not writable.
 
         Args:
-            name: of the collection.
-            rows: their vectors, of length 1, shape (r, d).
-            texts: how many texts the index has.
+            name: the name of the collection.
+            rows: the vectors, of length 1, shape (r, d).
+            texts: the number of texts in the index.
         """
         try:
             self._write(self._slots[name], "stored", rows, texts)
         except StoreError as error:
             logger.warning(
-                "%s: %d texts, embedded by the images' model to find hubs, could not be kept, so "
-                "that every process embeds them again (%s)",
+                "%s: could not keep the vectors of %d texts, embedded by the images' model to find "
+                "hubs, so every process embeds them again (%s)",
                 self._of,
                 len(rows),
                 error,
             )
 
     def sample(self) -> QuerySample:
-        """How many queries were learnt, and what tells these from others."""
+        """The number of learnt queries, and a fingerprint of their vectors."""
         counts = {
             modality: min(len(self._kept(slot).get(modality, ((), 0))[0]) for slot in slots)
             for modality, slots in self._asked.items()
@@ -249,11 +247,11 @@ class SampleKeeper:
         return QuerySample(counts["text"], counts["image"], known)
 
     def forget(self) -> None:
-        """Read everything again when it is next asked for."""
+        """Forget what was read, so that it is read again when needed."""
         self._read.clear()
 
     def drop(self) -> None:
-        """Delete all that is kept, by whichever model."""
+        """Delete the samples of all models."""
         for slot in get_args(CollectionName):
             self._beside.drop_collection(self._named(companion(slot)))
         self.forget()
@@ -264,18 +262,18 @@ class SampleKeeper:
         if slot not in self._read:
             name = self._named(companion(slot))
             try:
-                there = self._beside.has_collection(name)
-            except StoreError as error:  # such as a reader that may see the index and no more
-                logger.warning("%s: searched without learnt queries (%s)", self._of, error)
-                there = False
-            self._read[slot] = self._checked(slot) if there else {}
+                exists = self._beside.has_collection(name)
+            except StoreError as error:  # perhaps a reader that may only read the index
+                logger.warning("%s: searching without learnt queries (%s)", self._of, error)
+                exists = False
+            self._read[slot] = self._checked(slot) if exists else {}
         return self._read[slot]
 
     def _checked(self, slot: CollectionName) -> dict[_Kind, tuple[VectorArray, int]]:
-        """Read a collection, as data that anybody may have written.
+        """Read a collection as untrusted data.
 
         Raises:
-            StoreError: it is damaged, or of another model.
+            StoreError: the collection is damaged, or comes from another model.
         """
         try:
             with self._opens(companion(slot), None) as store:
@@ -287,15 +285,15 @@ class SampleKeeper:
                     mine | {"image": None}
                 ):
                     raise InvalidValueError(
-                        f"they were embedded by {in_words(made_with) or 'an unknown model'}, and "
+                        f"they were embedded by {in_words(made_with) or 'an unknown model'}, but "
                         f"the index has {in_words(mine)}"
                     )
                 store.check_dim(self._dims[slot])
                 return kept_queries(store)
         except (StoreError, InvalidValueError) as error:
             raise StoreError(
-                f"{self._of}: the queries that it has learnt, {self._named(companion(slot))}, "
-                f"cannot be used ({error}); {LEARN_AGAIN}"
+                f"{self._of}: its learnt queries in {self._named(companion(slot))} cannot be used "
+                f"({error}); {LEARN_AGAIN}"
             ) from error
 
     def _write(
@@ -327,21 +325,21 @@ class SampleKeeper:
 
 
 MOST_STORED = 1_000
-"""Rows of one kind that are believed to be a sample."""
+"""The most rows of one kind that are accepted as a sample."""
 
 
 def kept_queries(store: MilvusStore) -> dict[_Kind, tuple[VectorArray, int]]:
-    """Read the rows of a query sample: for each kind its vectors, and of how many texts.
+    """Read the rows of a query sample: for each kind, its vectors and the index's number of texts.
 
     Args:
         store: the collection.
 
     Raises:
-        StoreError: a row is none of a query sample, or there are too many.
+        StoreError: a row does not belong to a query sample, or there are too many rows.
     """
     count, most = store.count(), len(_KINDS) * MOST_STORED
     if count > most:
-        raise StoreError(f"it has {count:,} rows, and a query sample at most {most:,}")
+        raise StoreError(f"it has {count:,} rows; a query sample has at most {most:,}")
     nodes = sorted(store.get_nodes(), key=lambda node: node.node_id)
     vectors = store.get_vectors([node.node_id for node in nodes])
     rows: dict[_Kind, list[VectorArray]] = {}
@@ -349,7 +347,7 @@ def kept_queries(store: MilvusStore) -> dict[_Kind, tuple[VectorArray, int]]:
     for node in nodes:
         kind, row = node.metadata.get("kind"), vectors.get(node.node_id)
         if kind not in _KINDS or row is None:
-            raise StoreError(f"row {node.node_id[:60]!r} is no query; its kind is {kind!r:.60}")
+            raise StoreError(f"row {node.node_id[:60]!r} is not a query; its kind is {kind!r:.60}")
         if not np.isfinite(row).all() or not row.any():
             raise StoreError(f"row {node.node_id[:60]!r} has a vector without a direction")
         of = node.metadata.get("texts", 0)

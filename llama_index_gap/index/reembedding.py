@@ -1,4 +1,4 @@
-"""Embedding an index anew with another model, beside the one that goes on being searched."""
+"""Embeds an index again with other models, while the old vectors can still be searched."""
 
 from __future__ import annotations
 
@@ -58,14 +58,14 @@ _BAD_INPUT = (*EXPECTED_ERRORS, RecursionError)
 
 @dataclass
 class ReembedReport:
-    """What a call embedded anew.
+    """What a call embedded again.
 
     Attributes:
         rows: rows embedded, by collection: ``text``, ``image``, ``image_query``.
-        unchanged: rows that were there already: embedded before the call was stopped and made
-            again, or of a model that stays.
+        unchanged: rows that did not need embedding: an earlier, stopped call had embedded them, or
+            their model stays.
         skipped: rows that are left out of the index, and why.
-        lost: what was learnt from the old model's vectors, and how to have it again.
+        lost: what was learnt from the old model's vectors, and how to get it again.
     """
 
     rows: dict[str, int] = field(default_factory=dict)
@@ -75,10 +75,10 @@ class ReembedReport:
 
     def summary(self) -> str:
         """The counts in one line."""
-        texts, images, again = (self.rows.get(part, 0) for part in get_args(CollectionName))
+        texts, images, extra = (self.rows.get(part, 0) for part in get_args(CollectionName))
         return (
             f"{texts:,} texts and {images:,} images embedded, "
-            + (f"{again:,} for image queries, " if again else "")
+            + (f"{extra:,} for image queries, " if extra else "")
             + f"{self.unchanged:,} unchanged, {len(self.skipped):,} skipped"
         )
 
@@ -94,38 +94,38 @@ def reembed_index(
     skip_unreadable: bool = False,
     show_progress: bool = False,
 ) -> ReembedReport:
-    """Embed all that an index holds with other models.
+    """Embed everything in an index again, with other models.
 
-    Texts are taken as they are stored, and images from their files. The new collections are built
-    beside the old ones, which go on being searched. When all rows are there, one property of the
-    new text collection is changed, and from then on whoever opens the index gets the new one whole;
-    then the old collections go. Called again after it was stopped, it goes on, and ends as if it
-    had not been. Nothing should be inserted or deleted meanwhile: what is noticed is an error.
+    Texts come from the stored rows, and images from their files. The new collections are built
+    beside the old ones, which can still be searched. When all rows are there, one property of the
+    new text collection changes. From then on, the index opens with all new vectors. Then the old
+    collections are deleted. If a call was stopped, the same call continues, with the same result.
+    Do not insert or delete nodes meanwhile: if this is noticed, it is an error.
 
     Args:
-        address: of the index.
+        address: the address of the index.
         embed_model: embeds texts.
-        image_embed_model: embeds images, and the texts that search them; by default the same.
-        image_query_embed_model: embeds images once more, for image queries; by default the one that
-            the index has, whose vectors stay, or none.
-        image_root: folders that images must lie in; by default those that this user inserted images
-            from.
+        image_embed_model: embeds images, and text queries that search them; by default
+            ``embed_model``.
+        image_query_embed_model: embeds images a second time, for image queries; by default the
+            model that the index has, whose vectors stay, or none.
+        image_root: folders that must contain the images; by default those that this user inserted
+            images from.
         index_config: Milvus' vector index; HNSW by default.
-        skip_unreadable: leave out what can no longer be read, such as images that are gone. By
-            default nothing changes over then.
+        skip_unreadable: leave out rows that can no longer be read, such as missing images. By
+            default such rows are an error, and the index does not change.
         show_progress: show a progress bar.
 
     Raises:
-        ValueError: there is no such index, a model does not fit, or something can no longer be
-            read.
+        ValueError: there is no such index, a model is unsuitable, or a row can no longer be read.
         StoreError: the database cannot be read or written.
     """
     for_images = image_model(image_embed_model or embed_model, "image_embed_model")
     for model in (embed_model, for_images):
         if not embeds(model, "text"):
             raise InvalidValueError(
-                f"{model.model_name} embeds no texts, so that a text query could not search with "
-                "it; pass it as image_query_embed_model"
+                f"{model.model_name} embeds no texts, so a text query could not search with it; "
+                "pass it as image_query_embed_model"
             )
     models: dict[CollectionName, BaseEmbedding] = {"text": embed_model, "image": for_images}
     if image_query_embed_model is not None:
@@ -169,18 +169,18 @@ def reembed_index(
 def _collections(
     parts: Mapping[str, str], models: Mapping[CollectionName, BaseEmbedding]
 ) -> list[CollectionName]:
-    """The collections that are read; a model for image queries may join an index without one."""
-    there: list[CollectionName] = [each for each in get_args(CollectionName) if each in parts]
-    missing = {"text", "image"} - set(there)
+    """The collections to read; the new models may include one for image queries."""
+    present: list[CollectionName] = [each for each in get_args(CollectionName) if each in parts]
+    missing = {"text", "image"} - set(present)
     if missing:
         raise StoreError(f"its collection {missing.pop()!r} is gone; insert its documents again")
-    return there
+    return present
 
 
 def _identities(
     models: Mapping[CollectionName, BaseEmbedding], before: Identities, *, one: bool
 ) -> Identities:
-    """What identifies the models, in the form in which an index stores it."""
+    """The identities of the models, as an index stores them."""
     after: Identities = {"text": identity_of(models["text"]), "image": None}
     if not one:
         after["image"] = identity_of(models["image"])
@@ -192,13 +192,13 @@ def _identities(
 
 
 def _distinct(identities: Identities) -> Identities:
-    """The model of each collection, wherever its files lie."""
+    """The identity of each collection's model, without the paths of files."""
     full = {each: identities[each] or identities["text"] for each in identities}
     return without_paths(full)
 
 
 def _begin(database: Database, index: StoredIndex, after: Identities) -> int:
-    """The number of the version to build; one that was begun with other models is deleted."""
+    """The number of the version to build; an unfinished one with other models is deleted."""
     mark = _mark(after)
     for number, begun in index.unfinished.items():
         if begun == mark:
@@ -225,8 +225,8 @@ def _why_not_over(address: IndexAddress, skipped: Sequence[Skipped]) -> str:
     such_as = ":" if len(skipped) == 1 else ", such as"
     return (
         f"{address}: {rows} cannot be embedded{such_as} {first.source} ({first.reason}); the index "
-        "is as it was. Name the folder where the images lie with image_root= (--image-root) and "
-        "run it again, which embeds only these, or leave them out of the index with "
+        "has not changed. Name the folder of the images with image_root= (--image-root) and run "
+        "the same again, which embeds only these, or leave them out of the index with "
         "skip_unreadable=True (--skip-unreadable)"
     )
 
@@ -243,18 +243,18 @@ def _what_is_lost(
         if name := parts.get(companion(slot)):
             try:
                 kept = kept_queries(opened.enter_context(address.opened(name)))
-            except (StoreError, InvalidValueError):  # damaged, and lost all the same
+            except (StoreError, InvalidValueError):  # damaged, and in any case lost
                 kept = {}
             if kept.keys() - {"stored"}:
                 lost.append(
-                    "the learnt queries, of which only the old model's vectors were kept: learn "
-                    "them again (index.learn_queries, 'llama-gap learn')"
+                    "the learnt queries, since only their vectors from the old model were kept: "
+                    "learn them again (index.learn_queries, 'llama-gap learn')"
                 )
                 break
     if texts.properties().get(CALIBRATOR_PROPERTY):
         lost.append(
-            "the calibrator, which knows the old model's scores: fit another one, and save it "
-            "(index.save_calibrator)"
+            "the calibrator, which was fitted to the old model's scores: fit another one, and save "
+            "it (index.save_calibrator)"
         )
     if any(each and each.get("aligner") for each in before.values()):
         lost.append(
@@ -265,15 +265,15 @@ def _what_is_lost(
 
 
 class _Building:
-    """The new collections of an index in the making.
+    """Builds the new collections of an index.
 
     Args:
-        address: of the index.
+        address: the address of the index.
         stores: its collections.
         models: the new models.
-        report: what was done.
-        before: what identifies the old models.
-        after: what identifies the new ones.
+        report: receives the counts.
+        before: the identities of the old models.
+        after: the identities of the new models.
     """
 
     def __init__(
@@ -289,7 +289,7 @@ class _Building:
         self._address, self._from, self._models = address, stores, models
         self.report, self._after = report, after
         old, new = _distinct(before), _distinct(after)
-        # Whose model stays: its vectors do, too.
+        # Where the model stays, so do the vectors.
         self._stay = {part for part in new if old.get(part) == new[part]}
         self.parts: list[CollectionName] = [
             part for part in get_args(CollectionName) if part in new
@@ -305,7 +305,7 @@ class _Building:
         image_root: ImageRoot | None,
         index_config: Mapping[str, Any] | None,
     ) -> None:
-        """Open the new collections, made if they are missing; texts first, marked."""
+        """Open or create the new collections; texts first, marked as unfinished."""
         for part in self.parts:
             old = self._from.get(part)
             properties = self._properties(part)
@@ -329,14 +329,14 @@ class _Building:
         self._folders = IndexedImages(self._from["image"], *where).folders
 
     def _properties(self, part: CollectionName) -> dict[str, str]:
-        """Those of the old collection, but for what belongs to its model."""
+        """The properties of the old collection, except those that belong to its model."""
         properties = self._from[part].properties() if part in self._from else {}
         properties.pop(CALIBRATOR_PROPERTY, None)
         properties.pop(UNFINISHED_PROPERTY, None)
         return properties | {MODELS_PROPERTY: json.dumps(self._after, sort_keys=True)}
 
     def build(self, part: CollectionName) -> Any:
-        """Fill a collection; gives how many rows were done, batch by batch."""
+        """Fill a collection; yields the number of rows in each batch."""
         stays = part in self._stay
         transfer = Transfer(
             self._from.get(part, self._from["image"]),
@@ -352,7 +352,7 @@ class _Building:
         self.report.unchanged += transfer.unchanged + (transfer.written if stays else 0)
 
     def _made(self, part: CollectionName, page: Sequence[dict[str, Any]]) -> Rows:
-        """The rows as they are to be, but for their vectors; an image's digest is taken anew."""
+        """The new rows, still with the old vectors; digests of images are computed again."""
         rows: Rows = {}
         for row in page:
             stop_if_given_up()
@@ -363,7 +363,7 @@ class _Building:
                     if not isinstance(node, ImageNode):
                         raise InvalidValueError("its node has no image")
                     if node.image_path:
-                        digest = image_digest(node)  # below the folders, or an error
+                        digest = image_digest(node)  # raises if outside the allowed folders
                         made = {**row, FINGERPRINT_KEY: fingerprint(to_node(row), digest)}
             except _BAD_INPUT as error:
                 self._skip(part, row, error)
@@ -372,7 +372,7 @@ class _Building:
         return rows
 
     def _embedded(self, part: CollectionName, rows: Rows) -> Rows:
-        """The rows with their new vectors; one that cannot be embedded is skipped."""
+        """The rows with new vectors, without those that cannot be embedded."""
         store = self._to[part]
         embedder = RowEmbedder(
             *(part, self._models[part], int(store.dim or 0)),
@@ -386,7 +386,7 @@ class _Building:
         return embedded
 
     def _skip(self, part: CollectionName, row: Mapping[str, Any], error: Exception) -> None:
-        """Skip a row; an image is told once, though two collections may hold it."""
+        """Skip a row; report an image only once, even if two collections have it."""
         row_id = str(row[ID_FIELD])
         kind = "text" if part == "text" else "image"
         if (kind, row_id) not in self._told:
@@ -394,16 +394,16 @@ class _Building:
             self.report.skipped.append(Skipped(f"{kind} {row_id[:100]}", str(error)))
 
     def change_over(self) -> None:
-        """Make the new collections the index, at one stroke."""
+        """Make the new collections the index, in one atomic step."""
         for part, store in self._from.items():
             if store.count() != self._held[part]:
                 raise StoreError(
                     f"{store.collection} was written to meanwhile; run the same again, which "
-                    "embeds only what is missing"
+                    "embeds only the missing rows"
                 )
         for part, store in self._to.items():
             store.keep()
-            there = store.properties()
-            properties = self._properties(part)  # somebody may have written others meanwhile
-            store.set_properties({k: v for k, v in properties.items() if there.get(k) != v})
+            stored = store.properties()
+            properties = self._properties(part)  # read again: they may have changed meanwhile
+            store.set_properties({k: v for k, v in properties.items() if stored.get(k) != v})
         self._to["text"].set_properties({UNFINISHED_PROPERTY: ""})

@@ -1,4 +1,4 @@
-"""Searching an index, and handing out what searches it: a retriever, query and chat engines."""
+"""Searches an index, and makes retrievers, query engines and chat engines over it."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class SearchedIndex(Searchable):
     """The part of ``DualIndex`` that searches.
 
     Attributes:
-        uri: file or address, for results.
+        uri: the file or URL of the database, for results.
     """
 
     uri: str
@@ -52,7 +52,7 @@ class SearchedIndex(Searchable):
     def __init__(self) -> None:
         self._rerankers: dict[str, MultiModalRerank] = {}
 
-    # It is one database, and may be used by several threads: a copy is the index itself.
+    # An index is one database and can serve several threads, so a copy is the index itself.
     def __copy__(self) -> Self:
         return self
 
@@ -88,33 +88,33 @@ class SearchedIndex(Searchable):
         """Search by a text, an image, or both.
 
         Args:
-            text: what to search for.
-            image: an image to search by, as for ``open_image``.
-            top_k: documents to return.
-            filters: on metadata.
-            reranker: reads what was found, and ranks it anew: a ``MultiModalRerank``, whose
-                ``top_n`` and ``group_by`` give way to ``top_k`` and ``group_by`` here; a loaded
-                scorer; or the name of a model, which is loaded at the first search and kept.
+            text: the query text.
+            image: the query image, as for ``open_image``.
+            top_k: the number of documents to return.
+            filters: metadata filters.
+            reranker: reranks the documents: a ``MultiModalRerank``, whose ``top_n`` and
+                ``group_by`` are replaced by ``top_k`` and ``group_by`` here; a loaded scorer; or
+                the name of a model, which is loaded at the first search and kept.
             similarity_top_k: nodes to take from each leg; by default 16, or ``top_k`` if that is
                 larger.
             image_similarity_top_k: the same for the images alone.
-            normalize: as for ``DualIndexRetriever``, like all that follow.
-            combine: how the legs are brought together.
-            weights: by modality.
-            hubs: how much of a hub is taken off its score.
-            min_probability: leave out what is less probable.
-            group_by: documents, or single nodes.
-            passages_per_document: most passages of a document.
-            images_per_document: most images of a document.
-            complete: fetch a document's best passage and image where none was found.
-            image_queries: what an image without a text asks.
-            on_leg_error: whether a leg that fails fails the search.
+            normalize: as for ``DualIndexRetriever``, like all following parameters.
+            combine: how to combine the legs.
+            weights: weights by modality.
+            hubs: the strength of the hub correction.
+            min_probability: leave out less probable hits.
+            group_by: return documents, or single nodes.
+            passages_per_document: the most passages of a document.
+            images_per_document: the most images of a document.
+            complete: fetch a document's best passage or image if none was found.
+            image_queries: what an image without a text searches.
+            on_leg_error: whether a failing leg fails the search.
 
         Returns:
             Documents, best first, and how they were found.
 
         Raises:
-            ValueError: neither a text nor an image is given, or settings do not go together.
+            ValueError: neither a text nor an image is given, or settings conflict.
             ImageError: the image cannot be opened.
         """
         if similarity_top_k is None:
@@ -154,7 +154,7 @@ class SearchedIndex(Searchable):
     async def asearch(
         self, text: str | None = None, image: ImageSource | None = None, **settings: Any
     ) -> SearchResult:
-        """As ``search``, without blocking the event loop."""
+        """Like ``search``, without blocking the event loop."""
         with one_search():
             return await in_thread(self.search, text, image, **settings)
 
@@ -181,7 +181,7 @@ class SearchedIndex(Searchable):
         on_leg_error: OnLegError = "raise",
         callback_manager: CallbackManager | None = None,
     ) -> DualIndexRetriever:
-        """A retriever over this index; the parameters are described at ``DualIndexRetriever``."""
+        """Make a retriever over this index; for the parameters see ``DualIndexRetriever``."""
         return DualIndexRetriever(
             self,
             similarity_top_k=similarity_top_k,
@@ -222,37 +222,38 @@ class SearchedIndex(Searchable):
         callback_manager: CallbackManager | None = None,
         **settings: Unpack[EngineSettings],
     ) -> BaseQueryEngine:
-        """A query engine of LlamaIndex's that answers from texts and images.
+        """Make a LlamaIndex query engine that answers from texts and images.
 
-        A document's passages, caption and image reach the model one after the other, documents in
-        their order, and where they take more than one call, no image is parted from the texts
-        before it. That holds for the response modes ``compact`` (the default),
-        ``compact_accumulate`` and ``tree_summarize``; ``refine`` and ``accumulate`` ask once for
-        each node, and ``simple_summarize`` leaves out, and logs, what one call does not hold.
-        Images that cannot be opened are left out and logged.
+        The passages, caption and image of a document reach the model together, with documents in
+        their order. If they need more than one call, an image stays with the texts before it. This
+        holds for the response modes ``compact`` (the default), ``compact_accumulate`` and
+        ``tree_summarize``. ``refine`` and ``accumulate`` make one call for each node, and
+        ``simple_summarize`` leaves out, and logs, what does not fit one call. Images that cannot be
+        opened are left out and logged.
 
         Args:
             llm: a chat model that reads images; by default ``Settings.llm``.
             node_postprocessors: such as ``MultiModalRerank``.
-            retriever: finds the nodes; by default one over this index, with the settings that
-                follow. For other settings make one: ``index.as_retriever(…)``.
-            top_k: documents; by default 5, or all where there are postprocessors to choose.
+            retriever: finds the nodes; by default one over this index with the settings below. For
+                other settings, make one with ``index.as_retriever(…)``.
+            top_k: the number of documents; by default 5, or all if postprocessors choose.
             similarity_top_k: as for ``DualIndexRetriever``.
             image_similarity_top_k: as for ``DualIndexRetriever``.
             filters: as for ``DualIndexRetriever``.
             min_probability: as for ``DualIndexRetriever``.
-            complete: as for ``DualIndexRetriever``, but True by default: an answer wants a
-                document's passage and its image, whichever of them was found.
+            complete: as for ``DualIndexRetriever``, but True by default, since an answer needs both
+                a document's passage and its image.
             citations: make a ``CitationQueryEngine``, which numbers a caption and its image as two
                 sources.
-            multimodal: show images; else texts and captions only.
-            allow_urls: fetch images that are only known by their URL.
+            multimodal: show images; otherwise only texts and captions.
+            allow_urls: fetch images that have only a URL.
             callback_manager: as in LlamaIndex.
-            **settings: of LlamaIndex' ``get_response_synthesizer``, such as ``streaming``, and of
-                ``CitationQueryEngine``.
+            **settings: settings of LlamaIndex's ``get_response_synthesizer``, such as
+                ``streaming``, and of ``CitationQueryEngine``.
 
         Raises:
-            ValueError: the model is no chat model, or a retriever comes with settings of its own.
+            ValueError: the model is not a chat model, or a retriever is passed with search
+                settings.
             TypeError: there is no such setting.
         """
         searching: dict[str, Any] = {
@@ -275,7 +276,7 @@ class SearchedIndex(Searchable):
             retriever = retriever.for_documents(max([DOCUMENTS, *kept]))
         elif given:
             raise InvalidValueError(
-                f"retriever, and {', '.join(given)}: the retriever has settings of its own; pass "
+                f"retriever with {', '.join(given)}: a retriever already has its settings; pass "
                 "these to index.as_retriever"
             )
         return query_engine(
@@ -296,17 +297,17 @@ class SearchedIndex(Searchable):
         *,
         query_engine: BaseQueryEngine | None = None,
     ) -> CondenseQuestionChatEngine:
-        """A chat over ``as_query_engine``: each message becomes a question that stands alone.
+        """Make a chat engine over ``as_query_engine``, which rewrites messages to full questions.
 
-        Of LlamaIndex' chat engines it is the only one that shows captions and images together:
+        It is the only LlamaIndex chat engine that shows captions and images together:
         ``ContextChatEngine`` and ``CondensePlusContextChatEngine`` show no images, and
-        ``MultiModalContextChatEngine`` no captions. Its limits: what was said before reaches the
-        model only as far as the question, rewritten by the model, repeats it; images of earlier
-        answers are not shown again; and a message is a text, never an image.
+        ``MultiModalContextChatEngine`` shows no captions. Its limits: earlier messages reach the
+        model only as far as the rewritten question repeats them; images of earlier answers are not
+        shown again; and a message is a text, never an image.
 
         Args:
             llm: rewrites the questions and answers them; by default ``Settings.llm``.
-            memory: what was said before.
+            memory: the earlier messages.
             query_engine: answers the questions; by default ``as_query_engine(llm)``.
         """
         engine = query_engine or self.as_query_engine(llm)
@@ -318,7 +319,7 @@ class SearchedIndex(Searchable):
         top_n: int,
         group_by: GroupBy,
     ) -> MultiModalRerank:
-        """The reranker that a search names; one that is named by its model is loaded once."""
+        """The reranker for a search; a model that is given by name is loaded only once."""
         if isinstance(reranker, str | Path):
             name = str(reranker)
             if name not in self._rerankers:
@@ -330,7 +331,7 @@ class SearchedIndex(Searchable):
 
 
 def _query_image(image: ImageSource | None) -> str | None:
-    """An image to search by, as LlamaIndex' queries hold one: a path, or its content."""
+    """A query image in the form of LlamaIndex queries: a path, or a data URI."""
     if image is None or isinstance(image, str):
         return image
     if isinstance(image, Path):

@@ -1,4 +1,4 @@
-"""Keeping an index in step with a corpus that changes."""
+"""Keeps an index in step with a changing corpus."""
 
 from __future__ import annotations
 
@@ -29,25 +29,26 @@ from llama_index_gap.text import as_bytes
 from llama_index_gap.threads import asynchronous
 
 _MANY = 10
-"""From so many on, more than half of a corpus that vanish are looked upon as a mistake."""
+"""If at least this many vanish, and more than half of the corpus, it counts as a mistake."""
 
 
 @dataclass
 class SyncReport:
-    """What has become of a corpus since an index was filled from it.
+    """How a corpus has changed since the index was last filled from it.
 
     Attributes:
         new: ids of documents that the index did not have.
-        changed: ids of documents of which anything is written anew, or deleted.
+        changed: ids of documents with nodes that are written again or deleted.
         vanished: ids of documents that are no longer in the corpus, and are deleted.
-        renamed: of each new document that has just what a vanished one had, the id of that one.
-        kept: documents and images that are not deleted although nothing of them was read: perhaps
-            they cannot be read at the moment.
-        unchanged: how many documents are as they were.
-        others: how many rows of the index are of other corpora, or of none; they stay.
+        renamed: for each new document with exactly the content of a vanished one, the id of the
+            vanished one.
+        kept: documents and images that were not read but are not deleted, since they may only be
+            unreadable at the moment.
+        unchanged: the number of unchanged documents.
+        others: the number of rows from other corpora or from none; they stay.
         dry_run: whether this is a plan, and nothing was written.
         written: what was written, and what was skipped and why.
-        notes: what else a user should know.
+        notes: other things that a user should know.
     """
 
     new: list[str] = field(default_factory=list)
@@ -74,13 +75,13 @@ class SyncReport:
 
 @dataclass(frozen=True)
 class SyncSettings:
-    """What may be deleted.
+    """What a call may delete.
 
     Attributes:
         vanished: whether documents that are no longer in the corpus are deleted, or only counted.
-        whole_index: whether the index holds this corpus alone.
-        delete_unreadable: whether that holds for what may only be unreadable, too.
-        delete_most: whether more than half of a corpus may go.
+        whole_index: whether everything that is not from this corpus is deleted too.
+        delete_unreadable: whether documents that may only be unreadable are deleted too.
+        delete_most: whether more than half of a corpus may be deleted.
         dry_run: whether nothing is written.
     """
 
@@ -92,17 +93,17 @@ class SyncSettings:
 
 
 class Plan:
-    """What becomes of the stored nodes of a corpus that was read again.
+    """Decides what happens to the stored nodes of a corpus that was read again.
 
     Args:
         stores: the collections.
-        writing: what has compared all nodes, or written those that it could.
-        corpus: what was read; nodes that no corpus was read for are one without a path.
-        source: the name of the corpus; None if nobody has named it.
+        writing: the call, which has compared all nodes, and may have written them.
+        corpus: the corpus that was read; nodes without one form a corpus without a path.
+        source: the name of the corpus, if it has one.
         settings: what may be deleted.
 
     Attributes:
-        report: what is new, changed, vanished.
+        report: what is new, changed and vanished.
     """
 
     def __init__(
@@ -119,10 +120,10 @@ class Plan:
         self.report = SyncReport(dry_run=settings.dry_run, written=writing.report)
 
     def deletes(self) -> set[str]:
-        """The ids of the nodes that go once all others are written.
+        """The ids of the nodes to delete once all others are written.
 
         Raises:
-            ValueError: most of what the index has of the corpus would go.
+            ValueError: most of the corpus would be deleted from the index.
         """
         gone = self._gone()
         if self._source is not None and not self._settings.dry_run:
@@ -155,7 +156,7 @@ class Plan:
         return gone
 
     def _vanished(self) -> Iterator[tuple[str, str, set[str]]]:
-        """Documents of the corpus that are not in it any more: key, file, ids of their nodes."""
+        """Documents that are no longer in the corpus: key, file, and ids of their nodes."""
         rows = self._ledger.each(
             "SELECT key, place, id FROM vanished WHERE source = ? OR ? ORDER BY key",
             [None if self._source is None else as_bytes(self._source), self._settings.whole_index],
@@ -166,7 +167,7 @@ class Plan:
             yield key, place, {node_id for _, _, node_id in nodes}
 
     def _describe(self, leftovers: set[str]) -> None:
-        """Say which documents are new, changed and unchanged."""
+        """Report which documents are new or changed, and how many are unchanged."""
         ledger = self._ledger
         changed = dict.fromkeys(ledger.keys_of(leftovers), Is.CHANGED)
         ledger.note_documents(changed)
@@ -178,16 +179,16 @@ class Plan:
         ((self.report.unchanged,),) = ledger.ask(sql)
 
     def _renamed(self, gone: set[str]) -> set[str]:
-        """Say which new documents have just what a vanished one had.
+        """Report the new documents with exactly the content of a vanished one.
 
         Returns:
-            Those of the stored nodes that go whose vectors new ones take.
+            The ids of the nodes among ``gone`` whose vectors new nodes take over.
         """
         taken: set[str] = set()
         if not gone:
             return taken
         vanished = set(self.report.vanished)
-        # The stored rows that each new row may have its vector from.
+        # For each new row, the stored rows whose vector it may take over.
         rows = self._ledger.each(
             "SELECT w.key, w.part, w.id, s.id, s.key FROM written AS w LEFT JOIN staying AS s"
             " ON s.part = w.part AND s.content = w.content ORDER BY w.key, s.id"
@@ -205,7 +206,7 @@ class Plan:
         return taken
 
     def _take_over(self) -> None:
-        """Take what was written from the place that the corpus had before for this corpus."""
+        """If the corpus was moved, count the nodes from its former path as nodes of this corpus."""
         if self._source is None:
             return
         ledger = self._ledger
@@ -220,13 +221,13 @@ class Plan:
             )
             if 2 * same < documents or not _was(source, self._corpus.path):
                 self.report.notes.append(
-                    f"{taken:,} documents have ids of documents that were written from {source}; "
-                    f"they replace those, and count as of {self._source} now"
+                    f"{taken:,} documents have the ids of documents written from {source}; they "
+                    f"replace those, and now belong to {self._source}"
                 )
                 continue
-            self.report.notes.append(f"taken for the corpus that was at {source}")
-            # Those that vanished come first: who is killed here must find the others where they
-            # were, to see again that the corpus has moved.
+            self.report.notes.append(f"treated as the corpus that was at {source} before")
+            # Vanished nodes are renamed first. If the process is killed here, the next one must
+            # still find the other nodes under the old name, to see that the corpus has moved.
             for name in self._stores:
                 gone = ledger.ask(
                     "SELECT id FROM missing WHERE part = ? AND source = ? ORDER BY id",
@@ -240,7 +241,7 @@ class Plan:
             )
 
     def _unreadable_images(self, leftovers: set[str]) -> set[str]:
-        """Images that a document still shows, and that cannot be read at the moment."""
+        """Images that their document still shows, but that cannot be read at the moment."""
         skipped = defaultdict[str, dict[str, str]](dict)
         places = {place: key for key, place in self._corpus.troubled.items()}
         for skip in self._corpus.skipped:
@@ -250,7 +251,7 @@ class Plan:
         found = set()
         images = self._ledger.documents_of("image", leftovers) if skipped else {}
         for node_id, document in sorted(images.items()):
-            # As a reader names it: by the place of the file below the corpus' folder, or its root.
+            # Readers name an image by its path below the corpus' folder, or below its root.
             name = re.sub(r"~\d+$", "", node_id.removeprefix(f"{document}#image-"))
             reason = skipped[document].get(PurePosixPath(name).name) if name != node_id else None
             if reason is not None and not _is_gone(name, self._corpus):
@@ -259,19 +260,19 @@ class Plan:
         return found
 
     def _check(self, gone: set[str]) -> None:
-        """Refuse, or say in a plan, that most of a corpus would go."""
+        """Raise an error, or note in a plan, if most of the corpus would be deleted."""
         report, images = self.report, self._ledger.count("image")
         vanished = set(report.vanished) - set(report.renamed.values())
         documents = len(report.vanished) + len(report.changed) + report.unchanged
-        for count, of, what in (
+        for count, total, kind in (
             (len(vanished), documents, "documents"),
             (len(self._ledger.there("image", gone)), images, "images"),
         ):
-            if count < _MANY or 2 * count <= of or self._settings.delete_most:
+            if count < _MANY or 2 * count <= total or self._settings.delete_most:
                 continue
             reason = (
-                f"{count:,} of the {of:,} {what} that the index has from {self._source} are not "
-                "there; is a folder not mounted, or another one meant? If they are to go, pass "
+                f"{count:,} of the {total:,} {kind} that the index has from {self._source} are "
+                "missing; is the folder not mounted, or the wrong one? To delete them, pass "
                 "delete_most=True (--delete-most)"
             )
             if not self._settings.dry_run:
@@ -280,7 +281,7 @@ class Plan:
 
 
 class SyncedIndex(LearningIndex, ABC):
-    """The part of ``DualIndex`` that keeps in step with a corpus."""
+    """The part of ``DualIndex`` that keeps it in step with a corpus."""
 
     @abstractmethod
     def _bring_in(
@@ -308,24 +309,25 @@ class SyncedIndex(LearningIndex, ABC):
         show_progress: bool = False,
         strict: bool = False,
     ) -> SyncReport:
-        """Bring the index in step with a corpus: what is new or changed is embedded, the rest goes.
+        """Bring the index in step with a corpus: embed what is new or changed, delete what is gone.
 
-        What goes is what was written from the same corpus before and is no longer in it; documents
-        of other corpora stay. All that is new is written before anything is deleted, and what was
-        killed is completed by the same call. A document that only has another name keeps its
-        vectors.
+        Only documents that were written from the same corpus are deleted; those of other corpora
+        stay. Everything new is written before anything is deleted. If a call is killed, the same
+        call completes it. A renamed document keeps its vectors.
 
         Args:
-            corpus: what ``read_corpus`` gives, or any iterable of nodes or LlamaIndex documents:
-                all there are. All are read before anything is written; what is new or changed waits
-                in a temporary file.
-            source: names the corpus; by default its path. Needed where no path was read.
-            dry_run: write nothing, and say what would be done.
-            whole_index: delete whatever else the index holds, too: it is to hold this corpus alone.
-            delete_unreadable: delete, too, what may only be unreadable at the moment.
-            delete_most: let more than half of the documents, or of the images, vanish where these
-                are 10 or more.
-            splitter: cuts the texts of LlamaIndex documents; into 512 tokens by default.
+            corpus: the result of ``read_corpus``, or any iterable of nodes or LlamaIndex documents,
+                with all documents. All are read before anything is written; new and changed ones
+                wait in a temporary file.
+            source: the name of the corpus; by default its path. Required if there is no path.
+            dry_run: write nothing, and report what would be done.
+            whole_index: also delete everything else in the index, so that it holds only this
+                corpus.
+            delete_unreadable: also delete documents and images that may only be unreadable at the
+                moment.
+            delete_most: allow deleting more than half of the documents, or of the images, even if
+                these are 10 or more.
+            splitter: splits the texts of LlamaIndex documents; by default into 512 tokens.
             show_progress: show progress bars.
             strict: raise at the first node that would be skipped.
 
@@ -333,9 +335,9 @@ class SyncedIndex(LearningIndex, ABC):
             What is new, changed, vanished and kept.
 
         Raises:
-            ValueError: the corpus holds no document, has no name, or most of it would vanish;
+            ValueError: the corpus has no documents or no name, or most of it would be deleted;
                 nothing was written.
-            EmbeddingError: a model fails; what was written stays, and another call goes on.
+            EmbeddingError: a model fails; what was written stays, and the same call continues.
         """
         settings = SyncSettings(
             whole_index=whole_index,
@@ -347,8 +349,8 @@ class SyncedIndex(LearningIndex, ABC):
             corpus = Corpus(as_nodes(corpus, splitter), [])
         if source is None and corpus.path is None:
             raise InvalidValueError(
-                "sync of nodes that were read from no path: pass source=, a name for the corpus, "
-                "so that the index knows what it has of it"
+                "sync of nodes that were not read from a path needs source=, a name for the "
+                "corpus, by which the index recognises its nodes"
             )
         return self._bring_in(
             corpus,
@@ -362,12 +364,12 @@ class SyncedIndex(LearningIndex, ABC):
 
 
 class _Unread:
-    """What of a corpus could not be read, by where it stands."""
+    """The parts of a corpus that could not be read, by document and by file."""
 
     def __init__(self, corpus: Corpus) -> None:
         self._places = corpus.troubled
-        self._of_read: dict[str, str] = {}  # about documents whose ids are known
-        self._files: dict[str, str] = {}  # nobody knows of which documents
+        self._of_read: dict[str, str] = {}  # for documents whose ids are known
+        self._files: dict[str, str] = {}  # for files whose documents are unknown
         read = set(self._places.values())
         for skip in corpus.skipped:
             if skip.on_purpose or skip.by_rule:
@@ -380,10 +382,10 @@ class _Unread:
                 self._files[file_of(skip.source)] = reason
 
     def why(self, key: str, place: str) -> str:
-        """Why a document may be there, and only not have been read; empty if it is not."""
+        """Why a document may still exist although it was not read; empty if it does not."""
         if key in self._places:
             return self._of_read.get(self._places[key], "")
-        # An index that is older than the places of documents knows their ids only.
+        # An index from before places were stored knows only the ids of documents.
         for file in (place or key, *map(str, PurePosixPath(place).parents)):
             if file in self._files:
                 return self._files[file]
@@ -391,7 +393,7 @@ class _Unread:
 
 
 def _is_gone(name: str, corpus: Corpus) -> bool:
-    """Whether an image's file was deleted: its folder is there, and it is not."""
+    """Whether the file of an image was deleted: its folder exists, but the file does not."""
     path = corpus.path
     beside = path.parent if path is not None and path.is_file() else path
     folders = [folder for folder in (beside, corpus.root) if folder is not None]
@@ -402,8 +404,8 @@ def _is_gone(name: str, corpus: Corpus) -> bool:
 
 
 def _was(source: str, path: Path | None) -> bool:
-    """Whether a corpus may have been at this place, as an index says, before it was moved."""
-    # A path that names a server is not looked at, whoever wrote it.
+    """Whether a corpus may have moved here from the path that an index names as its source."""
+    # The index may be someone else's: never touch a path that names a server.
     if path is None or not Path(source).is_absolute() or source.startswith(("//", "\\\\")):
         return False
     try:

@@ -1,4 +1,4 @@
-"""Tenants of an index: each has collections of its own, named by a hash of the tenant's name."""
+"""Tenants of an index: each has separate collections, named by a hash of the tenant's name."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ from llama_index_gap.store.database import Database
 from llama_index_gap.store.milvus import MilvusStore
 
 TENANT_PROPERTY = "tenant"
-"""Property of a tenant's text collection with the tenant's name."""
+"""Property of a tenant's text collection: the tenant's name."""
 _MOST_CHARACTERS = 255
 _SCOPE = re.compile(r"\w+_tenant_[0-9a-f]{32}", re.ASCII)
 
 
 def scope_of(name: str, tenant: str | None) -> str:
-    """What the names of an index' collections begin with.
+    """The beginning of the names of an index's collections.
 
-    A hash stands for the tenant, so that whatever a tenant is called, no part of it is read by the
-    database, and no two tenants share a collection.
+    A hash stands for the tenant. So the database never sees any part of a tenant's name, and no two
+    tenants share a collection.
 
     Args:
-        name: of the index.
-        tenant: of the index; None for an index without tenants.
+        name: the name of the index.
+        tenant: the tenant; None for an index without tenants.
 
     Raises:
-        ValueError: the tenant's name is not text, empty, too long, or has characters that do not
-            show; or the index' name is one that a tenant's collections have.
+        ValueError: the tenant's name is not text, is empty or too long, or has invisible
+            characters; or the name of the index looks like that of a tenant's collections.
     """
     if _SCOPE.fullmatch(name):
         raise InvalidValueError(
-            f"name={name!r}: is what the collections of a tenant are called; pass the index' own "
-            "name, and tenant="
+            f"name={name!r}: collections of a tenant have such names; pass the name of the index, "
+            "and tenant="
         )
     if tenant is None:
         return name
@@ -44,7 +44,7 @@ def scope_of(name: str, tenant: str | None) -> str:
         raise InvalidValueError(f"tenant={tenant!r}: must be text")
     if not tenant.isprintable() or tenant != tenant.strip() or not tenant:
         raise InvalidValueError(
-            f"tenant={tenant[:100]!r}: must be text that shows, with no space at its ends"
+            f"tenant={tenant[:100]!r}: must be printable text without spaces at its ends"
         )
     if len(tenant) > _MOST_CHARACTERS:
         raise InvalidValueError(
@@ -55,7 +55,7 @@ def scope_of(name: str, tenant: str | None) -> str:
 
 
 def is_scope_of(scope: str, tenant: str) -> bool:
-    """Whether collections whose names begin so are a tenant's; a database may say anything."""
+    """Whether this beginning of names belongs to a tenant, as an untrusted database claims."""
     name, _, _ = scope.rpartition("_tenant_")
     try:
         return bool(name) and scope_of(name, tenant) == scope
@@ -66,54 +66,53 @@ def is_scope_of(scope: str, tenant: str) -> bool:
 def check_tenancy(
     held: Collection[str], uri: str, name: str, tenant: str | None, *, make: bool
 ) -> None:
-    """Refuse a tenant of an index without tenants, and the other way round.
+    """Reject a tenant for an index without tenants, and no tenant for an index with tenants.
 
     Args:
         held: the names of all collections of the database.
-        uri: of the database, for messages.
-        name: of the index.
-        tenant: as ``DualIndex`` was given it.
-        make: whether a tenant that is not there is made.
+        uri: the database, for messages.
+        name: the name of the index.
+        tenant: the tenant that was passed to ``DualIndex``.
+        make: whether a missing tenant is created.
 
     Raises:
-        ValueError: names the way on.
+        ValueError: the index and the tenant conflict; the message names the way out.
     """
     shared, own = _texts_of(held, name), _texts_of(held, scope_of(name, tenant))
     if tenant is not None and shared:
         raise InvalidValueError(
-            f"{uri}: {name} was made without tenants, so that tenant={tenant!r} has no "
-            "part of it; leave tenant out, or pass another name and insert the tenant's documents "
-            "there"
+            f"{uri}: {name} was made without tenants, so it has no tenant={tenant!r}; leave "
+            "tenant out, or pass another name and insert the tenant's documents there"
         )
     if tenant is not None and not make and not own:
         raise InvalidValueError(
             f"{uri}: {name} has no tenant {tenant!r}; check the name, or pass "
-            "embed_model (llama-gap index: --model) to make it"
+            "embed_model (llama-gap index: --model) to create it"
         )
     if tenant is None and not shared and scopes_of(held, name):
         raise InvalidValueError(
-            f"{uri}: {name} holds tenants, and each is opened alone; pass tenant= "
+            f"{uri}: {name} has tenants, and each is opened separately; pass tenant= "
             "(llama-gap: --tenant); llama_index_gap.list_tenants(uri, name) lists them"
         )
 
 
 def claim(store: MilvusStore, tenant: str | None) -> None:
-    """Write a tenant's name down with its text collection, where it is not there yet.
+    """Record the tenant's name in its text collection, if it is not yet there.
 
     Args:
         store: the text collection.
-        tenant: as ``DualIndex`` was given it.
+        tenant: the tenant that was passed to ``DualIndex``.
 
     Raises:
-        StoreError: it names another tenant.
+        StoreError: the collection names another tenant.
     """
     stored = store.initial_properties.get(TENANT_PROPERTY)
     if tenant is None or stored == tenant:
         return
     if stored is not None:
         raise StoreError(
-            f"{store.collection_name} says that it is tenant {stored!r}'s, not {tenant!r}'s; "
-            "somebody renamed it: rename it back"
+            f"{store.collection_name} belongs to tenant {stored!r}, not to {tenant!r}; somebody "
+            "renamed the collection: rename it back"
         )
     store.set_properties({TENANT_PROPERTY: tenant})
 
@@ -125,12 +124,12 @@ def list_tenants(
     token: str | None = None,
     timeout: float = TIMEOUT_SECONDS,
 ) -> list[str]:
-    """The names of an index' tenants, in order: for the owner of the database, never for a tenant.
+    """The names of an index's tenants, sorted: for the owner of the database, never for a tenant.
 
     Args:
         uri: a Milvus Lite file, or the URL of a Milvus server.
-        name: of the index.
-        token: for a server.
+        name: the name of the index.
+        token: the credentials for a server.
         timeout: seconds that a server may take to answer a call.
 
     Raises:
@@ -139,21 +138,23 @@ def list_tenants(
     """
     path = lite_path(uri)
     if path is not None and not Path(path).exists():
-        raise InvalidValueError(f"{uri}: no such database; an index is made with embed_model")
+        raise InvalidValueError(
+            f"{uri}: no such database; DualIndex(uri, embed_model=…) creates one"
+        )
     with Database(uri, token, timeout) as database:
         held = database.names()
         scopes = scopes_of(held, name)
         texts = [text for scope in scopes for text in _texts_of(held, scope)]
-        told = [(database.properties(text) or {}).get(TENANT_PROPERTY) for text in texts]
-    return sorted({each for each in told if each})
+        tenants = [(database.properties(text) or {}).get(TENANT_PROPERTY) for text in texts]
+    return sorted({each for each in tenants if each})
 
 
 def scopes_of(held: Collection[str], name: str) -> list[str]:
-    """What the names of each tenant's collections begin with.
+    """The beginnings of the names of each tenant's collections.
 
     Args:
         held: the names of all collections.
-        name: of the index.
+        name: the name of the index.
     """
     text = re.compile(rf"({re.escape(name)}_tenant_[0-9a-f]{{32}})_text(_v\d+)?", re.ASCII)
     return sorted({fits[1] for each in held if (fits := text.fullmatch(each))})

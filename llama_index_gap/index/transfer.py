@@ -1,4 +1,4 @@
-"""Rows brought from one collection to another, batch by batch, so that both hold the same nodes."""
+"""Copies rows from one collection to another, batch by batch, until both have the same nodes."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ Rows: TypeAlias = dict[str, dict[str, Any]]
 
 @dataclass
 class Transfer:
-    """Rows on their way from one collection to another.
+    """Copies rows from one collection to another.
 
-    What is there already, just so, is left alone: whoever was stopped goes on.
+    Rows that the target already has, exactly alike, are not written again. So a stopped transfer
+    can continue.
 
     Args:
-        source: is only read.
-        target: ends with the same ids, but for what was left out.
-        made: a batch of the source's rows as the target is to have them, by id; what it leaves out
-            is left out.
-        completed: gives rows their vectors, if these are not the source's; what it leaves out is
-            left out.
-        deleting: held while rows are deleted.
-        on_difference: called before the first row is written or deleted, if it is given.
+        source: the collection to read.
+        target: the collection to write; it ends with the same ids, except those left out.
+        made: returns a batch of the source's rows as the target gets them, by id; may leave out
+            rows.
+        completed: gives new vectors to rows, if they do not keep the source's; may leave out rows.
+        deleting: makes the context in which rows are deleted.
+        on_difference: called before the first row is written or deleted.
 
     Attributes:
-        written: rows.
-        unchanged: rows that were there.
-        removed: rows that the source does not have.
-        left_out: rows.
+        written: the number of rows written.
+        unchanged: the number of rows that the target already had.
+        removed: the number of rows deleted because the source does not have them.
+        left_out: the number of rows left out.
     """
 
     source: MilvusStore
@@ -51,7 +51,7 @@ class Transfer:
     left_out: int = 0
 
     def run(self) -> Iterator[int]:
-        """Bring the rows over; gives how many of the source's were done, batch by batch.
+        """Copy the rows; yields the number of the source's rows in each batch.
 
         Raises:
             StoreError: the source was written to meanwhile.
@@ -61,9 +61,9 @@ class Transfer:
             rows = self.made([dict(row) for row in page])
             wanted = len(rows)
             if begun:
-                for there in self.target.collection.read(rows, ["*"], len(page)):
-                    if self._compared(there) == self._compared(rows[there[ID_FIELD]]):
-                        del rows[there[ID_FIELD]]
+                for found in self.target.collection.read(rows, ["*"], len(page)):
+                    if self._compared(found) == self._compared(rows[found[ID_FIELD]]):
+                        del rows[found[ID_FIELD]]
             known = wanted - len(rows)
             self.unchanged += known
             if rows and self.on_difference is not None:
@@ -80,7 +80,7 @@ class Transfer:
         if not has == held - self.left_out == self.written + self.unchanged:
             raise StoreError(
                 f"{self.source.collection} or {self.target.collection} was written to meanwhile; "
-                "run the same again, which brings what is missing"
+                "run the same again, which copies the missing rows"
             )
 
     def _compared(self, row: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Vectors, where what cannot be embedded is told from a model that fails."""
+"""Embeds inputs, and tells inputs that cannot be embedded from a model that fails."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ from llama_index_gap.modality import CollectionName, Modality
 from llama_index_gap.store.connection import one_line
 from llama_index_gap.threads import stop_if_given_up
 
-# What services answer to an input that they refuse; any other status is about themselves.
+# The statuses by which services reject an input; any other status is about the service itself.
 _REFUSED_INPUT = frozenset({400, 413, 415, 422})
-# In the names of errors of requests, httpx, openai, torch and others, which are not imported here.
+# Parts of the names of errors in requests, httpx, openai, torch and others. These libraries are
+# not imported here.
 _OF_SERVICES = (
     *("Connect", "Timeout", "Transport", "RequestException", "RateLimit", "Authentication"),
     "OutOfMemory",
@@ -35,15 +36,15 @@ _Vector = TypeVar("_Vector")
 class PatientModel(Generic[_Vector]):
     """Asks a model for vectors, and finds out which inputs cannot be embedded.
 
-    Where a model fails with some inputs, it is asked for something that it can embed for certain.
-    If it fails with that too, or if its error says that a service was not reached, ran out of
-    memory or was not allowed, it is the model that fails, and no input is to blame. Else the inputs
-    are halved until those are found that cannot be embedded.
+    If a model fails on some inputs, it is asked to embed something that it certainly can. If it
+    fails on that too, or if its error says that a service was unreachable, out of memory or
+    refused access, the model itself fails, and no input is to blame. Otherwise the inputs are
+    halved until those that cannot be embedded are found.
 
     Args:
-        name: of the model, for messages.
-        modality: of the inputs.
-        ask: gives a vector for each input; an ``EmbeddingError`` of its own is passed on.
+        name: the name of the model, for messages.
+        modality: the modality of the inputs.
+        ask: returns a vector for each input; an ``EmbeddingError`` from it is passed on.
     """
 
     def __init__(
@@ -53,13 +54,13 @@ class PatientModel(Generic[_Vector]):
         self._known: Any = None
 
     def vectors(self, inputs: list[Any]) -> list[_Vector | Exception]:
-        """The vector of each input, or why it has none.
+        """The vector of each input, or the error that explains why it has none.
 
         Args:
-            inputs: texts, or images.
+            inputs: texts or images.
 
         Raises:
-            EmbeddingError: the model fails, or the service behind it.
+            EmbeddingError: the model, or the service behind it, fails.
         """
         if not inputs:
             return []
@@ -69,7 +70,7 @@ class PatientModel(Generic[_Vector]):
         except EmbeddingError:
             raise
         except Exception as error:
-            # An ImageError is our own, about one image.
+            # Our own ImageError is about one image, never about the model.
             if not isinstance(error, ImageError) and (
                 _of_service(error) or not self._answers(inputs)
             ):
@@ -81,15 +82,15 @@ class PatientModel(Generic[_Vector]):
             return [*self.vectors(inputs[:half]), *self.vectors(inputs[half:])]
         if len(found) != len(inputs):
             raise EmbeddingError(
-                f"{self._name}: gave {len(found)} vectors for {len(inputs)} inputs"
+                f"{self._name}: returned {len(found)} vectors for {len(inputs)} inputs"
             )
         self._known = inputs[-1]
         return [*found]
 
     def _answers(self, inputs: list[Any]) -> bool:
-        """Whether the model embeds what it has embedded before, or what any model can.
+        """Whether the model embeds an earlier input again, or an input that any model can embed.
 
-        Where it has embedded nothing yet, the last of several inputs may do as well.
+        If it has embedded nothing yet, the last of several inputs is tried too.
         """
         with tempfile.TemporaryDirectory() as folder:
             plain = _PLAIN_TEXT
@@ -100,7 +101,8 @@ class PatientModel(Generic[_Vector]):
             for each in tried:
                 with suppress(Exception):
                     if len(self._ask([each])) == 1:
-                        if self._modality == "text" or each is not plain:  # which stays
+                        # The plain image is in a temporary folder, so it cannot serve again.
+                        if self._modality == "text" or each is not plain:
                             self._known = each
                         return True
         return False
@@ -110,10 +112,10 @@ class RowEmbedder:
     """Embeds the rows of one collection.
 
     Args:
-        name: of the collection.
-        model: embeds its rows.
-        dim: how many numbers a vector has.
-        skip: is told a row that cannot be embedded, and why.
+        name: the name of the collection.
+        model: the model that embeds its rows.
+        dim: the dimension of the vectors.
+        skip: receives each row that cannot be embedded, and the reason.
     """
 
     def __init__(
@@ -128,13 +130,13 @@ class RowEmbedder:
         self._patient = PatientModel(model.model_name, modality, self._vectors)
 
     def embed(self, rows: Sequence[TextNode]) -> list[TextNode]:
-        """Copies of rows with their vectors, without those that cannot be embedded.
+        """Copies of the rows with their vectors, without rows that cannot be embedded.
 
         Args:
-            rows: with a text, or with an image in a file or at a URL; never changed.
+            rows: rows with a text, or with an image in a file or at a URL; never changed.
 
         Raises:
-            EmbeddingError: the model fails, or the service behind it.
+            EmbeddingError: the model, or the service behind it, fails.
         """
         inputs: list[Any] = []
         shown: list[TextNode] = []
@@ -142,7 +144,7 @@ class RowEmbedder:
             try:
                 inputs.append(_input_of(self._name, row))
                 shown.append(row)
-            except (ValueError, RecursionError) as error:  # its metadata cannot be shown
+            except (ValueError, RecursionError) as error:  # its metadata cannot be written out
                 self._skip(row, error)
         embedded: list[TextNode] = []
         for row, vector in zip(shown, self._patient.vectors(inputs), strict=True):
@@ -161,8 +163,8 @@ class RowEmbedder:
         for vector, each in zip(vectors, inputs, strict=False):
             if len(vector) != self._dim:
                 raise EmbeddingError(
-                    f"{self._model.model_name}: gave a vector of {len(vector)} dimensions, and the "
-                    f"index holds vectors of {self._dim}; use the model that it was built with"
+                    f"{self._model.model_name}: returned a vector of {len(vector)} dimensions, but "
+                    f"the index has {self._dim}; use the model that it was built with"
                 )
             if not 0 < np.linalg.norm(np.asarray(vector, dtype=np.float64)) < np.inf:
                 raise InvalidValueError(f"its vector has no direction ({str(each)[:60]!r})")
@@ -177,7 +179,7 @@ def _input_of(name: CollectionName, row: TextNode) -> Any:
 
 
 def _of_service(error: BaseException | None) -> bool:
-    """Whether an error, or what caused it, says that a model or service failed as such."""
+    """Whether an error, or one of its causes, says that the model or service itself failed."""
     for _ in range(_MOST_CAUSES):
         if error is None:
             return False

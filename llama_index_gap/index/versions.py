@@ -1,4 +1,4 @@
-"""Which collections of a database make up an index, and which of them are whole."""
+"""Finds the collections of an index and its versions, and which of these are complete."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from llama_index_gap.store.milvus import MilvusStore
 logger = logging.getLogger(__name__)
 
 UNFINISHED_PROPERTY = "unfinished"
-"""Property of a text collection: says what was begun and not yet completed, or is empty."""
+"""Property of a text collection: the work that was begun and not completed; empty if none."""
 
 _PARTS = sorted(
     [*get_args(CollectionName), *(companion(slot) for slot in get_args(CollectionName))],
@@ -35,44 +35,42 @@ _NAME = re.compile(rf"([A-Za-z_]\w*?)_({'|'.join(_PARTS)})(?:_v([1-9]\d{{0,8}}))
 
 
 def check_name(name: str) -> None:
-    """Refuse a name that no index can have.
+    """Reject a name that no index can have.
 
     Args:
-        name: of an index.
+        name: the name of an index.
 
     Raises:
-        ValueError: says the rule.
+        ValueError: the name is invalid; the message says the rule.
     """
     if not re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII):
         raise InvalidValueError(
-            f"name={name!r}: Milvus takes letters, digits and _, and no digit first"
+            f"name={name!r}: Milvus allows letters, digits and _, and no digit first"
         )
 
 
 def collection_name(name: str, part: str, version: int) -> str:
-    """What a collection of an index is called.
-
-    No two names of indexes, parts and versions give the same.
+    """The name of a collection of an index, unique to the index, the part and the version.
 
     Args:
-        name: of the index.
-        part: ``text``, ``image``, ``image_query``, or what ``companion`` gives for one of them.
-        version: how often the index was embedded anew.
+        name: the name of the index.
+        part: ``text``, ``image``, ``image_query``, or ``companion`` of one of them.
+        version: how often the index was embedded again.
     """
     return f"{name}_{part}_v{version}" if version else f"{name}_{part}"
 
 
 @dataclass(frozen=True)
 class IndexAddress:
-    """Where an index is.
+    """The address of an index.
 
     Attributes:
-        uri: of its database.
-        name: of the index, or what ``scope_of`` gives for a tenant of it.
-        token: for a server.
-        storage: folder of the images that it keeps, as ``storage_folder`` gives it.
+        uri: the file or URL of its database.
+        name: the name of the index, or for a tenant the result of ``scope_of``.
+        token: the credentials for a server.
+        storage: the folder of its stored images, from ``storage_folder``.
         timeout: seconds that a server may take to answer a call.
-        tenant: whose part of the index it is, for messages.
+        tenant: the tenant, if any, for messages.
     """
 
     uri: str
@@ -90,27 +88,27 @@ class IndexAddress:
 
     @property
     def index_name(self) -> str:
-        """The name of the index, whosever part of it this is."""
+        """The name of the index, without the tenant."""
         return self.name if self.tenant is None else self.name.rpartition("_tenant_")[0]
 
     @property
     def title(self) -> str:
-        """The index, and whose part of it this is, in words."""
+        """The name of the index and the tenant, in words."""
         tenant = "" if self.tenant is None else f", tenant {self.tenant!r}"
         return f"{self.index_name}{tenant}"
 
     @property
     def database(self) -> str:
-        """What tells its database from others: an address, or a file, links followed."""
+        """What identifies the database: a URL, or the path of a file with links resolved."""
         return self.uri.rstrip("/") if is_server(self.uri) else str(Path(self.uri).resolve())
 
     def opened(self, collection: str, dim: int | None = None, **settings: Any) -> MilvusStore:
         """Open one of its collections.
 
         Args:
-            collection: its name, as ``collection_name`` gives it.
-            dim: to make it if it is not there.
-            **settings: of the store.
+            collection: the name of the collection, from ``collection_name``.
+            dim: the dimension, to create the collection if it is missing.
+            **settings: settings of the store.
         """
         return MilvusStore(
             uri=self.uri,
@@ -126,17 +124,17 @@ class IndexAddress:
 class StoredIndex:
     """The collections of an index.
 
-    Embedding an index anew builds a version beside the one that is there. The newest that is whole
-    is the index: it becomes so when one property, that it is unfinished, is taken off its text
-    collection. Names are never used again, so that whoever still has the version before open gets
-    an error, and never rows of another model.
+    Embedding an index again builds a new version beside the current one. The newest complete
+    version is the index. A version becomes complete when one property, the mark that it is
+    unfinished, is removed from its text collection. Names are never reused, so whoever still has
+    an older version open gets an error, and never rows of another model.
 
     Attributes:
-        name: of the index.
-        versions: for each version its parts, and the names of their collections.
-        unfinished: for each version that is not whole, what was begun.
-        claimed: whether any of them says which models made it, or what was begun.
-        tenant: whose part of an index it is, if it says so.
+        name: the name of the index.
+        versions: for each version, the names of its collections by part.
+        unfinished: for each incomplete version, the work that was begun.
+        claimed: whether any collection names its models, or the work that was begun.
+        tenant: the tenant, if the collections name one.
     """
 
     name: str
@@ -147,23 +145,23 @@ class StoredIndex:
 
     @property
     def current(self) -> int | None:
-        """The newest version that is whole; None if there is none."""
+        """The newest complete version; None if there is none."""
         return max(self.versions.keys() - self.unfinished.keys(), default=None)
 
     def others(self) -> dict[int, dict[str, str]]:
-        """The versions that are not the current one, and their parts."""
+        """All versions but the current one, and their parts."""
         return {number: parts for number, parts in self.versions.items() if number != self.current}
 
 
 def find_indexes(
     database: Database, name: str | None = None, *, held: Collection[str] | None = None
 ) -> list[StoredIndex]:
-    """The indexes of a database, also what is left of one, by name.
+    """The indexes of a database, including remains of deleted ones, by name.
 
     Args:
-        database: is asked for all its collections; those that hold no nodes are passed over.
-        name: only this index; by default all that say which models made them.
-        held: the names of all collections, if they are known; by default the database is asked.
+        database: the database; its collections that hold no nodes are ignored.
+        name: find only this index; by default all that name their models.
+        held: the names of all collections, if known.
 
     Raises:
         StoreError: the database does not answer.
@@ -178,10 +176,10 @@ def find_indexes(
     for index_name, index in sorted(found.items()):
         index.name = index_name
         for number, parts in index.versions.items():
-            told = {part: database.properties(parts[part]) for part in parts}
-            for part in [part for part, properties in told.items() if properties is None]:
-                del parts[part]  # somebody else's, by chance of this name
-            properties = {part: each for part, each in told.items() if each is not None}
+            each_part = {part: database.properties(parts[part]) for part in parts}
+            for part in [part for part, each in each_part.items() if each is None]:
+                del parts[part]  # a foreign collection that happens to have such a name
+            properties = {part: each for part, each in each_part.items() if each is not None}
             index.claimed |= any(
                 MODELS_PROPERTY in each or UNFINISHED_PROPERTY in each
                 for each in properties.values()
@@ -192,7 +190,7 @@ def find_indexes(
             if begun := properties.get("text", {}).get(UNFINISHED_PROPERTY):
                 index.unfinished[number] = begun
             elif "text" not in parts:
-                index.unfinished[number] = "what is left of an index whose texts are gone"
+                index.unfinished[number] = "the remains of an index whose texts are gone"
         index.versions = {number: parts for number, parts in index.versions.items() if parts}
         if index.versions and (index.claimed or name is not None):
             indexes.append(index)
@@ -200,21 +198,21 @@ def find_indexes(
 
 
 def the_index(database: Database, address: IndexAddress) -> StoredIndex:
-    """An index that must be there, and whole.
+    """An index that must exist and be complete.
 
     Args:
-        database: where it is.
-        address: of it.
+        database: the database.
+        address: the address of the index.
 
     Raises:
-        ValueError: there is none; names those that are there.
-        StoreError: it is unfinished.
+        ValueError: there is no such index; the message names the existing ones.
+        StoreError: the index is unfinished.
     """
     found = find_indexes(database, address.name)
     if not found or not found[0].claimed:
-        there = ", ".join(each.name for each in find_indexes(database)) or "none"
+        existing = ", ".join(each.name for each in find_indexes(database)) or "none"
         raise InvalidValueError(
-            f"{address.uri} holds no index {address.name!r}; its indexes are: {there}"
+            f"{address.uri} holds no index {address.name!r}; its indexes are: {existing}"
         )
     check_whole(found[0], str(address))
     if found[0].current is None:
@@ -223,14 +221,14 @@ def the_index(database: Database, address: IndexAddress) -> StoredIndex:
 
 
 def stored_models(address: IndexAddress) -> Identities:
-    """What identifies the models of an index, as data that anybody may have written.
+    """The identities of an index's models, read as untrusted data.
 
     Args:
-        address: of the index.
+        address: the address of the index.
 
     Raises:
         ValueError: there is no such index.
-        StoreError: it is unfinished, or damaged.
+        StoreError: the index is unfinished or damaged.
     """
     with Database(address.uri, address.token, address.timeout) as database:
         index = the_index(database, address)
@@ -239,19 +237,19 @@ def stored_models(address: IndexAddress) -> Identities:
 
 
 class OpenVersion:
-    """The version of an index that is opened, and the others beside it.
+    """The version of an index to open, and the others beside it.
 
-    A reader that may see the index, and not which collections there are, sees the first version.
+    A reader that may read the index but not list collections gets the first version.
 
     Args:
-        address: of the index.
-        overwrite: it is about to be made anew, in place of whatever is there.
+        address: the address of the index.
+        overwrite: whether a new index will replace everything that is there.
 
     Attributes:
-        number: of the version.
+        number: the number of the version.
 
     Raises:
-        StoreError: the database cannot be opened, or there is an unfinished index only.
+        StoreError: the database cannot be opened, or has only an unfinished index.
     """
 
     def __init__(self, address: IndexAddress, *, overwrite: bool) -> None:
@@ -280,27 +278,27 @@ class OpenVersion:
         self.number = self._index.current or 0
 
     def check_tenancy(self, name: str, tenant: str | None, *, make: bool) -> None:
-        """As ``tenants.check_tenancy``; a reader that may not list collections is not checked."""
+        """Like ``tenants.check_tenancy``; skipped for a reader that may not list collections."""
         if self._held is not None:
             check_tenancy(self._held, self._database.uri, name, tenant, make=make)
 
     def drop_overwritten(self) -> None:
-        """Delete all other versions, if the index was made anew."""
+        """Delete all other versions, if the index was overwritten."""
         if self._overwrite:
             others = self._index.versions.keys() - {self.number}
             for number in others:
                 drop_parts(self._database, self._index.versions[number])
 
     def close(self) -> None:
-        """Let go of the database."""
+        """Close the database."""
         self._database.close()
 
 
 def drop_parts(database: Database, parts: dict[str, str]) -> None:
-    """Delete collections of an index; that of its texts, which says what it is, last.
+    """Delete collections of an index; the text collection, which describes it, comes last.
 
     Args:
-        database: where they are.
+        database: the database.
         parts: the names of the collections, by part.
     """
     for part in sorted(parts, key=lambda part: part == "text"):
@@ -308,18 +306,18 @@ def drop_parts(database: Database, parts: dict[str, str]) -> None:
 
 
 def check_whole(index: StoredIndex, of: str) -> None:
-    """Refuse an index of which there is an unfinished copy only.
+    """Reject an index that is only an unfinished copy.
 
     Args:
-        index: as ``find_indexes`` gives it.
-        of: the index, for the message.
+        index: the index, from ``find_indexes``.
+        of: the name of the index, for the message.
 
     Raises:
-        StoreError: says what was begun, and the way out.
+        StoreError: it is unfinished; the message says what was begun, and the way out.
     """
     begun = index.unfinished.get(0)
     if index.current is None and begun is not None and "text" in index.versions[0]:
         raise StoreError(
-            f"{of} is unfinished: {begun}; run that again to complete it, or remove it with "
-            f"'llama-gap drop {index.name}', or overwrite=True to start anew"
+            f"{of} is unfinished: {begun}; run that again to complete it, remove it with "
+            f"'llama-gap drop {index.name}', or pass overwrite=True to start over"
         )

@@ -1,4 +1,4 @@
-"""Nodes that are given to an index, taken a window at a time, however many there are."""
+"""Takes any number of nodes one window at a time."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from llama_index.core.schema import BaseNode, ImageNode
 from llama_index_gap.nodes import each_node
 
 WINDOW = 2_000
-"""Most nodes that a call holds at a time."""
+"""The most nodes that a call holds in memory at a time."""
 _MOST_BYTES = 64 * 2**20
-_PER_CHARACTER = 8  # a text may be cut into parts, each a node
+_BYTES_PER_CHARACTER = 8  # a text may be split into parts, each a node
 
 
 def windows(nodes: Iterable[BaseNode], most: int = WINDOW) -> Iterator[list[BaseNode]]:
-    """Nodes in lists of bounded length and size, taken as they are asked for.
+    """Yield nodes in lists of bounded length and size, taking them lazily.
 
-    If taking the next node raises, what was taken before is given first; then the error comes.
+    If taking a node raises, the nodes taken before come first, then the error.
 
     Args:
         nodes: any iterable, such as a generator.
-        most: most nodes of a list.
+        most: the most nodes in a list.
 
     Raises:
-        ValueError: it is no iterable of nodes.
+        ValueError: ``nodes`` is not an iterable of nodes.
     """
     taken = each_node(nodes)
     while True:
@@ -39,7 +39,7 @@ def windows(nodes: Iterable[BaseNode], most: int = WINDOW) -> Iterator[list[Base
                 size += _bytes_of(node)
                 if len(window) >= most or size >= _MOST_BYTES:
                     break
-        except Exception as error:  # of whoever gives the nodes: it goes on to the caller
+        except Exception as error:  # from the caller's iterable, so raised to the caller below
             failed = error
         full = len(window) >= most or size >= _MOST_BYTES
         if window:
@@ -51,12 +51,12 @@ def windows(nodes: Iterable[BaseNode], most: int = WINDOW) -> Iterator[list[Base
 
 
 def how_many(nodes: Iterable[Any]) -> int | None:
-    """How many nodes there are, where that can be told without taking them."""
+    """The number of nodes, if it is known without taking them."""
     return operator.length_hint(nodes) or None
 
 
 def _bytes_of(node: BaseNode) -> int:
-    size = _PER_CHARACTER * len(getattr(node, "text", None) or "")
+    size = _BYTES_PER_CHARACTER * len(getattr(node, "text", None) or "")
     image = node.image if isinstance(node, ImageNode) else None
     if image is None:
         data = getattr(getattr(node, "image_resource", None), "data", None)

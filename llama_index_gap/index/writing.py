@@ -1,4 +1,4 @@
-"""What goes into an index: nodes as rows, embedded and written beside each other."""
+"""Writes nodes into an index: makes rows of them, and embeds and writes these in parallel."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ from llama_index_gap.store.rows import CONTENT_KEY, SOURCE_KEY
 from llama_index_gap.text import is_blank
 from llama_index_gap.threads import stop_if_given_up
 
-DOUBLE = "the same id comes again; the last one is taken"
-"""Why all nodes of one id but the last are skipped."""
+DOUBLE = "a later node has the same id and replaces it"
+"""The reason why all but the last of several nodes with the same id are skipped."""
 _PASSES_PER_WRITE = 4
 _WRITES_AHEAD = 2
 # Metadata may be nested too deep to be read or written.
@@ -60,21 +60,22 @@ _BAD_INPUT = (*EXPECTED_ERRORS, RecursionError)
 
 @dataclass
 class IndexReport:
-    """What a call put into an index, and what it did not.
+    """What a call put into an index, and what it skipped.
 
     Attributes:
         text_rows: rows written to the text collection.
         image_rows: rows written to the image collection.
-        image_query_rows: rows written to the collection for image queries, where there is one.
-        unchanged: rows that were there already, just so. Where only the path of an image has
-            changed, since its folder was moved, the row is brought up to date with its vector.
-        deleted: rows of what documents no longer have, and of documents that vanished.
-        vanished: documents that the index has from the same corpus, and that are not in it any
-            more; only ``sync`` deletes them.
-        skipped: what was left out, with its reason.
-        cut_texts: texts that are longer than the model reads, and were cut into parts that fit.
-        cut_into: how many parts these became.
-        too_long: texts that cannot be cut so, such as captions: the model read their beginning.
+        image_query_rows: rows written to the collection for image queries, if there is one.
+        unchanged: rows that were already stored exactly as given. If only the path of an image has
+            changed, because its folder was moved, the row is updated and keeps its vector.
+        deleted: rows of nodes that their documents no longer have, and of vanished documents.
+        vanished: documents that the index has from the same corpus, but that are no longer in the
+            corpus; only ``sync`` deletes them.
+        skipped: what was left out, with the reasons.
+        cut_texts: texts that were too long for the model, and were split into parts that fit.
+        cut_into: the number of these parts.
+        too_long: texts that were too long but cannot be split, such as captions; the model read
+            only their beginning.
     """
 
     text_rows: int = 0
@@ -89,7 +90,7 @@ class IndexReport:
     too_long: int = 0
 
     def note_cuts(self, fitted: Fitted) -> None:
-        """Take over what was cut to fit the model."""
+        """Add the counts of texts that were split to fit the model."""
         self.cut_texts += fitted.cut
         self.cut_into += fitted.parts
         self.too_long += fitted.too_long
@@ -97,42 +98,42 @@ class IndexReport:
     def summary(self) -> str:
         """The counts in one line."""
         cut = (
-            f"; {self.cut_texts:,} texts were cut into {self.cut_into:,} that fit the model"
+            f"; {self.cut_texts:,} texts were split into {self.cut_into:,} that fit the model"
             if self.cut_texts
             else ""
         )
         too_long = (
-            f"; of {self.too_long:,} texts the model reads only the beginning"
+            f"; the model read only the beginning of {self.too_long:,} texts"
             if self.too_long
             else ""
         )
-        again = f"{self.image_query_rows:,} for image queries, " if self.image_query_rows else ""
+        extra = f"{self.image_query_rows:,} for image queries, " if self.image_query_rows else ""
         gone = f"{self.deleted:,} deleted, " if self.deleted else ""
         return (
-            f"{self.text_rows:,} texts and {self.image_rows:,} images written, {again}{gone}"
+            f"{self.text_rows:,} texts and {self.image_rows:,} images written, {extra}{gone}"
             f"{self.unchanged:,} unchanged, {len(self.skipped):,} skipped{cut}{too_long}"
         )
 
 
 class Writing:
-    """One call that puts nodes in, a window at a time.
+    """A call that inserts nodes, one window at a time.
 
-    What is new is embedded while what is embedded is written. What is known of earlier windows is
-    in the ledger.
+    It embeds new rows while it writes embedded ones. The ledger holds the facts about earlier
+    windows.
 
     Args:
         stores: the collections.
-        models: the model of each.
-        images: where images that come as base64 are kept.
-        note: is told which images' files are about to be inserted.
-        confine: where they must lie; anywhere if it is None.
+        models: the model of each collection.
+        images: the storage for images that come as base64.
+        note: receives the paths of image files that are about to be inserted.
+        confine: the folders that must contain these files; None allows any folder.
         strict: raise at the first node that would be skipped.
         whole: whether all nodes of their documents are given.
-        source: names the corpus that they come from; None keeps what is stored of each node.
+        source: the name of the corpus of the nodes; None keeps the stored name of each node.
 
     Attributes:
         report: what was written, and what was skipped and why.
-        ledger: what was given and what is stored.
+        ledger: which nodes were given, and which are stored.
     """
 
     def __init__(
@@ -150,8 +151,8 @@ class Writing:
         self._stores, self._models, self._images = stores, models, images
         self._note_files, self._confine, self._strict = note, confine, strict
         self._whole, self._source = whole, source
-        # Of the nodes of a window, by their ids: what an image's vector is made from, and what its
-        # file looked like then.
+        # For the nodes of a window, by id: the digest of the image, and the stamp of its file when
+        # the digest was taken.
         self._digests: dict[str, str] = {}
         self._stamps: dict[str, tuple[int, ...] | None] = {}
         self._labels: dict[CollectionName, dict[str, dict[str, str]]] = {}
@@ -165,10 +166,10 @@ class Writing:
         self._counted = False
 
     def read_stored(self, source: str | None) -> None:
-        """Note what is stored of a corpus, or all that is stored.
+        """Note the stored rows of a corpus, or all stored rows.
 
         Args:
-            source: the corpus; None for all.
+            source: the name of the corpus; None for all rows.
         """
         self._counted = True
         for name, store in self._stores.items():
@@ -178,12 +179,12 @@ class Writing:
 
     @contextmanager
     def running(self, total: int | None, *, show_progress: bool, doing: str) -> Iterator[None]:
-        """For as long as windows are written or compared; then what was written is searchable.
+        """The context in which windows are written or compared.
 
         Args:
-            total: how many nodes there are, for the progress bar; None if nobody knows.
+            total: the number of nodes, for the progress bar; None if unknown.
             show_progress: show a progress bar.
-            doing: its title.
+            doing: the title of the progress bar.
         """
         with (
             warn_once_of_cuts(self._models["text"]),
@@ -193,16 +194,16 @@ class Writing:
             yield
 
     def finish(self) -> None:
-        """Make what was written searchable at full speed."""
+        """Make the written rows searchable at full speed."""
         for store in self._stores.values():
             store.finish()
 
     def write(self, nodes: Sequence[BaseNode], *, looked_at: bool = False) -> Comparison:
-        """Write the nodes of a window; those that are there already, just so, are left alone.
+        """Write the nodes of a window that are not yet stored exactly as given.
 
         Args:
             nodes: text nodes and image nodes; never changed.
-            looked_at: whether ``look`` was asked about all nodes of the call before.
+            looked_at: whether ``look`` has already compared all nodes of the call.
 
         Raises:
             EmbeddingError: a model fails; what was written stays.
@@ -212,10 +213,10 @@ class Writing:
         if len(self._binary) > binary:
             self._take_back(list(self._binary.items())[binary:])
         images = [row for row in rows.values() if isinstance(row, ImageNode)]
-        if images:  # only then the index needs to know its id, which the images kept are noted by
+        if images:  # only then does the index need its id, under which its images are noted
             files = [row for row in images if row.node_id in self._digests and row.image_path]
             paths = [Path(str(row.image_path)) for row in files]
-            self._note_files([path for path in paths if not is_made(path)])  # those are copied
+            self._note_files([path for path in paths if not is_made(path)])  # made ones are copied
         keeps = any(map(self._images.concerns, images))
         if not keeps and not self._images_looked_after:
             self._images.tidy()
@@ -228,24 +229,24 @@ class Writing:
                 self._write(compared, len(nodes))
             except EmbeddingError as error:
                 raise EmbeddingError(
-                    f"{error}; before that: {self.report.summary()}. This stays, and the same call "
-                    "or command goes on from there"
+                    f"{error}; before that: {self.report.summary()}. This stays; the same call or "
+                    "command continues from there"
                 ) from error
         return compared
 
     def look(self, nodes: Sequence[BaseNode]) -> Comparison:
-        """Compare the nodes of a window with what is stored, as ``write`` does; write nothing."""
+        """Compare the nodes of a window with the stored rows, as ``write`` does; write nothing."""
         rows = self._rows(nodes, tell_of_doubles=True)
         compared = self._compared(nodes, rows, self._images.kept_as, looked_at=False)
         self._bar.update(len(nodes))
         return compared
 
     def put_aside(self, nodes: Sequence[BaseNode], compared: Comparison) -> None:
-        """Let the nodes wait that ``write`` would do anything with; count the rows of the others.
+        """Put aside the nodes that ``write`` would write; count the rows of the others.
 
         Args:
-            nodes: of a window.
-            compared: what ``look`` said of them.
+            nodes: the nodes of a window.
+            compared: the result of ``look``.
         """
         wanted = self.ledger.given_again(node.node_id for node in nodes)
         for each in compared.values():
@@ -256,11 +257,11 @@ class Writing:
         )
 
     def vectors_there(self, name: CollectionName, compared: Compared) -> dict[str, str]:
-        """Of rows that are not there just so, which node's stored vector is theirs, by node id."""
+        """For new and changed rows, the node whose stored vector can be reused, by node id."""
         if self._whole:
             return vectors_there(compared, partial(self.ledger.of_contents, name))
-        there = contents_there(compared)
-        return vectors_there(compared, lambda _: there)
+        reusable = contents_there(compared)
+        return vectors_there(compared, lambda _: reusable)
 
     def _compared(
         self,
@@ -278,7 +279,7 @@ class Writing:
                 if node.node_id in again:
                     again.discard(node.node_id)
                     self._skip(node, DOUBLE)
-        if not self._counted and len(nodes) >= WINDOW:  # for fewer it does not pay
+        if not self._counted and len(nodes) >= WINDOW:  # not worth it for fewer
             self._counted = True
             self.ledger.complete |= {n for n, store in self._stores.items() if not store.count()}
         compared = compare(
@@ -299,7 +300,7 @@ class Writing:
         return compared
 
     def _from_elsewhere(self, compared: Comparison) -> set[str]:
-        """The nodes that were written from another corpus before, or from another place of it."""
+        """The nodes that are stored as nodes of another corpus, or of this one's former path."""
         if self._source is None:
             return set()
         return {
@@ -311,7 +312,7 @@ class Writing:
         }
 
     def _let_wait(self, nodes: Sequence[BaseNode], waiting: set[str], compared: Comparison) -> None:
-        """Put nodes aside: who is killed must see again that they were from elsewhere."""
+        """Put nodes aside, so that after a kill the next call still sees that they moved here."""
         if not waiting:
             return
         self.ledger.wait({n.node_id: n for n in nodes if n.node_id in waiting}.values())
@@ -321,7 +322,7 @@ class Writing:
                 each.contents.pop(node_id, None)
 
     def _note_documents(self, nodes: Sequence[BaseNode], compared: Comparison) -> None:
-        """Note what becomes of the documents of a window."""
+        """Note in the ledger what happens to the documents of a window."""
         known: defaultdict[str, Is] = defaultdict(lambda: Is.GIVEN)
         for node in nodes:
             known[document_key(node, "document")] |= Is.GIVEN
@@ -356,8 +357,8 @@ class Writing:
             for name, each in compared.items():
                 store, model = self._stores[name], self._models[name]
                 embedder = RowEmbedder(name, model, int(store.dim or 0), self._skip_row)
-                there = self.vectors_there(name, each)
-                # So many for each of a model's processes, where it has some.
+                reusable = self.vectors_there(name, each)
+                # If the model has several processes, each gets this many passes.
                 passes = _PASSES_PER_WRITE * max(1, getattr(model, "processes", 0))
                 at_once = model.embed_batch_size * passes
                 for start in range(0, len(each.rows), at_once):
@@ -365,12 +366,14 @@ class Writing:
                     batch = each.rows[start : start + at_once]
                     others = [row for row in batch if row.node_id not in each.unchanged]
                     vectors = store.get_vectors(
-                        [there[row.node_id] for row in others if row.node_id in there]
+                        [reusable[row.node_id] for row in others if row.node_id in reusable]
                     )
                     known = [
-                        row.model_copy(update={"embedding": vectors[there[row.node_id]].tolist()})
+                        row.model_copy(
+                            update={"embedding": vectors[reusable[row.node_id]].tolist()}
+                        )
                         for row in others
-                        if there.get(row.node_id) in vectors
+                        if reusable.get(row.node_id) in vectors
                     ]
                     again = [row for row in known if row.node_id in each.relabelled]
                     self.report.unchanged += len(batch) - len(others) + len(again)
@@ -388,7 +391,7 @@ class Writing:
                     rows += len(batch)
                     self._bar.update(before + nodes * rows // total - self._bar.n)
         finally:
-            wait(writes)  # an error of a model comes after what was embedded before is written
+            wait(writes)  # if the model fails, first finish writing what is embedded
         while writes:
             writes.popleft().result()
         self._bar.update(before + nodes - self._bar.n)
@@ -397,10 +400,10 @@ class Writing:
                 self.ledger.note_stale(name, each.contents)
 
     def delete(self, gone: Iterable[str] = (), *, show_progress: bool) -> None:
-        """Delete nodes, and the rows of those that have lost their text or their image.
+        """Delete nodes, and the text or image rows of given nodes that lost their text or image.
 
         Args:
-            gone: ids of stored nodes.
+            gone: ids of stored nodes to delete.
             show_progress: show a progress bar.
         """
         ids = self.deletes(gone)
@@ -416,21 +419,21 @@ class Writing:
                     bar.update(len(batch))
 
     def deletes(self, gone: Iterable[str] = ()) -> dict[CollectionName, set[str]]:
-        """The ids of the rows that ``delete`` would delete of each collection.
+        """The ids of the rows that ``delete`` would delete from each collection.
 
         Args:
-            gone: ids of stored nodes.
+            gone: ids of stored nodes to delete.
         """
         gone = sorted(gone)
         ids = {name: {*self._lost[name], *self.ledger.there(name, gone)} for name in self._stores}
         for name in ids.keys() - {"text"}:
-            ids[name] -= self._refused  # what is stored of their images stays
+            ids[name] -= self._refused  # the stored rows of unreadable images stay
         return ids
 
     def _as_read(self, name: CollectionName, rows: list[TextNode]) -> list[TextNode]:
-        """Embedded rows; of an image whose file was replaced meanwhile, nobody knows which it was.
+        """The embedded rows, without digests of images whose file was replaced meanwhile.
 
-        Its row gets no digest, so that the next call embeds it anew.
+        The model may have read either file. Without a digest, the next call embeds the row again.
         """
         if name != "text":
             for row in rows:
@@ -446,7 +449,7 @@ class Writing:
         self.report.skipped.append(Skipped(f"node {node.node_id}", str(reason)))
 
     def _skip_row(self, row: TextNode, error: Exception) -> None:
-        """Skip a node, once for all collections."""
+        """Skip a node, and report it only once for all collections."""
         reason = str(error)
         if isinstance(error, RecursionError):
             reason = "its metadata is nested too deep; flatten it"
@@ -455,7 +458,7 @@ class Writing:
             self._skip(row, reason)
 
     def _rows(self, nodes: Sequence[BaseNode], *, tell_of_doubles: bool) -> dict[str, TextNode]:
-        """A row for each id; images that are files have absolute paths, and are read once."""
+        """A row for each id. Image files get absolute paths, and are read once."""
         self._digests, self._stamps = {}, {}
         rows: dict[str, TextNode] = {}
         last = {node.node_id: node for node in nodes}
@@ -485,8 +488,8 @@ class Writing:
                     self._stamps[row.node_id] = _stamp(row)
                     self._digests[row.node_id] = image_digest(row)
                 except ImageError as error:
-                    # The model says what it makes of a file that cannot be read; but it knows of no
-                    # folders, so that it is not asked for a file that may lie outside of them.
+                    # The model reports files that it cannot read. But it knows nothing of allowed
+                    # folders, so it must not see a file that may lie outside them.
                     if folders is not None:
                         self._refused.add(row.node_id)
                         self._skip_row(row, error)
@@ -494,7 +497,7 @@ class Writing:
         return rows
 
     def _take_back(self, binary: Sequence[tuple[str, str]]) -> None:
-        """Delete what earlier windows wrote of documents that turn out to be binary data."""
+        """Delete the rows that earlier windows wrote for documents that proved to be binary."""
         for key, reason in binary:
             for name, store in self._stores.items():
                 here = self.ledger.given_among(store.ids_of_documents([key]))
@@ -507,7 +510,7 @@ class Writing:
     def _by_collection(
         self, rows: Mapping[str, TextNode], keep: Callable[[TextNode], TextNode]
     ) -> tuple[dict[CollectionName, list[TextNode]], set[str]]:
-        """The rows of each collection, images in files; and the ids of nodes that hold nothing."""
+        """The rows of each collection, with images kept as files, and the ids of empty nodes."""
         texts: list[TextNode] = []
         images: list[TextNode] = []
         empty: set[str] = set()
@@ -519,7 +522,7 @@ class Writing:
                 continue
             if isinstance(made, ImageNode) and made.image and isinstance(row, ImageNode):
                 self._digests[node_id] = image_digest(made)
-            if row is not made:  # what is kept goes by its content, and is replaced by nobody
+            if row is not made:  # a kept image is named by its content, so nobody replaces it
                 self._stamps.pop(node_id, None)
             has_image = isinstance(row, ImageNode) and bool(row.image_path or row.image_url)
             if not is_blank(row.text):
@@ -535,7 +538,7 @@ class Writing:
         return by_collection, empty
 
     def _can_be_stored(self, name: CollectionName, row: TextNode) -> bool:
-        """Skip a row that the store refuses, before it is embedded."""
+        """Whether the store accepts a row; one that it rejects is skipped before embedding."""
         try:
             self._stores[name].check(row)
         except (InvalidValueError, RecursionError) as error:
@@ -552,7 +555,7 @@ class Writing:
             return
         try:
             self._add(name, rows)
-        except (InvalidValueError, RecursionError) as error:  # before anything was written
+        except (InvalidValueError, RecursionError) as error:  # raised before anything is written
             if len(rows) == 1:
                 self._skip_row(rows[0], error)
                 return
@@ -569,7 +572,7 @@ class Writing:
 
 
 def _stamp(row: TextNode) -> tuple[int, ...] | None:
-    """Changes whenever the file of an image is replaced or written to; None where it is gone."""
+    """A stamp that changes when an image file is replaced or modified; None if it is gone."""
     try:
         stat = Path(str(getattr(row, "image_path", ""))).stat()
     except (OSError, ValueError):
@@ -578,11 +581,11 @@ def _stamp(row: TextNode) -> tuple[int, ...] | None:
 
 
 def as_nodes(documents: Iterable[BaseNode], splitter: NodeParser | None) -> Iterator[BaseNode]:
-    """LlamaIndex documents as nodes: texts cut, images as they are; nodes stay nodes.
+    """LlamaIndex documents as nodes: texts split, images unchanged; nodes stay nodes.
 
     Args:
-        documents: documents and nodes, taken as the nodes are.
-        splitter: cuts the texts; 512 tokens by default.
+        documents: documents and nodes, taken lazily.
+        splitter: splits the texts; by default into 512 tokens.
     """
     splitter = splitter or default_splitter()
     for document in each_node(documents):

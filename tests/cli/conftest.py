@@ -1,4 +1,4 @@
-"""Indexes and models that the commands in these tests name."""
+"""Indexes and models for the commands in these tests."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from llama_index_gap.demo.tiny import make_tiny_clip
 
 @pytest.fixture(scope="session")
 def demo(tiny_clip: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the demo's corpus and an index of it."""
+    """A folder with the demo's corpus and its index."""
     folder = tmp_path_factory.mktemp("demo")
     write_demo_corpus(folder / "corpus")
     shown = gap("index", folder / "corpus", "--db", folder / "gap.db", "--model", tiny_clip)
@@ -28,14 +28,14 @@ def demo(tiny_clip: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def own_db(demo: Path, tmp_path: Path) -> Path:
-    """A copy of that index, to be changed."""
+    """A copy of that index that a test may change."""
     shutil.copytree(demo / "gap.db", tmp_path / "gap.db")
     return tmp_path / "gap.db"
 
 
 @pytest.fixture(scope="session")
 def big(tiny_clip: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An index with enough rows to draw a background from, and titles of somebody else's."""
+    """An index with enough rows for a background, and with untrusted titles."""
     folder = tmp_path_factory.mktemp("big")
     write_texts(folder / "docs.jsonl", 60, title="\x1b[31mred [bold]\u202e")
     shown = gap("index", folder, "--db", folder / "gap.db", "--model", tiny_clip)
@@ -55,7 +55,7 @@ def reranker(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def names(demo: Path, tiny_clip: Path, other_clip: Path) -> dict[str, Path]:
-    """What commands in the tests of errors name."""
+    """The values for placeholders in the tests of errors."""
     return {
         "db": demo / "gap.db",
         "corpus": demo / "corpus",

@@ -51,7 +51,7 @@ def test_version() -> None:
 
 
 def test_warnings_are_one_line_each(tmp_path: Path, tiny_clip: Path) -> None:
-    # With such a title, no part of the text fits the model.
+    # With such a long title, no part of the text fits the model.
     titled = {"id": "a", "title": "word " * 100, "text": "word"}
     (tmp_path / "docs.jsonl").write_text(json.dumps(titled))
 
@@ -64,7 +64,7 @@ def test_warnings_are_one_line_each(tmp_path: Path, tiny_clip: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["search", "x", "--db", "no.db"], 1, "error: no.db: no such database; make one with"),
+        (["search", "x", "--db", "no.db"], 1, "error: no.db: no such database; create it with"),
         (["info", "--db", "no.db"], 1, "error: no.db: no such database"),
         (["delete", "x", "--db", "no.db"], 1, "error: no.db: no such database"),
         (["search", "x", "--db", "no"], 2, "'no' is neither a file that ends in .db"),
@@ -106,7 +106,7 @@ def test_a_clear_line_for_each_mistake(
     assert shown.code == code
     assert message in " ".join(shown.err.replace("│", " ").split())
     assert code == 2 or len(shown.err.splitlines()) == 1
-    assert [path.name for path in here.iterdir()] == ["text.db"]  # nothing was made
+    assert [path.name for path in here.iterdir()] == ["text.db"]  # no other database was created
 
 
 def test_an_unknown_model_is_one_line(

@@ -1,4 +1,4 @@
-"""The pages in a real browser: what it runs, what it fetches, and what a click shows."""
+"""The pages in a real browser: which scripts run, what is fetched, and what a click shows."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def tab() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def address(demo: Path, reranker: Path) -> Iterator[str]:
-    """Where an application with a reranker listens, in a thread of this process."""
+    """The URL of an application with a reranker, in a thread of this process."""
 
     def opened() -> tuple[DualIndex, MultiModalRerank]:
         rerank = MultiModalRerank(model=str(reranker), top_n=None)
@@ -92,7 +92,7 @@ def test_texts_of_others_run_nothing_and_fetch_nothing(
     fetched = [each for each in tab.requests[before:] if not each.startswith("data:image/jpeg")]
     assert fetched == [page]
     assert tab.complaints[complaints:] == []
-    # What would run if it were not escaped is refused by the policy.
+    # Even without escaping, the policy would not let scripts run.
     tab.run(
         "document.body.insertAdjacentHTML('beforeend', '<img src=x onerror=\"window.ran=1\">');"
         "const s = document.createElement('script'); s.textContent = 'window.ran=1';"
@@ -138,7 +138,7 @@ def test_a_search_in_the_local_page(tab: Browser, address: str, demo: Path) -> N
 
     tab.choose_file("#file", demo / "corpus" / "images" / "tram.png")
     tab.follow("document.querySelector('form button').click()")
-    assert tab.run("document.querySelectorAll('section').length") >= 4  # the image asks, too
+    assert tab.run("document.querySelectorAll('section').length") >= 4  # the image searches too
     tab.follow("document.querySelector('.asked a').click()")
     assert tab.run("document.querySelectorAll('.asked').length") == 0
 

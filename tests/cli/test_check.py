@@ -1,4 +1,4 @@
-"""llama-gap check, on the demo's dual encoder and on random weights."""
+"""llama-gap check, with the demo's dual encoder and with random weights."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ def test_copy_refuses_another_index_unless_told(own_db: Path) -> None:
 
     shown = gap("copy", "--db", own_db, "--to", to)
     assert shown.code == 1
-    assert "is there with other content" in shown.err
+    assert "already exists and differs from" in shown.err
     assert "--overwrite" in shown.err
     assert rows(to) == {"text": 23, "image": 11}
     assert gap("copy", "--db", own_db, "--to", to, "--overwrite").code == 0
@@ -52,12 +52,12 @@ def test_copy_refuses_another_index_unless_told(own_db: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "code", "message"),
     [
-        ([], 2, "say where the copy is to be"),
+        ([], 2, "say where to put the copy"),
         (["--to", "x.txt"], 2, "ends in .db"),
-        (["--to-name", "gap"], 1, "is the index that is to be copied"),
+        (["--to-name", "gap"], 1, "is the index to copy"),
         (["--to-name", "a b"], 1, "letters, digits and _"),
         (["--to-name", "other", "--name", "nope"], 1, "its indexes are: gap"),
-        (["--to", "http://me:secret@localhost:1"], 2, "holds a password"),
+        (["--to", "http://me:secret@localhost:1"], 2, "contains a password"),
     ],
 )
 def test_what_cannot_be_copied(demo: Path, options: list[str], code: int, message: str) -> None:
@@ -70,7 +70,7 @@ def test_what_cannot_be_copied(demo: Path, options: list[str], code: int, messag
 def test_a_token_is_never_sent_to_another_server(
     demo: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The one of --db is not for --to."""
+    """The token for --db is not used for --to."""
     seen = []
     monkeypatch.setenv("MILVUS_TOKEN", "of-db")
     monkeypatch.setattr("llama_index_gap.cli.options.check_is_there", lambda _: None)
@@ -104,7 +104,7 @@ def test_info_lists_indexes_and_what_is_unfinished(
     facts = json.loads(gap("info", "--db", own_db, "--json").out)
 
     lines = shown.out.splitlines()
-    rows = [line.split() for line in lines]  # a model's name may take several lines
+    rows = [line.split() for line in lines]  # the name of a model may wrap
     listed = [row[:3] for row in rows if row[:1] in (["gap"], ["half"], ["other"]) and row[3:]]
     assert listed == [
         ["gap", "23", "11"],
@@ -112,7 +112,7 @@ def test_info_lists_indexes_and_what_is_unfinished(
         ["other", "23", "11"],
     ]
     told = f"half is unfinished: a copy of {own_db}: gap"
-    assert told.replace(" ", "") in "".join(lines).replace(" ", "")  # wherever a line is broken
+    assert told.replace(" ", "") in "".join(lines).replace(" ", "")  # wherever a line wraps
     assert max(map(len, lines)) <= 80
     assert [each["name"] for each in facts["indexes"]] == ["gap", "half", "other"]
     assert facts["indexes"][1]["unfinished"] == [f"a copy of {own_db.resolve()}: gap"]
@@ -146,7 +146,7 @@ def test_info_lists_documents(big: Path, demo: Path) -> None:
 def test_info_says_where_images_are_and_are_not(
     demo: Path, tiny_clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A corpus that was moved, a database that was moved, and both."""
+    """After a move of the corpus, of the database, and of both."""
     shutil.copytree(demo / "corpus", tmp_path / "corpus")
     db = tmp_path / "gap.db"
     gap("index", tmp_path / "corpus", "--db", db, "--model", tiny_clip)

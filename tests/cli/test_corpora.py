@@ -81,14 +81,14 @@ def test_a_model_for_image_queries(
     image = demo / "corpus" / "images" / "ferry.png"
     options = ("--db", own_db, "--image-query-model", tiny_dinov2)
 
-    shown = gap("index", demo / "corpus", *options)  # an index that is there gains it
+    shown = gap("index", demo / "corpus", *options)  # an existing index gains the collection
 
     assert (shown.code, shown.err) == (0, "")
     assert "0 images written, 11 for image queries, 34 unchanged" in " ".join(shown.out.split())
     info = gap("info", "--name", "gap", "--db", own_db)
     words = " ".join(info.out.split())
     assert max(map(len, info.out.splitlines())) <= 80
-    assert "image queries 11 rows of 32 numbers in gap_image_query" in words
+    assert "image queries 11 rows of 32 dimensions in gap_image_query" in words
     assert "model of image queries" in words
     models = json.loads(gap("info", "--name", "gap", "--db", own_db, "--json").out)["models"]
     names = {role: model["name"] for role, model in models.items()}
@@ -159,4 +159,4 @@ def test_ray_needs_a_server(tmp_path: Path) -> None:
 
     shown = gap("index", tmp_path, "--ray-actors", "2", "--model", "clip")
     assert shown.code == 2
-    assert "belongs to --ray" in shown.err
+    assert "needs --ray" in shown.err

@@ -15,7 +15,7 @@ from llama_index_gap.search.retriever import DualIndexRetriever
 
 @pytest.fixture(scope="module")
 def edis(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Sixty headlines, each with an image of one colour, and two queries, in EDIS's files."""
+    """Sixty headlines, each with a one-colour image, and two queries, in EDIS format."""
     folder = tmp_path_factory.mktemp("evaluate") / "edis"
     folder.mkdir()
     pool = []
@@ -54,7 +54,7 @@ def test_evaluate_prints_the_table_and_goes_on_where_it_stopped(
     assert max(map(len, shown.out.splitlines())) <= 80
     words = " ".join(shown.out.split())
     assert words.startswith("edis: 60 documents, 2 queries DualEncoderEmbedding('")
-    assert "are texts; of all rows, 50% are." in words
+    assert "are texts, and 50% of all rows." in words
     assert "<h1>What each method finds: <bdi>edis</bdi></h1>" in files["--html"].read_text("utf-8")
     assert len(list(files["--runs"].iterdir())) == 1 + 6
     (results,) = here.glob("edis-*.jsonl")
@@ -74,7 +74,7 @@ def test_evaluate_gives_json_and_asks_so_many(edis: Path, tiny_clip: Path, tmp_p
 
 
 def test_evaluate_reranks(edis: Path, tiny_clip: Path, tmp_path: Path) -> None:
-    """With a random-weight jina-reranker-m0, which reads texts and images."""
+    """A jina-reranker-m0 with random weights reads texts and images."""
     reranker = PARITY / "jina_m0_tiny"
     command = ("evaluate", edis, "--db", tmp_path / "e.db", "--model", tiny_clip, "--limit", 1)
 
@@ -92,9 +92,9 @@ def test_the_demo_measures_and_shows(tmp_path: Path) -> None:
 
     assert (shown.code, again.code) == (0, 0), shown.err + again.err
     words = " ".join(shown.out.split())
-    assert "trained on such newsrooms only" in words
+    assert "trained only on such newsrooms" in words
     assert "100 texts and 100 images written" in words
-    assert "learn from 300 queries to another newsroom, which nobody judged" in words
+    assert "learn from 300 unlabelled queries to another newsroom" in words
     assert "the index has learnt from 300 text queries" in words
     assert "newsroom: 100 documents, 12 queries" in words
     assert "✓ right" in words

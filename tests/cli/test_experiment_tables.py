@@ -13,7 +13,7 @@ from llama_index_gap.gap.estimates import Estimate
 
 
 def printed(*parts: RenderableType) -> str:
-    """As it comes out of a terminal of 80 columns, without colours."""
+    """The output on a terminal of 80 columns without colours."""
     console = Console(file=StringIO(), width=80, highlight=False)
     for part in parts:
         console.print(part)
@@ -36,8 +36,8 @@ def test_all_figures_are_there() -> None:
         "16+16, RRF 0.450 (0.350–0.550) 0.200 0.300 −0.050 unclear",
         "16+16, default 0.500 (0.400–0.600) 0.200 0.300 32 by text:",
         "recall@10 by kind headline (2) image (2) 32 by text 0.250 0.250",
-        "asked with a text 0.250 (0.200–0.300) – asked with an image – –",
-        "of the first 10 hits for a text, 97% are texts; of all rows, 50% are.",
+        "text queries 0.250 (0.200–0.300) – image queries – –",
+        "97% of the first 10 hits for a text are texts, and 50% of all rows.",
         "note: something to know",
     ):
         assert part in shown
@@ -97,5 +97,5 @@ def test_texts_of_others_cannot_steer_the_terminal() -> None:
     )
 
     assert not {"\x1b", "\u202e"} & set(shown)
-    # The name, the kind, the note; and of an example the query, its kind and two titles.
+    # Name, kind and note; in an example, the query, its kind and two titles.
     assert shown.count("\\x1b[31m[bold]") == 3 + 4

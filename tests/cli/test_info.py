@@ -14,12 +14,12 @@ def test_info_loads_no_model(demo: Path, tiny_clip: Path, monkeypatch: pytest.Mo
 
     shown = gap(
         "info", "--db", f"{demo / 'gap.db'}/", "--name", "gap"
-    )  # as a shell completes a folder's name
+    )  # as a shell completes the name of a folder
     facts = json.loads(gap("info", "--db", demo / "gap.db", "--name", "gap", "--json").out)
 
     assert shown.code == 0
-    assert "23 rows of 16 numbers in gap_text" in shown.out
-    assert "11 rows of 16 numbers in gap_image" in shown.out
+    assert "23 rows of 16 dimensions in gap_text" in shown.out
+    assert "11 rows of 16 dimensions in gap_image" in shown.out
     assert facts["database"] == str(demo / "gap.db")
     assert facts["collections"]["image"] == {"name": "gap_image", "rows": 11, "dimension": 16}
     assert [(role, model["name"]) for role, model in facts["models"].items()] == [

@@ -72,12 +72,16 @@ def test_images_lie_relative_to_the_file(tmp_path: Path) -> None:
     ("name", "content", "message"),
     [
         ("none.txt", None, "none.txt: no such file"),
-        ("a.txt", b"", "a.txt: holds no query"),
+        ("a.txt", b"", "a.txt: has no query"),
         ("a.txt", b"\xff\xfe", "a.txt: is not UTF-8"),
         ("a.txt", b"one\ntwo", "2 text queries to learn from"),
-        ("a.json", b"[]", "a .json file is not read; write a text on each line"),
+        ("a.json", b"[]", ".json files are not supported; write one text per line"),
         ("a.jsonl", b'{"text": "a"}\n{"text": 7}', "a.jsonl:2: the query is 7, not a text"),
-        ("a.jsonl", b'{"text": "a"}\n{"relevant": []}', "a.jsonl:2: has neither a text nor"),
+        (
+            "a.jsonl",
+            b'{"text": "a"}\n{"relevant": []}',
+            "a.jsonl:2: the query has neither a text nor",
+        ),
         ("a.jsonl", b"a query", "a.jsonl:1: is not JSON"),
         ("a.txt", b'{"text": "a"}\noops', "a.txt:2: is not JSON"),
     ],
@@ -117,7 +121,7 @@ def test_info_names_a_damaged_sample(own_db: Path, tmp_path: Path) -> None:
     shown = gap("info", "--name", "gap", "--db", own_db)
 
     assert shown.code == 1
-    assert "gap_text_queries is damaged (row 'text-0001' is no query" in shown.err
+    assert "gap_text_queries is damaged (row 'text-0001' is not a query" in shown.err
     assert "--forget" in shown.err
     assert "\x1b[31m" not in shown.err
     with DualIndex(str(own_db)) as index, pytest.raises(StoreError, match="gap_text_queries"):

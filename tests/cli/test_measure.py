@@ -24,7 +24,7 @@ def test_a_measurement_fits_80_columns_and_says_what_to_do(demo: Path) -> None:
     assert shown.out.startswith("gap in ")
     assert "23 texts, 11 images" in " ".join(shown.out.split())
     assert "one index, as stored" in shown.out
-    assert "1. The data is thin" in shown.out
+    assert "1. There is little data" in shown.out
     assert "23 stored texts stood in for" in shown.out
 
 

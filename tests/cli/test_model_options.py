@@ -1,4 +1,4 @@
-"""Options that say how models are loaded."""
+"""Options for which models are loaded, and how."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_pickles_are_read_of_the_models_that_are_named_and_of_no_others(
     assert "only pickled weights" in stored.err
     alone = gap("search", "text", "--allow-pickle")
     assert alone.code == 2
-    assert "holds for models that you name" in " ".join(alone.err.replace("│", "").split())
+    assert "applies only to models that you name" in " ".join(alone.err.replace("│", "").split())
     found = gap("search", "text", "--model", pickled, "--allow-pickle", "--json")
     assert len(json.loads(found.out)["documents"]) == 5
 
@@ -74,7 +74,7 @@ def test_a_download_by_name_revision_and_cache(
         assert shown.code == 0
         assert f"Downloading {CLIP}: " in shown.err
         hub.fetched.clear()
-        # The index names model and revision; where downloads lie is said again.
+        # The index stores model and revision, but not the cache folder.
         assert gap("search", "text", "--cache-folder", cache, "--local-files-only").code == 0
         assert not hub.fetched
         assert not (tmp_path / "unused").exists()
@@ -92,6 +92,6 @@ def test_errors_of_settings_are_one_line(corpus: Path, tiny_clip: Path) -> None:
 def test_chunks(corpus: Path, tiny_clip: Path) -> None:
     corpus.write_text(json.dumps({"id": "a", "text": "a red bicycle " * 20}))
     cut = gap("index", corpus, "--model", tiny_clip)
-    assert "1 texts were cut into" in " ".join(cut.out.split())
+    assert "1 texts were split into" in " ".join(cut.out.split())
     small = gap("index", corpus, "--model", tiny_clip, "--chunk-size", "9", "--db", "small.db")
-    assert "were cut into" not in small.out
+    assert "were split into" not in small.out

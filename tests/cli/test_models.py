@@ -17,7 +17,7 @@ def test_the_list_fits_into_80_columns() -> None:
     for scorer in SCORER_PRESETS.values():
         assert {scorer.name, scorer.checkpoint, "reranker:", scorer.languages} <= set(words)
     for preset in PRESETS.values():
-        # Nothing is broken off, in the middle of a name or otherwise.
+        # Nothing is cut off, neither within a name nor elsewhere.
         assert {preset.name, *preset.checkpoints, str(preset.dimension)} <= set(words)
         assert preset.suits in shown.out
         assert preset.licence in shown.out

@@ -10,7 +10,7 @@ from moved_rows import stored
 
 @pytest.fixture
 def root(demo: Path) -> tuple[str, Path]:
-    """For an index that was moved."""
+    """The image root of a moved index."""
     return "--image-root", demo / "corpus"
 
 
@@ -43,7 +43,7 @@ def test_what_is_lost_is_told(
 
     shown = gap("reembed", "--db", own_db, "--model", other_clip, *root)
 
-    assert "Gone: the learnt queries" in shown.out
+    assert "Lost: the learnt queries" in shown.out
     assert "'llama-gap learn'" in " ".join(shown.out.split())
 
 
@@ -70,7 +70,7 @@ def test_images_that_are_gone(demo: Path, tiny_clip: Path, other_clip: Path, her
 @pytest.mark.parametrize(
     ("options", "code", "message"),
     [
-        ([], 2, "say what is to change"),
+        ([], 2, "say what to change"),
         (["--image-model", "x"], 2, "needs --model too"),
         (["--dimensions", "0"], 2, "greater than or equal to 1"),
         (["--dimensions", "99"], 1, "has 16"),

@@ -14,7 +14,7 @@ from llama_index_gap.models.worker import EncoderSettings
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str | None, Sequence[str | None]]]:
-    """The device of this process and those of others, for each model; no process is started."""
+    """The devices of this process and of others, for each model; starts no process."""
     found: list[tuple[str | None, Sequence[str | None]]] = []
 
     def recorded(settings: EncoderSettings, devices: Sequence[str | None]) -> Encoders:
@@ -61,7 +61,7 @@ def test_they_hold_for_each_model_that_is_named(
     ("options", "message"),
     [
         (["--device", "cpu,cpu", "--workers", "2"], "leave --workers out"),
-        (["--device", "cpu,"], "name devices with a comma between them"),
+        (["--device", "cpu,"], "separate devices by commas"),
         (["--workers", "0"], "greater than or equal to 1"),
         (
             ["--workers", "2", "--model", "EmbeddingService"],

@@ -52,7 +52,7 @@ def test_each_leg_finds_as_many_documents_as_are_shown(demo: Path) -> None:
 
     assert [len(document["legs"]) for document in documents].count(2) == 11
     assert sum(len(document["images"]) for document in documents) == 11
-    # The texts' leg is asked on until it has found all twelve documents.
+    # The text leg is searched further until it has found all twelve documents.
     evidence = [document["legs"]["text"]["evidence"] for document in documents]
     assert None not in evidence
 
@@ -77,7 +77,7 @@ def test_explain_shows_each_leg_and_the_reason(big: Path, demo: Path) -> None:
     words = " ".join(one_leg.out.split())
     assert re.search(r"leg cosine (hub )?above usual log odds text 0\.", words)
     assert ": all of it from text" in words
-    assert "between them lies the modality gap" in words
+    assert "because of the modality gap" in words
     words = " ".join(two_legs.out.split())
     assert all(leg in words for leg in ("image by image", "text by image"))
     assert "several together" in words
@@ -100,9 +100,9 @@ def test_a_reranker_has_the_last_word(
     assert first["score"] == pytest.approx(np.mean(list(first["reranked"].values())))
     for shown in (plain, explained):
         assert max(map(len, shown.out.splitlines())) <= 80
-    assert f"score = mean of text and image, as {reranker.name} rates" in plain.out
+    assert f"score = mean of text and image, rated by {reranker.name}" in plain.out
     assert f"score {first['score']:.3f}: text" in explained.out
-    assert f"{reranker.name} has read what was found" in explained.out
+    assert f"{reranker.name} read the texts and images that were found" in explained.out
     assert f"found with {first['fused']:.2f}" in explained.out
 
 
@@ -122,7 +122,7 @@ def test_what_is_too_improbable_is_left_out(own_db: Path) -> None:
 
 
 def test_explain_tells_what_was_left_out_from_how_it_was_ranked(big: Path, tmp_path: Path) -> None:
-    """That hits were left out as improbable was once taken for a ranking by place."""
+    """Once, leaving out improbable hits was mistaken for rank fusion."""
     db = tmp_path / "gap.db"
     shutil.copytree(big, db)
     with DualIndex(str(db)) as index:
@@ -135,7 +135,7 @@ def test_explain_tells_what_was_left_out_from_how_it_was_ranked(big: Path, tmp_p
     shown = gap("search", "text number 7", "--db", db, "--min-probability", 0.5, "--explain")
 
     assert "The text leg left out 8 hits as too improbable." in shown.out
-    assert "Ranked by place" not in shown.out
+    assert "Ranked by rank fusion" not in shown.out
     assert "standard deviations (σ)" in " ".join(shown.out.split())
 
 
@@ -147,7 +147,7 @@ def test_explain_says_where_raw_scores_would_put_a_document(demo: Path) -> None:
     highest = [max(leg["cosine"] for leg in d["legs"].values()) for d in documents]
     places = [1 + sorted(highest, reverse=True).index(score) for score in highest]
     moved = [place for rank, place in enumerate(places, 1) if place != rank]
-    said = [line.split()[-3] for line in shown.out.splitlines() if "by its highest" in line]
+    said = [line.split()[-1] for line in shown.out.splitlines() if "highest cosine" in line]
     assert moved
     assert said == [str(place) for place in moved]
 
@@ -175,7 +175,7 @@ def test_the_blog_from_the_shell(gap_shared: Path, tiny_clip: Path, tmp_path: Pa
     blog, corpus = gap_shared / "data" / "18f_blog", tmp_path / "blog"
     corpus.mkdir()
     (corpus / "images").symlink_to(blog / "images")
-    posts = (blog / "docs.jsonl").read_text("utf-8").splitlines()[:80]  # others take all of them
+    posts = (blog / "docs.jsonl").read_text("utf-8").splitlines()[:80]  # other tests use all
     (corpus / "docs.jsonl").write_text("\n".join(posts), "utf-8")
     images = sum(len(json.loads(post).get("images", ())) for post in posts)
 

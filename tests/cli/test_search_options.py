@@ -1,4 +1,4 @@
-"""Filters, one modality alone, and weights, at the shell."""
+"""Filters, a single modality, and weights on the command line."""
 
 from __future__ import annotations
 
@@ -104,10 +104,10 @@ def test_a_value_matches_as_what_the_index_stores(
     [
         ("dsk=local", 1, "no document has the field .*desk.*did you mean .*desk"),
         ("Year!=2020", 1, "no document has the field .*did you mean .*year"),
-        ("size>=100", 1, "size holds numbers as texts, .*'95'.*size=95"),
+        ("size>=100", 1, "size holds numbers as texts. .*'95'.*size=95"),
         ("year>spring", 1, "year holds numbers, such as .*'spring'.*give a number"),
-        ("local", 2, "'local' is no condition; write key=value"),
-        ("=local", 2, "no condition"),
+        ("local", 2, "'local' is not a condition; write key=value"),
+        ("=local", 2, "not a condition"),
         ("year>", 2, "'year>' has no value"),
         ("year=>2020", 2, "two signs"),
         ("embedding=1", 1, "vectors are searched, not filtered"),
@@ -130,10 +130,12 @@ def test_what_no_document_has_is_said_with_what_they_have(db: Path) -> None:
 
     assert shown.code == as_json.code == 0
     words = " ".join(shown.out.split())
-    assert words.startswith("Nothing fits year=1999 and desk=local. The index has year 20")
+    assert words.startswith(
+        "Nothing matches year=1999 and desk=local. Values of year in the index: 20"
+    )
     assert '"the sea"' in words
     assert json.loads(as_json.out)["documents"] == []
-    assert "Nothing fits year=1999" in as_json.err
+    assert "Nothing matches year=1999" in as_json.err
 
 
 @pytest.mark.parametrize(
@@ -167,7 +169,7 @@ def test_weights_change_what_counts(demo: Path) -> None:
         return [tuple(each[leg]["evidence"] for leg in ("text", "image")) for each in both]
 
     plain, weighed = evidence(), evidence("--weights", "image=2")
-    # Of odds twice as high the logarithm is log 2 more.
+    # Doubling the odds adds log 2 to their logarithm.
     for (text, image), (same, more) in zip(plain, weighed, strict=True):
         assert text == pytest.approx(same)
         assert image + 0.6931 == pytest.approx(more, abs=1e-3)
@@ -178,7 +180,7 @@ def test_weights_change_what_counts(demo: Path) -> None:
     ("options", "message"),
     [
         (["--weights", "image=2", "--only", "text"], "--only text searches one modality; leave"),
-        (["--weights", "image=2", "--reranker", "x"], "--reranker gives all that is found"),
+        (["--weights", "image=2", "--reranker", "x"], "--reranker scores all hits"),
         (["--weights", "image"], "write text=1,image=2"),
         (["--weights", "image=much"], "write text=1,image=2"),
         (["--weights", ""], "write text=1,image=2"),
@@ -187,7 +189,7 @@ def test_weights_change_what_counts(demo: Path) -> None:
         (["--weights", "image=-1"], "must be a number of at least 0"),
         (["--weights", "image=inf"], "must be a number of at least 0"),
         (["--weights", "image=1,image=2"], "weighs image twice"),
-        (["--weights", "image=0"], "counts for nothing; .* use --only text"),
+        (["--weights", "image=0"], "image=0 ignores image hits; .* use --only text"),
         (["--only", "video"], "'video'"),
     ],
 )

@@ -1,4 +1,4 @@
-"""What commands import: modules are counted, as a clock would count what else the machine does."""
+"""What commands import. Counting modules is more reliable than measuring time."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_info_imports_no_model(demo: Path) -> None:
 
 
 def test_a_search_with_clip_imports_only_what_clip_needs(demo: Path) -> None:
-    """Each of these took longer to import than a search takes."""
+    """Each of these modules takes longer to import than a search takes."""
     names = imported_by("search", "a ferry", "--db", demo / "gap.db")
 
     assert {"torch", "transformers"} <= names

@@ -19,7 +19,7 @@ def db(tmp_path: Path) -> Path:
 
 
 def edit(table: Path) -> None:
-    """Without the first, with another text in the second, and with one more."""
+    """Remove the first document, change the second, and add one."""
     lines = table.read_text().splitlines()[1:]
     lines[0] = json.dumps({"id": "doc-1", "text": "another text"})
     lines.append(json.dumps({"id": "doc-[5]", "text": "one more"}))
@@ -31,7 +31,7 @@ def test_a_plan_and_then_the_deed(db: Path, tmp_path: Path) -> None:
     edit(table)
 
     plan = gap("sync", table, "--db", db, "--dry-run")
-    assert "nothing was written: 1 new, 1 changed, 1 vanished, 3 unchanged documents" in plan.out
+    assert "nothing written: 1 new, 1 changed, 1 vanished, 3 unchanged documents" in plan.out
     assert [line.split() for line in plan.out.splitlines()[2:]] == [
         ["new", "doc-[5]"],
         ["changed", "doc-1"],
@@ -52,7 +52,7 @@ def test_index_says_what_sync_would_remove(db: Path, tmp_path: Path) -> None:
     shown = gap("index", tmp_path / "docs.jsonl", "--db", db)
 
     words = " ".join(shown.out.split())
-    assert "1 document is in the index and no longer in" in words
+    assert "1 document is in the index but no longer in" in words
     assert "llama-gap sync" in words
     assert rows(db) == {"text": 6, "image": 0}
 
@@ -103,5 +103,5 @@ def test_a_corpus_or_an_index_that_is_not_there(db: Path, tmp_path: Path) -> Non
     assert "no such file or folder" in gone.err
 
     shown = gap("sync", tmp_path / "docs.jsonl", "--db", tmp_path / "none.db")
-    assert "no such database; make one with: llama-gap index" in shown.err
+    assert "no such database; create it with: llama-gap index" in shown.err
     assert not (tmp_path / "none.db").exists()

@@ -28,8 +28,8 @@ def client(host: str = "127.0.0.1") -> TestClient:
         ("127.0.0.1", "192.168.1.7:8765", 403),
         ("127.0.0.1", "user@127.0.0.1", 403),
         ("127.0.0.1", "", 403),
-        ("127.0.0.1", "[::1", 200),  # an address, however badly written
-        ("0.0.0.0", "192.168.1.7:8765", 200),  # nobody can rebind an address
+        ("127.0.0.1", "[::1", 200),  # an address, even if malformed
+        ("0.0.0.0", "192.168.1.7:8765", 200),  # an address cannot be rebound
         ("0.0.0.0", "evil.example", 403),
         ("desk.example", "desk.example:8765", 200),
         ("desk.example", "evil.example", 403),
@@ -53,7 +53,7 @@ def test_two_names_are_none() -> None:
     [
         ("GET", "same-origin", "cors", 200),
         ("POST", "same-origin", "navigate", 200),
-        ("GET", "none", "navigate", 200),  # typed by somebody
+        ("GET", "none", "navigate", 200),  # typed by the user
         ("GET", "cross-site", "navigate", 200),  # a link
         ("GET", "cross-site", "no-cors", 403),  # an image, a script
         ("GET", "same-site", "cors", 403),  # another port of this machine

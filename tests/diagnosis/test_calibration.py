@@ -21,7 +21,7 @@ from llama_index_gap.index.dual_index import DualIndex
 def index(
     tiny_clip: Path, noise_files: list[str], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[DualIndex]:
-    """Thirty texts, and five images that have a caption."""
+    """Thirty texts and five captioned images."""
     uri = str(tmp_path_factory.mktemp("calibration") / "gap.db")
     with DualIndex(uri, embed_model=DualEncoderEmbedding(model_name=tiny_clip)) as opened:
         texts = [TextNode(id_=f"text-{i}", text=f"text number {i}") for i in range(30)]
@@ -37,7 +37,7 @@ def index(
 def judged(
     noise_files: list[str], tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[list[LabelledQuery], Qrels]:
-    """Texts that ask for themselves, and images that do, read from a file."""
+    """Text and image queries that search for themselves, read from a file."""
     texts = [{"query": f"text number {i}", "relevant": [f"text-{i}"]} for i in range(30)]
     captions = [{"query": f"image number {i}", "relevant": [f"image-{i}"]} for i in range(5)]
     images = [{"image": path, "relevant": [f"image-{i}"]} for i, path in enumerate(noise_files)]
@@ -53,7 +53,7 @@ def test_all_hits_of_all_legs_with_their_labels(
     scores = collect_scores(index, *judged)
 
     assert set(scores) == {"text_to_text", "text_to_image", "image_to_text", "image_to_image"}
-    # Each query finds all there is: 35 texts, 5 images.
+    # Each query finds everything: 35 texts and 5 images.
     assert {pair: len(of_pair) for pair, (of_pair, _) in scores.items()} == {
         "text_to_text": 35 * 35,
         "text_to_image": 35 * 5,
@@ -82,7 +82,7 @@ def test_a_retriever_is_asked_as_it_is_set(
         scores = collect_scores(retriever, queries, qrels)
 
     assert {pair: len(of_pair) for pair, (of_pair, _) in scores.items()} == {"text_to_text": 6}
-    assert "1 of 3 relevant documents were not found by their query" in caplog.text
+    assert "the queries did not find 1 of 3 relevant documents" in caplog.text
 
 
 def test_only_grades_that_count_are_relevant(index: DualIndex) -> None:
@@ -95,7 +95,7 @@ def test_only_grades_that_count_are_relevant(index: DualIndex) -> None:
 
     assert found({}) == found({"text-1": 0}) == 0
     assert found({"text-1": 1}) == found({"text-1": 3, "text-2": 2}, relevant_from=3) == 1
-    with pytest.raises(ValueError, match=r"do not name the query 'q'; if nothing is relevant"):
+    with pytest.raises(ValueError, match=r"do not contain query 'q'; if nothing is relevant"):
         collect_scores(index, [query], {})
 
 

@@ -21,7 +21,7 @@ TWO_INDEXES = ["rank", "intent"]
 
 
 def drawn(n: int = 120, **settings: Any) -> Drawn:
-    """A text and its image in each document."""
+    """Documents with a text and its image."""
     changes = {name: settings.pop(name) for name in list(settings) if name not in {"shared", "own"}}
     texts, images = two_clouds(n, **settings)
     documents = [f"d{i}" for i in range(n)]
@@ -39,13 +39,13 @@ def biases(found: BeforeAfter, name: str) -> list[float]:
 
 @pytest.fixture(scope="module")
 def shifted() -> BeforeAfter:
-    """Two clouds of one shape: the gap lies in their means."""
+    """Two clouds of the same shape: the gap is in their means."""
     return run(drawn())
 
 
 @pytest.fixture(scope="module")
 def different() -> BeforeAfter:
-    """Two clouds that also have much of their own: the gap does not lie in the means alone."""
+    """Two clouds of different shapes: the gap is not only in the means."""
     return run(drawn(own=12))
 
 
@@ -81,13 +81,13 @@ def test_a_mitigation_that_moves_only_the_means_is_marked(different: BeforeAfter
         assert mitigation.gap.distance.value < before.distance.value / 2
         assert min(biases(different, name)) > 0.75
         assert mitigation.only_means
-    assert biases(different, "rank") == [0.5, 0.5]  # 16 places in turn
+    assert biases(different, "rank") == [0.5, 0.5]  # 16 alternating ranks
     assert different.mitigations["rank"].bias_closed == 1
     assert not any(different.mitigations[name].only_means for name in ("stored", *TWO_INDEXES))
 
 
 def test_bias_counts_above_and_below_the_corpus_share() -> None:
-    """Of 20 texts and 100 images, fusion by rank finds too many texts for either query."""
+    """With 20 texts and 100 images, rank fusion finds too many texts for both queries."""
     given = drawn()
     texts = Rows(given.texts.vectors[:20], given.texts.documents[:20])
     found = run(replace(given, texts=texts, pairs=given.pairs[:20], aligned=True))
@@ -172,7 +172,7 @@ def test_two_spaces_have_no_mixed_index() -> None:
     asked = found.mitigations["rank"].asked
     assert asked["text"].bias is not None
     assert asked["text"].recall.value == 1
-    assert asked["image"].bias is None  # they ask images only
+    assert asked["image"].bias is None  # they search only images
     assert asked["image"].ndcg.value == 1
     assert measure_drawn(replace(given, one_space=False), k=10, rounds=5, seed=0) is None
 
@@ -181,7 +181,7 @@ def test_two_spaces_have_no_mixed_index() -> None:
 
 
 def test_labelled_queries_that_look_for_images() -> None:
-    """Each asks with an image's own text, whose document has no other text."""
+    """Each query is the text of an image whose document has no text."""
     given = drawn()
     others = Rows(given.texts.vectors, [f"other {i}" for i in range(120)])
     relevant = [{f"d{i}": 1} for i in range(120)]
@@ -193,11 +193,11 @@ def test_labelled_queries_that_look_for_images() -> None:
     assert found.queries["text"] == found.corpus["images"]
     assert found.mitigations["stored"].asked["text"].recall.value == 0
     assert found.mitigations["rank"].asked["text"].recall.value > 0.9
-    assert found.mitigations["stored"].asked["image"].recall is None  # stored images asked
+    assert found.mitigations["stored"].asked["image"].recall is None  # unlabelled queries
 
 
 def test_a_stored_vector_does_not_find_itself() -> None:
-    """Where each image is its text's very vector, it is what else there is."""
+    """If each image has the vector of its text, the query finds the image instead."""
     given = drawn(aligned=True)
     same = Rows(given.texts.vectors, given.images.documents)
     found = run(replace(given, images=same), k=1)
@@ -215,7 +215,7 @@ def test_documents_that_were_added_for_queries_are_searched_and_not_fitted_on() 
 
 
 def test_queries_have_a_mean_of_their_own_where_there_are_many() -> None:
-    """A prompt puts queries elsewhere than texts; with their own mean subtracted it does not."""
+    """A prompt shifts queries away from texts; subtracting their own mean undoes that."""
     given = drawn()
     prompt = np.zeros(7)
     prompt[0] = 3
@@ -231,10 +231,10 @@ def test_queries_have_a_mean_of_their_own_where_there_are_many() -> None:
 
 
 def test_image_queries_ask_the_encoder_that_serves_them() -> None:
-    """It knows nothing of texts, and finds the images of one document alike."""
+    """It embeds no texts, and gives the images of a document the same vector."""
     given = drawn()
-    by_image = unit(np.repeat(np.eye(60), 2, axis=0))  # two images of a kind
-    by_image[7] = np.nan  # one that it has not
+    by_image = unit(np.repeat(np.eye(60), 2, axis=0))  # two equal images each
+    by_image[7] = np.nan  # a missing vector
     queries = Queries(
         {"text": given.images.vectors[:2], "image": by_image[:2]}, [{"d1": 1}, {"d0": 1}]
     )
@@ -257,7 +257,7 @@ def test_image_queries_ask_the_encoder_that_serves_them() -> None:
     assert without.mitigations["rank"].asked["image"].recall.value < 1
     assert (
         found.mitigations["stored"] == without.mitigations["stored"]
-    )  # one index has one vector each
+    )  # one index needs one vector per query
 
 
 # --- the parts of a drawing ----------------------------------------------------------------------

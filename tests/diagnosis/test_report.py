@@ -34,7 +34,7 @@ def run(index: DualIndex, *arguments: Any, **settings: Any) -> Report:
 
 
 def asked(*queries: LabelledQuery, relevant: str = "document {}") -> tuple[Any, Any]:
-    """Queries, of which each is answered by the document of its number."""
+    """Queries, each answered by the document with its number."""
     return queries, {query.id: {relevant.format(query.id): 1} for query in queries}
 
 
@@ -48,7 +48,7 @@ def by_image(number: int) -> LabelledQuery:
 
 @pytest.fixture(scope="module")
 def index(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DualIndex]:
-    """Documents of an image with its caption."""
+    """Documents with a captioned image."""
     with build(tmp_path_factory.mktemp("index"), [image(i) for i in range(N)]) as opened:
         yield opened
 
@@ -86,10 +86,10 @@ def test_its_figures_are_those_of_its_vectors(report: Report) -> None:
 def test_it_says_who_asked_and_what_was_searched(report: Report) -> None:
     notes = " ".join(report.notes)
 
-    assert "no labelled text queries: 30 stored texts stood in for them" in notes
-    assert "no labelled image queries: 30 stored images stood in" in notes
+    assert "no labelled text queries. 30 stored texts stood in for them" in notes
+    assert "no labelled image queries. 30 stored images stood in" in notes
     assert "fitted on one half of the documents (30 texts, 30 images, 30 pairs)" in notes
-    assert "No linear map was fitted: it takes 50 pairs" in notes
+    assert "No linear map was fitted: it needs 50 pairs" in notes
 
 
 def test_it_is_json(report: Report) -> None:
@@ -117,7 +117,7 @@ def test_of_a_large_index_the_same_part_of_both_modalities_is_drawn(
 
     assert 10 < found.drawn["pairs"] < N
     assert found.drawn["texts"] == found.drawn["images"] == found.drawn["pairs"]
-    assert any("texts were drawn" in note for note in found.notes)
+    assert any("The sample has" in note for note in found.notes)
 
     # Relevant documents are always drawn, and never fitted on.
     every = run(index, *asked(*(by_text(i) for i in range(N))))
@@ -165,7 +165,7 @@ def test_texts_of_drawn_images_are_added_where_pairs_would_be_rare(
         found = run(index)
 
     assert found.drawn["pairs"] == found.drawn["images"] < N
-    assert any("because an image of their document was drawn" in note for note in found.notes)
+    assert any("whose documents have an image in the sample" in note for note in found.notes)
 
 
 # --- labelled queries ----------------------------------------------------------------------------
@@ -178,7 +178,7 @@ def test_labelled_queries_by_text_and_by_image(index: DualIndex) -> None:
     assert found.labelled == ("text", "image")
     assert sum(found.queries.values()) + found.left_out == N
     stored = found.mitigations["stored"]
-    assert stored.asked["text"].ndcg.value == 1  # each finds its own caption
+    assert stored.asked["text"].ndcg.value == 1  # each query finds its own caption
     assert stored.asked["image"].recall.value == 1
 
 
@@ -187,8 +187,8 @@ def test_what_cannot_be_asked_is_counted(index: DualIndex) -> None:
     lost = LabelledQuery("none", "query 3")
     found = run(index, *asked(by_text(0), by_text(1), both, lost))
 
-    assert "with no single" not in " ".join(found.notes)
-    assert any(note.endswith("single vector for them: 1.") for note in found.notes)
+    assert "without a single" not in " ".join(found.notes)
+    assert any(note.endswith("needs a single vector: 1.") for note in found.notes)
     assert "Relevant documents that are not in the index: 1 of 3." in found.notes
     assert found.figures.before_after.left_out >= 1
 
@@ -203,7 +203,7 @@ def test_not_too_many_queries_are_asked(index: DualIndex, monkeypatch: pytest.Mo
 
     found = run(index, *asked(*(by_text(i) for i in range(25))))
 
-    assert "9 of 25 labelled queries were taken, spread evenly." in found.notes
+    assert "Labelled queries used: 9 of 25, spread evenly." in found.notes
 
 
 # --- other indexes -------------------------------------------------------------------------------
@@ -214,7 +214,7 @@ def test_images_alone_need_nothing(tmp_path: Path) -> None:
         found = run(index, *asked(*(by_text(i) for i in range(12))))
 
     assert found.figures.gap is None
-    assert "One modality only: no mitigation needed" in [
+    assert "Only one modality: no mitigation needed" in [
         recommendation.title for recommendation in found.recommendations
     ]
     assert found.figures.before_after.mitigations["stored"].asked["text"].recall.value > 0.5
@@ -224,7 +224,10 @@ def test_images_alone_need_nothing(tmp_path: Path) -> None:
     ("nodes", "message"),
     [
         ([], "gap is empty; put a corpus into it first"),
-        ([image(i) for i in range(4)], "holds 4 texts and 4 images; it takes 10 of each"),
+        (
+            [image(i) for i in range(4)],
+            "has 4 texts and 4 images; measuring the gap takes 10 of each",
+        ),
     ],
     ids=["empty", "too few"],
 )
@@ -255,11 +258,11 @@ def test_vectors_that_are_aligned_already(tmp_path: Path) -> None:
         found = run(index)
 
     assert list(found.figures.before_after.mitigations) == ["stored", "rank", "intent"]
-    assert any("own aligner has already moved" in note for note in found.notes)
+    assert any("aligner has already moved" in note for note in found.notes)
 
 
 def test_an_encoder_for_image_queries_is_held_against_the_model(tmp_path: Path) -> None:
-    """It sees the two images of a document as one; the model sees two."""
+    """It gives the two images of a document the same vector; the model does not."""
     alike = np.repeat(np.eye(N // 2), 2, axis=0)
     nodes = [image(i, document=f"document {i // 2}") for i in range(N)]
     with build(tmp_path, nodes, image_query_embed_model=Numbered(alike, alike)) as index:
@@ -270,7 +273,7 @@ def test_an_encoder_for_image_queries_is_held_against_the_model(tmp_path: Path) 
     assert (within.queries, within.alone) == (N, 0)
     assert within.reference.value == 1
     assert within.delta.high < 0
-    assert "by an encoder of images" in " ".join(
+    assert "use the encoder for image queries" in " ".join(
         recommendation.title for recommendation in found.recommendations
     )
 
@@ -288,7 +291,7 @@ def test_documents_of_one_image_say_nothing_of_images(tmp_path: Path) -> None:
 
 
 class Fair(BaseNodePostprocessor):
-    """Scores texts and images on one scale, by their number."""
+    """Scores texts and images by their number, on one scale."""
 
     modalities: tuple[str, ...] = ("text", "image")
 

@@ -1,4 +1,4 @@
-"""Documents that a real Ray cluster of two workers puts into an index on a real server."""
+"""A real Ray cluster with two workers puts documents into an index on a real server."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Locked(Compass):
 
 @pytest.fixture
 def corpus_folder(noise_files: list[str], tmp_path: Path) -> Path:
-    """Twelve documents, each with a text and an image, the first one's with a caption."""
+    """Twelve documents, each with a text and an image; the first image has a caption."""
     folder = tmp_path / "corpus"
     folder.mkdir()
     lines = []
@@ -82,7 +82,7 @@ def test_the_index_is_that_of_one_machine_though_a_worker_is_killed(
         assert found[0].key == "d3"
         (image,) = many.get_nodes(["d3#image-3.png"])
         assert isinstance(image, ImageNode)
-        assert image.resolve_image()  # noted on this machine, so that it is opened
+        assert image.resolve_image()  # its folder was noted on this machine, so it opens
 
 
 @pytest.mark.server
@@ -130,7 +130,7 @@ def test_nodes_that_need_care(
 def test_llama_indexes_own_pipeline_takes_the_embedding_as_a_step(
     ray_address: str, tiny_clip: Path, noise_files: list[str]
 ) -> None:
-    """What it does not do, ``ingest_with_ray`` does: docs/ray.md."""
+    """docs/ray.md says what only ``ingest_with_ray`` does."""
     from llama_index.ingestion.ray import RayIngestionPipeline, RayTransformComponent
 
     settings = {"model_name": str(tiny_clip), "dtype": "float32"}

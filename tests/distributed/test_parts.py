@@ -22,7 +22,7 @@ def nodes_of(*documents: str) -> list[TextNode]:
         ("", 2, []),
         ("a", 2, [1]),
         ("abc", 2, [2, 1]),
-        ("aaab", 2, [3, 1]),  # no document is cut
+        ("aaab", 2, [3, 1]),  # no document is split
         ("aabbcc", 3, [4, 2]),
     ],
 )

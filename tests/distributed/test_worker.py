@@ -1,4 +1,4 @@
-"""What a worker does, without Ray: in this process, and on Milvus Lite."""
+"""A worker without Ray, in this process and on Milvus Lite."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from llama_index_gap.index.writing import IndexReport
 
 
 class Alone(PartWriter):
-    """A worker whose journal is in its own process."""
+    """A worker whose journal is in the same process."""
 
     def _ask(self, method: str, *arguments: Any) -> Any:
         return getattr(self._journal, method)(*arguments)
@@ -43,7 +43,7 @@ def task(tmp_path: Path) -> Task:
 
 @pytest.fixture(autouse=True)
 def _stay_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)  # a worker changes its folder
+    monkeypatch.chdir(tmp_path)  # restores the folder that a worker changes
 
 
 def alone(task: Task, later: Any = None, scattered: frozenset[bytes] = frozenset()) -> Alone:
@@ -79,7 +79,7 @@ def test_a_part_that_kills_its_workers_is_given_up(task: Task) -> None:
 
     error = worker.write(0, part).error
     assert isinstance(error, ClusterError)
-    assert "3 workers in turn died with the nodes t0 to t90" in str(error)
+    assert "3 workers in a row died on the nodes t0 to t90" in str(error)
 
 
 def test_of_one_id_in_several_parts_the_last_is_taken(task: Task) -> None:
@@ -88,10 +88,10 @@ def test_of_one_id_in_several_parts_the_last_is_taken(task: Task) -> None:
 
     assert report.text_rows == 1
     assert [(each.source, each.reason) for each in report.skipped] == [
-        ("node t0", "the same id comes again; the last one is taken")
+        ("node t0", "a later node has the same id and replaces it")
     ]
     error = worker.write(0, pickle.dumps(Part(texts(0, 90), strict=True))).error
-    assert "node t0: the same id comes again" in str(error)
+    assert "node t0: a later node has the same id" in str(error)
 
 
 def test_nothing_is_deleted_of_a_scattered_document(task: Task) -> None:
@@ -105,7 +105,7 @@ def test_nothing_is_deleted_of_a_scattered_document(task: Task) -> None:
 
 def test_an_image_that_this_machine_does_not_see_is_skipped(task: Task) -> None:
     images = [
-        ImageNode(id_="i", image_path="/nowhere/north"),  # which the model takes for no image
+        ImageNode(id_="i", image_path="/nowhere/north"),  # which the model rejects as an image
         ImageNode(id_="i0", image_path="/nowhere/0 image"),
     ]
     (skipped,) = alone(task).write(0, pickle.dumps(Part(images))).report.skipped
@@ -130,7 +130,7 @@ def test_a_model_that_fails_says_so_without_the_counts_of_one_part(task: Task) -
     ("changes", "message"),
     [
         ({"package_version": "0.0"}, r"this program 0\.0; install the same version"),
-        ({"index_version": 3}, "was embedded anew while it was filled; run the same again"),
+        ({"index_version": 3}, "was embedded again while it was filled; run the same again"),
         ({"opening": b"cnot_a_module\nModel\n."}, "No module named 'not_a_module'; install"),
         ({"opening": b"no pickle"}, "failed: UnpicklingError"),
     ],

@@ -23,7 +23,7 @@ def write_lines(path: Path, *rows: dict[str, Any]) -> None:
 
 @pytest.fixture
 def edis(tmp_path: Path) -> Path:
-    """Three articles in EDIS's files; the image of one is missing."""
+    """Three articles in EDIS format; one image is missing."""
     folder = tmp_path / "edis"
     image(folder / "images" / "bbc" / "1.png")
     image(folder / "usa" / "2.png", "blue")
@@ -101,7 +101,7 @@ def test_mixbench(tmp_path: Path) -> None:
     ]
     assert dataset.qrels == {"7": {"1": 1}, "8": {"3": 1, "4": 1}}
     assert dataset.notes == (
-        "1 of 3 relevant documents are not in the corpus: they count as not found",
+        "1 of 3 relevant documents are missing from the corpus, and count as not found",
     )
 
 
@@ -163,13 +163,13 @@ def test_a_limit_takes_queries_from_all_over(tmp_path: Path) -> None:
         ("{", r"queries\.jsonl:1: is not JSON"),
         ("[]", "is not a JSON object"),
         ("[" * 100_000, "is not JSON"),
-        ('{"query": "boat"}', "relevant is None; give the relevant documents' ids"),
+        ('{"query": "boat"}', "relevant is None; give a list of the ids"),
         ('{"query": "boat", "relevant": []}', r"relevant is \[\]"),
         ('{"query": " ", "relevant": ["a"]}', "neither a text nor an image"),
         ('{"query": 7, "relevant": ["a"]}', "the query is 7, not a text"),
-        ('{"query": "boat", "relevant": {"a": "much"}}', "the grade 'much' is no whole number"),
-        ('{"query": "boat", "relevant": {"a": 0.5}}', "the grade 0.5 is no whole number"),
-        ("", "holds no query"),
+        ('{"query": "boat", "relevant": {"a": "much"}}', "the grade 'much' is not a whole number"),
+        ('{"query": "boat", "relevant": {"a": 0.5}}', "the grade 0.5 is not a whole number"),
+        ("", "has no query"),
     ],
 )
 def test_a_broken_query_says_where(tmp_path: Path, line: str, message: str) -> None:

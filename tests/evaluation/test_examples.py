@@ -8,7 +8,7 @@ from llama_index_gap.evaluation.examples import pick_examples
 def test_examples_are_queries_on_which_methods_differ() -> None:
     headline, image = pick_examples(result(), dataset(), 2)
 
-    # All are right on 1, and all wrong on 3.
+    # All methods get query 1 right and query 3 wrong.
     assert [(each.query.id, each.kind) for each in (headline, image)] == [
         ("2", "headline"),
         ("4", "image"),
@@ -46,7 +46,7 @@ def test_the_number_is_shared_among_the_kinds() -> None:
 
 
 def test_a_grade_below_the_relevant_ones_is_wrong() -> None:
-    """As in EDIS, where a document of grade 2 is a secondary one."""
+    """As in EDIS, where grade 2 marks a secondary document."""
     runs = {"one": {"1": ["b"]}, "other": {"1": ["a"]}}
     changed = result(runs=runs, qrels={"1": {"a": 3, "b": 2}}, kinds={})
 
@@ -55,7 +55,7 @@ def test_a_grade_below_the_relevant_ones_is_wrong() -> None:
 
 
 def test_only_some_methods_have_to_differ() -> None:
-    """On 4 these two agree, and the third does not."""
+    """On query 4 these two agree, and the third differs."""
     picked = pick_examples(result(), dataset(), between=("16+16, default", "16+16, RRF"))
 
     assert [each.query.id for each in picked] == ["2"]

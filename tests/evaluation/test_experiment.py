@@ -31,9 +31,9 @@ DOCUMENTS = "abcdefghij"
 
 
 class ByHand(MultiModalEmbedding):
-    """Vectors by hand: ``alpha=0.7`` in a text or an image's name is its cosine with that query.
+    """Vectors by hand: ``alpha=0.7`` in a text or an image name is its cosine with query alpha.
 
-    What is left of the length points into a direction that no query has, another for each.
+    The rest of the length points in a separate direction for each, which no query shares.
     """
 
     model_name: str = "by hand"
@@ -78,12 +78,12 @@ def nodes_of(document: str, text: str, image: str) -> list[TextNode]:
 
 
 def in_order(order: str, **others: float) -> dict[str, float]:
-    """Cosines in steps of 0.01 down from 0.60, for the documents in this order."""
+    """Cosines from 0.60 down in steps of 0.01, for the documents in this order."""
     return {d: round(0.60 - 0.01 * i, 2) for i, d in enumerate(order)} | others
 
 
-# Images lie 0.30 lower than texts: that is the gap. The relevant document of alpha is c, which
-# has the third text and by far the best image; of beta b, the best text and the last image.
+# Images score 0.30 lower than texts: the gap. The relevant document of alpha is c, which
+# has the third text and by far the best image; that of beta is b: best text, last image.
 TEXTS = {"alpha": in_order("abcdefghij"), "beta": in_order("bacdefghij", b=0.70)}
 IMAGES = {
     "alpha": in_order("cajbdefghi", c=0.80),
@@ -147,7 +147,7 @@ def test_every_row_as_worked_out_by_hand(index: DualIndex, file: Path) -> None:
         "16+16, raw scores": (3, 1),  # every text is above every image
         "16+16, RRF": (2, 5),  # a has ranks 1 and 2, c 3 and 1; a, c, d, e are before b's 1 and 10
         "16+16, min–max": (1, 4),  # c: 7/9 + 1; b: 1 + 0, after a, c, d
-        DEFAULT: (1, 1),  # each of these hits stands out of all others of its leg
+        DEFAULT: (1, 1),  # each of these hits stands out in its leg
     }
     by_hand = {name: (1 / first + 1 / second) / 2 for name, (first, second) in ranks.items()}
     assert means(result, "mrr@10") == pytest.approx(by_hand)
@@ -161,13 +161,13 @@ def test_every_row_as_worked_out_by_hand(index: DualIndex, file: Path) -> None:
     assert by_kind == {name: pytest.approx([1 / r for r in each]) for name, each in ranks.items()}
     assert (result.queries, result.kinds) == (2, {"image": ["1"], "headline": ["2"]})
     assert result.notes == (
-        "the index has learnt from no queries; learn from 100 to 300 that are not judged: "
-        "llama-gap learn",
+        "the index has learnt from no queries; let it learn from 100 to 300 queries that "
+        "are not judged: llama-gap learn",
     )
 
 
 def test_every_row_is_what_the_retriever_finds(model: ByHand, file: Path, tmp_path: Path) -> None:
-    """With enough vectors for a background, and more documents than are taken of a leg."""
+    """With enough vectors for a background, and more documents than a leg returns."""
     cosines = np.random.default_rng(0).uniform(-0.6, 0.6, size=(60, 4))
     nodes = []
     for number, (a, b, c, d) in enumerate(cosines):
@@ -198,7 +198,7 @@ def test_an_image_asks_all_legs_too(index: DualIndex, file: Path) -> None:
         "image_to_text": 1,
         "image_to_image": 1,
     }
-    # The ten texts come before the ten images, whatever is asked with.
+    # The ten texts come before the ten images, for any query.
     assert [(own.modality, own.share.value, own.queries) for own in result.own_modality] == [
         ("text", 1, 1),
         ("image", 0, 1),
@@ -213,7 +213,7 @@ def test_a_text_and_an_image_have_no_modality_of_their_own(index: DualIndex, fil
 
     assert len(result.legs) == 4
     assert result.own_modality == []
-    assert result.kinds == {}  # there is but one
+    assert result.kinds == {}  # there is only one
 
 
 def test_legs_of_two_models_are_no_mixed_index(model: ByHand, file: Path, tmp_path: Path) -> None:
@@ -222,7 +222,7 @@ def test_legs_of_two_models_are_no_mixed_index(model: ByHand, file: Path, tmp_pa
         result = Experiment(dataset(), index).run(file)
 
     assert result.own_modality == []
-    assert any("each leg embeds text queries by a model of its own" in n for n in result.notes)
+    assert any("the legs embed text queries with different models" in n for n in result.notes)
 
 
 def test_a_model_for_image_queries_leaves_texts_in_one_space(
@@ -235,7 +235,7 @@ def test_a_model_for_image_queries_leaves_texts_in_one_space(
         result = Experiment(dataset(queries=queries), index).run(file)
 
     assert [own.modality for own in result.own_modality] == ["text"]
-    assert any("each leg embeds image queries by a model of its own" in n for n in result.notes)
+    assert any("the legs embed image queries with different models" in n for n in result.notes)
     assert third.asked == ["beta"]
 
 
@@ -251,7 +251,7 @@ def test_differences_are_tested_against_the_default(index: DualIndex, file: Path
 
 
 def test_a_stopped_run_is_taken_up(index: DualIndex, model: ByHand, file: Path) -> None:
-    """Also where the process was killed in the middle of a line."""
+    """Even if the process was killed in the middle of a line."""
     whole = Experiment(dataset(), index).run(file)
     assert model.asked == ["alpha", "beta"]
     written = file.read_bytes()
@@ -286,7 +286,7 @@ def test_another_index_needs_another_file(index: DualIndex, file: Path) -> None:
         Experiment(dataset(), index).run(file)
     result = Experiment(dataset(), index).run(file.with_suffix(".other"))
 
-    assert "the index holds 9 texts where the data set has 10" in result.notes
+    assert "the index has 9 texts, the data set 10" in result.notes
 
 
 def test_a_failing_query_is_counted_and_asked_again(index: DualIndex, file: Path) -> None:
@@ -299,7 +299,9 @@ def test_a_failing_query_is_counted_and_asked_again(index: DualIndex, file: Path
 
     assert result.failed == {"3": "no image at all"}
     assert result.queries == 2
-    assert result.notes[0] == "queries that failed, not counted: 1 (the first, 3: no image at all)"
+    assert (
+        result.notes[0] == "queries that failed, not counted: 1 (the first is 3: no image at all)"
+    )
     assert Experiment(data, index).run(file).failed == result.failed
     with pytest.raises(ValueError, match="no query could be answered: no image at all"):
         Experiment(dataset(queries=[broken], qrels=data.qrels), index).run(file)
@@ -321,7 +323,7 @@ def test_queries_with_nothing_to_find_are_counted(index: DualIndex, file: Path) 
 
 
 class ByColour(PairScorer):
-    """The score of a text stands in it; of an image it is how red it is."""
+    """The score of a text is written in it; that of an image is its redness."""
 
     name = "by colour"
     licence = None
@@ -373,7 +375,7 @@ def test_candidates_are_reranked_by_each_modality_and_by_both(
     assert {name: run["1"] for name, run in result.runs.items() if name in RERANKED} == {
         "32 by text, reranked": ["a", "b", "c"],  # 0.9, 0.5, 0.1
         "32 by image, reranked": ["c", "b", "a"],  # 0.8, 0.6, 0.1
-        # a was found by its text, b by its image; c by both as much, of which the text counts
+        # a was found by its text, b by its image, c equally by both, so its text counts
         "16+16, by modality": ["a", "b", "c"],  # 0.9, 0.6, 0.1
         "16+16, mean of both": ["b", "a", "c"],  # 0.55, 0.5, 0.45
     }

@@ -91,7 +91,7 @@ def test_the_interval_of_a_mean() -> None:
     found = estimate(values)
 
     assert found.value == pytest.approx(values.mean())
-    half = 1.96 * values.std() / 20  # what theory says
+    half = 1.96 * values.std() / 20  # the theoretical value
     assert found.low == pytest.approx(found.value - half, abs=0.1 * half)
     assert found.high == pytest.approx(found.value + half, abs=0.1 * half)
     assert estimate(values) == found
@@ -116,12 +116,12 @@ def test_runs_that_differ_and_runs_that_do_not() -> None:
 
 
 def test_the_p_value_of_few_queries() -> None:
-    # All sixteen ways of swapping: two of them differ as much.
+    # All sixteen ways of swapping; two of them differ as much.
     assert compare([0, 0, 0, 0], [1, 1, 1, 1]).p_value == pytest.approx(2 / 16)
     assert compare([0], [1]).p_value == 1
     assert compare([0], [1]).difference == Estimate(1, 1, 1)
 
 
 def test_runs_over_other_queries_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"shape \(2,\) and \(3,\)"):
+    with pytest.raises(ValueError, match=r"shapes \(2,\) and \(3,\)"):
         compare([0, 1], [0, 1, 1])

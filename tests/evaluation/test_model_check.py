@@ -1,4 +1,4 @@
-"""On encoders whose answers are known to the digit."""
+"""Checks of encoders with exactly known outputs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CATS = Image.new("RGB", (4, 4), "gray")
 
 
 class Known(Encoder):
-    """Tells colours; gives the answers of OpenAI's CLIP about the photograph of cats."""
+    """Distinguishes colours; returns the outputs of OpenAI's CLIP for the photograph of cats."""
 
     licence = None
     max_text_tokens = None

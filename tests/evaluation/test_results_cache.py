@@ -37,7 +37,7 @@ def test_a_record_is_in_the_file_at_once(file: Path) -> None:
 
 @pytest.mark.parametrize("cut", range(1, 40, 3))
 def test_an_unfinished_line_is_taken_away(file: Path, cut: int) -> None:
-    """Wherever the process was killed: in the last record, the one before, or the header."""
+    """After a kill in the last record, the one before, or the header."""
     write(file, a=1, b=2)
     whole = file.read_bytes()
     file.write_bytes(whole[:-cut])
@@ -55,10 +55,10 @@ def test_a_file_of_something_else_is_refused_as_it_is(file: Path) -> None:
         *(b'{"experiment": 1}\n', b"[" * 100_000 + b"\n"),
     ):
         file.write_bytes(content)
-        if content == b'{"experiment"':  # what a kill may leave of the header
+        if content == b'{"experiment"':  # a header cut off by a kill
             write(file)
             continue
-        with pytest.raises(ResultsCacheError, match="is no results cache; name another file"):
+        with pytest.raises(ResultsCacheError, match="is not a results cache; name another file"):
             ResultsCache(file, HEADER)
         assert file.read_bytes() == content
 

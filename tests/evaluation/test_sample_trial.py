@@ -1,4 +1,4 @@
-"""What an evaluation says of a sample of queries: never of those that it judges."""
+"""What an evaluation says about learning from queries; it never learns from those it judges."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from llama_index_gap.readers.corpus import Corpus
 
 
 def dataset(queries: int) -> Dataset:
-    """Queries for the documents at 0 and at 90 degrees, by turns; two of them ask the same."""
+    """Queries for the documents at 0 and 90 degrees, alternating; two are equal."""
     asked = [
         LabelledQuery(f"{number}", f"{90 * (number % 2)} degrees, {max(number, 1)}")
         for number in range(queries)
@@ -54,12 +54,14 @@ def test_each_half_is_judged_with_the_other_as_its_sample(
 
     assert not {*halves[0]} & {*halves[1]}
     assert {*halves[0], *halves[1]} == {query.text for query in data.queries}
-    assert "With a sample of them, nDCG@10 of the default is 1.000 in place of 1.000" in note
+    assert "With a sample of them, nDCG@10 of the default is 1.000 instead of 1.000" in note
     assert "unclear) on 61 text queries" in note
-    assert note.endswith("learn from 100 to 300 that are not judged: llama-gap learn")
+    assert note.endswith(
+        "let it learn from 100 to 300 queries that are not judged: llama-gap learn"
+    )
     assert index.query_sample().texts == 0
     again = Experiment(data, index).run(file)
-    assert (len(halves), learning_note(again)) == (2, note)  # all of it was in the file
+    assert (len(halves), learning_note(again)) == (2, note)  # everything came from the file
 
 
 def test_a_query_is_never_its_own_sample(index: DualIndex) -> None:
@@ -75,8 +77,8 @@ def test_few_queries_are_not_tried(index: DualIndex, tmp_path: Path) -> None:
     note = learning_note(Experiment(dataset(59), index).run(tmp_path / "results.jsonl"))
 
     assert note == (
-        "the index has learnt from no queries; learn from 100 to 300 that are not judged: "
-        "llama-gap learn"
+        "the index has learnt from no queries; let it learn from 100 to 300 queries that "
+        "are not judged: llama-gap learn"
     )
 
 
@@ -93,6 +95,6 @@ def test_a_learnt_sample_is_named_and_belongs_to_the_experiment(
     assert "the index has learnt from 40 text queries: “16+16, default” uses them" in notes
     assert len({each.file_name for each in (without, others, judged)}) == 3
     assert any(
-        note.startswith("61 of the judged queries are among those that the index has learnt from")
+        note.startswith("the index has learnt from 61 of the judged queries")
         for note in judged.run(tmp_path / "judged.jsonl").notes
     )

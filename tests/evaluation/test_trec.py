@@ -25,6 +25,6 @@ def test_pytrec_eval_reads_the_same(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("identifier", ["a b", "", " a", "a\n"])
 def test_an_id_with_white_space_is_refused(tmp_path: Path, identifier: str) -> None:
-    with pytest.raises(ValueError, match="cannot stand in a TREC file"):
+    with pytest.raises(ValueError, match="cannot be written to a TREC file"):
         write_run({"q": [identifier]}, tmp_path / "run.txt")
     assert not (tmp_path / "run.txt").exists()

@@ -18,7 +18,7 @@ class Clock:
 
 
 class Collection:
-    """Of a server: drawing from it takes a second."""
+    """A server's collection: drawing from it takes a second."""
 
     def __init__(self, clock: Clock, size: int) -> None:
         self.clock, self.size, self.writes, self.draws = clock, size, 0, 0
@@ -64,7 +64,7 @@ def test_a_large_collection_is_drawn_for_a_twentieth_of_the_time_while_it_is_wri
     drawn = made(store)
     first = drawn.of("text", "text")
     store.writes += 1
-    later = drawn.of("text", "text")  # the same sample; what is known of single nodes is not
+    later = drawn.of("text", "text")  # the same sample, but not the same facts about nodes
     assert (store.draws, later is first, later.sample is first.sample) == (1, False, True)
 
     while clock.now < 19.5:
@@ -72,7 +72,7 @@ def test_a_large_collection_is_drawn_for_a_twentieth_of_the_time_while_it_is_wri
         drawn.of("text", "text")
         clock.now += 0.5
     assert store.draws == 1
-    clock.now = 20.0  # with no further write
+    clock.now = 20.0  # without another write
     assert drawn.of("text", "text").sample is not first.sample
     assert store.draws == 2
     clock.now = 1_000.0
@@ -107,7 +107,7 @@ def test_a_sample_that_cannot_be_drawn_in_time_gives_way_to_the_last_one(clock: 
     first = drawn.of("text", "text")
     store.slow = True
 
-    while clock.now < 20.5:  # searches beside constant inserts: one of them tries in vain
+    while clock.now < 20.5:  # searches during constant inserts; one draws in vain
         store.writes += 1
         assert drawn.of("text", "text").sample is first.sample
         clock.now += 0.5

@@ -1,4 +1,4 @@
-"""An index copied: to the bit, whole or not at all, and nothing of anybody else's."""
+"""Copies of an index: bit-identical, complete or not at all, and without files of others."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def model() -> Hashed:
 
 @pytest.fixture
 def source(model: Hashed, noise_files: list[str], tmp_path: Path) -> Iterator[DualIndex]:
-    """With a query sample, a calibrator and a third collection."""
+    """An index with a query sample, a calibrator and a third collection."""
     uri = str(tmp_path / "a.db")
     with DualIndex(uri, embed_model=model, image_query_embed_model=Hashed(model_name="q")) as index:
         index.insert_nodes(mixed_nodes(noise_files))
@@ -51,7 +51,7 @@ def keys(index: DualIndex) -> list[str]:
 
 
 def without_place(rows: dict[str, dict[str, Any]], storage: Path) -> dict[str, Any]:
-    """Rows whose kept images lie anywhere."""
+    """Rows without the folders of stored images."""
     told = {}
     for row_id, row in rows.items():
         content = json.loads(row.get("_node_content", "{}"))
@@ -91,7 +91,7 @@ def test_a_copy_is_equal_to_the_bit_and_embeds_nothing(
         assert path.parent == at(tmp_path / "b.db").storage
         assert path.read_bytes() == Path(noise_files[0]).read_bytes()
         assert copied.get_nodes(["c1"])[0].image_path == noise_files[2], "the user's file stays"
-        copied.get_nodes(["c1"])[0].resolve_image()  # may be opened here, as before
+        copied.get_nodes(["c1"])[0].resolve_image()  # still opens on this machine
         report = copied.insert_nodes(mixed_nodes(noise_files))
         assert (report.unchanged, report.text_rows, report.image_rows) == (11, 0, 0)
         assert kept(path.parent) == kept(at(source.uri).storage)
@@ -138,15 +138,15 @@ def test_within_a_database_to_another_name(source: DualIndex, model: Hashed) -> 
 @pytest.mark.parametrize(
     ("to", "error"),
     [
-        ({}, "without uri or name"),
-        ({"name": "gap"}, "is the index that is to be copied"),
-        ({"uri": "same"}, "is the index that is to be copied"),
+        ({}, "needs uri, name or both"),
+        ({"name": "gap"}, "is the index to copy"),
+        ({"uri": "same"}, "is the index to copy"),
         ({"name": "1"}, "no digit first"),
         ({"uri": "b.txt"}, "ends in .db"),
     ],
 )
 def test_what_cannot_be_a_copy(source: DualIndex, to: dict[str, str], error: str) -> None:
-    if to.get("uri") == "same":  # by another name
+    if to.get("uri") == "same":  # another name for the same file
         link = Path(source.uri).with_name("link.db")
         link.symlink_to(source.uri)
         to = {"uri": str(link)}
@@ -168,7 +168,7 @@ def test_a_copy_that_stops_is_no_index_until_it_is_run_again(
     source: DualIndex, model: Hashed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
     uri = str(tmp_path / "b.db")
-    monkeypatch.setattr(collections, "MESSAGE_BYTES", 2**16)  # a row at a time
+    monkeypatch.setattr(collections, "MESSAGE_BYTES", 2**16)  # one row at a time
     writes = 0
     put = MilvusStore.put_rows
 
@@ -188,7 +188,7 @@ def test_a_copy_that_stops_is_no_index_until_it_is_run_again(
             open_it()
     with pytest.raises(StoreError, match="unfinished"):
         copy_index(at(uri), at(tmp_path / "c.db"))
-    with pytest.raises(ValueError, match="is no copy of that"):
+    with pytest.raises(ValueError, match="is not a copy of that"):
         copy_index(other_index(tmp_path), at(uri))
 
     source.copy_to(uri)
@@ -206,7 +206,7 @@ def other_index(tmp_path: Path) -> IndexAddress:
 def test_a_copy_that_goes_on_has_what_the_source_has_now(
     source: DualIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nodes that came and went meanwhile, with their images."""
+    """Nodes and images are added and deleted meanwhile."""
     with monkeypatch.context() as patch:
         patch.setattr(MilvusStore, "finish", lambda *_, **__: 1 / 0)
         with pytest.raises(ZeroDivisionError):
@@ -242,7 +242,7 @@ def test_only_a_batch_of_rows_is_held(
 
 
 def damage(uri: str, row_id: str, path: str) -> None:
-    """Let a row name another file as its image, as its maker may."""
+    """Let a row name another file as its image, as the maker of an index could."""
     for part in ("text", "image", "image_query"):
         with MilvusStore(uri=uri, collection_name=f"gap_{part}") as store:
             for page in list(store.collection.pages(["*"])):
@@ -255,7 +255,7 @@ def damage(uri: str, row_id: str, path: str) -> None:
 def test_a_copy_takes_no_file_from_elsewhere(
     source: DualIndex, tmp_path: Path, noise_files: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Somebody's index, here without notes of its folders, names files of this machine."""
+    """A foreign index, without notes on this machine, names files of this machine."""
     storage = at(source.uri).storage
     secret = tmp_path / "secret.png"
     shutil.copy(noise_files[3], secret)
@@ -266,7 +266,7 @@ def test_a_copy_takes_no_file_from_elsewhere(
     first, second = sorted(ours.glob("*.png"))
     first.unlink()
     first.symlink_to(secret)  # a link in the storage
-    second.write_bytes(secret.read_bytes())  # not what its name says
+    second.write_bytes(secret.read_bytes())  # does not match its name
     damage(str(foreign / "a.db"), "c1", str(secret))
     opened: list[str] = []
     monkeypatch.setattr(
@@ -278,7 +278,7 @@ def test_a_copy_takes_no_file_from_elsewhere(
 
     assert report.images == 0
     assert {str(second)} >= set(opened)
-    assert any("not the image that its name says" in each.reason for each in report.skipped)
+    assert any("does not match the hash in its name" in each.reason for each in report.skipped)
     copied = at(tmp_path / "b.db").storage
     assert not list(copied.glob("*.png"))
     with (
@@ -370,7 +370,7 @@ def test_drop_takes_all_of_one_index_and_nothing_else(
 
 
 def test_drop_takes_nobodys_collection(source: DualIndex) -> None:
-    """One of LlamaIndex's own store, which happens to be called so."""
+    """A collection of LlamaIndex's store happens to have such a name."""
     with MilvusStore(uri=source.uri, collection_name="articles_text", dim=4):
         pass
 
@@ -399,7 +399,7 @@ def test_a_drop_that_stops_leaves_no_index(
 def test_a_database_that_was_moved_with_its_images_keeps_them(
     model: Hashed, noise_files: list[str], tmp_path: Path
 ) -> None:
-    """Also those whose insert was killed: a row names the image by its old place."""
+    """Even after a killed insert: a row names the image by its old path."""
     nodes = mixed_nodes(noise_files)
     with DualIndex(str(tmp_path / "a.db"), embed_model=model) as index:
         index.insert_nodes(nodes)
@@ -409,7 +409,7 @@ def test_a_database_that_was_moved_with_its_images_keeps_them(
         (tmp_path / moved_on).rename(tmp_path / "new" / moved_on)
 
     with DualIndex(str(tmp_path / "new" / "a.db"), embed_model=model) as moved:
-        moved.delete_nodes([])  # tidies
+        moved.delete_nodes([])  # cleans up
 
         for node_id in ("a2", 'b"1\\', "b2"):
             [path] = _image_of(moved, node_id)

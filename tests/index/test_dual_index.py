@@ -181,7 +181,7 @@ def test_a_calibrator_for_other_models_is_refused(index: DualIndex, tiny_clip: P
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"name": "my index"}, "name='my index': Milvus takes letters"),
+        ({"name": "my index"}, "name='my index': Milvus allows letters"),
         ({"embed_model": MockEmbedding(embed_dim=4)}, "unknown embeds no images"),
         (
             {"image_embed_model": MockEmbedding(embed_dim=4)},
@@ -227,7 +227,7 @@ def test_threads_may_write_and_search_at_once(index: DualIndex) -> None:
 
 @pytest.fixture(scope="module")
 def blog(gap_shared: Path) -> Corpus:
-    """The blog's documents, of each passage its beginning, which the tiny model reads whole."""
+    """The blog's documents; each passage is cut to what the tiny model can read."""
     read = read_corpus(gap_shared / "data" / "18f_blog")
     return replace(read, nodes=[beginning(node) for node in read.nodes])
 
@@ -277,9 +277,9 @@ def test_each_image_of_the_blog_finds_itself(blog: Corpus, blog_index: DualIndex
     contents = {str(n.image_path): Path(str(n.image_path)).read_bytes() for n in blog.image_nodes}
     for path in dict.fromkeys(contents):
         (hit,) = retriever.retrieve(QueryBundle("", image_path=path))
-        if hit.node.image_path != path:  # a tie: files that look the same to the model
+        if hit.node.image_path != path:  # a tie: files with the same vector
             assert hit.scores["image_by_image"] == pytest.approx(1, abs=1e-5)
-        assert hit.score == pytest.approx(1, abs=2e-5)  # nothing is taken off what it is itself
+        assert hit.score == pytest.approx(1, abs=2e-5)  # no hub correction of its own vector
 
 
 def test_another_process_opens_it_by_its_path(

@@ -1,4 +1,4 @@
-"""DualIndex on a real server: the whole way, on one index that the tests share."""
+"""DualIndex on a real server, end to end, with one index that the tests share."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def nodes(noise_files: list[str]) -> list[TextNode]:
 
 @pytest.fixture
 def index(shared: DualIndex, nodes: list[TextNode]) -> DualIndex:
-    """The shared index with the five documents and nothing else; to clear it takes seconds."""
+    """The shared index with only the five documents; clearing it takes seconds."""
     ours = {node.node_id for node in nodes}
     for store in shared._stores.values():
         strangers = [node.node_id for node in store.get_nodes() if node.node_id not in ours]
@@ -75,7 +75,7 @@ def index(shared: DualIndex, nodes: list[TextNode]) -> DualIndex:
 
 
 def best(index: DualIndex, query: QueryBundle | str, **settings: Any) -> str | None:
-    """The document that comes first."""
+    """The first document."""
     return index.as_retriever(**settings).retrieve(query)[0].node.ref_doc_id
 
 
@@ -89,7 +89,7 @@ def as_base64(image: Image.Image) -> str:
 
 
 def test_build_count_and_read(index: DualIndex, nodes: list[TextNode]) -> None:
-    assert index.count() == {"text": 6, "image": 5}  # a caption is a text
+    assert index.count() == {"text": 6, "image": 5}  # a caption counts as a text
     found = index.get_nodes(["harvest-image", "nothing", "bridge-image"])
     assert [node.node_id for node in found] == ["harvest-image", "bridge-image"]
     assert isinstance(found[1], ImageNode)
@@ -156,7 +156,7 @@ def test_deleting(index: DualIndex) -> None:
 
 
 def test_images_that_do_not_fit_into_a_row(index: DualIndex, storage: Path) -> None:
-    """A server refuses rows with more than 65,536 bytes of metadata."""
+    """A server rejects rows with more than 65,536 bytes of metadata."""
     pixels = np.random.default_rng(0).integers(0, 256, (200, 200, 3), dtype=np.uint8)
     data = as_base64(Image.fromarray(pixels))
     assert len(data) > 65_536
@@ -203,7 +203,7 @@ def test_an_image_finds_itself(index: DualIndex, noise_files: list[str]) -> None
 
 def test_text_and_image_together(index: DualIndex, noise_files: list[str]) -> None:
     query = QueryBundle("news of the election", image_path=noise_files[2])
-    found = index.as_retriever().retrieve(query)  # of five documents no leg says much
+    found = index.as_retriever().retrieve(query)  # five documents give little evidence
 
     hits = [hit for hit in found if hit.node.ref_doc_id == "election"]
     assert [hit.node_id for hit in hits] == ["election-text", "election-image"]
@@ -214,13 +214,13 @@ def test_text_and_image_together(index: DualIndex, noise_files: list[str]) -> No
 
 
 def test_what_was_just_written_is_found(index: DualIndex) -> None:
-    """Calibrated against a background too, once a collection has 50 rows."""
+    """Scores are compared with a background too, once a collection has 50 rows."""
     many = [TextNode(id_=f"t{number}", text=f"text {number}") for number in range(60)]
     index.insert_nodes(many)
 
     hits = index.as_retriever(image_similarity_top_k=0).retrieve("text 7")
     assert hits[0].node_id == "t7"
-    assert hits[0].scores["text_evidence"] == hits[0].score > 1  # no 1/61 of the first rank
+    assert hits[0].scores["text_evidence"] == hits[0].score > 1  # not 1/61 for the first rank
 
 
 def test_filters_hold_in_both_collections(index: DualIndex) -> None:
@@ -269,7 +269,7 @@ def test_reopening_by_address_and_name_builds_the_stored_model(
 def test_another_model_is_refused(index: DualIndex, milvus_url: str, tiny_clip: Path) -> None:
     other = DualEncoderEmbedding(model_name=tiny_clip, query_prompt="find: ")
 
-    with pytest.raises(ValueError, match=r"holds news made with .*, not with .*find: "):
+    with pytest.raises(ValueError, match=r"news was made with .*, not with .*find: "):
         DualIndex(milvus_url, "news", other)
     assert index.count() == {"text": 6, "image": 5}
 

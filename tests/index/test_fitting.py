@@ -1,4 +1,4 @@
-"""Texts cut to what the model reads: 77 tokens, of which the tiny CLIP makes one of each letter."""
+"""Texts split to fit the model: 77 tokens; the tiny CLIP makes each letter a token."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from llama_index_gap import DualEncoderEmbedding, DualIndex, read_corpus
 from llama_index_gap.index.fitting import Fitted, fit_nodes, parts_of
 
 WORDS = [f"word{number:03}" for number in range(40)]
-LONG = " ".join(WORDS)  # 280 letters and no more than 77 in a part
+LONG = " ".join(WORDS)  # 280 letters, at most 77 in a part
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +89,7 @@ def test_an_index_holds_the_whole_text_and_forgets_it_whole(
         parts = index.count()["text"]
         assert index.report.cut_texts == 1
         assert index.report.cut_into == parts > 4
-        assert f"1 texts were cut into {parts} that fit the model" in index.report.summary()
+        assert f"1 texts were split into {parts} that fit the model" in index.report.summary()
         assert index.refresh_ref_docs([long]).unchanged == parts
         assert index.insert_nodes([long]).unchanged == parts
         (found,) = index.search(WORDS[-1])
@@ -112,7 +112,7 @@ def test_chunk_size(model: DualEncoderEmbedding, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=rf"chunk_size={size}: must be at least 1"):
             read_corpus(tmp_path, chunk_size=size)
     uri = str(tmp_path / "gap.db")
-    with pytest.raises(ValueError, match="this corpus is cut already; pass them to read_corpus"):
+    with pytest.raises(ValueError, match="this corpus is already split; pass them to read_corpus"):
         DualIndex.from_documents(whole, uri, embed_model=model, chunk_size=9)
     documents = [Document(id_="a", text=LONG)]
     with DualIndex.from_documents(documents, uri, embed_model=model, chunk_size=8) as index:

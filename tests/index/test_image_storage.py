@@ -55,7 +55,7 @@ def test_base64_images_are_kept_once_and_go_with_their_last_node(
         assert not path.exists()
         (other,) = index.get_nodes(["b"])
         assert Path(other.image_path).exists()
-        index.upsert_nodes([ImageNode(id_="b", image_path=noise_files[2])])  # one of its own
+        index.upsert_nodes([ImageNode(id_="b", image_path=noise_files[2])])  # a file of the user
         assert [path for path in storage.rglob("*") if path.is_file()] == []
         assert Path(noise_files[2]).exists()
 
@@ -88,7 +88,7 @@ def test_what_a_killed_insert_wrote_by_half_goes(
     storage = tmp_path / "images"
     nodes = [ImageNode(id_="a", image=as_base64(noise_files[0]))]
     with DualIndex(str(tmp_path / "gap.db"), embed_model=clip, storage_dir=storage) as index:
-        with monkeypatch.context() as killed:  # before the insert is through with its images
+        with monkeypatch.context() as killed:  # before the insert has finished its images
             killed.setattr(ImageStorage, "tidy", lambda _: None)
             index.insert_nodes(nodes)
         (users,) = storage.glob("*.users")

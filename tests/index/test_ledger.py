@@ -12,7 +12,7 @@ from llama_index_gap.index.ledger import Is, Ledger
 def test_nodes_wait_in_order_whatever_is_in_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "WINDOW", 2)
     nodes = [TextNode(id_=str(number), text=f"text {number}") for number in range(7)]
-    nodes[3].metadata["function"] = lambda: None  # which cannot be pickled
+    nodes[3].metadata["function"] = lambda: None  # cannot be pickled
 
     with closing(Ledger()) as ledger:
         ledger.wait(nodes)
@@ -26,7 +26,7 @@ def test_nodes_wait_in_order_whatever_is_in_them(monkeypatch: pytest.MonkeyPatch
         ["6"],
     ]
     assert lists[1][1] is nodes[3]
-    assert "function" in nodes[3].metadata  # LlamaIndex's pickles leave out all metadata then
+    assert "function" in nodes[3].metadata  # LlamaIndex's pickles would drop all metadata
 
 
 def test_what_is_known_of_documents_adds_up() -> None:

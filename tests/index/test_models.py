@@ -42,13 +42,13 @@ def test_two_models_are_stored(
 
     with DualIndex(uri) as again:
         assert (again.embed_model.dimension, again.image_embed_model.dimension) == (32, 16)
-        # The texts' model does not share the space of the images: only these are asked.
+        # The text model does not share the images' space, so only images are searched.
         hits = again.as_retriever().retrieve(QueryBundle("", image_path=nodes[1].image_path))
         assert [hit.node_id for hit in hits] == ["a2", "b1"]
 
 
 def test_a_new_index_needs_a_model_and_leaves_nothing_behind(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no such database; pass embed_model to make one"):
+    with pytest.raises(ValueError, match="no such database; pass embed_model to create it"):
         DualIndex(str(tmp_path / "mistyped.db"))
     assert not [*tmp_path.iterdir()]
 
@@ -63,13 +63,13 @@ def test_another_model_is_refused(tiny_clip: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"not with .*dimensions=8"):
         DualIndex(uri, embed_model=DualEncoderEmbedding(model_name=tiny_clip, dimensions=8))
     DualIndex(uri, embed_model=DualEncoderEmbedding(model_name=other), overwrite=True).close()
-    # Where and how fast it runs does not make it another model.
+    # Device and speed do not make it another model.
     model = DualEncoderEmbedding(model_name=other, dtype="bfloat16", embed_batch_size=3)
     DualIndex(uri, embed_model=model).close()
 
 
 class ForgetfulEmbedding(MockEmbedding):
-    """Says no dimension, and fails when it is asked for a vector."""
+    """Reports no dimension, and fails if it has to embed."""
 
     def _get_query_embedding(self, query: str) -> list[float]:
         raise ValueError("the model's own trouble")

@@ -1,4 +1,4 @@
-"""Parts of documents, as several processes write them; here one after the other."""
+"""Parts as several processes would write them, here one after the other."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_images_of_base64_need_the_folder_that_all_share(
 
     with index.sign_in_storage() as sign:
         assert index.write_part(replace(part, sign=sign), unbothered).image_rows == 1
-    with pytest.raises(ValueError, match=r"does not see this folder.* storage_dir="):
+    with pytest.raises(ValueError, match=r"does not share this folder.* storage_dir="):
         index.write_part(replace(part, sign=sign), unbothered)
 
 

@@ -1,4 +1,4 @@
-"""Queries that an index learns from: what is kept, for whom, and what is made of it."""
+"""Queries that an index learns from: what is kept, for which collection, and its effect."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def index(uri: str, model: Compass) -> Iterator[DualIndex]:
 
 
 def test_the_spread_of_queries_by_hand(index: DualIndex) -> None:
-    """A query at 0° scores 1, 0, −1 and 0: its variance is ½; one at 0° of all queries the same."""
+    """A query at 0° scores 1, 0, −1 and 0, with variance ½, as does any other angle."""
     assert spread(index) is None
 
     report = index.learn_queries(texts(0) + texts(45))
@@ -118,7 +118,7 @@ def test_what_is_no_query_is_counted(index: DualIndex) -> None:
     [
         ([], "no queries to learn from"),
         (["", " "], r"no queries to learn from \(2 skipped\); pass at least 30"),
-        (texts(0, 29), "29 text queries to learn from .*: it takes at least 30 of a modality"),
+        (texts(0, 29), "29 text queries to learn from .*: a modality needs at least 30"),
         (texts(0, 29) * 2, "29 text queries to learn from .29 duplicates"),
         (texts(0) + images(0, 2), "2 image queries to learn from .* or no images"),
         (["north", *texts(0, 29)], "the first because 'north' points nowhere"),
@@ -141,7 +141,7 @@ def test_what_cannot_be_learnt_changes_nothing(
 
 def test_the_name_of_an_image_is_no_text(index: DualIndex, noise_files: list[str]) -> None:
     for name in (noise_files[0], "data:image/png;base64,AAAA"):
-        with pytest.raises(ValueError, match=r"query 31, .*, is an image and no text: pass a Path"):
+        with pytest.raises(ValueError, match=r"query 31, .*, is an image, not a text: pass a Path"):
             index.learn_queries([*texts(0), name])
     assert index.learn_queries([*texts(0), "0 degrees, none.png"]).texts == 31
 
@@ -157,8 +157,8 @@ def test_of_more_than_300_the_same_300_are_drawn(
     index.learn_queries(many)
 
     assert (first.texts, first.left_out) == (300, 100)
-    assert "100 left out by chance" in first.summary()
-    assert "100 left out by chance" in caplog.text
+    assert "100 not drawn" in first.summary()
+    assert "100 not drawn" in caplog.text
     assert index.query_sample() == drawn
     index.learn_queries(many[:300])
     assert index.query_sample() != drawn
@@ -268,7 +268,7 @@ def test_stored_texts_are_embedded_once_by_the_model_of_images(uri: str, model: 
     needle = Needle(embedded=[])
 
     def embedded(added: int) -> int:
-        """How many texts the images' model embeds, in an index that was opened anew."""
+        """How many texts the images' model embeds in a newly opened index."""
         with DualIndex(uri, "gap", model, needle) as index:
             index.insert_nodes(many_texts(added))
             needle.embedded.clear()
@@ -279,7 +279,7 @@ def test_stored_texts_are_embedded_once_by_the_model_of_images(uri: str, model: 
         index.insert_nodes(four_nodes())
     assert embedded(40) == 44
     assert embedded(40) == 0
-    assert embedded(80) == 0  # 84 are less than twice 44
+    assert embedded(80) == 0  # 84 is less than twice 44
     assert embedded(100) == 104
     assert embedded(100) == 0
 
@@ -287,7 +287,7 @@ def test_stored_texts_are_embedded_once_by_the_model_of_images(uri: str, model: 
         index.learn_queries(texts(0, 32))
         assert index.query_sample().texts == 32
         index.delete_nodes([f"{number}" for number in range(60)])
-    assert embedded(0) == 0  # the queries serve
+    assert embedded(0) == 0  # the queries are used instead
     with DualIndex(uri, "gap", model, needle) as index:
         index.forget_queries()
     assert embedded(0) == 44
@@ -311,7 +311,10 @@ def test_a_database_that_takes_nothing_is_no_failure(
         monkeypatch.setattr(Collection, "call", refusing)
 
         assert index.search("0 degrees")[0].key == "0"
-    assert "44 texts, embedded by the images' model to find hubs, could not be kept" in caplog.text
+    assert (
+        "could not keep the vectors of 44 texts, embedded by the images' model to find hubs"
+        in caplog.text
+    )
     assert "permission denied" in caplog.text
 
 
@@ -343,9 +346,9 @@ def no_count(store: MilvusStore) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (other_model, "embedded by .*'astrolabe'.*, and the index has .*'compass'"),
+        (other_model, "embedded by .*'astrolabe'.*, but the index has .*'compass'"),
         (no_model, "names no models"),
-        (other_row, "row 'x' is no query; its kind is 'spy'"),
+        (other_row, "row 'x' is not a query; its kind is 'spy'"),
         (no_count, "row 'x' stands for 'many' texts"),
     ],
 )
@@ -391,16 +394,16 @@ def test_more_rows_than_a_sample_has_are_not_read(
     index.learn_queries(texts(0))
     monkeypatch.setattr("llama_index_gap.index.query_sample.MOST_STORED", 9)
 
-    with pytest.raises(StoreError, match="it has 30 rows, and a query sample at most 27"):
+    with pytest.raises(StoreError, match="it has 30 rows; a query sample has at most 27"):
         index.query_sample()
 
 
 def test_few_queries_steady_the_spread_and_leave_hubs_to_stored_texts(
     index: DualIndex, model: Compass
 ) -> None:
-    """It takes 32 references to tell a hub."""
+    """Finding hubs takes 32 references."""
     rng = np.random.default_rng(0)
-    near = np.abs(rng.normal(0, 20, 60))  # some directions have many neighbours, others few
+    near = np.abs(rng.normal(0, 20, 60))  # directions with many and with few neighbours
     index.insert_nodes([TextNode(id_=f"n{i}", text=f"{a:.2f} x") for i, a in enumerate(near)])
     stored = index.collections()["text"].background("text").hubs
     index.learn_queries(texts(0, 31))

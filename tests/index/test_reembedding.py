@@ -1,4 +1,4 @@
-"""An index embedded anew: all of it or none, at one stroke, and nothing left over."""
+"""Embedding an index again: completely or not at all, in one step, without leftovers."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def other(**settings: Any) -> Hashed:
 
 
 def fresh(tmp_path: Path, files: list[str], *models: Hashed) -> dict[str, dict[str, Any]]:
-    """The vectors of an index that these models made from the start."""
+    """The vectors of a new index with these models."""
     with DualIndex(str(tmp_path / "fresh.db"), "gap", *models) as index:
         index.insert_nodes(mixed_nodes(files))
     return vectors(stored(str(tmp_path / "fresh.db")))
@@ -143,7 +143,7 @@ def test_what_belongs_to_the_old_model_is_gone_and_told(index: DualIndex) -> Non
 def test_a_search_finds_the_old_index_or_the_new_one(
     index: DualIndex, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before each write of a killed or a running one, another object opens a whole index."""
+    """Before each write of a killed or running call, another object opens a complete index."""
     seen: list[tuple[str, int]] = []
 
     def looks(of: Any) -> Any:
@@ -183,7 +183,7 @@ def found(uri: str) -> tuple[str, int]:
 def test_run_again_it_ends_as_if_it_had_not_been_stopped(
     index: DualIndex, tmp_path: Path, files: list[str], monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
-    monkeypatch.setattr(collections, "MESSAGE_BYTES", 2**16)  # a row at a time
+    monkeypatch.setattr(collections, "MESSAGE_BYTES", 2**16)  # one row at a time
     put, writes = MilvusStore.put_rows, 0
 
     def stops(self: MilvusStore, rows: Any) -> None:
@@ -287,7 +287,7 @@ def test_images_that_moved_are_found_below_the_root(
 def test_a_foreign_index_reads_no_image_of_this_machine(
     files: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What the index says of its folders opens nothing."""
+    """The folders that an index stores allow nothing."""
     with monkeypatch.context() as elsewhere:
         elsewhere.setenv("XDG_DATA_HOME", str(tmp_path / "somebody else"))
         with DualIndex(str(tmp_path / "foreign.db"), embed_model=Hashed()) as foreign:
@@ -335,7 +335,7 @@ def test_a_model_that_does_not_fit_is_refused_before_anything(
 def test_what_is_written_meanwhile_is_not_lost(
     index: DualIndex, monkeypatch: pytest.MonkeyPatch, part: str
 ) -> None:
-    """A text that comes before what was read, while texts or images are embedded."""
+    """A text is inserted before the current place, while texts or images are embedded."""
     put = MilvusStore.put_rows
 
     def writes(self: MilvusStore, rows: Any) -> None:

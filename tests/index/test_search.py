@@ -1,4 +1,4 @@
-"""DualIndex.search: one object, whatever is asked and however."""
+"""DualIndex.search: the same kind of result for every query and setting."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def reranker(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def index(
     tiny_clip: Path, noise_files: list[str], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[DualIndex]:
-    """Sixty documents of two passages, five of them with an image and its caption."""
+    """Sixty documents with two passages, five of them with a captioned image."""
     nodes: list[TextNode] = []
     for number in range(60):
         name, kind = f"d{number}", {"kind": "odd" if number % 2 else "even"}

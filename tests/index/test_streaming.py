@@ -1,4 +1,4 @@
-"""Nodes that come one by one, from whatever gives them."""
+"""Nodes that come one by one, from any iterable."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_what_gives_no_nodes_is_refused(index: DualIndex, way: Insert) -> None:
 
 def test_no_nodes_are_no_rows(index: DualIndex) -> None:
     assert index.insert_nodes(iter(())) == index.insert_nodes([]) == IndexReport()
-    with pytest.raises(ValueError, match="holds no document"):
+    with pytest.raises(ValueError, match="an empty corpus"):
         index.sync(iter(()), source="s")
 
 
@@ -147,7 +147,7 @@ def test_a_sync_of_what_breaks_off_changes_nothing(index: DualIndex) -> None:
 def test_the_last_of_an_id_counts_however_far_apart(index: DualIndex, way: Insert) -> None:
     doubled = [node(0, "first"), *map(node, range(1, 25)), node(0, "last")]
 
-    for _ in range(2):  # the second time "last" is there, and "first" is not
+    for _ in range(2):  # the second time with "last" and without "first"
         report = way(index, iter(doubled))
         assert texts(index)["n0"] == "last"
         assert [skip.source for skip in report.skipped] == ["node n0"]
@@ -247,7 +247,7 @@ def test_a_corpus_is_indexed_as_it_is_read(model: ContentVectors, tmp_path: Path
         file.write_text("\n".join([*lines[5:], json.dumps({"id": "new", "text": "new"})]))
         report = index.sync(read_corpus(file))
         assert report.new == ["new"]
-        assert len(report.kept) == 5  # the broken line may be any of them
+        assert len(report.kept) == 5  # the broken line may be any of these documents
         lines.pop(17)
         file.write_text("\n".join(lines[5:]))
         assert len(index.sync(corpus).vanished) == 6  # read again

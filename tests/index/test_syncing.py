@@ -58,7 +58,7 @@ def draw(file: Path, colour: int) -> None:
 
 
 def contents(index: DualIndex) -> dict[str, Any]:
-    """Nodes, vectors and kept images of an index."""
+    """Nodes, vectors and stored images of an index."""
     found: dict[str, Any] = {}
     for name, collection in index.collections().items():
         store = collection.store
@@ -138,7 +138,7 @@ def test_a_renamed_document_and_a_moved_image_keep_their_vectors(
 
 
 def test_vectors_that_change_places_are_not_mixed_up(index: DualIndex, pages: Path) -> None:
-    """Each text is there, under the other name; whichever row is written first takes the right."""
+    """Two texts swap names; whichever row is written first gets the right vector."""
     index.sync(read_corpus(pages))
     one, other = (pages / "a.md").read_text(), (pages / "b.md").read_text()
     (pages / "a.md").write_text(other)
@@ -179,7 +179,7 @@ def test_documents_of_another_corpus_and_inserted_nodes_stay(
 def test_an_index_that_knows_no_corpora(
     index: DualIndex, model: ContentVectors, pages: Path
 ) -> None:
-    """As earlier versions made it; its documents are taken over where they are read again."""
+    """An index of an earlier version; its documents are taken over when they are read again."""
     index.insert_nodes(read_corpus(pages).nodes)
     forget(index)
     model.embedded.clear()
@@ -195,7 +195,7 @@ def test_an_index_that_knows_no_corpora(
 
 
 def forget(index: DualIndex) -> None:
-    """Take from all rows what earlier versions did not write."""
+    """Remove from all rows what earlier versions did not write."""
     for store in index._stores.values():
         ids = sorted(store.rows_from(None))
         rows = list(store._collection.read(ids, ["*"], 100))
@@ -213,7 +213,7 @@ def test_a_corpus_that_was_moved_is_the_same(
 
     report = index.sync(read_corpus(moved))
 
-    assert report.notes == [f"taken for the corpus that was at {pages}"]
+    assert report.notes == [f"treated as the corpus that was at {pages} before"]
     assert (report.vanished, report.unchanged, model.embedded) == (["a.md"], 2, [])
     assert index.sync(read_corpus(moved)).notes == []
 
@@ -226,7 +226,7 @@ def test_a_copy_of_a_corpus_is_another_one(index: DualIndex, pages: Path, tmp_pa
     report = index.sync(read_corpus(copy))
 
     (note,) = report.notes
-    assert note.startswith("2 documents have ids of documents that were written from")
+    assert note.startswith("2 documents have the ids of documents written from")
     assert documents(index) == {"a.md", "b.md", "c.md"}
     assert index.sync(read_corpus(copy), source=str(pages)).vanished == ["a.md"]
 
@@ -258,7 +258,7 @@ def test_a_path_that_no_row_takes(index: DualIndex, tmp_path: Path, name: str) -
 
 def test_nodes_and_documents_need_a_name(index: DualIndex) -> None:
     two = [Document(text="one", id_="1"), Document(text="two", id_="2")]
-    with pytest.raises(ValueError, match="pass source="):
+    with pytest.raises(ValueError, match="needs source="):
         index.sync(two)
 
     assert index.sync(two, source="mine").new == ["1", "2"]
@@ -444,7 +444,7 @@ def test_a_replaced_image_is_embedded_anew_and_a_touched_one_is_not(
     assert index.insert_nodes(nodes).unchanged == 2
     before = file.stat()
     draw(file, 2)
-    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))  # its date says nothing
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))  # its date shows no change
     assert index.insert_nodes(nodes).image_rows == 2
     draw(tmp_path / "b.png", 3)
     link.unlink()
@@ -466,7 +466,7 @@ def test_an_image_that_comes_as_base64_is_its_content(index: DualIndex, tmp_path
 
 
 def test_an_image_replaced_while_it_is_embedded_is_embedded_again(tmp_path: Path) -> None:
-    """Even if it is again what it was when it was read."""
+    """Even if it later has its former content again."""
     file = tmp_path / "a.png"
 
     class Replacing(ContentVectors):

@@ -1,4 +1,4 @@
-"""No call of one tenant's index sees or changes what another tenant has."""
+"""No call on one tenant's index sees or changes documents of another tenant."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ HOSTILE = 'acme" or "1"=="1'
 
 
 def nodes_of(tenant: str, image: str) -> list[TextNode]:
-    """The same ids and vectors for each tenant, and one node that it alone has."""
+    """Nodes with the same ids and vectors for each tenant, and one of its own."""
     whose: dict[str, Any] = {
         "metadata": {"tenant": tenant},
         "excluded_embed_metadata_keys": ["tenant"],
@@ -72,7 +72,7 @@ def pair(tmp_path: Path, image: str) -> Iterator[tuple[DualIndex, DualIndex]]:
 
 
 def state(index: DualIndex) -> str:
-    """All that an index tells of its contents."""
+    """Everything that an index shows of its contents."""
     ids = ["t", "i", "only-acme", "only-globex"]
     found = [node.to_json() for node in index.get_nodes(ids)]
     about = [str(index.query_sample()), str(index.calibrator()), str(index.models())]
@@ -157,12 +157,12 @@ WRITES: dict[str, Callable[[DualIndex, str], Any]] = {
     "aforget_queries": lambda index, _: asyncio.run(index.aforget_queries()),
     "aclear": lambda index, _: asyncio.run(index.aclear()),
 }
-# What asks nothing of the stored nodes by itself, or only by way of what stands above.
+# These methods read no stored nodes, or only through the methods above.
 OTHERS = {
     *("allow_images", "close", "as_if_learnt", "as_chat_engine", "from_documents"),
     *("opening", "sign_in_storage"),
 }
-# Each searches the stores that `collections` gives, which hold one tenant's rows alone.
+# Each searches the stores from `collections`, which hold the rows of one tenant.
 OF_RETRIEVER = {
     *("as_tool", "asearch", "examples", "filtered", "for_documents", "from_index"),
     *("from_stores", "get_image"),
@@ -190,7 +190,7 @@ def test_no_read_tells_of_another_tenant(
     pair: tuple[DualIndex, DualIndex], image: str, hostile: bool
 ) -> None:
     acme, _ = pair
-    if hostile:  # whatever a tenant is called, it gets no more
+    if hostile:  # the name of a tenant gives it no more access
         with DualIndex(acme.uri, embed_model=Compass(), tenant=HOSTILE) as third:
             assert [third.count()["text"], len(third.search("0"))] == [0, 0]
         return
@@ -256,7 +256,7 @@ def test_an_index_has_tenants_or_has_none(
             DualIndex(uri, embed_model=Compass(), overwrite=overwrite)
     with pytest.raises(InvalidValueError, match="no tenant 'acmee'"):
         DualIndex(uri, tenant="acmee")
-    with pytest.raises(InvalidValueError, match="is what the collections of a tenant"):
+    with pytest.raises(InvalidValueError, match="collections of a tenant have such names"):
         DualIndex(uri, scope_of("gap", "acme"))
     with DualIndex(uri, "plain", Compass()):
         pass
@@ -288,7 +288,7 @@ def test_an_index_without_tenants_is_as_it_was(tmp_path: Path) -> None:
 def test_a_second_process_finds_its_tenant_alone(
     pair: tuple[DualIndex, DualIndex],
 ) -> None:
-    """The server of an MCP client, whose owner named the tenant."""
+    """An MCP server for a tenant that its owner named."""
     for index in pair:
         index.close()
     program = (

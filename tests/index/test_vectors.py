@@ -28,7 +28,7 @@ def server() -> Iterator[EmbeddingServer]:
 
 
 def gone(number: int, texts: list[str]) -> tuple[int, Any] | None:
-    """From its 8th request on, it is not there."""
+    """The service is gone from its 8th request on."""
     return None if number >= 8 else vectors(number, texts)
 
 
@@ -38,9 +38,9 @@ def test_a_service_that_goes_away_is_raised_and_a_second_run_goes_on(
     server.answer = gone
     model = RemoteEmbedding(url=server.url, embed_batch_size=10)
     with DualIndex(str(tmp_path / "gap.db"), embed_model=model) as index:
-        with pytest.raises(EmbeddingError, match=r"ConnectionError.*40 texts .* goes on from"):
+        with pytest.raises(EmbeddingError, match=r"ConnectionError.*40 texts .* continues from"):
             index.insert_nodes(NODES)
-        assert len(server.requests) == 8  # nothing is tried again by the index
+        assert len(server.requests) == 8  # the index does not retry
         assert index.count()["text"] == 40
 
         server.answer = vectors
@@ -55,10 +55,10 @@ def test_a_service_that_goes_away_is_raised_and_a_second_run_goes_on(
         ((429, "slow down"), 1),
         ((401, "who are you?"), 1),
         ((404, "no such model"), 1),
-        ((400, "no such model"), 3),  # perhaps the nodes' fault: it is asked for something simple
+        ((400, "no such model"), 3),  # perhaps the nodes' fault, so something simple is tried
         ((200, b"<html>Please log in</html>"), 1),
         ((200, {"error": "no such model"}), 3),
-        ((200, []), 4),  # a pass is four batches
+        ((200, []), 4),  # a pass has four batches
         ((200, None), 3),
     ],
 )
@@ -90,7 +90,7 @@ def test_a_text_that_the_service_refuses_is_skipped(
 
 
 class Broken(ContentVectors):
-    """Fails with texts and images whose name it knows, from some call on with all."""
+    """Fails on known texts and images, and from some call on for all inputs."""
 
     error: Any = None
     names: set[str] = set()
@@ -110,7 +110,7 @@ class Broken(ContentVectors):
 
 
 class OutOfMemoryError(RuntimeError):
-    """As torch has it."""
+    """Named as in torch."""
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ def test_a_model_that_fails_is_raised(
     with DualIndex(str(tmp_path / "gap.db"), embed_model=model) as index:
         with pytest.raises(EmbeddingError, match=type(error).__name__) as raised:
             index.insert_nodes(nodes)
-        assert index.count()[sort] == 4  # a write is four batches
+        assert index.count()[sort] == 4  # a write has four batches
         assert raised.value.__cause__ is not None
         model.good_for = math.inf
         assert index.insert_nodes(nodes).unchanged == 4
@@ -162,7 +162,7 @@ def test_a_bad_node_of_a_model_that_works_is_skipped(
 
 
 def test_a_vector_without_a_direction(tmp_path: Path) -> None:
-    """One is its node's fault, if all have none it is the model's."""
+    """A single one is the node's fault; if all have none, the model fails."""
 
     class Blank(ContentVectors):
         blank: list[str] = ["text 5"]
@@ -191,7 +191,7 @@ def test_vectors_of_another_length_are_the_models_fault(tmp_path: Path) -> None:
     model = Changed()
     with DualIndex(str(tmp_path / "gap.db"), embed_model=model) as index:
         model.length = 8
-        with pytest.raises(EmbeddingError, match="8 dimensions, and the index holds vectors of 16"):
+        with pytest.raises(EmbeddingError, match="8 dimensions, but the index has 16"):
             index.insert_nodes(NODES)
 
 

@@ -57,7 +57,7 @@ def test_a_second_run_embeds_only_what_is_new_or_changed(
 
 
 def test_a_cancelled_insert_stops_at_the_next_batch(tmp_path: Path) -> None:
-    """Whatever embeds, a model of LlamaIndex's that knows of no cancelling too."""
+    """For any model, even a LlamaIndex model that cannot be cancelled."""
     gate = Gate(at=9)  # the first pass of the third batch
 
     class Gated(MockMultiModalEmbedding):
@@ -69,7 +69,7 @@ def test_a_cancelled_insert_stops_at_the_next_batch(tmp_path: Path) -> None:
     many = [TextNode(id_=str(number), text=f"text {number}") for number in range(2_000)]
 
     with DualIndex(str(tmp_path / "gap.db"), embed_model=model) as index:
-        asyncio.run(gate.cancel(index.ainsert_nodes(many)))  # ends once its threads have
+        asyncio.run(gate.cancel(index.ainsert_nodes(many)))  # ends when its threads end
         written = index.count()["text"]
         assert 0 < written <= 120
         assert index.insert_nodes(many) == IndexReport(text_rows=2_000 - written, unchanged=written)
@@ -113,7 +113,7 @@ def test_one_id_twice_in_a_call(index: DualIndex) -> None:
 
     assert index.get_nodes(["a"])[0].get_content() == "two"
     assert [skip.reason for skip in report.skipped] == [
-        "the same id comes again; the last one is taken"
+        "a later node has the same id and replaces it"
     ]
 
 
@@ -139,13 +139,13 @@ def test_documents_and_nodes_of_every_class(
         found = index.get_nodes(ids)
 
         assert [node.node_id for node in found] == ids
-        # The model reads 77 tokens: the three passages are cut once more.
+        # The model reads 77 tokens, so the three passages are split further.
         assert index.report.cut_texts == 3
         assert index.count() == {"text": 3 + index.report.cut_into, "image": 2}
         assert [node.ref_doc_id for node in found[:4]] == ["long", "long", "long", "image"]
         before = index.count()
         assert index.insert_nodes(found).unchanged == 8
-        assert index.count() == before  # a first part that comes back leaves the others alone
+        assert index.count() == before  # inserting a read first part again keeps the others
 
 
 def test_a_corpus_with_a_broken_image(clip: DualEncoderEmbedding, tmp_path: Path) -> None:
@@ -187,7 +187,7 @@ SEEN = b"\xff\xd8\xff\xe0\0\x10JFIF" + bytes(range(256)) * 40
 
 
 def test_a_file_s_bytes_are_no_text(index: DualIndex) -> None:
-    """LlamaIndex's reader decodes what it has no reader for."""
+    """LlamaIndex's reader decodes bytes of unknown files as text."""
     decoded = SEEN.decode(errors="ignore")
     documents = [
         Document(id_="a.jpg", text=decoded),
@@ -252,7 +252,7 @@ def test_a_filter_compares_the_numbers_of_a_table(index: DualIndex, tmp_path: Pa
 
 @pytest.mark.parametrize("depth", [300, 3_000])
 def test_metadata_nested_too_deep_skips_its_node_only(index: DualIndex, depth: int) -> None:
-    """At 300 it can be embedded and not be stored, at 3,000 it cannot even be shown."""
+    """At 300 levels it can be embedded but not stored; at 3,000 it cannot even be written out."""
     deep: dict[str, Any] = {}
     for _ in range(depth):
         deep = {"k": deep}
@@ -317,7 +317,7 @@ def test_a_killed_build_run_again_is_complete(tiny_clip: Path, tmp_path: Path) -
         )
         assert hits[0].node_id == "7"
     unchanged = int(again.split(" unchanged")[0].split()[-1])
-    assert 0 < unchanged < 400  # it was killed before it was done
+    assert 0 < unchanged < 400  # it was killed before the end
 
 
 def test_only_what_was_written_is_flushed(
@@ -343,7 +343,7 @@ def test_only_what_was_written_is_flushed(
 def test_what_a_killed_build_left_unflushed_is_flushed(
     tiny_clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It had written all rows, so that the second run writes none."""
+    """It had written all rows, so the second run writes none."""
     uri = tmp_path / "gap.db"
     kill = "import os; from llama_index_gap.store.milvus import MilvusStore\n"
     kill += "MilvusStore.finish = lambda store: os.kill(os.getpid(), 9)\n"

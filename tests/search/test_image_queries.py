@@ -356,7 +356,7 @@ def test_an_interrupted_build_goes_on_where_it_stopped(
 
     with DualIndex(uri, embed_model=clip, image_query_embed_model=dinov2) as index:
         index.as_retriever()
-        assert "image queries find 8 of 12 images only; insert them again" in caplog.text
+        assert "image queries find only 8 of 12 images; insert the images again" in caplog.text
         report = index.insert_nodes(many)
         assert report == IndexReport(image_query_rows=4, unchanged=20)
         assert len(dinov2.embedded) == 8  # the other four are of the same files: vectors stay
@@ -381,7 +381,7 @@ def test_an_index_gains_it_and_fills_it_with_the_next_insert(
         assert index.count() == {"text": 2, "image": 2, "image_query": 0}
         photo = QueryBundle("", image_path=nodes[2].image_path)
         assert "image_by_image" not in search(index, photo)[0].scores
-        assert "image queries find 0 of 2 images only; insert them again" in caplog.text
+        assert "image queries find only 0 of 2 images; insert the images again" in caplog.text
 
         caplog.clear()
         assert index.insert_nodes(nodes) == IndexReport(image_query_rows=2, unchanged=4)

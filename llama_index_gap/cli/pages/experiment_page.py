@@ -1,4 +1,4 @@
-"""The results of an experiment as one HTML page that needs nothing else."""
+"""The results of an experiment as one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ def render_experiment(result: ExperimentResult, examples: Sequence[Example]) -> 
     """Write the results of an experiment as an HTML page.
 
     Args:
-        result: the figures.
-        examples: shown with their images; for an image that cannot be opened, the reason.
+        result: the results.
+        examples: queries to show with their images. If an image cannot be opened, the page shows
+            the reason.
     """
     return render(
         "experiment",

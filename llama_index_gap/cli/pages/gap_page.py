@@ -1,4 +1,4 @@
-"""The gap report as one HTML page that needs nothing else."""
+"""The gap report as one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from llama_index_gap.diagnosis.report import Report
 from llama_index_gap.gap.estimates import Estimate
 from llama_index_gap.gap.measure import GapReport
 from llama_index_gap.gap.scores import Histograms
-from llama_index_gap.modality import MODALITIES
+from llama_index_gap.modality import MODALITIES, PLURAL
 
 PAIRS = {
     "text_to_text": "two texts",
@@ -27,7 +27,7 @@ PAIRS = {
     "text": "texts",
     "image": "images",
 }
-"""What each sort of score compares."""
+"""What each kind of score compares."""
 _ACROSS = {"text_to_image", "query_to_image", "matched"}
 _WIDTH, _HEIGHT, _MARGIN = 320, 200, 10
 _BAND, _LABEL, _AXIS = 30, 18, 16
@@ -36,16 +36,16 @@ _BAND, _LABEL, _AXIS = 30, 18, 16
 def render_report(report: Report) -> str:
     """Write a gap report as an HTML page.
 
-    It contains its drawings and its style, runs no script, and fetches nothing: its content
-    security policy forbids that. Nothing depends on colour alone.
+    It contains its drawings and its style. Its content security policy lets it fetch nothing, and
+    run no script but its own filter. It is readable without colours.
 
     Args:
-        report: what to show.
+        report: the report.
     """
     mitigations = report.figures.before_after.mitigations
     gaps = {NAMES[name]: each.gap for name, each in mitigations.items() if each.gap is not None}
     fitted, gap = any(report.figures.before_after.fitted_on.values()), report.figures.gap
-    whole = {"all that was drawn, as stored": gap} if gap is not None and fitted else {}
+    whole = {"whole sample, as stored": gap} if gap is not None and fitted else {}
     scorers = {name: scored.histograms for name, scored in report.figures.scorers.items()}
     return render(
         "gap",
@@ -67,7 +67,7 @@ def render_report(report: Report) -> str:
 
 
 def _interval(value: Estimate | float | None, form: str) -> tuple[str, str]:
-    """A figure, and its interval below it."""
+    """A figure and its interval, as two texts."""
     if value is None:
         return "–", ""
     if not isinstance(value, Estimate):
@@ -80,7 +80,7 @@ def _interval(value: Estimate | float | None, form: str) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class _CloudDrawing:
-    """SVG paths of points, and their means."""
+    """SVG paths of the texts and the images, and their means."""
 
     name: str
     mitigation: Mitigation
@@ -92,7 +92,7 @@ class _CloudDrawing:
 
 
 def _clouds(mitigations: Mapping[str, Mitigation]) -> Iterator[_CloudDrawing]:
-    """All to one scale, so that distances can be compared."""
+    """All drawings on one scale, so that distances can be compared."""
     shown = {name: each.cloud for name, each in mitigations.items() if each.cloud is not None}
     if not shown:
         return
@@ -116,7 +116,7 @@ def _clouds(mitigations: Mapping[str, Mitigation]) -> Iterator[_CloudDrawing]:
 
 @dataclass(frozen=True)
 class _Band:
-    """The histogram of one sort of scores."""
+    """The histogram of one kind of score."""
 
     sort: str
     label: str
@@ -128,7 +128,7 @@ class _Band:
 
 @dataclass(frozen=True)
 class _Ridge:
-    """Histograms one below the other, over one axis."""
+    """Histograms below each other, over one axis."""
 
     name: str
     height: int
@@ -159,7 +159,7 @@ def _ridge(name: str, histograms: Histograms, low: float, high: float) -> _Ridge
                 sort, PAIRS[sort], sort in _ACROSS, base, f"M{x[0]:.1f} {base}{steps}V{base}", mean
             )
         )
-    # Three to six round numbers.
+    # The axis gets three to six round numbers.
     sizes = (m * 10.0**e for e in range(-6, 7) for m in (1, 2.5, 5))
     step = next(size for size in sizes if (high - low) / size <= 5)
     at = range(int(np.ceil(low / step)), int(np.floor(high / step)) + 1)
@@ -175,7 +175,7 @@ _Row: TypeAlias = tuple[str, list[tuple[str, str]]]
 
 
 def _table(reports: Sequence[GapReport]) -> Iterator[_Row]:
-    """Each figure's name, and what it is in each report."""
+    """The name of each figure, and its value in each report."""
     if not reports:
         return
     first = reports[0]
@@ -194,30 +194,30 @@ def _table(reports: Sequence[GapReport]) -> Iterator[_Row]:
         lambda gap: gap.separation,
     )
     yield figure(
-        "Relative modality gap (RMG): at 0.5, pairs lie no nearer than others", lambda gap: gap.rmg
+        "Relative modality gap (RMG): at 0.5, pairs are no nearer than others", lambda gap: gap.rmg
     )
     for largest in first.gap_share:
         label = "the largest dimension" if largest == 1 else f"the {largest} largest dimensions"
         yield row(f"Share of ‖Δ‖² in {label}", [each.gap_share[largest] for each in reports])
     yield figure(
-        "Spread of cosines within modalities over that across: above 1, centring is not enough",
+        "Spread of cosines, within over across modalities: above 1, centring is not enough",
         lambda gap: gap.spread_ratio,
     )
     for modality in MODALITIES:
         yield row(
-            f"Overlap of the scores of texts and of images for {modality} queries: 1 is one scale",
+            f"Overlap of text and image scores for {modality} queries: at 1, both share a scale",
             [each.overlap[modality] for each in reports],
         )
         yield row(
-            f"Own modality in the first {first.k} of this sample, {modality} queries",
+            f"Share of {PLURAL[modality]} in the first {first.k} hits of {modality} queries",
             [each.bias[modality] for each in reports],
         )
-        yield row("… its share of this sample", [each.corpus_share[modality] for each in reports])
+        yield row("… and in this sample", [each.corpus_share[modality] for each in reports])
     for sort in dict.fromkeys(sort for each in reports for sort in each.scores):
         scores = [each.scores.get(sort) for each in reports]
         yield row(f"Mean cosine of {PAIRS[sort]}", [each.mean if each else None for each in scores])
         yield row("… standard deviation", [each.std if each else None for each in scores])
-        yield row("… how many", [each.count if each else None for each in scores], "{:,}")
-    for what in ("texts", "images", "queries", "pairs"):
-        counts = [each.measured[what] for each in reports]
-        yield row(f"{what.capitalize()} measured", counts, "{:,}")
+        yield row("… count", [each.count if each else None for each in scores], "{:,}")
+    for kind in ("texts", "images", "queries", "pairs"):
+        counts = [each.measured[kind] for each in reports]
+        yield row(f"{kind.capitalize()} measured", counts, "{:,}")

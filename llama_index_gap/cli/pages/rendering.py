@@ -1,4 +1,4 @@
-"""Pages in one look, that hold their style and their script, and let nothing else run."""
+"""Pages with a common look. Each contains its style and script, and lets nothing else run."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ def render(
 ) -> str:
     """Write a page.
 
-    Its content security policy allows its own style and its own script, which filters what is
-    shown, by their hashes. Whatever else asks to run, or lies elsewhere, is forbidden.
+    Its content security policy names the hashes of its style and of its script, which filters the
+    page, and forbids all other scripts, styles and sources.
 
     Args:
-        template: its name; a ``.html`` and a ``.css`` in ``templates``.
-        images_from: where images may come from, as the policy says it; by default only the page.
-        forms_to: where forms may be sent; by default nowhere.
-        **content: what the template asks for; texts are escaped.
+        template: the name of a ``.html`` and a ``.css`` file in ``templates``.
+        images_from: sources of images, as the policy writes them; by default only the page itself.
+        forms_to: targets of forms, as the policy writes them; by default none.
+        **content: variables of the template; texts are escaped.
     """
     templates = _templates()
     return templates.get_template(f"{template}.html").render(
@@ -38,7 +38,7 @@ def render(
 
 @cache
 def _templates() -> Environment:
-    """Compiled once, and kept."""
+    """The templates, compiled once."""
     templates = Environment(
         loader=PackageLoader("llama_index_gap.cli.pages"),
         autoescape=True,

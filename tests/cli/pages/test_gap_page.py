@@ -29,7 +29,7 @@ N = 120
 
 @pytest.fixture(scope="module")
 def report() -> Report:
-    """One with everything that can be measured."""
+    """A report with everything that can be measured."""
     texts, images = two_clouds(N, own=6)
     documents = [f"d{i}" for i in range(N)]
     queries = Queries({"text": texts, "image": texts}, [{each: 1} for each in documents])
@@ -67,7 +67,7 @@ def words(page: str) -> str:
 
 
 def numbers(content: Any, path: str = "") -> Iterator[tuple[str, float]]:
-    """Every number of some JSON, but for the histograms', which are drawn."""
+    """All numbers in some JSON, except histograms, which are drawn."""
     match content:
         case dict():
             for key, value in content.items():
@@ -102,7 +102,7 @@ def test_what_moves_only_the_means_is_marked(report: Report, page: str) -> None:
     marked = sum(mitigation.only_means for mitigation in mitigations)
 
     assert marked >= 2
-    assert page.count('class="flag">moves only the means') == 2 * marked  # for either modality
+    assert page.count('class="flag">moves only the means') == 2 * marked  # for both modalities
     assert page.count("<strong>Moves only the means</strong>") == marked
 
 
@@ -140,7 +140,7 @@ def test_the_page_needs_nothing_else(page: str) -> None:
 
 
 def test_nothing_depends_on_colour_alone(page: str) -> None:
-    """Texts are dots and images triangles; every drawing is described or beside its number."""
+    """Texts are dots, images triangles; every drawing has a description or a number beside it."""
     drawings = [attributes for tag, attributes in Parsed(page).elements if tag == "svg"]
 
     assert all("aria-label" in each or each.get("aria-hidden") == "true" for each in drawings)

@@ -95,7 +95,7 @@ def test_the_policy_allows_the_page_s_own_style_and_script_and_nothing_else() ->
         f"default-src 'none'; img-src data:; style-src 'sha256-{style}'; "
         f"script-src 'sha256-{script}'; base-uri 'none'; form-action 'none'"
     )
-    # One script, which is the same on each page: nothing of what is shown is in it.
+    # One script, the same on each page, without any content of the page.
     assert [tag for tag, _ in parsed.elements].count("script") == 1
     assert parsed.texts["script"] == Parsed(render_page(result([]))).texts["script"]
 
@@ -111,7 +111,7 @@ def test_what_the_filter_box_finds_is_marked_and_images_open_without_a_script(
         "article",
     ]
     (box,) = (each for tag, each in parsed.elements if each.get("class") == "filter")
-    assert "hidden" in box  # until a script runs that serves it
+    assert "hidden" in box  # until the script runs
     (large,) = (each for tag, each in parsed.elements if tag == "details")
     assert large == {"class": "large", "name": "large"}
 
@@ -211,7 +211,7 @@ def test_a_reranker_s_scores_stand_beside_what_found_the_documents() -> None:
     words = " ".join(re.sub("<[^>]*>", "", page).split())
     assert "0.200 text, 0.900 image by a &lt;b&gt;judge&lt;/b&gt;" in words
     assert "could not be read by" in words
-    assert "What found it" in words
+    assert "How it was found" in words
 
 
 def test_a_ranking_by_place_says_so_and_shows_no_sigma() -> None:

@@ -1,5 +1,5 @@
 "use strict";
-/* Shows the rows that have all words of the filter box, which is hidden where no script runs. */
+/* Shows only rows with all words of the filter box. Without scripts, the box stays hidden. */
 const box = document.querySelector(".filter");
 const rows = [...document.querySelectorAll("[data-row]")];
 const wordsOf = rows.map((row) => row.textContent.toLowerCase());
