@@ -249,7 +249,7 @@ def test_wrong_settings(index: DualIndex, monkeypatch: pytest.MonkeyPatch) -> No
         index.as_query_engine(RecordingLLM(), top_n=3)
     with pytest.raises(TypeError, match="has no parameter 'citation_chunk_size'"):
         index.as_query_engine(RecordingLLM(), citation_chunk_size=256)
-    with pytest.raises(ValueError, match=r"MockLLM is no chat model.*multimodal=False"):
+    with pytest.raises(ValueError, match=r"MockLLM is not a chat model.*multimodal=False"):
         index.as_query_engine(MockLLM())
     with pytest.raises(ValueError, match="top_k=0: must be at least 1"):
         index.as_query_engine(RecordingLLM(), top_k=0)

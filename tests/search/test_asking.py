@@ -146,8 +146,8 @@ def test_each_leg_is_asked_for_other_documents(
     for summary in found.legs.values():
         assert summary.asked == 2
         assert summary.note is not None
-        assert "asked 2 times" in summary.note
-        assert "10 documents in the end, of 10" in summary.note
+        assert "searched 2 times" in summary.note
+        assert "10 of 10 wanted documents" in summary.note
     assert found.to_dict()["legs"]["text"]["asked"] == 2
     assert keys(asyncio.run(index.asearch("query", top_k=10))) == keys(index.search("query"))
 
@@ -184,7 +184,7 @@ def test_what_was_asked_for_holds(index: DualIndex, asked: list[tuple[str, int]]
     assert keys(few) == ["book"]
     note = few.legs[TEXTS].note
     assert note is not None
-    assert "its 5 hits belong to 1 documents, of 10 that were wanted" in note
+    assert "its 5 hits belong to 1 of 10 wanted documents" in note
     assert "raise similarity_top_k" in note
     assert len(index.search("query", top_k=3, group_by="node", similarity_top_k=5)) == 3
     assert {name for name, left_out in asked if left_out} == set()
@@ -220,7 +220,7 @@ def test_where_there_are_no_others_it_ends(index: DualIndex, tmp_path: Any) -> N
     assert keys(found) == ["book", "leaflet"]
     assert found.legs[TEXTS].note is not None
     assert found.legs[TEXTS].note.endswith(
-        "2 documents in the end, of 10 that were wanted; there are no others"
+        "2 of 10 wanted documents were found; there are no others"
     )
 
     only = MetadataFilters(filters=[MetadataFilter(key="ref_doc_id", value="book")])

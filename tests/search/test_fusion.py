@@ -327,7 +327,7 @@ def test_edge_cases(normalize: str, combine: str) -> None:
     [
         ({"normalize": "softmax"}, "normalize='softmax': must be one of rank, minmax"),
         ({"combine": "mean"}, "combine='mean': must be one of sum, max, evidence, intent"),
-        ({"normalize": "rank"}, "combine='intent' turns z-scores into probabilities"),
+        ({"normalize": "rank"}, "combine='intent' needs z-scores"),
         ({"normalize": "none"}, "normalize='none' gives none"),
         ({"weights": {"image": 1}}, "weights name 'image'; the legs are text"),
         ({"weights": {"text": -1}}, "the weight of text is -1: must be a number of at least 0"),

@@ -623,7 +623,7 @@ def test_over_an_existing_multi_modal_index() -> None:
     assert [hit.score for hit in hits[:2]] == pytest.approx([1 / 61 + 1 / 63] * 2)
     assert {hit.node.ref_doc_id for hit in hits} == {"A", "B", "C"}
     vectors_only = (index.vector_store, index.image_vector_store, model)
-    with pytest.raises(ValueError, match="pass the docstore that holds its nodes"):
+    with pytest.raises(ValueError, match="pass the docstore that holds the store"):
         DualIndexRetriever.from_stores(*vectors_only).retrieve("query")
 
 

@@ -92,7 +92,7 @@ def test_an_image_node_without_caption_and_one_by_url() -> None:
     [block] = remote.get_content_blocks()
     assert isinstance(block, ImageBlock)
     assert str(block.url) == "http://example.org/ship.png"
-    with pytest.raises(ImageError, match="its URL is not fetched here"):
+    with pytest.raises(ImageError, match="its URL is not fetched; use"):
         remote.resolve_image()
     with pytest.raises(ImageError, match="no such file"):
         CaptionedImageNode(id_="a", image_path="gone.png").get_content_blocks()
