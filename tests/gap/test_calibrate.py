@@ -199,9 +199,9 @@ def test_it_remembers_what_it_was_fitted_for() -> None:
     calibrator = RelevanceCalibrator.fit({PAIR: SIX}, source="CLIP")
 
     calibrator.check_source("CLIP")
-    with pytest.raises(ValueError, match="fitted for CLIP, and these scores are of SigLIP"):
+    with pytest.raises(ValueError, match="fitted for CLIP, but these scores are of SigLIP"):
         calibrator.check_source("SigLIP")
-    with pytest.raises(ValueError, match="without saying for what, and these scores are of CLIP"):
+    with pytest.raises(ValueError, match="without a source, but these scores are of CLIP"):
         fitted().check_source("CLIP")
     assert calibrator.summary() == "isotonic: text_to_image on 17 relevant and 14 other hits"
 
@@ -242,7 +242,7 @@ def test_brier_score_by_hand() -> None:
         ({PAIR: ([0.1] * 19 + [math.nan], [0, 1] * 10)}, "text_to_image: NaN or infinity at 19"),
         ({PAIR: ([-math.inf] + [0.1] * 19, [0, 1] * 10)}, "text_to_image: NaN or infinity at 0"),
         ({PAIR: ([0.1] * 21, [0, 1] * 10)}, "text_to_image: 21 hits have 20 labels"),
-        ({PAIR: ([0.1] * 20, [0, 2] * 10)}, r"a label is 1 \(relevant\) or 0"),
+        ({PAIR: ([0.1] * 20, [0, 2] * 10)}, r"labels must be 1 \(relevant\) or 0"),
         ({PAIR: ([[0.1]] * 20, [0, 1] * 10)}, r"one number for each hit, not .* shape \(20, 1\)"),
     ],
 )
@@ -267,14 +267,17 @@ def test_labels_that_cannot_be_fitted(labelled: dict[str, Labelled], message: st
         (lambda: brier_score([], []), "and there must be one"),
         (lambda: expected_calibration_error([0.5], [1], bins=0), "bins=0: must be at least 1"),
         (lambda: expected_calibration_error([0.5], [1, 0]), "1 hits have 2 labels"),
-        (lambda: RelevanceCalibrator.from_dict({"curves": {}}), "no calibrator as to_dict gives"),
+        (
+            lambda: RelevanceCalibrator.from_dict({"curves": {}}),
+            "not a calibrator in the form that to_dict gives",
+        ),
         (
             lambda: RelevanceCalibrator.from_dict({**fitted().to_dict(), "method": "guess"}),
             "method='guess'",
         ),
         (lambda: Curve((2.0, 1.0), (0.0, 0.0), (0.5, 0.5), 10, 10), "scores must rise"),
         (lambda: Curve((1.0, 2.0), (0.0, -1.0), (0.5, 0.5), 10, 10), "log-odds never fall"),
-        (lambda: Curve((1.0,), (0.0, 1.0), (0.5,), 10, 10), "as many scores as log-odds"),
+        (lambda: Curve((1.0,), (0.0, 1.0), (0.5,), 10, 10), "equally many scores, log-odds"),
         (lambda: Curve((1.0,), (math.inf,), (0.5,), 10, 10), "NaN or infinity"),
     ],
 )

@@ -79,7 +79,9 @@ def test_scores_of_one_query_are_drawn_together() -> None:
 
 
 def test_what_is_refused() -> None:
-    with pytest.raises(ValueError, match="9 scores of texts and 20 of images: it takes 10 of each"):
+    with pytest.raises(
+        ValueError, match="9 scores of texts and 20 of images: must be at least 10 of each"
+    ):
         compare_scores(np.arange(9), np.arange(20))
     with pytest.raises(ValueError, match="give text_queries and image_queries, or neither"):
         compare_scores(np.arange(20), np.arange(20), text_queries=np.arange(20))

@@ -891,7 +891,7 @@ class ColoursOnly(WordsAndColours):
             {"calibrator": calibrator(), "score_mode": "joint"},
             "a calibrator knows texts and images",
         ),
-        ({"calibrator": calibrator(source="m0")}, "was fitted for m0, and these scores are of wor"),
+        ({"calibrator": calibrator(source="m0")}, "was fitted for m0, but these scores are of wor"),
         (
             {"calibrator": calibrator("text_to_text", "image_to_image")},
             "for text_to_text, image_to_image, but a query needs image_to_image and image_to_text "

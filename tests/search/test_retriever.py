@@ -428,9 +428,9 @@ def test_a_pair_that_was_not_fitted_is_an_error(
 
 def test_calibrators_that_do_not_fit_are_refused(small: DualIndex) -> None:
     foreign = RelevanceCalibrator.fit(LABELLED, source="CLIP")
-    with pytest.raises(ValueError, match=r"fitted for CLIP, and these scores .*\('angles'\)"):
+    with pytest.raises(ValueError, match=r"fitted for CLIP, but these scores .*\('angles'\)"):
         small.as_retriever(calibrator=foreign)
-    with pytest.raises(ValueError, match=r"without saying for what"):
+    with pytest.raises(ValueError, match=r"without a source"):
         small.as_retriever(calibrator=RelevanceCalibrator.fit(LABELLED))
     with pytest.raises(ValueError, match=r"min_probability=0.5 needs a calibrator: .*collect_scor"):
         small.as_retriever(min_probability=0.5)
