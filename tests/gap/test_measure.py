@@ -265,7 +265,7 @@ TEXTS, IMAGES = two_clouds()
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"texts": TEXTS[:9]}, "9 texts: it takes at least 10"),
+        ({"texts": TEXTS[:9]}, "9 texts: at least 10 are needed"),
         ({"images": IMAGES[:, :7]}, "different dimensions: texts 8, images 7; all must come from"),
         ({"images": IMAGES[0]}, r"images of shape \(8,\): must be \(n, d\)"),
         ({"images": []}, "images: there are none"),

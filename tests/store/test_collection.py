@@ -50,9 +50,9 @@ def test_another_dimension_metric_or_index_than_the_stored_one(
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"similarity_metric": "dot"}, "'DOT': is none of COSINE, IP, L2"),
-        ({"index_config": {"index_type": "HSNW"}}, "'HSNW': is none of AUTOINDEX, FLAT, HNSW"),
-        ({"index_config": {"M": 8}}, "names no index_type"),
+        ({"similarity_metric": "dot"}, "'DOT': must be one of COSINE, IP, L2"),
+        ({"index_config": {"index_type": "HSNW"}}, "'HSNW': must be one of AUTOINDEX, FLAT, HNSW"),
+        ({"index_config": {"M": 8}}, "must have an index_type"),
         ({"dim": None}, "no such collection; check the name, or pass dim"),
         ({"dim": 0}, "between 1 and 32,768"),
         ({"collection_name": "my-nodes"}, "letters, digits and underscores"),
@@ -143,5 +143,5 @@ def test_a_property_that_would_spoil_a_server_s_collection_is_refused(store: Mil
 
 @pytest.mark.parametrize("properties", [{"dim": 4}, {"": "x"}, {1: "x"}])
 def test_properties_are_text(store: MilvusStore, properties: Any) -> None:
-    with pytest.raises(ValueError, match="must be text"):
+    with pytest.raises(ValueError, match="must be strings"):
         store.set_properties(properties)
