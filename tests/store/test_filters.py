@@ -158,7 +158,7 @@ def test_a_literal_reads_back_as_itself(value: str) -> None:
         (2**63, "integers of 64 bits"),
         (math.nan, "finite numbers"),
         (-math.inf, "finite numbers"),
-        ("\ud800", "no valid Unicode"),
+        ("\ud800", "not valid Unicode"),
     ],
 )
 def test_values_that_no_filter_can_hold(value: Any, message: str) -> None:

@@ -269,8 +269,8 @@ def test_vectors_that_are_none_are_left_out_and_counted(
 
         assert "1" not in [node.node_id for node in index.search("text 1").nodes]
         assert index._stores["text"].sample(9).shape[0] == 3
-    assert "1 vectors that are not finite, or of no length, were found" in caplog.text
-    assert "1 of 4 vectors that were drawn have no direction" in caplog.text
+    assert "left out 1 hits whose vectors are zero, NaN or infinite" in caplog.text
+    assert "1 of 4 sampled vectors have no direction" in caplog.text
 
 
 # --- files that are lost -------------------------------------------------------------------------
