@@ -408,7 +408,7 @@ def test_images_are_opened_only_where_they_may_be(
     ranked = rerank(nodes, "red", image_root=inside)
 
     assert scores(ranked) == [("C", 1), ("A", None), ("B", None)]
-    assert "that cannot be read, and count for nothing: 2; the first: node A-image" in caplog.text
+    assert "that cannot be read and are ignored: 2; the first: node A-image" in caplog.text
     assert "lies outside root" in caplog.text
 
 
@@ -446,11 +446,11 @@ def test_a_bad_image_costs_that_side_only(
     assert ranked[-1].scores == {"retrieval": pytest.approx(1 / 3)}
     images, documents = (record.getMessage() for record in caplog.records)
     if mode == "text":  # A's image is not asked for
-        assert images.startswith("images that cannot be read, and count for nothing: 2; ")
+        assert images.startswith("images that cannot be read and are ignored: 2; ")
         assert images.endswith("nowhere.png): no such file")
     else:
         assert images.startswith(
-            "images that cannot be read, and count for nothing: 3; the first: node A-image: "
+            "images that cannot be read and are ignored: 3; the first: node A-image: "
             "truncated or damaged image"
         )
     assert documents == (
@@ -506,7 +506,7 @@ def test_scores_that_are_no_numbers_are_an_error() -> None:
         def score_prepared(self, query: Any, documents: Sequence[Any]) -> FloatArray:
             return np.array([np.nan, *[1.0] * (len(documents) - 1)], dtype=np.float32)
 
-    with pytest.raises(ModelError, match="1 of 2 scores are NaN or infinity; its weights may be"):
+    with pytest.raises(ModelError, match="1 of 2 scores are NaN or infinite; its weights may be"):
         rerank(hits(text("A", "a"), text("B", "b")), "a", model=Broken())
 
 
@@ -842,7 +842,7 @@ def test_settings_survive_and_load_the_model_again(
 
 def test_a_scorer_that_was_passed_cannot_be_serialised() -> None:
     reranker = MultiModalRerank(model=WordsAndColours())
-    message = "the scorer words-and-colours is an object that cannot be serialised; pass the model"
+    message = "the scorer words-and-colours is an object and cannot be serialised; pass the model"
 
     calls: list[Callable[[], object]] = [
         reranker.to_dict,
@@ -879,14 +879,14 @@ class ColoursOnly(WordsAndColours):
         ({"model": 7}, "instance of PairScorer"),
         (
             {"device": "cpu", "scale_to_pixels": 100},
-            "device, scale_to_pixels: words-and-colours is loaded already; set this where it",
+            "device, scale_to_pixels: words-and-colours is already loaded; set this when you",
         ),
         ({"model": WordsOnly(), "score_mode": "image"}, "reads no images of documents; choose"),
         (
             {"model": ColoursOnly(), "score_mode": "text"},
             "reads no texts of documents; choose another",
         ),
-        ({"model": WordsOnly(), "score_mode": "joint"}, "reads no text and image together"),
+        ({"model": WordsOnly(), "score_mode": "joint"}, "cannot read a text and an image toget"),
         (
             {"calibrator": calibrator(), "score_mode": "joint"},
             "a calibrator knows texts and images",
@@ -923,7 +923,7 @@ def test_a_model_of_texts_alone_says_so(
 
     assert scores(ranked) == [("A", 1), ("B", 0), ("D", 0), ("C", None)]
     assert [record.getMessage() for record in caplog.records] == [
-        "words-and-colours reads no images of documents: they are ranked without",
+        "words-and-colours reads no images of documents: it ranks documents without them",
         "1 of 4 documents have nothing that words-and-colours can read; they come last",
     ]
     caplog.clear()
