@@ -54,7 +54,7 @@ class ScoredNode(NodeWithScore):
     - ``text_probability``: the document's probability of relevance, if there is a calibrator.
 
     ``MultiModalRerank`` adds ``rerank_text``, ``rerank_image`` or ``rerank_joint``, and keeps the
-    fused score as ``retrieval``. ``partial`` is True if a reranker ran out of time before it had
+    fused score as ``retrieval``. ``partial`` says that a reranker ran out of time before it had
     read all documents.
     """
 

@@ -435,7 +435,7 @@ class MultiModalRerank(LoadingSettings, BaseNodePostprocessor):
         return [_Query(modality, self._scorer.prepare(item)) for modality, item in items.items()]
 
     def _read(self, hits: _Hits) -> tuple[dict[_Key, Any], list[str]]:
-        """The prepared items of a document, and why some of its images cannot be read."""
+        """What is scored of a document, prepared; and why images of it cannot be read."""
         prepared: dict[_Key, Any] = {}
         unreadable: list[str] = []
         texts, images = _texts(hits), [hit.node for hit in hits if has_image(hit.node)]
@@ -456,7 +456,7 @@ class MultiModalRerank(LoadingSettings, BaseNodePostprocessor):
                 add_image(node, texts[0])
                 if prepared:
                     return prepared, unreadable
-        # Read the modality that score_mode names first, then the other.
+        # First the modality that a document is to be judged by, then the other.
         first = _found_by(hits) if self.score_mode == "by_modality" else self.score_mode
         for modality in sorted(MODALITIES, key=lambda each: each != first):
             if modality not in self._scorer.document_modalities:
