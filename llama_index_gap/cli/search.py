@@ -96,7 +96,7 @@ def search(
 def _why_nothing(
     index: DualIndex, result: SearchResult, narrowing: Narrowing, min_probability: float | None
 ) -> str:
-    """Say why nothing was found: because of the index, the options, or another program."""
+    """Say why nothing was found: because of the index, the filters or the probability."""
     count = index.count()
     if not any(count.values()):
         return "Nothing was found: the index is empty."
