@@ -308,11 +308,15 @@ def query_engine(
         ValueError: the model is not a chat model.
         TypeError: a setting does not exist.
     """
-    of_citations = CitationSettings.__annotations__
+    citation_settings = CitationSettings.__annotations__
     check_names(
         "the query engine",
         settings,
-        [each for each in get_type_hints(EngineSettings) if citations or each not in of_citations],
+        [
+            each
+            for each in get_type_hints(EngineSettings)
+            if citations or each not in citation_settings
+        ],
     )
     llm = llm or Settings.llm
     callback_manager = callback_manager or Settings.callback_manager
@@ -321,17 +325,20 @@ def query_engine(
             f"{llm.class_name()} is not a chat model, so it cannot see images; pass another llm, "
             "or multimodal=False for texts and captions only"
         )
-    of_engine: dict[str, Any] = {
-        name: value for name, value in settings.items() if name in of_citations
+    engine_settings: dict[str, Any] = {
+        name: value for name, value in settings.items() if name in citation_settings
     }
-    of_synthesizer: dict[str, Any] = dict(_CITATION_TEMPLATES) if citations else {}
-    of_synthesizer |= {name: settings[name] for name in settings.keys() - of_engine.keys()}  # type: ignore[literal-required]
+    synthesizer_settings: dict[str, Any] = dict(_CITATION_TEMPLATES) if citations else {}
+    synthesizer_settings |= {
+        name: settings[name]  # type: ignore[literal-required]
+        for name in settings.keys() - engine_settings.keys()
+    }
     synthesizer = get_response_synthesizer(
         llm=llm,
         callback_manager=callback_manager,
         multimodal=multimodal,
         chat_prompt_helper=ImagesWithTheirTexts.from_llm_metadata(llm.metadata),
-        **of_synthesizer,
+        **synthesizer_settings,
     )
     shared: dict[str, Any] = {
         "retriever": retriever,
@@ -343,5 +350,5 @@ def query_engine(
         "callback_manager": callback_manager,
     }
     if citations:
-        return CitingQueryEngine(llm=llm, multimodal=multimodal, **of_engine, **shared)
+        return CitingQueryEngine(llm=llm, multimodal=multimodal, **engine_settings, **shared)
     return RetrieverQueryEngine(**shared)

@@ -44,9 +44,9 @@ _SHORTEST_BINARY = 20
 class ScoredNode(NodeWithScore):
     """A node with its document's fused score, and the parts of that score.
 
-    Legs of text queries are named after what they find (``text``, ``image``), those of image
-    queries ``text_by_image`` and ``image_by_image``. For each leg that found the document,
-    ``scores`` holds
+    The legs of a text query are named after their target: ``text`` and ``image``. The legs of an
+    image query are ``text_by_image`` and ``image_by_image``. For each leg that found the document,
+    such as ``text``, ``scores`` holds
 
     - ``text``: its best raw score;
     - ``text_sigma``: standard deviations above the mean, if the fusion computes them;

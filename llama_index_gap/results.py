@@ -167,8 +167,8 @@ class LegSummary:
         error: why the leg failed and was left out; None if it succeeded.
         asked: how often its collection was searched: more than once if all hits belonged to few
             documents.
-        note: says that few documents had most of the hits, and what came of searching again; None
-            if there is nothing to say.
+        note: tells if few documents had most of the hits, and what searching again brought; None
+            otherwise.
     """
 
     hits: int

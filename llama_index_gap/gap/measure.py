@@ -255,8 +255,8 @@ class _Gap:
             )
         if len(vectors.pairs):
             text, image = vectors.pairs.T
-            of_matches = (self.texts[text] * self.images[image]).sum(axis=1)
-            scores["matched"] = Scores(of_matches, (self.units["text"][text],))
+            matched = (self.texts[text] * self.images[image]).sum(axis=1)
+            scores["matched"] = Scores(matched, (self.units["text"][text],))
         self.binned = BinnedScores(scores)
         self.asking = "text" if vectors.queries is None else "query"
         self.own_share = {
@@ -269,11 +269,11 @@ class _Gap:
     def figures(self, counts: FloatArray) -> dict[str, float]:
         weights = {name: counts[units] for name, units in self.units.items()}
         means, spreads = [], []
-        for rows, of_rows in ((self.texts, weights["text"]), (self.images, weights["image"])):
-            mean = of_rows @ rows / of_rows.sum()
+        for rows, row_weights in ((self.texts, weights["text"]), (self.images, weights["image"])):
+            mean = row_weights @ rows / row_weights.sum()
             # ‖x − mean‖² of unit vectors, without a copy of all of them.
             squares = 1 - 2 * (rows @ mean) + mean @ mean
-            spreads.append(float(np.average(np.sqrt(squares.clip(0)), weights=of_rows)))
+            spreads.append(float(np.average(np.sqrt(squares.clip(0)), weights=row_weights)))
             means.append(mean)
         if not max(spreads) > _NO_SPREAD:
             raise InvalidValueError(

@@ -230,9 +230,9 @@ class Ranking:
             return found
         pairs = {leg.name: leg.pair for leg in LEGS}
         for name in {name: None for document in documents for name in document.scores}:
-            of_leg = {d.key: d.scores[name] for d in documents if name in d.scores}
-            values = self.calibrator.probability(pairs[name], list(of_leg.values()))
-            for key, value in zip(of_leg, values.tolist(), strict=True):
+            leg_scores = {d.key: d.scores[name] for d in documents if name in d.scores}
+            values = self.calibrator.probability(pairs[name], list(leg_scores.values()))
+            for key, value in zip(leg_scores, values.tolist(), strict=True):
                 found[key][f"{name}_probability"] = value
         return found
 
@@ -268,8 +268,8 @@ class Ranking:
                     if has_image(node) == (name != "text"):
                         nodes[document.key].append(node)
                         break
-            for leg, of_leg in scored.items():
-                for node, score in zip(found, of_leg.scores, strict=True):
+            for leg, scored_leg in scored.items():
+                for node, score in zip(found, scored_leg.scores, strict=True):
                     scores = exact[document_key(node, "document")]
                     scores[leg.name] = max(score, scores.get(leg.name, score))
         return exact

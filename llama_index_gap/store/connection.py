@@ -31,7 +31,7 @@ _LOST = (
 )
 # Without its own pool, gRPC would apply an earlier connection's waiting time before it tries an
 # address again.
-_OWN: dict[str, Any] = {
+_DEDICATED: dict[str, Any] = {
     "dedicated": True,
     "grpc_options": {"grpc.use_local_subchannel_pool": 1},
 }
@@ -107,7 +107,7 @@ class Connection:
         client: MilvusClient | None = None
         with _opening if path else nullcontext(), caught_logs() as records:
             try:
-                client = MilvusClient(uri, token=token, timeout=seconds, **_OWN)
+                client = MilvusClient(uri, token=token, timeout=seconds, **_DEDICATED)
                 version = str(client.get_server_version(timeout=seconds))
             except BaseException as error:
                 if client is not None:
@@ -207,7 +207,7 @@ class Connection:
                 self.uri,
                 token=self._token,
                 timeout=min(seconds, _CONNECT_SECONDS),
-                **_OWN,
+                **_DEDICATED,
             )
             before, self.client = self.client, client
             self._generation, self.lost = generation + 1, False

@@ -18,7 +18,7 @@ from llama_index_gap.store.filters import DOC_ID_FIELD, ID_FIELD, TEXT_FIELD
 from llama_index_gap.store.lite_files import is_whole, lite_collections
 from llama_index_gap.store.rows import VECTOR_FIELD
 
-_OF_NODES = frozenset({ID_FIELD, DOC_ID_FIELD, TEXT_FIELD, VECTOR_FIELD})
+_NODE_COLUMNS = frozenset({ID_FIELD, DOC_ID_FIELD, TEXT_FIELD, VECTOR_FIELD})
 
 
 class Database:
@@ -78,7 +78,7 @@ class Database:
         """
         description = self._call("describe_collection", name)
         columns = {column["name"] for column in description["fields"]}
-        return own_properties(description) if columns >= _OF_NODES else None
+        return own_properties(description) if columns >= _NODE_COLUMNS else None
 
     def dim(self, name: str) -> int:
         """The dimension of a collection's vectors.
