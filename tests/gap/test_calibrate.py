@@ -61,7 +61,7 @@ def test_between_steps_log_odds_go_straight_and_beyond_them_level() -> None:
 
 @pytest.mark.parametrize("scores", [[0.5] * 40, list(range(40))])
 def test_uninformative_scores_give_laplace_s_share(scores: list[float]) -> None:
-    """All equal; or all relevant ones lower than the others."""
+    """All scores are equal, or all relevant hits score lower than the others."""
     calibrator = fitted((scores, [1] * 10 + [0] * 30))
 
     assert calibrator.probability(PAIR, scores) == pytest.approx([11 / 42] * 40)
@@ -118,7 +118,7 @@ def test_probabilities_never_fall_and_are_never_certain(
 
 @given(SCORES, st.randoms(use_true_random=False))
 def test_isotonic_is_calibrated_on_its_own_labels(scores: list[float], random: Any) -> None:
-    """But for the two hits that it imagines."""
+    """Except for the two hits that it adds."""
     labels = np.array([1] * 10 + [0] * 10 + [random.randint(0, 1) for _ in scores[20:]])
 
     probabilities = fitted((scores, labels)).probability(PAIR, scores)
@@ -206,7 +206,7 @@ def test_it_remembers_what_it_was_fitted_for() -> None:
     assert calibrator.summary() == "isotonic: text_to_image on 17 relevant and 14 other hits"
 
 
-# --- how good probabilities are ------------------------------------------------------------------
+# --- measures of calibration ---------------------------------------------------------------------
 
 
 def test_expected_calibration_error_by_hand() -> None:
@@ -225,7 +225,7 @@ def test_brier_score_by_hand() -> None:
     assert brier_score([0.0, 1.0], [False, True]) == 0
 
 
-# --- what is refused -----------------------------------------------------------------------------
+# --- errors --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -291,10 +291,10 @@ def test_what_is_refused(call: Callable[[], Any], message: str) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_real_clip_features(method: str, gap_shared: Path) -> None:
-    """COCO captions ask for images, and images for captions: the first 16 of 500.
+    """COCO captions are queries for images, and images for captions; the first 16 hits of 500.
 
-    Half of the queries are for fitting. A cosine taken for a probability is 0.23 off on the other
-    half; a probability 0.010 (0.005 to 0.017 by half, over 20 halvings).
+    Half of the queries serve to fit. On the other half, a cosine read as a probability has an error
+    of 0.23, and the fitted probability has 0.010 (0.005 to 0.017, over 20 random halves).
     """
     features = np.load(gap_shared / "data" / "clip_features" / "features_clip.npy")
     images, texts = features / np.linalg.norm(features, axis=-1, keepdims=True)

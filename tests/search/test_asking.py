@@ -1,4 +1,4 @@
-"""A leg whose hits belong to few documents is asked again; one that has enough never is."""
+"""A leg is searched again if its hits belong to too few documents, and only then."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DualIndex]:
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
-    """For each question to a collection: its name, and how many documents were left out."""
+    """For each search of a collection: its name, and the number of excluded documents."""
     questions: list[tuple[str, int]] = []
     query_hits = MilvusStore.query_hits
 
@@ -154,7 +154,7 @@ def test_each_leg_is_asked_for_other_documents(
 
 @pytest.mark.parametrize("settings", [{}, {"normalize": "rank", "combine": "sum"}])
 def test_the_ranking_is_that_of_all_hits(index: DualIndex, settings: dict[str, Any]) -> None:
-    """Of one leg; of two, each knows its own first documents, as ever."""
+    """For one leg. With two legs, each still knows only its own first documents."""
     settings = {**settings, "hubs": False, "image_similarity_top_k": 0}
     crowded = index.search("query", top_k=10, **settings)
     complete = index.search("query", top_k=10, similarity_top_k=400, **settings)
@@ -174,7 +174,7 @@ def test_where_nothing_crowds_nothing_is_asked_again(
         assert [summary.note for summary in found.legs.values()] == [None, None]
         index.as_retriever().retrieve("query")
         index.search("query", top_k=10, group_by="node")
-        index.search("query", top_k=50)  # all that there is
+        index.search("query", top_k=50)  # more than there are
 
     assert asked == [("gap_text", 0), ("gap_image", 0)] * 4
 
@@ -237,7 +237,7 @@ def test_there_is_a_limit(index: DualIndex, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_nodes_without_a_document_are_documents(tmp_path: Any) -> None:
     alone = [TextNode(id_=f"alone {i}", text=f"alone {0.5 - i / 100:.2f}") for i in range(12)]
-    # Its id is that of the book, but it belongs to another document.
+    # Its id equals the book's key, but it belongs to another document.
     twin = TextNode(id_="book", text="twin 0.55", **of("twin"))
     with opened(tmp_path, [*chunks("book", 80, 0.9), *alone, twin]) as index:
         found = index.search("query", top_k=10)

@@ -135,7 +135,7 @@ def test_properties_survive_reopening(uri: str) -> None:
 
 
 def test_a_property_that_would_spoil_a_server_s_collection_is_refused(store: MilvusStore) -> None:
-    """A server takes one of 1 MB, and can then neither alter nor drop the collection."""
+    """A server accepts a property of 1 MB, and then can neither alter nor drop the collection."""
     store.set_properties({"long": "ä" * 65_536})
     with pytest.raises(ValueError, match="property 'long': 131,073 bytes, more than"):
         store.set_properties({"long": "ä" * 65_536 + "a"})

@@ -54,7 +54,7 @@ def group(condition: str, *filters: MetadataFilter | MetadataFilters) -> Metadat
 
 
 def holds(filters: MetadataFilter | MetadataFilters, row: dict[str, Any], no: bool = False) -> bool:
-    """What a filter, or its negation, means, in Python."""
+    """The meaning of a filter, or of its negation, written in Python."""
     if isinstance(filters, MetadataFilters):
         condition = filters.condition
         if condition is FilterCondition.NOT:

@@ -100,7 +100,7 @@ def test_an_image_node_without_caption_and_one_by_url() -> None:
 
 @pytest.mark.parametrize("name", ["ship.jpeg", "ship.JPG", "ship"])
 def test_an_image_says_what_it_is_whatever_it_is_called(name: str, tmp_path: Path) -> None:
-    """LlamaIndex knows ``.jpg`` alone, and a query engine then takes the image for a path."""
+    """LlamaIndex knows only ``.jpg``; with another name, a query engine reads it as a path."""
     Image.new("RGB", (4, 4)).save(tmp_path / name, format="JPEG")
     [block] = CaptionedImageNode(image_path=str(tmp_path / name)).get_content_blocks()
 
