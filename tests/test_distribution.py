@@ -21,7 +21,7 @@ import llama_index_gap
 PACKAGE = ROOT / "llama_index_gap"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 NAME = f"llama_index_gap-{PROJECT['project']['version']}"
-# What a cache, an index or an editor leaves has other suffixes.
+# Files of caches, indexes and editors have other suffixes.
 KINDS = {".py", ".typed", ".css", ".html", ".js", ".json", ".jsonl", ".safetensors", ".md"}
 
 

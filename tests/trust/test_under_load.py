@@ -223,9 +223,7 @@ def test_many_at_once_find_what_one_after_the_other_find(index: DualIndex, way: 
         case _:
             found = asyncio.run(all_at_once(within, 40))
     assert [keys(each) for each in found] == right * (len(found) // 20)
-    assert (
-        threading.active_count() - before <= 40
-    )  # 32 threads search legs, for any number of searches
+    assert threading.active_count() - before <= 40  # 32 search legs, for any number of searches
 
 
 @pytest.mark.parametrize("way", ["threads", "tasks"])
