@@ -328,7 +328,7 @@ def test_pairs_must_be_pairs() -> None:
 @pytest.mark.parametrize(
     ("vectors", "modality", "kind", "message"),
     [
-        (np.eye(3), "text", "query", "vectors have 3 dimensions, the aligner 2"),
+        (np.eye(3), "text", "query", "vectors have 3 dimensions, the aligner has 2"),
         ([[1.0, 1.0]], "text", "query", "1 of 1 vectors are not of length 1"),
         ([[np.nan, 1.0]], "text", "query", "not of length 1"),
         ([1.0, 0.0], "text", "query", "must be .n, d."),

@@ -235,7 +235,7 @@ def test_brier_score_by_hand() -> None:
         ({"text_to_sound": SIX}, "pair 'text_to_sound': must be one of text_to_text, "),
         (
             {PAIR: hits((0.1, 0, 50))},
-            "text_to_image: 0 relevant and 50 irrelevant hits; .* at least 10 of each kind",
+            "text_to_image: 0 relevant and 50 irrelevant hits; .* at least 10 of each:",
         ),
         ({PAIR: hits((0.1, 9, 50))}, "9 relevant and 50 irrelevant hits"),
         ({PAIR: hits((0.1, 50, 9))}, "50 relevant and 9 irrelevant hits"),

@@ -575,7 +575,7 @@ def test_an_empty_query_is_an_error(small: DualIndex) -> None:
         ({"similarity_top_k": -1}, "similarity_top_k=-1: must be at least 0"),
         ({"top_k": 0}, "top_k=0: must be at least 1"),
         ({"similarity_top_k": 0, "image_similarity_top_k": 0}, "are both 0"),
-        ({"normalize": "rank"}, "combine='intent' turns z-scores"),
+        ({"normalize": "rank"}, "combine='intent' needs z-scores"),
         ({"hubs": 2}, "hubs=2: must be True, False, or a number from 0 to 1"),
         ({"group_by": "chapter"}, "group_by='chapter': must be one of document, node"),
         ({"on_leg_error": "ignore"}, "must be one of raise, degrade"),

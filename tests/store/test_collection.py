@@ -35,7 +35,7 @@ def test_overwrite_starts_anew(store: MilvusStore, uri: str) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"dim": 8}, "holds vectors of 4 dimensions, and dim=8"),
+        ({"dim": 8}, "holds vectors of 4 dimensions, not 8"),
         ({"similarity_metric": "L2"}, "similarity_metric='COSINE', and 'L2'"),
         ({"index_config": {"index_type": "FLAT"}}, "type HNSW, and FLAT"),
     ],

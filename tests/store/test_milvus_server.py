@@ -228,7 +228,7 @@ def test_reopening_with_properties(store: MilvusStore) -> None:
         with clone:
             assert clone.count() == 1
     for settings, message in [
-        ({"dim": 8}, "4 dimensions, and dim=8"),
+        ({"dim": 8}, "4 dimensions, not 8"),
         ({"similarity_metric": "IP"}, "'COSINE', and 'IP'"),
         ({"index_config": {"index_type": "FLAT"}}, "type HNSW, and FLAT"),
     ]:

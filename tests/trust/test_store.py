@@ -221,7 +221,7 @@ def test_a_template_that_cannot_be_read_again_is_not_written(
 
     with DualIndex(uri, embed_model=clip) as index:
         (skipped,) = index.insert_nodes([node]).skipped
-        assert "its text_template may hold {content} and {metadata_str}" in skipped.reason
+        assert "its text_template may contain only {content} and {metadata_str}" in skipped.reason
         good = node.model_copy(update={"text_template": "{{{metadata_str}}} {content}"})
         assert index.insert_nodes([good]).text_rows == 1
         assert index.get_nodes(["a"])[0].get_content(MetadataMode.LLM) == "{k: 1} a text"
