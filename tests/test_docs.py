@@ -253,7 +253,7 @@ def test_every_page_is_in_the_navigation() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_links_to_files_lead_somewhere(page: Path) -> None:
-    """Links are followed as a code host does; mkdocs --strict checks the links of the site."""
+    """As a code host follows them; mkdocs --strict checks those of the site."""
     text = prose(page)
     targets = re.findall(r"\]\((?!https?:)([^)#]+)", text) + re.findall(r'src="([^"]+)"', text)
 

@@ -166,7 +166,8 @@ class Connection:
             raise TimeoutError(
                 f"no answer within {self._timeout:g} s"
                 if lost
-                else f"the search has waited for the server for its whole timeout={self._timeout:g}"
+                else f"the whole search has waited {self._timeout:g} s for the server, "
+                f"its timeout={self._timeout:g}"
             )
         with asking.waiting():
             return self._call_server(method, name, min(timeout, left), **arguments)
@@ -384,7 +385,7 @@ def _why_not_open(
     causes = [record.exc_info[1] for record in records if record.exc_info]
     if any(type(cause).__name__ == "DataDirLockedError" for cause in causes):
         return (
-            f"{uri}: is open in another process, and Milvus Lite allows only one; close it there, "
-            f"or share it: milvus-lite server --data-dir {uri} --host 127.0.0.1 --port 19530"
+            f"{uri}: is open in another process, and Milvus Lite allows one; close it there, or "
+            f"share it: milvus-lite server --data-dir {uri} --host 127.0.0.1 --port 19530"
         )
     return f"{uri}: cannot be opened ({one_line(causes[-1] if causes else error)})"

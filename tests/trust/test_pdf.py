@@ -70,7 +70,7 @@ def test_what_only_looks_bad_is_read(tmp_path: Path, make: Any) -> None:
     corpus = read_beside_a_good_one(tmp_path, make(), pages=True)
 
     assert [node.text for node in corpus.text_nodes] == ["A good text"] * 2
-    white = "is an image of nothing but white" in reasons(corpus)  # the page is huge, its text tiny
+    white = "is an image of nothing but white" in reasons(corpus)  # as a text on a square mile is
     assert len(corpus.image_nodes) == 2 - white
 
 
