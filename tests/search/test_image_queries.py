@@ -233,7 +233,7 @@ def test_a_calibrator_is_fitted_on_its_scores(index: DualIndex, tmp_path: Path) 
     )
     with DualIndex(str(tmp_path / "gap.db"), embed_model=dual()) as two:
         two.insert_nodes(BOATS)
-        with pytest.raises(ValueError, match=r"'alone', .*\) for image queries, and"):
+        with pytest.raises(ValueError, match=r"'alone', .*\) for image queries, but"):
             two.as_retriever(**settings)
 
 

@@ -493,7 +493,7 @@ def test_an_image_that_the_model_refuses_costs_that_side_only(
     nodes = hits(text("A", "red"), image("A", str(tmp_path / "wide.png")))
 
     assert scores(rerank(nodes, "red", model=Picky())) == [("A", 1)]
-    assert "nothing: 1; the first: node A-image: too wide for its patches" in caplog.text
+    assert "ignored: 1; the first: node A-image: too wide for its patches" in caplog.text
 
 
 def test_documents_without_a_score_keep_their_order(tmp_path: Path) -> None:
@@ -1001,7 +1001,7 @@ def test_jina_reranker_m0_refuses_an_image_of_its_own_accord(
     ranked = rerank(nodes, "a line", model=M0)
 
     assert ranked[0].score == ranked[0].scores["rerank_text"]
-    assert "nothing: 1; the first: node A-image: " in caplog.text
+    assert "ignored: 1; the first: node A-image: " in caplog.text
 
 
 # --- in a query engine --------------------------------------------------------------------------

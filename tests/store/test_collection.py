@@ -36,8 +36,8 @@ def test_overwrite_starts_anew(store: MilvusStore, uri: str) -> None:
     ("settings", "message"),
     [
         ({"dim": 8}, "holds vectors of 4 dimensions, not 8"),
-        ({"similarity_metric": "L2"}, "similarity_metric='COSINE', and 'L2'"),
-        ({"index_config": {"index_type": "FLAT"}}, "type HNSW, and FLAT"),
+        ({"similarity_metric": "L2"}, "similarity_metric='COSINE', not 'L2'"),
+        ({"index_config": {"index_type": "FLAT"}}, "type HNSW, not FLAT"),
     ],
 )
 def test_another_dimension_metric_or_index_than_the_stored_one(

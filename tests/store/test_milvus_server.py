@@ -230,7 +230,7 @@ def test_reopening_with_properties(store: MilvusStore) -> None:
     for settings, message in [
         ({"dim": 8}, "4 dimensions, not 8"),
         ({"similarity_metric": "IP"}, "'COSINE', and 'IP'"),
-        ({"index_config": {"index_type": "FLAT"}}, "type HNSW, and FLAT"),
+        ({"index_config": {"index_type": "FLAT"}}, "type HNSW, not FLAT"),
     ]:
         with pytest.raises(ValueError, match=message):
             MilvusStore(uri=store.uri, collection_name="nodes", **settings)

@@ -289,7 +289,7 @@ def test_lost_files_are_named(
         return  # it was empty
 
     for model in (None, clip):
-        with pytest.raises(StoreError, match=rf"'{collection}' in .* is damaged: .* not there; "):
+        with pytest.raises(StoreError, match=rf"'{collection}' in .* is damaged: .* missing; "):
             DualIndex(uri, embed_model=model)
     assert is_free(uri)
     with DualIndex(uri, embed_model=clip, overwrite=True) as index:
