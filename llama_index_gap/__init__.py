@@ -69,7 +69,7 @@ __all__ = [
     "read_corpus",
 ]
 
-# Imported when first asked for: who only reads a corpus need not wait for Milvus' client.
+# Imported on first use: a program that only reads a corpus need not wait for Milvus' client.
 _HOMES = {
     "agents.tool": ("MultiModalSearchTool",),
     "diagnosis.calibration": ("collect_scores",),

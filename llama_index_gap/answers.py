@@ -1,4 +1,4 @@
-"""Query engines that show a chat model texts and images: LlamaIndex's own, fed as they need."""
+"""LlamaIndex's query engines, set up to show a chat model texts and images."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ from llama_index_gap.nodes import CaptionedImageNode, as_row, confined
 logger = logging.getLogger(__name__)
 
 DOCUMENTS = 5
-"""Documents that an answer is given from, where no reranker says otherwise."""
+"""Number of documents that an answer uses, unless a reranker sets another."""
 _CITATION_TEMPLATES: dict[str, BasePromptTemplate] = {
     "text_qa_template": CITATION_QA_TEMPLATE,
     "refine_template": CITATION_REFINE_TEMPLATE,
@@ -58,7 +58,7 @@ _CITATION_TEMPLATES: dict[str, BasePromptTemplate] = {
 
 
 class CitationSettings(TypedDict, total=False):
-    """What a ``CitationQueryEngine`` takes besides."""
+    """Further settings of a ``CitationQueryEngine``."""
 
     citation_chunk_size: int
     citation_chunk_overlap: int
@@ -66,7 +66,7 @@ class CitationSettings(TypedDict, total=False):
 
 
 class EngineSettings(CitationSettings, total=False):
-    """What ``query_engine`` hands on to LlamaIndex' ``get_response_synthesizer``."""
+    """Settings that ``query_engine`` passes on to LlamaIndex's ``get_response_synthesizer``."""
 
     response_mode: ResponseMode
     streaming: bool
@@ -85,13 +85,13 @@ class EngineSettings(CitationSettings, total=False):
 
 
 class ImagesWithTheirTexts(ChatPromptHelper):
-    """Packs nodes into as few messages as hold them, no image without the texts before it.
+    """Packs nodes into as few messages as possible, each image with the texts before it.
 
-    LlamaIndex fills a message up block by block. Where the model's context does not hold all nodes
-    (it reckons 2,125 tokens for an image), a caption ends the one message and its image begins
-    the next, followed by the text of another document. Here an image takes along the texts since
-    the image before, as many as fit into a message with it; nothing is reordered, merged or
-    dropped.
+    LlamaIndex fills a message block by block. If the model's context cannot hold all nodes
+    (LlamaIndex counts 2,125 tokens per image), a caption can end one message while its image starts
+    the next, followed by the text of another document. Here an image stays with the texts between
+    the previous image and itself, as many as fit into one message with it. Nothing is reordered,
+    merged or dropped.
     """
 
     @classmethod
@@ -107,7 +107,7 @@ class ImagesWithTheirTexts(ChatPromptHelper):
         llm: LLM | None = None,
         tools: list[BaseTool] | None = None,
     ) -> list[ChatMessage]:
-        """The same blocks in the same order, in messages that fit; as in LlamaIndex."""
+        """The same blocks in the same order, in messages that fit, as in LlamaIndex."""
         room = await self._aget_available_chunk_size(prompt, padding=padding, llm=llm, tools=tools)
         blocks = [
             (part, await part.aestimate_tokens())
@@ -134,13 +134,13 @@ class ImagesWithTheirTexts(ChatPromptHelper):
         llm: LLM | None = None,
         tools: list[BaseTool] | None = None,
     ) -> Sequence[ChatMessage]:
-        """What one message holds, as ``arepack`` packs it; says how much was left out."""
+        """The first message of ``arepack``; logs how many blocks do not fit and are left out."""
         packed = await self.arepack(prompt, messages, padding, llm, tools)
         left_out = [block for message in packed[1:] for block in message.blocks]
         if left_out:
             logger.warning(
-                "the model's context does not hold all nodes: %d texts and %d images are left "
-                "out; choose another response_mode, or fewer documents",
+                "the model's context cannot hold all nodes: %d texts and %d images are left out; "
+                "choose another response_mode, or fewer documents",
                 sum(isinstance(block, TextBlock) for block in left_out),
                 sum(not isinstance(block, TextBlock) for block in left_out),
             )
@@ -148,7 +148,7 @@ class ImagesWithTheirTexts(ChatPromptHelper):
 
 
 async def _cut(block: BaseContentBlock, room: int) -> Sequence[BaseContentBlock]:
-    """A text that is longer than a message in pieces; anything else as it is."""
+    """Split a text that is longer than a message; return any other block unchanged."""
     if isinstance(block, TextBlock) and await block.aestimate_tokens() > room:
         return await block.asplit(max_tokens=room)
     return [block]
@@ -157,7 +157,7 @@ async def _cut(block: BaseContentBlock, room: int) -> Sequence[BaseContentBlock]
 def _kept_together(
     blocks: Sequence[tuple[BaseContentBlock, int]], room: int
 ) -> list[list[tuple[BaseContentBlock, int]]]:
-    """Groups that are not to be torn apart, from the last block to the first, then turned round."""
+    """Groups of blocks that stay in one message; built from the last block, then reversed."""
     groups: list[list[tuple[BaseContentBlock, int]]] = []
     left = 0
     for block, tokens in reversed(blocks):
@@ -171,11 +171,12 @@ def _kept_together(
 
 
 class ReadableImages(BaseNodePostprocessor):
-    """Takes images away that cannot be shown, so that one of them does not cost the answer.
+    """Removes images that cannot be shown, so that a single bad image does not fail the answer.
 
-    The texts of their nodes stay, and what was taken away is logged. Without this, a file that is
-    gone fails the whole answer, and LlamaIndex fetches whatever URL a node holds. Image nodes of
-    other stores, whose content is their image alone, become such as show their captions, too.
+    The texts of their nodes stay, and a warning counts the removed images. Without this, a missing
+    file fails the whole answer, and LlamaIndex fetches any URL that a node holds. In image nodes of
+    other stores the content is only the image; they are converted so that they show their captions
+    too.
     """
 
     allow_urls: bool = Field(default=False, description="Fetch images from http(s) URLs.")
@@ -231,7 +232,7 @@ class TextSource(TextNode):
 
 
 class ImageSource(CaptionedImageNode):
-    """A numbered source that is an image; its text is the number, and a caption that fits in."""
+    """A numbered source that is an image; its text is the number and, if it fits, the caption."""
 
     @classmethod
     def class_name(cls) -> str:
@@ -240,7 +241,7 @@ class ImageSource(CaptionedImageNode):
 
     @property
     def image_resource(self) -> MediaResource:
-        """The image, as LlamaIndex' own sources have it."""
+        """The image, in the form that LlamaIndex's own sources have."""
         return MediaResource(
             data=self.image.encode() if self.image else None,
             path=Path(self.image_path) if self.image_path else None,
@@ -250,10 +251,10 @@ class ImageSource(CaptionedImageNode):
 
 
 class CitingQueryEngine(CitationQueryEngine):
-    """LlamaIndex' ``CitationQueryEngine``, with sources that are text nodes and image nodes.
+    """LlamaIndex's ``CitationQueryEngine``, with text nodes and image nodes as its sources.
 
-    LlamaIndex makes them of the class ``Node``, on which ``NodeWithScore.text`` and ``get_text()``
-    raise.
+    LlamaIndex's sources are of the class ``Node``, for which ``NodeWithScore.text`` and
+    ``get_text()`` raise an error.
     """
 
     def _create_citation_nodes(self, nodes: list[NodeWithScore]) -> list[NodeWithScore]:
@@ -269,7 +270,7 @@ class CitingQueryEngine(CitationQueryEngine):
 
 
 def _as_source(node: BaseNode, folders: Mapping[str, ImageFolders | None]) -> BaseNode:
-    """A source that LlamaIndex made, as a text or image node; with sound or film as it is."""
+    """Convert LlamaIndex's source to a text or image node; one with audio or video stays as is."""
     if not isinstance(node, Node) or node.audio_resource or node.video_resource:
         return node
     row = as_row(node)
@@ -291,46 +292,53 @@ def query_engine(
     callback_manager: CallbackManager | None = None,
     **settings: Unpack[EngineSettings],
 ) -> BaseQueryEngine:
-    """A query engine of LlamaIndex's over any retriever; ``DualIndex.as_query_engine`` is easier.
+    """Make LlamaIndex's query engine for any retriever; ``DualIndex.as_query_engine`` is easier.
 
     Args:
         retriever: finds the nodes.
-        llm: as for ``DualIndex.as_query_engine``, like all that follow.
-        node_postprocessors: such as ``MultiModalRerank``.
-        citations: number the sources, and ask for the numbers.
+        llm: as in ``DualIndex.as_query_engine``, like all parameters below.
+        node_postprocessors: for example ``MultiModalRerank``.
+        citations: number the sources, and ask the model to cite the numbers.
         allow_urls: fetch images from http(s) URLs.
-        multimodal: show images; else texts and captions only.
+        multimodal: show the model images; if False, only texts and captions.
         callback_manager: as in LlamaIndex.
         **settings: of ``get_response_synthesizer`` and, with citations, ``CitationQueryEngine``.
 
     Raises:
-        ValueError: the model is no chat model.
-        TypeError: there is no such setting.
+        ValueError: the model is not a chat model.
+        TypeError: a setting does not exist.
     """
-    of_citations = CitationSettings.__annotations__
+    citation_settings = CitationSettings.__annotations__
     check_names(
         "the query engine",
         settings,
-        [each for each in get_type_hints(EngineSettings) if citations or each not in of_citations],
+        [
+            each
+            for each in get_type_hints(EngineSettings)
+            if citations or each not in citation_settings
+        ],
     )
     llm = llm or Settings.llm
     callback_manager = callback_manager or Settings.callback_manager
     if multimodal and not llm.metadata.is_chat_model:
         raise InvalidValueError(
-            f"{llm.class_name()} is no chat model, so that it cannot be shown images; pass "
-            "another llm, or multimodal=False for texts and captions only"
+            f"{llm.class_name()} is not a chat model, so it cannot see images; pass another llm, "
+            "or multimodal=False for texts and captions only"
         )
-    of_engine: dict[str, Any] = {
-        name: value for name, value in settings.items() if name in of_citations
+    engine_settings: dict[str, Any] = {
+        name: value for name, value in settings.items() if name in citation_settings
     }
-    of_synthesizer: dict[str, Any] = dict(_CITATION_TEMPLATES) if citations else {}
-    of_synthesizer |= {name: settings[name] for name in settings.keys() - of_engine.keys()}  # type: ignore[literal-required]
+    synthesizer_settings: dict[str, Any] = dict(_CITATION_TEMPLATES) if citations else {}
+    synthesizer_settings |= {
+        name: settings[name]  # type: ignore[literal-required]
+        for name in settings.keys() - engine_settings.keys()
+    }
     synthesizer = get_response_synthesizer(
         llm=llm,
         callback_manager=callback_manager,
         multimodal=multimodal,
         chat_prompt_helper=ImagesWithTheirTexts.from_llm_metadata(llm.metadata),
-        **of_synthesizer,
+        **synthesizer_settings,
     )
     shared: dict[str, Any] = {
         "retriever": retriever,
@@ -342,5 +350,5 @@ def query_engine(
         "callback_manager": callback_manager,
     }
     if citations:
-        return CitingQueryEngine(llm=llm, multimodal=multimodal, **of_engine, **shared)
+        return CitingQueryEngine(llm=llm, multimodal=multimodal, **engine_settings, **shared)
     return RetrieverQueryEngine(**shared)

@@ -1,4 +1,4 @@
-"""Nodes as this package returns them, and the documents that they belong to."""
+"""The nodes that this package returns, and the documents that they belong to."""
 
 from __future__ import annotations
 
@@ -28,30 +28,30 @@ from llama_index_gap.images.opening import ImageError, check_image, for_chat_mod
 
 GroupBy: TypeAlias = Literal["document", "node"]
 
-# A server's own limits, kept on Milvus Lite too: a corpus that fits one fits the other.
+# A Milvus server's limits. They hold on Milvus Lite too, so that a corpus that fits one fits both.
 MOST_TEXT_BYTES = 65_535
-"""Most bytes of a node's text, and of its id, in a new collection."""
+"""Maximum bytes of a node's text, and of its id, in a new collection."""
 MOST_METADATA_BYTES = 65_536
-"""Most bytes of all else that is stored of a node: its metadata, twice, and its relationships."""
+"""Maximum bytes of a node's other stored data: its metadata (stored twice) and relationships."""
 
-# What no text has, but for tabs, line ends, form feeds and terminals' escapes; or what decoders put
-# where they read nothing.
+# Characters that no text has: control characters, except tabs, line ends, form feeds and terminal
+# escapes; and U+FFFD, which decoders write for bytes that they cannot read.
 _CONTROLS = re.compile("[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f-\x84\x86-\x9f\ufffd]")
 _CONTROLS_PER_BINARY = 10  # at least one in ten characters
 _SHORTEST_BINARY = 20
 
 
 class ScoredNode(NodeWithScore):
-    """A node with its document's fused score, and where that score comes from.
+    """A node with its document's fused score, and the parts of that score.
 
-    Legs of text queries are named after what they find (``text``, ``image``), those of image
-    queries ``text_by_image`` and ``image_by_image``. For each leg that found the document,
-    ``scores`` holds
+    The legs of a text query are named after their target: ``text`` and ``image``. The legs of an
+    image query are ``text_by_image`` and ``image_by_image``. For each leg that found the document,
+    such as ``text``, ``scores`` holds
 
     - ``text``: its best raw score;
     - ``text_sigma``: standard deviations above the mean, if the fusion computes them;
     - ``text_evidence``: what the leg adds to the fused score;
-    - ``text_probability``: how probable the score makes the document, if there is a calibrator.
+    - ``text_probability``: the document's probability of relevance, if there is a calibrator.
 
     ``MultiModalRerank`` adds ``rerank_text``, ``rerank_image`` or ``rerank_joint``, and keeps the
     fused score as ``retrieval``. ``partial`` says that a reranker ran out of time before it had
@@ -68,20 +68,21 @@ class ScoredNode(NodeWithScore):
 
 
 class CaptionedImageNode(ImageNode):
-    """An image node whose content is its caption and its image; it fetches no URL by itself.
+    """An image node whose content is its caption and its image; it never fetches a URL.
 
-    One that an index returns opens its file only where the index may, whoever asks for it.
+    An index returns nodes of this class. Such a node opens its file only in the folders that the
+    index may read, whatever code asks for the image.
     """
 
-    # Private, so that nothing that is stored can set them.
+    # Private, so that no stored data can set them.
     _image_folders: ImageFolders | None = PrivateAttr(default=None)
     _stored_path: str | None = PrivateAttr(default=None)
 
     @property
     def image_folders(self) -> ImageFolders | None:
-        """The folders that the image's file must lie in; None for anywhere.
+        """The folders that must hold the image's file; None if it may be anywhere.
 
-        Of an index's node they hold for the path that was stored, not for one that a program sets.
+        They apply to the path that the index stored, not to a path that a program sets later.
         """
         return self._image_folders if self.image_path == self._stored_path else None
 
@@ -90,13 +91,14 @@ class CaptionedImageNode(ImageNode):
     ) -> list[BaseContentBlock]:
         """Give metadata, caption and image as blocks for a chat model.
 
-        The image is PNG, JPEG, GIF or WebP, whatever its file is (``for_chat_models``).
+        The image is PNG, JPEG, GIF or WebP; other formats are converted (``for_chat_models``).
 
         Args:
             metadata_mode: which metadata goes first; none by default.
 
         Raises:
-            ImageError: its image_path is no file, or the file, or its own data, is no image.
+            ImageError: there is no file at ``image_path``, or the file or the node's data is not
+                an image.
         """
         blocks = self.get_metadata_content_blocks(metadata_mode)
         if self.text:
@@ -105,8 +107,8 @@ class CaptionedImageNode(ImageNode):
             path = Path(self.image_path or "")
             if not self.image and self.image_folders is None and not path.is_file():
                 raise ImageError(f"node {self.node_id} ({path})", "no such file")
-            # Not what the name or the node says: LlamaIndex guesses by the name, knows no .jpeg,
-            # and then takes the image for a path; and chat models take four formats only.
+            # The format comes from the bytes. LlamaIndex guesses it from the file's name, does not
+            # know .jpeg, and then reads the image as a path. Chat models take only four formats.
             encoded, kind = for_chat_models(
                 self if self.image or self.image_folders is not None else path
             )
@@ -125,45 +127,44 @@ class CaptionedImageNode(ImageNode):
         """Give the image's path, or its bytes as a stream.
 
         Raises:
-            ImageError: the node knows only a URL, or its file must not be opened.
+            ImageError: the node has only a URL, or its file must not be opened.
         """
         if not self.image and self.image_path and self.image_folders is not None:
             check_image(self)
         if self.image is None and self.image_path is None and self.image_url is not None:
             raise ImageError(
                 f"node {self.node_id}",
-                "its URL is not fetched here; use "
-                "llama_index_gap.open_image(node, allow_urls=True)",
+                "its URL is not fetched; use llama_index_gap.open_image(node, allow_urls=True)",
             )
         return super().resolve_image()
 
 
 def each_node(nodes: Iterable[BaseNode]) -> Iterator[BaseNode]:
-    """Nodes or documents one by one; what is no iterable of them is refused at once.
+    """Nodes or documents one by one; anything but an iterable is refused at once.
 
     Args:
-        nodes: any iterable.
+        nodes: any iterable of nodes.
 
     Raises:
-        ValueError: it is none; says what to pass.
+        ValueError: ``nodes`` is not an iterable of nodes; the message says what to pass.
     """
     if isinstance(nodes, AsyncIterable):
         raise InvalidValueError(
-            f"nodes are {_shown(nodes)}, which only asynchronous code can take; collect them in a "
-            "list, or pass a plain generator: the asynchronous methods run it in a thread"
+            f"nodes is {_shown(nodes)}, which only asynchronous code can read; collect the nodes "
+            "in a list, or pass a plain generator: the asynchronous methods run it in a thread"
         )
     if isinstance(nodes, BaseNode):
-        raise InvalidValueError(f"nodes are one node, {_shown(nodes)}; pass a list, [node]")
+        raise InvalidValueError(f"nodes is a single node, {_shown(nodes)}; pass a list, [node]")
     if isinstance(nodes, Mapping):
-        raise InvalidValueError("nodes are a mapping, which gives its keys; pass its .values()")
+        raise InvalidValueError("nodes is a mapping, which gives its keys; pass its .values()")
     if isinstance(nodes, str | bytes) or not isinstance(nodes, Iterable):
         raise InvalidValueError(
-            f"nodes are {_shown(nodes)}; pass an iterable of nodes, such as a list, a generator or "
-            "what read_corpus gives"
+            f"nodes is {_shown(nodes)}; pass an iterable of nodes, such as a list, a generator or "
+            "the result of read_corpus"
         )
     if isinstance(nodes, GeneratorType) and getgeneratorstate(nodes) == GEN_CLOSED:
         raise InvalidValueError(
-            f"nodes are a generator that is used up, {_shown(nodes)}; make it anew, or pass a list"
+            f"nodes is a generator that is used up, {_shown(nodes)}; make a new one, or pass a list"
         )
     return _each_checked(nodes)
 
@@ -172,38 +173,38 @@ def _each_checked(nodes: Iterable[BaseNode]) -> Iterator[BaseNode]:
     for place, node in enumerate(nodes):
         if not isinstance(node, BaseNode):
             raise InvalidValueError(
-                f"nodes[{place}] is {_shown(node)}, and no LlamaIndex node or document"
+                f"nodes[{place}] is {_shown(node)}, not a LlamaIndex node or document"
             )
         yield node
 
 
 def as_ids(ids: Iterable[str], what: str) -> list[str]:
-    """Ids as a list, each as it is; a single text is an error, for it would be read by its letters.
+    """Ids as a list. A single string is an error: its letters would be read as ids.
 
     Args:
         ids: any iterable.
         what: the parameter's name, for the message.
 
     Raises:
-        ValueError: it is no iterable of texts.
+        ValueError: ``ids`` is not an iterable of strings.
     """
     if isinstance(ids, str | bytes):
-        raise InvalidValueError(f"{what}={str(ids)[:60]!r}: is one text; pass a list, [{what}]")
+        raise InvalidValueError(f"{what}={str(ids)[:60]!r}: is one string; pass a list, [{what}]")
     if not isinstance(ids, Iterable):
         raise InvalidValueError(f"{what} is {_shown(ids)}; pass an iterable of ids, such as a list")
     found = list(ids)
     for each in found:
         if not isinstance(each, str):
-            raise InvalidValueError(f"{what} holds {_shown(each)}, and ids are texts")
-    return [str(each) for each in found]  # those of NumPy's arrays are texts of its own
+            raise InvalidValueError(f"{what} holds {_shown(each)}; ids must be strings")
+    return [str(each) for each in found]  # NumPy's arrays hold a subclass of str
 
 
 def as_row(node: BaseNode) -> TextNode:
-    """A node of any class as the text node or image node that is stored."""
+    """Convert a node of any class to the text node or image node that is stored."""
     if isinstance(node, TextNode):
         return node
     if not isinstance(node, Node):
-        raise TypeError(f"{type(node).__name__} is neither a text nor an image node")
+        raise TypeError(f"{type(node).__name__} is neither a text node nor an image node")
     common = {
         "id_": node.node_id,
         "text": node.get_content(MetadataMode.NONE),
@@ -225,14 +226,14 @@ def as_row(node: BaseNode) -> TextNode:
 
 
 def confined(node: BaseNode, folders: ImageFolders) -> BaseNode:
-    """A stored node as an index returns it: its image is opened below these folders only.
+    """A stored node as an index returns it: its image is opened only in these folders.
 
-    Whoever made the index may have stored a node of any class. What names files in another way
-    (a node's sound and film, the node inside an index node) is left out or confined as well.
+    The maker of an index may have stored nodes of any class, which name files in other ways too: a
+    node's audio and video are left out, and the node inside an index node is confined as well.
 
     Args:
         node: as it was stored.
-        folders: where its image must lie; a moved image is found there.
+        folders: the folders that must hold its image; a moved image is looked for there.
     """
     if isinstance(node, IndexNode) and isinstance(node.obj, BaseNode):
         return node.model_copy(update={"obj": confined(node.obj, folders)})
@@ -249,12 +250,12 @@ def confined(node: BaseNode, folders: ImageFolders) -> BaseNode:
 
 
 def not_a_text(text: str) -> str:
-    """Say why something is no text but a file's bytes; "" where it is one.
+    """Say why a string is a binary file's bytes and not a text; "" if it is a text.
 
-    LlamaIndex's ``SimpleDirectoryReader`` decodes whatever it has no reader for.
+    LlamaIndex's ``SimpleDirectoryReader`` decodes every file that it has no reader for.
 
     Args:
-        text: of a node or of a document.
+        text: the text of a node or document.
     """
     if "\x00" in text:
         return "holds a NUL character, which is not text"
@@ -262,7 +263,7 @@ def not_a_text(text: str) -> str:
     if controls * _CONTROLS_PER_BINARY > len(text):
         return (
             f"{controls:,} of its {len(text):,} characters are control characters: it is binary "
-            "data, such as an image's file, and not text"
+            "data, such as an image file, not text"
         )
     return ""
 
@@ -270,14 +271,15 @@ def not_a_text(text: str) -> str:
 def texts_of_bytes(
     nodes: Sequence[BaseNode], documents: dict[str, str] | None = None
 ) -> dict[str, str]:
-    """The nodes that hold no text but a file's bytes, by their ids, and why.
+    """The nodes whose text is a binary file's bytes: the reason for each, by id.
 
-    Where one passage of a document is binary, all of its nodes are: between two control characters
-    chance makes words.
+    If one passage of a document is binary, all its nodes count as binary: a stretch of random bytes
+    without control characters can look like a text.
 
     Args:
-        nodes: of whole documents, or as much of them as is at hand.
-        documents: those that are known to be binary, by ``document_key``; more are added.
+        nodes: the nodes of whole documents, or as many of them as are at hand.
+        documents: the reasons for documents that are known to be binary, by ``document_key``; this
+            function adds to it.
     """
     found: dict[str, str] = {}
     documents = {} if documents is None else documents
@@ -289,12 +291,12 @@ def texts_of_bytes(
                 documents[document_key(node, "document")] = reason
     for node in nodes if documents else ():
         if document_key(node, "document") in documents and node.node_id not in found:
-            found[node.node_id] = "is a part of a document that is binary data, and not text"
+            found[node.node_id] = "is part of a document that is binary data, not text"
     return found
 
 
 def by_document(hits: Sequence[NodeWithScore], group_by: GroupBy) -> list[list[NodeWithScore]]:
-    """The hits of each document, each node once, all in the order they came in."""
+    """The hits of each document, in their original order; each node once."""
     documents: defaultdict[str, dict[str, NodeWithScore]] = defaultdict(dict)
     for hit in hits:
         documents[document_key(hit.node, group_by)].setdefault(hit.node_id, hit)
@@ -302,7 +304,7 @@ def by_document(hits: Sequence[NodeWithScore], group_by: GroupBy) -> list[list[N
 
 
 def document_key(node: BaseNode, group_by: GroupBy) -> str:
-    """The document that a node belongs to; by ``"node"`` each node counts as a document."""
+    """The document that a node belongs to; with ``"node"``, each node counts as a document."""
     if group_by == "node":
         return node.node_id
     return node.ref_doc_id or node.node_id

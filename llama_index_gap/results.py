@@ -1,4 +1,4 @@
-"""What a search returns: documents in their order, and how they were found."""
+"""The result of a search: the ranked documents, and how they were found."""
 
 from __future__ import annotations
 
@@ -15,22 +15,23 @@ from llama_index_gap.modality import LEGS, MODALITIES, Leg, Modality
 from llama_index_gap.nodes import GroupBy, by_document, document_key
 from llama_index_gap.text import excerpt, visible
 
-_DISPLAY_SIDE = 320  # pixels of an image in a notebook, which keeps its outputs
-_DISPLAY_TEXT = 300  # characters of a passage there
+_DISPLAY_SIDE = 320  # pixels of an image in a notebook; small, since its file keeps all outputs
+_DISPLAY_TEXT = 300  # characters of a passage in a notebook
 
 
 @dataclass(frozen=True)
 class LegScore:
-    """What one leg says of a document.
+    """The scores that one leg gives a document.
 
     Attributes:
-        leg: which one.
-        raw: the best score there, as the database gives it.
-        evidence: what the leg says of the document; None if it is not among the leg's hits.
-        hub: what was taken off ``raw`` because the vector is near to everything; None where hubs
-            were not corrected.
-        sigma: standard deviations above what the query gets anyway, where it was ranked by that.
-        probability: of relevance, where there is a calibrator.
+        leg: the leg.
+        raw: the document's best score in this leg, as the database gives it.
+        evidence: what the leg adds to the fused score; None if the document is not among the leg's
+            hits.
+        hub: the hub correction that was subtracted from ``raw``; None if hubs were not corrected.
+        sigma: standard deviations above the mean of the scores that the hit was compared with; None
+            if the ranking does not use this.
+        probability: of relevance; None if there is no calibrator.
     """
 
     leg: Leg
@@ -43,11 +44,11 @@ class LegScore:
 
 @dataclass(frozen=True)
 class FoundDocument:
-    """A document with its place in the ranking.
+    """A document and its rank.
 
     Attributes:
         rank: from 1.
-        key: the document's id, or that of a node without a document.
+        key: the document's id; for a node without a document, the node's id.
         nodes: its passages, best first, then its images; each with the document's scores.
     """
 
@@ -57,32 +58,32 @@ class FoundDocument:
 
     @property
     def score(self) -> float | None:
-        """What the ranking goes by; None where a reranker could not read the document."""
+        """The score that ranks the document; None if a reranker could not read the document."""
         return self.nodes[0].score
 
     @property
     def scores(self) -> dict[str, float]:
-        """Where the score comes from, as in ``ScoredNode``; empty for other retrievers' nodes."""
+        """The parts of the score, as in ``ScoredNode``; empty for other retrievers' nodes."""
         return dict(getattr(self.nodes[0], "scores", {}))
 
     @property
     def fused(self) -> float | None:
-        """The score that the document was found with, before a reranker gave its own."""
+        """The fused score, which a reranker replaces in ``score``."""
         return self.scores.get("retrieval", self.score)
 
     @property
     def passages(self) -> list[BaseNode]:
-        """The nodes that are texts, best first."""
+        """The text nodes, best first."""
         return [hit.node for hit in self.nodes if not has_image(hit.node)]
 
     @property
     def images(self) -> list[BaseNode]:
-        """The nodes that hold an image, best first; a caption is the node's text."""
+        """The image nodes, best first; a node's text is its caption."""
         return [hit.node for hit in self.nodes if has_image(hit.node)]
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """The metadata of all its nodes; where they differ, the first one's."""
+        """The metadata of all its nodes; where nodes differ, the first node's value."""
         found: dict[str, Any] = {}
         for hit in reversed(self.nodes):
             found |= hit.node.metadata
@@ -90,17 +91,17 @@ class FoundDocument:
 
     @property
     def title(self) -> str:
-        """Its title, or else its key."""
+        """Its title; its key if it has no title."""
         return str(self.metadata.get("title") or self.key)
 
     @property
     def text(self) -> str:
-        """Its best passage, or else the caption of its best image."""
+        """Its best passage; without a passage, the caption of its best image."""
         return (self.passages or self.images)[0].get_content(MetadataMode.NONE)
 
     @property
     def legs(self) -> list[LegScore]:
-        """What each leg says of it."""
+        """The scores that each leg gives it."""
         scores = self.scores
         return [
             LegScore(
@@ -117,7 +118,7 @@ class FoundDocument:
 
     @property
     def reranked(self) -> dict[str, float]:
-        """What a reranker gave each modality, or both as ``joint``; empty where none did."""
+        """A reranker's score of each modality, or of both as ``joint``; empty if not reranked."""
         return {
             name: self.scores[f"rerank_{name}"]
             for name in (*MODALITIES, "joint")
@@ -125,8 +126,8 @@ class FoundDocument:
         }
 
     def part(self, modality: Modality) -> float | None:
-        """What a modality contributes to the score; None where it contributes nothing."""
-        if self.reranked or self.score is None:  # None: a reranker could not read it
+        """What a modality contributes to the score; None if it contributes nothing."""
+        if self.reranked or self.score is None:  # None: a reranker could not read the document
             return self.reranked.get(modality)
         found = [
             each.evidence
@@ -138,16 +139,15 @@ class FoundDocument:
 
 @dataclass(frozen=True)
 class FusionUsed:
-    """How the legs were really brought together.
+    """The fusion method that was used, which may not be the one that was asked for.
 
     Attributes:
         normalize: the normalization that was used.
         combine: the combination that was used.
-        note: why these are not the ones asked for; None if they are.
-        hubs: how much of a hub's nearness was taken off the scores of each leg, by name (α · ρ);
-            a leg without hubs is not in it.
-        sample_queries: how many queries the index has learnt from, of the modalities that were
-            asked with.
+        note: why these are not the methods asked for; None if they are.
+        hubs: the share of a vector's hubness that was subtracted from its score (α · ρ), by the
+            leg's name; legs without hubs are not in it.
+        sample_queries: how many sample queries of the query's modalities the index has learnt from.
     """
 
     normalize: str
@@ -159,14 +159,16 @@ class FusionUsed:
 
 @dataclass(frozen=True)
 class LegSummary:
-    """What became of one leg.
+    """The outcome of one leg.
 
     Attributes:
         hits: how many nodes took part in the ranking.
-        improbable: how many were left out because they are less probable than was asked for.
-        error: why the leg failed and was left out; None if it did not.
-        asked: how often its collection was asked: again, where few documents had all its hits.
-        note: what came of asking again; None if it was not.
+        improbable: how many hits were left out because they are below ``min_probability``.
+        error: why the leg failed and was left out; None if it succeeded.
+        asked: how often its collection was searched: more than once if all hits belonged to few
+            documents.
+        note: tells if few documents had most of the hits, and what searching again brought; None
+            otherwise.
     """
 
     hits: int
@@ -178,17 +180,17 @@ class LegSummary:
 
 @dataclass(frozen=True, repr=False)
 class SearchResult(Sequence[FoundDocument]):
-    """Documents, best first, and how they were found. A notebook shows it with its images.
+    """Documents, best first, and how they were found. A notebook shows them with their images.
 
     Attributes:
         documents: best first.
-        text: what was asked; may be empty.
-        image: the image that was asked with, if any.
-        fusion: how the legs were brought together; None for another retriever's nodes.
-        legs: what became of each leg that was asked.
+        text: the query's text; may be empty.
+        image: the query's image; None if it had none.
+        fusion: the fusion method that was used; None for another retriever's nodes.
+        legs: the outcome of each leg.
         timings: seconds of each step: ``embed``, ``search``, ``fuse``, ``complete``, ``rerank``.
-        reranker: the name of what ranked the documents anew; None if nothing did.
-        database: the index's file or address; empty where it is not known.
+        reranker: the reranker's name; None if the documents were not reranked.
+        database: the index's file or address; empty if it is not known.
     """
 
     documents: tuple[FoundDocument, ...]
@@ -212,12 +214,12 @@ class SearchResult(Sequence[FoundDocument]):
 
     @property
     def nodes(self) -> list[NodeWithScore]:
-        """All nodes in their order, as LlamaIndex takes them."""
+        """The nodes of all documents, best first, in LlamaIndex's form."""
         return [hit for document in self.documents for hit in document.nodes]
 
     @property
     def note(self) -> str | None:
-        """Why another fusion method was used than the one asked for; None if none was."""
+        """Why the fusion method differs from the one asked for; None if it does not."""
         return None if self.fusion is None else self.fusion.note
 
     @property
@@ -235,14 +237,14 @@ class SearchResult(Sequence[FoundDocument]):
         """The same search with other nodes, such as a reranker's.
 
         Args:
-            nodes: best first; those of a document come together at the place of its first.
-            group_by: ``"node"`` takes each node for a document.
-            **changes: other attributes of the result, with their new values.
+            nodes: best first; a document takes the rank of its first node.
+            group_by: ``"node"`` makes each node its own document.
+            **changes: new values for other attributes of the result.
         """
         return replace(self, documents=documents_of(nodes, group_by), **changes)
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything but the content of images, as JSON knows it."""
+        """Everything but the images' content, in types that JSON knows."""
         return {
             "query": {"text": self.text, "image": self.image and describe(self.image)},
             "database": self.database,
@@ -256,7 +258,7 @@ class SearchResult(Sequence[FoundDocument]):
         }
 
     def __repr__(self) -> str:
-        """What a prompt shows: a line for each document."""
+        """One line for each document."""
         lines = [f"<SearchResult: {len(self)} documents>"]
         for document in self:
             score = "–" if document.score is None else f"{document.score:.4g}"
@@ -267,7 +269,7 @@ class SearchResult(Sequence[FoundDocument]):
         return visible("\n".join(lines))
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: titles, scores, passages and small images, all escaped."""
+        """The display in a notebook: titles, scores, passages and small images, all escaped."""
         shown = "".join(map(_shown, self.documents)) or "<p>Nothing was found.</p>"
         return f'{_STYLE}<div class="llama-gap">{shown}</div>'
 
@@ -275,11 +277,11 @@ class SearchResult(Sequence[FoundDocument]):
 def documents_of(
     nodes: Sequence[NodeWithScore], group_by: GroupBy = "document"
 ) -> tuple[FoundDocument, ...]:
-    """The documents behind a retriever's nodes, in their order, each document's passages first.
+    """Group a retriever's nodes into documents, in their order; passages come before images.
 
     Args:
         nodes: best first.
-        group_by: ``"node"`` takes each node for a document.
+        group_by: ``"node"`` makes each node its own document.
     """
     return tuple(
         FoundDocument(
@@ -326,7 +328,7 @@ def _document_as_dict(document: FoundDocument) -> dict[str, Any]:
     }
 
 
-# Colours that stand on a light and on a dark notebook, which a page cannot ask for.
+# Colours that are readable in light and dark notebooks: HTML cannot tell which one it is in.
 _STYLE = (
     "<style>.llama-gap{max-width:56rem;font:inherit;overflow-wrap:anywhere}"
     ".llama-gap>div{display:flex;flex-wrap:wrap;gap:.5rem 1rem;margin:.5rem 0;padding:.75rem;"
@@ -342,7 +344,7 @@ _STYLE = (
 
 
 def _shown(document: FoundDocument) -> str:
-    """A document in a notebook; a click shows an image large, by no script."""
+    """A document in a notebook; a click enlarges an image, without a script."""
     score = "–" if document.score is None else f"{document.score:.3f}"
     legs = (
         f"<i>{each.leg.title} {'–' if each.evidence is None else f'{each.evidence:.2f}'}</i> "

@@ -1,4 +1,4 @@
-"""Answers of LlamaIndex' engines; what reaches the model is recorded."""
+"""Answers of LlamaIndex's engines; the model's input is recorded."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ QUESTION = "what happened?"
 
 @pytest.fixture(autouse=True)
 def loop() -> Iterator[None]:
-    """LlamaIndex takes the thread's event loop for its synchronous work, and closes none."""
+    """LlamaIndex runs synchronous calls in the thread's event loop, and closes none."""
     with asyncio.Runner() as runner:
         runner.get_loop()
         yield
 
 
 def memory() -> ChatMemoryBuffer:
-    """LlamaIndex' own default leaves its database open."""
+    """A memory that is closed; LlamaIndex's default leaves its database open."""
     return ChatMemoryBuffer.from_defaults(token_limit=1_000)
 
 
@@ -102,7 +102,7 @@ def test_an_answer_sees_each_document_s_text_caption_and_image_in_order(
 
 
 def test_what_one_side_found_comes_with_the_other(index: DualIndex, names: dict[str, str]) -> None:
-    """``complete`` is the default here: an answer wants the image, too."""
+    """``complete`` is the default here, since an answer needs the image too."""
     complete, as_found = RecordingLLM(), RecordingLLM()
     few: dict[str, Any] = {"similarity_top_k": 1, "image_similarity_top_k": 1}
     index.as_query_engine(complete, **few).query("text of C")
@@ -117,7 +117,7 @@ def test_what_one_side_found_comes_with_the_other(index: DualIndex, names: dict[
 def test_no_image_is_parted_from_its_texts_where_one_call_does_not_hold_all(
     mode: str, window: int, calls: int, index: DualIndex, names: dict[str, str]
 ) -> None:
-    """LlamaIndex reckons 2,125 tokens for an image: three to 8,000, one to 3,900."""
+    """LlamaIndex counts 2,125 tokens for an image: 8,000 tokens hold three, 3,900 hold one."""
     llm = RecordingLLM(context_window=window)
     answer = index.as_query_engine(llm, response_mode=mode).query(QUESTION)
 
@@ -129,14 +129,14 @@ def test_no_image_is_parted_from_its_texts_where_one_call_does_not_hold_all(
 
 
 def test_llama_index_alone_parts_them(index: DualIndex, names: dict[str, str]) -> None:
-    """The reason for our own packing; when this fails, it may go."""
+    """The reason for our own packing; if this test fails, it is no longer needed."""
     llm = RecordingLLM(context_window=3_900)
     retriever = index.as_retriever(complete=True)
     RetrieverQueryEngine.from_args(retriever, llm=llm, multimodal=True).query(QUESTION)
 
     second = llm.seen(names)[1]
     assert second[0].startswith("image of")
-    assert second[1][-1] != second[0][-1]  # what follows it belongs to another article
+    assert second[1][-1] != second[0][-1]  # the next block belongs to another article
 
 
 def test_simple_summarize_says_what_it_leaves_out(
@@ -208,7 +208,7 @@ def test_citations_number_captions_and_images_in_order(
     ]
     pictured = [part.startswith("image") for part in expected]
     assert [source.image_resource is not None for source in sources] == pictured
-    # What LlamaIndex' users read a source with.
+    # The ways in which LlamaIndex's users read a source.
     for hit in answer.source_nodes:
         assert hit.text == hit.get_text() == hit.node.text == hit.node.get_content()
         assert isinstance(hit.node, ImageNode) == (hit.node.image_resource is not None)
@@ -249,7 +249,7 @@ def test_wrong_settings(index: DualIndex, monkeypatch: pytest.MonkeyPatch) -> No
         index.as_query_engine(RecordingLLM(), top_n=3)
     with pytest.raises(TypeError, match="has no parameter 'citation_chunk_size'"):
         index.as_query_engine(RecordingLLM(), citation_chunk_size=256)
-    with pytest.raises(ValueError, match=r"MockLLM is no chat model.*multimodal=False"):
+    with pytest.raises(ValueError, match=r"MockLLM is not a chat model.*multimodal=False"):
         index.as_query_engine(MockLLM())
     with pytest.raises(ValueError, match="top_k=0: must be at least 1"):
         index.as_query_engine(RecordingLLM(), top_k=0)
@@ -263,14 +263,14 @@ def test_wrong_settings(index: DualIndex, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def pack(blocks: list[Any], window: int) -> list[list[Any]]:
-    """The blocks of each message that a model with such a context is sent."""
+    """The blocks of each message for a model with this context."""
     helper = ImagesWithTheirTexts(context_window=window, num_output=0)
     messages = [ChatMessage(blocks=[block]) for block in blocks]
     return [message.blocks for message in helper.repack(PromptTemplate(""), messages)]
 
 
 @given(
-    lengths=st.lists(st.integers(0, 40), max_size=20),  # of texts, in words; 0 is an image
+    lengths=st.lists(st.integers(0, 40), max_size=20),  # words of each text; 0 is an image
     window=st.integers(2_200, 9_000),
 )
 def test_packing_keeps_order_and_fits(
@@ -284,7 +284,7 @@ def test_packing_keeps_order_and_fits(
     for message in packed:
         assert sum(block.estimate_tokens() for block in message) <= window
     for before, message in pairwise(packed):
-        assert not (message[0] is image and before[-1] is not image)  # parted from its text
+        assert not (message[0] is image and before[-1] is not image)  # separated from its text
 
 
 def test_packing_nothing_and_what_is_too_long(noise_files: list[str]) -> None:
@@ -363,7 +363,7 @@ def test_an_answer_where_an_image_is_gone(tiny_clip: Path, tmp_path: Path) -> No
 
 
 def test_captions_of_another_index_are_shown_too(tmp_path: Path) -> None:
-    """LlamaIndex' image nodes keep theirs to themselves."""
+    """LlamaIndex's image nodes do not show their captions."""
     nodes, names = articles(tmp_path)
     model, llm = MockMultiModalEmbedding(embed_dim=8), RecordingLLM()
     existing = MultiModalVectorStoreIndex(nodes, embed_model=model, image_embed_model=model)

@@ -1,4 +1,4 @@
-"""What the wheel and the source distribution hold, and how they describe themselves."""
+"""The files and the metadata of the wheel and the source distribution."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ import llama_index_gap
 PACKAGE = ROOT / "llama_index_gap"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 NAME = f"llama_index_gap-{PROJECT['project']['version']}"
-# What a cache, an index or an editor leaves has other suffixes.
+# Files of caches, indexes and editors have other suffixes.
 KINDS = {".py", ".typed", ".css", ".html", ".js", ".json", ".jsonl", ".safetensors", ".md"}
 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with both, the wheel built from the source distribution, as ``build`` does."""
+    """A folder with both; the wheel is built from the source distribution, as ``build`` does."""
     folder = tmp_path_factory.mktemp("dist")
     command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder), str(ROOT)]
     subprocess.run(command, check=True, capture_output=True)
@@ -72,7 +72,7 @@ def test_the_source_distribution_holds_the_package_and_what_builds_it(built: Pat
 
 
 def test_neither_holds_the_training(built: Path, wheel: ZipFile) -> None:
-    """Training the demo's checkpoints takes a checkout; the package does without."""
+    """Only a checkout can train the demo's checkpoints; the package does not need it."""
     with tarfile.open(built / f"{NAME}.tar.gz") as archive:
         names = [name.removeprefix(f"{NAME}/") for name in archive.getnames()]
 

@@ -1,4 +1,4 @@
-"""Every command and snippet of README and docs runs, and the pages of the site need no network."""
+"""All commands and snippets of README and docs run, and the site's pages need no network."""
 
 from __future__ import annotations
 
@@ -49,13 +49,13 @@ def name_of(page: Path) -> str:
 
 
 def prose(page: Path) -> str:
-    """A page without its code."""
+    """A page's text without its code."""
     text = re.sub(r"^ *```.*?^ *```", "", page.read_text("utf-8"), flags=re.DOTALL | re.MULTILINE)
     return re.sub(r"`[^`]*`", "", text)
 
 
 def blocks(page: Path) -> list[tuple[str, str]]:
-    """What stands in fences: each with the language that the fence names."""
+    """The fenced blocks of a page, each with its language."""
     text = page.read_text(encoding="utf-8")
     return re.findall(r"^```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
 
@@ -65,7 +65,7 @@ def blocks(page: Path) -> list[tuple[str, str]]:
 
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What a checkout is after ``llama-gap demo`` and README's first snippet, if smaller."""
+    """A small checkout, as it is after ``llama-gap demo`` and README's first snippet."""
     folder = tmp_path_factory.mktemp("checkout")
     with chdir(folder):
         write_newsroom("gap-demo/newsroom", articles=120, queries_per_kind=8)
@@ -81,7 +81,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def checkout(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of it, where a page's snippets run."""
+    """A copy of that checkout, for the snippets of a page."""
     monkeypatch.chdir(shutil.copytree(prepared, tmp_path / "checkout", symlinks=True))
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setenv("JINA_API_KEY", "a-key")
@@ -119,7 +119,7 @@ def test_snippets_on_a_cluster(
 
 
 def run_snippets(page: Path, monkeypatch: pytest.MonkeyPatch, server: str = SERVER) -> None:
-    """Run a page from top to bottom: its Python in one namespace, its commands in this process."""
+    """Run a page from top to bottom: Python in one namespace, commands in this process."""
     names: dict[str, object] = {"__name__": "__main__"}
     for language, written in blocks(page):
         code = written.replace(SERVER, server)
@@ -140,7 +140,7 @@ def run_snippets(page: Path, monkeypatch: pytest.MonkeyPatch, server: str = SERV
 
 
 def run_command(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run a command of llama-gap; of the others, check that .ci/run or a test does."""
+    """Run a command of llama-gap; for other commands, check that .ci/run or a test runs them."""
     program, *arguments = shlex.split(command, comments=True) or ["#"]
     makefile = (ROOT / "Makefile").read_text()
     program = program.removeprefix(".venv/bin/")
@@ -155,7 +155,7 @@ def run_command(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
         case "llama-gap" if "--ray" in arguments and "RAY_ADDRESS" not in os.environ:
             assert any(command in page.read_text() for page in ON_A_CLUSTER)
         case "llama-gap":
-            # In this process: each of its own would spend most of its time importing torch.
+            # In this process: a new process would spend most of its time on importing torch.
             monkeypatch.setattr(sys, "argv", [program, *arguments])
             with pytest.raises(SystemExit) as stopped:
                 main()
@@ -195,7 +195,7 @@ def check_installation(arguments: list[str]) -> None:
 
 
 def check_program(arguments: list[str]) -> None:
-    """A benchmark, an example or a module is there, and has the options that are named."""
+    """Check that a benchmark, an example or a module exists and has these options."""
     match arguments:
         case ["-m", module, *options]:
             file = ROOT / f"{module.replace('.', '/')}.py"
@@ -332,7 +332,7 @@ def test_links_to_files_lead_somewhere(page: Path) -> None:
 
 
 class Sources(HTMLParser):
-    """Where a page's parts come from, links that a reader follows left out."""
+    """Addresses that a page loads its parts from, without links for readers."""
 
     def __init__(self, page: str) -> None:
         super().__init__()

@@ -42,7 +42,7 @@ NEWS = MetadataFilters(
 
 @pytest.fixture(autouse=True)
 def loop() -> Iterator[None]:
-    """LlamaIndex takes the thread's event loop for its synchronous work, and closes none."""
+    """LlamaIndex runs synchronous calls in the thread's event loop, and closes none."""
     with asyncio.Runner() as runner:
         runner.get_loop()
         yield
@@ -76,7 +76,7 @@ def documents(hits: list[NodeWithScore]) -> set[str | None]:
 
 @pytest.mark.parametrize("mode", ["reciprocal_rerank", "relative_score", "simple"])
 def test_inside_a_query_fusion_retriever(mode: Any, index: DualIndex) -> None:
-    """It merges by content and writes its scores into ours; where they came from stays."""
+    """It merges by content and overwrites our ``score``; ``scores`` stays."""
     both = QueryFusionRetriever(
         [index.as_retriever(filters=NEWS), index.as_retriever(filters=SPORT)],
         llm=RecordingLLM(script=["a fire\na storm"]),
@@ -142,7 +142,7 @@ def test_what_llama_index_expects_of_a_retriever(index: DualIndex) -> None:
 
 
 def test_inside_a_retriever_evaluator(index: DualIndex) -> None:
-    """Its ids are those of nodes, in the order of our documents."""
+    """It gets the ids of nodes, in the order of our documents."""
     retriever = index.as_retriever()
     evaluator = RetrieverEvaluator.from_metric_names(["hit_rate", "mrr"], retriever=retriever)
     found = ids(retriever.retrieve(QUESTION))
@@ -160,7 +160,7 @@ def test_inside_a_retriever_evaluator(index: DualIndex) -> None:
 
 
 def sources(images: Path) -> list[Document]:
-    """A text document and a captioned image, as readers of LlamaIndex' give them."""
+    """A text document and a captioned image, in the form of LlamaIndex's readers."""
     return [
         Document(id_="a", text="a fire in town"),
         ImageDocument(id_="b", text="a caption", image_path=str(images / "B.png")),
@@ -209,7 +209,7 @@ def test_a_pipeline_s_cache_gives_the_same_vectors_again(images: Path, tiny_clip
 
 
 def test_a_pipeline_before_an_index(images: Path, tiny_clip: Path, tmp_path: Path) -> None:
-    """The index embeds; the pipeline cuts, and says what is new."""
+    """The index embeds; the pipeline splits documents, and tells which are new."""
     articles(images)
     embedding = CountingEmbedding(model_name=tiny_clip)
     pipeline = IngestionPipeline(
@@ -242,7 +242,7 @@ class Ranked(Event):
 
 
 class Answering(Workflow):
-    """Retrieve, rerank, answer; a step each."""
+    """Three steps: retrieve, rerank, answer."""
 
     index: DualIndex
     reranker: MultiModalRerank
@@ -302,5 +302,5 @@ def test_metadata_filters_reach_both_legs_of_an_answer(index: DualIndex, images:
 
     assert documents(sport.source_nodes) == {"C", "D"}
     assert {part[-1] for part in llm.seen(names)[0]} == {"C", "D"}
-    assert str(nothing) == "Empty Response"  # LlamaIndex asks no model about nothing
+    assert str(nothing) == "Empty Response"  # LlamaIndex calls no model without nodes
     assert len(llm.calls) == 1

@@ -12,7 +12,7 @@ import llama_index_gap
 
 PACKAGE = Path(llama_index_gap.__file__).parent
 
-# The rooms, in the order of the way down: each imports only from itself and from those after it.
+# The rooms, from top to bottom: each imports only from itself and from the rooms after it.
 ROOMS = [
     "cli",
     "demo",
@@ -41,7 +41,7 @@ ROOMS = [
     "text",
     "errors",
 ]
-# What some of them know nothing of, besides.
+# The libraries that some rooms must not import.
 UNKNOWN = {
     "gap": {"llama_index", "torch", "transformers", "pymilvus", "PIL"},
     "models": {"llama_index", "pymilvus"},
@@ -121,7 +121,7 @@ def test_no_private_name_crosses_files() -> None:
 
 
 def imports() -> dict[str, set[str]]:
-    """What each module of the package imports, wherever in the file and for whatever purpose."""
+    """All imports of each module of the package, also within functions and for types only."""
     found = {}
     for path in PACKAGE.rglob("*.py"):
         name = ".".join(["llama_index_gap", *path.relative_to(PACKAGE).with_suffix("").parts])
@@ -131,7 +131,7 @@ def imports() -> dict[str, set[str]]:
                 modules.update(each.name for each in node.names)
             elif isinstance(node, ast.ImportFrom) and node.module:
                 modules.add(node.module)
-        if name != "llama_index_gap.__init__":  # it names all that is public, where it is asked for
+        if name != "llama_index_gap.__init__":  # it imports all public names on demand
             found[name] = modules
     return found
 

@@ -1,4 +1,4 @@
-"""Long work without a terminal: a line now and then, by a clock that the tests move."""
+"""Long work without a terminal prints a line now and then; the clock is simulated."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from llama_index_gap.progress import Progress, in_lines
 
 
 class Clock:
-    """Says what time it is, as the test wants it."""
+    """A clock whose time the test sets."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -62,7 +62,7 @@ def test_bars_within_each_other_write_no_more_lines(
             clock.now += 1
 
     assert capsys.readouterr().err == (
-        "Asking: 0 of 4 queries, Reranking: 10 after 10 s\n"  # of as many as nobody knows
+        "Asking: 0 of 4 queries, Reranking: 10 after 10 s\n"  # of an unknown number
         "Asking: 3 of 4 queries, Reranking: 10 after 46 s\n"
     )
 

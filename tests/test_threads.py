@@ -46,7 +46,7 @@ def test_read_ahead_keeps_the_order_and_the_limit() -> None:
             yield item
 
     def work(item: int) -> int:
-        """Each even one is done after the odd one that follows it."""
+        """Each even item is done only after the odd item that follows it."""
         assert item % 2 or done[item + 1].wait(PATIENCE_S)
         done[item].set()
         return item * item
@@ -78,7 +78,7 @@ def test_read_ahead_raises_in_place_and_drops_what_has_not_begun() -> None:
 
 
 def test_work_beside_needs_no_free_thread() -> None:
-    """Where all are taken, who asks does it, so that nobody waits for nobody."""
+    """If all threads are busy, the caller does the work itself, so there is no deadlock."""
     gate, own = Gate(), threading.get_ident()
     results = [beside(gate.pass_through) for _ in range(200)]
     try:

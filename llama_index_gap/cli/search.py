@@ -108,7 +108,13 @@ def _why_nothing(
         return f"Nothing was found: the index has no {without}."
     if narrowing.conditions:
         return narrowing.nothing_fits(index.as_retriever(), min_probability)
-    return f"Nothing was found with a probability of {min_probability} or more."
+    if min_probability is not None:
+        return f"Nothing was found with a probability of {min_probability} or more."
+    held = " and ".join(f"{count[each]:,} {PLURAL[each]}" for each in searched)
+    return (
+        f"Nothing was found, though the index has {held}. Another program may be changing it; "
+        "search again."
+    )
 
 
 def _warn_of_images(result: SearchResult) -> None:

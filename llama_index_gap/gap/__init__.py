@@ -1,1 +1,1 @@
-"""The modality gap: measured, closed, calibrated."""
+"""The mathematics of the modality gap: measures, aligners, hubs, backgrounds, calibrators."""

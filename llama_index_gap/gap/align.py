@@ -1,9 +1,9 @@
-"""Aligners: move vectors across the modality gap, so that texts and images can share one index.
+"""Aligners move vectors across the modality gap, so that texts and images can share one index.
 
 A dual encoder's texts and images lie in two cones (Liang et al. 2022, *Mind the Gap*, arXiv
 2203.02053), so a query finds mostly vectors of its own modality. An aligner is fitted on vectors of
-one model, and never changes afterwards. It moves all vectors of an index and all queries.
-``benchmarks/gap_mitigations.py`` measures what each aligner brings.
+one model, and never changes afterwards. It moves all vectors of an index, and all queries.
+``benchmarks/gap_mitigations.py`` measures the effect of each aligner.
 """
 
 from __future__ import annotations
@@ -33,22 +33,21 @@ if TYPE_CHECKING:
 Towards: TypeAlias = Literal["identity", "zero"]
 
 RIDGES = np.logspace(-4, 4, 17)
-"""The λ that cross-validation chooses from: two to a decade."""
+"""The values of λ that cross-validation chooses from, two in each decade."""
 _FORMAT = "llama_index_gap.aligner"
 _VERSION = 1
-_LENGTH_TOLERANCE = 1e-3  # vectors that were kept in half precision pass
+_LENGTH_TOLERANCE = 1e-3  # accepts vectors that were stored in half precision
 _NO_DIRECTION = 1e-6
 _DAMAGED = (KeyError, TypeError, AttributeError, StopIteration, ValueError, RecursionError)
 
 
 @dataclass(frozen=True, eq=False)
 class Aligner(ABC):
-    """What all aligners share. Two are equal if they move vectors in the same way.
+    """The base of all aligners. Two are equal if they move vectors in the same way.
 
     Attributes:
-        fitted_on: how many texts, images and queries it was fitted on, and of which model, if
-            known.
-        path: the file that ``load_aligner`` read it from; None if it was just fitted.
+        fitted_on: how many texts, images and queries it was fitted on, and their model, if known.
+        path: the file that ``load_aligner`` read it from; None if it was not loaded.
     """
 
     fitted_on: Mapping[str, int | str] = field(default_factory=dict, kw_only=True)
@@ -68,7 +67,7 @@ class Aligner(ABC):
 
     @property
     def dimension(self) -> int:
-        """Length of the vectors that it moves."""
+        """Dimension of the vectors that it moves."""
         return int(next(iter(self._arrays().values())).shape[-1])
 
     @cached_property
@@ -88,19 +87,19 @@ class Aligner(ABC):
     def apply(
         self, vectors: npt.ArrayLike, modality: Modality, kind: Kind = "document"
     ) -> VectorArray:
-        """Move vectors to where they can be compared with those of the other modality.
+        """Move vectors so that they can be compared with vectors of the other modality.
 
         Args:
             vectors: shape (n, d), rows of length 1; never changed.
-            modality: what was embedded.
+            modality: of the vectors.
             kind: whether the vectors are queries or documents.
 
         Returns:
             Shape (n, d), rows of length 1.
 
         Raises:
-            ValueError: vectors of another dimension or length, with NaN, or of length 0 once moved;
-                an unknown modality or kind.
+            ValueError: a vector has another dimension, is not of length 1, holds NaN, or becomes a
+                zero vector; the modality or the kind is unknown.
         """
         for name, value, known in (("modality", modality, Modality), ("kind", kind, Kind)):
             if value not in get_args(known):
@@ -110,17 +109,17 @@ class Aligner(ABC):
         lost = np.flatnonzero(lengths < _NO_DIRECTION)
         if lost.size:
             raise InvalidValueError(
-                f"{lost.size} of {len(moved)} vectors equal the mean that is subtracted, the first "
-                f"in row {lost[0]}, and become zero vectors: fit on more vectors"
+                f"{lost.size} of {len(moved)} vectors (first: row {lost[0]}) equal the subtracted "
+                "mean and would become zero vectors; fit the aligner on more vectors"
             )
         scaled: VectorArray = moved / lengths
         return scaled
 
     def save(self, path: str | Path) -> Path:
-        """Write it into one file in safetensors format, which holds no code.
+        """Write it to one file in safetensors format, which holds no code.
 
         Args:
-            path: for example ``aligner.safetensors``; replaced if it is there.
+            path: for example ``aligner.safetensors``; an existing file is replaced.
 
         Returns:
             The file.
@@ -164,8 +163,8 @@ class Aligner(ABC):
 class OffsetAligner(Aligner):
     """Moves images by the difference of the means: v − Δ, with Δ = mean(images) − mean(texts).
 
-    The usual recipe (Liang et al. 2022, arXiv 2203.02053, there by steps of Δ). Texts are not
-    moved, so an index of texts needs no new vectors.
+    This is the usual recipe (Liang et al. 2022, arXiv 2203.02053, who move in steps of Δ). Texts
+    are not moved, so stored vectors of texts stay valid.
 
     Attributes:
         offset: Δ, shape (d,).
@@ -182,11 +181,11 @@ class OffsetAligner(Aligner):
         Args:
             texts: shape (n, d), rows of length 1; a few hundred are enough.
             images: shape (m, d), rows of length 1.
-            model_name: the model that they come from, for ``fitted_on``.
+            model_name: the model of the vectors, for ``fitted_on``.
 
         Raises:
-            ValueError: fewer than two texts or images, dimensions that differ, NaN, or rows that
-                are not of length 1.
+            ValueError: there are fewer than two texts or images, dimensions differ, or a row holds
+                NaN or is not of length 1.
         """
         samples = _samples(texts=texts, images=images)
         means = _means(samples)
@@ -228,9 +227,9 @@ class CenterAligner(Aligner):
         Args:
             texts: shape (n, d), rows of length 1; a few hundred are enough.
             images: shape (m, d), rows of length 1.
-            queries: shape (k, d), rows of length 1. By default the texts, which suits models
-                without a prompt for queries, and queries that read like the texts.
-            model_name: the model that they come from, for ``fitted_on``.
+            queries: shape (k, d), rows of length 1. By default the texts are used; this suits
+                models without a prompt for queries, if queries read like the texts.
+            model_name: the model of the vectors, for ``fitted_on``.
 
         Raises:
             ValueError: as for ``OffsetAligner.fit``.
@@ -246,10 +245,10 @@ class CenterAligner(Aligner):
 
 @dataclass(frozen=True, eq=False)
 class LinearAligner(CenterAligner):
-    """Centres as ``CenterAligner``, and maps images onto their texts by a matrix W.
+    """Centres like ``CenterAligner``, and then maps images onto their texts by a matrix W.
 
-    W is learnt from pairs. X are the pairs' texts and Y their images, n rows of unit vectors each,
-    centred. W minimises
+    W is learnt from pairs. X holds the pairs' texts and Y their images, each n rows of unit
+    vectors, centred. W minimises
 
     - ‖YW − X‖² + λ‖W − I‖² (``towards="identity"``): ridge regression with a target (van
       Wieringen, arXiv 1509.09169). Directions that the pairs do not constrain stay unchanged.
@@ -258,12 +257,12 @@ class LinearAligner(CenterAligner):
       *image queries find hardly anything but images*.
     - ‖YW − X‖² over rotations (``rotation=True``): orthogonal Procrustes (Schönemann 1966), which
       keeps all similarities among images. With fewer pairs than dimensions many rotations fit
-      equally well; the one nearest to no rotation is taken.
+      equally well; the one nearest to the identity is taken.
 
     Attributes:
         matrix: W, shape (d, d).
         ridge: λ; None for a rotation.
-        towards: the matrix that λ draws W to; None for a rotation.
+        towards: the matrix that λ pulls W to; None for a rotation.
     """
 
     matrix: VectorArray
@@ -288,16 +287,16 @@ class LinearAligner(CenterAligner):
             texts: shape (n, d), rows of length 1.
             images: shape (n, d), rows of length 1; row i belongs to text i.
             queries: as for ``CenterAligner.fit``; they are in no pair.
-            ridge: λ, above 0. By default the one of ``RIDGES`` that predicts texts from images
-                best in leave-one-out cross-validation (squared error; exact, from one singular
-                value decomposition: Allen 1974). Where one image has several captions the choice
-                is too small, since leaving out one caption leaves the others in.
+            ridge: λ, above 0. By default the value of ``RIDGES`` that best predicts texts from
+                images in leave-one-out cross-validation (squared error; exact, from one singular
+                value decomposition: Allen 1974). If images have several captions, the chosen λ is
+                too small, since leaving out one caption leaves the others in.
             towards: as above.
             rotation: as above; excludes ``ridge`` and ``towards``.
-            model_name: the model that they come from, for ``fitted_on``.
+            model_name: the model of the vectors, for ``fitted_on``.
 
         Raises:
-            ValueError: unequal numbers of texts and images, λ out of range, or as for
+            ValueError: the numbers of texts and images differ, λ is out of range, or as for
                 ``OffsetAligner.fit``.
         """
         if rotation and (ridge is not None or towards != "identity"):
@@ -312,8 +311,8 @@ class LinearAligner(CenterAligner):
         pairs, others = len(samples["texts"]), len(samples["images"])
         if pairs != others:
             raise InvalidValueError(
-                f"{pairs} texts and {others} images: row i of each must make a pair; for vectors "
-                "that do not belong together take OffsetAligner or CenterAligner"
+                f"{pairs} texts and {others} images: row i of both must form a pair; for vectors "
+                "without pairs, use OffsetAligner or CenterAligner"
             )
         means = _means(samples)
         x = (samples["texts"] - means["text_mean"]).astype(np.float64)
@@ -339,10 +338,10 @@ class LinearAligner(CenterAligner):
 
 
 def load_aligner(path: str | Path) -> Aligner:
-    """Read an aligner that ``save`` wrote, unchanged bit for bit.
+    """Read an aligner that ``save`` wrote, bit for bit.
 
     Raises:
-        ValueError: there is no such file, it is damaged, or it holds something else.
+        ValueError: the file does not exist, is damaged, or holds something else.
     """
     path = Path(path).expanduser().resolve()
     if not path.is_file():
@@ -354,7 +353,7 @@ def load_aligner(path: str | Path) -> Aligner:
             arrays = {name: file.get_tensor(name) for name in names}
     except (SafetensorError, OSError) as error:
         raise InvalidValueError(
-            f"{path} is no saved aligner, or a damaged one ({error})"
+            f"{path} is not a saved aligner, or is damaged ({error}); fit the aligner again"
         ) from error
     if header is None:
         raise InvalidValueError(f"{path} holds other arrays; pass a file that aligner.save wrote")
@@ -376,7 +375,7 @@ def load_aligner(path: str | Path) -> Aligner:
     if aligner is None:
         raise InvalidValueError(
             f"{path} holds a {kind} in version {version} of the format; this package reads "
-            f"{', '.join(kinds)} in version {_VERSION}: install the one that wrote it"
+            f"{', '.join(kinds)} in version {_VERSION}: install the version that wrote the file"
         )
     if changed:
         raise InvalidValueError(
@@ -389,10 +388,11 @@ def load_aligner(path: str | Path) -> Aligner:
 
 
 def _rotation(source: FloatArray, target: FloatArray) -> Any:
-    """The orthogonal R that brings source·R nearest to target, both (n, d)."""
+    """The orthogonal matrix R with source·R nearest to target, both (n, d)."""
     from scipy.linalg import orthogonal_procrustes  # slow to import, and only needed to fit
 
-    # Each axis paired with itself, at a tiny weight, decides what the pairs leave open.
+    # Pairing each axis with itself, at a tiny weight, fixes the directions that the pairs leave
+    # open.
     weight = np.sqrt(1e-9 * np.linalg.norm(source.T @ target, 2))
     axes = weight * np.eye(source.shape[1])
     return orthogonal_procrustes(np.vstack([source, axes]), np.vstack([target, axes]))[0]
@@ -405,7 +405,8 @@ def _ridge(source: FloatArray, target: FloatArray, ridge: float | None) -> tuple
     if ridge is None:
 
         def error(ridge: float) -> float:
-            # How leaving out row i changes its residual; the mean is fitted too, hence 1/n.
+            # Dividing by 1 − leverage gives the residual of row i if it is left out of the fit. The
+            # mean is fitted too, hence 1/n.
             shrunk = left * (singular**2 / (singular**2 + ridge))
             leverage = np.einsum("ij,ij->i", shrunk, left) + 1 / len(source)
             return float((((target - shrunk @ projected) / (1 - leverage)[:, None]) ** 2).sum())
@@ -418,7 +419,7 @@ def _ridge(source: FloatArray, target: FloatArray, ridge: float | None) -> tuple
 
 
 def _samples(**samples: npt.ArrayLike | None) -> dict[str, VectorArray]:
-    """The samples that are there, checked."""
+    """The given samples, checked."""
     checked = {
         name: _checked(name, vectors) for name, vectors in samples.items() if vectors is not None
     }
@@ -439,8 +440,8 @@ def _checked(name: str, vectors: npt.ArrayLike, dimension: int | None = None) ->
         raise InvalidValueError(f"{name} have shape {rows.shape}: must be (n, d)")
     if dimension not in {None, rows.shape[1]}:
         raise InvalidValueError(
-            f"{name} have {rows.shape[1]} dimensions, the aligner {dimension}; it moves vectors of "
-            "the model and the dimensions that it was fitted on"
+            f"{name} have {rows.shape[1]} dimensions, the aligner has {dimension}; use it only "
+            "with the model and the number of dimensions that it was fitted on"
         )
     lengths = np.linalg.norm(rows, axis=1)
     wrong = np.flatnonzero(~(np.abs(lengths - 1) <= _LENGTH_TOLERANCE))  # NaN too

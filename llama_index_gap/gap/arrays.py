@@ -1,4 +1,4 @@
-"""Arrays, and vectors of length 1."""
+"""Types of arrays, and functions that check and scale them."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import numpy.typing as npt
 from llama_index_gap.errors import InvalidValueError
 
 FloatArray: TypeAlias = npt.NDArray[np.float64]
-"""Numbers to compute with."""
+"""Numbers in the precision of computations."""
 VectorArray: TypeAlias = npt.NDArray[np.float32]
-"""Vectors and scores as models and databases give them."""
+"""Vectors and scores in the precision of models and databases."""
 IntArray: TypeAlias = npt.NDArray[np.int64]
 BoolArray: TypeAlias = npt.NDArray[np.bool_]
 
@@ -43,10 +43,10 @@ def checked_unit_rows(**named: npt.ArrayLike) -> list[FloatArray]:
     """Check vectors of one model, and scale them to length 1.
 
     Args:
-        named: each of shape (n, d), by the name that errors call it.
+        named: arrays of shape (n, d), under the names that errors use.
 
     Raises:
-        ValueError: no vectors, NaN, a vector of zeros, or dimensions that differ.
+        ValueError: there are no vectors, NaN, a zero vector, or different dimensions.
     """
     rows = []
     for name, values in named.items():
@@ -69,7 +69,7 @@ def checked_unit_rows(**named: npt.ArrayLike) -> list[FloatArray]:
 
 
 def finite(name: str, values: npt.ArrayLike) -> FloatArray:
-    """Check that there are numbers, and neither NaN nor infinity; errors call them by the name."""
+    """Check that there are numbers, none of them NaN or infinite; ``name`` is for errors."""
     numbers = np.asarray(values, dtype=np.float64)
     if not numbers.size:
         raise InvalidValueError(f"{name}: there are none")
@@ -79,7 +79,7 @@ def finite(name: str, values: npt.ArrayLike) -> FloatArray:
 
 
 def group_numbers(name: str, labels: npt.ArrayLike, n: int) -> IntArray:
-    """Number n labels from 0; errors call them by the name."""
+    """Number the distinct labels from 0, for n items; ``name`` is for errors."""
     given = np.asarray(labels)
     if given.shape != (n,):
         raise InvalidValueError(f"{name} of shape {given.shape}: must be ({n},), one for each")

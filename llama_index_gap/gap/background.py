@@ -1,4 +1,4 @@
-"""How far a score lies above what the same query gets from other vectors: its background."""
+"""Backgrounds: how far a hit's score lies above the query's scores with other vectors."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from llama_index_gap.gap.arrays import FloatArray, IntArray, VectorArray, unit_r
 from llama_index_gap.gap.hubs import FEWEST_REFERENCES, Hubs
 
 FEWEST_OTHERS = 3
-"""With fewer vectors beside the hit itself, a background says nothing."""
+"""Minimum number of vectors in a background besides the hit: with fewer, it is meaningless."""
 UPPER_SHARE = 0.25
-"""The part of a background that a good hit has to rise above."""
+"""Share of a background's highest scores that form its upper part."""
 FEWEST_UPPER = 16
-"""Scores that this part has at least."""
+"""Minimum number of scores in the upper part."""
 
-_MOST_KNOWN = 200_000  # nodes whose hubness is kept: some 20 MB
-_NARROWEST = 0.5  # of the whole background's spread; near duplicates would have none at all
+_MOST_KNOWN = 200_000  # nodes whose hubness is cached: about 20 MB
+_NARROWEST = 0.5  # of the whole background's spread; that of near duplicates would be nearly 0
 
 
 @dataclass(frozen=True)
 class Background:
-    """What the hits of a leg are compared with.
+    """The sample of vectors that the hits of a leg are compared with.
 
     Attributes:
-        ids: of the nodes that were drawn, m of them.
+        ids: of the m sampled nodes.
         sample: their vectors, of length 1, shape (m, d).
         size: how many vectors the leg has in all.
-        hubs: which of its vectors are near to everything; None where none are.
-        queries: vectors of sample queries, of length 1, shape (q, d); None where there are none.
+        hubs: tells how much of a hub a vector is; None if the leg has no hubs.
+        queries: vectors of sample queries, of length 1, shape (q, d); None if there are none.
     """
 
     ids: Sequence[str]
@@ -52,14 +52,14 @@ class Background:
         references: VectorArray | None = None,
         queries: VectorArray | None = None,
     ) -> Background:
-        """Find the hubs, too.
+        """Make a background, and find the leg's hubs.
 
         Args:
             ids: as above, like ``sample``, ``size`` and ``queries``.
             sample: as above.
             size: as above.
-            references: stored vectors that are like queries, shape (r, d): they say which vectors
-                are hubs where there are no sample queries, or too few.
+            references: stored vectors that are like queries, shape (r, d); hubs are found with
+                these if there are no sample queries, or too few.
             queries: as above.
         """
         if queries is not None and (references is None or len(queries) >= FEWEST_REFERENCES):
@@ -70,13 +70,13 @@ class Background:
     def hubness_of(
         self, ids: Sequence[str], vectors: Callable[[list[str]], Mapping[str, VectorArray]]
     ) -> FloatArray:
-        """ρ · hubness of nodes, shape (n,); 0 where there are no hubs.
+        """ρ · hubness of nodes, shape (n,); 0 if there are no hubs.
 
-        It is kept, so that a node's vector is read once only.
+        It is cached, so that a node's vector is read only once.
 
         Args:
             ids: of n nodes.
-            vectors: gives the vectors of nodes, by id; 0 for one that it does not give.
+            vectors: gives the vectors of nodes, by id; a node that it leaves out gets 0.
         """
         if self.hubs is None:
             return np.zeros(len(ids))
@@ -104,7 +104,7 @@ class Background:
         return {node_id: place for place, node_id in enumerate(self.ids)}
 
     def scores(self, query: VectorArray, strength: float) -> FloatArray:
-        """The query's scores against the sample, with hubs taken off, shape (m,).
+        """The query's hub-corrected scores against the sample, shape (m,).
 
         Args:
             query: of length 1, shape (d,).
@@ -113,11 +113,11 @@ class Background:
         return np.asarray(self.sample @ query - strength * self._hubness, dtype=np.float64)
 
     def places(self, ids: Sequence[str]) -> IntArray:
-        """Where nodes lie in the sample; −1 where they do not, shape (n,)."""
+        """The position of each node in the sample, −1 for nodes that are not in it; shape (n,)."""
         return np.array([self._places.get(node_id, -1) for node_id in ids], dtype=np.int64)
 
     def spread(self, strength: float) -> float | None:
-        """Root mean square of the spreads of the sample queries' scores; None without any.
+        """Root mean square of the spreads of the sample queries' scores; None without queries.
 
         Args:
             strength: α.
@@ -147,25 +147,26 @@ def background_z(
     places: npt.ArrayLike | None = None,
     spread: float | None = None,
 ) -> FloatArray | None:
-    """Standard deviations above the background, as a standard normal variable has them.
+    """How far hits lie above the background, as standard normal z-scores.
 
-    The mean of two z-scores: one against the whole background, one against its upper quarter. The
-    second one measures what the query's own subject does: where many vectors are on it, the upper
-    scores lie wide apart, and it takes more to stand out. Each is what mean and spread of the m
-    *other* vectors predict for one vector more, so it follows Student's t with m − 1 degrees of
-    freedom; it is given as the normal z-score of the same tail probability. With few vectors it is
-    thereby small, and with some hundred nearly the plain z-score.
+    This is the mean of two z-scores: one against the whole background, one against its upper
+    quarter. The second one takes the query's subject into account: if many vectors are about it,
+    the upper scores are widely spread, and a hit must score higher to stand out. Each z-score is a
+    prediction for one further vector from the mean and spread of the m *other* vectors, so it
+    follows Student's t with m − 1 degrees of freedom. It is converted to the normal z-score of the
+    same tail probability. So it is small with few vectors, and with some hundred it is nearly the
+    plain z-score.
 
     Args:
         scores: of the hits, shape (n,).
         background: the query's scores against the leg's vectors, or a sample of them, shape (m,).
-        places: where each hit lies in the background, −1 where it does not, shape (n,). A hit is
-            never compared with itself. None: none of them lies there.
-        spread: the root mean square of the spreads that a sample of queries has against the same
-            vectors. The whole background's spread then is √(own × sample's).
+        places: the position of each hit in the background, −1 for a hit that is not in it, shape
+            (n,). A hit is never compared with itself. None if no hit is in the background.
+        spread: the root mean square of the spreads of sample queries' scores against the same
+            vectors. The spread of the whole background is then √(own × sample's).
 
     Returns:
-        Shape (n,), never lower for a higher score; None where there are fewer than 3 others, or
+        Shape (n,), never lower for a higher score; None if there are fewer than 3 others, or if
         all scores of the background are equal.
     """
     hits, whole = np.asarray(scores, np.float64), np.asarray(background, np.float64)
@@ -177,26 +178,27 @@ def background_z(
     z[~among] = _z(hits[~among], whole[None, :], whole.std(), spread)
     if among.any():
         z[among] = _z(hits[among], _without(whole, own[among]), whole.std(), spread)
-    # Hits in the background and hits beside it have backgrounds that differ a little.
+    # A hit that is in the background is compared with one vector less. This must not change the
+    # order of the hits.
     order = np.argsort(hits, kind="stable")
     z[order] = np.maximum.accumulate(z[order])
     return z
 
 
 def _without(whole: FloatArray, places: IntArray) -> FloatArray:
-    """The background without one score, for each place: shape (n, m − 1)."""
+    """For each position, the background without the score there; shape (n, m − 1)."""
     kept = np.arange(len(whole)) != places[:, None]
     others: FloatArray = np.broadcast_to(whole, kept.shape)[kept].reshape(len(places), -1)
     return others
 
 
 def _z(hits: FloatArray, others: FloatArray, deviation: float, spread: float | None) -> FloatArray:
-    """The z-score of each hit against its row of others, or against the one row there is.
+    """The z-score of each hit against its own row of others, or against the only row.
 
     Args:
         hits: shape (n,).
         others: shape (n, m) or (1, m).
-        deviation: of all scores, for a hit that is the only one that differs.
+        deviation: standard deviation of all scores; used for a hit whose others are all equal.
         spread: as for ``background_z``.
     """
     m = others.shape[1]
@@ -208,7 +210,7 @@ def _z(hits: FloatArray, others: FloatArray, deviation: float, spread: float | N
     if k == m:
         return z
     upper = np.partition(others, m - k, axis=1)[:, m - k :]
-    # Mean and deviation of a standard normal variable's upper share.
+    # Mean and standard deviation of a standard normal variable's upper share.
     edge = -float(ndtri(k / m))
     mean = math.exp(-edge * edge / 2) / math.sqrt(2 * math.pi) / (k / m)
     narrower = math.sqrt(1 + edge * mean - mean * mean)
@@ -218,18 +220,18 @@ def _z(hits: FloatArray, others: FloatArray, deviation: float, spread: float | N
 
 
 def range_of_spreads(first: npt.ArrayLike, second: npt.ArrayLike) -> float | None:
-    """How much the spreads of two legs differ from query to query.
+    """How much the ratio of two legs' spreads varies from query to query.
 
-    Where a query's subject decides in which leg its scores lie wide apart, a spread of its own
-    tells the legs apart, and to divide by it throws that away; a sample of queries keeps it.
+    If a query's subject decides in which leg its scores are widely spread, that spread tells which
+    leg has the answer. Dividing by the query's own spread loses this; a sample of queries keeps it.
 
     Args:
         first: scores of q queries against vectors of one leg, shape (q, m).
-        second: of the same queries against vectors of the other, shape (q, n).
+        second: scores of the same queries against vectors of the other leg, shape (q, n).
 
     Returns:
-        Of the ratios of the two spreads, the 90th percentile over the 10th; None where a query has
-        no spread.
+        The 90th percentile of the ratios of the two spreads divided by the 10th; None if a query
+        has no spread.
     """
     spreads = [np.asarray(each, np.float64).std(axis=1) for each in (first, second)]
     if not len(spreads[0]) or min(map(np.min, spreads)) <= 0:
@@ -239,7 +241,7 @@ def range_of_spreads(first: npt.ArrayLike, second: npt.ArrayLike) -> float | Non
 
 
 def normal_equivalent(t: npt.ArrayLike, freedom: int) -> FloatArray:
-    """The standard normal z-score with the upper tail probability of a Student's t.
+    """The standard normal z-score with the same upper tail probability as a Student's t.
 
     Args:
         t: shape (n,).
@@ -248,10 +250,10 @@ def normal_equivalent(t: npt.ArrayLike, freedom: int) -> FloatArray:
     t = np.asarray(t, np.float64)
     with np.errstate(divide="ignore"):
         log_p = np.log(stdtr(freedom, -t))
-    # Where that underflows: the leading term of the incomplete beta function.
+    # If that underflows, use the leading term of the incomplete beta function.
     ratio = np.log(freedom) - np.log(freedom + np.square(t))
     far = freedom / 2 * ratio - np.log(freedom) - betaln(freedom / 2, 0.5)
     log_p = np.where(np.isfinite(log_p), log_p, far)
-    # ndtri_exp loses its digits near 1, where the lower tail is the small one.
+    # ndtri_exp loses precision for probabilities near 1. There the lower tail is small: use it.
     below = ndtri(stdtr(freedom, t))
     return np.where(t > 0, -ndtri_exp(log_p), np.maximum(below, -37.0))

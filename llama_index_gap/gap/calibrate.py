@@ -1,4 +1,4 @@
-"""Scores as probabilities of relevance; each pair of modalities has a scale of its own."""
+"""Calibration: scores become probabilities of relevance, for each pair of modalities."""
 
 from __future__ import annotations
 
@@ -22,21 +22,24 @@ Method: TypeAlias = Literal["isotonic", "logistic"]
 Labelled: TypeAlias = tuple[npt.ArrayLike, npt.ArrayLike]
 
 PAIRS = tuple(leg.pair for leg in LEGS)
-"""The pairs of modalities, the query's first."""
+"""The pairs of modalities, the query's modality first."""
 FEWEST_LABELS = 10
-"""Of each kind: with fewer than nine relevant hits no probability could reach 0.9 (see ``fit``)."""
+"""Minimum number of relevant hits and of irrelevant hits.
+
+With fewer than nine relevant hits no probability could reach 0.9 (see ``fit``).
+"""
 _KNOTS = 101
 
 
 @dataclass(frozen=True)
 class Curve:
-    """Maps a score to a probability: straight lines in log-odds between knots.
+    """Maps a score to a probability, by linear interpolation of log-odds between knots.
 
     Attributes:
-        scores: of the knots, rising.
-        log_odds: of relevance, at each knot; never falling. Constant beyond the first and last
-            knot.
-        precision: mean probability of the fitted scores from each knot upward.
+        scores: of the knots, in rising order.
+        log_odds: of relevance, at each knot; they never fall. They are constant below the first
+            knot and above the last.
+        precision: for each knot, the mean probability of the fitted scores at or above it.
         relevant: how many relevant hits it was fitted on.
         irrelevant: how many other hits it was fitted on.
     """
@@ -51,12 +54,12 @@ class Curve:
         columns = self.scores, self.log_odds, self.precision
         if not self.scores or len({len(column) for column in columns}) != 1:
             raise InvalidValueError(
-                "a curve has as many scores as log-odds and precisions, at least one"
+                "a curve must have equally many scores, log-odds and precisions, at least one"
             )
         if not np.isfinite(columns).all():
             raise InvalidValueError("a curve holds NaN or infinity")
         if not all(isinstance(count, int) for count in (self.relevant, self.irrelevant)):
-            raise InvalidValueError("a curve counts its hits in whole numbers")
+            raise InvalidValueError("a curve's counts of hits must be whole numbers")
         if (np.diff(self.scores) <= 0).any() or (np.diff(self.log_odds) < 0).any():
             raise InvalidValueError("a curve's scores must rise, and its log-odds never fall")
 
@@ -67,17 +70,17 @@ class Curve:
 
 @dataclass(frozen=True)
 class RelevanceCalibrator:
-    """Turns scores into probabilities of relevance, for each pair of modalities by itself.
+    """Turns scores into probabilities of relevance, separately for each pair of modalities.
 
     For CLIP, a cosine of 0.33 is very high between a text and an image, but low between two texts.
-    A probability of 0.5 means the same for both. It holds for hits like those that were fitted:
-    candidates of the same index or the same reranker, few of which are relevant. Fit again where
-    many more or many fewer are relevant (another corpus, another kind of query).
+    A probability of 0.5 means the same for both. It is valid for hits like the fitted ones:
+    candidates of the same index or the same reranker, few of which are relevant. Fit again if many
+    more or many fewer are relevant (another corpus, another kind of query).
 
     Attributes:
-        curves: for each pair that was fitted.
-        method: how they were fitted.
-        source: where the scores came from, such as the models of an index; ``""`` if unknown.
+        curves: one for each fitted pair.
+        method: of the fit.
+        source: of the scores, such as the models of an index; ``""`` if unknown.
     """
 
     curves: Mapping[str, Curve]
@@ -88,29 +91,31 @@ class RelevanceCalibrator:
     def fit(
         cls, labelled: Mapping[str, Labelled], method: Method = "isotonic", *, source: str = ""
     ) -> RelevanceCalibrator:
-        """Learn the probabilities from hits that somebody has judged.
+        """Learn the probabilities from labelled hits.
 
         - ``isotonic``: the rising step function nearest to the labels (Zadrozny and Elkan, KDD
-          2002), with straight lines in log-odds between the steps. One relevant hit is added below
-          all others and one irrelevant hit above, so no probability is 0 or 1: n relevant hits at
-          the top give n/(n + 1), and uninformative scores give Laplace's (relevant + 1)/(all + 2).
+          2002), with linear interpolation of log-odds between the steps. One relevant hit is added
+          below all others and one irrelevant hit above, so no probability is 0 or 1: n relevant
+          hits at the top give n/(n + 1), and uninformative scores give Laplace's
+          (relevant + 1)/(all + 2).
         - ``logistic``: a sigmoid with Platt's smoothed targets (*Probabilistic outputs for support
-          vector machines*, 1999). It is constant where higher scores are not better, and beyond
-          the fitted scores. It has two numbers for each pair, and suits few labels. With a
-          thousand labels or more, isotonic is usually nearer (Niculescu-Mizil and Caruana, ICML
-          2005).
+          vector machines*, 1999). It is constant beyond the fitted scores, and everywhere if higher
+          scores are not better. It fits two numbers for each pair, so it needs few labels. With a
+          thousand labels or more, isotonic is usually more accurate (Niculescu-Mizil and Caruana,
+          ICML 2005).
 
         Args:
             labelled: for each pair of modalities (``text_to_image``: a text query, an image hit)
                 the scores of hits, shape (n,), higher is better; and whether each is relevant,
                 shape (n,).
             method: as above.
-            source: where the scores came from, such as the models of an index or a reranker's
-                name; ``check_source`` compares it.
+            source: of the scores, such as the models of an index or a reranker's name;
+                ``check_source`` compares it.
 
         Raises:
-            ValueError: an unknown pair or method; scores and labels of different numbers; NaN or
-                infinity; labels other than 0 and 1; fewer than 10 hits of either kind.
+            ValueError: a pair or the method is unknown; the numbers of scores and labels differ;
+                there is NaN or infinity, or a label other than 0 and 1; there are fewer than 10
+                relevant or 10 irrelevant hits.
         """
         fit = _isotonic if _method(method) == "isotonic" else _logistic
         if not labelled:
@@ -121,7 +126,7 @@ class RelevanceCalibrator:
         return cls(curves, method, source)
 
     def probability(self, pair: str, scores: npt.ArrayLike) -> FloatArray:
-        """The probability that a hit with such a score is relevant.
+        """The probability that a hit with this score is relevant.
 
         Args:
             pair: of modalities, such as ``text_to_image``.
@@ -136,18 +141,18 @@ class RelevanceCalibrator:
         return self._curve(pair).probability(_finite(pair, scores))
 
     def threshold(self, pair: str, precision: float = 0.9) -> float:
-        """The lowest score such that this share of the hits at or above it is relevant.
+        """The lowest score for which this share of the hits at or above it is relevant.
 
-        It comes from the probabilities, not from counting labels, where one lucky hit at the top
-        would give a precision of 1. The hit just above the threshold may be less probable than
-        ``precision``. To keep only hits that are each so probable, compare ``probability``.
+        It is computed from the probabilities: by counting labels, one lucky hit at the top would
+        give a precision of 1. The hit just above the threshold may be less probable than
+        ``precision``. To keep only hits that are each this probable, compare ``probability``.
 
         Args:
             pair: of modalities, such as ``text_to_image``.
             precision: the wanted share, between 0 and 1.
 
         Returns:
-            The score, to a hundredth of the fitted scores' range; ``inf`` where none reaches the
+            The score, to a hundredth of the fitted scores' range; ``inf`` if no score reaches the
             precision.
 
         Raises:
@@ -160,26 +165,26 @@ class RelevanceCalibrator:
         return next((score for score, share in reached if share >= precision), math.inf)
 
     def check_source(self, source: str) -> None:
-        """Check that it was fitted for scores of this source.
+        """Check that the calibrator was fitted for scores of this source.
 
         Raises:
             ValueError: it was fitted for another source, or for an unknown one.
         """
         if self.source != source:
-            fitted = f"for {self.source}" if self.source else "without saying for what"
+            fitted = f"for {self.source}" if self.source else "without a source"
             raise InvalidValueError(
-                f"the calibrator was fitted {fitted}, and these scores are of {source}; fit one on "
+                f"the calibrator was fitted {fitted}, but these scores are of {source}; fit one on "
                 f"these scores, with source={source!r}"
             )
 
     def check_pairs(self, needed: Sequence[Sequence[str]]) -> None:
-        """Check that it was fitted for all that at least one kind of query needs.
+        """Check that the calibrator covers at least one kind of query.
 
         Args:
             needed: the pairs of modalities that each kind of query needs.
 
         Raises:
-            ValueError: it serves no kind of query.
+            ValueError: it covers no kind of query.
         """
         if not any(self.curves.keys() >= set(pairs) for pairs in needed):
             raise InvalidValueError(
@@ -188,7 +193,7 @@ class RelevanceCalibrator:
             )
 
     def summary(self) -> str:
-        """What it was fitted on, in one line."""
+        """The method and the fitted hits, in one line."""
         pairs = ", ".join(
             f"{pair} on {curve.relevant:,} relevant and {curve.irrelevant:,} other hits"
             for pair, curve in self.curves.items()
@@ -198,13 +203,13 @@ class RelevanceCalibrator:
     # --- keeping it ------------------------------------------------------------------------------
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything, as JSON knows it."""
+        """The whole calibrator, in types that JSON knows."""
         curves = {pair: asdict(curve) for pair, curve in self.curves.items()}
         return {"method": self.method, "source": self.source, "curves": curves}
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> RelevanceCalibrator:
-        """What ``to_dict`` gave, as a calibrator.
+        """Make a calibrator from the result of ``to_dict``.
 
         Raises:
             ValueError: it does not describe a calibrator.
@@ -223,20 +228,20 @@ class RelevanceCalibrator:
             return cls(curves, _method(content["method"]), content["source"])
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise InvalidValueError(
-                f"this is no calibrator as to_dict gives it: {error!r}"
+                f"this is not a calibrator in the form that to_dict gives: {error!r}"
             ) from error
 
     def save(self, path: str | Path) -> None:
-        """Write it to a JSON file, at once or not at all."""
+        """Write it to a JSON file, completely or not at all."""
         write_at_once(Path(path), json.dumps(self.to_dict(), indent=1).encode())
 
     @classmethod
     def load(cls, path: str | Path) -> RelevanceCalibrator:
-        """Read what ``save`` wrote.
+        """Read a calibrator that ``save`` wrote.
 
         Raises:
             OSError: there is no such file.
-            ValueError: it holds no calibrator.
+            ValueError: the file holds no calibrator.
         """
         try:
             return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
@@ -265,16 +270,17 @@ def expected_calibration_error(
 
     Hits are put into bins of equal width by their probability. The error is the mean over the hits
     of the distance between their bin's mean probability and its share of relevant hits (Naeini et
-    al., AAAI 2015; Guo et al., ICML 2017, with 15 bins). Where few hits are relevant, a constant
-    has a low error too, so read ``brier_score`` as well. Few hits in a bin make the error too high.
+    al., AAAI 2015; Guo et al., ICML 2017, with 15 bins). If few hits are relevant, a constant has a
+    low error too, so look at ``brier_score`` as well. Bins with few hits make the error too high.
 
     Args:
         probabilities: shape (n,), between 0 and 1.
         labels: whether each is relevant, shape (n,).
-        bins: how many.
+        bins: number of bins.
 
     Raises:
-        ValueError: not probabilities and labels, or not one for each; ``bins`` under 1.
+        ValueError: the values are not probabilities and labels, their numbers differ, or ``bins``
+            is below 1.
     """
     values, relevant = _probabilities_and_labels(probabilities, labels)
     if bins < 1:
@@ -293,7 +299,7 @@ def brier_score(probabilities: npt.ArrayLike, labels: npt.ArrayLike) -> float:
         labels: whether each is relevant, shape (n,).
 
     Raises:
-        ValueError: not probabilities and labels, or not one for each.
+        ValueError: the values are not probabilities and labels, or their numbers differ.
     """
     values, relevant = _probabilities_and_labels(probabilities, labels)
     return float(np.square(values - relevant).mean())
@@ -324,11 +330,11 @@ def _curve(
     if min(counts) < FEWEST_LABELS:
         raise InvalidValueError(
             f"{pair}: {counts[0]} relevant and {counts[1]} irrelevant hits; probabilities need at "
-            f"least {FEWEST_LABELS} of each kind: label more queries, or take more hits of each"
+            f"least {FEWEST_LABELS} of each: label more queries, or take more hits of each query"
         )
     bends, line = fit(values, relevant)
     ascending = np.sort(values)
-    # For ``threshold``: of each hundredth of the range the lowest fitted score.
+    # For ``threshold``: the lowest fitted score of each hundredth of the range.
     grid = np.searchsorted(ascending, np.linspace(ascending[0], ascending[-1], _KNOTS))
     knots = np.unique(np.r_[bends, ascending[grid]])
     log_odds = np.interp(knots, bends, line).round(9)
@@ -342,7 +348,7 @@ def _curve(
 
 
 def _isotonic(scores: FloatArray, labels: BoolArray) -> tuple[FloatArray, FloatArray]:
-    """Both ends of each step, and its log-odds there."""
+    """The scores at both ends of each step, and the step's log-odds."""
     from scipy.optimize import isotonic_regression  # slow to import, and only needed to fit
 
     distinct, which, counts = np.unique(scores, return_inverse=True, return_counts=True)
@@ -354,7 +360,7 @@ def _isotonic(scores: FloatArray, labels: BoolArray) -> tuple[FloatArray, FloatA
 
 
 def _logistic(scores: FloatArray, labels: BoolArray) -> tuple[FloatArray, FloatArray]:
-    """The lowest and the highest score, and the line's log-odds there."""
+    """The lowest and the highest score, and the fitted log-odds at them."""
     from scipy.optimize import minimize
 
     relevant, irrelevant = labels.sum(), (~labels).sum()
@@ -396,7 +402,7 @@ def _finite(name: str, values: npt.ArrayLike) -> FloatArray:
     numbers = np.asarray(values, dtype=np.float64)
     if numbers.ndim != 1:
         raise InvalidValueError(
-            f"{name}: one number for each hit, not an array of shape {numbers.shape}"
+            f"{name}: must be one number for each hit, not an array of shape {numbers.shape}"
         )
     if not np.isfinite(numbers).all():
         raise InvalidValueError(
@@ -413,6 +419,6 @@ def _labels(name: str, labels: npt.ArrayLike, values: FloatArray) -> BoolArray:
         )
     if not np.isin(numbers, (0, 1)).all():
         raise InvalidValueError(
-            f"{name}: a label is 1 (relevant) or 0, or True or False; grades are not labels"
+            f"{name}: labels must be 1 (relevant) or 0, or True or False; grades are not labels"
         )
     return numbers.astype(np.bool_)

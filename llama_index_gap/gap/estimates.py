@@ -15,16 +15,16 @@ from llama_index_gap.gap.arrays import FloatArray
 _Name = TypeVar("_Name")
 
 FEWEST = 10
-"""With fewer vectors or scores than this, an interval says nothing."""
+"""Minimum number of vectors or scores: with fewer, an interval is meaningless."""
 ROUNDS = 500
-"""How often a bootstrap draws."""
+"""Number of a bootstrap's resamples."""
 LEVEL = 0.95
-"""The share of such intervals that hold the true figure."""
+"""Confidence level: the share of such intervals that contain the true figure."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure and its interval: how far it depends on which sample was measured."""
+    """A figure and its interval, which shows how much the figure depends on the sample."""
 
     value: float
     low: float
@@ -44,25 +44,25 @@ def bootstrap(
     """Percentile bootstrap intervals (Efron 1979) of any figures.
 
     *Units* are drawn with replacement. A unit is a query, a vector, or vectors that belong
-    together, such as an image with its captions. A figure over any two vectors weighs them by the
-    product of their counts, and leaves out a vector and its own copies.
+    together, such as an image with its captions. A figure over pairs of vectors weights a pair by
+    the product of the two counts, and leaves out pairs of a vector with itself or its own copies.
 
     Near 0, resampling only increases a distance, so the interval may miss the estimate. The
     interval is then widened to contain it.
 
     Args:
-        figures: gives figures by name, from how often each unit counts, shape (n,).
-        strata: the group of each unit, shape (n,). Each group, such as the texts, is drawn by
-            itself and keeps its size. All zeros for one group.
-        rounds: how often to draw.
+        figures: computes figures by name, from each unit's count, shape (n,).
+        strata: the group of each unit, shape (n,). Each group, such as the texts, is resampled
+            separately and keeps its size. All zeros for one group.
+        rounds: how many resamples to draw.
         seed: of the draws.
 
     Returns:
-        Each figure's value where every unit counts once, and its interval.
+        Each figure's value on the full sample, where each unit counts once, and its interval.
 
     Raises:
-        ValueError: no units, ``rounds`` out of range, or a figure that is not a number
-            in some draw.
+        ValueError: there are no units, ``rounds`` is out of range, or a figure is not a number in
+            some resample.
     """
     groups_of = np.asarray(strata)
     if groups_of.ndim != 1 or not groups_of.size:
@@ -74,7 +74,7 @@ def bootstrap(
     groups = [np.flatnonzero(groups_of == group) for group in np.unique(groups_of)]
     rng = np.random.default_rng(seed)
     values = dict(figures(np.ones(len(groups_of))))
-    # SciPy's bootstrap needs at least two units per group, and draws again for each figure.
+    # Not SciPy's bootstrap: it needs at least two units per group, and resamples for each figure.
     drawn = np.empty((rounds, len(values)))
     counts = np.zeros(len(groups_of))
     for row in drawn:

@@ -1,4 +1,4 @@
-"""Hubs: vectors that are near to everything, and what to take off their scores."""
+"""Hubs: vectors that are near to all queries, and the correction of their scores."""
 
 from __future__ import annotations
 
@@ -11,27 +11,28 @@ from llama_index_gap.errors import InvalidValueError
 from llama_index_gap.gap.arrays import FloatArray, VectorArray
 
 NEAREST = 16
-"""References whose mean similarity says how much of a hub a vector is (k)."""
+"""Hubness is the mean similarity to this many nearest references (k)."""
 STRENGTH = 0.6
-"""How much of a hub is taken off (α), as it was confirmed on features of eight models."""
+"""Strength of the hub correction (α), confirmed on features of eight models."""
 FEWEST_REFERENCES = 2 * NEAREST
-"""With fewer references, nearly all of them would be the nearest ones."""
+"""Minimum number of references: with fewer, nearly all of them would be the nearest ones."""
 
 SAME = 1 - 1e-5
-"""Cosine from which on a vector is taken for the reference itself."""
+"""From this cosine on, a vector and a reference count as the same vector."""
 
 
 def hubness(vectors: npt.ArrayLike, references: npt.ArrayLike, k: int = NEAREST) -> FloatArray:
-    """How near each vector is to what queries look like, whatever they ask.
+    """How near each vector is to typical queries, whatever they ask.
 
-    The mean of its k largest similarities to the references. A vector that is among the references
-    does not count for itself (Chowdhury et al., *Nearest Neighbor Normalization*, EMNLP 2024;
-    Bogolin et al., *Cross Modal Retrieval with Querybank Normalisation*, CVPR 2022).
+    This is the mean of its k largest similarities to the references. A vector that is itself a
+    reference does not count as its own neighbour (Chowdhury et al., *Nearest Neighbor
+    Normalization*, EMNLP 2024; Bogolin et al., *Cross Modal Retrieval with Querybank
+    Normalisation*, CVPR 2022).
 
     Args:
         vectors: of length 1, shape (n, d).
-        references: of length 1, shape (r, d): like queries, or queries themselves.
-        k: how many references; all where there are fewer.
+        references: queries, or vectors that are like queries; of length 1, shape (r, d).
+        k: how many references; all if there are fewer.
 
     Returns:
         Shape (n,); 0 for a vector without other references.
@@ -50,19 +51,19 @@ def hubness(vectors: npt.ArrayLike, references: npt.ArrayLike, k: int = NEAREST)
 
 
 def reliability(sample: npt.ArrayLike, references: npt.ArrayLike, k: int = NEAREST) -> float:
-    """Whether some vectors really are hubs, or whether it is chance that makes them look so (ρ).
+    """How far the hubness of vectors is real and not chance (ρ).
 
-    The references are split in two halves. Real hubs are near to both: ρ is the correlation of the
-    hubness by one half, with k/2, and by the other.
+    The references are split in two halves. Real hubs are near to both. ρ is the correlation between
+    the hubness from the one half and from the other, each with k/2.
 
     Args:
-        sample: of the vectors that are searched, of length 1, shape (m, d).
+        sample: of the searched vectors, of length 1, shape (m, d).
         references: as for ``hubness``, in no particular order.
         k: as for ``hubness``.
 
     Returns:
-        0 to 1. 0 where the correlation is negative, where the hubness has no spread, or where there
-        are fewer than twice k references or vectors.
+        0 to 1. It is 0 if the correlation is negative, if the hubness has no spread, or if there
+        are fewer than 2k references or vectors.
     """
     rows, bank = np.asarray(sample), np.asarray(references)
     if min(len(rows), len(bank)) < 2 * k:
@@ -75,7 +76,7 @@ def reliability(sample: npt.ArrayLike, references: npt.ArrayLike, k: int = NEARE
 
 @dataclass(frozen=True)
 class Hubs:
-    """What says which vectors of a leg are hubs.
+    """Tells how much of a hub each vector of a leg is.
 
     Attributes:
         references: of length 1, shape (r, d).
@@ -87,17 +88,17 @@ class Hubs:
 
     @classmethod
     def found(cls, sample: npt.ArrayLike, references: VectorArray) -> Hubs | None:
-        """The hubs of a leg; None where its vectors have none, or too little is known.
+        """Find the hubs of a leg; None if it has none, or if there are too few vectors to tell.
 
         Args:
-            sample: of the vectors that are searched, of length 1, shape (m, d).
+            sample: of the searched vectors, of length 1, shape (m, d).
             references: as for ``reliability``.
         """
         rho = reliability(sample, references)
         return cls(references, rho) if rho > 0 else None
 
     def of(self, vectors: npt.ArrayLike) -> FloatArray:
-        """ρ · hubness of each vector, shape (n,); α times this is taken off its score.
+        """ρ · hubness of each vector, shape (n,); α times this is subtracted from its score.
 
         Args:
             vectors: of length 1, shape (n, d).
@@ -106,20 +107,20 @@ class Hubs:
 
 
 def spare_itself(amounts: npt.ArrayLike, scores: npt.ArrayLike) -> FloatArray:
-    """What the query is itself stays first: nothing is taken off a cosine of 1.
+    """Set the correction to 0 for hits with a cosine of 1, so that the query itself stays first.
 
     Args:
-        amounts: what is to be taken off, shape (n,).
+        amounts: the corrections, shape (n,).
         scores: the query's cosines, shape (n,).
     """
     return np.where(np.asarray(scores) < SAME, amounts, 0.0)
 
 
 def hub_strength(hubs: bool | float) -> float:
-    """α as a setting says it: True for 0.6, False for 0, or a number.
+    """α from a setting: True for 0.6, False for 0, or a number.
 
     Raises:
-        ValueError: the number does not lie between 0 and 1.
+        ValueError: the number is not between 0 and 1.
     """
     if isinstance(hubs, bool):
         return STRENGTH if hubs else 0.0

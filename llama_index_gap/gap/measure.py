@@ -1,7 +1,7 @@
-"""The modality gap between texts and images: figures of their vectors, each with an interval.
+"""Measures of the modality gap between texts and images, each with an interval.
 
-Only the directions of vectors count, so vectors are scaled to length 1 first. A pair of modalities
-is written ``text_to_image``: the query is a text, and images are found.
+Only the directions of vectors count, so vectors are scaled to length 1 first. The name of a pair of
+modalities, such as ``text_to_image``, gives the query's modality first.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from llama_index_gap.gap.scores import BinnedScores, Histograms, Scores, histogr
 from llama_index_gap.modality import MODALITIES, PLURAL
 
 SAMPLE = 500
-"""Vectors of each modality that are measured, at most."""
+"""Maximum number of vectors to measure in each modality."""
 LARGEST_DIMENSIONS = (1, 2, 4, 8)
-_NO_SPREAD = 1e-6  # what rounding leaves of unit vectors that are equal
+_NO_SPREAD = 1e-6  # spread that rounding gives to equal unit vectors
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class ScoreFigures:
     """Scores of one pair of modalities.
 
     Attributes:
-        mean: of all of them.
+        mean: their mean.
         std: their standard deviation.
         count: how many there are.
     """
@@ -45,35 +45,35 @@ class ScoreFigures:
 
 @dataclass(frozen=True)
 class GapReport:
-    """The modality gap of one set of vectors; before and after a mitigation are two of these.
+    """The modality gap of one set of vectors; to judge a mitigation, measure before and after it.
 
-    A mitigation that reduces ``distance`` and ``separation`` but leaves ``bias``, ``overlap`` and
-    ``spread_ratio`` has moved the means, and has not closed the gap.
+    A mitigation that reduces ``distance`` and ``separation`` but not ``bias``, ``overlap`` and
+    ``spread_ratio`` has moved the means, but has not closed the gap.
 
     Attributes:
         measured: how many ``texts``, ``images``, ``queries`` and ``pairs`` were measured.
-        k: places that ``bias`` is counted in.
+        k: number of places that ``bias`` counts.
         distance: ‖Δ‖, Δ = mean(images) − mean(texts) (Liang et al. 2022).
         text_spread: mean distance of a text from the texts' mean.
         image_spread: mean distance of an image from the images' mean.
-        separation: the distance over the mean of the spreads. Above 1, the gap dominates raw
-            scores.
-        rmg: relative modality gap (Schrodi et al., ICLR 2025): m/(m + (a + b)/2), with m, a and b
-            the mean of the dissimilarity 1 − (cos + 1)/2 of a text and its image, of any two
-            images, and of any two texts. 0 where pairs coincide, 0.5 where they are no nearer than
-            any others, towards 1 where each modality lies close together and far from the other.
-            None without pairs.
-        gap_share: the share of ‖Δ‖² that lies in the 1, 2, 4 and 8 dimensions where Δ is largest.
-            Unlike all others this figure changes where vectors are rotated. In CLIP a handful of
-            dimensions holds most of the gap.
-        scores: ``text_to_text``, ``text_to_image`` and ``image_to_image`` of what does not belong
-            together; ``matched`` of what does, where there are pairs; and ``query_to_text`` and
-            ``query_to_image``, where there are queries.
-        spread_ratio: the mean of the standard deviations within the modalities over the one across
-            them. Above 1, centring is not enough to bring scores to one scale.
-        bias: the share of the best k of a mixed index that has the query's modality, for ``text``
-            queries and ``image`` queries; see ``own_modality_share``.
-        corpus_share: the share of that modality among what they could find.
+        separation: the distance divided by the mean of the two spreads. Above 1, the gap dominates
+            raw scores.
+        rmg: relative modality gap (Schrodi et al., ICLR 2025): m/(m + (a + b)/2). Here m, a and b
+            are the mean dissimilarity 1 − (cos + 1)/2 of a text and its image, of any two images,
+            and of any two texts. It is 0 if pairs coincide, 0.5 if they are no nearer than others,
+            and near 1 if each modality is compact and far from the other. None without pairs.
+        gap_share: the share of ‖Δ‖² in the 1, 2, 4 and 8 dimensions where Δ is largest. This is the
+            only figure that a rotation of the vectors changes. In CLIP a handful of dimensions
+            holds most of the gap.
+        scores: ``text_to_text``, ``text_to_image`` and ``image_to_image`` are scores of items that
+            are not a pair; ``matched`` are scores of pairs, if there are any; ``query_to_text`` and
+            ``query_to_image`` are scores of queries, if there are any.
+        spread_ratio: the mean standard deviation of scores within the modalities, divided by the
+            standard deviation across them. Above 1, centring is not enough to bring scores to one
+            scale.
+        bias: the share of a mixed index's top k that has the query's modality, for ``text`` queries
+            and ``image`` queries; see ``own_modality_share``.
+        corpus_share: that modality's share of the vectors that the queries could find.
         overlap: of the histograms of scores within and across modalities, for ``text`` queries and
             ``image`` queries.
         histograms: of ``scores``.
@@ -108,26 +108,26 @@ def measure_gap(
 ) -> GapReport:
     """Measure the gap between texts and images.
 
-    For the intervals, a text and an image that make a pair are drawn together (as are all captions
-    of an image), all others by themselves. Texts, images and queries each keep their number. For
-    ``bias`` only the queries are drawn; the corpus stays as it is.
+    For the intervals, the bootstrap draws the text and the image of a pair together (and all
+    captions of an image), and all other items separately. The numbers of texts, images and queries
+    stay the same. For ``bias`` only the queries are drawn; the corpus is not resampled.
 
     Args:
         texts: shape (n, d).
         images: shape (m, d).
-        pairs: rows of a text and of an image that belong together, shape (l, 2).
-        queries: what users ask, where that is not like the texts, shape (q, d). By default the
-            texts are the queries, and do not find themselves.
-        k: places of a ranking.
-        sample: measure at most so many texts, images and queries, drawn at random, pairs first.
-            ``bias`` is then measured in a corpus of this sample.
+        pairs: row numbers of a text and an image that belong together, shape (l, 2).
+        queries: of users, if they differ from the texts, shape (q, d). By default the texts are the
+            queries, and do not find themselves.
+        k: number of places in a ranking.
+        sample: measure at most this many texts, images and queries, drawn at random, pairs first.
+            The corpus for ``bias`` is then this sample.
         rounds: as for ``bootstrap``.
-        seed: of all that is drawn.
+        seed: of all random draws.
 
     Raises:
-        ValueError: fewer than 10 texts, images or queries, not vectors of one dimension, all the
-            same, NaN or infinity, or a zero vector; pairs that name no rows; ``k``, ``sample`` or
-            an argument of ``bootstrap`` out of range.
+        ValueError: there are fewer than 10 texts, images or queries; the vectors differ in
+            dimension, are all equal, or hold NaN, infinity or a zero vector; a pair names a row
+            that does not exist; ``k``, ``sample`` or an argument of ``bootstrap`` is out of range.
     """
     vectors = _Vectors.checked(texts, images, pairs, queries)
     if sample < FEWEST:
@@ -170,7 +170,7 @@ def measure_gap(
 
 @dataclass(frozen=True)
 class _Vectors:
-    """What is to be measured; rows of length 1."""
+    """The vectors to measure, of length 1."""
 
     texts: FloatArray
     images: FloatArray
@@ -192,13 +192,13 @@ class _Vectors:
         for name, vectors in rows.items():
             if len(vectors) < FEWEST:
                 raise InvalidValueError(
-                    f"{len(vectors)} {name}: it takes at least {FEWEST} to measure"
+                    f"{len(vectors)} {name}: at least {FEWEST} are needed to measure a gap"
                 )
         given = np.empty((0, 2), dtype=np.int64) if pairs is None else np.asarray(pairs)
         if given.ndim != 2 or given.shape[1] != 2:
             raise InvalidValueError(f"pairs of shape {given.shape}: must be (n, 2), text and image")
         if len(given) and not np.issubdtype(given.dtype, np.integer):
-            raise InvalidValueError(f"pairs of {given.dtype}: must be row numbers")
+            raise InvalidValueError(f"pairs of {given.dtype}: must be row numbers, which are whole")
         for modality, column in zip(MODALITIES, given.T, strict=True):
             count = len(rows[PLURAL[modality]])
             if len(column) and not 0 <= column.min() <= column.max() < count:
@@ -210,7 +210,7 @@ class _Vectors:
         return cls(rows["texts"], rows["images"], unique, rows.get("queries"))
 
     def drawn(self, size: int, rng: np.random.Generator) -> _Vectors:
-        """At most so many texts, images and queries; those that make pairs first."""
+        """A random sample of at most ``size`` texts, images and queries; pairs come first."""
         all_rows = [self.texts, self.images, *([] if self.queries is None else [self.queries])]
         if all(len(rows) <= size for rows in all_rows):
             return self
@@ -231,7 +231,7 @@ class _Vectors:
 
 
 class _Gap:
-    """All figures, as functions of how often each unit counts."""
+    """All figures, as functions of each unit's count."""
 
     def __init__(self, vectors: _Vectors, k: int) -> None:
         self.texts, self.images = vectors.texts, vectors.images
@@ -244,7 +244,7 @@ class _Gap:
             pairs += [("query", "text"), ("query", "image")]
         scores = {}
         for one, other in pairs:
-            # Only scores of what does not belong together, and those within a modality once.
+            # Only scores of items that are not a pair; within a modality, each score only once.
             counted = self.units[one][:, None] != self.units[other][None, :]
             if one == other:
                 counted = np.triu(counted)
@@ -255,8 +255,8 @@ class _Gap:
             )
         if len(vectors.pairs):
             text, image = vectors.pairs.T
-            of_matches = (self.texts[text] * self.images[image]).sum(axis=1)
-            scores["matched"] = Scores(of_matches, (self.units["text"][text],))
+            matched = (self.texts[text] * self.images[image]).sum(axis=1)
+            scores["matched"] = Scores(matched, (self.units["text"][text],))
         self.binned = BinnedScores(scores)
         self.asking = "text" if vectors.queries is None else "query"
         self.own_share = {
@@ -269,15 +269,15 @@ class _Gap:
     def figures(self, counts: FloatArray) -> dict[str, float]:
         weights = {name: counts[units] for name, units in self.units.items()}
         means, spreads = [], []
-        for rows, of_rows in ((self.texts, weights["text"]), (self.images, weights["image"])):
-            mean = of_rows @ rows / of_rows.sum()
+        for rows, row_weights in ((self.texts, weights["text"]), (self.images, weights["image"])):
+            mean = row_weights @ rows / row_weights.sum()
             # ‖x − mean‖² of unit vectors, without a copy of all of them.
             squares = 1 - 2 * (rows @ mean) + mean @ mean
-            spreads.append(float(np.average(np.sqrt(squares.clip(0)), weights=of_rows)))
+            spreads.append(float(np.average(np.sqrt(squares.clip(0)), weights=row_weights)))
             means.append(mean)
         if not max(spreads) > _NO_SPREAD:
             raise InvalidValueError(
-                "all texts are the same vector, and so are all images: nothing to measure"
+                "all texts are the same vector, and so are all images: there is nothing to measure"
             )
         delta = means[1] - means[0]
         distance = float(np.linalg.norm(delta))

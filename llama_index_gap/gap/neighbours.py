@@ -1,4 +1,4 @@
-"""Nearest neighbours: which modality they have, and whether they belong together."""
+"""Nearest neighbours: their modality, and whether they are relevant."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ def own_modality_share(
     *,
     itself: bool = False,
 ) -> FloatArray:
-    """The share of a mixed index's best k that has the query's own modality, for each query.
+    """The share of a mixed index's top k that has the query's own modality, for each query.
 
     Its mean is the intra-modal bias rate (Li et al. 2025, arXiv 2507.19054). Compare it with that
     modality's share of the corpus. Equal scores share their places.
 
     Args:
         queries: shape (n, d).
-        own: the vectors of the queries' modality in the index, shape (m, d).
-        other: those of the other modality, shape (l, d).
-        k: how many places.
-        itself: whether query i is row i of ``own``, and must not find itself.
+        own: the index's vectors of the queries' modality, shape (m, d).
+        other: the index's vectors of the other modality, shape (l, d).
+        k: number of places.
+        itself: whether query i is row i of ``own`` and must not find itself.
 
     Returns:
         Shape (n,), between 0 and 1.
 
     Raises:
-        ValueError: not vectors of one dimension, or fewer than k of them to be found.
+        ValueError: the arrays are not vectors of one dimension, or fewer than k can be found.
     """
     query, same, cross = checked_unit_rows(queries=queries, own=own, other=other)
     _check_k(k, len(same) + len(cross) - itself)
@@ -55,20 +55,20 @@ def own_modality_share(
 def recall_of_neighbours(vectors: npt.ArrayLike, labels: npt.ArrayLike, k: int = 10) -> FloatArray:
     """Recall@k of each item among the others of its modality.
 
-    Items with the same label are relevant to each other. Recall is the share of the min(k,
-    relevant) that k places can hold (as in BEIR, Thakur et al. 2021), so 1 can always be reached.
-    Equal scores share their places.
+    Items with the same label are relevant to each other. Recall is a share of min(k, relevant), as
+    many as k places can hold (as in BEIR, Thakur et al. 2021), so 1 can always be reached. Equal
+    scores share their places.
 
     Args:
         vectors: shape (n, d).
         labels: numbers or words, shape (n,).
-        k: how many places.
+        k: number of places.
 
     Returns:
         Shape (n,), between 0 and 1; NaN for an item whose label no other item has.
 
     Raises:
-        ValueError: not one label for each vector, or fewer than k vectors to be found.
+        ValueError: there is not one label for each vector, or fewer than k vectors can be found.
     """
     (rows,) = checked_unit_rows(vectors=vectors)
     groups = group_numbers("labels", labels, len(rows))
@@ -85,15 +85,15 @@ def recall_of_neighbours(vectors: npt.ArrayLike, labels: npt.ArrayLike, k: int =
 
 @dataclass(frozen=True)
 class RecallComparison:
-    """How well two encoders bring items of one modality together.
+    """How well two encoders find related items of one modality.
 
     Attributes:
-        k: places that recall is counted in.
-        model: mean recall of the encoder in question.
+        k: number of places that recall counts.
+        model: mean recall of the tested encoder.
         reference: mean recall of the dedicated encoder.
         delta: model − reference. Below 0, the dedicated encoder finds more.
-        queries: how many items were queries: those that share their label with another.
-        alone: how many have a label of their own.
+        queries: how many items were queries: those that share their label with another item.
+        alone: how many items have a label that no other item has.
     """
 
     k: int
@@ -115,31 +115,31 @@ def compare_recall(
 ) -> RecallComparison:
     """Compare recall within one modality, such as image→image, with a dedicated encoder.
 
-    See ``recall_of_neighbours``. The bootstrap draws labels: items that belong together are drawn
-    together, and both encoders get the same draws. The corpus stays as it is.
+    See ``recall_of_neighbours``. The bootstrap draws labels, so that items with the same label are
+    drawn together; both encoders get the same draws. The corpus is not resampled.
 
     Args:
-        vectors: this model's, of one modality, shape (n, d).
-        reference: a dedicated encoder's, of the same items in the same order, shape (n, e).
-        labels: what belongs together, shape (n,).
-        k: how many places.
+        vectors: of the tested encoder, of one modality, shape (n, d).
+        reference: of a dedicated encoder, for the same items in the same order, shape (n, e).
+        labels: items with the same label belong together, shape (n,).
+        k: number of places.
         rounds: as for ``bootstrap``.
         seed: as for ``bootstrap``.
 
     Raises:
-        ValueError: not the same number of items, no label that two share, or as for
+        ValueError: the numbers of items differ, no two items share a label, or as for
             ``recall_of_neighbours`` and ``bootstrap``.
     """
     groups = group_numbers("labels", labels, len(np.asarray(vectors)))
     if len(np.asarray(reference)) != len(groups):
         raise InvalidValueError(
             f"{len(groups)} vectors and {len(np.asarray(reference))} of the reference: row i of "
-            "each must be the same item"
+            "both must be the same item"
         )
     ours, theirs = (recall_of_neighbours(rows, groups, k) for rows in (vectors, reference))
     asked = np.isfinite(ours)
     if not asked.any():
-        raise InvalidValueError("no two items share a label, so that there is nothing to be found")
+        raise InvalidValueError("no two items share a label, so there is nothing to find")
     units = np.unique(groups[asked], return_inverse=True)[1]
 
     def means(counts: FloatArray) -> dict[str, float]:
@@ -152,7 +152,7 @@ def compare_recall(
 
 
 def _among_best(scores: FloatArray, wanted: BoolArray, k: int) -> FloatArray:
-    """How many of each row's k best are wanted; equal scores share the places that are left."""
+    """How many of each row's best k are wanted; equal scores share the remaining places."""
     last = np.partition(scores, -k, axis=1)[:, -k, None]
     above, level = scores > last, scores == last
     left = k - above.sum(axis=1)
@@ -162,7 +162,7 @@ def _among_best(scores: FloatArray, wanted: BoolArray, k: int) -> FloatArray:
 
 
 def _blocks(queries: FloatArray, items: FloatArray) -> Iterator[tuple[slice, FloatArray]]:
-    """The scores of some queries at a time, to limit memory."""
+    """The scores of a block of queries at a time, to limit memory."""
     step = max(1, _SCORES_AT_ONCE // len(items))
     for start in range(0, len(queries), step):
         rows = slice(start, start + step)

@@ -1,4 +1,4 @@
-"""Distributions of scores, and whether texts and images get scores on one scale."""
+"""Score distributions, and whether the scores of texts and images are on one scale."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from llama_index_gap.gap.arrays import FloatArray, IntArray, finite, group_numbe
 from llama_index_gap.gap.estimates import FEWEST, ROUNDS, Estimate, bootstrap
 
 BINS = 50
-"""Of a histogram, from the lowest to the highest of all scores."""
+"""Number of bins in a histogram, from the lowest to the highest of all scores."""
 
 
 @dataclass(frozen=True)
 class Histograms:
-    """How scores of several sorts are distributed.
+    """The distributions of several kinds of scores.
 
     Attributes:
-        edges: of the bins, the same for all sorts, shape (bins + 1,).
-        shares: for each sort the share of its scores in each bin, shape (bins,); adds up to 1.
+        edges: of the bins, the same for all kinds, shape (bins + 1,).
+        shares: for each kind, the share of its scores in each bin, shape (bins,); adds up to 1.
     """
 
     edges: tuple[float, ...]
@@ -33,11 +33,11 @@ class Histograms:
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores of one sort, and the units of a bootstrap that they depend on.
+    """Scores of one kind, and the bootstrap units that they depend on.
 
     Attributes:
         values: shape (n,).
-        units: the units behind each score: two arrays of shape (n,), or one.
+        units: the one or two units of each score: one or two arrays of shape (n,).
     """
 
     values: FloatArray
@@ -45,7 +45,7 @@ class Scores:
 
 
 class Distribution(NamedTuple):
-    """Weighted scores of one sort: mean, standard deviation, and the share in each bin."""
+    """Weighted scores of one kind: mean, standard deviation, and the share in each bin."""
 
     mean: float
     std: float
@@ -53,10 +53,10 @@ class Distribution(NamedTuple):
 
 
 class BinnedScores:
-    """Scores of several sorts, over the same bins.
+    """Several kinds of scores, in the same bins.
 
     Args:
-        scores: by sort.
+        scores: by kind.
     """
 
     def __init__(self, scores: Mapping[str, Scores]) -> None:
@@ -69,7 +69,7 @@ class BinnedScores:
         }
 
     def distributions(self, counts: FloatArray) -> dict[str, Distribution]:
-        """Each sort, where each unit counts so many times."""
+        """The distribution of each kind, with each unit weighted by its count, shape (n,)."""
         found = {}
         for sort, scores in self.scores.items():
             weights, *others = (counts[units] for units in scores.units)
@@ -83,7 +83,7 @@ class BinnedScores:
         return found
 
     def histograms(self, counts: FloatArray) -> Histograms:
-        """All sorts, where each unit counts so many times."""
+        """The histograms of all kinds, with each unit weighted by its count, shape (n,)."""
         shares = {
             sort: tuple(each.shares.tolist()) for sort, each in self.distributions(counts).items()
         }
@@ -91,7 +91,7 @@ class BinnedScores:
 
 
 def histogram_overlap(first: npt.ArrayLike, second: npt.ArrayLike) -> float:
-    """What two histograms have in common: Σ min(pᵢ, qᵢ), 0 to 1 (Inman and Bradley 1989)."""
+    """The overlap of two histograms: Σ min(pᵢ, qᵢ), 0 to 1 (Inman and Bradley 1989)."""
     return float(np.minimum(first, second).sum())
 
 
@@ -104,11 +104,11 @@ class ScoreComparison:
         text_std: their standard deviation.
         image_mean: mean of the images' scores.
         image_std: their standard deviation.
-        overlap: see ``histogram_overlap``; 1 is no gap.
-        distance: by how many standard deviations texts score higher: the difference of the means
-            over the root of the mean variance (Cohen's d, 1988).
-        histograms: of ``text`` and ``image``.
-        counts: how many scores of each.
+        overlap: see ``histogram_overlap``; 1 means no gap.
+        distance: how many standard deviations higher the texts score: the difference of the means
+            divided by the root of the mean variance (Cohen's d, 1988).
+        histograms: of the scores of ``text`` and ``image``.
+        counts: how many scores each modality has.
     """
 
     text_mean: Estimate
@@ -138,23 +138,24 @@ def compare_scores(
     Args:
         text_scores: of texts, shape (n,).
         image_scores: of images, for the same queries, shape (m,).
-        text_queries: the query of each text's score, shape (n,), numbers or words. Scores of one
-            query are drawn together. Without, each score is drawn by itself, which makes the
-            intervals too narrow where a query has several.
-        image_queries: the same for images, shape (m,); a query has the same name here and there.
+        text_queries: the query of each text's score, shape (n,), numbers or words. The bootstrap
+            draws all scores of a query together. Without this, it draws each score separately,
+            which makes the intervals too narrow if queries have several scores.
+        image_queries: the same for images, shape (m,); a query has the same name in both.
         rounds: as for ``bootstrap``.
         seed: as for ``bootstrap``.
 
     Raises:
-        ValueError: fewer than 10 scores of a modality or none that differ, NaN or infinity, queries
-            for one modality only or not one for each score, or as for ``bootstrap``.
+        ValueError: a modality has fewer than 10 scores, or only equal ones; there is NaN or
+            infinity; only one modality has queries, or there is not one for each score; or as for
+            ``bootstrap``.
     """
     texts = finite("text_scores", text_scores).ravel()
     images = finite("image_scores", image_scores).ravel()
     n_texts, n_images = len(texts), len(images)
     if min(n_texts, n_images) < FEWEST:
         raise InvalidValueError(
-            f"{n_texts} scores of texts and {n_images} of images: it takes {FEWEST} of each"
+            f"{n_texts} scores of texts and {n_images} of images: must be at least {FEWEST} of each"
         )
     if (text_queries is None) != (image_queries is None):
         raise InvalidValueError("give text_queries and image_queries, or neither")

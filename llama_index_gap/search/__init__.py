@@ -1,1 +1,1 @@
-"""Legs, fusion, the retriever, the reranker."""
+"""Searching: legs, fusion, the retriever, the reranker."""

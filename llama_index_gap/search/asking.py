@@ -1,4 +1,4 @@
-"""Asking the collections, and asking again where few documents take up all hits of a leg."""
+"""Searching each leg, and searching again if few documents have all of its hits."""
 
 from __future__ import annotations
 
@@ -30,22 +30,22 @@ if TYPE_CHECKING:
     from llama_index_gap.store.searching import SearchableStore, StoredHit
 
 HITS_BEFORE_CORRECTION = 4
-"""Times the hits that are wanted: 64 for 16 lose nothing that could be measured."""
+"""Factor on the wanted hits: fetching 64 hits for 16 had no measurable loss."""
 MOST_HITS = 16_384
-"""What Milvus returns at most."""
+"""Maximum number of hits that Milvus returns."""
 MOST_ASKS = 16
-"""How often a leg is asked at most; so it looks at 16 times the nodes that are wanted of it."""
-_TIMES_MORE = 4  # nodes at each further question, of a store that cannot leave documents out
+"""Maximum searches for one leg; so it fetches at most 16 times the wanted nodes."""
+_TIMES_MORE = 4  # factor on the nodes of each further search, if a store cannot exclude documents
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """How much a search is to take from each leg.
+    """How many nodes and documents a search takes from each leg.
 
     Attributes:
-        nodes: nodes to take, by modality of what is searched; 0 asks none of it.
-        documents: documents that these are to belong to, where the collection has as many; 0 for
-            any number.
+        nodes: nodes to take, by the leg's target modality; with 0, the modality is not searched.
+        documents: how many documents these nodes must belong to, if the collection has so many; 0
+            for any number.
         group_by: what counts as a document.
     """
 
@@ -54,40 +54,40 @@ class Wanted:
     group_by: GroupBy
 
     def documents_of(self, leg: Leg) -> int:
-        """Documents that a leg is asked again for; 0 where it is to take fewer nodes than that."""
+        """How many documents a leg must find; 0 if it takes fewer nodes than ``documents``."""
         return self.documents if self.documents <= self.nodes[leg.target] else 0
 
     def first(self, leg: Leg, found: LegHits, strength: float) -> LegHits:
-        """What is taken of a leg's hits.
+        """The hits that are taken from a leg.
 
         Args:
-            leg: which one.
-            found: what it found.
-            strength: how much of a hub is taken off its score (α).
+            leg: the leg.
+            found: all its hits.
+            strength: of the hub correction (α).
         """
         nodes, documents = self.nodes[leg.target], self.documents_of(leg)
         return found.first(nodes, documents, strength, self.group_by)
 
     def note(self, leg: Leg, taken: LegHits) -> str | None:
-        """Says that few documents had most of a leg's hits, and what came of it; else None.
+        """Say that few documents had most of a leg's hits, and what was done; else None.
 
         Args:
-            leg: which one.
-            taken: as ``first`` gives it.
+            leg: the leg.
+            taken: the result of ``first``.
         """
         documents = len({document_key(node, self.group_by) for node in taken.nodes})
         more = "there are no others" if taken.exhausted else "raise similarity_top_k to find others"
         if taken.asked > 1:
             said = (
-                f"asked {taken.asked} times, since few documents have most of the nearest nodes: "
-                f"{documents} documents in the end, of {self.documents} that were wanted"
+                f"searched {taken.asked} times, since few documents have most of the nearest "
+                f"nodes: {documents} of {self.documents} wanted documents were found"
             )
             return said if documents >= self.documents else f"{said}; {more}"
         if taken.exhausted or documents == len(taken.nodes) or documents >= self.documents:
             return None
         return (
-            f"asked once: its {len(taken.nodes)} hits belong to {documents} documents, of "
-            f"{self.documents} that were wanted; {more}"
+            f"searched once: its {len(taken.nodes)} hits belong to {documents} of "
+            f"{self.documents} wanted documents; {more}"
         )
 
 
@@ -100,27 +100,26 @@ def ask_legs(
     *,
     hubs: float,
 ) -> tuple[dict[Leg, LegHits], dict[Leg, Exception]]:
-    """Ask all legs, side by side where their stores gain by it.
+    """Search all legs, in parallel if their stores gain from it.
 
-    Where the nodes that a leg finds belong to fewer documents than are wanted, and there may be
-    others, it is asked again, at most 16 times in all. A ``MilvusStore`` is then asked for as many
-    nodes of *other* documents, so that a book of thousands of near passages takes one question
-    more, like a page of twenty. (Milvus' own grouping would take all nodes without a document for
-    one, and is not there before Milvus 2.4.) Another store is asked for 4, then for 16 times as
-    many nodes.
+    If the nodes that a leg finds belong to fewer documents than wanted, and there may be more
+    documents, the leg is searched again, at most 16 times in all. A ``MilvusStore`` then gives as
+    many nodes of *other* documents, so that a book of thousands of near passages costs one further
+    search, as a page of twenty does. (Milvus' own grouping would count all nodes without a document
+    as one document, and needs Milvus 2.4.) Any other store gives 4 and then 16 times as many nodes.
 
     Args:
-        owner: whose search it is, for the trace.
-        vectors: what each leg asks with.
-        collections: what is searched.
-        wanted: how much to take from each leg.
+        owner: the searching object, for the trace.
+        vectors: the query vector of each leg.
+        collections: the collections to search.
+        wanted: how many nodes and documents to take from each leg.
         filters: on metadata.
-        hubs: how much of a hub is taken off its score (α). Above 0, a leg that has hubs is asked
-            for four times as many nodes, so that those that move up are among them; both the best
-            by their raw score and the best by what is left of it are given.
+        hubs: strength of the hub correction (α). Above 0, a leg that has hubs fetches four times as
+            many nodes, so that nodes that move up are among them. The result holds both the best by
+            raw score and the best by corrected score.
 
     Returns:
-        What each leg found; and why the others failed.
+        The hits of each leg, and the errors of the legs that failed.
     """
 
     def ask(leg: Leg) -> LegHits | Exception:
@@ -133,7 +132,7 @@ def ask_legs(
 
         try:
             return in_span(owner, f"search_{leg.name}", hits)
-        except Exception as error:  # a leg's failure, of whatever kind, is that leg's
+        except Exception as error:  # any error of a leg must not fail the other legs
             return error
 
     first, *others = vectors
@@ -141,7 +140,7 @@ def ask_legs(
     if not others or all(getattr(store, "one_at_a_time", False) for store in stores):
         outcomes = {leg: ask(leg) for leg in vectors}
     else:
-        # The context goes along, so that traces know whose these searches are.
+        # Each thread gets a copy of the context, so that a trace shows these searches as ours.
         waiting = {leg: beside(partial(copy_context().run, ask, leg)) for leg in others}
         outcomes = {first: ask(first)} | {leg: wait() for leg, wait in waiting.items()}
     return (
@@ -183,7 +182,8 @@ def _ask(
     kept = first_places(range(len(hits)), keys, nodes, documents)
     hubness = None
     if background is not None:
-        # A strong read would wait for a server's clock, up to 0.2 s; these were just found.
+        # A strongly consistent read would wait up to 0.2 s for a server's clock. The search has
+        # just found these rows, so a weaker read finds them too.
         vectors = partial(store.get_vectors, strong=False)
         hubness = background.hubness_of([hit.id for hit in hits], vectors)
         hubness = spare_itself(hubness, raw)
@@ -225,7 +225,7 @@ def _ask_another_store(
         if len(nodes) != len(scores):
             raise InvalidValueError(
                 f"the {leg.target} store returned {len(nodes)} nodes and {len(scores)} scores for "
-                f"{len(ids)} ids; pass the docstore that holds its nodes"
+                f"{len(ids)} ids; pass the docstore that holds the store's nodes"
             )
         exhausted = len(nodes) < query.similarity_top_k
         documents = len({document_key(node, wanted.group_by) for node in nodes})

@@ -1,4 +1,4 @@
-"""Bringing searches together whose scores cannot be compared: normalize × combine."""
+"""Fusing searches whose scores cannot be compared: normalize × combine."""
 
 from __future__ import annotations
 
@@ -28,19 +28,18 @@ RELEVANT_SPREAD = 1.5
 
 @dataclass(frozen=True)
 class ScoredLeg:
-    """What one leg finds, as the fusion takes it.
+    """The hits of one leg, in the form that ``fuse`` takes.
 
     Attributes:
         keys: the document of each hit; a document may have several hits.
         scores: a score for each hit, shape (n,); higher is better. The order does not matter.
-        background: the query's scores against a sample of all vectors of the leg, hubs taken off,
-            shape (m,); None where there is no sample to be had.
-        size: how many vectors the leg has in all; None where that is not known.
-        places: where each hit lies in the background, −1 where it does not, shape (n,); None
-            where no hit lies there.
+        background: the query's scores against a sample of all vectors of the leg, hub-corrected,
+            shape (m,); None if there is no sample.
+        size: how many vectors the leg has in all; None if that is not known.
+        places: the position of each hit in the background, −1 for a hit that is not in it, shape
+            (n,); None if no hit is in it.
         spread: of a sample of queries; see ``background_z``.
-        hubs: what is taken off each score because the vector is near to everything, shape (n,);
-            None for nothing.
+        hubs: the hub correction to subtract from each score, shape (n,); None for none.
     """
 
     keys: Sequence[str]
@@ -54,16 +53,16 @@ class ScoredLeg:
 
 @dataclass(frozen=True)
 class FusedDocument:
-    """A document with its place in the fused ranking.
+    """A document of the fused ranking.
 
     Attributes:
         key: the document.
-        score: what the ranking goes by.
-        scores: its best hit's raw score in each leg that found it.
-        hubs: what was taken off that, in each leg whose hubs are corrected.
-        normalized: the rest on the scale of the normalization.
-        evidence: what each of these legs says by itself, weights included: what it adds to the
-            score, and with ``intent`` its log odds.
+        score: the fused score; the ranking is by this.
+        scores: the raw score of its best hit, for each leg that found it.
+        hubs: the hub correction that was subtracted from it, for each leg that has one.
+        normalized: the corrected score on the scale of the normalization, for each leg.
+        evidence: what each leg alone adds to the fused score, weight included; with ``intent``, its
+            log odds.
     """
 
     key: str
@@ -76,13 +75,13 @@ class FusedDocument:
 
 @dataclass(frozen=True)
 class Fusion:
-    """A fused ranking, and how it really came about.
+    """A fused ranking, and the method that was used, which may not be the one asked for.
 
     Attributes:
-        documents: best first; equal scores in the order in which the legs name them.
+        documents: best first; documents with equal scores in the order in which the legs list them.
         normalize: the normalization that was used.
         combine: the combination that was used.
-        note: why these are not the ones asked for; None if they are.
+        note: why these are not the methods asked for; None if they are.
     """
 
     documents: list[FusedDocument]
@@ -101,103 +100,107 @@ def fuse(
 ) -> Fusion:
     """Rank the documents of several legs together.
 
-    Each document first gets its best score in each leg. Then ``normalize`` puts these on a scale:
+    Each document first gets its best score in each leg. Then ``normalize`` puts these scores on one
+    scale:
 
-    - ``rank``: 1/(k + rank), ranks from 1, equal scores with equal ranks;
-    - ``minmax``: the leg's lowest hit 0, its highest 1; all 1 where all are equal;
+    - ``rank``: 1/(k + rank); ranks start at 1, and equal scores get equal ranks;
+    - ``minmax``: the leg's lowest hit gets 0, its highest 1; if all are equal, all get 1;
     - ``zscore``: standard deviations above the mean of the leg's hits;
-    - ``background``: standard deviations above what the same query gets from the leg's other
-      vectors, see ``background_z``. A leg with fewer than 4 vectors, or whose scores are all equal,
-      says nothing: its documents come after the others, in their order;
-    - ``none``: the scores as they are, for comparison; the modality gap makes them incomparable.
+    - ``background``: standard deviations above the scores of the leg's other vectors for the same
+      query, see ``background_z``. A leg with fewer than 4 vectors, or whose scores are all equal,
+      gives no evidence: its documents come after the others, in their order;
+    - ``none``: the raw scores, for comparison; the modality gap makes them incomparable.
 
-    And ``combine`` brings the legs together:
+    Then ``combine`` combines the legs:
 
-    - ``sum``; ``max``, of the legs that found the document;
+    - ``sum``, or ``max``: over the legs that found the document;
     - ``evidence``: −log of the upper tail probability of a standard normal variable at the
-      z-score, added over the legs (Fisher's method). Of more vectors the best lies higher by chance
-      alone. So where ``background`` comes with the legs' sizes, a leg with r times as many vectors
-      as the smallest takes the probability that the best of r lies so high, 1 − (1 − p)^r (Šidák
-      1967), in place of p;
+      z-score, added over the legs (Fisher's method). The best of more vectors scores higher by
+      chance alone. So if ``background`` comes with the legs' sizes, a leg with r times as many
+      vectors as the smallest uses the probability that the best of r scores so high,
+      1 − (1 − p)^r (Šidák 1967), in place of p;
     - ``intent``: the log odds that the query is about what this document has in one leg, or in
-      several of them together. The sum over all sets of legs that found it of ∏ L / max N, where N
-      is a leg's size, and L(z) = N(z; 4, 1.5) / N(z; 0, 1) the likelihood ratio of a relevant
-      hit's z-score against the background's. For two legs: L₁/N₁ + L₂/N₂ + L₁·L₂/max(N₁, N₂). It
-      assumes that exactly one document is meant, that one leg is as likely to be meant as the
-      other or both, and that z-scores of different legs are independent. A weight multiplies a
-      leg's odds.
+      several legs together: the log of the sum, over all sets of legs that found the document, of
+      ∏ L / max N. N is a leg's size. L(z) = N(z; 4, 1.5) / N(z; 0, 1) is the likelihood ratio of a
+      relevant hit's z-score against the background's. For two legs:
+      L₁/N₁ + L₂/N₂ + L₁·L₂/max(N₁, N₂). This assumes that the query is about exactly one document,
+      that each leg and each set of legs is equally likely, and that z-scores of different legs are
+      independent. A weight multiplies a leg's odds.
 
-    A leg that did not find a document adds nothing. Where a leg with hits comes without a
-    background, all are put on the scale of ``zscore``, and the result says so.
+    A leg that did not find a document adds nothing. If any leg with hits has no background, all
+    legs use ``zscore`` instead, and the result says so.
 
     Args:
         legs: by name.
         normalize: as above.
         combine: as above; ``evidence`` and ``intent`` need ``zscore`` or ``background``.
-        weights: what each leg's contribution is multiplied by; 1 where a leg is left out.
-        k: for ``rank``; the smaller, the more the first places count.
+        weights: multiply each leg's contribution; a leg without one has weight 1.
+        k: for ``rank``; a smaller value gives the first ranks more weight.
 
     Raises:
-        ValueError: unknown methods, or two that do not go together; a weight that is negative or
-            belongs to no leg; scores that are NaN or infinite, or not one for each key.
+        ValueError: a method is unknown, or the two do not go together; a weight is negative or
+            belongs to no leg; scores are NaN or infinite, or there is not one for each key.
     """
     check_method(normalize, combine, k=k)
     weights = weights or {}
     check_weights(weights, "legs", legs)
     best = {name: _best_hits(name, leg) for name, leg in legs.items()}
     note = None
-    bare = [name for name, leg in legs.items() if best[name].keys and leg.background is None]
-    if normalize == "background" and bare:
+    without_background = [
+        name for name, leg in legs.items() if best[name].keys and leg.background is None
+    ]
+    if normalize == "background" and without_background:
         normalize = "zscore"
         note = (
-            f"no background for: {', '.join(bare)}; so each hit was compared with the other hits "
-            "of its leg"
+            f"no background for: {', '.join(without_background)}; so each hit was compared with "
+            "the other hits of its leg"
         )
     sizes = _sizes({name: legs[name] for name in legs if best[name].keys})
     if combine == "evidence" and normalize != "background":
         sizes = dict.fromkeys(sizes, 1)
     smallest = min(sizes.values(), default=1)
     raw = {name: dict(zip(hits.keys, hits.scores, strict=True)) for name, hits in best.items()}
-    taken = {
+    corrections = {
         name: dict(zip(hits.keys, hits.hubs, strict=True))
         for name, hits in best.items()
         if hits.hubs is not None
     }
     normalized: dict[str, dict[str, float]] = {}
     evidence: dict[str, dict[str, float]] = {}
-    silent: set[str] = set()
+    without_evidence: set[str] = set()
     for name, hits in best.items():
         values = _normalized(hits, normalize, k)
         weight, size = weights.get(name, 1.0), sizes.get(name, 1)
-        says = _says(values, combine, size, size / smallest, weight)
-        if says is None:
-            silent.add(name)
-            says = np.zeros(len(hits.keys))
+        added = _leg_evidence(values, combine, size, size / smallest, weight)
+        if added is None:
+            without_evidence.add(name)
+            added = np.zeros(len(hits.keys))
         if values is None:
             values = np.zeros(len(hits.keys))
         normalized[name] = dict(zip(hits.keys, values.tolist(), strict=True))
-        evidence[name] = dict(zip(hits.keys, says.tolist(), strict=True))
+        evidence[name] = dict(zip(hits.keys, added.tolist(), strict=True))
     documents: list[FusedDocument] = []
-    last: list[FusedDocument] = []
+    uncounted: list[FusedDocument] = []
     by_size = sorted(sizes, key=lambda name: sizes[name])
     for key in dict.fromkeys(key for hits in best.values() for key in hits.keys):
         found = {name: values[key] for name, values in evidence.items() if key in values}
-        says_so = {name: value for name, value in found.items() if name not in silent}
-        if not says_so:
+        counted = {name: value for name, value in found.items() if name not in without_evidence}
+        if not counted:
             score = 0.0
         elif combine == "intent":
-            score = _mixture([(says_so[name], sizes[name]) for name in by_size if name in says_so])
+            score = _mixture([(counted[name], sizes[name]) for name in by_size if name in counted])
         else:
-            score = max(says_so.values()) if combine == "max" else sum(says_so.values())
+            score = max(counted.values()) if combine == "max" else sum(counted.values())
         scores, hubs = (
-            {name: values[name][key] for name in found if name in values} for values in (raw, taken)
+            {name: values[name][key] for name in found if name in values}
+            for values in (raw, corrections)
         )
         on_scale = {name: normalized[name][key] for name in found}
         document = FusedDocument(key, score, scores, hubs, on_scale, found)
-        (documents if says_so else last).append(document)
+        (documents if counted else uncounted).append(document)
     documents.sort(key=lambda document: -document.score)  # stable
     lowest = min([0.0, *(document.score for document in documents[-1:])])
-    documents += [replace(document, score=lowest) for document in last]
+    documents += [replace(document, score=lowest) for document in uncounted]
     return Fusion(documents, normalize, combine, note)
 
 
@@ -205,7 +208,7 @@ def check_method(normalize: str, combine: str, *, k: float = RANK_CONSTANT) -> N
     """Check early that a normalization and a combination exist and go together.
 
     Raises:
-        ValueError: they do not; says what would.
+        ValueError: they do not; the message says which ones would.
     """
     if normalize not in get_args(Normalize):
         raise InvalidValueError(
@@ -217,23 +220,23 @@ def check_method(normalize: str, combine: str, *, k: float = RANK_CONSTANT) -> N
         )
     if combine in {"evidence", "intent"} and normalize not in {"zscore", "background"}:
         raise InvalidValueError(
-            f"combine={combine!r} turns z-scores into probabilities and normalize={normalize!r} "
-            "gives none; pass normalize='background' or 'zscore', or combine='sum'"
+            f"combine={combine!r} needs z-scores, and normalize={normalize!r} gives none; pass "
+            "normalize='background' or 'zscore', or combine='sum'"
         )
     if not (np.isfinite(k) and k >= 0):
         raise InvalidValueError(f"k={k}: must be a number of at least 0")
 
 
 def check_weights(weights: Mapping[str, float], what: str, known: Iterable[str]) -> None:
-    """Check early that weights can be multiplied with.
+    """Check early that weights are usable.
 
     Args:
         weights: by name.
-        what: is weighted, such as ``legs``, for the message.
+        what: the weighted things, such as ``legs``; for the message.
         known: the names that a weight may have.
 
     Raises:
-        ValueError: a weight is negative, NaN or infinite, or has another name.
+        ValueError: a weight is negative, NaN or infinite, or has an unknown name.
     """
     known = list(known)
     for name, weight in weights.items():
@@ -247,7 +250,7 @@ def check_weights(weights: Mapping[str, float], what: str, known: Iterable[str])
 
 @dataclass(frozen=True)
 class _BestHits:
-    """Each document's best hit in one leg, best document first; as ``ScoredLeg``, checked."""
+    """The best hit of each document in one leg, best first; a ``ScoredLeg`` after its checks."""
 
     keys: list[str]
     scores: list[float]
@@ -288,7 +291,7 @@ def _best_hits(name: str, leg: ScoredLeg) -> _BestHits:
 
 
 def _normalized(hits: _BestHits, method: Normalize, k: float) -> FloatArray | None:
-    """Scores of one leg, in descending order, on the scale of a method; None: it says nothing."""
+    """A leg's scores, normalized, in descending order; None if the leg gives no evidence."""
     scores = hits.corrected
     if not scores.size or method == "none":
         return scores
@@ -300,7 +303,7 @@ def _normalized(hits: _BestHits, method: Normalize, k: float) -> FloatArray | No
             spread = scores.max() - scores.min()
             return (scores - scores.min()) / spread if spread > 0 else np.ones_like(scores)
         case "zscore":
-            # Equal numbers can have a standard deviation just above 0.
+            # By rounding, equal numbers can have a standard deviation just above 0.
             spread = 0.0 if np.ptp(scores) == 0 else scores.std()
             return (scores - scores.mean()) / spread if spread > 0 else np.zeros_like(scores)
         case "background":
@@ -309,7 +312,7 @@ def _normalized(hits: _BestHits, method: Normalize, k: float) -> FloatArray | No
 
 
 def _sizes(legs: Mapping[str, ScoredLeg]) -> dict[str, int]:
-    """How many vectors each leg has; 1 for all where one is not known."""
+    """How many vectors each leg has; 1 for all legs if any size is unknown."""
     sizes = {name: leg.size for name, leg in legs.items() if leg.size is not None}
     for name, size in sizes.items():
         if size < 1:
@@ -317,10 +320,10 @@ def _sizes(legs: Mapping[str, ScoredLeg]) -> dict[str, int]:
     return sizes if len(sizes) == len(legs) else dict.fromkeys(legs, 1)
 
 
-def _says(
+def _leg_evidence(
     values: FloatArray | None, combine: Combine, size: int, ratio: float, weight: float
 ) -> FloatArray | None:
-    """What a leg says by itself of its hits; None where it says nothing."""
+    """What a leg alone adds to the score of each of its hits; None if it gives no evidence."""
     if values is None or (combine == "intent" and weight == 0):
         return None
     if combine == "intent":
@@ -329,7 +332,7 @@ def _says(
 
 
 def _tail_evidence(z: FloatArray, ratio: float) -> FloatArray:
-    """−log of the probability that the best of so many standard normal variables is as high."""
+    """−log of the probability that the best of ``ratio`` standard normal variables is above z."""
     log_p = log_ndtr(-z)
     with np.errstate(divide="ignore"):
         evidence = -np.log(-np.expm1(ratio * np.log1p(-np.exp(log_p))))
@@ -338,9 +341,9 @@ def _tail_evidence(z: FloatArray, ratio: float) -> FloatArray:
 
 
 def _log_odds(z: FloatArray, size: int, weight: float) -> FloatArray:
-    """log(weight · L(z) / N): a likelihood ratio that never falls where z rises."""
+    """log(weight · L(z) / N), with a likelihood ratio L that never falls when z rises."""
     variance = RELEVANT_SPREAD**2
-    lowest = RELEVANT_MEAN / (1 - variance)  # below, so wide a bell would overtake the narrow one
+    lowest = RELEVANT_MEAN / (1 - variance)  # below this, L would rise again as z falls
     z = np.maximum(z, lowest)
     ratio = z * z / 2 - np.square(z - RELEVANT_MEAN) / (2 * variance) - math.log(RELEVANT_SPREAD)
     return ratio + math.log(weight / size)
@@ -350,8 +353,8 @@ def _mixture(found: Sequence[tuple[float, int]]) -> float:
     """Log of the sum over all sets of legs of ∏ L / max N.
 
     Args:
-        found: log(L / N) and N of each leg, smallest N first. A set whose last leg is j has
-            max N = Nⱼ, and any of the legs before it: Lⱼ/Nⱼ · ∏ (1 + Lᵢ).
+        found: log(L / N) and N of each leg, smallest N first. All sets whose last leg is j have
+            max N = Nⱼ, and hold any of the legs i before it; so they sum to Lⱼ/Nⱼ · ∏ (1 + Lᵢ).
     """
     total, before = -math.inf, 0.0
     for log_odds, size in found:

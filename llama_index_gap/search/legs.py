@@ -1,4 +1,4 @@
-"""The legs of a search: a query embedded once for each model, and asked of each collection."""
+"""The legs of a search: which ones a query needs, their query vectors and their hits."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ class SearchedCollection:
     Attributes:
         store: holds the vectors.
         embed_model: embeds the queries.
-        background: gives what hits are compared with, for queries of a modality; None where
-            nothing can be drawn from the store.
-        nodes: gives the nodes with these ids, for a store that keeps only vectors.
+        background: gives the background for queries of a modality; None if the store cannot be
+            sampled.
+        nodes: gives the nodes with these ids; for a store that keeps only vectors.
     """
 
     store: BasePydanticVectorStore
@@ -41,7 +41,7 @@ class SearchedCollection:
     background: Callable[[Modality], Background | None] = lambda _: None
     nodes: Callable[[list[str]], list[BaseNode]] | None = None
 
-    # Copies of what searches it, however deep, search the same database.
+    # Shallow and deep copies of a retriever search the same database.
     def __copy__(self) -> SearchedCollection:
         return self
 
@@ -56,29 +56,29 @@ Collections: TypeAlias = Mapping[CollectionName, SearchedCollection]
 
 
 class Searchable(Protocol):
-    """What a retriever knows of an index."""
+    """The interface that a retriever needs of an index."""
 
     def collections(self) -> Collections:
-        """What can be searched."""
+        """The collections to search."""
 
     def models(self) -> str:
-        """What the vectors were made with, in words."""
+        """The models that made the vectors, in words."""
 
     def calibrator(self) -> RelevanceCalibrator | None:
-        """The calibrator that is kept with the index."""
+        """The calibrator that is saved with the index."""
 
 
 @dataclass(frozen=True)
 class LegHits:
-    """What one leg finds, highest raw score first.
+    """The hits of one leg, highest raw score first.
 
     Attributes:
         nodes: the n nodes.
-        scores: their raw scores, n of them.
-        query: the vector that it was asked with, shape (d,).
-        hubs: what says which vectors are hubs; None where they are not corrected.
-        hubness: ρ · hubness of each node's vector, shape (n,); None likewise.
-        asked: how often the collection was asked, see ``ask_legs``.
+        scores: their n raw scores.
+        query: the query's vector, shape (d,).
+        hubs: tells how much of a hub a vector is; None if hubs are not corrected.
+        hubness: ρ · hubness of each node's vector, shape (n,); None if hubs are not corrected.
+        asked: how often the collection was searched, see ``ask_legs``.
         exhausted: whether the collection has no further documents.
     """
 
@@ -91,7 +91,7 @@ class LegHits:
     exhausted: bool = True
 
     def __getitem__(self, kept: slice | Sequence[int]) -> LegHits:
-        """Some of the hits, by a slice or by their places."""
+        """Some of the hits, by a slice or by their positions."""
         places = range(len(self.nodes))[kept] if isinstance(kept, slice) else kept
         hubness = None if self.hubness is None else self.hubness[list(places)]
         return replace(
@@ -105,8 +105,8 @@ class LegHits:
         """The same query's exact scores for other nodes.
 
         Args:
-            nodes: n of them.
-            rows: their vectors, of length 1, shape (n, d).
+            nodes: the n nodes.
+            rows: their unit vectors, shape (n, d).
         """
         scores = (rows @ unit_query(self.query)).tolist()
         hubness = None if self.hubs is None else spare_itself(self.hubs.of(rows), scores)
@@ -115,12 +115,12 @@ class LegHits:
     def first(
         self, nodes: int, documents: int, strength: float, group_by: GroupBy = "document"
     ) -> LegHits:
-        """The first hits once hubs are taken off, and as many more as bring enough documents.
+        """The first hits after hub correction, and further ones until there are enough documents.
 
         Args:
-            nodes: how many hits at least.
-            documents: how many documents they are to belong to.
-            strength: α; with 0 the raw scores decide.
+            nodes: minimum number of hits.
+            documents: number of documents that they must belong to.
+            strength: α; with 0, the raw scores decide.
             group_by: what counts as a document.
         """
         scores = np.asarray(self.scores)
@@ -136,13 +136,13 @@ class LegHits:
 def first_places(
     order: Sequence[int], keys: Sequence[str], nodes: int, documents: int
 ) -> list[int]:
-    """The first places of an order, and beyond them those up to the last document that is wanted.
+    """The first positions of an order, extended until enough documents are among them.
 
     Args:
-        order: places of hits, best first.
+        order: positions of hits, best first.
         keys: the document of each hit.
-        nodes: places to take at least.
-        documents: documents that are wanted.
+        nodes: minimum number of positions to take.
+        documents: number of documents wanted.
     """
     seen: set[str] = set()
     end = min(nodes, len(order))
@@ -156,12 +156,12 @@ def first_places(
 
 
 def unit_query(vector: VectorArray) -> VectorArray:
-    """A query of length 1; a query of zeros, which fits nothing, stays."""
+    """The query as a unit vector; a zero vector, which matches nothing, stays unchanged."""
     return unit_rows(vector) if vector.any() else vector
 
 
 def searched_collection(leg: Leg, collections: Collections) -> CollectionName:
-    """The collection that a leg asks.
+    """The collection that a leg searches.
 
     An image query searches ``image_query`` for images if the index has it, else ``image``. Both
     hold the same images: searching both would count the same evidence twice.
@@ -179,20 +179,20 @@ def asked_legs(
     image: bool,
     image_queries: ImageQueries,
 ) -> list[Leg]:
-    """The legs that a query asks.
+    """The legs of a query.
 
     Args:
-        collections: what can be searched.
-        top_ks: nodes to take from each modality; 0 asks none of it.
+        collections: the collections that can be searched.
+        top_ks: nodes to take from each modality; with 0, the modality is not searched.
         text: whether the query has a text.
-        image: whether it has an image.
-        image_queries: whether an image without a text asks the texts, too.
+        image: whether the query has an image.
+        image_queries: whether an image without a text searches the texts too.
     """
     targets = [target for target in top_ks if top_ks[target]]
     legs = [Leg("text", target) for target in targets] if text else []
     if not image:
         return legs
-    # An image and a text can be compared only where one model embeds both.
+    # An image and a text can be compared only if one model embeds both.
     shared = collections["text"].embed_model is collections["image"].embed_model
     wanted = text or image_queries == "also_texts" or targets == ["text"]
     if "image" in targets:
@@ -205,10 +205,10 @@ def asked_legs(
 def embed_query(
     query: QueryBundle, legs: Sequence[Leg], collections: Collections
 ) -> dict[Leg, VectorArray]:
-    """The vector that each leg asks with; a query is embedded once for each model.
+    """The query vector of each leg; a query is embedded once for each model.
 
     Raises:
-        ValueError: a model cannot embed what a leg asks with.
+        ValueError: a model cannot embed the leg's query.
         ImageError: the query's image cannot be opened.
     """
     vectors: dict[tuple[str, int], list[float]] = {}
@@ -223,8 +223,8 @@ def embed_query(
             texts = query.embedding_strs
             if not texts:
                 raise InvalidValueError(
-                    f"the query has an embedding but no text, and {model.model_name} needs one: "
-                    "the given embedding is of the text collection's model"
+                    f"the query has an embedding but no text, and {model.model_name} needs a text: "
+                    "the given embedding is used only with the text collection's model"
                 )
             vectors["text", id(model)] = list(model.get_agg_embedding_from_queries(texts))
         elif isinstance(model, MultiModalEmbedding):

@@ -1,4 +1,4 @@
-"""Ranking: what the legs found becomes documents in one order, with passages and images."""
+"""Ranking: the legs' hits become one ranking of documents, with passages and images."""
 
 from __future__ import annotations
 
@@ -41,23 +41,23 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Ranking:
-    """How a retriever makes one ranking of what its legs found; the settings are its own.
+    """How a retriever ranks the hits of its legs; the settings are those of the retriever.
 
     Attributes:
         owner: the retriever, for the trace.
-        collections: where it was found.
-        wanted: how much is taken from each leg.
+        collections: the collections that were searched.
+        wanted: how many nodes and documents to take from each leg.
         top_k: documents to return; None for all.
         normalize: see ``fuse``.
         combine: see ``fuse``.
-        weights: by modality of what is found.
+        weights: by the leg's target modality.
         k: see ``fuse``.
-        hubs: how much of a hub is taken off its score (α).
-        filters: on metadata, for what is fetched besides.
+        hubs: strength of the hub correction (α).
+        filters: on metadata; for nodes that ``complete`` fetches.
         calibrator: gives the hits' probabilities.
-        min_probability: the least probable hit that takes part.
-        most: passages and images to return of a document.
-        complete: fetch what documents lack.
+        min_probability: less probable hits are left out.
+        most: the most passages, and the most images, to return for a document.
+        complete: fetch the passage or image that a document lacks.
     """
 
     owner: object
@@ -87,13 +87,13 @@ class Ranking:
         timings: dict[str, float],
         query: QueryBundle,
     ) -> SearchResult:
-        """The documents behind the hits of all legs.
+        """Rank the documents that the hits of all legs belong to.
 
         Args:
-            legs: what each leg found.
-            errors: why others failed.
-            timings: is told how long each step took.
-            query: what was asked.
+            legs: the hits of each leg.
+            errors: of the legs that failed.
+            timings: seconds by step; this method adds its steps.
+            query: the query.
         """
         hits: dict[Leg, LegHits] = {}
         summaries = {leg: LegSummary(0, error=str(error)) for leg, error in errors.items()}
@@ -138,7 +138,7 @@ class Ranking:
         )
 
     def _corrections(self, hits: Mapping[Leg, LegHits]) -> tuple[dict[str, float], int]:
-        """How much of a hub each leg takes off (α · ρ), and how many sample queries it knows."""
+        """The hub correction of each leg (α · ρ), and the number of sample queries."""
         strengths = {
             leg.name: self.hubs * found.hubs.reliability
             for leg, found in hits.items()
@@ -149,7 +149,7 @@ class Ranking:
         return strengths, max(queries, default=0)
 
     def _probable(self, leg: Leg, hits: LegHits) -> LegHits:
-        """The hits that are probable enough."""
+        """The hits that reach ``min_probability``."""
         if self.calibrator is None:
             return hits
         probabilities = self.calibrator.probability(leg.pair, hits.scores)
@@ -176,7 +176,7 @@ class Ranking:
         return fusion, self._nodes_by_document(hits, by_node)
 
     def _scored_nodes(self, hits: Mapping[Leg, LegHits]) -> dict[str, ScoredLeg]:
-        """The legs' hits as the fusion takes them, each node for itself."""
+        """The legs' hits in the form that ``fuse`` takes, each node as its own document."""
         scored: dict[str, ScoredLeg] = {}
         for leg, found in hits.items():
             keys = [node.node_id for node in found.nodes]
@@ -198,7 +198,7 @@ class Ranking:
         return scored
 
     def _background(self, leg: Leg) -> Background | None:
-        """What a leg's hits are compared with, where the fusion needs it."""
+        """The background of a leg, if the fusion needs one."""
         if self.normalize != "background":
             return None
         collection = self.collections[searched_collection(leg, self.collections)]
@@ -207,7 +207,7 @@ class Ranking:
     def _nodes_by_document(
         self, hits: Mapping[Leg, LegHits], by_node: Mapping[str, ScoredLeg]
     ) -> defaultdict[str, list[BaseNode]]:
-        """The nodes of each document, best first: by what all legs say of each."""
+        """The nodes of each document, best first by their fused score over all legs."""
         found = {node.node_id: node for each in hits.values() for node in each.nodes}
         nodes: defaultdict[str, list[BaseNode]] = defaultdict(list)
         fusion = fuse(by_node, normalize=self.normalize, combine=self.combine, k=self.k)
@@ -217,7 +217,7 @@ class Ranking:
         return nodes
 
     def _shown(self, nodes: Sequence[BaseNode]) -> list[BaseNode]:
-        """What is returned of a document: passages, then images; never nothing."""
+        """The nodes to return for a document: passages, then images; at least one node."""
         passages = [node for node in nodes if not has_image(node)]
         images = [node for node in nodes if has_image(node)]
         most_passages, most_images = self.most
@@ -230,9 +230,9 @@ class Ranking:
             return found
         pairs = {leg.name: leg.pair for leg in LEGS}
         for name in {name: None for document in documents for name in document.scores}:
-            of_leg = {d.key: d.scores[name] for d in documents if name in d.scores}
-            values = self.calibrator.probability(pairs[name], list(of_leg.values()))
-            for key, value in zip(of_leg, values.tolist(), strict=True):
+            leg_scores = {d.key: d.scores[name] for d in documents if name in d.scores}
+            values = self.calibrator.probability(pairs[name], list(leg_scores.values()))
+            for key, value in zip(leg_scores, values.tolist(), strict=True):
                 found[key][f"{name}_probability"] = value
         return found
 
@@ -242,7 +242,7 @@ class Ranking:
         nodes: dict[str, list[BaseNode]],
         hits: Mapping[Leg, LegHits],
     ) -> dict[str, dict[str, float]]:
-        """Fetch what documents lack, one query per collection; gives the exact scores of it."""
+        """Fetch missing nodes, one query per collection; returns their documents' exact scores."""
         exact: defaultdict[str, dict[str, float]] = defaultdict(dict)
         for name, collection in self.collections.items():
             legs = [leg for leg in hits if searched_collection(leg, self.collections) == name]
@@ -259,7 +259,7 @@ class Ranking:
             scored = {leg: hits[leg].of(found, rows) for leg in legs if found}
             if scored:
                 best = self._nodes_by_document(scored, self._scored_nodes(scored))
-            else:  # nothing says which passage fits best: the first one then stands for all
+            else:  # no scores say which passage fits best: take the document's first one
                 best = defaultdict(list)
                 for node in sorted(found, key=_place_in_text):
                     best[document_key(node, "document")].append(node)
@@ -268,8 +268,8 @@ class Ranking:
                     if has_image(node) == (name != "text"):
                         nodes[document.key].append(node)
                         break
-            for leg, of_leg in scored.items():
-                for node, score in zip(found, of_leg.scores, strict=True):
+            for leg, scored_leg in scored.items():
+                for node, score in zip(found, scored_leg.scores, strict=True):
                     scores = exact[document_key(node, "document")]
                     scores[leg.name] = max(score, scores.get(leg.name, score))
         return exact
@@ -277,7 +277,7 @@ class Ranking:
 
 @contextmanager
 def timed(timings: dict[str, float], step: str) -> Iterator[None]:
-    """Note how long a step takes.
+    """Record how long a step takes.
 
     Args:
         timings: seconds by step.
@@ -293,7 +293,7 @@ def _place_in_text(node: BaseNode) -> tuple[int, str]:
 
 
 def _origin(document: FusedDocument, normalize: Normalize) -> dict[str, float]:
-    """Where a document's score comes from, as ``ScoredNode`` names it."""
+    """The parts of a document's score, under the names of ``ScoredNode``."""
     sigmas = document.normalized if normalize in {"zscore", "background"} else {}
     return {
         **document.scores,

@@ -1,4 +1,4 @@
-"""MultiModalRerank: a cross-encoder over the texts and the images of documents."""
+"""MultiModalRerank: a cross-encoder that reads the texts and images of documents."""
 
 from __future__ import annotations
 
@@ -64,12 +64,13 @@ class _Query:
 
 
 class MultiModalRerank(LoadingSettings, BaseNodePostprocessor):
-    """Ranks documents anew, by a model that reads the query and each document together.
+    """Reranks documents by a model that reads the query and each document together.
 
-    A document is read by modality. Its text is its passages, as they were embedded
-    (``MetadataMode.EMBED``), or the captions of its images where it has none. The best passage and
-    the best image count. If the query is a text and an image, both are asked, and the mean of the
-    two scores counts; ``"joint"`` reads them in one pass. An image that cannot be read is left out.
+    The model reads each modality of a document separately. Its text is its passages, as they were
+    embedded (``MetadataMode.EMBED``); without passages, the captions of its images. The best
+    passage and the best image count. If the query is a text and an image, each is scored, and the
+    mean of the two scores counts; ``"joint"`` reads both in one pass. An image that cannot be read
+    is left out.
 
     Returned are the nodes of the documents, each node once, a document's texts before its images,
     as ``ScoredNode``: ``score`` is the document's new score; ``scores`` holds what it held before,
@@ -78,14 +79,16 @@ class MultiModalRerank(LoadingSettings, BaseNodePostprocessor):
     keep their order, and ``similarity_cutoff`` leaves them out. ``partial`` tells of this ranking,
     not of one before.
 
-    Works after any retriever. Nodes are never changed. Ties keep their order. LlamaIndex'
-    instrumentation shows a span for each modality that is scored, ``score_text`` and so on.
+    It works after any retriever. Nodes are never changed. Documents with equal scores keep their
+    order. LlamaIndex's instrumentation shows a span for each scored modality, such as
+    ``score_text``.
 
     Raises:
-        ModelError: the model cannot be found or loaded, or gives scores that are no numbers.
-        ValueError: a setting does not fit the model or this machine; (when reranking) the query is
-            missing, or of a modality that the model cannot read.
-        ImageError: (when reranking) the query's image cannot be opened.
+        ModelError: the model cannot be found or loaded; or, when reranking, gives scores that are
+            NaN or infinite.
+        ValueError: a setting does not fit the model or this machine; or, when reranking, the query
+            is missing or has a modality that the model cannot read.
+        ImageError: when reranking, the query's image cannot be opened.
     """
 
     model_config = ConfigDict(
@@ -104,34 +107,34 @@ class MultiModalRerank(LoadingSettings, BaseNodePostprocessor):
     score_mode: ScoreMode = Field(
         frozen=True,
         default="mean",
-        description="What a document is judged by: the 'mean' or the 'max' of its text and its "
-        "image; its 'text' or its 'image'; 'by_modality', the modality that found it (for an image "
-        "node of another retriever the image, else the text); 'joint', its first text and first "
-        "image read together, by models that can. A document without that modality is judged by "
-        "the other one.",
+        description="What a document's score is: the 'mean' or the 'max' of the scores of its text "
+        "and its image; only its 'text' or only its 'image'; 'by_modality', the modality that "
+        "found it (for an image node of another retriever the image, else the text); 'joint', its "
+        "first text and first image read together, if the model can. A document without that "
+        "modality gets the score of the other one.",
     )
     group_by: GroupBy = Field(
         default="document",
-        description="'document' ranks the nodes of a document together, 'node' each for itself.",
+        description="'document' ranks the nodes of a document together, 'node' ranks each node.",
     )
     similarity_cutoff: float | None = Field(
         default=None,
         allow_inf_nan=False,
-        description="Leave out documents with a lower score; on the model's scale, or a "
-        "probability where there is a calibrator.",
+        description="Leave out documents with a lower score: on the model's scale, or a "
+        "probability if there is a calibrator.",
     )
     max_seconds: float | None = Field(
         default=None,
         gt=0,
         allow_inf_nan=False,
-        description="Begin no further batch after so many seconds. Documents that were not reached "
-        "follow in their former order, and all nodes say partial=True.",
+        description="Start no further batch after this many seconds. Documents that were not "
+        "reached follow in their former order, and all nodes have partial=True.",
     )
     batch_size: int = Field(
         default=8,
         gt=0,
-        description="Most texts or images scored at a time. The time limit is checked after each "
-        "batch.",
+        description="Maximum texts or images to score at once. The time limit is checked after "
+        "each batch.",
     )
     calibrator: RelevanceCalibrator | None = Field(
         frozen=True,
@@ -140,7 +143,7 @@ class MultiModalRerank(LoadingSettings, BaseNodePostprocessor):
         "fitted on rerank_text and rerank_image of this model, with its model_name as the source.",
     )
     image_root: Folder | None = Field(
-        default=None, description="Folder that image files must lie in; by default anywhere."
+        default=None, description="Folder that must hold the image files; by default, any folder."
     )
     allow_urls: bool = Field(default=False, description="Fetch images from http(s) URLs.")
     show_progress: bool = Field(default=False, description="Show a progress bar.")
@@ -148,22 +151,22 @@ class MultiModalRerank(LoadingSettings, BaseNodePostprocessor):
         frozen=True,
         default=None,
         gt=0,
-        description="Scale images down to so many pixels, for speed; by default what the model "
-        "says.",
+        description="Scale images down to this many pixels, for speed; by default the model's "
+        "own limit.",
     )
 
     vision_folder: PathText | None = Field(
         frozen=True,
         default=None,
-        description="Where vectors of images are kept on disk, so that no later query encodes them "
-        "again; by default, of late-interaction models in the user's cache folder, of others "
-        "nowhere.",
+        description="Folder that caches image vectors on disk, so that no later query encodes them "
+        "again. By default, late-interaction models use the user's cache folder, and other models "
+        "have no disk cache.",
     )
     vision_disk_bytes: int | None = Field(
         frozen=True,
         default=None,
         ge=0,
-        description="How much is kept there, 2 GiB by default; 0 for nothing.",
+        description="Maximum size of that cache, 2 GiB by default; 0 turns it off.",
     )
 
     _scorer: PairScorer = PrivateAttr()
@@ -175,7 +178,7 @@ class MultiModalRerank(LoadingSettings, BaseNodePostprocessor):
 
     @property
     def model_name(self) -> str:
-        """What the model calls itself, where ``model`` is a preset or an object."""
+        """The model's name, also if ``model`` is a preset or an object."""
         return self._scorer.name
 
     def model_post_init(self, context: Any, /) -> None:
@@ -189,8 +192,8 @@ class MultiModalRerank(LoadingSettings, BaseNodePostprocessor):
                 if getattr(self, name) != fields[name].default
             ]:
                 raise InvalidValueError(
-                    f"{', '.join(given)}: {self.model.name} is loaded already; set this where it "
-                    "is loaded, or pass the model's name instead"
+                    f"{', '.join(given)}: {self.model.name} is already loaded; set this when you "
+                    "load it, or pass the model's name instead"
                 )
             self._scorer = self.model
         else:
@@ -208,8 +211,8 @@ class MultiModalRerank(LoadingSettings, BaseNodePostprocessor):
         mode, scorer = self.score_mode, self._scorer
         if mode == "joint" and not scorer.joint:
             raise InvalidValueError(
-                f"score_mode='joint': {scorer.name} reads no text and image together; choose "
-                "another score_mode, such as 'mean', or a model that does"
+                f"score_mode='joint': {scorer.name} cannot read a text and an image together; "
+                "choose another score_mode, such as 'mean', or another model"
             )
         for modality in MODALITIES:
             if modality in scorer.document_modalities:
@@ -221,7 +224,7 @@ class MultiModalRerank(LoadingSettings, BaseNodePostprocessor):
                 )
             if mode not in MODALITIES:
                 logger.warning(
-                    "%s reads no %s of documents: they are ranked without",
+                    "%s reads no %s of documents: it ranks documents without them",
                     scorer.name,
                     PLURAL[modality],
                 )
@@ -231,8 +234,8 @@ class MultiModalRerank(LoadingSettings, BaseNodePostprocessor):
             return
         if self.score_mode == "joint":
             raise InvalidValueError(
-                "score_mode='joint': a calibrator knows texts and images, not the two together; "
-                "leave it out, or choose another score_mode"
+                "score_mode='joint': a calibrator knows texts and images, but not the two "
+                "together; leave it out, or choose another score_mode"
             )
         self.calibrator.check_source(self.model_name)
         needed = [
@@ -245,7 +248,7 @@ class MultiModalRerank(LoadingSettings, BaseNodePostprocessor):
     def _name_of_model(self, model: str | PairScorer) -> str:
         if isinstance(model, PairScorer):
             raise InvalidValueError(
-                f"the scorer {model.name} is an object that cannot be serialised; pass the model's "
+                f"the scorer {model.name} is an object and cannot be serialised; pass the model's "
                 "name or folder to MultiModalRerank instead"
             )
         return model
@@ -314,7 +317,7 @@ class MultiModalRerank(LoadingSettings, BaseNodePostprocessor):
     def _score(
         self, queries: Sequence[_Query], documents: Sequence[_Hits], deadline: float
     ) -> list[dict[str, float]]:
-        """Each document's scores by modality; only of documents that were reached in time."""
+        """The scores of each document that was reached in time, by modality."""
         reached: list[list[_Key]] = []
         unreadable: list[str] = []
         scores: dict[_Key, float] = {}
@@ -348,7 +351,7 @@ class MultiModalRerank(LoadingSettings, BaseNodePostprocessor):
     def _score_waiting(
         self, queries: Sequence[_Query], waiting: Mapping[_Key, Any]
     ) -> dict[_Key, float]:
-        """Score what is prepared, one modality after the other; the mean over the queries."""
+        """Score the prepared items, one modality after the other; take the mean over queries."""
         scores: dict[_Key, float] = {}
         for modality in dict.fromkeys(key[0] for key in waiting):
             keys = [key for key in waiting if key[0] == modality]
@@ -372,8 +375,8 @@ class MultiModalRerank(LoadingSettings, BaseNodePostprocessor):
         broken = np.count_nonzero(~np.isfinite(scores))
         if broken:
             raise ModelError(
-                f"{self.model_name}: {broken} of {len(scores)} scores are NaN or infinity; its "
-                "weights may be damaged, or its dtype too narrow: try dtype='float32'"
+                f"{self.model_name}: {broken} of {len(scores)} scores are NaN or infinite; its "
+                "weights may be damaged, or its dtype may be too narrow: try dtype='float32'"
             )
         probabilities = self._scorer.to_probability(scores)
         scores = scores if probabilities is None else probabilities
@@ -384,11 +387,11 @@ class MultiModalRerank(LoadingSettings, BaseNodePostprocessor):
     def _report(
         self, reached: Sequence[Sequence[_Key]], total: int, unreadable: Sequence[str]
     ) -> None:
-        """Say what could not be done, each thing once."""
+        """Log, once each, which images and documents could not be scored."""
         rest = "come last" if self.similarity_cutoff is None else "are left out"
         if unreadable:
             logger.warning(
-                "images that cannot be read, and count for nothing: %d; the first: %s",
+                "images that cannot be read and are ignored: %d; the first: %s",
                 len(unreadable),
                 unreadable[0],
             )
@@ -410,7 +413,7 @@ class MultiModalRerank(LoadingSettings, BaseNodePostprocessor):
                 rest,
             )
 
-    # --- what is read ----------------------------------------------------------------------------
+    # --- reading queries and documents -----------------------------------------------------------
 
     def _queries(self, bundle: QueryBundle) -> list[_Query]:
         text, image = bundle.query_str, None
@@ -425,7 +428,7 @@ class MultiModalRerank(LoadingSettings, BaseNodePostprocessor):
             if modality not in self._scorer.modalities:
                 raise InvalidValueError(
                     f"the query has a modality ({modality}) that {self.model_name} cannot read; "
-                    "leave it out, or choose a model that reads it"
+                    "leave it out, or choose a model that can"
                 )
         if self.score_mode == "joint" and image is not None and "text" in items:
             items = {"joint": Joint(text, image)}
@@ -445,7 +448,7 @@ class MultiModalRerank(LoadingSettings, BaseNodePostprocessor):
                 prepared[key] = self._scorer.prepare(item)
             except ImageError as error:
                 unreadable.append(str(error))
-            except EXPECTED_ERRORS as error:  # of a shape that the model refuses
+            except EXPECTED_ERRORS as error:  # the model refuses the image's shape
                 unreadable.append(f"{describe(node)}: {error}")
 
         if self.score_mode == "joint" and texts:
@@ -475,7 +478,7 @@ class MultiModalRerank(LoadingSettings, BaseNodePostprocessor):
 def _decode(data: bytes, name: str) -> Image:
     try:
         return open_image(data)
-    except ImageError as error:  # it knows nothing but the bytes
+    except ImageError as error:  # it does not know the image's name
         raise ImageError(name, error.reason) from error
 
 

@@ -1,4 +1,4 @@
-"""DualIndexRetriever: each modality searched by itself, then one ranking of documents."""
+"""DualIndexRetriever: searches each modality separately, then ranks the documents together."""
 
 from __future__ import annotations
 
@@ -61,70 +61,68 @@ OnLegError: TypeAlias = Literal["raise", "degrade"]
 TOP_K = 16
 """Nodes to take from each leg."""
 DOCUMENTS = 5
-"""Documents that each leg is to bring, where nobody says how many."""
+"""Documents that each leg must find, if the caller sets no number."""
 PASSAGES = 3
-"""Passages to return of a document."""
+"""Passages to return for each document."""
 IMAGES = 1
-"""Images to return of a document."""
-_EXAMPLES = 1_000  # nodes of each modality that say which fields there are
+"""Images to return for each document."""
+_EXAMPLES = 1_000  # nodes of each modality, to tell which metadata fields there are
 
 
 class DualIndexRetriever(BaseRetriever):
-    """Searches texts and images side by side, and ranks the documents behind the hits together.
+    """Searches texts and images separately, and ranks the found documents together.
 
-    A query is a text, an image (``QueryBundle("", image_path=…)``), or both. A text asks both
-    modalities. An image alone asks the images; with ``image_queries="also_texts"``, and together
-    with a text, it asks the texts, too, if one model embeds both. The evidence of all legs is
-    added.
+    A query is a text, an image (``QueryBundle("", image_path=…)``), or both. A text searches both
+    modalities. An image alone searches the images. With ``image_queries="also_texts"``, or together
+    with a text, it searches the texts too, if one model embeds both. The fusion combines all legs.
 
     A document comes back as its found passages, best first, and then its best images. A caption
     counts for the document's score, but never takes a passage's place.
 
-    LlamaIndex' instrumentation shows a span for each step: ``embed_query``, one for each leg
+    LlamaIndex's instrumentation shows a span for each step: ``embed_query``, one for each leg
     (``search_text``, ``search_image``, ``search_image_by_image``, …), ``fuse`` and ``complete``.
 
     Args:
-        index: what to search: a ``DualIndex``; or its collections ``text``, ``image`` and, for
-            images that are searched by an image, ``image_query``.
-        similarity_top_k: nodes to take from each leg, by default 16, or ``top_k`` if that is more;
-            of texts only, where ``image_similarity_top_k`` is given too. 0 leaves the texts out.
-            Where few documents have all these nodes, a leg is asked again, see ``top_k``; but not
-            if you ask for fewer nodes than documents.
+        index: a ``DualIndex``; or its collections ``text``, ``image`` and, if image queries search
+            their own collection of images, ``image_query``.
+        similarity_top_k: nodes to take from each leg; by default 16, or ``top_k`` if that is more.
+            Applies only to texts if ``image_similarity_top_k`` is given too. 0 leaves the texts
+            out. If all these nodes belong to few documents, the leg is searched again (see
+            ``top_k``), but not if you ask for fewer nodes than documents.
         image_similarity_top_k: nodes to take from each leg that searches images; 0 leaves the
             images out.
-        top_k: documents to return; None for all that were found. Each leg is asked again, 16 times
-            in all at most, until it has found so many documents (without ``top_k`` and
-            ``similarity_top_k`` 5), or there are no others.
+        top_k: documents to return; None for all that were found. Each leg is searched again, at
+            most 16 times in all, until it has found this many documents or there are no more. If
+            neither ``top_k`` nor a ``similarity_top_k`` is given, it must find 5.
         normalize: see ``fuse``.
         combine: see ``fuse``.
-        weights: by modality of what is found (``text``, ``image``); see ``fuse``.
+        weights: by the leg's target modality (``text``, ``image``); see ``fuse``.
         k: see ``fuse``.
-        hubs: how much of a hub is taken off its score, 0 to 1; True for 0.6, False for nothing. A
-            hub is a vector that is near to everything, see ``gap.hubs``. Nothing is taken off, and
-            nothing more is fetched, where an index has no hubs.
+        hubs: strength of the hub correction, 0 to 1; True for 0.6, False for none. A hub is a
+            vector that is near to all queries, see ``gap.hubs``. For an index without hubs, scores
+            do not change, and no further nodes are fetched.
         filters: on metadata; apply to all collections.
-        calibrator: gives each hit its probability of relevance, from its score and its leg. One
-            fitted for other models than the index's is refused; over other vector stores this
-            cannot be checked.
-        min_probability: leave out hits that are less probable, before anything is ranked; a
-            document without a remaining hit is left out. By the index's own calibrator if
-            ``calibrator`` is None.
-        group_by: ``"document"`` ranks documents; ``"node"`` ranks every node for itself.
-        passages_per_document: passages to return of a document, at most.
-        images_per_document: images to return of a document, at most.
+        calibrator: gives each hit its probability of relevance, from its score and its leg. A
+            calibrator that was fitted for other models than the index's is refused; for other
+            vector stores this cannot be checked.
+        min_probability: leave out less probable hits before the ranking; a document without a
+            remaining hit is left out. If ``calibrator`` is None, the index's calibrator is used.
+        group_by: ``"document"`` ranks documents; ``"node"`` ranks each node separately.
+        passages_per_document: maximum passages to return for a document.
+        images_per_document: maximum images to return for a document.
         complete: fetch the best passage of a document that was found without one, and its best
-            image where a leg of images did not find it, with their exact scores. They are
-            returned however improbable, but add no evidence: adding it would bring in noise.
-        image_queries: what an image without a text asks: ``"images"``, or ``"also_texts"``.
-        on_leg_error: ``"raise"``, or ``"degrade"``: log the error and rank by the other legs.
+            image if no image leg found it, with their exact scores. They are returned however
+            improbable they are, but add no evidence, since that would add noise.
+        image_queries: what an image without a text searches: ``"images"``, or ``"also_texts"``.
+        on_leg_error: ``"raise"``; or ``"degrade"``: log the error and rank by the other legs.
         callback_manager: as in LlamaIndex.
-        objects: as in LlamaIndex, like all that follow.
+        objects: as in LlamaIndex, like all parameters below.
         object_map: objects behind index nodes.
         verbose: print what is retrieved.
 
     Raises:
-        ValueError: an argument is out of range, methods do not go together, or there is no
-            calibrator that fits; later, when a query needs a leg that it was not fitted for.
+        ValueError: an argument is out of range, methods do not go together, or no calibrator fits;
+            later, if a query needs a leg that the calibrator was not fitted for.
     """
 
     @names_nearest
@@ -155,12 +153,12 @@ class DualIndexRetriever(BaseRetriever):
         verbose: bool = False,
     ) -> None:
         collections = index if isinstance(index, Mapping) else index.collections()
-        by_default = max(TOP_K, top_k or 0)
-        self._as_many_as_wanted = similarity_top_k is None and image_similarity_top_k is None
+        default_top_k = max(TOP_K, top_k or 0)
+        self._uses_default_top_ks = similarity_top_k is None and image_similarity_top_k is None
         if image_similarity_top_k is None:
-            image_similarity_top_k = similarity_top_k or by_default
+            image_similarity_top_k = similarity_top_k or default_top_k
         if similarity_top_k is None:
-            similarity_top_k = by_default
+            similarity_top_k = default_top_k
         check_method(normalize, combine, k=k)
         for name, value, least in (
             ("similarity_top_k", similarity_top_k, 0),
@@ -173,7 +171,7 @@ class DualIndexRetriever(BaseRetriever):
                 raise InvalidValueError(f"{name}={value}: must be at least {least}")
         if similarity_top_k == image_similarity_top_k == 0:
             raise InvalidValueError(
-                "similarity_top_k and image_similarity_top_k are both 0, so that nothing would be "
+                "similarity_top_k and image_similarity_top_k are both 0, so nothing would be "
                 "searched; raise one of them"
             )
         for name, chosen, known in (
@@ -185,12 +183,14 @@ class DualIndexRetriever(BaseRetriever):
                 raise InvalidValueError(f"{name}={chosen!r}: must be one of {', '.join(known)}")
         stores = [each.store for each in collections.values()]
         if complete and not all(hasattr(store, "nodes_of_documents") for store in stores):
-            raise InvalidValueError("complete=True needs stores that give vectors: a DualIndex")
+            raise InvalidValueError(
+                "complete=True needs stores that give vectors; pass a DualIndex, or complete=False"
+            )
         check_weights(weights or {}, "modalities", MODALITIES)
         self._collections = dict(collections)
         self._wanted = Wanted(
             {"text": similarity_top_k, "image": image_similarity_top_k},
-            top_k or (DOCUMENTS if self._as_many_as_wanted else 0),
+            top_k or (DOCUMENTS if self._uses_default_top_ks else 0),
             group_by,
         )
         self._top_k = top_k
@@ -227,16 +227,16 @@ class DualIndexRetriever(BaseRetriever):
         docstore: BaseDocumentStore | None = None,
         **settings: Any,
     ) -> DualIndexRetriever:
-        """Search two vector stores of any kind.
+        """Make a retriever for two vector stores of any kind.
 
-        They cannot be sampled, so the default fusion here is ``rank`` × ``sum``.
+        Such stores cannot be sampled, so the default fusion here is ``rank`` × ``sum``.
 
         Args:
             text_store: holds text nodes.
             image_store: holds image nodes.
             embed_model: embeds queries for the text store.
-            image_embed_model: embeds queries for the image store; the same by default.
-            docstore: holds the nodes, for stores that keep only their vectors.
+            image_embed_model: embeds queries for the image store; by default ``embed_model``.
+            docstore: holds the nodes of stores that keep only vectors.
             **settings: as for the class.
         """
         nodes = None if docstore is None else docstore.get_nodes
@@ -248,7 +248,7 @@ class DualIndexRetriever(BaseRetriever):
 
     @classmethod
     def from_index(cls, index: MultiModalVectorStoreIndex, **settings: Any) -> DualIndexRetriever:
-        """Search an existing ``MultiModalVectorStoreIndex``; as ``from_stores``."""
+        """Make a retriever for an existing ``MultiModalVectorStoreIndex``; see ``from_stores``."""
         return cls.from_stores(
             index.vector_store,
             index.image_vector_store,
@@ -259,7 +259,7 @@ class DualIndexRetriever(BaseRetriever):
         )
 
     def as_tool(self, **settings: Any) -> MultiModalSearchTool:
-        """A tool for agents that searches with this retriever.
+        """Make a tool with which agents search this retriever.
 
         Args:
             **settings: as for ``MultiModalSearchTool``.
@@ -267,10 +267,10 @@ class DualIndexRetriever(BaseRetriever):
         return MultiModalSearchTool(self, **settings)
 
     def filtered(self, filters: MetadataFilters) -> DualIndexRetriever:
-        """A copy over the same stores that finds only what fits these filters, too.
+        """A copy that searches the same stores with further filters.
 
         Args:
-            filters: on metadata; this retriever's own hold beside them.
+            filters: on metadata; added to the filters of this retriever.
         """
         other = copy(self)
         other._filters = filters if self._filters is None else _both(self._filters, filters)
@@ -282,43 +282,42 @@ class DualIndexRetriever(BaseRetriever):
         return other
 
     def __deepcopy__(self, memo: dict[int, Any]) -> DualIndexRetriever:
-        """A copy over the same database and with the same callbacks; its settings are its own."""
+        """A copy with the same database and callbacks, but with settings of its own."""
         memo[id(self.callback_manager)] = self.callback_manager
         memo[id(self)] = other = copy(self)
         vars(other).update(deepcopy(vars(self), memo))
         return other
 
     def for_documents(self, documents: int) -> DualIndexRetriever:
-        """A copy that finds documents for somebody who returns so many of them.
+        """A copy that finds enough documents for a caller, such as a reranker or an agent's tool.
 
-        That may be a reranker or an agent's tool. A ``top_k`` and a ``similarity_top_k`` that this
-        retriever was given hold instead.
+        A ``top_k`` or ``similarity_top_k`` that was given to this retriever takes precedence.
 
         Args:
-            documents: how many each leg should bring.
+            documents: how many documents each leg must find.
         """
         if self._top_k is not None:
             return self
         other, nodes = copy(self), self._wanted.nodes
-        if self._as_many_as_wanted:
+        if self._uses_default_top_ks:
             nodes = {modality: max(most, documents) for modality, most in nodes.items()}
         other._wanted = replace(self._wanted, nodes=nodes, documents=documents)
         return other
 
     def get_image(self, node_id: str) -> BaseNode | None:
-        """The image node with this id; None if there is none that fits the filters.
+        """The image node with this id; None if no such node fits the filters.
 
         Args:
-            node_id: its id.
+            node_id: the node's id.
         """
         store = self._collections["image"].store
         return next(iter(store.get_nodes([node_id], filters=self._filters)), None)
 
     def examples(self, field: str | None = None) -> list[BaseNode] | None:
-        """Some nodes that may be found, whatever the query; None where the stores cannot tell.
+        """Some of the nodes that searches can find; None if the stores cannot give any.
 
         Args:
-            field: of their metadata, which all of them have; None for any nodes.
+            field: give only nodes whose metadata has this field; None for any nodes.
         """
         filters = self._filters
         if field is not None:
@@ -335,7 +334,7 @@ class DualIndexRetriever(BaseRetriever):
         return list(found.values())
 
     def query_cut_at(self, query: str) -> int | None:
-        """The tokens that the models read of this query; None where they read all of it."""
+        """The number of tokens of this query that the models read; None if they read all."""
         models = {id(each.embed_model): each.embed_model for each in self._collections.values()}
         cuts = [
             model.query_cut_at(query) for model in models.values() if hasattr(model, "query_cut_at")
@@ -345,10 +344,10 @@ class DualIndexRetriever(BaseRetriever):
     # --- searching -------------------------------------------------------------------------------
 
     def search(self, query: str | QueryBundle) -> SearchResult:
-        """Search, and say how it was done; ``retrieve`` gives the nodes only.
+        """Search, and tell how the documents were found; ``retrieve`` gives only their nodes.
 
         Args:
-            query: a text, or a bundle with an image or both.
+            query: a text; or a bundle with an image, or with both.
         """
         bundle = QueryBundle(query) if isinstance(query, str) else query
         timings: dict[str, float] = {}
@@ -357,19 +356,19 @@ class DualIndexRetriever(BaseRetriever):
             return self._ranking().ranked(legs, errors, timings, bundle)
 
     async def asearch(self, query: str | QueryBundle) -> SearchResult:
-        """As ``search``, without blocking the event loop."""
+        """Like ``search``, without blocking the event loop."""
         with one_search():
             return await in_thread(self.search, query)
 
     def search_legs(
         self, query: str | QueryBundle, *, for_others: bool = False
     ) -> dict[Leg, LegHits]:
-        """What each leg finds with its raw scores, before anything is left out or ranked.
+        """The hits of each leg with their raw scores, before any is left out or ranked.
 
         Args:
-            query: a text, or a bundle with an image or both.
-            for_others: give also the hits that are the best with hubs only, or without, so that
-                ``rank_legs`` of other retrievers has theirs.
+            query: a text; or a bundle with an image, or with both.
+            for_others: include the best hits both with and without hub correction, so that
+                ``rank_legs`` of other retrievers finds theirs.
         """
         with one_search():
             legs = self._search(QueryBundle(query) if isinstance(query, str) else query, {})[0]
@@ -378,10 +377,10 @@ class DualIndexRetriever(BaseRetriever):
         return {leg: self._wanted.first(leg, hits, self._hubs) for leg, hits in legs.items()}
 
     def rank_legs(self, legs: Mapping[Leg, LegHits]) -> SearchResult:
-        """Rank what ``search_legs`` found, also of another retriever over the same index.
+        """Rank the hits of ``search_legs``, which another retriever of the same index may give.
 
-        So several settings can be compared over one search. Of each leg the first hits are taken,
-        as many as this retriever takes from a search of its own.
+        So one search serves to compare several settings. From each leg come the first hits, as many
+        as this retriever would take from its own search.
         """
         asked = {leg: hits for leg, hits in legs.items() if self._wanted.nodes[leg.target]}
         return self._ranking().ranked(asked, {}, {}, QueryBundle(""))
@@ -403,8 +402,8 @@ class DualIndexRetriever(BaseRetriever):
         legs = self._asked_legs(text=has_text, image=has_query_image)
         if not legs:
             raise InvalidValueError(
-                "an image query cannot search these texts: no model embeds images and texts "
-                "alike; raise image_similarity_top_k to search the images (--only image)"
+                "an image query cannot search these texts: no model embeds both images and texts; "
+                "raise image_similarity_top_k to search the images (--only image)"
             )
         with timed(timings, "embed"):
             vectors = in_span(
@@ -447,7 +446,7 @@ class DualIndexRetriever(BaseRetriever):
         )
 
     def _check_calibrator(self) -> None:
-        """Refuse a calibrator that serves neither text nor image queries."""
+        """Refuse a calibrator that covers neither text nor image queries."""
         if self._calibrator is None:
             return
         needed = [
@@ -462,7 +461,7 @@ def _calibrator_of(
     calibrator: RelevanceCalibrator | None,
     min_probability: float | None,
 ) -> RelevanceCalibrator | None:
-    """The one that was given; else, where one is needed, the index's own."""
+    """The given calibrator; else, if one is needed, the index's."""
     searchable = None if isinstance(index, Mapping) else index
     if min_probability is not None:
         if not 0 <= min_probability <= 1:
@@ -481,7 +480,7 @@ def _calibrator_of(
 
 
 def _both(first: MetadataFilters, second: MetadataFilters) -> MetadataFilters:
-    """Filters that hold where both do; flat where they can be, for stores that know no nesting."""
+    """Both filters joined by AND; flat if possible, for stores that do not support nesting."""
     parts = [
         part
         for group in (first, second)

@@ -1,4 +1,4 @@
-"""Steps that LlamaIndex' instrumentation shows as spans of their own."""
+"""Steps that LlamaIndex's instrumentation shows as separate spans."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ _dispatcher = get_dispatcher(__name__)
 
 
 def in_span(owner: object, step: str, function: Callable[[], _Result]) -> _Result:
-    """Run a step in a span that is named ``Class.step``, as LlamaIndex names a method's.
+    """Run a step in a span named ``Class.step``, as LlamaIndex names the span of a method.
 
-    Its parent is the span that is active here, in this thread or in the one whose context this one
-    was given; it is closed on errors, too.
+    The parent is the active span of this thread's context, which may be a copy of another thread's.
+    An error closes the span too.
 
     Args:
-        owner: whose step it is.
-        step: what the trace calls it; several steps may share a method.
-        function: does it.
+        owner: the object that runs the step.
+        step: its name in the trace; several steps may share a method.
+        function: does the work.
     """
 
     def run() -> _Result:
         return function()
 
-    run.__qualname__ = f"{type(owner).__name__}.{step}"  # what a span is named after
+    run.__qualname__ = f"{type(owner).__name__}.{step}"  # LlamaIndex names the span by this
     result: _Result = _dispatcher.span(run)()
     return result

@@ -1,4 +1,4 @@
-"""What a database's address says: a server, or a Milvus Lite file."""
+"""Database addresses: a server, or a Milvus Lite file."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import re
 from pathlib import Path
 
 TIMEOUT_SECONDS = 30.0
-"""How long a server may take to answer a call."""
+"""Time limit for a server's answer to a call."""
 
 
 def is_server(uri: str) -> bool:
-    """Whether a URI is the address of a server; any other is the path of a Milvus Lite file."""
+    """Whether a URI is the address of a server; otherwise it is the path of a Milvus Lite file."""
     return re.match(r"(https?|tcp)://|unix:", uri) is not None
 
 

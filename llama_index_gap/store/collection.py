@@ -1,4 +1,4 @@
-"""A collection in Milvus or Milvus Lite: opened or created, checked, and asked."""
+"""A collection in Milvus or Milvus Lite: opens or creates it, checks it, and calls the client."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ METRICS = ("COSINE", "IP", "L2")
 DEFAULT_INDEX = {"index_type": "HNSW", "M": 16, "efConstruction": 200}
 LOAD_SECONDS = 900.0
 MESSAGE_BYTES = 16 * 2**20
-"""A message holds 64 MB; a row of the largest kind is about 0.4 MB."""
+"""Our limit for a message. Milvus' limit is 64 MB; the largest rows have about 0.4 MB."""
 IDS_PER_MESSAGE = 5_000
 STRONG: dict[str, Any] = {"consistency_level": "Strong"}
 SESSION: dict[str, Any] = {"consistency_level": "Session"}
-# How pymilvus' own iterator asks for rows in the order of their ids. It is not used: it writes an
-# id into its filter unquoted.
+# Makes Milvus return rows in the order of their ids, as pymilvus' own iterator does. We do not use
+# that iterator, because it writes ids into its filter without quotes.
 _IN_ORDER: dict[str, Any] = {"iterator": "True", "reduce_stop_for_best": "True"}
 _ROWS_WITHOUT_VECTORS = 400
 
@@ -57,8 +57,8 @@ _SERVER_INDEXES = (
 _INDEX_SETTINGS = ("M", "efConstruction", "nlist", "m", "nbits")
 _PROPERTY_PREFIX = "gap."
 _MOST_DIMENSIONS = 32_768
-# A server keeps properties in etcd, whose messages hold 1.5 MB: it takes a property of 1 MB, and
-# can then neither alter nor drop the collection.
+# A server stores properties in etcd, which limits a message to 1.5 MB. The server accepts a
+# property of 1 MB, but then it can neither alter nor drop the collection.
 _MOST_PROPERTY_BYTES = 131_072
 _LOOKS_SECONDS = 0.02
 _NOT_LOADED = 101
@@ -79,15 +79,15 @@ def check_settings(
     """Refuse settings that no collection can have.
 
     Raises:
-        ValueError: names the first of them.
+        ValueError: names the first bad setting.
     """
     if not is_server(uri) and not uri.endswith(".db"):
         raise InvalidValueError(
-            f"uri={uri!r}: must be a Milvus Lite file that ends in .db, or http(s)://"
+            f"uri={uri!r}: must be a Milvus Lite file that ends in .db, or start with http(s)://"
         )
     if uri != (shown := re.sub(r"//[^/?#]*@", "//***@", uri)):
         raise InvalidValueError(
-            f"uri={shown!r}: a password in it would be logged; pass it as the token"
+            f"uri={shown!r}: a password in the uri would be logged; pass it as the token"
         )
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,254}", collection_name):
         raise InvalidValueError(
@@ -97,9 +97,11 @@ def check_settings(
     if dim is not None and not 1 <= dim <= _MOST_DIMENSIONS:
         raise InvalidValueError(f"dim={dim}: must be between 1 and {_MOST_DIMENSIONS:,}")
     if metric not in METRICS:
-        raise InvalidValueError(f"similarity_metric={metric!r}: is none of {', '.join(METRICS)}")
+        raise InvalidValueError(
+            f"similarity_metric={metric!r}: must be one of {', '.join(METRICS)}"
+        )
     if index_config is not None and "index_type" not in index_config:
-        raise InvalidValueError(f"index_config={dict(index_config)}: names no index_type")
+        raise InvalidValueError(f"index_config={dict(index_config)}: must have an index_type")
     if batch_size < 1:
         raise InvalidValueError(f"batch_size={batch_size}: must be at least 1")
     if not 0 < timeout < math.inf:
@@ -107,22 +109,23 @@ def check_settings(
 
 
 class Collection:
-    """A collection of nodes, which is made where there is none.
+    """A collection of nodes; it is created if it does not exist.
 
     Args:
-        connection: to its database; ``close`` closes it, and so does an error here.
+        connection: to its database; an error in this constructor closes it.
         name: of the collection.
-        dim: length of the vectors; None opens an existing collection only.
-        metric: how vectors are compared.
-        index_config: of a new collection; None takes the default, and whatever is there.
+        dim: dimension of the vectors; None only opens an existing collection.
+        metric: compares vectors.
+        index_config: for a new collection; None uses the default, and accepts any index that an
+            existing collection has.
         overwrite: drop an existing collection first.
-        properties: of a new collection, which has them from the start.
+        properties: for a new collection, written when it is created.
 
     Attributes:
-        dim: length of the vectors.
-        max_lengths: most bytes in each column of text.
-        index_type: kind of its vector index.
-        initial_properties: its properties as they were when it was opened.
+        dim: dimension of the vectors.
+        max_lengths: maximum bytes of each text column.
+        index_type: of its vector index.
+        initial_properties: its properties at the time when it was opened.
     """
 
     def __init__(
@@ -153,7 +156,7 @@ class Collection:
         known = _LITE_INDEXES if self.connection.lite else _SERVER_INDEXES
         if asked_index is not None and asked_index.upper() not in known:
             raise InvalidValueError(
-                f"index_type {asked_index!r}: is none of {', '.join(known)}; choose one of them"
+                f"index_type {asked_index!r}: must be one of {', '.join(known)}"
             )
         self._check_files(overwrite)
         left = self.connection.was_left_unflushed(self.name)
@@ -164,8 +167,8 @@ class Collection:
         if not exists:
             if dim is None:
                 raise InvalidValueError(
-                    f"{self}: there is no such collection; check the name, or pass dim (to a "
-                    "DualIndex: embed_model) to create it"
+                    f"{self}: there is no such collection; check the name, or pass dim (for a "
+                    "DualIndex, embed_model) to create it"
                 )
             self._create(dim, self._first_properties)
         description = self.call("describe_collection")
@@ -213,7 +216,7 @@ class Collection:
             metric_type=config.pop("metric_type", self._metric),
             params=config,
         )
-        # pymilvus would sleep for half a second before it looks whether an index is there.
+        # With sync=True, pymilvus would sleep for half a second before it looks for the index.
         self.call("create_index", index_params=index, sync=False)
 
     def _checked_columns(self, description: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -224,7 +227,7 @@ class Collection:
         expected[VECTOR_FIELD] = DataType.FLOAT_VECTOR
         if types != expected or not description.get("enable_dynamic_field"):
             raise InvalidValueError(
-                f"{self} has the columns {', '.join(types)}; a collection of nodes has "
+                f"{self} has the columns {', '.join(types)}; a collection of nodes must have "
                 f"{', '.join(expected)} and dynamic fields: choose another name, or overwrite=True"
             )
         return {column["name"]: column["params"] for column in description["fields"]}
@@ -233,45 +236,45 @@ class Collection:
         metric = str(index.get("metric_type", self._metric))
         if metric != self._metric:
             raise InvalidValueError(
-                f"{self} was built with similarity_metric={metric!r}, and {self._metric!r} was "
-                f"asked for; pass {metric!r}, or overwrite=True"
+                f"{self} was built with similarity_metric={metric!r}, not {self._metric!r}; pass "
+                f"{metric!r}, or overwrite=True"
             )
         self.index_type = str(index.get("index_type", self._index_config["index_type"]))
         if asked_index is not None and self.index_type != asked_index.upper() != "AUTOINDEX":
             raise InvalidValueError(
-                f"{self} has an index of type {self.index_type}, and {asked_index} was asked for; "
-                "leave index_config out to use it as it is, or overwrite=True"
+                f"{self} has an index of type {self.index_type}, not {asked_index}; leave "
+                "index_config out to use the existing index, or pass overwrite=True"
             )
 
     def _load(self) -> None:
-        """Load the collection: Lite opens each one released, and after a crash replays its log."""
+        """Load the collection; Lite opens collections unloaded, and replays a log after a crash."""
         try:
             self.call("load_collection", timeout=LOAD_SECONDS)
         except StoreError as error:
-            # A process that was killed while it wrote an index leaves half a file.
+            # A process that was killed while it wrote an index leaves an incomplete file.
             path = self.connection.path
             if path is None or not drop_indexes(path, self.name):
                 raise
-            logger.warning("%s: its index is built anew, since it cannot be read: %s", self, error)
+            logger.warning("%s: its index cannot be read and is rebuilt: %s", self, error)
             self.call("load_collection", timeout=LOAD_SECONDS)
 
     def check_dim(self, dim: int | None) -> None:
-        """Refuse vectors of other dimensions than those that are stored.
+        """Refuse vectors whose dimension differs from the collection's.
 
         Args:
-            dim: how many numbers a vector has; None where that is not known yet.
+            dim: dimension of the vectors; None if it is not known yet.
 
         Raises:
-            ValueError: the collection's have another number.
+            ValueError: the collection has another dimension.
         """
         if dim not in (None, self.dim):
             raise InvalidValueError(
-                f"{self} holds vectors of {self.dim} dimensions, and dim={dim} was asked "
-                "for; use the model it was built with, another name, or overwrite=True"
+                f"{self} holds vectors of {self.dim} dimensions, not {dim}; use the model that it "
+                "was built with, another name, or overwrite=True"
             )
 
     def clear(self) -> None:
-        """Drop it, and make it again with the same properties."""
+        """Drop it, and create it again with the same properties."""
         with self.connection.exclusive(), to_its_end():
             properties = self.properties()
             self.call("drop_collection")
@@ -279,7 +282,7 @@ class Collection:
             self._load()
 
     def finish(self, flush: bool | None, timeout: float) -> None:
-        """Flush and wait for the index, as ``MilvusStore.finish`` has it."""
+        """Flush, and wait for the index; see ``MilvusStore.finish``."""
         connection, start = self.connection, time.monotonic()
         if flush is None:
             flush = connection.lite and connection.may_be_unflushed(self.name)
@@ -297,9 +300,9 @@ class Collection:
             logger.info("%s: indexed in %.1f s", self, time.monotonic() - start)
 
     def _finish_file(self, path: str, deadline: float, *, flush: bool) -> None:
-        """Flush a loaded collection of a Lite file, and wait until a thread of Lite indexed it.
+        """Flush a loaded collection of a Lite file, and wait until a thread of Lite has indexed it.
 
-        It is searched meanwhile: only the flush itself has the file to itself.
+        Meanwhile it can be searched: only the flush itself locks the file.
         """
         if flush:
             self.flush_file()
@@ -307,20 +310,21 @@ class Collection:
             waits := waits_for_index(path, self.name)
         ) and self._failures == background_failures():
             if time.monotonic() > deadline:
-                raise StoreError(f"{self}: its rows are still being indexed; wait on")
+                raise StoreError(f"{self}: its rows are still being indexed; call finish() again")
             time.sleep(_LOOKS_SECONDS)
-        if waits or (flush and waits is None):  # to raise what went wrong; or another layout
+        # Indexing has failed: repeat it, to raise the error. Or the layout of the file is unknown.
+        if waits or (flush and waits is None):
             self._flush_released(max(deadline - time.monotonic(), 1))
 
     def flush_file(self) -> None:
-        """Write what Milvus Lite has in memory to disk; a thread of its own will index it."""
+        """Write the rows that Milvus Lite has in memory to disk; a thread of Lite indexes them."""
         with self.connection.exclusive():
             self._failures = background_failures()
             self.call("flush", timeout=LOAD_SECONDS)
             self.connection.note_flushed(self.name)
 
     def _flush_released(self, timeout: float) -> None:
-        """Flush and index on Milvus Lite; nothing can be searched until it has loaded it again."""
+        """Flush and index on Milvus Lite; the collection cannot be searched until it is done."""
         with self.connection.exclusive():
             self.call("release_collection")
             try:
@@ -336,7 +340,9 @@ class Collection:
             if pending == 0:
                 return
             if time.monotonic() > deadline:
-                raise StoreError(f"{self}: {pending} rows are still being indexed; wait on")
+                raise StoreError(
+                    f"{self}: {pending} rows are still being indexed; call finish() again"
+                )
             time.sleep(0.5)
 
     def properties(self) -> dict[str, str]:
@@ -344,16 +350,16 @@ class Collection:
         return own_properties(self.call("describe_collection"))
 
     def set_properties(self, properties: Mapping[str, str]) -> None:
-        """Write properties, as ``MilvusStore.set_properties`` has it."""
+        """Write properties; see ``MilvusStore.set_properties``."""
         _check_properties(properties)
         if properties:
-            # Milvus 2.3.5 keeps on disk what was there before the last change: a server that is
-            # killed forgets that one. So it is made twice.
+            # Milvus 2.3.5 writes to disk only the state before the last change, so a server that is
+            # killed forgets that change. Making the change twice keeps it.
             for _ in range(1 if self.connection.lite else 2):
                 self.call("alter_collection_properties", properties=prefixed(properties))
 
     def index_config(self) -> dict[str, Any]:
-        """Kind and settings of its vector index, as far as the database says (Lite: the kind)."""
+        """Type and settings of its vector index, as far as the database tells (Lite: the type)."""
         index = self.call("describe_index", index_name=VECTOR_FIELD) or {}
         settings = {key: int(value) for key, value in index.items() if key in _INDEX_SETTINGS}
         kind = self.index_type
@@ -362,10 +368,10 @@ class Collection:
         return {"index_type": kind, **usual, **settings}
 
     def find_ids(self, expression: str) -> list[str]:
-        """The ids of all rows that fit a filter, an empty one included."""
+        """The ids of all rows that fit a filter; of all rows if the filter is empty."""
         rows = self.call(
             "query",
-            # A server answers nothing without a filter or a limit.
+            # A server refuses a query without a filter and a limit.
             filter=expression or f"{ID_FIELD} != {literal('')}",
             output_fields=[ID_FIELD],
             **STRONG,
@@ -375,14 +381,14 @@ class Collection:
     def read(
         self, ids: Iterable[str], fields: list[str], at_once: int, *, strong: bool = True
     ) -> Iterator[dict[str, Any]]:
-        """Read rows by their ids. The first read is a strong one; the others see as much.
+        """Read rows by their ids. Only the first read is strongly consistent, which is enough.
 
         Args:
-            ids: of the rows; unknown ones are passed over.
+            ids: of the rows; unknown ids are skipped.
             fields: columns and keys to read.
-            at_once: most rows in one answer.
-            strong: whether what other processes have just written must be seen. A server waits up
-                to 0.2 s for that, and a search does not.
+            at_once: maximum rows in one answer.
+            strong: whether to see rows that other processes have just written. For this a server
+                waits up to 0.2 s, which a search does not.
         """
         consistency = STRONG if strong else SESSION
         for batch in batches(dict.fromkeys(ids), at_once, len):
@@ -395,7 +401,9 @@ class Collection:
             consistency = SESSION
 
     def pages(self, fields: list[str]) -> Iterator[list[dict[str, Any]]]:
-        """Read all rows in bounded batches, by their ids. Only the first read is a strong one.
+        """Read all rows in the order of their ids, in batches of bounded size.
+
+        Only the first read is strongly consistent, which is enough.
 
         Args:
             fields: columns and keys to read; ``["*"]`` for all.
@@ -431,12 +439,12 @@ class Collection:
         timeout: float | None = None,
         **arguments: Any,
     ) -> Any:
-        """Call the client, with a time limit, one thread at a time on Lite, and one-line errors.
+        """Call the client with a time limit; on Lite, one thread at a time. Errors have one line.
 
         Args:
             method: of the client.
-            beside: another collection of the database, which is meant in place of this one.
-            timeout: seconds to wait; the connection's by default.
+            beside: name of another collection of the database, to call the method for that one.
+            timeout: seconds to wait; by default the connection's timeout.
             **arguments: of the method.
         """
         name = beside or self.name
@@ -453,17 +461,17 @@ class Collection:
                 except MilvusException as error:
                     if error.code != _NOT_LOADED or method == "load_collection":
                         raise
-                    self._load()  # somebody released it
+                    self._load()  # another client has released the collection
                     return connection.call(method, name, timeout, **arguments)
             except FAILURES as error:
                 reason = one_line(error)
                 if "unsupported pattern" in reason:
                     raise UnsupportedError(
-                        "filter 'text_match': this server searches text by its beginning only "
-                        "(Milvus 2.4 and later search all of it)"
+                        "filter 'text_match': this server matches only the beginning of a text; "
+                        "Milvus 2.4 and later match all of it"
                     ) from error
                 if getattr(error, "code", None) == _NO_COLLECTION:
-                    reason += "; it was dropped, or embedded anew: open the index again"
+                    reason += "; it was dropped or re-embedded: open the index again"
                 if connection.lost:
                     reason += "; is the server running? timeout= says how long to wait for it"
                 raise StoreError(f"{self}: {method} failed: {reason}") from error
@@ -478,9 +486,9 @@ def batches(
     """Cut items into lists that fit into a message.
 
     Args:
-        items: any number.
-        most: most items in a list.
-        size: bytes of an item.
+        items: any number of items.
+        most: maximum items in a list.
+        size: gives the bytes of an item.
     """
     batch: list[_Item] = []
     total = 0
@@ -498,24 +506,24 @@ def batches(
 def _check_properties(properties: Mapping[str, str]) -> None:
     for key, value in properties.items():
         if not (isinstance(key, str) and key and isinstance(value, str)):
-            raise InvalidValueError(f"property {key!r}={value!r}: names and values must be text")
+            raise InvalidValueError(f"property {key!r}={value!r}: names and values must be strings")
         check_bytes(value, _MOST_PROPERTY_BYTES, f"property {key!r}", "keep it in a file")
 
 
 def prefixed(properties: Mapping[str, str]) -> dict[str, str]:
-    """Properties of ours by the names that Milvus has for them.
+    """Add our prefix to the names of properties, as Milvus stores them.
 
     Args:
-        properties: as ``own_properties`` gives them.
+        properties: by their names without the prefix, see ``own_properties``.
     """
     return {_PROPERTY_PREFIX + key: value for key, value in properties.items()}
 
 
 def own_properties(description: Mapping[str, Any]) -> dict[str, str]:
-    """What of a collection's description ``set_properties`` wrote.
+    """The properties that ``set_properties`` wrote, by their names without our prefix.
 
     Args:
-        description: as Milvus gives it.
+        description: Milvus' description of the collection.
     """
     return {
         key.removeprefix(_PROPERTY_PREFIX): str(value)

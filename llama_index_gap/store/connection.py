@@ -1,4 +1,4 @@
-"""A connection to Milvus or to a Milvus Lite file, and why it cannot be opened."""
+"""Connections to a Milvus server or a Milvus Lite file, and their errors."""
 
 from __future__ import annotations
 
@@ -22,19 +22,20 @@ from llama_index_gap.store.fair_lock import FairLock
 from llama_index_gap.store.patience import patience
 
 _CONNECT_SECONDS = 10.0
-# Milvus Lite runs in this process: it may be slow, and never stops.
+# Milvus Lite runs in this process: it may be slow, but it always answers.
 _LITE_SECONDS = 900.0
 _CONNECT_FAILED = 2
 _LOST = (
     *(grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED),
     _CONNECT_FAILED,
 )
-# gRPC would keep to an earlier connection's waiting time before it tries an address again.
-_OWN: dict[str, Any] = {
+# Without its own pool, gRPC would apply an earlier connection's waiting time before it tries an
+# address again.
+_DEDICATED: dict[str, Any] = {
     "dedicated": True,
     "grpc_options": {"grpc.use_local_subchannel_pool": 1},
 }
-# What does no harm if it comes twice: a server's upsert replaces a row by its id.
+# Methods that may safely run twice: a server's upsert replaces a row by its id.
 _REPEATABLE = frozenset(
     {
         *("search", "query", "has_collection", "describe_collection", "describe_index"),
@@ -44,24 +45,24 @@ _REPEATABLE = frozenset(
 
 
 FAILURES = (MilvusException, grpc.RpcError, grpc.FutureTimeoutError, OSError)
-"""What pymilvus raises where a database does not do what it is asked."""
+"""The errors that pymilvus raises if a database fails or refuses a request."""
 
 
 class StoreError(GapError, RuntimeError):
-    """A database that cannot be opened, does not answer, or refuses a request."""
+    """A database cannot be opened, does not answer, or refuses a request."""
 
 
 @dataclass
 class _LiteFile:
     """A Milvus Lite file that this process holds open.
 
-    Lite has one writer and is pure Python: a lock around each call costs nothing there and makes
-    it safe under threads. It is a fair one, so that searches take turns with a long insert.
+    Lite has one writer and is pure Python: a lock around each call costs nothing and makes it
+    thread-safe. The lock is fair, so that searches take turns with a long insert.
 
     Attributes:
         lock: held during each call.
         users: how many connections there are.
-        written: collections that were written to since their last flush, with the rows that were.
+        written: number of rows written to each collection since its last flush.
     """
 
     lock: FairLock = field(default_factory=FairLock)
@@ -71,14 +72,14 @@ class _LiteFile:
 
 _lite_files: dict[str, _LiteFile] = {}
 _opening = threading.Lock()
-# Servers that did not answer this process' last call.
+# Servers that did not answer the last call of this process.
 _silent: set[str] = set()
 # How often this process has written to each collection of each database.
 _writes: Counter[tuple[str, str]] = Counter()
 
 
 class Connection:
-    """A client of its own for one database: closing it disturbs no other.
+    """A separate client for one database: closing it does not affect other connections.
 
     Args:
         uri: a Milvus Lite file, or the address of a server.
@@ -86,14 +87,14 @@ class Connection:
         timeout: seconds that a server may take to answer a call.
 
     Attributes:
-        uri: as it was given.
+        uri: as given.
         client: pymilvus' client.
-        lite: whether Milvus Lite answers; ``milvus-lite server`` does so under an http address.
+        lite: whether the database is Milvus Lite; ``milvus-lite server`` has an http address.
         closed: whether ``close`` was called.
-        lost: whether the last call found no server; the next one begins with a new connection.
+        lost: whether the last call did not reach the server; the next call then reconnects first.
 
     Raises:
-        StoreError: the file is held by another process, or the server does not answer.
+        StoreError: another process has the file open, or the server does not answer.
     """
 
     def __init__(self, uri: str, token: str, timeout: float = TIMEOUT_SECONDS) -> None:
@@ -106,7 +107,7 @@ class Connection:
         client: MilvusClient | None = None
         with _opening if path else nullcontext(), caught_logs() as records:
             try:
-                client = MilvusClient(uri, token=token, timeout=seconds, **_OWN)
+                client = MilvusClient(uri, token=token, timeout=seconds, **_DEDICATED)
                 version = str(client.get_server_version(timeout=seconds))
             except BaseException as error:
                 if client is not None:
@@ -124,7 +125,7 @@ class Connection:
         self.lite = version.startswith("milvus_lite")
 
     def close(self) -> None:
-        """Close it; the last connection to a Lite file frees the file for other processes."""
+        """Close it; closing the last connection to a Lite file frees it for other processes."""
         with _opening if self.path else nullcontext():
             if self.closed:
                 return
@@ -139,16 +140,16 @@ class Connection:
                         _free_lite_file(self.path)
 
     def call(self, method: str, name: str, timeout: float | None, **arguments: Any) -> Any:
-        """Call the client; where a server is lost, once more over a new connection.
+        """Call the client; if the server is lost, call again over a new connection.
 
-        The second time is for what does no harm if it comes twice, and within the time that is
-        left. The first call after a failure begins with a new connection.
+        The call is repeated only if it may safely run twice, and only within the remaining time.
+        The first call after a failure reconnects first.
 
         Args:
             method: of pymilvus' client.
-            name: the collection.
-            timeout: seconds to wait; by default the connection's. A search's calls take no longer
-                than that in all, see ``one_search``.
+            name: of the collection.
+            timeout: seconds to wait; by default the connection's timeout. All calls of a search
+                together take no longer than that, see ``one_search``.
             **arguments: of the method.
         """
         if timeout is None:
@@ -165,7 +166,8 @@ class Connection:
             raise TimeoutError(
                 f"no answer within {self._timeout:g} s"
                 if lost
-                else f"the whole search has waited {self._timeout:g} s for the server, its timeout="
+                else f"the whole search has waited {self._timeout:g} s for the server, "
+                f"its timeout={self._timeout:g}"
             )
         with asking.waiting():
             return self._call_server(method, name, min(timeout, left), **arguments)
@@ -182,7 +184,7 @@ class Connection:
             if not _is_lost(error):
                 raise
             self.lost = self.lost or self._generation == generation
-            # That it does not answer in the rest of a search's time says little of a slow server.
+            # A slow server that misses only the rest of a search's time does not count as silent.
             if not _is_late(error) or time.monotonic() - started >= self._timeout / 2:
                 _silent.add(self.uri)
             repeatable = method in _REPEATABLE or (self.lite and method == "insert")
@@ -197,7 +199,7 @@ class Connection:
     def _reconnect(self, generation: int, deadline: float) -> None:
         """Replace the client, unless another thread has done so since this generation."""
         if not self._reconnecting.acquire(timeout=max(deadline - time.monotonic(), 0)):
-            raise TimeoutError("no connection in time")
+            raise TimeoutError("another thread did not reconnect in time")
         try:
             if self._generation != generation or self.closed:
                 return
@@ -206,7 +208,7 @@ class Connection:
                 self.uri,
                 token=self._token,
                 timeout=min(seconds, _CONNECT_SECONDS),
-                **_OWN,
+                **_DEDICATED,
             )
             before, self.client = self.client, client
             self._generation, self.lost = generation + 1, False
@@ -217,12 +219,12 @@ class Connection:
 
     @property
     def one_at_a_time(self) -> bool:
-        """Whether calls wait for each other, so that threads bring nothing."""
+        """Whether calls wait for each other, so that threads gain nothing."""
         return self._file is not None
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
-        """Keep the other threads of this process off a Lite file; a server needs no help."""
+        """Lock a Lite file against the other threads of this process; a server needs no lock."""
         if self._file is None:
             yield
         else:
@@ -230,13 +232,13 @@ class Connection:
                 yield
 
     def note_written(self, collection: str, rows: int = 0) -> None:
-        """Remember that a collection was written to; before the call, and once more after it."""
+        """Record a write to a collection; called before the write, and again after it."""
         _writes[self.path or self.uri, collection] += 1
         if self._file is not None:
             self._file.written[collection] += rows
 
     def unflushed_rows(self, collection: str) -> int:
-        """How many rows this process has written to a Lite file and not flushed."""
+        """How many rows this process has written to a Lite file and not yet flushed."""
         return 0 if self._file is None else self._file.written[collection]
 
     def written(self, collection: str) -> int:
@@ -244,15 +246,15 @@ class Connection:
         return _writes[self.path or self.uri, collection]
 
     def note_flushed(self, collection: str) -> None:
-        """Remember that all that was written to a collection has been flushed and indexed."""
+        """Record that all rows of a collection are flushed."""
         if self._file is not None:
             self._file.written.pop(collection, None)
 
     def may_be_unflushed(self, collection: str) -> bool:
-        """Whether a collection may have rows that Milvus Lite keeps in its log only.
+        """Whether a collection may have rows that are only in Milvus Lite's log.
 
-        Lite makes a log with the first row and deletes it with the flush. When it is closed, it
-        flushes; the log of a killed process stays, and is read at the next opening.
+        Lite creates a log with the first row and deletes it with the flush. It flushes when it is
+        closed. The log of a killed process stays, and Lite reads it when it opens the file again.
         """
         if self._file is None or self.path is None or collection in self._file.written:
             return True
@@ -260,25 +262,25 @@ class Connection:
         return not logs or any(any(folder.iterdir()) for folder in logs)
 
     def was_left_unflushed(self, collection: str) -> bool:
-        """Whether a killed process left a log, whose rows Milvus Lite may have twice then."""
+        """Whether a killed process left a log; Milvus Lite may then have its rows twice."""
         if self._file is None or self.path is None or collection in self._file.written:
             return False
         return any(Path(self.path).glob(f"**/{collection}/wal/*"))
 
 
 def _free_lite_file(path: str) -> None:
-    """Stop the engine that pymilvus started for a file; pymilvus itself never does."""
+    """Stop the engine that pymilvus started for a file; pymilvus never stops it."""
     if importlib.util.find_spec("milvus_lite") is not None:
         from milvus_lite.server_manager import server_manager_instance
 
         server_manager_instance.release_server(path)
 
 
-# --- errors, and what is logged of them ----------------------------------------------------------
+# --- errors and their log records ----------------------------------------------------------------
 
 
 class _LogCatcher(logging.Filter):
-    """Keeps what is logged during a call by the thread that makes it."""
+    """Catches the log records of a call, in the thread that makes the call."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -302,8 +304,8 @@ class _LogCatcher(logging.Filter):
             self._local.records = outer
 
 
-# pymilvus and Milvus Lite log a traceback for each request that fails, before they raise. Where the
-# failure becomes an error of ours, or is made good, that would be printed for nothing.
+# pymilvus and Milvus Lite log a traceback for each failed request before they raise. This is only
+# noise if we raise our own error or recover from the failure.
 _log_catcher = _LogCatcher()
 caught_logs = _log_catcher.catching
 for _logger_name in (
@@ -316,7 +318,7 @@ for _logger_name in (
 
 
 class _FailureCounter(logging.Filter):
-    """Counts what fails in Milvus Lite's own threads, which log it and tell nobody."""
+    """Counts the failures in Milvus Lite's own threads, which only log them."""
 
     number = 0
 
@@ -330,7 +332,7 @@ logging.getLogger("milvus_lite.engine.collection").addFilter(_failures)
 
 
 def background_failures() -> int:
-    """How often Milvus Lite has failed to index what was flushed, in this process."""
+    """How often Milvus Lite has failed to index flushed rows in this process."""
     return _failures.number
 
 
@@ -350,7 +352,7 @@ def _code(error: Exception) -> Any:
 
 
 def _is_lost(error: Exception) -> bool:
-    """Whether a failure is the connection's and not the request's."""
+    """Whether a failure is due to the connection, not to the request."""
     if isinstance(error, grpc.FutureTimeoutError):
         return True
     # Another thread may have replaced the client.
@@ -358,7 +360,7 @@ def _is_lost(error: Exception) -> bool:
 
 
 def _is_late(error: Exception) -> bool:
-    """Whether a failure says only that no answer came in time."""
+    """Whether a failure means only that no answer came in time."""
     return _code(error) is grpc.StatusCode.DEADLINE_EXCEEDED
 
 
@@ -367,7 +369,7 @@ def _why_not_open(
 ) -> str:
     if is_server(uri):
         return (
-            f"{uri}: does not answer, in {seconds:g} s at most ({one_line(error)}); "
+            f"{uri}: does not answer within {seconds:g} s ({one_line(error)}); "
             "is the server running, and is the token right?"
         )
     path = Path(uri)
@@ -377,7 +379,7 @@ def _why_not_open(
         return f"{uri}: Milvus Lite is not installed; run: pip install milvus-lite"
     if isinstance(error, grpc.Call) and error.code() is grpc.StatusCode.UNIMPLEMENTED:
         return (
-            f"{uri}: this Milvus Lite is too old: it keeps no properties, and has no HNSW; run: "
+            f"{uri}: this Milvus Lite is too old: it has neither properties nor HNSW; run: "
             "pip install 'milvus-lite>=3.2'"
         )
     causes = [record.exc_info[1] for record in records if record.exc_info]

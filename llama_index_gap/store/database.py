@@ -1,4 +1,4 @@
-"""A database as a whole: which collections of nodes it has, and what they say of themselves."""
+"""A whole database: its collections of nodes, and their properties."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from llama_index_gap.store.filters import DOC_ID_FIELD, ID_FIELD, TEXT_FIELD
 from llama_index_gap.store.lite_files import is_whole, lite_collections
 from llama_index_gap.store.rows import VECTOR_FIELD
 
-_OF_NODES = frozenset({ID_FIELD, DOC_ID_FIELD, TEXT_FIELD, VECTOR_FIELD})
+_NODE_COLUMNS = frozenset({ID_FIELD, DOC_ID_FIELD, TEXT_FIELD, VECTOR_FIELD})
 
 
 class Database:
-    """The collections of a database; loads none of them.
+    """The collections of a database; it loads none of them.
 
     Args:
         uri: a Milvus Lite file, or the address of a server.
@@ -30,8 +30,8 @@ class Database:
         timeout: seconds that a server may take to answer a call.
 
     Raises:
-        ValueError: the address is none.
-        StoreError: it cannot be opened.
+        ValueError: ``uri`` is not the address of a database.
+        StoreError: the database cannot be opened.
     """
 
     def __init__(self, uri: str, token: str | None, timeout: float = TIMEOUT_SECONDS) -> None:
@@ -48,7 +48,7 @@ class Database:
         self._connection = Connection(uri, token or "", timeout)
 
     def close(self) -> None:
-        """Let go of the database."""
+        """Close the connection to the database."""
         self._connection.close()
 
     def __enter__(self) -> Database:
@@ -58,7 +58,7 @@ class Database:
         self.close()
 
     def names(self) -> list[str]:
-        """The names of all collections, whatever they hold."""
+        """The names of all collections, with or without nodes."""
         connection = self._connection
         if connection.path is not None and (held := lite_collections(connection.path)):
             return [name for name in held if is_whole(connection.path, name)]
@@ -71,17 +71,17 @@ class Database:
                 ) from error
 
     def properties(self, name: str) -> dict[str, str] | None:
-        """The properties of a collection; None if it holds no nodes.
+        """The properties of a collection; None if it is not a collection of nodes.
 
         Args:
-            name: of a collection that is there.
+            name: of an existing collection.
         """
         description = self._call("describe_collection", name)
         columns = {column["name"] for column in description["fields"]}
-        return own_properties(description) if columns >= _OF_NODES else None
+        return own_properties(description) if columns >= _NODE_COLUMNS else None
 
     def dim(self, name: str) -> int:
-        """The length of a collection's vectors.
+        """The dimension of a collection's vectors.
 
         Args:
             name: of a collection of nodes.
@@ -90,7 +90,7 @@ class Database:
         return next(int(each["params"]["dim"]) for each in fields if each["name"] == VECTOR_FIELD)
 
     def set_property(self, name: str, key: str, value: str) -> None:
-        """Write a property of a collection, as ``MilvusStore.set_properties`` has it.
+        """Write a property of a collection; see ``MilvusStore.set_properties``.
 
         Args:
             name: of the collection.
@@ -104,14 +104,14 @@ class Database:
         """Delete a collection.
 
         Args:
-            name: of the collection; one that is not there is no error.
+            name: of the collection; if it does not exist, nothing happens.
         """
         self._connection.note_written(name)
         self._call("drop_collection", name)
         self._connection.note_written(name)
 
     def bytes_on_disk(self, name: str) -> int | None:
-        """How many bytes a collection's files have; None where a server keeps them.
+        """The total size of a collection's files; None if a server keeps them.
 
         Args:
             name: of the collection.

@@ -1,4 +1,4 @@
-"""What Milvus Lite's graph does not reach: searched by comparing with every vector."""
+"""Exact search for the rows that Milvus Lite's graph does not reach."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from llama_index_gap.store.filters import ID_FIELD
 from llama_index_gap.store.rows import VECTOR_FIELD
 
 LITE_EF = 8_192
-"""Nodes of its graph that Milvus Lite looks at, at least, where not all of them may be found.
+"""Minimum ef of a filtered search on Milvus Lite: how many nodes of its graph it visits.
 
-It walks over those that may not, too, and stops after so many steps: of 10,000 vectors, a tenth of
-which a filter let through, 64 steps found 48 % of the nearest 16, and 1,024 found all.
+Lite visits filtered-out nodes too, and stops after this many. With 10,000 vectors, of which a
+filter let a tenth through, 64 found 48 % of the nearest 16, and 1,024 found all.
 """
 
 
@@ -31,22 +31,22 @@ def missed_hits(
     metric: str,
     most: int,
 ) -> list[dict[str, Any]]:
-    """The nearest rows that a search of fewer hits than it was asked for has not found.
+    """The nearest rows that a search missed, if it found fewer hits than it should.
 
-    After so many steps the graph may not have come out of a crowd of rows that a filter leaves out,
-    or that were deleted.
+    The search may stop while it is still among nodes that a filter leaves out, or that were
+    deleted.
 
     Args:
         collection: on Milvus Lite.
-        expression: which rows may be found; ``""`` for all.
+        expression: filter for the rows; ``""`` for all.
         vector: the query, shape (d,).
         found: ids that the search has found.
-        fields: what to read of a row.
-        metric: how vectors are compared.
-        most: rows to give, at most.
+        fields: columns and keys to read.
+        metric: compares vectors.
+        most: maximum rows to return.
 
     Returns:
-        Rows as a search gives them: ``id``, ``distance``, ``entity``.
+        Rows in the form of a search's hits: ``id``, ``distance``, ``entity``.
     """
     waiting = [each for each in collection.find_ids(expression) if each not in found]
     if not waiting:

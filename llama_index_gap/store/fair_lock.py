@@ -9,11 +9,12 @@ from llama_index_gap.threads import wait_for
 
 
 class FairLock:
-    """First come, first served; who holds it may take it again.
+    """A reentrant lock that serves threads first come, first served.
 
-    With Python's own locks, a thread that lets go and asks again at once mostly wins: searches
-    would wait while another thread writes batch after batch. Here the lock goes straight to the
-    thread that has waited longest. A task that is cancelled while its thread waits leaves the line.
+    With Python's own locks, a thread that releases the lock and asks again at once mostly gets it:
+    searches would wait while another thread writes batch after batch. This lock passes directly to
+    the thread that has waited longest. A task that is cancelled while its thread waits leaves the
+    queue.
     """
 
     def __init__(self) -> None:
@@ -37,7 +38,7 @@ class FairLock:
                 waiting = (me, turn) in self._line
                 if waiting:
                     self._line.remove((me, turn))
-            if not waiting:  # its turn came just then
+            if not waiting:  # it got the lock just before it was cancelled
                 self.__exit__()
             raise
 
@@ -54,5 +55,5 @@ class FairLock:
 
     @property
     def waiting(self) -> int:
-        """How many threads stand in line."""
+        """How many threads wait for the lock."""
         return len(self._line)

@@ -23,9 +23,9 @@ ID_FIELD = "id"
 DOC_ID_FIELD = "doc_id"
 TEXT_FIELD = "text"
 NO_DOCUMENT = ("", "None")
-"""What ``doc_id`` says of a node without a document; the latter in LlamaIndex's own store."""
+"""Values of ``doc_id`` for a node without a document; LlamaIndex's own store writes "None"."""
 
-# Columns of the collection; every other key is looked up in the row's dynamic field.
+# Keys that are columns of the collection; every other key is in the row's dynamic field.
 COLUMNS = {
     ID_FIELD: ID_FIELD,
     DOC_ID_FIELD: DOC_ID_FIELD,
@@ -33,10 +33,10 @@ COLUMNS = {
     "ref_doc_id": DOC_ID_FIELD,
     TEXT_FIELD: TEXT_FIELD,
 }
-# Milvus knows only these escapes in common with Milvus Lite; other characters go in as they are.
+# The only escapes that both Milvus and Milvus Lite know; other characters are written unescaped.
 _ESCAPES = str.maketrans({"\\": "\\\\", '"': '\\"', "\n": "\\n", "\r": "\\r", "\t": "\\t"})
 _PLAIN_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-# Words of the filter language, of which some are reserved in newer servers only.
+# Words of the filter language; some are reserved only in newer servers.
 _WORDS = re.compile(
     r"(and|between|exists|false|in|interval|is|iso|like|not|null|or|true)|"
     r"(json|array|text_match|phrase_match|random_sample|st|match)(_.*)?",
@@ -61,28 +61,28 @@ def filter_expression(
     document_keys: Iterable[str] | None = None,
     other_than: Sequence[str] = (),
 ) -> str:
-    """Translate filters and ids, all of which must hold, into one Milvus expression.
+    """Translate filters and ids into one Milvus expression; all of them must hold.
 
-    A condition on a key that a row lacks, or that is null there, is false, on Milvus Lite and on a
-    server alike. Its negation is therefore true: ``!=``, ``nin`` and a surrounding ``NOT`` match
-    rows without the key, as in LlamaIndex's own evaluation. ``NOT`` over several filters matches
-    rows where none of them holds. Text is never more or less than a number, nor the other way
-    round, negated or not. Booleans are matched by ``== 1`` and ``== 0``, as LlamaIndex filters take
+    If a row lacks a key, or its value is null, a condition on that key is false, both on Milvus
+    Lite and on a server. The negation is therefore true: ``!=``, ``nin`` and a surrounding ``NOT``
+    match rows without the key, as in LlamaIndex's own evaluation. ``NOT`` over several filters
+    matches rows where none of them holds. A text is neither greater nor less than a number, also
+    under a negation. To match booleans, use ``== 1`` and ``== 0``, since LlamaIndex's filters take
     no booleans.
 
     Args:
-        filters: conditions, nested as deep as you like; empty ones match everything.
+        filters: conditions, nested to any depth; empty ones match everything.
         node_ids: only these nodes; an empty list matches nothing.
         doc_ids: only nodes of these documents; an empty list matches nothing.
         document_keys: only nodes of these documents, and nodes with one of these ids.
         other_than: no nodes of the documents with these keys.
 
     Returns:
-        The expression; ``""`` where there is nothing to restrict.
+        The expression; ``""`` if there is no restriction.
 
     Raises:
-        ValueError: a value that does not fit its operator, or a key that cannot be filtered on.
-        NotImplementedError: an operator that Milvus has nothing for.
+        ValueError: a value does not fit its operator, or a key cannot be filtered on.
+        NotImplementedError: Milvus has no such operator.
     """
     parts = [_all_of(filters) if filters is not None else ""]
     if node_ids is not None:
@@ -103,13 +103,13 @@ def filter_expression(
 
 
 def literal(value: Scalar) -> str:
-    """Write a value so that it means itself and nothing else.
+    """Write a value as a literal of the filter language, quoted and escaped.
 
     Args:
         value: a string, an integer of 64 bits, or a finite number.
 
     Raises:
-        ValueError: any other value, or a string that is no valid Unicode.
+        ValueError: it is any other value, or a string that is not valid Unicode.
     """
     match value:
         case bool():
@@ -118,21 +118,21 @@ def literal(value: Scalar) -> str:
             return str(value)
         case int():
             raise InvalidValueError(
-                f"{value}: Milvus compares integers of 64 bits; use a smaller one"
+                f"{value}: Milvus compares only integers of 64 bits; use a smaller one"
             )
         case float() if math.isfinite(value):
             return repr(value)
         case float():
-            raise InvalidValueError(f"{value}: a filter compares finite numbers only")
+            raise InvalidValueError(f"{value}: a filter compares only finite numbers")
         case str():
             try:
                 value.encode()
             except UnicodeEncodeError as error:
                 raise InvalidValueError(
-                    f"{value!r}: is no valid Unicode ({error.reason})"
+                    f"{value!r}: is not valid Unicode ({error.reason})"
                 ) from error
             return f'"{value.translate(_ESCAPES)}"'
-    raise InvalidValueError(f"{value!r}: a filter compares strings and numbers")
+    raise InvalidValueError(f"{value!r}: a filter compares only strings and numbers")
 
 
 def literal_list(values: Sequence[Scalar]) -> str:
@@ -143,8 +143,8 @@ def literal_list(values: Sequence[Scalar]) -> str:
 def _all_of(filters: MetadataFilters, *, negated: bool = False) -> str:
     """A group of filters under its condition; empty groups restrict nothing.
 
-    Negations are carried down to the single conditions: what Milvus Lite cannot compare it calls
-    unknown, and the negation of that is unknown, too.
+    Negations are moved down to the single conditions: for values that Milvus Lite cannot compare, a
+    condition is unknown, and so is its negation.
     """
     condition = filters.condition or FilterCondition.AND
     if condition is FilterCondition.NOT:
@@ -166,7 +166,7 @@ def _one(condition: MetadataFilter, *, negated: bool = False) -> str:
         raise InvalidValueError("filter on 'embedding': vectors are searched, not filtered")
     if re.search(r"[\x00-\x1f]", key):
         raise InvalidValueError(
-            f"filter on {key!r}: Milvus finds no key with control characters; rename it"
+            f"filter on {key!r}: Milvus cannot find keys with control characters; rename the key"
         )
     if operator in _NEGATIONS:
         positive = condition.model_copy(update={"operator": _NEGATIONS[operator]})
@@ -187,14 +187,14 @@ def _one(condition: MetadataFilter, *, negated: bool = False) -> str:
             expression = f"{_access(key)} like {literal(_pattern(condition))}"
         case _:
             raise UnsupportedError(
-                f"filter operator {operator.value!r} on {key!r} with {value!r}: Milvus has none "
-                "such; use 'text_match', which minds case"
+                f"filter operator {operator.value!r} on {key!r} with {value!r}: Milvus has no such "
+                "operator; use 'text_match', which is case-sensitive"
             )
     return _or_missing(key, f"not ({expression})") if negated else expression
 
 
 def _or_missing(key: str, expression: str) -> str:
-    """What is true of rows without the key, too; Milvus Lite would call it unknown there."""
+    """Make a condition true for rows without the key, for which Milvus Lite calls it unknown."""
     return expression if key in COLUMNS else f"(not ({_exists(key)})) or ({expression})"
 
 
@@ -212,14 +212,14 @@ def _is_plain(key: str) -> bool:
 
 
 def _any_equal(condition: MetadataFilter, values: list[Scalar]) -> str:
-    """Whether the row's value is one of these."""
+    """A condition that the row's value is one of these."""
     key = condition.key
     if not values:
         return _NOTHING
     _check_column_values(condition, values)
     if key in COLUMNS:
         return f"{COLUMNS[key]} in {literal_list(values)}"
-    # Not `in`: Milvus Lite fails at it where a row holds a list.
+    # Not `in`, which fails on Milvus Lite if a row holds a list.
     parts = [f"{_access(key)} == {literal(value)}" for value in values]
     if not isinstance(values[0], str):
         parts += [f"{_access(key)} == {literal(value == 1)}" for value in {0, 1} & set(values)]
@@ -227,7 +227,7 @@ def _any_equal(condition: MetadataFilter, values: list[Scalar]) -> str:
 
 
 def _either(parts: list[str]) -> str:
-    """Join by `or` as a tree: a server takes seconds to read a long chain."""
+    """Join conditions by `or`, as a tree: a server takes seconds to parse a long chain."""
     if len(parts) == 1:
         return parts[0]
     middle = len(parts) // 2
@@ -235,12 +235,12 @@ def _either(parts: list[str]) -> str:
 
 
 def _contains(condition: MetadataFilter, values: list[Scalar]) -> str:
-    """Whether the row's list holds the value, any of them, or all of them."""
+    """A condition that the row's list holds the value, any of the values, or all of them."""
     key = condition.key
     if not _is_plain(key):
         raise InvalidValueError(
             f"filter {condition.operator.value!r} on {key!r}: lists can be searched only under a "
-            "plain key (letters, digits, _; no word of the filter language); rename it"
+            "plain key (letters, digits, _; not a word of the filter language); rename the key"
         )
     every = condition.operator is FilterOperator.ALL
     if not values:
@@ -251,7 +251,10 @@ def _contains(condition: MetadataFilter, values: list[Scalar]) -> str:
 
 
 def _is_empty(key: str) -> str:
-    """Nulls and empty lists are not stored as keys, so that a missing key stands for all three."""
+    """A condition that the key is missing or its value is empty.
+
+    Null values and empty lists are stored as missing keys.
+    """
     if key in COLUMNS:
         return f'{COLUMNS[key]} == ""'
     return f'(not ({_exists(key)})) or ({_access(key)} == "")'
@@ -283,7 +286,7 @@ def _scalar(condition: MetadataFilter) -> Scalar:
 
 
 def _as_list(condition: MetadataFilter) -> list[Scalar]:
-    """The values of an operator that takes several; of one that takes one, that one."""
+    """The values of an operator that takes several; for one that takes one, a list of one."""
     value = condition.value
     if condition.operator in (FilterOperator.EQ, FilterOperator.CONTAINS):
         return [_scalar(condition)]

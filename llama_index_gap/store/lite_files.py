@@ -1,4 +1,4 @@
-"""The files of a Milvus Lite database, and what of them is lost."""
+"""The files of a Milvus Lite database, and checks for lost ones."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _KINDS = ("data_files", "delta_files")
 
 
 def check_lite_files(database: str, collection: str, of: str, *, overwrite: bool) -> None:
-    """Refuse a collection that has lost files, before Milvus Lite takes it for an empty one.
+    """Refuse a collection that has lost files; Milvus Lite would take it for an empty one.
 
     Args:
         database: path of the database.
@@ -22,19 +22,19 @@ def check_lite_files(database: str, collection: str, of: str, *, overwrite: bool
         overwrite: as for ``lost_files``.
 
     Raises:
-        StoreError: says which are lost.
+        StoreError: files are lost; names them.
     """
     if lost := lost_files(database, collection, overwrite=overwrite):
         raise StoreError(
-            f"{of} is damaged: {lost}; bring it back from a copy of the database, or start anew "
-            "with overwrite=True (a DualIndex: with embed_model, too)"
+            f"{of} is damaged: {lost}; restore it from a copy of the database, or build it again "
+            "with overwrite=True (for a DualIndex, with embed_model too)"
         )
 
 
 def lite_collections(database: str) -> list[str]:
-    """The names of the collections whose files a database has; a file of another layout has none.
+    """The names of the collections whose files a database has; none if its layout is unknown.
 
-    Milvus Lite itself opens every collection to list them, with all that its rows take.
+    To list them, Milvus Lite itself would open every collection, and load its rows into memory.
 
     Args:
         database: its path.
@@ -44,7 +44,7 @@ def lite_collections(database: str) -> list[str]:
 
 
 def is_whole(database: str, collection: str) -> bool:
-    """Whether Milvus Lite takes a folder for a collection.
+    """Whether Milvus Lite accepts a folder as a collection.
 
     Args:
         database: path of the database.
@@ -56,17 +56,17 @@ def is_whole(database: str, collection: str) -> bool:
 def lost_files(database: str, collection: str, *, overwrite: bool) -> str | None:
     """Say which of its files a collection has lost.
 
-    Milvus Lite takes a collection without ``schema.json`` for one that is not there, and one that
-    has lost its list of files, or the files themselves, for an empty one. What a process left that
-    was killed while it made the collection is removed.
+    To Milvus Lite, a collection without ``schema.json`` does not exist, and one that has lost its
+    list of files, or the files in it, is empty. If a process was killed while it created the
+    collection, this function removes the remains.
 
     Args:
         database: path of the database.
         collection: its name.
-        overwrite: it is about to be dropped, so that nothing is lost.
+        overwrite: whether it is about to be dropped; then no loss matters.
 
     Returns:
-        What is lost, in words; None if nothing is, or the database has another layout.
+        The lost files, in words; None if none are lost, or the database has another layout.
     """
     folder = Path(database) / "collections" / collection
     if not folder.is_dir():
@@ -74,8 +74,8 @@ def lost_files(database: str, collection: str, *, overwrite: bool) -> str | None
     if not (folder / "schema.json").is_file():
         held = [path for path in folder.rglob("*") if not path.is_dir()]
         if held and not overwrite and held != [folder / "schema.json.tmp"]:
-            return f"{folder / 'schema.json'} is not there"
-        shutil.rmtree(folder)  # as Milvus Lite would, which can neither drop it so nor make it
+            return f"{folder / 'schema.json'} is missing"
+        shutil.rmtree(folder)  # Milvus Lite can neither drop such a collection nor create it
         return None
     if overwrite:  # it will be dropped
         return None
@@ -83,10 +83,10 @@ def lost_files(database: str, collection: str, *, overwrite: bool) -> str | None
     manifests = [folder / "manifest.json", folder / "manifest.json.prev"]
     if not any(manifest.is_file() for manifest in manifests):
         stored = next(partitions.glob("*/data/*.parquet"), None)
-        return None if stored is None else f"{manifests[0]}, which lists {stored}, is not there"
+        return None if stored is None else f"{manifests[0]}, which lists {stored}, is missing"
     listed = _listed(folder)
     if listed is None:
-        return None  # Milvus Lite reads it, and says so
+        return None  # Milvus Lite will read it, and raise its own error
     files = [
         partitions / name / file
         for name, of_partition in listed["partitions"].items()
@@ -95,14 +95,14 @@ def lost_files(database: str, collection: str, *, overwrite: bool) -> str | None
     ]
     lost = [file for file in files if not file.is_file()]
     more = f" and {len(lost) - 1} more of its files are" if len(lost) > 1 else " is"
-    return f"{lost[0]}{more} not there" if lost else None
+    return f"{lost[0]}{more} missing" if lost else None
 
 
 def waits_for_index(database: str, collection: str) -> bool | None:
-    """Whether some of a loaded collection's files are still being indexed; None: nobody can tell.
+    """Whether some files of a loaded collection are still being indexed; None if unknown.
 
-    Milvus Lite indexes what was flushed in a thread that tells nobody when it is done, but it
-    writes each index into a file.
+    Milvus Lite indexes flushed rows in a thread that does not report when it is done. But it writes
+    each index to a file.
 
     Args:
         database: path of the database.
@@ -120,14 +120,14 @@ def waits_for_index(database: str, collection: str) -> bool | None:
 
 
 def drop_indexes(database: str, collection: str) -> int:
-    """Delete the files of a collection's indexes; Milvus Lite builds them anew from its rows.
+    """Delete the files of a collection's indexes; Milvus Lite rebuilds them from the rows.
 
     Args:
         database: path of the database.
         collection: its name.
 
     Returns:
-        How many there were.
+        How many files were deleted.
     """
     folder = Path(database) / "collections" / collection / "partitions"
     files = list(folder.glob("*/indexes/*.idx"))
@@ -137,7 +137,7 @@ def drop_indexes(database: str, collection: str) -> int:
 
 
 def _listed(folder: Path) -> dict[str, Any] | None:
-    """What a collection's list of files says; None if it cannot be read, or is another one's."""
+    """A collection's list of files; None if it cannot be read, or has another layout."""
     try:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         return {

@@ -1,4 +1,4 @@
-"""MilvusStore: LlamaIndex's Milvus store as a multimodal index needs it."""
+"""MilvusStore: LlamaIndex's Milvus store, extended for a multimodal index."""
 
 from __future__ import annotations
 
@@ -49,41 +49,41 @@ from llama_index_gap.threads import in_thread
 logger = logging.getLogger(__name__)
 
 _SERVER_EF, _LITE_EF = 256, 64
-"""With 64, as is usual, a server finds nearly all near texts, and of half a million images only
-71 % of those near a text; with 256 it finds 92 % (docs/scaling.md)."""
+"""With the usual 64, a server finds nearly all of the texts nearest to a text, but only 71 % of the
+nearest images among half a million; with 256 it finds 92 % (docs/scaling.md)."""
 
 
 class MilvusStore(SearchableStore):
     """One collection of nodes in Milvus or Milvus Lite, with one vector each.
 
-    A collection that LlamaIndex's own ``MilvusVectorStore`` reads too. Every asynchronous method
-    runs the synchronous one in a thread, so that any number of event loops can share a store; it is
-    safe under threads. A search finds what this process wrote before it; what another process wrote
-    appears on a server within about a second. There is one row per node id: adding a node again
-    replaces it.
+    LlamaIndex's own ``MilvusVectorStore`` can read the collection too. Every asynchronous method
+    runs the synchronous one in a thread, so that any number of event loops can share a store. It is
+    thread-safe. A search finds all that this process wrote before; what another process wrote to a
+    server appears within about a second. There is one row per node id: adding a node again replaces
+    it.
 
     Args:
         uri: a Milvus Lite file (``….db``), or a server (``http://…``).
         collection_name: letters, digits and underscores.
-        dim: length of the vectors; None opens an existing collection only.
+        dim: dimension of the vectors; None only opens an existing collection.
         token: ``user:password`` or an API key.
         overwrite: drop an existing collection first.
         index_config: ``{"index_type": …}`` and its settings, for a new collection; by default HNSW
             with M=16 and efConstruction=200.
         search_config: settings of each search; by default ef=256 for HNSW, 64 on Milvus Lite.
         similarity_metric: COSINE, IP or L2. Similarities are higher for nearer nodes; for L2 they
-            are squared distances with a minus.
-        batch_size: most rows in one message.
-        timeout: seconds that a server may take to answer a call. If it was lost, a call that does
-            no harm twice (all but making and dropping a collection) is made once more.
-        image_folders: folders that images of nodes must lie in wherever they are opened; anywhere
-            by default, as with LlamaIndex' own store.
-        properties: of a new collection, which has them from the start; see ``set_properties``.
+            are negative squared distances.
+        batch_size: maximum rows in one message.
+        timeout: seconds that a server may take to answer a call. If the server was lost, a call
+            that may safely run twice (all but creating and dropping a collection) is repeated once.
+        image_folders: open images of nodes only in these folders; by default anywhere, as
+            LlamaIndex's own store does.
+        properties: for a new collection, written when it is created; see ``set_properties``.
 
     Raises:
-        ValueError: a setting is unknown or does not fit the existing collection, or there is none
-            and ``dim`` is None.
-        StoreError: the file is held by another process, or the server does not answer.
+        ValueError: a setting is unknown or does not fit the existing collection; or ``dim`` is None
+            and the collection does not exist.
+        StoreError: another process has the file open, or the server does not answer.
     """
 
     def __init__(
@@ -122,11 +122,11 @@ class MilvusStore(SearchableStore):
             properties=properties,
         )
         with ExitStack() as opened:
-            opened.callback(collection.connection.close)  # unless all goes well
+            opened.callback(collection.connection.close)  # if this constructor fails
             usual = {"ef": _LITE_EF if collection.connection.lite else _SERVER_EF}
             defaults = usual if collection.index_type.startswith("HNSW") else {}
-            # The parent's constructor opens an asynchronous client, and takes unknown metrics for
-            # L2.
+            # We do not call the parent's constructor: it opens an asynchronous client, and treats
+            # unknown metrics as L2.
             fields: dict[str, Any] = {
                 "uri": uri,
                 "collection_name": collection_name,
@@ -166,13 +166,13 @@ class MilvusStore(SearchableStore):
 
     @classmethod
     def class_name(cls) -> str:
-        """The name that LlamaIndex knows the store by."""
+        """The name that LlamaIndex uses for this class of stores."""
         return "MilvusStore"
 
     # --- closing and copying ---------------------------------------------------------------------
 
     def close(self) -> None:
-        """Close the connection; the last store on a Lite file frees it for other processes."""
+        """Close the connection; closing the last store of a Lite file frees the file."""
         self._collection.connection.close()
 
     def __enter__(self) -> MilvusStore:
@@ -183,19 +183,19 @@ class MilvusStore(SearchableStore):
 
     @property
     def client(self) -> MilvusClient:
-        """Of pymilvus; another one after a server was lost."""
+        """The client of pymilvus; it is replaced after a server was lost."""
         return self._collection.connection.client
 
     @property
     def collection(self) -> Collection:
-        """The collection itself, for whoever reads or writes rows as they are stored."""
+        """The collection, for code that reads or writes raw rows."""
         return self._collection
 
     def confine_images(self, folders: ImageFolders) -> None:
-        """From now on open images of nodes below these folders only; copies keep to it, too."""
+        """From now on, open images of nodes only in these folders; applies to copies too."""
         self._settings["image_folders"] = folders
 
-    # A copy, and what a pickle becomes, is a store of its own on the same collection.
+    # A copy, or a loaded pickle, is a new store on the same collection.
     def __reduce__(self) -> tuple[Callable[..., MilvusStore], tuple[Any, ...]]:
         return _reopen, (type(self), self._settings)
 
@@ -215,23 +215,23 @@ class MilvusStore(SearchableStore):
         labels: Mapping[str, Mapping[str, str]] | None = None,
         **add_kwargs: Any,
     ) -> list[str]:
-        """Store nodes with their embeddings; a node whose id is there already is replaced.
+        """Store nodes with their embeddings; a stored node with the same id is replaced.
 
-        All nodes are checked before the first is written. Metadata is stored as JSON: dates and
-        paths as text, decimals as text, sets and arrays as lists, NaN as null.
+        All nodes are checked before the first is written. Metadata is stored as JSON: dates, paths
+        and decimals as text, sets and arrays as lists, NaN as null.
 
         Args:
-            nodes: nodes with embeddings; of two with one id the later one stays.
+            nodes: nodes with embeddings; if two have the same id, the later one is stored.
             images: by id, a digest of the image that the vector was made from, for ``compare``.
-            labels: by id, texts that are stored beside the node, for ``stored_rows``.
-            **add_kwargs: none are known.
+            labels: by id, texts to store with the node, for ``stored_rows``.
+            **add_kwargs: none are accepted.
 
         Returns:
             The ids of the nodes, in order.
 
         Raises:
-            ValueError: a node that cannot be stored; names it.
-            StoreError: the database refuses or does not answer; earlier batches are then written.
+            ValueError: a node cannot be stored; names it.
+            StoreError: the database refuses or does not answer; earlier batches stay written.
         """
         refuse_arguments("add", add_kwargs)
         nodes = list(each_node(nodes))
@@ -249,44 +249,44 @@ class MilvusStore(SearchableStore):
         return [node.node_id for node in nodes]
 
     def put_rows(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Write rows as they are, each in place of one with its id.
+        """Write raw rows; each replaces a row with the same id.
 
         Args:
-            rows: whole, as ``Collection.pages`` reads them, each with a vector.
+            rows: complete rows, as ``Collection.pages`` reads them, each with a vector.
 
         Raises:
-            StoreError: the database refuses or does not answer; earlier batches are then written.
+            StoreError: the database refuses or does not answer; earlier batches stay written.
         """
-        # Lite's insert replaces a row, and its upsert keeps the row's old dynamic keys; a server's
-        # upsert replaces, and its insert adds a second row.
+        # On Lite, insert replaces a row, and upsert would keep the row's old dynamic keys. On a
+        # server, upsert replaces a row, and insert would add a second one.
         write = "insert" if self._collection.connection.lite else "upsert"
         for batch in batches(rows, self.batch_size, row_bytes):
             self._collection.call(write, data=batch)
 
     def check(self, node: BaseNode) -> None:
-        """Refuse a node that cannot be stored; its embedding, or that it has none, does not matter.
+        """Refuse a node that cannot be stored; its embedding is not checked, and may be missing.
 
         Args:
             node: any node.
 
         Raises:
-            ValueError: says why.
+            ValueError: the node cannot be stored; says why.
         """
         to_row(node, self._collection.max_lengths)
 
     async def async_add(self, nodes: Sequence[BaseNode], **kwargs: Any) -> list[str]:
-        """As ``add``, without blocking the event loop."""
+        """Like ``add``, without blocking the event loop."""
         return await in_thread(self.add, nodes, **kwargs)
 
     def checked_vector(self, embedding: Sequence[float], node_id: str) -> VectorArray:
-        """An embedding as it is stored.
+        """An embedding in the form that is stored.
 
         Args:
             embedding: of a node.
             node_id: of the node, for messages.
 
         Raises:
-            ValueError: it does not fit the collection, or has no direction.
+            ValueError: the embedding does not fit the collection, or has no direction.
         """
         return self._to_vector(embedding, f"node {node_id[:100]!r}")
 
@@ -295,16 +295,16 @@ class MilvusStore(SearchableStore):
 
         Args:
             ref_doc_id: id of the source document.
-            **delete_kwargs: none are known.
+            **delete_kwargs: none are accepted.
         """
         refuse_arguments("delete", delete_kwargs)
         ids = self._collection.find_ids(filter_expression(doc_ids=[ref_doc_id]))
-        if ref_doc_id == "None":  # what LlamaIndex's own store writes where there is no source
+        if ref_doc_id == "None":  # LlamaIndex's own store writes this for nodes without a document
             ids = [node.node_id for node in self._read_nodes(ids) if node.ref_doc_id == "None"]
         self._delete_ids(ids)
 
     async def adelete(self, ref_doc_id: str, **delete_kwargs: Any) -> None:
-        """As ``delete``, without blocking the event loop."""
+        """Like ``delete``, without blocking the event loop."""
         await in_thread(self.delete, ref_doc_id, **delete_kwargs)
 
     def delete_nodes(
@@ -313,12 +313,12 @@ class MilvusStore(SearchableStore):
         filters: MetadataFilters | None = None,
         **delete_kwargs: Any,
     ) -> None:
-        """Delete nodes by id, by filters, or those that fit both.
+        """Delete the nodes with these ids, or that fit the filters; if both are given, both apply.
 
         Args:
-            node_ids: ids; unknown ones are passed over, an empty list deletes nothing.
+            node_ids: ids; unknown ids are skipped, and an empty list deletes nothing.
             filters: conditions on the metadata.
-            **delete_kwargs: none are known.
+            **delete_kwargs: none are accepted.
 
         Raises:
             ValueError: neither is given, or the filters restrict nothing.
@@ -327,7 +327,7 @@ class MilvusStore(SearchableStore):
         expression = filter_expression(filters, node_ids=node_ids)
         if not expression:
             raise InvalidValueError(
-                "delete_nodes without ids or filters; to delete all, call clear()"
+                "delete_nodes needs ids or filters; to delete all nodes, call clear()"
             )
         self._delete_ids(self._collection.find_ids(expression))
 
@@ -337,22 +337,23 @@ class MilvusStore(SearchableStore):
         filters: MetadataFilters | None = None,
         **delete_kwargs: Any,
     ) -> None:
-        """As ``delete_nodes``, without blocking the event loop."""
+        """Like ``delete_nodes``, without blocking the event loop."""
         await in_thread(self.delete_nodes, node_ids, filters, **delete_kwargs)
 
     def _delete_ids(self, ids: Sequence[str]) -> None:
         for batch in batches(ids, IDS_PER_MESSAGE, len):
             self._collection.call("delete", filter=f"{ID_FIELD} in {literal_list(batch)}")
         if ids and not self._collection.connection.lite:
-            # A server tells no time of a deletion that a search could wait for; a strong read does.
+            # A server gives no timestamp of a deletion for later searches to wait for. A strongly
+            # consistent read waits for it here.
             self.existing_ids(ids[-1:])
 
     def rename_source(self, ids: Sequence[str], source: str) -> None:
-        """Say that nodes were written from another corpus; nothing else of them changes.
+        """Change the name of the corpus that nodes were written from, and nothing else.
 
         Args:
-            ids: of the nodes, renamed in this order.
-            source: the new name.
+            ids: of the nodes, which are changed in this order.
+            source: the corpus' new name.
         """
         at_once = max(1, MESSAGE_BYTES // most_row_bytes(self._collection.dim))
         write = "insert" if self._collection.connection.lite else "upsert"
@@ -362,57 +363,58 @@ class MilvusStore(SearchableStore):
                 self._collection.call(write, data=[{**row, SOURCE_KEY: source} for row in rows])
 
     def clear(self) -> None:
-        """Delete all nodes; the collection stays, with its properties, ready for new ones."""
+        """Delete all nodes; the collection and its properties stay."""
         self._collection.clear()
 
     async def aclear(self) -> None:
-        """As ``clear``, without blocking the event loop."""
+        """Like ``clear``, without blocking the event loop."""
         await in_thread(self.clear)
 
     def drop(self) -> None:
-        """Delete the collection itself, and close."""
+        """Delete the collection, and close the store."""
         try:
             self._collection.call("drop_collection")
         finally:
             self.close()
 
     def finish(self, *, flush: bool | None = None, timeout: float = LOAD_SECONDS) -> None:
-        """End a build: write what is in memory to disk and wait until its index is there.
+        """End a build: write rows in memory to disk, and wait until they are indexed.
 
-        Milvus Lite searches rows that were not flushed very slowly. A server indexes by itself, and
-        limits how often it may be asked to flush.
+        Milvus Lite searches unflushed rows very slowly. A server indexes without a flush, and
+        limits how often clients may flush.
 
         Args:
-            flush: by default on Milvus Lite only, and only if something was written since the last
-                flush, by this process or by one that was killed.
+            flush: whether to flush. By default only on Milvus Lite, and only if this process, or a
+                killed one, has written rows since the last flush.
             timeout: seconds to wait for the index.
 
         Raises:
-            StoreError: the index is not there in time; it goes on being built.
+            StoreError: the index is not ready in time; the database goes on building it.
         """
         self._collection.finish(flush, timeout)
 
     def keep(self) -> None:
-        """End a build whose rows are nowhere else: they outlast a server that is killed, too.
+        """End a build so that its rows survive even if the server is killed.
 
-        A server (2.3.5) that is killed may lose rows that it took and had not flushed.
+        A killed server (2.3.5) may lose rows that it accepted but had not flushed. Use this if the
+        rows exist nowhere else.
 
         Raises:
-            StoreError: as ``finish``.
+            StoreError: as for ``finish``.
         """
         self.finish(flush=None if self._collection.connection.lite else True)
 
     # --- other collections of the database -------------------------------------------------------
 
     def has_collection(self, name: str) -> bool:
-        """Whether the database has a collection of this name; opens and loads nothing."""
+        """Whether the database has a collection of this name; does not open or load it."""
         return bool(self._collection.call("has_collection", beside=name))
 
     def drop_collection(self, name: str) -> None:
         """Delete another collection of the database, whatever it holds.
 
         Args:
-            name: of the collection; one that is not there is no error.
+            name: of the collection; if it does not exist, nothing happens.
         """
         if self.has_collection(name):
             self._collection.call("drop_collection", beside=name)
@@ -421,37 +423,37 @@ class MilvusStore(SearchableStore):
 
     @property
     def one_at_a_time(self) -> bool:
-        """Whether calls wait for each other (Milvus Lite), so that threads bring nothing."""
+        """Whether calls wait for each other (Milvus Lite), so that threads gain nothing."""
         return self._collection.connection.one_at_a_time
 
     @property
     def initial_properties(self) -> dict[str, str]:
-        """The properties as they were when the store was opened; asks nothing."""
+        """The properties at the time when the store was opened; calls no database."""
         return dict(self._collection.initial_properties)
 
     def properties(self) -> dict[str, str]:
-        """Read what ``set_properties`` wrote, here or elsewhere; it stays with the collection."""
+        """Read the properties that any ``set_properties`` wrote; the collection stores them."""
         return self._collection.properties()
 
     def set_properties(self, properties: Mapping[str, str]) -> None:
-        """Write properties of the collection; those not named stay.
+        """Write properties of the collection; its other properties stay.
 
         Args:
-            properties: names and texts, such as the model's name.
+            properties: values by name, such as the model's name; both are strings.
 
         Raises:
-            ValueError: a name or a value that is not text, or is too long for a server.
+            ValueError: a name or a value is not a string, or is too long for a server.
         """
         self._collection.set_properties(properties)
 
     def check_dim(self, dim: int | None) -> None:
-        """Refuse vectors of other dimensions than those that are stored.
+        """Refuse vectors whose dimension differs from the collection's.
 
         Args:
-            dim: how many numbers a vector has; None where that is not known yet.
+            dim: dimension of the vectors; None if it is not known yet.
 
         Raises:
-            ValueError: the collection's have another number.
+            ValueError: the collection has another dimension.
         """
         self._collection.check_dim(dim)
 

@@ -1,4 +1,4 @@
-"""How long a search waits for its server in all, however many calls it makes."""
+"""The total time that a search waits for its server, over all its calls."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from contextvars import ContextVar
 
 
 class Patience:
-    """What one search has waited for its server, in all its threads.
+    """How long one search has waited for its server, over all its threads.
 
-    Time in which several of its calls are under way counts once. The time that models take does
-    not count, nor does a wait for a free thread, unless the server is lost.
+    Time during which several calls are running counts once. The time of models does not count, nor
+    does a wait for a free thread, unless the server is lost.
 
     Attributes:
-        began: when the search was called for.
+        began: when the search was requested.
     """
 
     def __init__(self) -> None:
@@ -25,13 +25,13 @@ class Patience:
         self._calls, self._since, self._waited = 0, 0.0, 0.0
 
     def left(self, timeout: float, *, lost: bool) -> float:
-        """The seconds that a next call may take; below 0 where none are left.
+        """The seconds that the next call may take; below 0 if no time is left.
 
         Args:
             timeout: seconds for the whole search.
-            lost: whether the server answered nobody's last call. Then it counts from when the
-                search was called for: of many that wait for a thread or for each other, none
-                begins to wait once more.
+            lost: whether the server did not answer the last call of this process. If so, time
+                counts from the request of the search, so that searches that wait for a thread or
+                for each other do not each wait for the whole timeout.
         """
         now = time.monotonic()
         with self._lock:
@@ -41,7 +41,7 @@ class Patience:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """For as long as a call is under way."""
+        """Count the time of this block, in which a call is running."""
         with self._lock:
             self._calls += 1
             if self._calls == 1:
@@ -59,15 +59,15 @@ _patience: ContextVar[Patience | None] = ContextVar("_patience", default=None)
 
 
 def patience() -> Patience | None:
-    """That of the search which runs here; None outside of one."""
+    """The waiting time of the current search; None outside of a search."""
     return _patience.get()
 
 
 @contextmanager
 def one_search() -> Iterator[None]:
-    """What is asked of a server in this block is one search: ``timeout`` bounds all of it.
+    """Treat all calls to a server in this block as one search: ``timeout`` limits their total.
 
-    Within another such block it is part of that search.
+    Inside another such block, they are part of that block's search.
     """
     if _patience.get() is not None:
         yield

@@ -52,15 +52,15 @@ from llama_index_gap.threads import in_thread
 logger = logging.getLogger(__name__)
 
 STATE_SECONDS = 1.0
-"""For so long what another process wrote to a server may go unnoticed by ``state``."""
+"""For this long ``state`` may not notice what another process wrote to a server."""
 _NODES_PER_READ = 400
 _ROW_FIELDS = [ID_FIELD, DOC_ID_FIELD, FINGERPRINT_KEY, *LABEL_KEYS]
-# Each takes 2 kB while it is read. Milvus Lite goes over all rows for each answer.
+# A row takes 2 kB of memory while it is read. Milvus Lite scans all rows for each answer.
 _ROWS_PER_ANSWER, _ROWS_PER_LITE_ANSWER = 10_000, 50_000
 
 
 class ReadableStore(MilvusVectorStore):
-    """The part of ``MilvusStore`` that reads nodes, their vectors, and what is beside them."""
+    """The part of ``MilvusStore`` that reads nodes, vectors and the data stored with them."""
 
     _collection: Collection = PrivateAttr()
     _settings: dict[str, Any] = PrivateAttr()
@@ -74,13 +74,13 @@ class ReadableStore(MilvusVectorStore):
         ref_doc_ids: list[str] | None = None,
         **kwargs: Any,
     ) -> list[BaseNode]:
-        """Read the nodes that fit all that is asked; all of them where nothing is.
+        """Read the nodes that fit all given conditions; without conditions, all nodes.
 
         Args:
-            node_ids: ids; an empty list gives no nodes, unknown ids are passed over.
+            node_ids: ids; an empty list gives no nodes, and unknown ids are skipped.
             filters: conditions on the metadata.
             ref_doc_ids: ids of source documents.
-            **kwargs: none are known.
+            **kwargs: none are accepted.
 
         Returns:
             Nodes without embeddings (see ``get_vectors``), in the order of ``node_ids``.
@@ -99,7 +99,7 @@ class ReadableStore(MilvusVectorStore):
         filters: MetadataFilters | None = None,
         **kwargs: Any,
     ) -> list[BaseNode]:
-        """As ``get_nodes``, without blocking the event loop."""
+        """Like ``get_nodes``, without blocking the event loop."""
         return await in_thread(self.get_nodes, node_ids, filters, **kwargs)
 
     def _read_nodes(self, ids: Sequence[str]) -> list[BaseNode]:
@@ -109,12 +109,12 @@ class ReadableStore(MilvusVectorStore):
         return [self._to_node(rows[node_id]) for node_id in dict.fromkeys(ids) if node_id in rows]
 
     def get_vectors(self, ids: Sequence[str], *, strong: bool = True) -> dict[str, VectorArray]:
-        """Read vectors as they are stored.
+        """Read the stored vectors.
 
         Args:
-            ids: node ids; unknown ones are passed over.
-            strong: whether what other processes have just written must be seen, which a server
-                takes up to 0.2 s for; False sees what a search sees.
+            ids: node ids; unknown ids are skipped.
+            strong: whether to see rows that other processes have just written. For this a server
+                takes up to 0.2 s. If False, it sees the same rows as a search.
 
         Returns:
             For each id a float32 vector of ``dim`` numbers.
@@ -125,10 +125,10 @@ class ReadableStore(MilvusVectorStore):
         return {row[ID_FIELD]: np.asarray(row[VECTOR_FIELD], dtype=np.float32) for row in rows}
 
     def some_nodes(self, most: int, filters: MetadataFilters | None = None) -> list[BaseNode]:
-        """Read a few nodes that fit filters, whichever the database gives first.
+        """Read a few nodes that fit filters: those that the database gives first.
 
         Args:
-            most: how many.
+            most: maximum number of nodes.
             filters: conditions on the metadata.
         """
         expression = filter_expression(filters)
@@ -142,15 +142,15 @@ class ReadableStore(MilvusVectorStore):
     ) -> list[tuple[BaseNode, VectorArray]]:
         """Read all nodes of some documents with their vectors, in one query unless they are many.
 
-        They are read as a search sees them: documents that a search found are there.
+        It sees the same rows as a search, so all documents that a search found are there.
 
         Args:
-            keys: keys of documents, as ``document_key`` gives them: the ``ref_doc_id`` of a node,
-                or the id of a node that belongs to no document; unknown ones are passed over.
+            keys: keys of documents, see ``document_key``: the ``ref_doc_id`` of a node, or the id
+                of a node that belongs to no document; unknown keys are skipped.
             filters: conditions on the metadata.
 
         Returns:
-            Each node with its vector of ``dim`` numbers, as it is stored; in no particular order.
+            Each node with its stored vector of ``dim`` numbers, in no particular order.
         """
         wanted = dict.fromkeys(keys)
         fields = [*NODE_FIELDS, VECTOR_FIELD]
@@ -161,7 +161,7 @@ class ReadableStore(MilvusVectorStore):
             found = self._collection.call(
                 "query", filter=expression, output_fields=fields, limit=at_once, **SESSION
             )
-            if len(found) == at_once:  # and there may be more
+            if len(found) == at_once:  # there may be more
                 found = self._collection.read(
                     self._collection.find_ids(expression), fields, at_once
                 )
@@ -172,16 +172,16 @@ class ReadableStore(MilvusVectorStore):
         return [(node, vector) for node, vector in read if document_key(node, "document") in wanted]
 
     def documents_of(self, ids: Iterable[str]) -> dict[str, str]:
-        """Say which document each node belongs to: its ``ref_doc_id``, or else its own id.
+        """The document of each node: its ``ref_doc_id``, or else the node's id.
 
         Args:
-            ids: any number of node ids; unknown ones are passed over.
+            ids: any number of node ids; unknown ids are skipped.
         """
         rows = self._collection.read(ids, [ID_FIELD, DOC_ID_FIELD], IDS_PER_MESSAGE)
         return {row[ID_FIELD]: row[DOC_ID_FIELD] or row[ID_FIELD] for row in rows}
 
     def ids_of_documents(self, ref_doc_ids: Sequence[str]) -> list[str]:
-        """The ids of the nodes of some documents; a row that holds no node has one, too.
+        """The ids of the nodes of some documents, including rows that hold no readable node.
 
         Args:
             ref_doc_ids: ids of source documents.
@@ -189,10 +189,10 @@ class ReadableStore(MilvusVectorStore):
         return self._collection.find_ids(filter_expression(doc_ids=list(ref_doc_ids)))
 
     def image_paths(self, ids: Sequence[str]) -> dict[str, str]:
-        """The file that each node names as its image; a row that holds no node names none.
+        """The path of each node's image file, by node id; nodes without one are left out.
 
         Args:
-            ids: node ids; unknown ones are passed over.
+            ids: node ids; unknown ids are skipped.
         """
         paths: dict[str, str] = {}
         for row in self._collection.read(ids, ["_node_content"], _NODES_PER_READ):
@@ -201,7 +201,7 @@ class ReadableStore(MilvusVectorStore):
         return paths
 
     def existing_ids(self, ids: Iterable[str]) -> set[str]:
-        """Say which of these nodes are stored; for going on with an interrupted build.
+        """The ids of those nodes that are stored; for continuing an interrupted build.
 
         Args:
             ids: any number of node ids.
@@ -209,25 +209,25 @@ class ReadableStore(MilvusVectorStore):
         return {row[ID_FIELD] for row in self._collection.read(ids, [ID_FIELD], IDS_PER_MESSAGE)}
 
     def unchanged_ids(self, nodes: Iterable[BaseNode]) -> set[str]:
-        """Say which of these nodes are stored just as they are, vectors aside.
+        """The ids of those nodes that are stored unchanged, vectors aside.
 
         Args:
-            nodes: any number of nodes; one that cannot be stored is none of them.
+            nodes: any number of nodes; one that cannot be stored is left out.
         """
         return self.compare(nodes, {})[0]
 
     def compare(
         self, nodes: Iterable[BaseNode], images: Mapping[str, str]
     ) -> tuple[set[str], set[str]]:
-        """Compare nodes with what is stored.
+        """Compare nodes with the stored ones.
 
         Args:
             nodes: any number of nodes; one that cannot be stored is in neither set.
             images: by id, a digest of the image that its vector is made from.
 
         Returns:
-            The ids of those that are stored just as they are; and of those that differ in nothing
-            but the path of their image.
+            The ids of nodes that are stored unchanged; and the ids of nodes that differ only in the
+            path of their image.
         """
         asked: dict[str, str] = {}
         for node in nodes:
@@ -249,33 +249,33 @@ class ReadableStore(MilvusVectorStore):
     def stored_rows(
         self, ids: Iterable[str], *, images: Mapping[str, str] | None = None
     ) -> dict[str, StoredRow]:
-        """What is stored beside some nodes, by id.
+        """The data that is stored with some nodes, by id.
 
         Args:
-            ids: any number of node ids; unknown ones are passed over.
-            images: by id, a digest of an image, for rows that carry no fingerprint.
+            ids: any number of node ids; unknown ids are skipped.
+            images: by id, a digest of an image, for rows without a fingerprint.
         """
         rows = self._collection.read(ids, _ROW_FIELDS, IDS_PER_MESSAGE)
         stored = {row[ID_FIELD]: StoredRow.of(row) for row in rows}
-        # Rows of LlamaIndex's own store carry none.
+        # Rows of LlamaIndex's own store have no fingerprint.
         bare = [node_id for node_id, row in stored.items() if row.fingerprint is None]
         for row in self._collection.read(bare, NODE_FIELDS, _NODES_PER_READ):
-            with suppress(StoreError):  # a damaged one is replaced
+            with suppress(StoreError):  # a damaged row will be replaced
                 node = self._to_node(row)
                 known = fingerprint(node, (images or {}).get(node.node_id, ""))
                 stored[node.node_id] = replace(stored[node.node_id], fingerprint=known)
         return stored
 
     def rows_from(self, source: str | None) -> dict[str, StoredRow]:
-        """What is stored beside the nodes that were written from a corpus, by id.
+        """The data that is stored with the nodes of a corpus, by id.
 
         Args:
-            source: its name; None for all that is stored.
+            source: the corpus' name; None for all stored nodes.
         """
         return {node_id: row for page in self.pages_from(source) for node_id, row in page.items()}
 
     def pages_from(self, source: str | None) -> Iterator[dict[str, StoredRow]]:
-        """As ``rows_from``, some ten thousand at a time; more from Milvus Lite.
+        """Like ``rows_from``, about ten thousand rows at a time; more from Milvus Lite.
 
         Args:
             source: as for ``rows_from``.
@@ -283,7 +283,7 @@ class ReadableStore(MilvusVectorStore):
         lite = self._collection.connection.lite
         most = _ROWS_PER_LITE_ANSWER if lite else _ROWS_PER_ANSWER
         parts = math.ceil(self.count() / most)
-        if source is None and parts > 1:  # rows of LlamaIndex's own store are in no bucket
+        if source is None and parts > 1:  # rows of LlamaIndex's own store have no bucket
             for some in batches(self._collection.find_ids(""), IDS_PER_MESSAGE, len):
                 yield self.stored_rows(some)
             return
@@ -310,12 +310,12 @@ class ReadableStore(MilvusVectorStore):
         return int(rows[0]["count(*)"])
 
     def state(self) -> tuple[int, int]:
-        """Changes with each write that a search can see, for whoever keeps what was read.
+        """A value that changes with each write that a search can see, for invalidating caches.
 
-        Whatever this process writes is seen, through any store. What another one writes to a
-        server is, where it changes the number of rows: that is asked for once a second at most,
-        since it takes milliseconds, and not again by a search that was called for before the last
-        time. A Milvus Lite file has no other writer, and is not asked.
+        It notices all writes of this process, through any store. It notices another process' writes
+        to a server if they change the number of rows. It reads that number at most once a second,
+        since this takes milliseconds, and at most once in a search. A Milvus Lite file has no other
+        writer, so its number of rows is not read.
         """
         connection, searching = self._collection.connection, patience()
         asked, rows = self._rows_asked
@@ -327,29 +327,29 @@ class ReadableStore(MilvusVectorStore):
         return connection.written(self.collection_name), rows
 
     def sample(self, n: int, seed: int = 0) -> VectorArray:
-        """Draw vectors at random, whatever they are and in whatever order they were stored.
+        """Draw vectors at random, independently of their values and of the order of storing.
 
-        Each row carries one of 1,024 buckets, by the hash of its id; a sample is the rows of as
-        many buckets as it takes.
+        The hash of a row's id puts it into one of 1,024 buckets; a sample is all rows of as many
+        buckets as needed.
 
         Args:
-            n: how many vectors, roughly; all there are if there are fewer.
-            seed: another seed draws from other buckets.
+            n: approximate number of vectors; all vectors if there are fewer.
+            seed: another seed draws other buckets.
 
         Returns:
-            float32 (m, dim) with m near n; of length 1 each where the metric is COSINE.
+            float32 (m, dim) with m near n; of length 1 if the metric is COSINE.
         """
         return self.draw(n, seed)[1]
 
     def draw(self, n: int, seed: int = 0) -> tuple[list[str], VectorArray, int]:
-        """As ``sample``, with the ids of the m nodes, and how many nodes there are in all.
+        """Like ``sample``; gives the m nodes' ids, their vectors, and the number of all nodes.
 
         Args:
-            n: as for ``sample``, like ``seed``.
+            n: as for ``sample``.
             seed: as for ``sample``.
         """
         if n < 1:
-            raise InvalidValueError(f"n={n}: a sample has at least 1 vector")
+            raise InvalidValueError(f"n={n}: must be at least 1")
         size = self.count()
         vectors = self.get_vectors(self.sample_ids(n / size, seed) if size else [])
         rows = np.array(list(vectors.values()), dtype=np.float32)
@@ -359,8 +359,8 @@ class ReadableStore(MilvusVectorStore):
         kept = np.flatnonzero(np.isfinite(rows).all(axis=1))
         if len(kept) < len(rows):
             logger.warning(
-                "%s: %d of %d vectors that were drawn have no direction and are left out; "
-                "delete their nodes, or add them again",
+                "%s: %d of %d sampled vectors have no direction and are left out; delete their "
+                "nodes, or add them again",
                 self._collection,
                 len(rows) - len(kept),
                 len(rows),
@@ -369,11 +369,11 @@ class ReadableStore(MilvusVectorStore):
         return [ids[place] for place in kept], rows[kept], size
 
     def sample_ids(self, share: float, seed: int = 0) -> list[str]:
-        """Draw node ids at random; a node that is in several collections is drawn in all or none.
+        """Draw node ids at random; a node in several collections is drawn in all or in none.
 
         Args:
-            share: of all nodes, above 0; rounded up to the next of 1,024 parts. All from 1 on.
-            seed: another seed draws other parts.
+            share: of all nodes, above 0; rounded up to a multiple of 1/1,024. From 1 on, all nodes.
+            seed: another seed draws other buckets.
         """
         if not share > 0:
             raise InvalidValueError(f"share={share}: must be above 0")
@@ -381,8 +381,8 @@ class ReadableStore(MilvusVectorStore):
         ids = self._collection.find_ids(in_buckets(buckets, seed))
         if not ids and buckets >= BUCKETS // 4 and self.count():
             raise StoreError(
-                f"{self._collection}: its rows have no {BUCKET_KEY!r}, so that none can be drawn; "
-                "they were written by another store: add them again with this one"
+                f"{self._collection}: its rows have no {BUCKET_KEY!r}, so none can be drawn; "
+                "another store wrote them: add their nodes again with this one"
             )
         return ids
 
@@ -391,11 +391,11 @@ class ReadableStore(MilvusVectorStore):
 
 
 def refuse_arguments(method: str, arguments: Mapping[str, Any]) -> None:
-    """Refuse arguments that a method does not know.
+    """Refuse unknown arguments of a method.
 
     Args:
         method: its name.
-        arguments: those that it has no use for.
+        arguments: the unknown arguments.
     """
     if arguments:
         raise InvalidValueError(

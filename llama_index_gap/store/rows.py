@@ -1,4 +1,4 @@
-"""Nodes as rows of a collection, and rows as nodes."""
+"""Converting nodes to rows of a collection, and rows to nodes."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from llama_index_gap.store.filters import DOC_ID_FIELD, ID_FIELD, TEXT_FIELD, li
 
 VECTOR_FIELD = "embedding"
 NODE_FIELDS = [TEXT_FIELD, "_node_content", "_node_type"]
-"""What a row must be read with for ``to_node``."""
+"""The fields that ``to_node`` needs."""
 BUCKET_KEY = "gap_bucket"
-"""Says which of 1,024 parts, by the hash of its id, a row is in."""
+"""Number of the row's bucket, one of 1,024, by the hash of its id."""
 FINGERPRINT_KEY = "gap_fingerprint"
-"""Changes with whatever of a row's node is stored or embedded."""
+"""The node's fingerprint, see ``fingerprint``."""
 SOURCE_KEY = "gap_source"
-"""Names the corpus that a row was written from."""
+"""Name of the corpus that the row was written from."""
 PLACE_KEY = "gap_place"
-"""Names the file of that corpus which its document stands in."""
+"""Name of the corpus' file that holds the row's document."""
 CONTENT_KEY = "gap_content"
-"""A digest of what a row's vector was made from."""
+"""A digest of the content that the row's vector was made from."""
 LABEL_KEYS = (SOURCE_KEY, PLACE_KEY, CONTENT_KEY)
 BUCKETS = 1024
 
@@ -44,14 +44,14 @@ _RESERVED_KEYS = frozenset(
     }
 )
 _DOC_ID_KEYS = (DOC_ID_FIELD, "document_id", "ref_doc_id")
-# Not all fields: a later LlamaIndex may have more, and no node has changed by that.
+# Not all fields: if a later LlamaIndex has more, that must not change a node's fingerprint.
 _FINGERPRINTED = (
     *("id_", "image_url", "image_resource", "metadata", "relationships"),
     *("excluded_embed_metadata_keys", "excluded_llm_metadata_keys"),
     *("text_template", "metadata_template", "metadata_separator"),
 )
 _INT64 = 2**63
-# What LlamaIndex formats texts with, and what it has for them.
+# LlamaIndex's templates for texts, and the fields that it fills in.
 _TEMPLATES = {
     "text_template": {"content", "metadata_str"},
     "metadata_template": {"key", "value"},
@@ -60,12 +60,12 @@ _TEMPLATES = {
 
 @dataclass(frozen=True)
 class StoredRow:
-    """What is stored beside a node, for comparing.
+    """The data that is stored with a node, for comparing.
 
     Attributes:
-        document: id of its source document; empty where it has none.
-        fingerprint: as ``fingerprint`` made it; None where another store wrote the row.
-        labels: what ``LABEL_KEYS`` name, as far as it is there.
+        document: id of its source document; empty if it has none.
+        fingerprint: the result of ``fingerprint``; None if another store wrote the row.
+        labels: those of ``LABEL_KEYS`` that the row has.
     """
 
     document: str
@@ -74,7 +74,7 @@ class StoredRow:
 
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> StoredRow:
-        """What a row says that was read with these fields; it may say anything."""
+        """Make it from a row; values of a wrong type are ignored."""
         known = row.get(FINGERPRINT_KEY)
         labels = {key: row[key] for key in LABEL_KEYS if isinstance(row.get(key), str)}
         return cls(
@@ -88,23 +88,23 @@ def to_row(
     image: str = "",
     labels: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """A node as a row, but for its vector.
+    """Convert a node to a row without its vector.
 
     Args:
         node: any node.
-        max_lengths: most bytes in each column of text.
+        max_lengths: maximum bytes of each text column.
         image: as for ``fingerprint``.
-        labels: texts for ``LABEL_KEYS``, which no fingerprint changes with.
+        labels: texts for ``LABEL_KEYS``; they do not affect the fingerprint.
 
     Raises:
-        ValueError: a node that cannot be stored; names it.
+        ValueError: the node cannot be stored; names it.
     """
     name = f"node {node.node_id[:100]!r}"
     _refuse_pixels(node, name)
     source = node.ref_doc_id or ""
     columns = {ID_FIELD: node.node_id, DOC_ID_FIELD: source, TEXT_FIELD: _text_of(node)}
     if not node.node_id:
-        raise InvalidValueError(f"{name}: has an empty id; give each node one of its own")
+        raise InvalidValueError(f"{name}: has an empty id; give each node its own id")
     for column, value in columns.items():
         check_bytes(value, max_lengths[column], f"{name}: its {column}", "shorten it")
 
@@ -114,12 +114,12 @@ def to_row(
     clash += [key for key in _DOC_ID_KEYS if key in metadata and metadata[key] != source]
     if clash:
         raise InvalidValueError(
-            f"{name}: metadata key {clash[0]!r} is a field of the collection's own; rename it"
+            f"{name}: metadata key {clash[0]!r} is a field of the collection; rename the key"
         )
     _check_integers(metadata, name)
     _check_templates(node, name)
     dynamic = {
-        # A null or an empty list cannot be asked for in a filter; a missing key can.
+        # A filter cannot match a null or an empty list, but it can match a missing key.
         **{key: value for key, value in metadata.items() if value is not None and value != []},
         "_node_content": json.dumps(content, ensure_ascii=False),
         "_node_type": node.class_name(),
@@ -133,39 +133,39 @@ def to_row(
         json.dumps(dynamic, ensure_ascii=False, separators=(",", ":")),
         MOST_METADATA_BYTES,
         f"{name}: its metadata and relationships",
-        "they are stored twice, for filters and for reading; keep long texts out of them",
+        "they are stored twice, for filters and for reading; remove long texts from them",
     )
     return columns | dynamic
 
 
 def fingerprint(node: BaseNode, image: str = "") -> str:
-    """Changes with whatever of a node is stored or embedded; the same before and after storing.
+    """A digest of all parts of a node that are stored or embedded; storing does not change it.
 
-    Where the node names an image's file, the path has a part of its own, after a hyphen: a moved
-    image changes nothing else.
+    If the node has an image file, the path's digest is a separate part after a hyphen: moving the
+    image changes only that part.
 
     Args:
         node: any node.
-        image: what its vector was made from, if that is an image: a digest of the file's content.
+        image: a digest of the image file's content, if the vector was made from an image.
 
     Raises:
-        ValueError: its metadata is not JSON.
+        ValueError: the node's metadata is not JSON.
     """
     return _digest(_to_json(node, f"node {node.node_id[:100]!r}"), _text_of(node), image)
 
 
 def only_moved(stored: str, asked: str) -> bool:
-    """Whether two fingerprints differ in nothing but the path of an image's file."""
+    """Whether two fingerprints differ only in the path of an image file."""
     same, path, _ = stored.partition("-")
     return bool(path) and stored != asked and same == asked.partition("-")[0]
 
 
 def with_image_path(row: Mapping[str, Any], path: str) -> dict[str, Any]:
-    """A stored row as it would be if its node named another image file.
+    """Replace the path of the image file in a stored row.
 
     Args:
-        row: whole, of a node that names one.
-        path: of the file.
+        row: the complete row of a node that has an image file.
+        path: the new path.
     """
     content = json.loads(row["_node_content"]) | {"image_path": path}
     moved = {**row, "_node_content": json.dumps(content, ensure_ascii=False)}
@@ -176,10 +176,10 @@ def with_image_path(row: Mapping[str, Any], path: str) -> dict[str, Any]:
 
 
 def image_path_of(row: Mapping[str, Any]) -> str | None:
-    """The file that a stored row names as its node's image; None if it names none, or no node.
+    """The path of the image file in a stored row; None if it has none, or holds no node.
 
     Args:
-        row: read with ``_node_content``.
+        row: a row with the field ``_node_content``.
     """
     try:
         path = json.loads(row["_node_content"])["image_path"]
@@ -189,11 +189,11 @@ def image_path_of(row: Mapping[str, Any]) -> str | None:
 
 
 def why_not_storable(row: Mapping[str, Any], max_lengths: Mapping[str, int]) -> str | None:
-    """Say why a server would refuse a row of somebody else's; None if it would not.
+    """Say why a server would refuse a row that another program wrote; None if it would not.
 
     Args:
-        row: whole, with its vector.
-        max_lengths: most bytes in each column of text.
+        row: the complete row, with its vector.
+        max_lengths: maximum bytes of each text column.
     """
     columns = {*max_lengths, VECTOR_FIELD}
     dynamic = {key: value for key, value in row.items() if key not in columns}
@@ -201,7 +201,7 @@ def why_not_storable(row: Mapping[str, Any], max_lengths: Mapping[str, int]) -> 
         for column, limit in max_lengths.items():
             check_bytes(row[column], limit, f"its {column}", "shorten it")
         written = json.dumps(dynamic, ensure_ascii=False, separators=(",", ":"))
-        check_bytes(written, MOST_METADATA_BYTES, "its metadata", "keep long texts out of it")
+        check_bytes(written, MOST_METADATA_BYTES, "its metadata", "remove long texts from it")
     except (InvalidValueError, TypeError, RecursionError) as error:
         return str(error)
     if not np.isfinite(np.asarray(row[VECTOR_FIELD], dtype=np.float32)).all():
@@ -218,12 +218,12 @@ def _digest(content: Mapping[str, Any], text: str, image: str) -> str:
 
 
 def text_digest(text: str) -> str:
-    """A short digest of any text."""
+    """A short digest of a text."""
     return hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=12).hexdigest()
 
 
 def _to_json(node: BaseNode, name: str) -> dict[str, Any]:
-    """The node as JSON knows it, without its text and embedding, which have columns."""
+    """The node in JSON types, without its text and embedding, which have their own columns."""
     bare = node.model_copy(update={"embedding": None})
     try:
         content: dict[str, Any] = bare.model_dump(mode="json", fallback=_to_plain)
@@ -239,7 +239,7 @@ def _to_json(node: BaseNode, name: str) -> dict[str, Any]:
 
 
 def _to_plain(value: Any) -> Any:
-    """What JSON has for a value of NumPy's."""
+    """Convert a NumPy value to JSON types."""
     match value:
         case np.datetime64() | np.timedelta64():
             return str(value)
@@ -251,17 +251,17 @@ def _to_plain(value: Any) -> Any:
 def to_vector(
     embedding: Sequence[float] | None, name: str, *, of: str, dim: int, metric: str
 ) -> VectorArray:
-    """An embedding as it is stored or searched with.
+    """Check an embedding, and convert it to the form that is stored or searched with.
 
     Args:
-        embedding: of a node, or of a query.
-        name: what it belongs to, for messages.
+        embedding: of a node or a query.
+        name: the node or the query, for messages.
         of: the collection, for messages.
-        dim: its dimensions.
-        metric: its similarity metric.
+        dim: the collection's dimension.
+        metric: the collection's similarity metric.
 
     Raises:
-        ValueError: there is none, it has other dimensions, or it has no direction.
+        ValueError: the embedding is missing, has another dimension, or has no direction.
     """
     if embedding is None:
         raise InvalidValueError(f"{name}: has no embedding; embed it first")
@@ -269,30 +269,30 @@ def to_vector(
         vector = np.asarray(embedding, dtype=np.float32)
     if vector.shape != (dim,):
         raise InvalidValueError(
-            f"{name}: its embedding has the shape {vector.shape}, and {of} holds "
+            f"{name}: its embedding has the shape {vector.shape}, but {of} holds "
             f"vectors of {dim} dimensions; embed it with the collection's model"
         )
     if not np.isfinite(vector).all():
         raise InvalidValueError(f"{name}: its embedding holds NaN or infinity; embed it again")
-    with np.errstate(over="ignore"):  # in float32: the squares of tiny numbers vanish
+    with np.errstate(over="ignore"):  # in float32, the squares of tiny numbers become 0
         length = float(np.linalg.norm(vector))
     if metric == "COSINE" and not 0 < length < np.inf:
         raise InvalidValueError(
-            f"{name}: its embedding has the length {length} in float32, and so no direction; "
+            f"{name}: its embedding has the length {length} in float32, so it has no direction; "
             "leave it out"
         )
     return vector
 
 
 def to_node(row: Mapping[str, Any], folders: ImageFolders | None = None) -> BaseNode:
-    """The node of a row that was read with ``NODE_FIELDS``.
+    """Convert a row to its node.
 
     Args:
-        row: as somebody stored it.
-        folders: where the image that it names must lie; None for anywhere.
+        row: a row with ``NODE_FIELDS``; any program may have written it.
+        folders: the folders that must hold the node's image; None if it may be anywhere.
 
     Raises:
-        StoreError: the row holds none; names it.
+        StoreError: the row holds no node; names the row.
     """
     try:
         content, kind, text = row["_node_content"], row.get("_node_type"), row.get(TEXT_FIELD) or ""
@@ -303,13 +303,13 @@ def to_node(row: Mapping[str, Any], folders: ImageFolders | None = None) -> Base
         if isinstance(node, Node):
             if node.text_resource is not None:
                 node.text_resource.text = text
-            elif text:  # written by LlamaIndex's own store, which drops the whole resource
+            elif text:  # LlamaIndex's own store wrote the row, and left out the text resource
                 node.set_content(text)
         elif isinstance(node, TextNode):
             node.text = text
         if row.get(ID_FIELD, node.node_id) != node.node_id:
             raise InvalidValueError(f"it holds the node {node.node_id[:100]!r}")
-        _ = node.ref_doc_id  # refuses a source that is a list
+        _ = node.ref_doc_id  # raises an error if the source is a list
         _check_templates(node, "its node")
         if folders is not None:
             node = confined(node, folders)
@@ -322,7 +322,7 @@ def to_node(row: Mapping[str, Any], folders: ImageFolders | None = None) -> Base
 
 
 def row_bytes(row: Mapping[str, Any]) -> int:
-    """An upper bound, roughly, of what a row with its vector takes in a message."""
+    """A rough upper bound of the bytes that a row with its vector takes in a message."""
     return (
         4 * len(row[VECTOR_FIELD])
         + 4 * (len(row[TEXT_FIELD]) + len(row[ID_FIELD]))
@@ -331,12 +331,12 @@ def row_bytes(row: Mapping[str, Any]) -> int:
 
 
 def most_row_bytes(dim: int) -> int:
-    """An upper bound of what a node with its vector takes in an answer, its text the longest."""
+    """An upper bound of the bytes that a node with its vector and the longest text takes."""
     return 2 * MOST_METADATA_BYTES + 4 * dim
 
 
 def in_buckets(count: int, seed: int) -> str:
-    """A filter for the rows of so many buckets, from one that the seed chooses, round the end."""
+    """A filter for the rows of ``count`` buckets, cyclically from one that the seed chooses."""
     if count >= BUCKETS:
         return ""
     key = f"$meta[{literal(BUCKET_KEY)}]"
@@ -348,10 +348,10 @@ def in_buckets(count: int, seed: int) -> str:
 
 
 def bucket_ranges(parts: int) -> list[str]:
-    """Filters that cut all rows into parts of about one size; [""] for a single part.
+    """Filters that divide all rows into parts of about equal size; [""] for a single part.
 
     Args:
-        parts: how many; at most as many as there are buckets.
+        parts: how many parts; at most one for each bucket.
     """
     if parts <= 1:
         return [""]
@@ -362,22 +362,22 @@ def bucket_ranges(parts: int) -> list[str]:
 
 
 def check_bytes(text: str, limit: int, name: str, way_out: str) -> None:
-    """Refuse a text of more bytes than the database takes.
+    """Refuse a text of more bytes than the database accepts.
 
     Args:
-        text: what is to be stored.
-        limit: most bytes.
-        name: what it is, for the message.
-        way_out: what to do, for the message.
+        text: the text to store.
+        limit: maximum bytes.
+        name: names the text in the message.
+        way_out: tells in the message what to do.
 
     Raises:
-        ValueError: it has more, or is no valid Unicode.
+        ValueError: the text has more bytes, or is not valid Unicode.
     """
     try:
         size = len(text.encode())
     except UnicodeEncodeError as error:
         raise InvalidValueError(
-            f"{name}: is no valid Unicode ({error.reason}); clean it"
+            f"{name}: is not valid Unicode ({error.reason}); clean it"
         ) from error
     if size > limit:
         raise InvalidValueError(f"{name}: {size:,} bytes, more than Milvus' {limit:,}; {way_out}")
@@ -401,16 +401,16 @@ def _refuse_pixels(node: BaseNode, name: str) -> None:
 
 
 def _check_templates(node: BaseNode, name: str) -> None:
-    """Refuse templates that take values apart, or pad them to any length."""
+    """Refuse templates that read attributes of values, or pad values to any length."""
     for template, known in _TEMPLATES.items():
         try:
             parts = list(string.Formatter().parse(getattr(node, template, None) or ""))
         except ValueError as error:
-            raise InvalidValueError(f"{name}: its {template} is none ({error})") from error
+            raise InvalidValueError(f"{name}: its {template} is not valid ({error})") from error
         if any(field is not None and (field not in known or spec) for _, field, spec, _ in parts):
             raise InvalidValueError(
-                f"{name}: its {template} may hold {{{'} and {'.join(sorted(known))}}}, and no "
-                "other field or format"
+                f"{name}: its {template} may contain only {{{'} and {'.join(sorted(known))}}}, "
+                "without a format"
             )
 
 
@@ -424,7 +424,7 @@ def _check_integers(value: Any, name: str) -> None:
                 _check_integers(inner, name)
         case int() if not -_INT64 <= value < _INT64:
             raise InvalidValueError(
-                f"{name}: metadata holds {value}, more than 64 bits; store it as text"
+                f"{name}: metadata holds {value}, which needs more than 64 bits; store it as text"
             )
 
 

@@ -29,17 +29,18 @@ from llama_index_gap.threads import in_thread
 logger = logging.getLogger(__name__)
 
 MOST_UNFLUSHED = 2_000
-"""Rows that Milvus Lite searches in memory, one by one, before a search has them flushed."""
-_MOST_RESULTS = 16_384  # a server's own limit, kept on Milvus Lite too
+"""Maximum unflushed rows on Milvus Lite, which searches them one by one; with more, a search
+flushes them first."""
+_MOST_RESULTS = 16_384  # a server's limit, which we apply to Milvus Lite too
 
 
 @dataclass(frozen=True)
 class StoredHit:
-    """What a search finds.
+    """A hit of a search.
 
     Attributes:
         id: of the node.
-        document: the document that it belongs to, as ``document_key`` names it.
+        document: key of the node's document, see ``document_key``.
         score: its similarity.
         node: makes the node.
     """
@@ -59,17 +60,17 @@ class SearchableStore(ReadableStore):
         """Find the nodes nearest to a vector.
 
         Args:
-            query: ``query_embedding``, ``similarity_top_k`` (up to 16,384), and what restricts it:
+            query: ``query_embedding``, ``similarity_top_k`` (up to 16,384), and restrictions:
                 ``filters``, ``node_ids``, ``doc_ids``; see ``filter_expression``. Empty lists of
-                ids restrict nothing: LlamaIndex's retriever passes them where it has none.
-            **kwargs: none are known.
+                ids restrict nothing: LlamaIndex's retriever passes them if it has no ids.
+            **kwargs: none are accepted.
 
         Returns:
             Nodes, nearest first, their similarities and ids.
 
         Raises:
-            ValueError: a query that cannot be asked.
-            NotImplementedError: a mode other than the default one.
+            ValueError: the query is invalid.
+            NotImplementedError: the query's mode is not the default one.
         """
         refuse_arguments("query", kwargs)
         hits = self.query_hits(query)
@@ -82,11 +83,11 @@ class SearchableStore(ReadableStore):
     def query_hits(
         self, query: VectorStoreQuery, *, other_than: Sequence[str] = ()
     ) -> list[StoredHit]:
-        """As ``query``; a hit's node is made when it is asked for, as most are not.
+        """Like ``query``, but makes a hit's node only on demand, as most are never used.
 
         Args:
             query: as for ``query``.
-            other_than: keys of documents whose nodes are left out.
+            other_than: leave out the nodes of documents with these keys.
         """
         if query.mode is not VectorStoreQueryMode.DEFAULT:
             raise UnsupportedError(
@@ -107,7 +108,7 @@ class SearchableStore(ReadableStore):
         if not k:
             return []
         settings = dict(self.search_config or {})
-        if "ef" in settings:  # HNSW cannot find more than it looks at
+        if "ef" in settings:  # HNSW finds no more nodes than ef
             settings["ef"] = max(int(settings["ef"]), k)
         lite = self._collection.connection.lite
         if lite and expression and "ef" in settings:
@@ -129,8 +130,8 @@ class SearchableStore(ReadableStore):
         hits = [hit for hit in found if math.isfinite(hit["distance"])]
         if len(hits) < len(found):
             logger.warning(
-                "%s: %d vectors that are not finite, or of no length, were found and are left out; "
-                "delete their nodes, or add them again",
+                "%s: left out %d hits whose vectors are zero, NaN or infinite; delete their nodes, "
+                "or add them again",
                 self._collection,
                 len(found) - len(hits),
             )
@@ -156,7 +157,7 @@ class SearchableStore(ReadableStore):
         ]
 
     def _may_miss(self, found: int, expression: str) -> bool:
-        """Whether a search on Milvus Lite that found too few may not have come to all rows."""
+        """Whether a search on Milvus Lite that found too few hits may have missed rows."""
         if self._collection.index_type == "FLAT":
             return False
         if expression:
@@ -167,7 +168,7 @@ class SearchableStore(ReadableStore):
         return found < self._rows_counted[1]
 
     async def aquery(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
-        """As ``query``, without blocking the event loop."""
+        """Like ``query``, without blocking the event loop."""
         return await in_thread(self.query, query, **kwargs)
 
     def _to_vector(self, embedding: Sequence[float] | None, name: str) -> VectorArray:

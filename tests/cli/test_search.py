@@ -12,6 +12,7 @@ from command_line import gap, llama_gap
 from llama_index_gap.gap.calibrate import Curve, RelevanceCalibrator
 from llama_index_gap.index.dual_index import DualIndex
 from llama_index_gap.modality import Leg
+from llama_index_gap.results import LegSummary, SearchResult
 
 
 def test_a_search_is_a_table_of_80_columns(demo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,6 +120,23 @@ def test_what_is_too_improbable_is_left_out(own_db: Path) -> None:
     assert "needs a calibrator" in without
     assert json.loads(some.out)["documents"]
     assert none.out == "Nothing was found with a probability of 1.0 or more.\n"
+
+
+def test_a_search_without_a_reason_for_finding_nothing_shows_what_the_index_has(
+    demo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if another program deleted the rows and wrote them again while this one searched."""
+    legs = {Leg("text", "text"): LegSummary(0), Leg("text", "image"): LegSummary(0)}
+    monkeypatch.setattr(DualIndex, "search", lambda *_, **__: SearchResult((), legs=legs))
+    with DualIndex(str(demo / "gap.db")) as index:
+        count = index.count()
+
+    shown = gap("search", "ship", "--db", demo / "gap.db")
+
+    assert " ".join(shown.out.split()) == (
+        f"Nothing was found, though the index has {count['text']} texts and {count['image']} "
+        "images. Another program may be changing it; search again."
+    )
 
 
 def test_explain_tells_what_was_left_out_from_how_it_was_ranked(big: Path, tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ def unit(vectors: npt.ArrayLike) -> FloatArray:
 
 
 def cloud(count: int, dimension: int, seed: int) -> FloatArray:
-    """Unit vectors around an axis of their own."""
+    """Unit vectors around a random axis."""
     rng = np.random.default_rng(seed)
     return unit(rng.standard_normal((count, dimension)) + 3 * np.eye(dimension)[seed % dimension])
 
@@ -88,7 +88,7 @@ def test_ridge_by_hand() -> None:
 
 
 def test_a_rotation_turns_no_more_than_its_pairs_ask() -> None:
-    """One direction is paired with itself; of the other the pairs say nothing."""
+    """One direction is paired with itself; the pairs leave the other one open."""
     aligner = LinearAligner.fit(TEXTS, IMAGES, rotation=True)
 
     np.testing.assert_allclose(aligner.matrix, np.eye(2), atol=1e-6)
@@ -111,7 +111,7 @@ def test_vectors_keep_length_one_and_inputs_stay(kind: str) -> None:
     np.testing.assert_allclose(np.linalg.norm(moved, axis=1), 1, atol=1e-6)
     assert images.tolist() == before.tolist()
     assert aligner.apply(images[:0], "image").shape == (0, 8)
-    moved[:] = 0  # what is returned is the caller's
+    moved[:] = 0  # the caller may change the result
     assert images.tolist() == before.tolist()
 
 
@@ -119,7 +119,7 @@ def test_vectors_keep_length_one_and_inputs_stay(kind: str) -> None:
 @given(seed=st.integers(0, 1000))
 @settings(max_examples=20, deadline=None)
 def test_the_means_cancel(kind: str, seed: int) -> None:
-    """Before they are scaled, moved texts and images have one mean."""
+    """Before scaling, the moved texts and images have the same mean."""
     texts, images = cloud(9, 5, seed), cloud(9, 5, seed + 1)
     aligner = KINDS[kind](texts, images)
 
@@ -147,7 +147,7 @@ def test_a_rotation_is_recovered_and_keeps_lengths(seed: int, dimension: int) ->
 @given(seed=st.integers(0, 1000))
 @settings(max_examples=20, deadline=None)
 def test_with_a_small_ridge_a_linear_map_is_recovered(towards: Any, seed: int) -> None:
-    """Two circles: each is turned and stretched by itself, and all vectors stay of length 1."""
+    """Two circles, each turned and stretched separately; all vectors keep length 1."""
     rng = np.random.default_rng(seed)
     angles = rng.uniform(0, 2 * np.pi, (2, 40))
     first, second = (np.column_stack([np.cos(a), np.sin(a)]) for a in angles)
@@ -179,7 +179,7 @@ def test_with_a_large_ridge_towards_the_identity_only_centring_is_left() -> None
 @pytest.mark.parametrize("towards", ["identity", "zero"])
 @pytest.mark.parametrize(("pairs", "dimension"), [(12, 4), (5, 8)])
 def test_cross_validation_is_exact(towards: Any, pairs: int, dimension: int) -> None:
-    """The λ that it chooses is the one that really leaving out each pair chooses."""
+    """It chooses the same λ as a loop that really leaves out each pair."""
     rng = np.random.default_rng(0)
     images = cloud(pairs, dimension, seed=1)
     texts = unit(images[:, ::-1] + 0.3 * rng.standard_normal(images.shape))
@@ -249,12 +249,12 @@ def test_a_damaged_file_never_gives_another_aligner(tmp_path: Path) -> None:
 
     for length in range(0, len(data), 7):
         bad.write_bytes(data[:length])
-        with pytest.raises(ValueError, match=r"bad is no saved aligner, or a damaged one"):
+        with pytest.raises(ValueError, match=r"bad is not a saved aligner, or is damaged"):
             load_aligner(bad)
     for place in range(0, len(data), 3):
         bad.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
         try:
-            assert load_aligner(bad) == aligner  # a flipped bit in a count, say
+            assert load_aligner(bad) == aligner  # for example a flipped bit in a count
         except ValueError as error:
             assert place < len(data) - 3 * 8 * 4 or "its arrays have changed" in str(error)
 
@@ -271,7 +271,7 @@ def test_foreign_files_are_refused(tmp_path: Path) -> None:
     for path, message in (
         (tmp_path / "nothing", "nothing: no such file"),
         (tmp_path, "no such file"),
-        (tmp_path / "a.txt", "is no saved aligner"),
+        (tmp_path / "a.txt", "is not a saved aligner"),
         (written("weights", None), "weights holds other arrays"),
         (written("later", later), "later holds a CurvedAligner in version 2"),
         (written("wrong", wrong), "wrong is damaged"),
@@ -283,7 +283,7 @@ def test_foreign_files_are_refused(tmp_path: Path) -> None:
         OffsetAligner.fit(TEXTS, IMAGES).save(tmp_path)
 
 
-# --- what does not go ---------------------------------------------------------------------------
+# --- errors -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -321,14 +321,14 @@ def test_wrong_options(options: dict[str, Any], message: str) -> None:
 
 
 def test_pairs_must_be_pairs() -> None:
-    with pytest.raises(ValueError, match="2 texts and 3 images: row i of each must make a pair"):
+    with pytest.raises(ValueError, match="2 texts and 3 images: row i of both must form a pair"):
         LinearAligner.fit(TEXTS, [*IMAGES, [0, 1]])
 
 
 @pytest.mark.parametrize(
     ("vectors", "modality", "kind", "message"),
     [
-        (np.eye(3), "text", "query", "vectors have 3 dimensions, the aligner 2"),
+        (np.eye(3), "text", "query", "vectors have 3 dimensions, the aligner has 2"),
         ([[1.0, 1.0]], "text", "query", "1 of 1 vectors are not of length 1"),
         ([[np.nan, 1.0]], "text", "query", "not of length 1"),
         ([1.0, 0.0], "text", "query", "must be .n, d."),
@@ -344,7 +344,9 @@ def test_wrong_vectors(vectors: Any, modality: Any, kind: Any, message: str) -> 
 def test_the_mean_itself_has_no_direction() -> None:
     aligner = CenterAligner.fit([[1, 0], [1, 0]], IMAGES)
 
-    with pytest.raises(ValueError, match=r"1 of 2 vectors equal the mean .* the first in row 1"):
+    with pytest.raises(
+        ValueError, match=r"1 of 2 vectors \(first: row 1\) equal the subtracted mean"
+    ):
         aligner.apply([[0, 1], [1, 0]], "text")
 
 
@@ -365,8 +367,8 @@ def test_arrays_of_an_aligner_must_fit_together() -> None:
     [
         (OffsetAligner.fit, (0.92, 0.344), (0.82, 0.436)),
         (CenterAligner.fit, (0.91, 0.484), (0.89, 0.512)),
-        # With 250 pairs in 512 dimensions a rotation is not unique. Those that a singular value
-        # decomposition happens to give find 0.41 to 0.43.
+        # With 250 pairs in 512 dimensions the rotation is not unique. One that comes directly from
+        # a singular value decomposition gives 0.41 to 0.43.
         (KINDS["rotation"], (0.73, 0.484), (0.72, 0.476)),
         (
             lambda t, i: LinearAligner.fit(t, i, ridge=1, towards="zero"),
@@ -385,10 +387,10 @@ def test_real_clip_features(
     image_queries: tuple[float, float],
     gap_shared: Path,
 ) -> None:
-    """A caption asks for its image in an index of 250 images and the 249 other captions.
+    """Each caption is a query for its image, in an index of 250 images and the 249 other captions.
 
-    Then the image for its caption. The share of the ten best that has the query's own modality, and
-    recall@10; by raw scores 1 and 0.
+    Then each image is a query for its caption. The figures are the share of the top ten that has
+    the query's modality, and recall@10; with raw scores they are 1 and 0.
     """
     features = np.load(gap_shared / "data" / "clip_features" / "features_clip.npy")
     images, texts = map(unit, features)

@@ -238,7 +238,7 @@ class Memory(Encoder):
 
 
 def with_a_gap(pairs: int) -> tuple[FloatArray, FloatArray]:
-    """Pairs of texts and images with the same content, each modality in a cone of its own."""
+    """Pairs of texts and images with the same content, each modality in its own cone."""
     rng = np.random.default_rng(0)
     content = rng.standard_normal((pairs, 12)) / np.sqrt(12)
     cones = []
@@ -254,7 +254,7 @@ def in_memory(nodes: Sequence[TextNode], embedding: DualEncoderEmbedding, _: Pat
 
 
 def in_milvus(nodes: Sequence[TextNode], embedding: DualEncoderEmbedding, folder: Path) -> Any:
-    """By way of a pipeline: an index made of nodes asks such a store for its images only."""
+    """Through a pipeline, as an index made from nodes uses such a store only for its images."""
     store = MilvusVectorStore(
         str(folder / "one.db"), dim=14, similarity_metric="COSINE", use_async_client=False
     )
@@ -266,7 +266,7 @@ def in_milvus(nodes: Sequence[TextNode], embedding: DualEncoderEmbedding, folder
 def test_one_ordinary_index_finds_across_modalities(
     index_of: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Fitted on 60 pairs; the other 40 are indexed, and each text asks for its image."""
+    """Fitted on 60 pairs; the other 40 are indexed, and each text is a query for its image."""
     encoder = Memory(*with_a_gap(100))
     monkeypatch.setattr("llama_index_gap.models.worker.load_encoder", lambda *_, **__: encoder)
     for width in range(1, 101):
@@ -281,7 +281,7 @@ def test_one_ordinary_index_finds_across_modalities(
     nodes += [image(i) for i in range(60, 100)]
 
     def outcome(embedding: DualEncoderEmbedding, folder: str) -> tuple[float, float]:
-        """How often the ten best for a text have its image, and those for an image its text."""
+        """How often the top ten for a text hold its image, and those for an image its text."""
         (tmp_path / folder).mkdir()
         index = index_of(nodes, embedding, tmp_path / folder)
         retriever = index.as_retriever(similarity_top_k=10)
@@ -351,7 +351,7 @@ def test_an_index_refuses_another_aligner_or_none(
     with pytest.raises(ValueError, match=rf"made with .*{fingerprint}.* not with (?!.*aligner=)"):
         opened()
     copy = aligned.aligner.save(tmp_path / "a copy.safetensors")
-    opened(aligner=copy).close()  # the same one, wherever it lies
+    opened(aligner=copy).close()  # the same aligner in another place
 
 
 def test_an_index_says_when_its_aligner_is_gone(

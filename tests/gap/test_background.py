@@ -17,7 +17,7 @@ from llama_index_gap.gap.hubs import Hubs
 
 
 def test_few_vectors_go_by_student_s_t() -> None:
-    """Mean 2, deviation 1: (5 − 2) / √(1 + 1/3), with 2 degrees of freedom."""
+    """Mean 2, standard deviation 1: (5 − 2) / √(1 + 1/3), with 2 degrees of freedom."""
     (found,) = background_z([5.0], [1.0, 2.0, 3.0])
 
     assert found == pytest.approx(norm.isf(t.sf(3 / np.sqrt(4 / 3), 2)))
@@ -117,7 +117,7 @@ def test_far_out_it_goes_on_growing() -> None:
     assert normal_equivalent([-1e9], 300)[0] > -40
 
 
-# --- what hits are compared with ----------------------------------------------------------------
+# --- the sample of vectors ----------------------------------------------------------------------
 
 SAMPLE = unit_rows(np.random.default_rng(0).normal(size=(50, 8)))
 QUERIES = unit_rows(np.random.default_rng(1).normal(size=(40, 8)))
@@ -167,7 +167,7 @@ def test_sample_queries_take_the_place_of_stored_references() -> None:
 
 
 def test_the_range_of_spreads_by_hand() -> None:
-    """Spreads of 1 to 11 over the one leg and of 1 over the other: 10 / 2."""
+    """The spreads are 1 to 11 in one leg and always 1 in the other: 10 / 2."""
     wide = [[-spread, spread] for spread in range(1, 12)]
 
     assert range_of_spreads(wide, [[-1, 1]] * 11) == pytest.approx(5)

@@ -61,7 +61,7 @@ def test_between_steps_log_odds_go_straight_and_beyond_them_level() -> None:
 
 @pytest.mark.parametrize("scores", [[0.5] * 40, list(range(40))])
 def test_uninformative_scores_give_laplace_s_share(scores: list[float]) -> None:
-    """All equal; or all relevant ones lower than the others."""
+    """All scores are equal, or all relevant hits score lower than the others."""
     calibrator = fitted((scores, [1] * 10 + [0] * 30))
 
     assert calibrator.probability(PAIR, scores) == pytest.approx([11 / 42] * 40)
@@ -118,7 +118,7 @@ def test_probabilities_never_fall_and_are_never_certain(
 
 @given(SCORES, st.randoms(use_true_random=False))
 def test_isotonic_is_calibrated_on_its_own_labels(scores: list[float], random: Any) -> None:
-    """But for the two hits that it imagines."""
+    """Except for the two hits that it adds."""
     labels = np.array([1] * 10 + [0] * 10 + [random.randint(0, 1) for _ in scores[20:]])
 
     probabilities = fitted((scores, labels)).probability(PAIR, scores)
@@ -199,14 +199,14 @@ def test_it_remembers_what_it_was_fitted_for() -> None:
     calibrator = RelevanceCalibrator.fit({PAIR: SIX}, source="CLIP")
 
     calibrator.check_source("CLIP")
-    with pytest.raises(ValueError, match="fitted for CLIP, and these scores are of SigLIP"):
+    with pytest.raises(ValueError, match="fitted for CLIP, but these scores are of SigLIP"):
         calibrator.check_source("SigLIP")
-    with pytest.raises(ValueError, match="without saying for what, and these scores are of CLIP"):
+    with pytest.raises(ValueError, match="without a source, but these scores are of CLIP"):
         fitted().check_source("CLIP")
     assert calibrator.summary() == "isotonic: text_to_image on 17 relevant and 14 other hits"
 
 
-# --- how good probabilities are ------------------------------------------------------------------
+# --- measures of calibration ---------------------------------------------------------------------
 
 
 def test_expected_calibration_error_by_hand() -> None:
@@ -225,7 +225,7 @@ def test_brier_score_by_hand() -> None:
     assert brier_score([0.0, 1.0], [False, True]) == 0
 
 
-# --- what is refused -----------------------------------------------------------------------------
+# --- errors --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -235,14 +235,14 @@ def test_brier_score_by_hand() -> None:
         ({"text_to_sound": SIX}, "pair 'text_to_sound': must be one of text_to_text, "),
         (
             {PAIR: hits((0.1, 0, 50))},
-            "text_to_image: 0 relevant and 50 irrelevant hits; .* at least 10 of each kind",
+            "text_to_image: 0 relevant and 50 irrelevant hits; .* at least 10 of each:",
         ),
         ({PAIR: hits((0.1, 9, 50))}, "9 relevant and 50 irrelevant hits"),
         ({PAIR: hits((0.1, 50, 9))}, "50 relevant and 9 irrelevant hits"),
         ({PAIR: ([0.1] * 19 + [math.nan], [0, 1] * 10)}, "text_to_image: NaN or infinity at 19"),
         ({PAIR: ([-math.inf] + [0.1] * 19, [0, 1] * 10)}, "text_to_image: NaN or infinity at 0"),
         ({PAIR: ([0.1] * 21, [0, 1] * 10)}, "text_to_image: 21 hits have 20 labels"),
-        ({PAIR: ([0.1] * 20, [0, 2] * 10)}, r"a label is 1 \(relevant\) or 0"),
+        ({PAIR: ([0.1] * 20, [0, 2] * 10)}, r"labels must be 1 \(relevant\) or 0"),
         ({PAIR: ([[0.1]] * 20, [0, 1] * 10)}, r"one number for each hit, not .* shape \(20, 1\)"),
     ],
 )
@@ -267,14 +267,17 @@ def test_labels_that_cannot_be_fitted(labelled: dict[str, Labelled], message: st
         (lambda: brier_score([], []), "and there must be one"),
         (lambda: expected_calibration_error([0.5], [1], bins=0), "bins=0: must be at least 1"),
         (lambda: expected_calibration_error([0.5], [1, 0]), "1 hits have 2 labels"),
-        (lambda: RelevanceCalibrator.from_dict({"curves": {}}), "no calibrator as to_dict gives"),
+        (
+            lambda: RelevanceCalibrator.from_dict({"curves": {}}),
+            "not a calibrator in the form that to_dict gives",
+        ),
         (
             lambda: RelevanceCalibrator.from_dict({**fitted().to_dict(), "method": "guess"}),
             "method='guess'",
         ),
         (lambda: Curve((2.0, 1.0), (0.0, 0.0), (0.5, 0.5), 10, 10), "scores must rise"),
         (lambda: Curve((1.0, 2.0), (0.0, -1.0), (0.5, 0.5), 10, 10), "log-odds never fall"),
-        (lambda: Curve((1.0,), (0.0, 1.0), (0.5,), 10, 10), "as many scores as log-odds"),
+        (lambda: Curve((1.0,), (0.0, 1.0), (0.5,), 10, 10), "equally many scores, log-odds"),
         (lambda: Curve((1.0,), (math.inf,), (0.5,), 10, 10), "NaN or infinity"),
     ],
 )
@@ -288,10 +291,10 @@ def test_what_is_refused(call: Callable[[], Any], message: str) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_real_clip_features(method: str, gap_shared: Path) -> None:
-    """COCO captions ask for images, and images for captions: the first 16 of 500.
+    """COCO captions are queries for images, and images for captions; the first 16 hits of 500.
 
-    Half of the queries are for fitting. A cosine taken for a probability is 0.23 off on the other
-    half; a probability 0.010 (0.005 to 0.017 by half, over 20 halvings).
+    Half of the queries serve to fit. On the other half, a cosine read as a probability has an error
+    of 0.23, and the fitted probability has 0.010 (0.005 to 0.017, over 20 random halves).
     """
     features = np.load(gap_shared / "data" / "clip_features" / "features_clip.npy")
     images, texts = features / np.linalg.norm(features, axis=-1, keepdims=True)

@@ -8,7 +8,7 @@ from llama_index_gap.gap.estimates import Estimate, bootstrap
 
 
 def test_bootstrap_of_a_mean() -> None:
-    """As statistics has it: the mean ± 1.96 standard errors."""
+    """It agrees with the textbook interval: the mean ± 1.96 standard errors."""
     numbers = np.random.default_rng(0).normal(5, 2, size=400)
 
     found = bootstrap(
@@ -46,7 +46,7 @@ def test_bootstrap_says_by_its_seed_what_it_draws() -> None:
 
 
 def test_an_interval_holds_its_figure() -> None:
-    """No draw has as many different units as there are."""
+    """No resample contains all of the different units."""
     found = bootstrap(lambda counts: {"drawn": float((counts > 0).mean())}, np.zeros(50))["drawn"]
 
     assert found.low < 0.7 < found.high == found.value == 1

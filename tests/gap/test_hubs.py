@@ -28,7 +28,7 @@ def test_a_vector_does_not_count_for_itself() -> None:
     references = unit_rows([[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0]])
 
     assert hubness(references[:1], references, k=2) == pytest.approx([np.sqrt(0.5) / 2])
-    assert hubness(AXES[:1], AXES[:1]).tolist() == [0]  # nothing else is there
+    assert hubness(AXES[:1], AXES[:1]).tolist() == [0]  # there is no other reference
     assert (
         hubness(np.repeat(AXES[:1], 9, axis=0), np.repeat(AXES[:1], 9, axis=0)).tolist() == [0] * 9
     )
@@ -43,7 +43,7 @@ def test_without_vectors_or_references() -> None:
 
 
 def drawn(n: int, *, towards: float, seed: int) -> np.ndarray:
-    """Random vectors that lean to one direction by different amounts: those far over are hubs."""
+    """Random vectors that lean towards one direction, some more than others: these are hubs."""
     rng = np.random.default_rng(seed)
     rows = rng.normal(size=(n, 64))
     rows[:, 0] += towards * rng.uniform(0, 12, n)

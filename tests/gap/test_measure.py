@@ -24,7 +24,7 @@ EAST, NORTH, WEST, SOUTH = ([vector] * 5 for vector in ([1, 0], [0, 1], [-1, 0],
 
 
 def test_separation() -> None:
-    """Means at (½, ½) and (−½, −½); every vector √½ from its own."""
+    """The means are (½, ½) and (−½, −½); every vector is √½ from the mean of its modality."""
     found = measure_gap([*EAST, *NORTH], [*WEST, *SOUTH], rounds=1)
 
     assert found.distance.value == pytest.approx(np.sqrt(2))
@@ -42,7 +42,7 @@ def test_separation() -> None:
     ],
 )
 def test_relative_modality_gap(images: list[list[int]], rmg: float) -> None:
-    """Of any two texts, and of any two images, 25 pairs of 45 are at right angles: ½ · 25/45."""
+    """25 of the 45 pairs of texts, and of images, are at right angles: ½ · 25/45."""
     found = measure_gap([*EAST, *NORTH], images, pairs=rows_in_order(10), rounds=1)
 
     assert found.rmg is not None
@@ -63,7 +63,7 @@ def test_gap_share() -> None:
 
 
 def two_clouds(n: int = 40, gap: float = 2.0) -> npt.NDArray[np.float64]:
-    """Texts and images, pairs alike but for a shift; shape (2, n, 8)."""
+    """Texts and images whose pairs are equal except for a shift and noise; shape (2, n, 8)."""
     rng = np.random.default_rng(0)
     subjects = rng.normal(size=(n, 8))
     shift = np.eye(8)[0] * gap
@@ -141,7 +141,7 @@ def test_intervals_hold_their_figures(report: GapReport) -> None:
 
 
 def test_intervals_cover_what_another_sample_shows() -> None:
-    """Of 20 samples' intervals, nearly all hold what very many vectors show."""
+    """Of the intervals of 20 samples, nearly all contain the figure of very many vectors."""
     every = two_clouds(20_000)
     texts, images = every / np.linalg.norm(every, axis=2, keepdims=True)
     spreads = [np.linalg.norm(rows - rows.mean(axis=0), axis=1).mean() for rows in (texts, images)]
@@ -171,7 +171,7 @@ def test_identical_clouds_have_no_gap() -> None:
     assert found.separation == Estimate(*[pytest.approx(0, abs=1e-12)] * 3)
     assert found.rmg is not None
     assert found.rmg.value == pytest.approx(0, abs=1e-12)
-    # Each finds its own double first, and then as many of either.
+    # Each query first finds its own copy, and then equally many of each modality.
     assert found.bias["text"].value == pytest.approx(0.45, abs=0.02)
     assert found.overlap["image"].value == pytest.approx(1, abs=0.02)
 
@@ -204,7 +204,7 @@ def test_rmg_lies_between_0_and_1(vectors: npt.NDArray[np.float64]) -> None:
 
 
 def test_all_captions_of_an_image_belong_together() -> None:
-    """20 images with two captions each: the captions of one are no two unrelated texts."""
+    """20 images with two captions each: two captions of one image are not unrelated texts."""
     texts, images = two_clouds()
     pairs = np.column_stack([np.arange(40), np.arange(40) // 2])
     found = measure_gap(texts, images[:20], pairs=pairs, rounds=5)
@@ -226,7 +226,7 @@ def test_without_pairs() -> None:
 
 def test_queries_of_their_own() -> None:
     texts, images = two_clouds()
-    queries = images[:15]  # as unlike the texts as can be
+    queries = images[:15]  # as different from the texts as possible
     found = measure_gap(texts, images, queries=queries, rounds=5)
 
     assert found.measured["queries"] == 15
@@ -265,7 +265,7 @@ TEXTS, IMAGES = two_clouds()
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"texts": TEXTS[:9]}, "9 texts: it takes at least 10"),
+        ({"texts": TEXTS[:9]}, "9 texts: at least 10 are needed"),
         ({"images": IMAGES[:, :7]}, "different dimensions: texts 8, images 7; all must come from"),
         ({"images": IMAGES[0]}, r"images of shape \(8,\): must be \(n, d\)"),
         ({"images": []}, "images: there are none"),

@@ -28,21 +28,21 @@ def test_equal_scores_share_their_places() -> None:
 
 
 def test_recall_of_neighbours() -> None:
-    """At 0°, 10°, 50° and 70°: the nearest of each is 10°, 0°, 70°, 50°."""
+    """The vectors are at 0°, 10°, 50° and 70°; their nearest are at 10°, 0°, 70° and 50°."""
     angles = np.radians([0, 10, 50, 70])
     vectors = np.column_stack([np.cos(angles), np.sin(angles)])
 
     assert recall_of_neighbours(vectors, ["a", "a", "b", "b"], 1).tolist() == [1, 1, 1, 1]
     assert recall_of_neighbours(vectors, ["a", "b", "a", "b"], 1).tolist() == [0, 0, 0, 0]
     assert recall_of_neighbours(vectors, ["a", "b", "a", "b"], 2).tolist() == [1, 0, 0, 1]
-    # Of two relevant ones a single place can hold one.
+    # A single place can hold only one of two relevant items.
     assert recall_of_neighbours(vectors, ["a", "a", "a", "b"], 1)[:3].tolist() == [1, 1, 0]
     assert recall_of_neighbours(vectors, ["a", "a", "a", "b"], 2)[:3].tolist() == [1, 1, 0.5]
     assert np.isnan(recall_of_neighbours(vectors, ["a", "a", "a", "b"], 2)[3])
 
 
 def test_recall_against_a_dedicated_encoder() -> None:
-    """Pairs that one encoder brings together and the other tears apart, and two on their own."""
+    """One encoder puts pairs together, the other puts them apart; two items have no pair."""
     rng = np.random.default_rng(0)
     subjects = np.repeat(rng.normal(size=(40, 8)), 2, axis=0)
     dedicated = subjects + 0.01 * rng.normal(size=subjects.shape)
@@ -60,7 +60,7 @@ def test_recall_against_a_dedicated_encoder() -> None:
 
 
 def test_what_belongs_together_is_drawn_together() -> None:
-    """40 items with 2 labels are 2 units, so the interval reaches from one to the other."""
+    """40 items with 2 labels are 2 units, so the interval spans the figures of both."""
     rng = np.random.default_rng(0)
     together = np.array([1.0, 0]) + 0.001 * rng.normal(size=(20, 2))
     everywhere = rng.normal(size=(20, 2))

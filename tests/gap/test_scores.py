@@ -50,7 +50,7 @@ def test_scores_of_both_modalities() -> None:
 
 @given(st.floats(0.1, 10), st.floats(-5, 5))
 def test_another_scale_of_all_scores_changes_neither_figure(factor: float, shift: float) -> None:
-    """So that scorers with different scales can be compared."""
+    """So scorers with different scales can be compared."""
     rng = np.random.default_rng(0)
     texts, images = rng.normal(1, 1, size=100), rng.normal(0, 2, size=100)
 
@@ -62,7 +62,7 @@ def test_another_scale_of_all_scores_changes_neither_figure(factor: float, shift
 
 
 def test_scores_of_one_query_are_drawn_together() -> None:
-    """Ten queries whose scores differ from query to query, and hardly within one."""
+    """Ten queries: scores differ between queries, but hardly within a query."""
     queries = np.repeat(np.arange(10), 50)
     rng = np.random.default_rng(0)
     texts = rng.normal(size=10)[queries] + 0.01 * rng.normal(size=500)
@@ -79,7 +79,9 @@ def test_scores_of_one_query_are_drawn_together() -> None:
 
 
 def test_what_is_refused() -> None:
-    with pytest.raises(ValueError, match="9 scores of texts and 20 of images: it takes 10 of each"):
+    with pytest.raises(
+        ValueError, match="9 scores of texts and 20 of images: must be at least 10 of each"
+    ):
         compare_scores(np.arange(9), np.arange(20))
     with pytest.raises(ValueError, match="give text_queries and image_queries, or neither"):
         compare_scores(np.arange(20), np.arange(20), text_queries=np.arange(20))

@@ -114,7 +114,7 @@ def test_async_forms_in_two_event_loops(index: DualIndex, nodes: list[TextNode])
 def test_a_wrong_setting_is_not_taken_for_a_missing_collection(
     clip: DualEncoderEmbedding, tmp_path: Path
 ) -> None:
-    with pytest.raises(ValueError, match="index_type 'HSNW': is none of"):
+    with pytest.raises(ValueError, match="index_type 'HSNW': must be one of"):
         DualIndex(str(tmp_path / "gap.db"), embed_model=clip, index_config={"index_type": "HSNW"})
 
 

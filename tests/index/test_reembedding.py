@@ -165,7 +165,7 @@ def test_a_search_finds_the_old_index_or_the_new_one(
 
     assert set(seen) == {("hashed", 7), ("other", 7)}
     assert seen == sorted(seen), "first the old one, then the new one"
-    with pytest.raises(StoreError, match="embedded anew: open the index again"):
+    with pytest.raises(StoreError, match="re-embedded: open the index again"):
         index.search("a red bicycle")  # opened before: never a mix of the two
 
 
@@ -366,6 +366,6 @@ def test_on_a_server(milvus_url: str, tmp_path: Path, files: list[str]) -> None:
         assert properties(milvus_url, "anew_text_v1")["unfinished"] == ""
         with pytest.raises(StoreError, match=r"open a new|open the index again"):
             reading.retrieve("a red bicycle")
-        with pytest.raises(StoreError, match="embedded anew: open the index again"):
+        with pytest.raises(StoreError, match="re-embedded: open the index again"):
             MilvusStore(uri=milvus_url, collection_name="anew_text_v1").drop()
             index.search("a red bicycle")

@@ -1,4 +1,4 @@
-"""A leg whose hits belong to few documents is asked again; one that has enough never is."""
+"""A leg is searched again if its hits belong to too few documents, and only then."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DualIndex]:
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
-    """For each question to a collection: its name, and how many documents were left out."""
+    """For each search of a collection: its name, and the number of excluded documents."""
     questions: list[tuple[str, int]] = []
     query_hits = MilvusStore.query_hits
 
@@ -146,15 +146,15 @@ def test_each_leg_is_asked_for_other_documents(
     for summary in found.legs.values():
         assert summary.asked == 2
         assert summary.note is not None
-        assert "asked 2 times" in summary.note
-        assert "10 documents in the end, of 10" in summary.note
+        assert "searched 2 times" in summary.note
+        assert "10 of 10 wanted documents" in summary.note
     assert found.to_dict()["legs"]["text"]["asked"] == 2
     assert keys(asyncio.run(index.asearch("query", top_k=10))) == keys(index.search("query"))
 
 
 @pytest.mark.parametrize("settings", [{}, {"normalize": "rank", "combine": "sum"}])
 def test_the_ranking_is_that_of_all_hits(index: DualIndex, settings: dict[str, Any]) -> None:
-    """Of one leg; of two, each knows its own first documents, as ever."""
+    """For one leg. With two legs, each still knows only its own first documents."""
     settings = {**settings, "hubs": False, "image_similarity_top_k": 0}
     crowded = index.search("query", top_k=10, **settings)
     complete = index.search("query", top_k=10, similarity_top_k=400, **settings)
@@ -174,7 +174,7 @@ def test_where_nothing_crowds_nothing_is_asked_again(
         assert [summary.note for summary in found.legs.values()] == [None, None]
         index.as_retriever().retrieve("query")
         index.search("query", top_k=10, group_by="node")
-        index.search("query", top_k=50)  # all that there is
+        index.search("query", top_k=50)  # more than there are
 
     assert asked == [("gap_text", 0), ("gap_image", 0)] * 4
 
@@ -184,7 +184,7 @@ def test_what_was_asked_for_holds(index: DualIndex, asked: list[tuple[str, int]]
     assert keys(few) == ["book"]
     note = few.legs[TEXTS].note
     assert note is not None
-    assert "its 5 hits belong to 1 documents, of 10 that were wanted" in note
+    assert "its 5 hits belong to 1 of 10 wanted documents" in note
     assert "raise similarity_top_k" in note
     assert len(index.search("query", top_k=3, group_by="node", similarity_top_k=5)) == 3
     assert {name for name, left_out in asked if left_out} == set()
@@ -220,7 +220,7 @@ def test_where_there_are_no_others_it_ends(index: DualIndex, tmp_path: Any) -> N
     assert keys(found) == ["book", "leaflet"]
     assert found.legs[TEXTS].note is not None
     assert found.legs[TEXTS].note.endswith(
-        "2 documents in the end, of 10 that were wanted; there are no others"
+        "2 of 10 wanted documents were found; there are no others"
     )
 
     only = MetadataFilters(filters=[MetadataFilter(key="ref_doc_id", value="book")])
@@ -237,7 +237,7 @@ def test_there_is_a_limit(index: DualIndex, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_nodes_without_a_document_are_documents(tmp_path: Any) -> None:
     alone = [TextNode(id_=f"alone {i}", text=f"alone {0.5 - i / 100:.2f}") for i in range(12)]
-    # Its id is that of the book, but it belongs to another document.
+    # Its id equals the book's key, but it belongs to another document.
     twin = TextNode(id_="book", text="twin 0.55", **of("twin"))
     with opened(tmp_path, [*chunks("book", 80, 0.9), *alone, twin]) as index:
         found = index.search("query", top_k=10)

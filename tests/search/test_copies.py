@@ -1,4 +1,4 @@
-"""Copies of what searches, and queries in which nothing can be seen."""
+"""Copies of retrievers and tools, and queries without visible characters."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_a_deep_copy_searches_the_same_database(index: DualIndex) -> None:
     only = MetadataFilters(filters=[MetadataFilter(key="year", value=2003)])
 
     class Handler(LlamaDebugHandler):
-        lock: Any = threading.Lock()  # as those of tracing services have
+        lock: Any = threading.Lock()  # as callbacks of tracing services have
 
     retriever = index.as_retriever(filters=only, callback_manager=CallbackManager([Handler()]))
     copied = copy.deepcopy(retriever)
@@ -114,7 +114,7 @@ def test_a_query_in_which_nothing_can_be_seen_is_empty(
     output = retriever.as_tool()(query)
     assert output.is_error
     assert message in output.content
-    # With an image it is the image alone.
+    # With an image, the query is the image alone.
     bundle = QueryBundle(query, image_path=str(picture))
     for found_by_image in (index.search(query, picture), retriever.search(bundle)):
         assert [leg.query for leg in found_by_image.legs] == ["image"]

@@ -1,4 +1,4 @@
-"""The default first stage over corpora that are not as the studies have them."""
+"""The default first stage on corpora that differ from those of the studies."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ D = 32
 
 
 class Seeded(NamedVectors):
-    """Each name has a direction of its own; what is written after ``like`` shares it in part."""
+    """Each name has its own direction; ``like NAME`` gives a vector that leans towards NAME's."""
 
     model_name: str = "seeded"
     lean: float = 0.0
@@ -30,13 +30,13 @@ class Seeded(NamedVectors):
         vector = rng.normal(size=D) / np.sqrt(D)
         if like:
             vector = 0.6 * vector + 0.8 * np.array(self.vector_of(like))
-        elif self.lean:  # to one side, some of them far: those are hubs
+        elif self.lean:  # towards one direction; those that lean far are hubs
             vector[0] += self.lean * rng.uniform()
         return (vector / np.linalg.norm(vector)).tolist()
 
 
 class Constant(Seeded):
-    """Knows nothing: every image and every query has the same vector."""
+    """A useless model: every image and every query has the same vector."""
 
     model_name: str = "constant"
 
@@ -77,7 +77,7 @@ def first(index: DualIndex, query: str, **settings: Any) -> str:
 def test_a_few_images_do_not_come_before_the_right_text(
     texts: int, images: int, tmp_path: Path
 ) -> None:
-    """By rank, any of them would: each image of four has a good place."""
+    """With rank fusion, any of them would: each of four images has a high rank."""
     nodes = [text(str(i)) for i in range(texts)] + [image(str(i)) for i in range(images)]
     with made(tmp_path / "gap.db", nodes) as index:
         for i in range(images, images + 5):
@@ -87,7 +87,7 @@ def test_a_few_images_do_not_come_before_the_right_text(
 
 
 def test_an_image_leg_that_knows_nothing_changes_no_order(tmp_path: Path) -> None:
-    """No space in common: all images lie in one place for the other model."""
+    """The other model shares no space with the texts: all its images have one vector."""
     nodes = [text(str(i)) for i in range(60)] + [image(str(i)) for i in range(60)]
     with made(tmp_path / "gap.db", nodes, Seeded(), Constant()) as index:
         found = index.search("asked like text 7", top_k=5)
@@ -106,7 +106,7 @@ def test_all_texts_alike(tmp_path: Path) -> None:
 
 
 def test_a_text_that_lies_there_forty_times_is_no_hub(tmp_path: Path) -> None:
-    """Copies lie near each other, but not near the queries: they are found when asked for."""
+    """Copies are near each other, but not near the queries; a query for them finds them."""
     copies = [text(f"copy {i}", "boilerplate") for i in range(40)]
     nodes = [*copies, *(text(str(i)) for i in range(60))]
     with made(tmp_path / "gap.db", nodes) as index:
@@ -150,7 +150,7 @@ def test_what_the_query_is_itself_comes_first_however_much_of_a_hub(tmp_path: Pa
 def test_a_search_never_waits_for_the_clock_of_a_server(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A strong read does, up to 0.2 s. Vectors of hits, and documents, were found a moment ago."""
+    """A strongly consistent read waits up to 0.2 s; a search needs none, having seen the rows."""
     calls: list[tuple[str, str]] = []
     call = Connection.call
 

@@ -25,7 +25,7 @@ def z(*scores: float) -> list[float]:
 
 
 def likelihood(z_score: float) -> float:
-    """How much likelier a relevant hit has this z-score."""
+    """The likelihood ratio of this z-score: relevant hits against the background."""
     return float(norm.pdf(z_score, 4, 1.5) / norm.pdf(z_score))
 
 
@@ -38,7 +38,7 @@ def scores(fusion: Fusion) -> dict[str, float]:
 
 
 def test_the_readme_s_two_articles() -> None:
-    """Where texts get 0.70 ± 0.03 from this query, and photos 0.30 ± 0.06."""
+    """The query's scores are 0.70 ± 0.03 with texts, and 0.30 ± 0.06 with photos."""
     text = ScoredLeg(["A", "B"], [0.72, 0.23], background=0.70 + 0.03 * np.array(UNIT))
     image = ScoredLeg(["A", "B"], [0.31, 0.54], background=0.30 + 0.06 * np.array(UNIT))
 
@@ -128,7 +128,7 @@ def test_of_twice_as_many_the_best_lies_higher_by_chance() -> None:
 
 
 def test_intent_is_about_one_leg_or_both() -> None:
-    """L₁/N₁ + L₂/N₂ + L₁·L₂/max(N₁, N₂), for what each leg found."""
+    """L₁/N₁ + L₂/N₂ + L₁·L₂/max(N₁, N₂), over the legs that found the document."""
     legs = {
         "text": ScoredLeg(["a", "b"], [3, 1], background=UNIT, size=400),
         "image": ScoredLeg(["b", "c"], [2, 1], background=UNIT, size=100),
@@ -327,7 +327,7 @@ def test_edge_cases(normalize: str, combine: str) -> None:
     [
         ({"normalize": "softmax"}, "normalize='softmax': must be one of rank, minmax"),
         ({"combine": "mean"}, "combine='mean': must be one of sum, max, evidence, intent"),
-        ({"normalize": "rank"}, "combine='intent' turns z-scores into probabilities"),
+        ({"normalize": "rank"}, "combine='intent' needs z-scores"),
         ({"normalize": "none"}, "normalize='none' gives none"),
         ({"weights": {"image": 1}}, "weights name 'image'; the legs are text"),
         ({"weights": {"text": -1}}, "the weight of text is -1: must be a number of at least 0"),
@@ -419,7 +419,7 @@ def test_background_does_not_mind_another_scale(
 
 
 def test_real_clip_features(gap_shared: Path) -> None:
-    """A caption asks for its image among 250 images and the 249 other captions.
+    """Each caption is a query for its image, among 250 images and the 249 other captions.
 
     Over all captions of 8 random halves (the other half is the background), recall@10 is 0 raw,
     0.861 by rank fusion, 0.874 by background z-scores, and the share of captions in the ten 1, 0.5,

@@ -1,11 +1,11 @@
-"""The table of ways to combine two legs, repeated on simulated features with a gap like CLIP's.
+"""A published table of ways to combine two legs, repeated on simulated features with CLIP's gap.
 
 The simulation is that of ``two_modalities.py``, with 4,000 documents. 16 seeds, each with 50
 queries of each kind; 16 candidates per leg, and 300 vectors of each leg as its background. A query
-has one relevant document. Both legs have one size, so sizes change nothing but in the last test.
+has one relevant document. Both legs have the same size, so sizes matter only in the last test.
 ``benchmarks/fusion_study.py`` goes further, and finds where this does not hold.
 
-**What comes out.** nDCG@10; mean over the seeds, in the last column ± 2 standard errors:
+**Results.** nDCG@10; mean over the seeds, in the last column ± 2 standard errors:
 
 ================  =======  ========  ====  =============
 method            image  headline  both  mean
@@ -21,15 +21,16 @@ background z, sum    .720      .981  .769  .823 ± .015
 evidence             .720      .998  .771  .829 ± .014
 ================  =======  ========  ====  =============
 
-As published: evidence is best on the mean, background z by sum next; sum beats max for queries that
-need both sides (by .098 ± .016), max beats sum for those that need one (.008 ± .004, .019 ± .006).
+As published, evidence has the best mean, followed by background z by sum. Sum beats max for queries
+that need both modalities (by .098 ± .016); max beats sum for queries that need one (.008 ± .004,
+.019 ± .006).
 
-Otherwise than published, where the gap was narrower (0.41) and trained on this very task: raw
-scores collapse, to the text leg alone; background z by max beats RRF on the mean (.033 ± .008;
-published: .041 below), and min-max does not (−.006 ± .005; published: .048 above). Evidence is
-ahead of background z by sum by little (.006 ± .002; published: .001). Headline queries are too
-easy here to tell much. With the means of the cones moved to 0.41 from each other, and all else as
-it was, raw scores collapse just so: the gap is in the spread as well.
+Other results differ from the published ones, which have a narrower gap (0.41) and a model trained
+on this very task. Raw scores collapse to the text leg alone. On the mean, background z by max beats
+RRF (.033 ± .008; published: .041 below), and min-max does not (−.006 ± .005; published: .048
+above). Evidence is only a little better than background z by sum (.006 ± .002; published: .001).
+Headline queries are too easy here to tell much. Raw scores collapse in the same way if only the
+means of the cones are moved to a distance of 0.41: the gap is in the spread as well.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ def results() -> dict[str, FloatArray]:
 
 
 def lead(results: dict[str, FloatArray], method: str, other: str, kind: str) -> float:
-    """How far a method is ahead for sure: the mean over seeds less 2 standard errors."""
+    """A lower bound of a method's lead: the mean over seeds minus 2 standard errors."""
     column = [*KINDS, "mean"].index(kind)
     difference = (results[method] - results[other])[:, column]
     return float(difference.mean() - 2 * difference.std(ddof=1) / np.sqrt(len(difference)))
@@ -120,7 +121,7 @@ def test_calibration_beats_ranks_and_lists_where_the_other_leg_is_noise(
 
 @pytest.mark.parametrize("cosine_of_means", [0.31, 0.84])
 def test_raw_scores_lose_the_images(cosine_of_means: float) -> None:
-    """Even with the means of the cones at 0.41, as long as the spreads differ."""
+    """Even if the means of the cones are only 0.41 apart, as long as the spreads differ."""
     result = run(Simulation(0, World(cosine_of_means=cosine_of_means)))
 
     assert result["raw max"][0] < 0.01
@@ -130,7 +131,7 @@ def test_raw_scores_lose_the_images(cosine_of_means: float) -> None:
 
 
 def test_sizes_serve_queries_for_the_smaller_side() -> None:
-    """An image in every fifth document: the best of the texts lies higher by chance alone."""
+    """Only every fifth document has an image: the best text scores higher by chance alone."""
     methods = {"evidence": METHODS["evidence"], "unsized": unsized}
     simulation = Simulation(0, World(imaged=0.2))
 

@@ -1,4 +1,4 @@
-"""A collection of its own for image queries: a third leg, over a model that compares images."""
+"""A separate collection for image queries: a third leg, with a model that compares images."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from llama_index_gap.search.fusion import ScoredLeg, fuse
 
 
 class Table(NamedVectors):
-    """Vectors by hand: each text, and each image's name, has one."""
+    """Vectors set by hand, one for each text and each image's name."""
 
     table: dict[str, list[float]]
     dimension: int = 2
@@ -43,8 +43,8 @@ class Table(NamedVectors):
         return self.table[name]
 
 
-# The photo that is asked with shows the ferry, from the bridge. To the dual encoder both boats are
-# "a boat in a harbour", and the trawler a little more so; the image encoder knows them apart.
+# The query's photo shows the ferry from the bridge. To the dual encoder both boats are "a boat in a
+# harbour", the trawler a little more than the ferry; the image encoder can tell them apart.
 DUAL = {
     "ferry.png": [0.8, 0.6],
     "trawler.png": [1.0, 0.0],
@@ -195,7 +195,7 @@ def test_every_setting_holds_for_it(index: DualIndex, monkeypatch: pytest.Monkey
 
 
 def test_its_background_is_its_own(tmp_path: Path) -> None:
-    """The crowd lies all round the photo for the one model, and beside it for the other."""
+    """For one model the crowd surrounds the photo; for the other it is beside the photo."""
     names = [f"{number}.png" for number in range(60)]
     angles = dict(zip(names, np.linspace(0, np.pi, 60), strict=True))
     crowd = {name: [np.cos(angle), np.sin(angle)] for name, angle in angles.items()}
@@ -233,7 +233,7 @@ def test_a_calibrator_is_fitted_on_its_scores(index: DualIndex, tmp_path: Path) 
     )
     with DualIndex(str(tmp_path / "gap.db"), embed_model=dual()) as two:
         two.insert_nodes(BOATS)
-        with pytest.raises(ValueError, match=r"'alone', .*\) for image queries, and"):
+        with pytest.raises(ValueError, match=r"'alone', .*\) for image queries, but"):
             two.as_retriever(**settings)
 
 
@@ -359,7 +359,7 @@ def test_an_interrupted_build_goes_on_where_it_stopped(
         assert "image queries find only 8 of 12 images; insert the images again" in caplog.text
         report = index.insert_nodes(many)
         assert report == IndexReport(image_query_rows=4, unchanged=20)
-        assert len(dinov2.embedded) == 8  # the other four are of the same files: vectors stay
+        assert len(dinov2.embedded) == 8  # the other four have the same files: their vectors stay
 
 
 # --- opening ------------------------------------------------------------------------------------
@@ -377,7 +377,7 @@ def test_an_index_gains_it_and_fills_it_with_the_next_insert(
         index.insert_nodes(nodes)
     clip.embedded.clear()
 
-    with DualIndex(uri, image_query_embed_model=dinov2) as index:  # the dual encoder is the stored
+    with DualIndex(uri, image_query_embed_model=dinov2) as index:  # the stored dual encoder is used
         assert index.count() == {"text": 2, "image": 2, "image_query": 0}
         photo = QueryBundle("", image_path=nodes[2].image_path)
         assert "image_by_image" not in search(index, photo)[0].scores

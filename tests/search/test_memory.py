@@ -1,4 +1,4 @@
-"""Searches leave nothing behind: objects are counted, which no allocator hides."""
+"""Searches leak no memory: the tests count objects, which no allocator hides."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def with_tool() -> Ask:
 def test_objects_do_not_add_up(
     index: DualIndex, make: Callable[[], Ask], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # A tool keeps what it returned, so that it can be named: a thousand nodes, here five.
+    # A tool keeps the nodes that it returned, so that an agent can name them: 1,000, here 5.
     monkeypatch.setattr("llama_index_gap.agents.tool._REMEMBERED", 5)
     ask, numbers = make(), count()
 
@@ -80,6 +80,6 @@ def test_objects_do_not_add_up(
     before, threads = after(TIMES)
     then, threads_then = after(TIMES)
 
-    # A model's CallbackManager, which is LlamaIndex's own, keeps a list for each embedding.
+    # The CallbackManager of a model, which is LlamaIndex's, keeps a list for each embedding.
     assert then - before <= TIMES
     assert threads_then <= threads

@@ -99,7 +99,7 @@ class WordsAndColours(PairScorer):
 
 
 def paint(folder: Path, *, red: float = 0, green: float = 0) -> str:
-    """An image of so much red and green."""
+    """An image with these shares of red and green."""
     path = folder / f"red {red} green {green}.png"
     Image.new("RGB", (4, 4), (round(255 * red), round(255 * green), 0)).save(path)
     return str(path)
@@ -125,7 +125,7 @@ def image(document: str, path: str | None, caption: str = "", **settings: Any) -
 
 
 def hits(*nodes: BaseNode) -> list[NodeWithScore]:
-    """As a retriever returns them, best first."""
+    """Hits in the form that a retriever returns, best first."""
     return [NodeWithScore(node=node, score=1 / (1 + rank)) for rank, node in enumerate(nodes)]
 
 
@@ -154,7 +154,7 @@ QUERY = "red bicycle"
 
 @pytest.fixture
 def found(tmp_path: Path) -> list[NodeWithScore]:
-    """Four documents. For QUERY, a word in common is worth 1/2, and all red as much.
+    """Four documents. For QUERY, a common word scores 1/2, and so does full red.
 
     A text 1, image 0.1; B text 0, image 0.3; C image 0.2; D text 0.
     """
@@ -213,11 +213,11 @@ def test_only_the_sides_that_a_mode_needs_are_scored(
 
 
 def test_by_modality_is_what_the_stronger_evidence_found(found: list[NodeWithScore]) -> None:
-    """A's image and B's text found them; a leg asked with an image counts for its target."""
+    """A was found by its image and B by its text; a leg of an image query counts for its target."""
     evidence = {
         "A": {"text": 0.9, "image": 0.3, "text_evidence": 1.0, "image_evidence": 2.0},
         "B": {"text_by_image_evidence": 2.0, "image_evidence": 1.0, "image_by_image_evidence": 1.5},
-        "C": {"text_evidence": 1.0},  # by a caption that is not there: judged by its image
+        "C": {"text_evidence": 1.0},  # by a caption that is missing here: scored by its image
         "D": {},
     }
     found = [
@@ -256,7 +256,14 @@ def test_the_best_text_and_the_best_image_count(tmp_path: Path) -> None:
 
     ranked = rerank(nodes, QUERY)
 
-    assert ids(ranked) == ["a1", "a3", "a6", "a2", "a4", "a5"]  # texts first, as they came
+    assert ids(ranked) == [
+        "a1",
+        "a3",
+        "a6",
+        "a2",
+        "a4",
+        "a5",
+    ]  # texts first, in the order of retrieval
     assert ranked[0].scores == pytest.approx(
         {"retrieval": 1, "rerank_text": 0.5, "rerank_image": 0.2}
     )
@@ -321,7 +328,7 @@ def test_images_of_every_form(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     rerank(nodes, "green", model=scorer, allow_urls=True)
     decoded = scorer.decoded
     rerank(nodes, "blue", model=scorer, allow_urls=True)
-    assert scorer.decoded == decoded  # known by what their files hold
+    assert scorer.decoded == decoded  # recognised by their files' content
 
 
 def test_a_node_that_comes_twice_is_returned_once(tmp_path: Path) -> None:
@@ -339,7 +346,7 @@ def test_a_node_that_comes_twice_is_returned_once(tmp_path: Path) -> None:
 def test_no_pass_is_larger_than_the_batch_size_and_nothing_is_scored_twice(
     batch_size: int, passes: list[int], tmp_path: Path
 ) -> None:
-    """One document of three texts and an image, another with one of these texts."""
+    """One document has three texts and an image; the other has one of these texts."""
     scorer = WordsAndColours()
     nodes = hits(
         text("A", "red", id_="a1"),
@@ -355,7 +362,7 @@ def test_no_pass_is_larger_than_the_batch_size_and_nothing_is_scored_twice(
 
 
 def test_queries_of_every_form(tmp_path: Path) -> None:
-    """A red text and a green image: red words find the one, a green image the other."""
+    """A red text and a green image: red words find the text, and a green image the image."""
     nodes = hits(text("A", "red"), image("B", paint(tmp_path, green=1)))
     green = paint(tmp_path, green=0.6)
 
@@ -368,7 +375,7 @@ def test_queries_of_every_form(tmp_path: Path) -> None:
         ("B", 0.5),
         ("A", 0.25),
     ]  # the mean of 1/2 and 0, of 0 and 1
-    # Read together: red, car and 0.6 of green: A has the first, B the last.
+    # Read together, the query is red, car and 0.6 of green: A has red, B has green.
     assert ranking("red car", green, score_mode="joint") == [("A", 1 / 2.6), ("B", 0.6 / 2.6)]
 
 
@@ -408,7 +415,7 @@ def test_images_are_opened_only_where_they_may_be(
     ranked = rerank(nodes, "red", image_root=inside)
 
     assert scores(ranked) == [("C", 1), ("A", None), ("B", None)]
-    assert "that cannot be read, and count for nothing: 2; the first: node A-image" in caplog.text
+    assert "that cannot be read and are ignored: 2; the first: node A-image" in caplog.text
     assert "lies outside root" in caplog.text
 
 
@@ -417,7 +424,7 @@ def test_images_are_opened_only_where_they_may_be(
 
 @pytest.fixture
 def damaged(tmp_path: Path) -> str:
-    """An image with a good header that breaks off."""
+    """A truncated image with a valid header."""
     path = tmp_path / "damaged.jpg"
     noise = Image.effect_noise((200, 100), 50)
     noise.save(path)
@@ -445,12 +452,12 @@ def test_a_bad_image_costs_that_side_only(
     assert ids(ranked) == ["A-text", "A-image", "d1", "d2", "C-text", "B-image"]
     assert ranked[-1].scores == {"retrieval": pytest.approx(1 / 3)}
     images, documents = (record.getMessage() for record in caplog.records)
-    if mode == "text":  # A's image is not asked for
-        assert images.startswith("images that cannot be read, and count for nothing: 2; ")
+    if mode == "text":  # A's image is not needed
+        assert images.startswith("images that cannot be read and are ignored: 2; ")
         assert images.endswith("nowhere.png): no such file")
     else:
         assert images.startswith(
-            "images that cannot be read, and count for nothing: 3; the first: node A-image: "
+            "images that cannot be read and are ignored: 3; the first: node A-image: "
             "truncated or damaged image"
         )
     assert documents == (
@@ -486,7 +493,7 @@ def test_an_image_that_the_model_refuses_costs_that_side_only(
     nodes = hits(text("A", "red"), image("A", str(tmp_path / "wide.png")))
 
     assert scores(rerank(nodes, "red", model=Picky())) == [("A", 1)]
-    assert "nothing: 1; the first: node A-image: too wide for its patches" in caplog.text
+    assert "ignored: 1; the first: node A-image: too wide for its patches" in caplog.text
 
 
 def test_documents_without_a_score_keep_their_order(tmp_path: Path) -> None:
@@ -506,7 +513,7 @@ def test_scores_that_are_no_numbers_are_an_error() -> None:
         def score_prepared(self, query: Any, documents: Sequence[Any]) -> FloatArray:
             return np.array([np.nan, *[1.0] * (len(documents) - 1)], dtype=np.float32)
 
-    with pytest.raises(ModelError, match="1 of 2 scores are NaN or infinity; its weights may be"):
+    with pytest.raises(ModelError, match="1 of 2 scores are NaN or infinite; its weights may be"):
         rerank(hits(text("A", "a"), text("B", "b")), "a", model=Broken())
 
 
@@ -545,7 +552,7 @@ def test_sides_are_combined_as_probabilities_where_the_model_has_them(
 
 
 def calibrator(*pairs: str, source: str = "words-and-colours") -> RelevanceCalibrator:
-    """Straight lines from a score of 0 to one of 1; each pair's are less probable by half."""
+    """Log-odds rise in a line up to a score of 1, where the pairs have 1/2, 1/4, 1/8 and so on."""
     certain = 1e-9  # no probability is quite 0
     curves = {
         pair: Curve(
@@ -667,7 +674,7 @@ def test_any_batches_give_the_same_stable_ranking(
 
 
 class Slow(WordsAndColours):
-    """Takes a second for each pass, by a clock of its own."""
+    """Takes a second for each pass, on a simulated clock."""
 
     now = 0.0
 
@@ -685,7 +692,7 @@ def test_max_seconds(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Passes of two: E and F are the best but come last."""
+    """Each pass scores two documents: E and F are the best, but are not reached and come last."""
     scorer = Slow()
     clock = SimpleNamespace(monotonic=lambda: scorer.now)
     monkeypatch.setattr("llama_index_gap.search.rerank.time", clock)
@@ -732,7 +739,7 @@ def test_async_equals_sync_in_two_event_loops(found: list[NodeWithScore]) -> Non
 
 
 class Gated(WordsAndColours):
-    """Scores what a gate lets through."""
+    """Waits at a gate before each pass."""
 
     def __init__(self, gate: Gate) -> None:
         super().__init__()
@@ -842,7 +849,7 @@ def test_settings_survive_and_load_the_model_again(
 
 def test_a_scorer_that_was_passed_cannot_be_serialised() -> None:
     reranker = MultiModalRerank(model=WordsAndColours())
-    message = "the scorer words-and-colours is an object that cannot be serialised; pass the model"
+    message = "the scorer words-and-colours is an object and cannot be serialised; pass the model"
 
     calls: list[Callable[[], object]] = [
         reranker.to_dict,
@@ -879,19 +886,19 @@ class ColoursOnly(WordsAndColours):
         ({"model": 7}, "instance of PairScorer"),
         (
             {"device": "cpu", "scale_to_pixels": 100},
-            "device, scale_to_pixels: words-and-colours is loaded already; set this where it",
+            "device, scale_to_pixels: words-and-colours is already loaded; set this when you",
         ),
         ({"model": WordsOnly(), "score_mode": "image"}, "reads no images of documents; choose"),
         (
             {"model": ColoursOnly(), "score_mode": "text"},
             "reads no texts of documents; choose another",
         ),
-        ({"model": WordsOnly(), "score_mode": "joint"}, "reads no text and image together"),
+        ({"model": WordsOnly(), "score_mode": "joint"}, "cannot read a text and an image toget"),
         (
             {"calibrator": calibrator(), "score_mode": "joint"},
             "a calibrator knows texts and images",
         ),
-        ({"calibrator": calibrator(source="m0")}, "was fitted for m0, and these scores are of wor"),
+        ({"calibrator": calibrator(source="m0")}, "was fitted for m0, but these scores are of wor"),
         (
             {"calibrator": calibrator("text_to_text", "image_to_image")},
             "for text_to_text, image_to_image, but a query needs image_to_image and image_to_text "
@@ -923,7 +930,7 @@ def test_a_model_of_texts_alone_says_so(
 
     assert scores(ranked) == [("A", 1), ("B", 0), ("D", 0), ("C", None)]
     assert [record.getMessage() for record in caplog.records] == [
-        "words-and-colours reads no images of documents: they are ranked without",
+        "words-and-colours reads no images of documents: it ranks documents without them",
         "1 of 4 documents have nothing that words-and-colours can read; they come last",
     ]
     caplog.clear()
@@ -932,7 +939,7 @@ def test_a_model_of_texts_alone_says_so(
 
 
 def test_a_model_that_reads_texts_as_queries_only(found: list[NodeWithScore]) -> None:
-    """As those of the ColPali family."""
+    """Models of the ColPali family do so."""
 
     class TextsAreQueries(WordsAndColours):
         joint = False
@@ -982,7 +989,7 @@ def test_jina_reranker_m0_gives_its_own_scores(monkeypatch: pytest.MonkeyPatch) 
         assert hit.score == pytest.approx((of_text + of_image) / 2, abs=1e-5)
     assert len(decoded) == 6
     reranker.postprocess_nodes(nodes, query_str="another question")
-    assert len(decoded) == 6  # what the image_cases became is kept
+    assert len(decoded) == 6  # the prepared image_cases are cached
 
 
 def test_jina_reranker_m0_refuses_an_image_of_its_own_accord(
@@ -994,21 +1001,21 @@ def test_jina_reranker_m0_refuses_an_image_of_its_own_accord(
     ranked = rerank(nodes, "a line", model=M0)
 
     assert ranked[0].score == ranked[0].scores["rerank_text"]
-    assert "nothing: 1; the first: node A-image: " in caplog.text
+    assert "ignored: 1; the first: node A-image: " in caplog.text
 
 
 # --- in a query engine --------------------------------------------------------------------------
 
 
 class Onlooker(MockLLMWithChatMemoryOfLastCall):
-    """A chat model that reads images, and remembers what it was shown."""
+    """A chat model that reads images, and records its input."""
 
     @property
     def metadata(self) -> LLMMetadata:
         return LLMMetadata(context_window=100_000, num_output=256, is_chat_model=True)
 
     def seen(self) -> list[str | bytes]:
-        """Texts, and the files of images, in their order."""
+        """Texts and images' files, in their order."""
         return [
             block.text if isinstance(block, TextBlock) else block.resolve_image().read()
             for message in self.last_chat_messages
@@ -1042,8 +1049,8 @@ def test_a_query_engine_shows_texts_and_images_in_the_new_order(
         )
         answers, seen = [], []
         for _ in range(2):
-            with asyncio.Runner() as runner:  # a loop of its own, closed at the end
-                runner.get_loop()  # LlamaIndex takes it for its synchronous work, too
+            with asyncio.Runner() as runner:  # a new loop, closed at the end
+                runner.get_loop()  # LlamaIndex uses it for its synchronous calls too
                 for ask in (engine.query, lambda query: runner.run(engine.aquery(query))):
                     answers.append(ask(QUERY))
                     seen.append(llm.seen())

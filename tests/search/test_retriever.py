@@ -32,7 +32,7 @@ D = 8
 
 
 class Angles(MultiModalEmbedding):
-    """Vectors by hand: a word says how near its text or image lies to the query.
+    """Vectors set by hand: a word gives the cosine of its text or image to the query.
 
     The query is the first axis. ``near=0.6`` in a text, or in an image's name, gives a vector with
     a cosine of 0.6 to it. What is left points to a random direction, another for each.
@@ -88,7 +88,7 @@ def image(identifier: str, near: float, document: str | None = None, **metadata:
     )
 
 
-# What any query gets: texts 0.70 ± 0.03, images 0.30 ± 0.06; as wide apart as CLIP has them.
+# The scores of an everyday query: texts 0.70 ± 0.03, images 0.30 ± 0.06; the same gap as CLIP's.
 CROWD = [
     *(text(f"t{i}", round(0.70 + 0.03 * (-1) ** i, 3)) for i in range(60)),
     *(image(f"i{i}", round(0.30 + 0.06 * (-1) ** i, 3)) for i in range(60)),
@@ -112,7 +112,7 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DualIndex]:
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DualIndex]:
-    """The two articles alone: too few to sample."""
+    """Only the two articles: too few to sample."""
     uri = str(tmp_path_factory.mktemp("small") / "gap.db")
     with DualIndex(uri, embed_model=Angles()) as opened:
         opened.insert_nodes(ARTICLES)
@@ -141,7 +141,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_the_readme_s_question(index: DualIndex) -> None:
-    """B's photo is far above what photos get; A's text is an everyday one."""
+    """B's photo scores far above other photos; A's text scores like other texts."""
     by_evidence = index.as_retriever(top_k=1).retrieve("query")
     by_score = index.as_retriever(top_k=1, normalize="none", combine="max").retrieve("query")
 
@@ -150,7 +150,7 @@ def test_the_readme_s_question(index: DualIndex) -> None:
 
 
 def test_the_second_query_only_searches(index: DualIndex, calls: list[str]) -> None:
-    """What hits are compared with is drawn once."""
+    """The background is sampled only once."""
     retriever = index.as_retriever()
     retriever.retrieve("query")
     calls.clear()
@@ -169,7 +169,7 @@ def test_a_document_s_best_text_and_image_come_together(small: DualIndex) -> Non
         {"text": 0.72, "image": 0.31, "text_evidence": 0.72, "image_evidence": 0.31}, abs=1e-5
     )
     assert all(isinstance(hit, ScoredNode) for hit in hits)
-    assert hits[0].node.metadata == {"kind": "report"}  # nothing was put there
+    assert hits[0].node.metadata == {"kind": "report"}  # unchanged
 
 
 def test_a_captioned_image_found_on_both_sides_comes_once(
@@ -191,10 +191,10 @@ def test_counts(index: DualIndex) -> None:
         return len({hit.node.ref_doc_id for hit in hits})
 
     assert documents(top_k=3) == 3
-    assert documents() == 32  # 16 of each side, no document on both
+    assert documents() == 32  # 16 of each modality, no document in both
     assert documents(similarity_top_k=5, image_similarity_top_k=2) == 7
-    assert documents(similarity_top_k=3) == 6  # it holds for both
-    assert documents(similarity_top_k=0) == 16  # but for 0, which leaves the texts out
+    assert documents(similarity_top_k=3) == 6  # it applies to both
+    assert documents(similarity_top_k=0) == 16  # except 0, which leaves only the texts out
     assert documents(image_similarity_top_k=2) == 18
     assert documents(image_similarity_top_k=0, top_k=4) == 4
 
@@ -223,7 +223,7 @@ def test_filters_apply_to_both_sides(index: DualIndex) -> None:
 
 
 def test_two_documents_come_in_the_order_of_the_texts(small: DualIndex) -> None:
-    """With so few vectors nothing can be said of a score; the search does not fail."""
+    """So few vectors make no background; the search does not fail."""
     found = small.as_retriever().search("query")
 
     assert [document.key for document in found] == ["A", "B"]
@@ -246,7 +246,7 @@ def test_complete_fetches_the_other_side_with_its_exact_score(index: DualIndex) 
 
 @pytest.fixture
 def recipe(tmp_path: Path) -> Iterator[DualIndex]:
-    """A document of four passages and two captioned images; another one of a single passage."""
+    """A document with four passages and two captioned images, and one with a single passage."""
     passages = [
         text(f"{part}", near, "compote")
         for part, near in (("one", 0.5), ("two", 0.9), ("three", 0.7), ("four", 0.6))
@@ -274,13 +274,15 @@ def test_the_best_passages_come_first_and_then_the_best_image(recipe: DualIndex)
 
 
 def test_a_caption_counts_but_takes_no_passage_s_place(recipe: DualIndex) -> None:
-    """The caption of p is the best text of all; with one hit a leg, no passage is found."""
+    """The caption of p is the best text; with one hit per leg, no passage is found."""
     few = {"similarity_top_k": 1, "image_similarity_top_k": 1, "images_per_document": 2}
 
     assert of_compote(recipe, **few) == ["p-image", "q-image"]
     assert of_compote(recipe, **few, complete=True) == ["two-text", "p-image", "q-image"]
     (hit, *_) = recipe.as_retriever(**few, complete=True, top_k=1).retrieve("query")
-    assert hit.scores["text"] == pytest.approx(0.95, abs=1e-5)  # the caption's, which was found
+    assert hit.scores["text"] == pytest.approx(
+        0.95, abs=1e-5
+    )  # the score of the caption, which was found
 
 
 def test_a_document_is_never_without_nodes(recipe: DualIndex) -> None:
@@ -291,7 +293,7 @@ def test_completing_asks_each_collection_once(recipe: DualIndex, calls: list[str
     retriever = recipe.as_retriever(
         similarity_top_k=1, image_similarity_top_k=1, complete=True, normalize="none", combine="max"
     )
-    retriever.retrieve("query")  # draws what hubs are told by
+    retriever.retrieve("query")  # samples the background, which tells hubs
     calls.clear()
 
     retriever.retrieve("query")
@@ -317,7 +319,7 @@ class TwoAxes(Angles):
 
 
 def test_complete_judges_what_two_queries_say_on_the_fusion_s_scale(tmp_path: Path) -> None:
-    """0.72 is nothing to a photo, which all photos are like; 0.54 is much to a text."""
+    """0.72 is an everyday score for the image query; 0.54 is high for the text query."""
     crowd = [image(f"i{i}", 0).model_copy() for i in range(60)]
     for i, node in enumerate(crowd):
         node.image_path = f"/images/{i} near={0.30 + 0.06 * (-1) ** i},{0.70 + 0.03 * (-1) ** i}"
@@ -346,7 +348,7 @@ def test_complete_judges_what_two_queries_say_on_the_fusion_s_scale(tmp_path: Pa
 
 
 def labelled(irrelevant: float, relevant: float) -> tuple[list[float], list[int]]:
-    """Twenty hits of each kind, at one score each: 1/21 and 20/21 probable."""
+    """Twenty relevant and twenty irrelevant hits, each at one score: probabilities 20/21, 1/21."""
     return [irrelevant] * 20 + [relevant] * 20, [0] * 20 + [1] * 20
 
 
@@ -361,7 +363,7 @@ def calibrator(small: DualIndex) -> RelevanceCalibrator:
 def test_one_threshold_for_texts_and_images(
     small: DualIndex, calibrator: RelevanceCalibrator
 ) -> None:
-    """By raw scores 0.5 keeps the everyday text of A too."""
+    """With raw scores, a threshold of 0.5 would keep the everyday text of A too."""
     result = small.as_retriever(calibrator=calibrator, min_probability=0.5).search("query")
     hits = result.nodes
 
@@ -400,7 +402,7 @@ def test_nothing_is_left_where_nothing_is_probable(
 def test_what_is_left_out_adds_no_evidence(
     index: DualIndex, calibrator: RelevanceCalibrator
 ) -> None:
-    """B's text is far from the query; fetched to complete the document, it comes along."""
+    """B's text is far from the query; it is returned only to complete the document."""
     settings: dict[str, Any] = {"calibrator": calibrator, "min_probability": 0.5, "top_k": 1}
     hits = index.as_retriever(**settings, complete=True).retrieve("query")
 
@@ -428,13 +430,13 @@ def test_a_pair_that_was_not_fitted_is_an_error(
 
 def test_calibrators_that_do_not_fit_are_refused(small: DualIndex) -> None:
     foreign = RelevanceCalibrator.fit(LABELLED, source="CLIP")
-    with pytest.raises(ValueError, match=r"fitted for CLIP, and these scores .*\('angles'\)"):
+    with pytest.raises(ValueError, match=r"fitted for CLIP, but these scores .*\('angles'\)"):
         small.as_retriever(calibrator=foreign)
-    with pytest.raises(ValueError, match=r"without saying for what"):
+    with pytest.raises(ValueError, match=r"without a source"):
         small.as_retriever(calibrator=RelevanceCalibrator.fit(LABELLED))
     with pytest.raises(ValueError, match=r"min_probability=0.5 needs a calibrator: .*collect_scor"):
         small.as_retriever(min_probability=0.5)
-    # Over other stores there is no saying what the vectors were made with.
+    # Other stores do not tell which model made their vectors.
     stores = (
         small.collections()["text"].store,
         small.collections()["image"].store,
@@ -462,7 +464,7 @@ def test_what_each_leg_finds(small: DualIndex, calibrator: RelevanceCalibrator) 
 
 
 def test_one_search_can_be_ranked_in_several_ways(small: DualIndex) -> None:
-    """Each retriever takes its own number of hits, and gives what it would find by itself."""
+    """Each retriever takes its own number of hits, and ranks as after its own search."""
     legs = small.as_retriever().search_legs("query")
 
     for settings in (
@@ -573,7 +575,7 @@ def test_an_empty_query_is_an_error(small: DualIndex) -> None:
         ({"similarity_top_k": -1}, "similarity_top_k=-1: must be at least 0"),
         ({"top_k": 0}, "top_k=0: must be at least 1"),
         ({"similarity_top_k": 0, "image_similarity_top_k": 0}, "are both 0"),
-        ({"normalize": "rank"}, "combine='intent' turns z-scores"),
+        ({"normalize": "rank"}, "combine='intent' needs z-scores"),
         ({"hubs": 2}, "hubs=2: must be True, False, or a number from 0 to 1"),
         ({"group_by": "chapter"}, "group_by='chapter': must be one of document, node"),
         ({"on_leg_error": "ignore"}, "must be one of raise, degrade"),
@@ -623,7 +625,7 @@ def test_over_an_existing_multi_modal_index() -> None:
     assert [hit.score for hit in hits[:2]] == pytest.approx([1 / 61 + 1 / 63] * 2)
     assert {hit.node.ref_doc_id for hit in hits} == {"A", "B", "C"}
     vectors_only = (index.vector_store, index.image_vector_store, model)
-    with pytest.raises(ValueError, match="pass the docstore that holds its nodes"):
+    with pytest.raises(ValueError, match="pass the docstore that holds the store"):
         DualIndexRetriever.from_stores(*vectors_only).retrieve("query")
 
 
@@ -640,7 +642,7 @@ def test_over_foreign_stores_by_rank(index: DualIndex) -> None:
         ).retrieve(IMAGE)
 
 
-# --- the traps of LlamaIndex's own parts, which do not happen here -----------------------------
+# --- traps of LlamaIndex's own parts that this package avoids -----------------------------------
 
 
 def test_a_first_insert_without_images_does_not_hide_later_ones(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What LlamaIndex' instrumentation shows of a search; with its own handler."""
+"""The spans that LlamaIndex's instrumentation shows of a search; with LlamaIndex's handler."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ LEGS = ["search_text", "search_image"]
 
 @pytest.fixture
 def spans() -> Iterator[SimpleSpanHandler]:
-    """Collects spans for the time of a test."""
+    """Collects spans during a test."""
     handler, root = SimpleSpanHandler(), get_dispatcher()
     root.add_span_handler(handler)
     yield handler
@@ -59,7 +59,7 @@ def name(span: Any) -> str:
 
 
 def steps(handler: SimpleSpanHandler, parent: str) -> list[str]:
-    """The steps right below the spans of this name, in their order, without their class."""
+    """The child spans of the spans with this name, in order, without their class names."""
     everything = [*handler.completed_spans, *handler.dropped_spans]
     above = {span.id_ for span in everything if name(span) == parent}
     below = [span for span in everything if span.parent_id in above]
@@ -68,7 +68,7 @@ def steps(handler: SimpleSpanHandler, parent: str) -> list[str]:
 
 
 def check_times(handler: SimpleSpanHandler) -> None:
-    """All are closed, last some time, and no longer than what they are a part of."""
+    """All spans are closed, last some time, and no longer than their parents."""
     spans = {span.id_: span for span in handler.completed_spans}
     assert handler.open_spans == {}
     for span in spans.values():
@@ -105,7 +105,7 @@ def test_legs_asked_with_an_image_are_named_so(
 def test_parents_are_right_across_threads_and_event_loops(
     nodes: list[TextNode], spans: SimpleSpanHandler
 ) -> None:
-    """Stores that answer side by side are asked in threads."""
+    """Stores that can answer in parallel are searched in threads."""
     model = MockMultiModalEmbedding(embed_dim=8)
     existing = MultiModalVectorStoreIndex(nodes, embed_model=model, image_embed_model=model)
     retriever = DualIndexRetriever.from_index(existing)
@@ -115,7 +115,7 @@ def test_parents_are_right_across_threads_and_event_loops(
     assert sorted(steps(spans, "DualIndexRetriever._retrieve")) == [
         *("embed_query", "fuse", "search_image", "search_text")
     ]
-    for _ in range(2):  # each time in an event loop of its own
+    for _ in range(2):  # each time in a new event loop
         spans.completed_spans.clear()
         both = asyncio.run(twice(retriever))
         assert len(both) == 2

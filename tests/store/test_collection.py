@@ -35,9 +35,9 @@ def test_overwrite_starts_anew(store: MilvusStore, uri: str) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"dim": 8}, "holds vectors of 4 dimensions, and dim=8"),
-        ({"similarity_metric": "L2"}, "similarity_metric='COSINE', and 'L2'"),
-        ({"index_config": {"index_type": "FLAT"}}, "type HNSW, and FLAT"),
+        ({"dim": 8}, "holds vectors of 4 dimensions, not 8"),
+        ({"similarity_metric": "L2"}, "similarity_metric='COSINE', not 'L2'"),
+        ({"index_config": {"index_type": "FLAT"}}, "type HNSW, not FLAT"),
     ],
 )
 def test_another_dimension_metric_or_index_than_the_stored_one(
@@ -50,9 +50,9 @@ def test_another_dimension_metric_or_index_than_the_stored_one(
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"similarity_metric": "dot"}, "'DOT': is none of COSINE, IP, L2"),
-        ({"index_config": {"index_type": "HSNW"}}, "'HSNW': is none of AUTOINDEX, FLAT, HNSW"),
-        ({"index_config": {"M": 8}}, "names no index_type"),
+        ({"similarity_metric": "dot"}, "'DOT': must be one of COSINE, IP, L2"),
+        ({"index_config": {"index_type": "HSNW"}}, "'HSNW': must be one of AUTOINDEX, FLAT, HNSW"),
+        ({"index_config": {"M": 8}}, "must have an index_type"),
         ({"dim": None}, "no such collection; check the name, or pass dim"),
         ({"dim": 0}, "between 1 and 32,768"),
         ({"collection_name": "my-nodes"}, "letters, digits and underscores"),
@@ -135,7 +135,7 @@ def test_properties_survive_reopening(uri: str) -> None:
 
 
 def test_a_property_that_would_spoil_a_server_s_collection_is_refused(store: MilvusStore) -> None:
-    """A server takes one of 1 MB, and can then neither alter nor drop the collection."""
+    """A server accepts a property of 1 MB, and then can neither alter nor drop the collection."""
     store.set_properties({"long": "ä" * 65_536})
     with pytest.raises(ValueError, match="property 'long': 131,073 bytes, more than"):
         store.set_properties({"long": "ä" * 65_536 + "a"})
@@ -143,5 +143,5 @@ def test_a_property_that_would_spoil_a_server_s_collection_is_refused(store: Mil
 
 @pytest.mark.parametrize("properties", [{"dim": 4}, {"": "x"}, {1: "x"}])
 def test_properties_are_text(store: MilvusStore, properties: Any) -> None:
-    with pytest.raises(ValueError, match="must be text"):
+    with pytest.raises(ValueError, match="must be strings"):
         store.set_properties(properties)

@@ -1,4 +1,4 @@
-"""What a database holds, told without opening what is in it."""
+"""A database lists its collections without opening them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from llama_index_gap.store.database import Database
 
 
 def opened_collections(uri: str) -> set[str]:
-    """Those that Milvus Lite has read from disk in this process."""
+    """The collections that Milvus Lite has read from disk in this process."""
     _, database, _ = server_manager_instance._servers[uri]
     return {name for _, name in database._collections}
 

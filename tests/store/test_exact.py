@@ -1,4 +1,4 @@
-"""Filters on Milvus Lite: its graph is walked over what may not be found, too, and ends there."""
+"""Filters on Milvus Lite, whose search may end among nodes that the filter leaves out."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ QUERY = [1.0, *[0.0] * (D - 1)]
 
 
 def nodes() -> list[TextNode]:
-    """A document of many near passages, and 20 of one each, the nearest first."""
+    """A document of many near passages, and 20 documents of one passage, the nearest first."""
     rng = np.random.default_rng(0)
     made: list[TextNode] = []
     for i in range(CROWD + OTHERS):

@@ -1,4 +1,4 @@
-"""A lock that is first come, first served."""
+"""A lock that serves threads first come, first served."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from llama_index_gap.threads import in_thread
 
 
 def in_line(lock: FairLock, names: str, work: Callable[[str], None]) -> list[threading.Thread]:
-    """Threads that want the lock in this order."""
+    """Start threads that ask for the lock in this order."""
     threads = []
     for number, name in enumerate(names, start=lock.waiting + 1):
         thread = threading.Thread(target=lambda name=name: held(lock, name, work))
@@ -29,7 +29,7 @@ def held(lock: FairLock, name: str, work: Callable[[str], None]) -> None:
 
 
 def until(true: Callable[[], bool]) -> None:
-    """Let other threads run until it is; nobody can say when a thread has come to a lock."""
+    """Let other threads run until it is true; no event tells when a thread has reached a lock."""
     waits, event = 0, threading.Event()
     while not true():
         event.wait(0.001)

@@ -54,7 +54,7 @@ def group(condition: str, *filters: MetadataFilter | MetadataFilters) -> Metadat
 
 
 def holds(filters: MetadataFilter | MetadataFilters, row: dict[str, Any], no: bool = False) -> bool:
-    """What a filter, or its negation, means, in Python."""
+    """The meaning of a filter, or of its negation, written in Python."""
     if isinstance(filters, MetadataFilters):
         condition = filters.condition
         if condition is FilterCondition.NOT:
@@ -158,7 +158,7 @@ def test_a_literal_reads_back_as_itself(value: str) -> None:
         (2**63, "integers of 64 bits"),
         (math.nan, "finite numbers"),
         (-math.inf, "finite numbers"),
-        ("\ud800", "no valid Unicode"),
+        ("\ud800", "not valid Unicode"),
     ],
 )
 def test_values_that_no_filter_can_hold(value: Any, message: str) -> None:

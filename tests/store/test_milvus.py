@@ -154,7 +154,7 @@ def test_delete_nodes(store: MilvusStore) -> None:
     store.delete_nodes([quoted])
     assert [n.node_id for n in store.get_nodes()] == ["b"]
     for filters in (None, MetadataFilters(filters=[])):
-        with pytest.raises(ValueError, match="without ids or filters"):
+        with pytest.raises(ValueError, match="needs ids or filters"):
             store.delete_nodes(filters=filters)
 
 

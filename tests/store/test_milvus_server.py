@@ -1,4 +1,4 @@
-"""MilvusStore against a real server: what differs from Milvus Lite, and must not."""
+"""MilvusStore on a real server: it must behave as on Milvus Lite, where Milvus differs."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def test_lists_texts_and_nested_filters(store: MilvusStore) -> None:
     neither = MetadataFilters(filters=[inner], condition=FilterCondition.NOT)
     assert set(search(store, filters=inner)) == {"a", "b"}
     assert search(store, filters=neither) == ["c"]
-    # Milvus 2.3 knows `like` for beginnings only.
+    # In Milvus 2.3, `like` matches only the beginning of a text.
     with pytest.raises(NotImplementedError, match=r"Milvus 2\.4 and later"):
         search(store, filters=where("s", "text_match", "hip"))
 
@@ -176,7 +176,7 @@ def test_the_limits_of_a_row(store: MilvusStore) -> None:
     def with_metadata(length: int) -> TextNode:
         return node("b", long="x" * length)
 
-    short, long = 0, 65_536  # by halves, to the last byte that the store lets pass
+    short, long = 0, 65_536  # bisect to the last byte that the store accepts
     while long - short > 1:
         middle = (short + long) // 2
         try:
@@ -228,9 +228,9 @@ def test_reopening_with_properties(store: MilvusStore) -> None:
         with clone:
             assert clone.count() == 1
     for settings, message in [
-        ({"dim": 8}, "4 dimensions, and dim=8"),
+        ({"dim": 8}, "4 dimensions, not 8"),
         ({"similarity_metric": "IP"}, "'COSINE', and 'IP'"),
-        ({"index_config": {"index_type": "FLAT"}}, "type HNSW, and FLAT"),
+        ({"index_config": {"index_type": "FLAT"}}, "type HNSW, not FLAT"),
     ]:
         with pytest.raises(ValueError, match=message):
             MilvusStore(uri=store.uri, collection_name="nodes", **settings)

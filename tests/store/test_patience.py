@@ -1,4 +1,4 @@
-"""What one search waits for its server in all, by a clock of the test's own."""
+"""The total time that one search waits for its server, on a simulated clock."""
 
 from __future__ import annotations
 

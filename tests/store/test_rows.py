@@ -92,7 +92,7 @@ def test_an_image_node_without_caption_and_one_by_url() -> None:
     [block] = remote.get_content_blocks()
     assert isinstance(block, ImageBlock)
     assert str(block.url) == "http://example.org/ship.png"
-    with pytest.raises(ImageError, match="its URL is not fetched here"):
+    with pytest.raises(ImageError, match="its URL is not fetched; use"):
         remote.resolve_image()
     with pytest.raises(ImageError, match="no such file"):
         CaptionedImageNode(id_="a", image_path="gone.png").get_content_blocks()
@@ -100,7 +100,7 @@ def test_an_image_node_without_caption_and_one_by_url() -> None:
 
 @pytest.mark.parametrize("name", ["ship.jpeg", "ship.JPG", "ship"])
 def test_an_image_says_what_it_is_whatever_it_is_called(name: str, tmp_path: Path) -> None:
-    """LlamaIndex knows ``.jpg`` alone, and a query engine then takes the image for a path."""
+    """LlamaIndex knows only ``.jpg``; with another name, a query engine reads it as a path."""
     Image.new("RGB", (4, 4)).save(tmp_path / name, format="JPEG")
     [block] = CaptionedImageNode(image_path=str(tmp_path / name)).get_content_blocks()
 
@@ -203,13 +203,13 @@ def test_numpy_dates_and_other_metadata(store: MilvusStore) -> None:
         (node("bad").model_copy(update={"embedding": [1, 2, 3, 1e39]}), "NaN or infinity"),
         (node("bad").model_copy(update={"embedding": [0] * DIM}), "no direction"),
         (node("bad").model_copy(update={"text": "é" * 32_768}), r"its text: 65,536 bytes"),
-        (node("bad").model_copy(update={"text": "\ud800"}), "no valid Unicode"),
+        (node("bad").model_copy(update={"text": "\ud800"}), "not valid Unicode"),
         (node("bad", long="x" * 40_000), "its metadata and relationships: 80,"),
         (node("bad" * 30_000), "its id: 90,000 bytes"),
         (node("bad", source="d" * 70_000), "its doc_id: 70,000 bytes"),
         (node("bad", big=[{"n": 2**63}]), "more than 64 bits"),
         (node("bad", thing=object()), "is not JSON"),
-        (node("bad", text="x"), "key 'text' is a field of the collection's own"),
+        (node("bad", text="x"), "key 'text' is a field of the collection; rename"),
         (node("bad", doc_id="x"), "key 'doc_id' is a field"),
         (node("bad", gap_bucket=1), "key 'gap_bucket' is a field"),
         (node("bad", gap_fingerprint="x"), "key 'gap_fingerprint' is a field"),

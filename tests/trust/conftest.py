@@ -10,7 +10,7 @@ from milvus_lite.server_manager import server_manager_instance
 
 @pytest.fixture
 def proxy(tmp_path: Path) -> Iterator[LossyProxy]:
-    """Milvus Lite as a server, behind a way that can be lost."""
+    """Milvus Lite as a server, behind a connection that can fail."""
     path = str(tmp_path / "server.db")
     address = server_manager_instance.start_and_get_uri(path)
     assert address is not None

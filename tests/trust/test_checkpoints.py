@@ -1,4 +1,4 @@
-"""Checkpoints, data sets and aligners of somebody else: no hang, no gigabytes, no request."""
+"""Checkpoints, data sets and aligners from untrusted makers: no hang, no gigabytes, no request."""
 
 from __future__ import annotations
 
@@ -322,7 +322,7 @@ def test_a_chat_template_ends_that_waits_for_a_word(tmp_path: Path) -> None:
 
 @pytest.fixture
 def requests(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
-    """What a hub of our own is asked; the download cache is empty."""
+    """The requests to a local hub; the download cache is empty."""
     asked: list[str] = []
 
     class Hub(BaseHTTPRequestHandler):
@@ -365,7 +365,7 @@ def test_a_stored_hub_name_is_asked_for_unless_prevented(
 ) -> None:
     with pytest.raises(ModelError, match="the model hub says"):
         DualIndex(uri)
-    assert requests  # so that the rest of this test means something
+    assert requests  # otherwise the rest of this test would show nothing
     requests.clear()
 
     with pytest.raises(ModelError, match=r"somebody/model: .* local_files_only=True asks no hub"):

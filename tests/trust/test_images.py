@@ -1,4 +1,4 @@
-"""Images that are small files and cost seconds of decoding or gigabytes."""
+"""Images in small files that take seconds or gigabytes to decode."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_a_progressive_photograph_is_read() -> None:
 
 @pytest.mark.parametrize("where", ["after", "inside"])
 def test_what_looks_like_scans_elsewhere_is_none(where: str) -> None:
-    """The film of a moving photograph, and a camera's notes."""
+    """For example the video of a motion photo, and a camera's notes."""
     whole, markers = encoded(Image.new("RGB", (64, 64)), "JPEG"), b"\xff\xda" * 1000
     notes = b"\xff\xe4" + struct.pack(">H", len(markers) + 2) + markers
 
@@ -91,7 +91,7 @@ def test_what_looks_like_scans_elsewhere_is_none(where: str) -> None:
 def test_a_hundred_thousand_exif_segments_are_refused_before_pillow_adds_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Each to a copy of those before: 28 s for 11 MB."""
+    """Pillow appends each one to a copy of those before: 28 s for 11 MB."""
     whole = encoded(Image.new("RGB", (64, 64)), "JPEG")
     bomb = whole[:2] + b"\xff\xe1\x00\x09Exif\0\0x" * 100_000 + whole[2:]
     monkeypatch.setattr(Image, "open", lambda *_, **__: pytest.fail("opened"))
@@ -103,7 +103,7 @@ def test_a_hundred_thousand_exif_segments_are_refused_before_pillow_adds_them(
 
 @pytest.mark.parametrize("strips", [1, 8])
 def test_a_tiff_file_of_many_jpeg_strips_is_read(strips: int) -> None:
-    """Each strip is a JPEG image of its own, with a scan of its own."""
+    """Each strip is a separate JPEG image with its own scan."""
     image = Image.new("RGB", (16, 256), "red")
     file = encoded(image, "TIFF", compression="jpeg", tiffinfo={278: 256 // strips})
 
@@ -125,7 +125,7 @@ def tiff(width: int, strips: int, compression: int, strip: bytes) -> bytes:
 
 
 def test_strips_that_are_the_same_bytes_are_counted_each(decoded: list[str]) -> None:
-    """Of 1 MB without a pixel in it, each: 20 s."""
+    """Strips of 1 MB each, without a pixel in them, took 20 s."""
     slow = b"\x78\x01" + b"\0\0\0\xff\xff" * 2000 + zlib.compress(bytes(100))[2:]
 
     with pytest.raises(ImageError, match="2,000 strips or tiles of 20"):
@@ -275,7 +275,7 @@ for file in sys.argv[1:]:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from /proc")
 def test_decoding_takes_no_more_memory_than_is_said(tmp_path: Path) -> None:
-    """Each in a process of its own, whose peak before was that of its imports."""
+    """Each image is decoded in a new process, whose imports set the peak before."""
     kinds = [kind for kind in COSTLY if kind in Image.OPEN]  # as this Pillow was built
     for kind in kinds:
         (tmp_path / kind).write_bytes(COSTLY[kind]())
@@ -300,7 +300,7 @@ def test_formats_that_take_more_memory_may_have_fewer_pixels(decoded: list[str])
 
 
 def test_large_images_are_decoded_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Threads of any pool wait; small images go on beside a large one."""
+    """Threads of any pool wait for each other; small images are decoded beside a large one."""
     monkeypatch.setattr(limits, "_memory", limits._Memory(12 * 64 * 64))
     at_once, most = 0, 0
     lock, both = threading.Lock(), threading.Barrier(2, timeout=30)
@@ -333,12 +333,12 @@ def test_large_images_are_decoded_one_at_a_time(monkeypatch: pytest.MonkeyPatch)
 
     in_threads(80, 6)  # each is more than all may take
     assert most == 1
-    in_threads(32, 2)  # these wait for each other inside: two at once, or never
+    in_threads(32, 2)  # these wait for each other: both run at once, or none ends
     assert not both.broken
 
 
 def test_a_large_image_is_not_overtaken_for_ever() -> None:
-    """Whoever asks later waits, even for as little as is left."""
+    """Later requests wait, even if the remaining memory would do for them."""
     asked: queue.Queue[object] = queue.Queue()
 
     class Noted(deque[object]):
@@ -405,7 +405,7 @@ def test_of_an_animation_only_the_first_frame_is_decoded(monkeypatch: pytest.Mon
         monkeypatch.undo()
 
 
-# --- what stands beside the pixels ---------------------------------------------------------------
+# --- data beside the pixels ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -438,7 +438,7 @@ def test_a_damaged_profile_does_not_matter_elsewhere(kind: str) -> None:
 
 
 def test_an_image_with_a_damaged_profile_is_kept_by_the_index(tmp_path: Path) -> None:
-    """Its file is named after its format, which Pillow does not tell of a damaged one."""
+    """The stored file is named after the format, which Pillow does not tell for a damaged image."""
     file = png(20, 10, kind=2, extra=chunk(b"iCCP", b"profile\0\1" + zlib.compress(b"x")))
     storage = ImageStorage(tmp_path / "images", lambda: None, lambda _: {})
 
@@ -463,7 +463,7 @@ def test_damage_elsewhere_stays_damage(damage: Callable[[bytes], bytes]) -> None
 
 
 def test_transparent_images_look_as_before() -> None:
-    """Laid on white by bands of rows, exactly as at once."""
+    """Compositing on white by bands of rows gives the same pixels as compositing at once."""
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (3000, 700, 4), dtype=np.uint8)
     image = Image.fromarray(pixels, "RGBA")

@@ -1,4 +1,4 @@
-"""PDF files that are small and cost gigabytes or minutes, that crash what reads them, or lie."""
+"""PDF files that are small but take gigabytes or minutes, that crash the reader, or that lie."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
 
 
 def read_beside_a_good_one(folder: Path, data: bytes, **settings: Any) -> Corpus:
-    """Read a file and then a good one, which it must not take along."""
+    """Read a file and then a good one, whose reading the first must not spoil."""
     (folder / "bad.pdf").write_bytes(data)
     (folder / "good.pdf").write_bytes(hostile.one_page(hostile.stream(hostile.TEXT)))
     corpus = read_corpus(folder, **settings)
@@ -121,7 +121,7 @@ def test_a_page_that_takes_too_long_is_left_out(
 
 
 def test_no_damage_stops_the_reading(tmp_path: Path) -> None:
-    """A file's bytes changed, left out and doubled, at random places."""
+    """Bytes of a file are changed, left out and doubled at random positions."""
     chance = random.Random(0)
     for number, whole in enumerate([files.figures(), files.form(), files.encrypted("")] * 12):
         data = bytearray(whole)
@@ -168,7 +168,7 @@ def test_a_file_in_the_place_of_the_one_that_was_checked_is_not_read(tmp_path: P
 
 
 def test_no_module_in_the_working_folder_is_run(tmp_path: Path) -> None:
-    """Who reads a folder from within may have modules of somebody else there."""
+    """The working folder may hold modules that somebody else wrote."""
     (tmp_path / "a.pdf").write_bytes(files.figures())
     for module in ("pypdfium2", "PIL", "json", "llama_index_gap"):
         (tmp_path / f"{module}.py").write_text("raise SystemExit(9)")

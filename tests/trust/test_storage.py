@@ -1,4 +1,4 @@
-"""An index opens the images of its folders only, and deletes the files that it wrote only."""
+"""An index opens only images in its folders, and deletes only files that it wrote."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from llama_index_gap.store.rows import to_node
 
 
 class Colours(MockMultiModalEmbedding):
-    """Embeds each image as its mean colour, and knows how many it embedded."""
+    """Embeds each image as its mean colour, and counts the images."""
 
     embedded: list[Any] = []
 
@@ -61,7 +61,7 @@ def opened(uri: Path, **settings: Any) -> DualIndex:
 
 
 def copied(uri: Path, to: Path) -> Path:
-    """A database file, or folder, at another place."""
+    """Copy a database file or folder to another place."""
     (shutil.copytree if uri.is_dir() else shutil.copy)(uri, to)
     return to
 
@@ -93,7 +93,7 @@ def uri(corpus: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def hostile(uri: Path, secret: Path) -> Path:
-    """The same, with a row for a private image, written by somebody else."""
+    """The same index, with a row for a private image that somebody else wrote."""
     stored = json.dumps({"id": "0" * 32, "folders": ["/", str(secret.parent)]})
     node = ImageNode(id_="evil", text="x", image_path=str(secret), embedding=[1.0, 1.0, 1.0, 1.0])
     with MilvusStore(uri=uri, collection_name="gap_image") as store:
@@ -106,7 +106,7 @@ def images_in(page: str) -> int:
     return page.count("data:image/")
 
 
-# --- what is opened -----------------------------------------------------------------------------
+# --- opening ------------------------------------------------------------------------------------
 
 
 def test_the_index_that_this_user_made_shows_its_images(uri: Path, corpus: Path) -> None:
@@ -276,12 +276,12 @@ def test_a_replaced_image_is_embedded_anew_and_its_caption_is_not(
         assert model.embedded == [str(image)]
 
 
-# --- what is deleted ----------------------------------------------------------------------------
+# --- deleting -----------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def mydata(tmp_path: Path, secret: Path) -> Iterator[Path]:
-    """A folder of the user's own, with names like those of a storage; all of it must stay."""
+    """A user's folder whose names look like those of a storage folder; all of it must stay."""
     folder = tmp_path / "mydata"
     own = "a" * 64 + ".png"
     for name in (
@@ -352,7 +352,7 @@ def test_a_default_storage_that_is_a_link_is_refused(linked: str, tmp_path: Path
 def test_records_that_came_with_an_index_are_not_written_through(
     tmp_path: Path, secret: Path
 ) -> None:
-    """Links in the place of each file that an insert would write, found by a first run."""
+    """Each file that an insert would write is replaced by a link; a first run finds the files."""
     uri, storage = tmp_path / "gap.db", tmp_path / "gap.db.images" / "gap"
     profile = tmp_path / "profile"
     profile.write_text("mine")
@@ -407,11 +407,11 @@ def test_an_image_that_another_node_took_over_by_its_path_stays(
 def test_images_of_a_killed_insert_go_unless_a_row_uses_them(
     moment: str, tmp_path: Path, secret: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Killed before its rows were written, or after that and before anything else was."""
+    """An insert is killed before its rows are written, or directly after."""
     storage, add = tmp_path / "gap.db.images" / "gap", MilvusStore.add
 
     class Killed(BaseException):
-        """What nothing handles."""
+        """An error that no code handles."""
 
     def killed(store: MilvusStore, *arguments: Any, **more: Any) -> None:
         if moment == "after":
@@ -453,7 +453,7 @@ def test_an_image_that_could_not_be_embedded_does_not_stay(tmp_path: Path, secre
 def test_the_images_of_an_insert_that_is_running_are_left_alone(
     tmp_path: Path, secret: Path
 ) -> None:
-    """Of two inserts at once, as two processes on a server run them."""
+    """Two inserts run at once, as from two processes on a server."""
     red = as_base64(draw(tmp_path / "red.png", "red"))
     storage = tmp_path / "images"
     kept, go_on = threading.Event(), threading.Event()

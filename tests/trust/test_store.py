@@ -1,4 +1,4 @@
-"""A database that is damaged, lost, shared or left in the middle."""
+"""Databases that are damaged, lost, shared, or left in the middle of work."""
 
 from __future__ import annotations
 
@@ -65,12 +65,12 @@ def built(clip: DualEncoderEmbedding, tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.fixture
 def uri(built: Path, tmp_path: Path) -> str:
-    """A copy of it."""
+    """A copy of that index."""
     return str(shutil.copytree(built, tmp_path / "gap.db"))
 
 
 def is_free(uri: str) -> bool:
-    """Whether another process could open it: Milvus Lite holds a lock on this file."""
+    """Whether another process could open the database: Milvus Lite locks this file."""
     with Path(uri, "LOCK").open("a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -79,7 +79,7 @@ def is_free(uri: str) -> bool:
     return True
 
 
-# --- whatever fails, the file is free again ------------------------------------------------------
+# --- the file is free again after any failure ----------------------------------------------------
 
 
 def store_property(uri: str, name: str, value: str) -> None:
@@ -221,7 +221,7 @@ def test_a_template_that_cannot_be_read_again_is_not_written(
 
     with DualIndex(uri, embed_model=clip) as index:
         (skipped,) = index.insert_nodes([node]).skipped
-        assert "its text_template may hold {content} and {metadata_str}" in skipped.reason
+        assert "its text_template may contain only {content} and {metadata_str}" in skipped.reason
         good = node.model_copy(update={"text_template": "{{{metadata_str}}} {content}"})
         assert index.insert_nodes([good]).text_rows == 1
         assert index.get_nodes(["a"])[0].get_content(MetadataMode.LLM) == "{k: 1} a text"
@@ -252,7 +252,7 @@ def test_a_damaged_row_is_named_by_what_reads_it_and_stops_nothing_else(
         assert store.sample(10).shape[0] == 4
         assert store.documents_of(["1"]) == {"1": "doc 1"}
 
-        assert index.insert_nodes(NODES).text_rows == 1  # it is mended
+        assert index.insert_nodes(NODES).text_rows == 1  # it is repaired
         assert len(index.search("text 1")) == 4
         store.client.insert("gap_text", [row])
         index.delete_ref_doc("doc 1")
@@ -269,8 +269,8 @@ def test_vectors_that_are_none_are_left_out_and_counted(
 
         assert "1" not in [node.node_id for node in index.search("text 1").nodes]
         assert index._stores["text"].sample(9).shape[0] == 3
-    assert "1 vectors that are not finite, or of no length, were found" in caplog.text
-    assert "1 of 4 vectors that were drawn have no direction" in caplog.text
+    assert "left out 1 hits whose vectors are zero, NaN or infinite" in caplog.text
+    assert "1 of 4 sampled vectors have no direction" in caplog.text
 
 
 # --- files that are lost -------------------------------------------------------------------------
@@ -281,7 +281,7 @@ def test_vectors_that_are_none_are_left_out_and_counted(
 def test_lost_files_are_named(
     uri: str, clip: DualEncoderEmbedding, lost: str, collection: str
 ) -> None:
-    """And not taken for a collection that is not there, or is empty."""
+    """The collection must not count as missing or empty."""
     files = list(Path(uri, "collections", collection).rglob(lost))
     for file in files:
         file.unlink()
@@ -289,7 +289,7 @@ def test_lost_files_are_named(
         return  # it was empty
 
     for model in (None, clip):
-        with pytest.raises(StoreError, match=rf"'{collection}' in .* is damaged: .* not there; "):
+        with pytest.raises(StoreError, match=rf"'{collection}' in .* is damaged: .* missing; "):
             DualIndex(uri, embed_model=model)
     assert is_free(uri)
     with DualIndex(uri, embed_model=clip, overwrite=True) as index:
@@ -308,7 +308,7 @@ def test_a_collection_that_was_killed_while_it_was_made_is_made(
 
 
 def test_rows_that_a_killed_process_was_flushing_are_there_once(tmp_path: Path) -> None:
-    """Milvus Lite had written them, and had not yet deleted its log."""
+    """Milvus Lite had written the rows, but had not yet deleted its log."""
     path, kept = tmp_path / "gap.db", tmp_path / "log"
     log = path / "collections" / "nodes" / "wal"
     with MilvusStore(uri=path, collection_name="nodes", dim=2) as store:
@@ -329,7 +329,7 @@ def test_a_deletion_that_was_killed_before_its_images_went_is_completed(
     monkeypatch: pytest.MonkeyPatch,
     step: str,
 ) -> None:
-    """It had deleted the rows, so that the second one finds none."""
+    """The first deletion had deleted the rows, so the second one finds none."""
     image = ImageNode(id_="i", image=as_base64(noise_files[0]), relationships=of_document("d"))
 
     def killed(*_: object) -> None:
@@ -443,7 +443,7 @@ def test_a_lost_server_is_an_error_in_time_and_found_again(proxy: LossyProxy, ho
         store.add([node("a")])
         connection = store._collection.connection
         assert connection._timeout == 29
-        connection._timeout = 0.5  # from here to where it is back: a slow machine needs more
+        connection._timeout = 0.5  # until the server is back: a slow machine needs longer
         (proxy.freeze if how == "stopped" else proxy.go)()
         started = time.monotonic()
         for call in (lambda: store.query(QUERY), store.count, lambda: store.add([node("b")])):
@@ -555,7 +555,7 @@ def test_a_cancelled_call_asks_the_database_nothing_more(
 def test_what_must_not_be_parted_is_done_to_its_end(
     uri: str, clip: DualEncoderEmbedding, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A collection is dropped to clear it, and made again."""
+    """To clear a collection, it is dropped and created again."""
     gate = Gate(at=2)
     with DualIndex(uri, embed_model=clip) as index:
         with monkeypatch.context() as patched:

@@ -32,12 +32,12 @@ def store_property(uri: str, name: str, value: str) -> None:
             store.set_properties({name: value})
 
 
-# --- what an index says of its models -----------------------------------------------------------
+# --- the models that an index names -------------------------------------------------------------
 
 
 @pytest.fixture
 def hostile_model(tiny_clip: Path, tmp_path: Path) -> tuple[Path, Path]:
-    """A checkpoint whose own code leaves a mark when it runs, and the mark."""
+    """A checkpoint whose code writes a marker file when it runs, and that file."""
     folder, mark = tmp_path / "hostile", tmp_path / "it ran"
     shutil.copytree(tiny_clip, folder)
     (folder / "own.py").write_text(f"open({str(mark)!r}, 'w').close()\nclass Own: pass\n")
@@ -52,7 +52,7 @@ def test_the_hostile_model_runs_its_code_when_the_caller_allows_it(
 ) -> None:
     folder, mark = hostile_model
 
-    with pytest.raises(ModelError):  # it is no model
+    with pytest.raises(ModelError):  # it is not a model
         DualEncoderEmbedding(model_name=folder, trust_remote_code=True)
     assert mark.exists()
 
@@ -137,7 +137,7 @@ def test_a_damaged_row_is_named(uri: str, content: Any) -> None:
 
 @pytest.mark.parametrize("number", [0.0, 1e-25, 1e30])
 def test_a_vector_without_a_length_is_refused(tmp_path: Path, number: float) -> None:
-    """Its direction would be NaN, and with it every score of the sample that it is drawn into."""
+    """Its direction would be NaN, and so would each score of a sample that holds it."""
     with MilvusStore(uri=str(tmp_path / "gap.db"), collection_name="nodes", dim=4) as store:
         with pytest.raises(ValueError, match="no direction; leave it out"):
             store.add([TextNode(id_="a", text="a", embedding=[number] * 4)])

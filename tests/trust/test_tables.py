@@ -1,4 +1,4 @@
-"""No table makes a reader hang or swell: it costs time as its length, or is refused."""
+"""No table makes a reader hang or use much memory: its time is linear, or it is refused."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_a_cell_with_a_nul_costs_its_row_only(tmp_path: Path) -> None:
 
 
 def test_a_long_table_is_looked_through_in_little_memory(tmp_path: Path) -> None:
-    """Columns are typed by all of their cells, which are not kept."""
+    """All cells decide a column's type, but they are not kept in memory."""
     row = ("x" * 10_000 + ",2005\n") * 1_000
     (tmp_path / "a.csv").write_text("notes,year\n" + row)
     tracemalloc.start()
@@ -100,7 +100,7 @@ def test_long_cells_are_neither_numbers_nor_dates(cell: str) -> None:
 
 
 def test_images_that_are_nowhere_are_looked_for_a_hundred_times(tmp_path: Path) -> None:
-    """Each takes a look into each folder beside the table."""
+    """Each search for an image looks into each folder beside the table."""
     for number in range(150):
         (tmp_path / str(number)).mkdir()
     (tmp_path / "a.csv").write_text("text,image\n" + "t,/x.png\n" * 500)

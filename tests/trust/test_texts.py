@@ -1,4 +1,4 @@
-"""No text makes a reader hang, swell or stop: it costs time as its length, or itself only."""
+"""No text makes a reader hang, stop or use much memory: its time is linear, or it is skipped."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ HTML = [
 
 
 def seconds(work: Callable[[], Any]) -> float:
-    """Of this thread alone, the least of three: whatever else runs does not count."""
+    """The least of three times of this thread alone, without other threads and processes."""
     least = float("inf")
     for _ in range(3):
         started = time.thread_time()
@@ -62,7 +62,7 @@ def seconds(work: Callable[[], Any]) -> float:
 @pytest.mark.parametrize("before", ["", "<div>\n"])
 @pytest.mark.parametrize("form", SLOW)
 def test_a_page_takes_time_as_its_length(form: str, before: str) -> None:
-    """Four times as long, 16 times as slow: so each of these was, or would be."""
+    """Each of these was quadratic, or would be: 4 times as long, 16 times as slow."""
     short, long = (before + form * (length // len(form)) for length in (4_000, 16_000))
 
     took = seconds(lambda: parse_markdown(short))
@@ -92,7 +92,7 @@ def test_the_sizes_of_an_image_take_time_as_their_length() -> None:
 
 
 def test_long_runs_of_marks_are_cut_in_linear_time() -> None:
-    """The splitter called itself for two marks at a time."""
+    """The splitter called itself for every two marks."""
     for form in ("!", "?!", "-…!@"):
         text = form * (12_000 // len(form))
         nodes = default_splitter().get_nodes_from_documents([Document(text=text)])

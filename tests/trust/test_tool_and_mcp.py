@@ -1,4 +1,4 @@
-"""What documents and clients can make the tool, the MCP server and the command line say."""
+"""The output of the tool, the MCP server and the command line for hostile documents and clients."""
 
 from __future__ import annotations
 
@@ -229,7 +229,7 @@ def test_the_process_lives_through_all_of_them() -> None:
     ) as process:
         assert process.stdin is not None
         assert process.stdout is not None
-        # A server that leaves one unanswered must not leave the test waiting.
+        # If a server leaves a request unanswered, the test must not wait for ever.
         watchdog = threading.Timer(120, process.kill)
         watchdog.start()
         process.stdin.write(b"\n".join(lines) + b"\n")
