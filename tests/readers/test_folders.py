@@ -64,8 +64,8 @@ def test_what_a_page_leaves_out_is_reported(tmp_path: Path) -> None:
 
     assert reasons == [
         "is a URL; readers fetch nothing, download it first",
-        "looks like an image, but is no Markdown; ![x](my pic.png)",
-        "its front matter says text; the page's own is taken",
+        "looks like an image but is not valid Markdown; ![x](my pic.png)",
+        "its front matter has a field text; the page's own text is used",
         "is neither a page nor an image by its suffix",
     ]
 

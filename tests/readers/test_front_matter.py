@@ -69,7 +69,7 @@ def test_languages(source: str, fields: dict[str, Any]) -> None:
     [
         ("---\ntitle: A\n\tb: 1\n---\n", "line 3, column 1: .*blanks, not tabs"),
         ("---\na: 1\nb: [\n---\n", "line 4, column 1"),
-        ("---js\n{}\n---\n", "nothing of a corpus is run"),
+        ("---js\n{}\n---\n", "nothing in a corpus is run"),
         ("---json\n{]\n---\n", "not JSON that is read; line 2, column 2: "),
         ('---json\n{\n"a": 1,\n]\n---\n', "JSON that is read; line 4, column 1: "),
         (';;;\n{"a": }\n;;;\n', "line 2, column 7: "),
@@ -80,7 +80,7 @@ def test_languages(source: str, fields: dict[str, Any]) -> None:
         ("---\na: &x 1\nb: *x\n---\n", "line 3, column 4: aliases .* are not read"),
         ("---\na: 1\nb: 'c\n---\n", "line 4, .*quoted scalar, from line 3 on"),
         ("---\na: " + "[" * 5000 + "\n---\n", "is nested too deeply"),
-        ("---\na: 1\n\nb: .nan\n---\n", r"says b: nan, which is no number \(line 4\)"),
+        ("---\na: 1\n\nb: .nan\n---\n", r"has b: nan, which is not a number \(line 4\)"),
         ("---\na: 1\nb: !!binary aGk=\n---\n", r"holds a bytes as b; .*\(line 3\)"),
         ("---\n- a\n- b\n---\n", "from line 2, is a list, not a mapping"),
         ("+++\na = 1\nb = [\n+++\n", "TOML that is read; line 4: "),

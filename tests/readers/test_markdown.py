@@ -123,7 +123,7 @@ def test_front_matter(source: str, metadata: dict[str, object], text: str) -> No
         ("---\na: " + "[" * 3000 + "]" * 3000 + "\n---\n", "not YAML that is read"),
         ("---\na: !!binary aGk=\n---\n", "holds a bytes as a"),
         ("---\na: !!set {x}\n---\n", "holds a set as a"),
-        ("---\na: [.nan]\n---\n", "says a: nan, which is no number"),
+        ("---\na: [.nan]\n---\n", "has a: nan, which is not a number"),
         ("+++\na = \n+++\n", "not TOML that is read"),
         ("---\ndate: 2024-02-31\n---\n", "not YAML"),
         ("---\na: !!python/object/apply:os.system [ls]\n---\n", "not YAML"),

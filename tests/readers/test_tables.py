@@ -278,7 +278,7 @@ def test_quotes_that_are_characters(tmp_path: Path) -> None:
     corpus = read_corpus(table(tmp_path, flickr))
 
     assert [node.get_content() for node in corpus.text_nodes] == ['A 5" pipe', '"Two" men .']
-    assert "quotes are taken as characters" in corpus.summary()
+    assert "quotes are ordinary characters" in corpus.summary()
 
 
 def test_quotes_after_backslashes(tmp_path: Path) -> None:
@@ -300,7 +300,7 @@ def test_one_cell_that_is_no_number_leaves_its_column_text(tmp_path: Path) -> No
 
     assert [node.metadata["year"] for node in corpus.nodes] == ["2005", "soon"]
     assert [node.metadata["size"] for node in corpus.nodes] == [1, 2]
-    assert "year: text, since line 3 has 'soon', which is no number" in corpus.summary()
+    assert "year: text, since line 3 has 'soon', which is not a number" in corpus.summary()
 
 
 def test_named_columns(shop: Path) -> None:
@@ -337,7 +337,7 @@ def test_a_file_of_which_nothing_is_embedded_is_an_error(name: str, tmp_path: Pa
 def test_columns_are_named_for_tables_only(tmp_path: Path) -> None:
     (tmp_path / "a.md").write_text("A page.")
 
-    with pytest.raises(CorpusError, match="name columns of a table, and this is a folder"):
+    with pytest.raises(CorpusError, match="name columns of a table, but this is a folder"):
         read_corpus(tmp_path, text_field="text")
 
 
