@@ -46,7 +46,7 @@ def test_without_a_named_root_the_hint_says_how_to_name_it(tmp_path: Path) -> No
 
     assert not paths.find("/m/c.png").is_file()
     assert f"it lies below media: pass root={tmp_path}/media (--root" in paths.hint("/m/c.png")
-    assert "if such paths start at a folder of a shop's" in paths.hint("/x.png")
+    assert "if such paths start at a shop's folder" in paths.hint("/x.png")
     assert paths.hint("x.png") == ""
 
 

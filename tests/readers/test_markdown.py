@@ -260,4 +260,4 @@ def test_embeds_of_notes_are_counted() -> None:
     page = parse_markdown("![[note]] ![[a.pdf]] text")
 
     assert page.text == "text"
-    assert page.problems == ["embeds of what is no image are left out; ![[…]] ×2"]
+    assert page.problems == ["embeds other than images are left out; ![[…]] ×2"]

@@ -147,8 +147,8 @@ SKIPPED: dict[str, tuple[Any, str]] = {
     "a number as caption": ({"images": [{"path": "a", "alt": 3}]}, "the caption of 'a' is 3"),
     "image and images": ({"image": "a", "images": ["b"]}, "has both image and images"),
     "a number beyond all": ('{"text": "a", "score": 1e999}', "holds 1e999, which is not a number"),
-    "a field twice": ('{"text": "a", "text": "b"}', "says text twice"),
-    "a field in two spellings": ({"text": "a", "Text ": "b"}, "says text twice, once as Text"),
+    "a field twice": ('{"text": "a", "text": "b"}', "has text twice"),
+    "a field in two spellings": ({"text": "a", "Text ": "b"}, "has text twice, once as Text"),
     "half a character in a caption": (
         '{"text": "t", "images": [{"path": "a.png", "alt": "\\ud83d"}]}',
         "holds half a character",

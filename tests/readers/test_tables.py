@@ -84,9 +84,9 @@ def test_rows_of_another_length_are_skipped(tmp_path: Path) -> None:
 
     assert corpus.document_ids == ["1", "4"]
     assert [skip.reason for skip in corpus.skipped] == [
-        "has 1 cells more than the first line has columns",
-        "has 1 cells fewer than the first line has columns",
-        "has 1 cells more than the first line has columns",
+        "has 1 more cells than the first line has columns",
+        "has 1 fewer cells than the first line has columns",
+        "has 1 more cells than the first line has columns",
     ]
 
 
@@ -188,7 +188,9 @@ def test_rows_of_shopify_s_that_repeat_a_handle_are_one_document(shop: Path) -> 
     assert corpus.skipped == []
     summary = corpus.summary()
     assert "id: Handle; title: Title; text: Body (HTML); images: Image Src; captions: Im" in summary
-    assert "2, of the same documents, with 1 images; their Variant SKU, Variant Price" in summary
+    assert (
+        "2, added to the same documents, with 1 images; their Variant SKU, Variant Price" in summary
+    )
 
 
 def test_a_row_that_repeats_an_id_and_a_text_with_another_image(shop: Path) -> None:
@@ -203,7 +205,7 @@ def test_a_guessed_id_that_comes_again_was_none(tmp_path: Path) -> None:
     corpus = read_corpus(table(tmp_path, "sku,review\nA,good\nA,bad\nB,fine\nA,so-so\n"))
 
     assert corpus.document_ids == ["A", "A~2", "B", "A~3"]
-    assert "sku again: 2 documents, named like A~2" in corpus.summary()
+    assert "sku repeated: 2 documents, numbered like A~2" in corpus.summary()
 
 
 def test_magento_s_columns_name_one_image_in_several_sizes(shop: Path) -> None:
@@ -292,7 +294,7 @@ def test_the_row_numbers_of_pandas_are_left_out(tmp_path: Path) -> None:
 
     assert corpus.nodes[0].metadata == {"title": "One", "rating": 4}
     assert corpus.skipped == []
-    assert "a first column without a name, of row numbers, left out" in corpus.summary()
+    assert "the first column, row numbers without a name, is left out" in corpus.summary()
 
 
 def test_one_cell_that_is_no_number_leaves_its_column_text(tmp_path: Path) -> None:

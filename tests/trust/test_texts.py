@@ -167,7 +167,7 @@ def test_an_image_is_read_without_a_caption_that_is_too_long(tmp_path: Path) -> 
     corpus = read_corpus(jsonl(tmp_path, {"id": "x", "images": [image]}))
 
     assert [node.text for node in corpus.image_nodes] == [""]
-    assert "its caption has 80,000 bytes, and an index takes 65,535" in corpus.skipped[0].reason
+    assert "its caption has 80,000 bytes, but an index accepts 65,535" in corpus.skipped[0].reason
 
 
 def test_images_beyond_ten_thousand_are_counted(tmp_path: Path) -> None:
