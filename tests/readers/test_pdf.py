@@ -127,7 +127,7 @@ def test_what_stands_on_most_pages_is_left_out_and_counted(tmp_path: Path) -> No
     assert Counter(reason.split(";")[0] for reason in reasons(corpus)) == {
         "is a header or footer": 2,
         "is decoration, too small for a figure": 1,
-        "is a drawing that no caption calls a figure": 1,
+        "is a drawing without a figure's caption": 1,
     }
     assert "is a header or footer; 'Annual report of the orchard Chapter 1' on 12 pages" in (
         reasons(corpus)
@@ -152,7 +152,7 @@ def test_hidden_text_without_a_scan_is_not_read(tmp_path: Path) -> None:
     corpus = read(tmp_path, page.finished())
 
     assert text_of(corpus) == "What people see"
-    assert reasons(corpus) == ["holds text that nobody sees, which is not read; page 1"]
+    assert reasons(corpus) == ["holds invisible text, which is not read; page 1"]
 
 
 def test_metadata_is_that_of_the_file(tmp_path: Path) -> None:
@@ -205,7 +205,7 @@ def test_a_drawing_with_a_caption_is_a_figure(tmp_path: Path) -> None:
     dark = image.convert("L").point(lambda value: 255 * (value < 128)).getbbox()
     assert dark is not None
     assert dark[3] > image.height - 40
-    assert reasons(corpus) == ["is a drawing that no caption calls a figure; 2"]
+    assert reasons(corpus) == ["is a drawing without a figure's caption; 2"]
 
 
 def test_captions_above_their_figures_stay_with_them(tmp_path: Path) -> None:
@@ -364,7 +364,7 @@ def test_an_encrypted_file_needs_its_password(tmp_path: Path) -> None:
         ("shut.pdf", "is encrypted; pass its password with passwords=[…]")
     ]
     wrong = read_corpus(tmp_path, passwords=["wrong"])
-    assert reasons(wrong) == ["is encrypted, and none of passwords= opens it"]
+    assert reasons(wrong) == ["is encrypted, and no password in passwords= opens it"]
     both = read_corpus(tmp_path, passwords=["wrong", "secret"])
     assert both.document_ids == ["open.pdf", "shut.pdf"]
     with pytest.raises(CorpusError, match=r"shut.pdf: is encrypted; .*strict=True"):
@@ -383,7 +383,7 @@ def test_a_file_that_breaks_off_is_read_as_far_as_it_goes(tmp_path: Path, left: 
     assert all(f"Page {page} begins." in text_of(corpus, page) for page in range(1, left + 1))
     # pdfium itself finds the objects of a file that has its trailer.
     told = [reason for reason in reasons(corpus) if reason.startswith("is damaged;")]
-    assert told == ["is damaged; of its pages 6 were found, and are read"] * (left < 6)
+    assert told == ["is damaged; 6 of its pages were found and are read"] * (left < 6)
 
 
 @pytest.mark.parametrize("part", [0.0, 0.01, 0.2])

@@ -1,4 +1,4 @@
-"""The images that are made of a PDF file's figures and pages."""
+"""Makes images of a PDF file's figures and pages."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _DRAWING_SCALE, _LEAST_SCALE, _MOST_SCALE, _LONGEST_FIGURE = 200 / 72, 1.5, 300 
 
 
 class PageImages:
-    """The images that are made of a file's pages.
+    """Makes the images of one file.
 
     Attributes:
-        images: of figures and of pages.
+        images: the images of its figures and pages so far.
     """
 
     def __init__(self, reading: Reading, told: Told, max_pixels: int, *, whole_pages: bool) -> None:
@@ -43,10 +43,10 @@ class PageImages:
         found = find_figures(page.images, page.drawings, body, page.size, repeated)
         self._left_out["is decoration, too small for a figure"] += found.small
         self._left_out["is decoration, the same image on several pages"] += found.repeated
-        self._left_out["is a drawing that no caption calls a figure"] += found.drawings
+        self._left_out["is a drawing without a figure's caption"] += found.drawings
         where = f"page {page.index + 1:,}"
         whole = self._whole_pages or found.page or page.unreadable
-        if not (whole or has_text or found.figures):  # such as letters that are drawn as lines
+        if not (whole or has_text or found.figures):  # such as letters drawn as lines
             whole = bool(page.images or page.drawings)
             if not whole:
                 self._left_out["is an empty page"] += 1
@@ -79,7 +79,7 @@ class PageImages:
             )
 
     def decoration(self) -> list[str]:
-        """What was left out by rule, with its number."""
+        """The parts that were left out by rule, with their counts."""
         return [f"{reason}; {count:,}" for reason, count in self._left_out.items() if count]
 
     def _render(
@@ -101,18 +101,18 @@ class PageImages:
         path = self._folder / f"{key}.{'jpg' if photo else 'png'}"
         try:
             if path.is_file():
-                os.utime(path)  # it is not forgotten
+                os.utime(path)  # keeps it from being forgotten
             else:
                 if problem := self._reading.stops(about["pages"]):
-                    self._told.add(f"{problem}; the rest of its images is not read", where)
+                    self._told.add(f"{problem}; the rest of its images are not read", where)
                     return
                 self._folder.mkdir(parents=True, exist_ok=True)
                 request = {"index": page.index, "turn": page.turn, "box": box, "scale": scale}
                 answer = self._reading.ask("render", **request, path=str(path), photo=photo)
                 if answer["shows"] == "damage":
-                    self._told.add("an image is damaged, or of a kind that is not read", where)
+                    self._told.add("an image is damaged or of a kind that is not read", where)
                 if answer["shows"] == "nothing":
-                    self._left_out["is an image of nothing but white"] += 1
+                    self._left_out["is a completely white image"] += 1
                 if answer["shows"] != "something":
                     return
         except PdfError as error:

@@ -1,4 +1,4 @@
-"""A PDF file as a record: its texts by page, its figures with captions, its pages as images."""
+"""Turns a PDF file into a record: texts by page, figures with captions, pages as images."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ from llama_index_gap.text import excerpt
 from llama_index_gap.threads import stop_if_given_up
 
 MAX_FILE = 2**30
-"""Most bytes of a file."""
+"""The most bytes of a file."""
 MOST_PAGES = 5_000
-"""Most pages of a file that are read."""
+"""The most pages of a file that are read."""
 _MOST_TOLD = 10  # problems of one kind in one file
-_FEWEST_REPEATS = 3  # pages with the same image, which is then decoration
+_FEWEST_REPEATS = 3  # an image on this many pages is decoration
 
 
 class PdfReader:
     """Reads PDF files one after the other, in a process that it starts and ends.
 
     Args:
-        pages: make every page an image, too.
-        passwords: are tried on encrypted files.
-        max_pixels: of an image in a file that is shown.
-        show_progress: show a bar for each long file.
+        pages: also make an image of every page.
+        passwords: passwords to try on encrypted files.
+        max_pixels: the most pixels of an image in a file.
+        show_progress: show a progress bar for each long file.
     """
 
     def __init__(
@@ -67,8 +67,8 @@ class PdfReader:
         """Read one file.
 
         Args:
-            file: a path.
-            name: what the corpus calls it: the document's id.
+            file: its path.
+            name: its name in the corpus, which is the document's id.
             root: folder that it must lie in, links followed.
         """
         if not has_pdfium():
@@ -88,7 +88,7 @@ class PdfReader:
             return Skipped(name, "is damaged; it holds no page")
         told = Told()
         if about["repaired"]:
-            told.add("is damaged", f"of its pages {about['pages']:,} were found, and are read")
+            told.add("is damaged", f"{about['pages']:,} of its pages were found and are read")
         pages = self._read_pages(reading, about, name, told)
         return self._record(reading, about, pages, name, told)
 
@@ -116,10 +116,10 @@ class PdfReader:
                     f"page {index + 1:,}",
                 )
             if page.unseen:
-                told.add("holds text that nobody sees, which is not read", f"page {index + 1:,}")
+                told.add("holds invisible text, which is not read", f"page {index + 1:,}")
             if page.unreadable:
                 told.add(
-                    "its fonts do not say which letters they show; the page is read as an image",
+                    "its fonts do not map to letters; the page is read as an image",
                     f"page {index + 1:,}",
                 )
             characters += sum(len(line.text) for lines in page.paragraphs for line in lines)
@@ -187,12 +187,12 @@ class PdfReader:
         if about["attachments"]:
             told.add("holds attached files, which are not read", f"{about['attachments']:,}")
         if about["xfa"]:
-            told.add("is an XFA form, whose fields are not read", "save it as a common PDF file")
+            told.add("is an XFA form, whose fields are not read", "save it as an ordinary PDF file")
         metadata = {"author": author_of(about["about"]["Author"]), "date": None}
         for date in (about["about"]["CreationDate"], about["about"]["ModDate"]):
             metadata["date"] = metadata["date"] or iso_date(date)
             if date and not iso_date(date):
-                told.add("its date is not one", repr(date[:40]))
+                told.add("its date is not valid", repr(date[:40]))
         return Record(
             name,
             name,
