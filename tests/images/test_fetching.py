@@ -103,7 +103,7 @@ def test_fetches(server: str, path: str, content: bytes) -> None:
         ("/to-file", "redirected to file://"),
         ("/to-private", r"10\.0\.0\.1 is at 10\.0\.0\.1, which is not a public address"),
         ("/large", "more than 1,000 bytes"),
-        ("/short", "broke off, 7 bytes short"),
+        ("/short", "broke off 7 bytes before the end"),
     ],
 )
 def test_refuses_answers(
