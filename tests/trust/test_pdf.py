@@ -116,7 +116,7 @@ def test_a_page_that_takes_too_long_is_left_out(
 ) -> None:
     monkeypatch.setattr(process, "SECONDS", 0.0)  # less than any page takes
     monkeypatch.setattr(process, "_BY_THE_CLOCK", float("inf"))
-    with pytest.raises(CorpusError, match="takes it more than 0 seconds"):
+    with pytest.raises(CorpusError, match="takes more than 0 seconds"):
         read_corpus(hostile_file(tmp_path, hostile.many_objects()))
 
 
