@@ -1,12 +1,12 @@
-"""Measures the figures of the newsroom's model cards: what both models find, and the gap.
+"""Measures the figures in the newsroom's model cards: recall of both models, and the gap.
 
     python benchmarks/newsroom.py [MODEL] [--articles 3000] [--queries 200] [--seed 0]
 
-The model is the package's own, or that of another folder, run in float32. Recall@10 is measured on
-the newsroom's test fold, with 95 % bootstrap intervals over queries: by headlines alone, by images
-alone, by both as ``DualIndexRetriever`` ranks them, and by one mixed index of raw scores. The last
-table shows how often both models score an answer above a near miss, which fails in one claim.
-``llama-gap demo`` measures what reranking adds.
+The model is the package's dual encoder, or one from another folder, in float32. Recall@10 is
+measured on the newsroom's test fold, with 95 % bootstrap intervals over queries: by headlines
+alone, by images alone, by both as ``DualIndexRetriever`` ranks them, and by one mixed index with
+raw scores. The last table shows how often each model scores an answer above a near miss, which
+lacks one claim. ``llama-gap demo`` measures the gain from reranking.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ from llama_index_gap.gap.neighbours import own_modality_share
 from llama_index_gap.models import LoadingSettings, load_scorer
 
 K = 10
-CROWD = 400  # articles among which near misses are sought
-MOST = 30  # answers, and near misses, of a query
+CROWD = 400  # articles to search for near misses
+MOST = 30  # the most answers, and the most near misses, of a query
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Embedded:
     queries: FloatArray
 
     def of_kind(self, kind: str) -> list[bool]:
-        """Which queries are of a kind."""
+        """For each query, whether it is of a kind."""
         return [query.kind == kind for query in self.dataset.queries]
 
 
@@ -66,8 +66,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Measure the newsroom's dual encoder.")
     parser.add_argument("model", nargs="?", default=str(CHECKPOINT))
     parser.add_argument("--articles", type=int, default=3000)
-    parser.add_argument("--queries", type=int, default=200, help="of each kind")
-    parser.add_argument("--seed", type=int, default=0, help="of the newsroom")
+    parser.add_argument("--queries", type=int, default=200, help="number of each kind")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the newsroom")
     arguments = parser.parse_args()
     console = Console()
     model = DualEncoderEmbedding(model_name=arguments.model, dtype="float32")
@@ -138,7 +138,7 @@ def _recall(embedded: Embedded, both: Run) -> Table:
 
 
 def _ranked(dataset: Dataset, ids: Sequence[str], scores: FloatArray) -> Run:
-    """The documents of the best vectors, each once."""
+    """The documents with the best vectors, each once."""
     best = np.argsort(-scores, axis=1, kind="stable")[:, :K]
     return {
         query.id: list(dict.fromkeys(ids[place] for place in places))
