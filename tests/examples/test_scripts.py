@@ -13,7 +13,7 @@ import pytest
 from paths import ROOT
 
 EXAMPLES = ROOT / "examples"
-# A part of what each prints, mostly the article that its query was made from.
+# A part of each output, mostly the article that the query was made from.
 SAID = {
     "agent.py": r"(?s)nurses sign open letter in Fennick.*I see 2 images",
     "answers.py": r"Growers take evening classes in Ottermouth next year\n<an image",
@@ -37,7 +37,7 @@ def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Runs an example as a command would; returns what it prints."""
+    """Runs an example like a command; returns its output."""
 
     def run(example: str, *arguments: str) -> str:
         monkeypatch.setattr(sys, "argv", [example, *arguments])

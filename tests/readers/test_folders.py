@@ -148,7 +148,7 @@ def test_an_unreadable_page_is_skipped(tmp_path: Path, monkeypatch: pytest.Monke
     assert read_corpus(tmp_path).skipped == [Skipped("a.md", "cannot be read (Permission denied)")]
 
 
-# --- files that a corpus may not hold -----------------------------------------------------------
+# --- files that a corpus must not show ----------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["pipe.md", "a.txt", "a.png.txt"])

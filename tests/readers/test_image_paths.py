@@ -57,7 +57,7 @@ def test_no_path_leads_out_of_the_root(path: str, tmp_path: Path) -> None:
     folder.mkdir()
     paths = ImagePaths(folder, folder)
 
-    assert paths.find(path) == folder / path  # as it is written: whoever opens it refuses it
+    assert paths.find(path) == folder / path  # unchanged: opening it is refused
     assert "pass root=" not in paths.hint(path)
 
 

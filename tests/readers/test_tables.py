@@ -163,7 +163,7 @@ def table(folder: Path, text: str | bytes, name: str = "shop.csv") -> Path:
 
 
 def images_of(corpus: Corpus, folder: Path) -> list[tuple[str, str]]:
-    """Where each image lies, and its caption."""
+    """The place of each image, and its caption."""
     return [
         (Path(str(node.image_path)).relative_to(folder.resolve()).as_posix(), node.text)
         for node in corpus.image_nodes
@@ -198,7 +198,7 @@ def test_a_row_that_repeats_an_id_and_a_text_with_another_image(shop: Path) -> N
 
     assert len(corpus.text_nodes) == 1
     assert [path for path, _ in images_of(corpus, shop)] == ["a.png", "b c.png"]
-    assert len(corpus.skipped) == 2  # one adds nothing, one says another thing
+    assert len(corpus.skipped) == 2  # one row adds nothing, one contradicts
 
 
 def test_a_guessed_id_that_comes_again_was_none(tmp_path: Path) -> None:
