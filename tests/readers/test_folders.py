@@ -345,7 +345,7 @@ def test_drafts_are_read_when_asked_for(tmp_path: Path) -> None:
         ("a.xlsx", "save it as CSV"),
         ("a.rst", "pandoc"),
         ("a.svg", "convert it to PNG"),
-        ("a.csv", "pass it by itself"),
+        ("a.csv", "pass it on its own"),
         ("a.zip", "unpack it"),
         ("a.js", "holds no page"),
         ("a.xyz", "neither a page nor an image"),

@@ -67,7 +67,7 @@ def test_languages(source: str, fields: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("---\ntitle: A\n\tb: 1\n---\n", "line 3, column 1: .*blanks, not tabs"),
+        ("---\ntitle: A\n\tb: 1\n---\n", "line 3, column 1: .*spaces, not tabs"),
         ("---\na: 1\nb: [\n---\n", "line 4, column 1"),
         ("---js\n{}\n---\n", "nothing in a corpus is run"),
         ("---json\n{]\n---\n", "not JSON that is read; line 2, column 2: "),
