@@ -125,16 +125,16 @@ def do(operation: str, index: DualIndex, documents: int) -> None:
 def run(answer: Pipe, operation: str, documents: int, uri: str, storage: Path) -> None:
     """Do the operation; send a message when a step begins and when it ended."""
 
-    def told(step: Callable[..., Any]) -> Callable[..., Any]:
-        def tells(*args: Any, **kwargs: Any) -> Any:
+    def reported(step: Callable[..., Any]) -> Callable[..., Any]:
+        def reports(*args: Any, **kwargs: Any) -> Any:
             if not isinstance(args[1], TextNode) or isinstance(args[1], ImageNode):
                 answer.send("step")
             return step(*args, **kwargs)
 
-        return tells
+        return reports
 
-    Connection.call = told(Connection.call)  # type: ignore[method-assign]
-    ImageStorage.keep = told(ImageStorage.keep)  # type: ignore[method-assign]
+    Connection.call = reported(Connection.call)  # type: ignore[method-assign]
+    ImageStorage.keep = reported(ImageStorage.keep)  # type: ignore[method-assign]
     try:
         with opened(uri, storage) as index:
             do(operation, index, documents)
@@ -162,11 +162,11 @@ def contents(index: DualIndex, storage: Path) -> dict[str, dict[str, str]]:
         for number in range(len(nodes), collection.store.count()):
             found["nodes"][f"{name}, one more {number}"] = "a row that is there twice"
         for node in nodes:
-            told = {**node.to_dict(), "labels": labels[node.node_id].labels}
-            if told.get("image_path"):
-                told["image_path"] = Path(told["image_path"]).name
+            fields = {**node.to_dict(), "labels": labels[node.node_id].labels}
+            if fields.get("image_path"):
+                fields["image_path"] = Path(fields["image_path"]).name
             key = f"{name} {node.node_id}"
-            found["nodes"][key] = digest(json.dumps(told, sort_keys=True).encode())
+            found["nodes"][key] = digest(json.dumps(fields, sort_keys=True).encode())
             found["vectors"][key] = digest(vectors[node.node_id].tobytes())
     for file in storage.rglob("*"):
         if file.is_file():
@@ -188,10 +188,10 @@ def digest(content: bytes) -> str:
 
 
 def start(work: Callable[..., None], *arguments: Any) -> tuple[Any, Pipe]:
-    answer, told = processes.Pipe(duplex=False)
-    child = processes.Process(target=work, args=(told, *arguments))
+    answer, sender = processes.Pipe(duplex=False)
+    child = processes.Process(target=work, args=(sender, *arguments))
     child.start()
-    told.close()
+    sender.close()
     return child, answer
 
 

@@ -74,15 +74,15 @@ def do(operation: str, source: IndexAddress, target: IndexAddress) -> None:
 def run(answer: Pipe, operation: str, source: IndexAddress, target: IndexAddress) -> None:
     """Do the operation; send a message when a step begins and when it ended."""
 
-    def told(step: Callable[..., Any]) -> Callable[..., Any]:
-        def tells(*args: Any, **kwargs: Any) -> Any:
+    def reported(step: Callable[..., Any]) -> Callable[..., Any]:
+        def reports(*args: Any, **kwargs: Any) -> Any:
             answer.send("step")
             return step(*args, **kwargs)
 
-        return tells
+        return reports
 
-    Connection.call = told(Connection.call)  # type: ignore[method-assign]
-    ImageStorage.adopt = told(ImageStorage.adopt)  # type: ignore[method-assign]
+    Connection.call = reported(Connection.call)  # type: ignore[method-assign]
+    ImageStorage.adopt = reported(ImageStorage.adopt)  # type: ignore[method-assign]
     try:
         do(operation, source, target)
     except StoreError as error:  # the server was killed
@@ -157,7 +157,7 @@ def contents(at: IndexAddress) -> dict[str, Any]:
 
 def compared(found: dict[str, Any], right: dict[str, Any]) -> dict[str, int]:
     have, want = (
-        {(name, row): told for name, rows in each["rows"].items() for row, told in rows.items()}
+        {(name, row): hashed for name, rows in each["rows"].items() for row, hashed in rows.items()}
         for each in (found, right)
     )
     both = have.keys() & want.keys()

@@ -12,7 +12,7 @@ from llama_index_gap.readers.pdf.figures import find_figures
 from llama_index_gap.readers.pdf.layout import Box, Paragraph
 from llama_index_gap.readers.pdf.page import Page
 from llama_index_gap.readers.pdf.process import PdfError
-from llama_index_gap.readers.pdf.reading import Reading, Told
+from llama_index_gap.readers.pdf.reading import Problems, Reading
 from llama_index_gap.readers.records import ImageReference
 
 _MOST_FIGURES = 2_000
@@ -27,8 +27,10 @@ class PageImages:
         images: the images of its figures and pages so far.
     """
 
-    def __init__(self, reading: Reading, told: Told, max_pixels: int, *, whole_pages: bool) -> None:
-        self._reading, self._told = reading, told
+    def __init__(
+        self, reading: Reading, problems: Problems, max_pixels: int, *, whole_pages: bool
+    ) -> None:
+        self._reading, self._problems = reading, problems
         self._max_pixels, self._whole_pages = max_pixels, whole_pages
         self._folder = made_images()
         self._figures = 0
@@ -51,7 +53,7 @@ class PageImages:
             if not whole:
                 self._left_out["is an empty page"] += 1
         if page.largest > self._max_pixels and (whole or found.figures):
-            self._told.add(
+            self._problems.add(
                 f"holds an image of more than max_pixels={self._max_pixels:,}; "
                 "scale it down, or raise max_pixels if you trust the file",
                 where,
@@ -63,7 +65,7 @@ class PageImages:
             self._render(page, "page", box, scale=_PAGE_SCALE, longest=_LONGEST_PAGE, photo=photo)
         for number, figure in enumerate(found.figures, start=1):
             if self._figures >= _MOST_FIGURES:
-                self._told.add(f"holds more than {_MOST_FIGURES:,} figures", where)
+                self._problems.add(f"holds more than {_MOST_FIGURES:,} figures", where)
                 return
             self._figures += 1
             region, drawn = figure.region, figure.region.kind == "drawing"
@@ -104,22 +106,22 @@ class PageImages:
                 os.utime(path)  # keeps it from being forgotten
             else:
                 if problem := self._reading.stops(about["pages"]):
-                    self._told.add(f"{problem}; the rest of its images are not read", where)
+                    self._problems.add(f"{problem}; the rest of its images are not read", where)
                     return
                 self._folder.mkdir(parents=True, exist_ok=True)
                 request = {"index": page.index, "turn": page.turn, "box": box, "scale": scale}
                 answer = self._reading.ask("render", **request, path=str(path), photo=photo)
                 if answer["shows"] == "damage":
-                    self._told.add("an image is damaged or of a kind that is not read", where)
+                    self._problems.add("an image is damaged or of a kind that is not read", where)
                 if answer["shows"] == "nothing":
                     self._left_out["is a completely white image"] += 1
                 if answer["shows"] != "something":
                     return
         except PdfError as error:
-            self._told.add(f"an image of a page {error}", where)
+            self._problems.add(f"an image of a page {error}", where)
             return
         except OSError as error:
-            self._told.add(
+            self._problems.add(
                 f"an image cannot be written to {self._folder} ({error.strerror})", where
             )
             return

@@ -12,11 +12,11 @@ from llama_index_gap.readers.pdf.process import PdfCrashError, PdfError, PdfProc
 _MOST_CRASHES = 3
 # A file's limit of processor time: a base, plus seconds for each page and each mebibyte.
 _SECONDS, _SECONDS_OF_A_PAGE, _SECONDS_OF_A_MEBIBYTE = 60.0, 0.3, 20.0
-_MOST_TOLD = 10  # problems of one kind in one file
+_MOST_PLACES = 10  # places that are named for a reason
 
 
 @dataclass
-class Told:
+class Problems:
     """The parts of a file that were left out, grouped by reason."""
 
     problems: dict[str, list[str]] = field(default_factory=dict)
@@ -28,8 +28,8 @@ class Told:
     def lines(self) -> list[str]:
         """One line for each reason."""
         return [
-            f"{reason}; {', '.join(places[:_MOST_TOLD])}"
-            + (f" and {len(places) - _MOST_TOLD:,} more" if len(places) > _MOST_TOLD else "")
+            f"{reason}; {', '.join(places[:_MOST_PLACES])}"
+            + (f" and {len(places) - _MOST_PLACES:,} more" if len(places) > _MOST_PLACES else "")
             for reason, places in self.problems.items()
         ]
 
