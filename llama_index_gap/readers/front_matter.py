@@ -91,7 +91,7 @@ def split_front_matter(source: str) -> tuple[dict[str, Any], str]:
     # value that does not match its tag (!!bool x), and for a huge number (1:1:1:….5).
     except _UNREADABLE as error:
         raise InvalidValueError(
-            f"its front matter is not {language} that is read; {_cause(error, body)}"
+            f"its front matter cannot be read as {language}; {_cause(error, body)}"
         ) from error
     if isinstance(fields, str):
         return {}, source  # prose between two rules, not front matter
@@ -169,7 +169,7 @@ def _bare_json(source: str) -> tuple[dict[str, Any], str]:
     except (ValueError, RecursionError) as error:
         if _UNCLOSED_JSON.match(source) and isinstance(error, json.JSONDecodeError):
             raise InvalidValueError(
-                "its front matter is not JSON that is read; "
+                "its front matter cannot be read as JSON; "
                 f"line {error.lineno}, column {error.colno}: {error.msg}"
             ) from error
         return {}, source  # prose, or a program

@@ -287,7 +287,7 @@ class NodeMaker:
         except UnicodeEncodeError as error:
             broken = written[error.start]
             raise InvalidValueError(
-                f"holds half a character ({broken!r}), which is not text"
+                f"holds half of a surrogate pair ({broken!r}), which is not text"
             ) from error
         if problem := next(filter(None, map(not_a_text, texts)), ""):
             raise InvalidValueError(problem)
@@ -330,7 +330,7 @@ class NodeMaker:
                     raise ImageError(path, image.problem)
                 file = image.folder / path if image.folder else self._paths.find(path)
                 if "://" in path or path.startswith("//") or path.lower().startswith("data:"):
-                    raise ImageError(path, "is a URL; readers fetch nothing, download it first")
+                    raise ImageError(path, "is a URL; readers fetch nothing: download it first")
                 root = image.made_in or self.root
                 check_image(file, root=root, max_pixels=self._max_pixels)
             except ImageError as error:

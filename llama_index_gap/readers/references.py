@@ -136,7 +136,7 @@ class References:
                 return ""
             return f"lies outside root={allowed}; pass root={most} to let images lie there"
         if site.generator.name:
-            where = f" or in the site {site.folder} ({site.generator.name})"
+            where = f" nor in the site {site.folder} ({site.generator.name})"
             return f"no such file; it is neither beside the page{where}"
         if path.startswith("/"):
             return (

@@ -63,7 +63,7 @@ def test_what_a_page_leaves_out_is_reported(tmp_path: Path) -> None:
     reasons = [skip.reason for skip in read_corpus(tmp_path).skipped]
 
     assert reasons == [
-        "is a URL; readers fetch nothing, download it first",
+        "is a URL; readers fetch nothing: download it first",
         "looks like an image but is not valid Markdown; ![x](my pic.png)",
         "its front matter has a field text; the page's own text is used",
         "is neither a page nor an image by its suffix",
