@@ -255,7 +255,7 @@ def compared(found: dict[str, dict[str, str]], right: dict[str, dict[str, str]])
 
 def show(operation: str, moment: str, ended: str, rows: int, faults: dict[str, int]) -> None:
     cells = [f"{faults[column]:>{len(column)}}" for column in COLUMNS]
-    end = "killed" if ended == "killed" else "was done" if ended == "done" else "failed"
+    end = "killed" if ended == "killed" else "done" if ended == "done" else "failed"
     print(f"{operation:<14}{moment:>15}  {end:<9}{rows:>13,}  {'  '.join(cells)}", flush=True)
 
 
@@ -329,7 +329,9 @@ def main() -> None:
     parser.add_argument("--server", action="store_true", help="also kill a server")
     options = parser.parse_args()
     rng, started = random.Random(options.seed), time.monotonic()
-    print(f"{'':<14}{'killed at step':>15}  {'it':<9}{'rows at kill':>13}  {'  '.join(COLUMNS)}")
+    print(
+        f"{'':<14}{'killed at step':>15}  {'outcome':<9}{'rows at kill':>13}  {'  '.join(COLUMNS)}"
+    )
     with tempfile.TemporaryDirectory() as folder:
         os.environ["XDG_DATA_HOME"] = folder  # an index records its image folders there
         work = Path(folder)

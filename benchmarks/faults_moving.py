@@ -178,7 +178,7 @@ def compared(found: dict[str, Any], right: dict[str, Any]) -> dict[str, int]:
 
 def show(operation: str, moment: str, ended: str, faults: dict[str, int]) -> None:
     cells = [f"{faults[column]:>{len(column)}}" for column in COLUMNS]
-    end = "killed" if ended == "killed" else "was done" if ended == "done" else "failed"
+    end = "killed" if ended == "killed" else "done" if ended == "done" else "failed"
     print(f"{operation:<17}{moment:>15}  {end:<9}{'  '.join(cells)}", flush=True)
 
 
@@ -281,7 +281,7 @@ def main() -> None:
     parser.add_argument("--server", action="store_true", help="also on a server, and kill it")
     options = parser.parse_args()
     rng, started = random.Random(options.seed), time.monotonic()
-    print(f"{'':<17}{'killed at step':>15}  {'it':<9}{'  '.join(COLUMNS)}")
+    print(f"{'':<17}{'killed at step':>15}  {'outcome':<9}{'  '.join(COLUMNS)}")
     with tempfile.TemporaryDirectory() as folder:
         os.environ["XDG_DATA_HOME"] = folder  # an index records its image folders there
         work = Path(folder)

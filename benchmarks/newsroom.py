@@ -170,7 +170,7 @@ def _gap(embedded: Embedded) -> Table:
     shares = own_modality_share(queries, texts, images, K)
     for kind in QUERY_KINDS:
         share = estimate(shares[embedded.of_kind(kind)])
-        name = f"headlines in the best {K} of a mixed index, query for {kind}"
+        name = f"headlines in the top {K} of a mixed index, query for {kind}"
         add(name, share.value, share.low, share.high)
     return table
 
@@ -204,7 +204,7 @@ def _near_misses(model: DualEncoderEmbedding, queries: int, seed: int) -> Table:
                     of_claim = [_amiss(asked, articles[place]) == amiss_claim for place in wrong]
                     told[modality, amiss_claim, name].append(better[:, of_claim].mean())
     table = Table(
-        "document", "query needs", "dual encoder", "cross-encoder", title="Near misses told"
+        "document", "query needs", "dual encoder", "cross-encoder", title="Near misses told apart"
     )
     for modality, kind in (
         *(("text", "text"), ("text", "both")),
@@ -215,7 +215,7 @@ def _near_misses(model: DualEncoderEmbedding, queries: int, seed: int) -> Table:
     for claim in ("colour of a thing", "kind of a thing", "thing", "relation", "setting", "sky"):
         shares = [told["image", claim, name] for name in ("dual", "cross")]
         if all(shares):
-            table.add_row("image", f"any; {claim} amiss", *(str(estimate(each)) for each in shares))
+            table.add_row("image", f"any; wrong {claim}", *(str(estimate(each)) for each in shares))
     return table
 
 

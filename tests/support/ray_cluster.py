@@ -24,7 +24,7 @@ _STOP_SECONDS = 60
 def why_no_ray() -> str | None:
     """The reason why no cluster can be started here; None if one can."""
     if importlib.util.find_spec("ray") is None:  # an import would read its settings
-        return "Ray is not installed: the extra ray leaves it out for Pythons that it does not know"
+        return "Ray is not installed; the extra ray skips Python versions that Ray does not support"
     return None
 
 
