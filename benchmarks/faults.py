@@ -255,7 +255,7 @@ def compared(found: dict[str, dict[str, str]], right: dict[str, dict[str, str]])
 
 def show(operation: str, moment: str, ended: str, rows: int, faults: dict[str, int]) -> None:
     cells = [f"{faults[column]:>{len(column)}}" for column in COLUMNS]
-    end = "killed" if ended == "killed" else "done" if ended == "done" else "failed"
+    end = ended if ended in {"killed", "done"} else "failed"
     print(f"{operation:<14}{moment:>15}  {end:<9}{rows:>13,}  {'  '.join(cells)}", flush=True)
 
 

@@ -178,7 +178,7 @@ def compared(found: dict[str, Any], right: dict[str, Any]) -> dict[str, int]:
 
 def show(operation: str, moment: str, ended: str, faults: dict[str, int]) -> None:
     cells = [f"{faults[column]:>{len(column)}}" for column in COLUMNS]
-    end = "killed" if ended == "killed" else "done" if ended == "done" else "failed"
+    end = ended if ended in {"killed", "done"} else "failed"
     print(f"{operation:<17}{moment:>15}  {end:<9}{'  '.join(cells)}", flush=True)
 
 
