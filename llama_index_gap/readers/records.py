@@ -231,9 +231,7 @@ class NodeMaker:
     def nodes(self, record: Record) -> tuple[list[BaseNode], list[Skipped]]:
         """The nodes of one document, and its parts that were left out."""
         if record.id in self._ids:
-            return [], [
-                Skipped(record.source, f"an earlier document has the same id {record.id!r}")
-            ]
+            return [], [Skipped(record.source, f"the id {record.id!r} is already taken")]
         try:
             texts = self._text_nodes(record)
         except ValueError as error:
@@ -251,7 +249,7 @@ class NodeMaker:
             skipped = [Skipped(record.source, reason, on_purpose=True)]
         twice = [node.node_id for node in made if node.node_id in self._ids]
         if twice:
-            reason = f"an earlier document has the node id {min(twice)!r}"
+            reason = f"its node id {min(twice)!r} is already taken"
             return [], [Skipped(record.source, reason)]
         # The hash changes whenever the document does, so that a refresh notices.
         named = [(each.name or self._named(each.path), each.caption) for each in record.images]

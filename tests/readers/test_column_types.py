@@ -51,7 +51,7 @@ def test_a_whole_column_of_numbers_prices_or_dates(
         (["unknown", "2005", "1999"], "line 2 has 'unknown', which is not a number"),
         (["10115", "01067"], "line 3 has '01067', whose leading 0 a number would lose"),
         (["$5", "€5"], "line 3 has '€5', in another currency"),
-        (["5", "$5"], "line 3 has '$5', another currency"),
+        (["5", "$5"], "line 3 has '$5', in another currency"),
         (["1,299", "2,500"], "may be a thousand or a fraction"),
         (["1.299 €", "2.500 €"], "may be a thousand or a fraction"),
         (["38,40", "42,5"], "may be a fraction or a list"),

@@ -74,9 +74,15 @@ def test_languages(source: str, fields: dict[str, Any]) -> None:
         ('---json\n{\n"a": 1,\n]\n---\n', "read as JSON; line 4, column 1: "),
         (';;;\n{"a": }\n;;;\n', "line 2, column 7: "),
         ('{\n  "title": "A",\n  b\n}\ntext', "read as JSON; line 3, column 3: "),
-        ("---\na: 1\nday: 2024-02-31\n---\n", "line 3, column 6: 2024-02-31 is no timestamp"),
-        ("---\na:\n  - b: 2024-13-01\n---\n", "line 3, column 8: 2024-13-01 is no timestamp"),
-        ("---\na: 1\nb: !!bool x\n---\n", "line 3, column 4: x is no bool"),
+        (
+            "---\na: 1\nday: 2024-02-31\n---\n",
+            "line 3, column 6: 2024-02-31 is not a valid timestamp",
+        ),
+        (
+            "---\na:\n  - b: 2024-13-01\n---\n",
+            "line 3, column 8: 2024-13-01 is not a valid timestamp",
+        ),
+        ("---\na: 1\nb: !!bool x\n---\n", "line 3, column 4: x is not a valid bool"),
         ("---\na: &x 1\nb: *x\n---\n", "line 3, column 4: aliases .* are not read"),
         ("---\na: 1\nb: 'c\n---\n", "line 4, .*quoted scalar, from line 3 on"),
         ("---\na: " + "[" * 5000 + "\n---\n", "is nested too deeply"),

@@ -157,4 +157,4 @@ def test_an_id_that_is_taken_far_back_is_skipped(
     corpus = read_corpus(file)
 
     assert len(corpus.nodes) == 9
-    assert corpus.skipped == [Skipped("a.jsonl:10", "an earlier document has the same id 'd1'")]
+    assert corpus.skipped == [Skipped("a.jsonl:10", "the id 'd1' is already taken")]

@@ -205,7 +205,7 @@ def test_two_documents_whose_nodes_would_have_one_id(tmp_path: Path) -> None:
     corpus = read_corpus(path)
 
     assert [node.node_id for node in corpus.nodes] == ["a#image-b#text-0"]
-    assert "'a#image-b#text-0' is taken" in corpus.skipped[0].reason
+    assert "'a#image-b#text-0' is already taken" in corpus.skipped[0].reason
 
 
 def test_images_over_the_pixel_limit_are_skipped(tmp_path: Path) -> None:
