@@ -152,7 +152,7 @@ def _decoded_target(target: str) -> str:
         if not parts.scheme and not parts.netloc:
             # The part after ? or # names a version or a place in the file, never another file.
             return unquote(parts.path) or target
-    except ValueError:  # not a file, or an IPv6 address with an unclosed "["
+    except ValueError:  # such as an unclosed "[" of an IPv6 address: not a file
         pass
     return target
 

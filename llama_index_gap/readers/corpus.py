@@ -345,8 +345,8 @@ def read_corpus(
     reading. Documents without an id are named after their file and line. The title is embedded
     with the text; other metadata is not. Image files are checked, not decoded.
 
-    This call reads only the first document. The others are read as the corpus is consumed: see
-    ``Corpus``.
+    This call reads only up to the first readable document. The others are read as the corpus is
+    consumed: see ``Corpus``.
 
     Args:
         path: a file or a folder.

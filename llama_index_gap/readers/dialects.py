@@ -117,7 +117,7 @@ class _Lines:
 def find_encoding(file: IO[bytes]) -> str:
     """Find the encoding of a text by the mark at its start, its NULs, or all its bytes.
 
-    A text that decodes as UTF-8 is UTF-8. Another text is taken as Windows-1252, which includes
+    A text that decodes as UTF-8 is UTF-8. Any other text is taken as Windows-1252, which includes
     Latin-1, if hardly any of its characters beyond ASCII are valid UTF-8.
 
     Args:

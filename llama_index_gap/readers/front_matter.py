@@ -117,7 +117,7 @@ def is_draft(metadata: Mapping[str, Any]) -> str:
 def take_images(metadata: dict[str, Any]) -> tuple[dict[str, Any], list[ImageReference]]:
     """Split the front matter into metadata and images.
 
-    Images stand in the fields that themes of the usual generators use (``image``, ``cover``,
+    Images are named in fields that themes of the usual generators use (``image``, ``cover``,
     ``featured_image``, ``header``, ``resources``, …). In any other field, a list of mappings that
     name image files is a gallery.
     """

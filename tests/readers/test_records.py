@@ -130,7 +130,10 @@ SKIPPED: dict[str, tuple[Any, str]] = {
     "nothing in it": ({"id": "x"}, "has neither a text nor an image"),
     "empty text": ({"id": "x", "text": "  \n"}, "has neither a text nor an image"),
     "the same id again": ({"id": "good", "text": "t"}, "the id 'good' is already taken"),
-    "an id that is a node's": ({"id": "good#text-0", "text": "t"}, "the id 'good#text-0' is already taken"),
+    "an id that is a node's": (
+        {"id": "good#text-0", "text": "t"},
+        "the id 'good#text-0' is already taken",
+    ),
     "an empty id": ({"id": " ", "text": "t"}, "its id is ' ', not a text or a number"),
     "a list as id": ({"id": [1], "text": "t"}, r"its id is \[1\]"),
     "a fraction as id": ({"id": 1.5, "text": "t"}, r"its id is 1\.5"),
