@@ -279,7 +279,7 @@ def _assigned(
     paragraphs: Sequence[Paragraph],
     reach: float,
 ) -> dict[int, int]:
-    """The caption of each part: one each, as far as they go; the other parts share the nearest.
+    """Give each part a caption: first one to one, then the remaining parts share the nearest.
 
     A caption below a part is preferred to one above. All parts of a page are matched at once, so
     that no part takes a neighbour's caption where captions are above their figures.
