@@ -17,7 +17,7 @@ def grey_of_8_bits(image: Image.Image) -> Image.Image:
     Cameras, scanners and microscopes store 10, 12 or 14 bits in 16, and no file says so. White is
     therefore:
 
-    - for whole numbers from 0 to 65,535: the largest number with as many bits as the brightest value
+    - for whole numbers from 0 to 65,535: the largest number of as many bits as the brightest value
       needs, at least 8: 4,095 for a brightest value of 3,000, 65,535 for 40,000;
     - for other whole numbers: the brightest value, with the darkest value as black;
     - for floating-point numbers: 1 if all lie between 0 and 1; else as for other whole numbers.
