@@ -1,12 +1,12 @@
-"""Measures the figures in the newsroom's model cards: recall of both models, and the gap.
+"""Measures the figures of the newsroom's model cards: what both models find, and the gap.
 
     python benchmarks/newsroom.py [MODEL] [--articles 3000] [--queries 200] [--seed 0]
 
-The model is the package's dual encoder, or one from another folder, in float32. Recall@10 is
-measured on the newsroom's test fold, with 95 % bootstrap intervals over queries: by headlines
-alone, by images alone, by both as ``DualIndexRetriever`` ranks them, and by one mixed index with
-raw scores. The last table shows how often each model scores an answer above a near miss, which
-lacks one claim. ``llama-gap demo`` measures the gain from reranking.
+The model is the package's own, or that of another folder, run in float32. Recall@10 is measured on
+the newsroom's test fold, with 95 % bootstrap intervals over queries: by headlines alone, by images
+alone, by both as ``DualIndexRetriever`` ranks them, and by one mixed index of raw scores. The last
+table shows how often both models score an answer above a near miss, which fails in one claim.
+``llama-gap demo`` measures what reranking adds.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ from llama_index_gap.gap.neighbours import own_modality_share
 from llama_index_gap.models import LoadingSettings, load_scorer
 
 K = 10
-CROWD = 400  # articles to search for near misses
-MOST = 30  # the most answers, and the most near misses, of a query
+CROWD = 400  # articles among which near misses are sought
+MOST = 30  # answers, and near misses, of a query
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ def _gap(embedded: Embedded) -> Table:
     shares = own_modality_share(queries, texts, images, K)
     for kind in QUERY_KINDS:
         share = estimate(shares[embedded.of_kind(kind)])
-        name = f"headlines in the top {K} of a mixed index, query for {kind}"
+        name = f"headlines in the best {K} of a mixed index, query for {kind}"
         add(name, share.value, share.low, share.high)
     return table
 
@@ -215,7 +215,7 @@ def _near_misses(model: DualEncoderEmbedding, queries: int, seed: int) -> Table:
     for claim in ("colour of a thing", "kind of a thing", "thing", "relation", "setting", "sky"):
         shares = [told["image", claim, name] for name in ("dual", "cross")]
         if all(shares):
-            table.add_row("image", f"any; wrong {claim}", *(str(estimate(each)) for each in shares))
+            table.add_row("image", f"any; {claim} amiss", *(str(estimate(each)) for each in shares))
     return table
 
 

@@ -2,7 +2,7 @@
 
     python tests/support/make_screenshots.py
 
-It writes them to docs/assets.
+writes them anew to docs/assets.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ PHONE, DESK = 390, 1280  # pixels
 
 
 def main() -> None:
-    """Make a newsroom, index it, and take a screenshot of each page."""
+    """Draw a newsroom, index it, and show it on each page."""
     if problem := why_no_browser():
         sys.exit(problem)
     with TemporaryDirectory() as folder, chdir(folder), indexed() as index, browser() as tab:
         rerank, close = MultiModalRerank(model=RERANKER, top_n=None), index.close
-        index.close = lambda: None  # type: ignore[method-assign]  # the page must not close it
+        index.close = lambda: None  # type: ignore[method-assign]  # not with the page
         shown = Served("newsroom.db", "gap", "the demo’s reranker")
         with local_page(lambda: (index, rerank), shown) as address:
             asked = f"{address}/?{urlencode({'q': QUERY, 'k': 5})}"
@@ -77,7 +77,7 @@ def main() -> None:
 
 @contextmanager
 def indexed() -> Iterator[DualIndex]:
-    """An index of a small newsroom in this folder, which has learnt from queries."""
+    """A small newsroom, indexed in this folder, that has learnt from queries."""
     write_newsroom("newsroom", articles=300, queries_per_kind=8)
     shutil.copytree(CHECKPOINT, "checkpoint")  # pages name the model's folder
     model = DualEncoderEmbedding(model_name="checkpoint")
@@ -88,7 +88,7 @@ def indexed() -> Iterator[DualIndex]:
 
 
 def shoot(tab: Browser, name: str) -> None:
-    """Save the page in 256 colours, which suffice for text and drawings."""
+    """Keep what is seen, in 256 colours, which a page of text and drawings has not."""
     tab.run("document.activeElement.blur()")
     image = Image.open(BytesIO(tab.screenshot(whole=False))).convert("RGB")
     image.quantize(256).save(ASSETS / f"{name}.png", optimize=True)
