@@ -1,4 +1,4 @@
-"""Measures how well probabilities of relevance are calibrated, and what one threshold keeps.
+"""Measures how well probabilities of relevance are calibrated, and which hits a threshold keeps.
 
     python benchmarks/calibration.py [--resamples 1000] [--seed 0] [--hits 100] [--shown 16]
 
@@ -7,21 +7,23 @@ folder that ``GAP_SHARED`` names. 400 images and their captions are searched. Th
 
 - ``text_to_image``: a caption asks for its image;
 - ``image_to_text``: an image asks for its caption;
-- ``text_to_text``: *simulated*, because an image has one caption here. The query keeps a share of
-  0.55 of the difference between its caption and the mean of all captions, and takes the rest from
-  one of the other 100 captions. With that share a text is about as hard to find as an image.
+- ``text_to_text``: *simulated*, because each image has only one caption here. The query keeps a
+  share of 0.55 of the difference between its caption and the mean of all captions; the rest comes
+  from one of the other 100 captions. With that share, a text is about as hard to find as an
+  image.
 
-Half of the queries fit the calibrators, on their first 100 hits, as ``collect_scores`` takes them.
-The first 16 hits of the other queries are judged, as a search would return them. Probabilities are
+Half of the queries fit the calibrators, with their first 100 hits, the default of
+``collect_scores``. The first 16 hits of the other queries are judged, as many as a search returns.
+Probabilities are
 
 - the raw cosine, taken as a probability;
 - the share of relevant hits, whatever the score;
 - one curve for all pairs (pooled), and one for each pair, by either method;
-- one for each pair, fitted on the first 16 hits only (few hits).
+- one curve for each pair, fitted on the first 16 hits only (few hits).
 
-Error: expected calibration error, 15 bins. Intervals: 95 % of bootstrap samples of the held-out
-queries (fitted once). A bootstrap sample has a higher calibration error than the queries it is
-drawn from, so intervals near 0 lie too high.
+The error is the expected calibration error with 15 bins. Intervals cover 95 % of bootstrap samples
+of the held-out queries; calibrators are fitted once. A bootstrap sample has a higher calibration
+error than the queries that it is drawn from, so intervals near 0 are too high.
 """
 
 from __future__ import annotations
@@ -49,17 +51,17 @@ Measure = Callable[[IntArray], float]
 
 DOCUMENTS = 400
 KEPT_SHARE = 0.55
-POOLED = "text_to_text"  # a calibrator knows no pair of all pairs
+POOLED = "text_to_text"  # any pair will do: a calibrator has no pair that stands for all pairs
 WANTED = 0.5
 
 
 @dataclass(frozen=True)
 class Hits:
-    """What queries found, best first.
+    """The hits of queries, best first.
 
     Attributes:
         scores: shape (queries, hits).
-        labels: whether each is the relevant one, shape (queries, hits).
+        labels: whether each hit is the relevant one, shape (queries, hits).
     """
 
     scores: FloatArray
@@ -73,7 +75,7 @@ class Hits:
 
 
 def search(file: Path, rng: np.random.Generator) -> dict[str, Hits]:
-    """All documents for each query, by pair of modalities."""
+    """All documents ranked for each query, by pair of modalities."""
     features = np.load(file).astype(np.float64)
     images, texts = unit(features)[:, rng.permutation(features.shape[1])]
     of_others = rng.choice(texts[DOCUMENTS:], DOCUMENTS)
@@ -96,7 +98,7 @@ def unit(vectors: FloatArray) -> FloatArray:
     return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
 
 
-# --- the ways to a probability -------------------------------------------------------------------
+# --- ways to obtain a probability ----------------------------------------------------------------
 
 
 def ways_to_probability(fit: dict[str, Hits], few: dict[str, Hits]) -> dict[str, Probability]:
@@ -146,7 +148,7 @@ def error_table(ways: dict[str, Probability], test: dict[str, Hits], resamples: 
     return table
 
 
-# --- what a threshold keeps ----------------------------------------------------------------------
+# --- hits that a threshold keeps -----------------------------------------------------------------
 
 
 def threshold_table(
@@ -155,7 +157,7 @@ def threshold_table(
     test: dict[str, Hits],
     resamples: int,
 ) -> Table:
-    """Precision among what is kept, and the share of queries whose relevant document is kept.
+    """Precision of the kept hits, and the share of queries whose relevant document is kept.
 
     At each cosine shown, half of the images, or half of the texts, are relevant.
     """
@@ -191,11 +193,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--resamples", type=int, default=1_000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--hits", type=int, default=100, help="of each query, for fitting")
-    parser.add_argument("--shown", type=int, default=16, help="hits of a search")
+    parser.add_argument("--hits", type=int, default=100, help="hits of each query for fitting")
+    parser.add_argument("--shown", type=int, default=16, help="hits that a search returns")
     options = parser.parse_args()
     if not (shared := os.environ.get("GAP_SHARED")):
-        parser.error("GAP_SHARED is not set: it names the folder of shared data")
+        parser.error("GAP_SHARED is not set; it must name the folder of shared data")
 
     rng = np.random.default_rng(options.seed)
     found = search(Path(shared) / "data" / "clip_features" / "features_clip.npy", rng)
@@ -208,10 +210,10 @@ def main() -> None:
     console = Console()
     console.print(f"{len(fitted)} queries of each pair to fit, {len(held_out)} held out")
     firsts = (f"{pair} {hits.labels[:, 0].mean():.2f}" for pair, hits in found.items())
-    console.print(f"The relevant one is the first: {', '.join(firsts)}\n")
+    console.print(f"Share of queries with the relevant document first: {', '.join(firsts)}\n")
     console.print(error_table(ways, test, options.resamples))
     console.print(
-        f"\nWhat one threshold keeps, of {options.shown} hits a query "
+        f"\nHits that a threshold keeps, of {options.shown} per query "
         "(first cosine: for images, second: for texts)"
     )
     console.print(threshold_table(ways, fit, test, options.resamples))

@@ -1,13 +1,13 @@
-"""How much of corpora in their native forms is found, and with the right captions.
+"""Measures how many documents, images and captions are read from corpora in their native forms.
 
     GAP_SHARED=… python benchmarks/corpora.py [--against COMMIT] [--seed 0]
 
-Small sites are made after the conventions of their generators and exporters (see
-``tests/support/native_sites.py``). The published blog of the folder that ``GAP_SHARED`` names is
-read as it is, and written out as a Jekyll and as a Hugo site, of which the posts are also read
-alone. For each, the documents and images that are there are counted against those found, and of a
-sample of 20 images the captions that are right. ``--against`` has the code of another commit read
-the same files, in a worktree of its own that is taken away again.
+Small sites follow the conventions of their generators and exporters (see
+``tests/support/native_sites.py``). The published blog in the folder that ``GAP_SHARED`` names is
+read unchanged, and also written as a Jekyll and a Hugo site, whose posts are also read alone. For
+each corpus, the table compares the documents and images that exist with those that are found, and
+counts the right captions in a sample of 20 images. With ``--against``, the code of another commit
+reads the same files, in a temporary worktree.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ SAMPLE = 20
 
 
 def read_by(code: Path, paths: list[Path]) -> list[dict[str, list[str]]]:
-    """What the package in a folder makes of some corpora."""
+    """The results of reading corpora with the package in a folder."""
     done = subprocess.run(
         [sys.executable, "-c", READ, *map(str, paths)],
         env={**os.environ, "PYTHONPATH": str(code)},
@@ -60,7 +60,7 @@ def read_by(code: Path, paths: list[Path]) -> list[dict[str, list[str]]]:
 def row(
     read: dict[str, list[str]], expected: Expected, root: Path, below: str, seed: int
 ) -> tuple[str, str, str, str]:
-    """Documents, images, captions of a sample, and images reported as not shown, each of all."""
+    """Cells for documents, images, captions of a sample, and images reported as not shown."""
     prefix = f"{below}/" if below else ""
     shown = [each for each in expected.shown if each[0].startswith(prefix)]
     documents = {
@@ -87,7 +87,7 @@ def row(
 
 
 def blog_as_it_is(blog: Path) -> Expected:
-    """What the lines of the published blog say."""
+    """The contents of the published blog, from its lines."""
     expected = Expected(set(), [])
     with (blog / "docs.jsonl").open(encoding="utf-8") as lines:
         for line in lines:
@@ -100,8 +100,10 @@ def blog_as_it_is(blog: Path) -> Expected:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
-    parser.add_argument("--against", metavar="COMMIT", help="read by the code of this commit, too")
-    parser.add_argument("--seed", type=int, default=0, help="of the samples")
+    parser.add_argument(
+        "--against", metavar="COMMIT", help="also read with the code of this commit"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the samples")
     arguments = parser.parse_args()
     shared = os.environ.get("GAP_SHARED")
     blog = Path(shared) / "data" / "18f_blog" if shared else None
@@ -115,7 +117,7 @@ def main() -> None:
             if alone:
                 corpora.append((f"{name}, {alone} alone", root, expected, alone))
         if blog is None or not blog.exists():
-            print("GAP_SHARED names no folder with data/18f_blog; it is left out", file=sys.stderr)
+            print("GAP_SHARED holds no data/18f_blog; the blog is left out", file=sys.stderr)
         else:
             corpora.append(("18F's blog, as it is", blog, blog_as_it_is(blog), ""))
             for name, write_blog, alone in (
@@ -139,7 +141,7 @@ def main() -> None:
             finally:
                 subprocess.run([*git, "remove", "--force", str(worktree)], check=True)
         print(
-            f"| corpus | code | documents | images | captions of {SAMPLE} | not shown, reported |"
+            f"| corpus | code | documents | images | captions of {SAMPLE} | reported as not shown |"
         )
         print("|---|---|---|---|---|---|")
         for place, (name, root, expected, below) in enumerate(corpora):

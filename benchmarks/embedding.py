@@ -1,13 +1,14 @@
-"""Images per second from JPEG files, at the size of CLIP ViT-B/32, with random weights.
+"""Measures images per second from JPEG files, at the size of CLIP ViT-B/32, with random weights.
 
     python benchmarks/embedding.py [--images 256] [--rounds 5]
 
-Ours (DualEncoderEmbedding, decoding ahead in threads) against
+Compares ours (``DualEncoderEmbedding``, which decodes ahead in threads) with
 
 - bare sentence-transformers: its ``encode`` over the same files, same number format, batch 32;
-- one image at a time in float32, as llama-index-embeddings-clip embeds.
+- one image at a time in float32, as llama-index-embeddings-clip does.
 
-Rounds are interleaved and the median is shown, so that a slow moment of the machine hits all alike.
+Rounds are interleaved and the table shows medians, so that a slow moment of the machine affects all
+ways alike.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ def make_photos(folder: Path, count: int) -> list[str]:
 
 @contextmanager
 def peers(model: str, dtype: str) -> Iterator[dict[str, Callable[[list[str]], np.ndarray]]]:
-    """The three ways to embed a list of files; each gives an (n, d) array."""
+    """The three ways to embed a list of files; each returns an (n, d) array."""
     ours = DualEncoderEmbedding(model_name=model, dtype=dtype, embed_batch_size=BATCH)
     with quiet_transformers():
         format_ = getattr(torch, dtype)
@@ -112,7 +113,7 @@ def main() -> None:
             median = {name: statistics.median(values) for name, values in rates.items()}
             for name, rate in median.items():
                 n = len(vectors[name])
-                # scaled again: in bfloat16 the peer's vectors have a length only near 1
+                # normalise again: in bfloat16, the peer's vectors have only nearly length 1
                 ours, theirs = (unit_rows(vectors[key][:n]) for key in ("ours", name))
                 cosine = (ours * theirs).sum(axis=1).min()
                 ratio = "" if name == "ours" else f"{median['ours'] / rate:.2f} ×"

@@ -1,18 +1,19 @@
-"""Texts and images per second of each family of encoders, with random weights.
+"""Measures texts and images per second of each encoder family, with random weights.
 
     python benchmarks/encoders.py [--rounds 5] [--batches 2] [--quick]
 
-Ours (``load_encoder``) against the bare library:
+Compares ours (``load_encoder``) with the bare library:
 
-- CLIP, SigLIP: sentence-transformers' ``encode`` (which pads SigLIP's texts wrongly, unless all
-  are as long as it reads, as here);
-- Nomic's and jina-clip's texts: transformers' NomicBertModel and JinaEmbeddingsV3Model with the
+- CLIP, SigLIP: sentence-transformers' ``encode`` (which pads SigLIP's texts wrongly unless all
+  have the maximum length, as here);
+- texts of Nomic and jina-clip: transformers' NomicBertModel and JinaEmbeddingsV3Model with the
   same weights, in a loop over batches;
-- Nomic's and jina-clip's images: no library has them without remote code.
+- images of Nomic and jina-clip: no library supports them without remote code.
 
-Layers have their real sizes; where only some of them are there, the table says so. Vocabularies are
-small, which costs nothing: an embedding is a look-up. Rounds are interleaved and the median is
-shown, so that a slow moment of the machine hits all alike. ``--quick`` is for tests: all is tiny.
+Layers have their real sizes; the table says if only some layers are used. Vocabularies are small,
+which does not affect the time: an embedding is a look-up. Rounds are interleaved and the table
+shows medians, so that a slow moment of the machine affects all alike. ``--quick`` is for tests,
+with tiny sizes.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ from enlarge import JINA_LENGTHS, JINA_SETTINGS, enlarged_shapes, write_enlarged
 from tiny_siglip import make_tiny_siglip  # noqa: E402
 
 BATCH = 16
-TOKENS = 128  # of a text, where the model reads more
+TOKENS = 128  # length of a text, if the model reads that much
 JINA_LAYERS = 6  # of 24, to save time
 
 Way = Callable[[Sequence[Any]], np.ndarray]
@@ -60,12 +61,12 @@ class Case:
     """One tower of one family.
 
     Attributes:
-        family: what the table calls it.
+        family: its name in the table.
         folder: its checkpoint.
-        modality: what the tower reads.
-        layers: how many of how many, for the table.
-        bare: makes the library's way; None if there is none.
-        max_text_tokens: where texts are cut; None for where the model ends.
+        modality: the tower's input.
+        layers: the number of layers, for the table.
+        bare: makes the bare library's function; None if no library has the model.
+        max_text_tokens: texts are cut to this length; None for the model's limit.
     """
 
     family: str
@@ -90,7 +91,7 @@ def bare_sentence_transformers(case: Case, _: Encoder, dtype: torch.dtype) -> Wa
 
 
 def bare_transformers(case: Case, encoder: Encoder, _: torch.dtype) -> Way:
-    """The transformers model inside of our encoder, run as its documentation shows."""
+    """The transformers model inside our encoder, run as its documentation shows."""
     is_nomic = case.family == "nomic"
     model = encoder._text._model if is_nomic else encoder._text
     tokenizer = PreTrainedTokenizerFast.from_pretrained(case.folder)
@@ -111,7 +112,7 @@ def bare_transformers(case: Case, encoder: Encoder, _: torch.dtype) -> Way:
 
 
 def make_cases(scratch: Path, *, quick: bool) -> Iterator[Case]:
-    """Each family's checkpoint with random weights."""
+    """Each family's checkpoint, with random weights."""
     bare = bare_sentence_transformers
     clip = make_tiny_clip(
         scratch / "clip", **({} if quick else {"vision_config": {"image_size": 224}})
@@ -140,7 +141,7 @@ def make_cases(scratch: Path, *, quick: bool) -> Iterator[Case]:
 def enlarge_native(
     folder: Path, *, text: dict[str, int], vision: dict[str, int], **sizes: int
 ) -> None:
-    """Give a tiny CLIP or SigLIP checkpoint towers of these sizes."""
+    """Enlarge the towers of a tiny CLIP or SigLIP checkpoint to these sizes."""
     config = AutoConfig.from_pretrained(folder).to_dict()
     config["text_config"] |= text
     config["vision_config"] |= vision
@@ -151,7 +152,7 @@ def enlarge_native(
     size = config["vision_config"]["image_size"]
     path = folder / "preprocessor_config.json"
     processing = json.loads(path.read_text())
-    if "crop_size" not in processing:  # SigLIP's, which takes no such size
+    if "crop_size" not in processing:  # SigLIP's processor has no crop size
         processing["size"] = {"height": size, "width": size}
     path.write_text(json.dumps(processing))
 
@@ -188,14 +189,14 @@ def make_native(scratch: Path, *, quick: bool) -> list[Path]:
             (text, vision, jina), names, shapes, settings, strict=True
         )
     ]
-    # The fixture of Nomic's text model has no tokenizer; any with as small a vocabulary will do.
+    # The fixture of Nomic's text model has no tokenizer; any with as few tokens will do.
     for file in ("tokenizer.json", "tokenizer_config.json"):
         (folders[0] / file).write_bytes((folders[2] / file).read_bytes())
     return folders
 
 
 def make_items(count: int) -> dict[str, list[Any]]:
-    """Texts longer than any of the models reads here, and decoded images of 640×480."""
+    """Texts longer than each model's limit here, and decoded images of 640×480."""
     rng = np.random.default_rng(0)
     words = ["cat", "dog", "red", "blue", "photo", "of", "the"]
     texts = [" ".join(rng.choice(words, 2 * TOKENS)) for _ in range(count)]
@@ -207,7 +208,7 @@ def make_items(count: int) -> dict[str, list[Any]]:
 def measure(
     case: Case, dtype: str, items: Sequence[Any], rounds: int
 ) -> tuple[dict[str, float], float | None]:
-    """Median items per second of each way, and the least cosine of their vectors if both exist."""
+    """Median items per second of each way, and the lowest cosine between their vectors."""
     prompts = {} if case.modality == "image" else {"query_prompt": "", "document_prompt": ""}
     encoder = load_encoder(
         case.folder,
@@ -237,7 +238,7 @@ def measure(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--batches", type=int, default=2, help=f"of {BATCH} items, in a round")
+    parser.add_argument("--batches", type=int, default=2, help=f"of {BATCH} items, per round")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, one round")
     options = parser.parse_args()
     rounds, batches = (1, 1) if options.quick else (options.rounds, options.batches)

@@ -1,14 +1,14 @@
-"""Whether an index is whole again after what wrote it was killed, and it was run once more.
+"""Checks that an index is complete again after its writer was killed and run once more.
 
     python benchmarks/faults.py [--kills 20] [--documents 200] [--seed 0] [--server]
 
-A process indexes documents, deletes half of those of an index, or brings an index in step with a
-corpus that was moved and edited, on Milvus Lite, and is killed (kill -9) at a random moment: up to
-20 ms after one of its steps, which are the calls of the database and the images that are kept,
-drawn from the first to the last. Then the same is run again, and ids, nodes, vectors and images are
-compared with those of a run that nobody disturbed. With ``--server`` a Milvus server (2.3.5) is
-started, killed in the middle of a write and started again, three times. Each document has a text
-and an image, which every tenth one shares with the one before. Exits with 1 if anything differs.
+A process indexes documents, deletes half of the documents of an index, or syncs an index with a
+corpus that was moved and edited, on Milvus Lite. It is killed (kill -9) at a random moment: up to
+20 ms after a step that is drawn at random. A step is a call of the database or the storing of an
+image. Then the same process runs again, and ids, nodes, vectors and images are compared with those
+of an undisturbed run. With ``--server``, a Milvus server (2.3.5) is started, killed in the middle
+of a write and restarted, three times. Each document has a text and an image; every tenth document
+shares the image of the one before. The exit code is 1 if anything differs.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ sys.path.append(str(Path(__file__).parents[1] / "tests" / "support"))
 
 DIMENSIONS, AFTER_SECONDS, SERVER_KILLS, PATIENCE = 64, 0.02, 3, 300
 COLUMNS = ("lost rows", "foreign rows", "wrong nodes", "wrong vectors", "lost images", "left over")
-# Children are forked from this process, which has imported everything and never opens a database:
-# a client does not survive a fork.
+# Children are forked from this process, which has imported everything. It never opens a database,
+# since a client does not survive a fork.
 processes = multiprocessing.get_context("fork")
 
 
 class Free(MultiModalEmbedding):
-    """A direction for each text, and for each image by its file's content; costs nothing."""
+    """Vectors from a hash of the text, or of the content of an image file; they cost no time."""
 
     model_name: str = "free"
     embed_batch_size: int = 1  # small batches: many writes
@@ -77,7 +77,7 @@ class Free(MultiModalEmbedding):
 
 
 def corpus(documents: int, *, edited: bool = False) -> list[TextNode]:
-    """A corpus; edited, of ten documents two are gone, one is changed, and one is renamed."""
+    """A corpus; if edited, of each ten documents two are gone, one is changed, one is renamed."""
     nodes: list[TextNode] = []
     for number in range(documents):
         if edited and number % 10 in {2, 5}:
@@ -113,7 +113,7 @@ def opened(uri: str, storage: Path) -> DualIndex:
 def do(operation: str, index: DualIndex, documents: int) -> None:
     if operation == "index":
         index.insert_nodes(corpus(documents))
-    elif operation in {"fill", "sync"}:  # from places that are not there
+    elif operation in {"fill", "sync"}:  # the recorded paths do not exist
         edited = operation == "sync"
         place = Path("/no/such/folder") / ("moved" if edited else "corpus")
         index.sync(Corpus(list(corpus(documents, edited=edited)), [], path=place))
@@ -123,29 +123,29 @@ def do(operation: str, index: DualIndex, documents: int) -> None:
 
 
 def run(answer: Pipe, operation: str, documents: int, uri: str, storage: Path) -> None:
-    """Do it; says when a step begins, and how it ended."""
+    """Do the operation; send a message when a step begins and when it ended."""
 
-    def told(step: Callable[..., Any]) -> Callable[..., Any]:
-        def tells(*args: Any, **kwargs: Any) -> Any:
+    def reported(step: Callable[..., Any]) -> Callable[..., Any]:
+        def reports(*args: Any, **kwargs: Any) -> Any:
             if not isinstance(args[1], TextNode) or isinstance(args[1], ImageNode):
                 answer.send("step")
             return step(*args, **kwargs)
 
-        return tells
+        return reports
 
-    Connection.call = told(Connection.call)  # type: ignore[method-assign]
-    ImageStorage.keep = told(ImageStorage.keep)  # type: ignore[method-assign]
+    Connection.call = reported(Connection.call)  # type: ignore[method-assign]
+    ImageStorage.keep = reported(ImageStorage.keep)  # type: ignore[method-assign]
     try:
         with opened(uri, storage) as index:
             do(operation, index, documents)
-    except StoreError as error:  # of a server that was killed
+    except StoreError as error:  # the server was killed
         answer.send(str(error))
     else:
         answer.send("done")
 
 
 def run_again(answer: Pipe, operation: str, documents: int, uri: str, storage: Path) -> None:
-    """Count what is there, do it, and tell what there is then."""
+    """Count the rows, do the operation, and send the contents afterwards."""
     with opened(uri, storage) as index:
         before = sum(index.count().values())
         do(operation, index, documents)
@@ -153,7 +153,7 @@ def run_again(answer: Pipe, operation: str, documents: int, uri: str, storage: P
 
 
 def contents(index: DualIndex, storage: Path) -> dict[str, dict[str, str]]:
-    """Hashes of nodes, vectors and images, by what names them; and the number of other files."""
+    """Hashes of nodes, vectors and images by name, and the number of other files."""
     found: dict[str, dict[str, str]] = {"nodes": {}, "vectors": {}, "images": {}, "records": {}}
     for name, collection in index.collections().items():
         nodes = collection.store.get_nodes()
@@ -162,16 +162,16 @@ def contents(index: DualIndex, storage: Path) -> dict[str, dict[str, str]]:
         for number in range(len(nodes), collection.store.count()):
             found["nodes"][f"{name}, one more {number}"] = "a row that is there twice"
         for node in nodes:
-            told = {**node.to_dict(), "labels": labels[node.node_id].labels}
-            if told.get("image_path"):
-                told["image_path"] = Path(told["image_path"]).name
+            fields = {**node.to_dict(), "labels": labels[node.node_id].labels}
+            if fields.get("image_path"):
+                fields["image_path"] = Path(fields["image_path"]).name
             key = f"{name} {node.node_id}"
-            found["nodes"][key] = digest(json.dumps(told, sort_keys=True).encode())
+            found["nodes"][key] = digest(json.dumps(fields, sort_keys=True).encode())
             found["vectors"][key] = digest(vectors[node.node_id].tobytes())
     for file in storage.rglob("*"):
         if file.is_file():
             folder = file.parent.relative_to(storage).parts
-            # Other files are named by the index' id, which is drawn: of these the number counts.
+            # Other files have the index' random id in their names, so only their number counts.
             if not folder and file.suffix == ".png":
                 found["images"][file.name] = digest(file.read_bytes())
             elif file.name != ".lock":
@@ -188,10 +188,10 @@ def digest(content: bytes) -> str:
 
 
 def start(work: Callable[..., None], *arguments: Any) -> tuple[Any, Pipe]:
-    answer, told = processes.Pipe(duplex=False)
-    child = processes.Process(target=work, args=(told, *arguments))
+    answer, sender = processes.Pipe(duplex=False)
+    child = processes.Process(target=work, args=(sender, *arguments))
     child.start()
-    told.close()
+    sender.close()
     return child, answer
 
 
@@ -205,7 +205,7 @@ def result(child: Any, answer: Pipe) -> Any:
 
 
 def steps_of(run: Callable[..., None], *arguments: Any) -> int:
-    """Run it undisturbed, and count its steps."""
+    """Run undisturbed, and count the steps."""
     child, answer = start(run, *arguments)
     steps = 0
     while (said := answer.recv()) == "step":
@@ -222,10 +222,10 @@ def disturbed(
     kill: Callable[[Any], None],
     *arguments: Any,
 ) -> str:
-    """Run it, and kill something so long after a step; says how it ended."""
+    """Run, and kill something some time after a step; return how the run ended."""
     child, answer = start(run, *arguments)
     said, steps = "", 0
-    with suppress(EOFError):  # once the child is killed
+    with suppress(EOFError):  # the child was killed
         while said in {"", "step"}:
             said = answer.recv()
             steps += said == "step"
@@ -255,12 +255,12 @@ def compared(found: dict[str, dict[str, str]], right: dict[str, dict[str, str]])
 
 def show(operation: str, moment: str, ended: str, rows: int, faults: dict[str, int]) -> None:
     cells = [f"{faults[column]:>{len(column)}}" for column in COLUMNS]
-    end = "killed" if ended == "killed" else "was done" if ended == "done" else "failed"
+    end = ended if ended in {"killed", "done"} else "failed"
     print(f"{operation:<14}{moment:>15}  {end:<9}{rows:>13,}  {'  '.join(cells)}", flush=True)
 
 
 def on_lite(operation: str, kills: int, documents: int, rng: random.Random, work: Path) -> int:
-    """Kill the writing process; returns how much differs."""
+    """Kill the writing process; return the number of differences."""
     uri, storage = str(work / "gap.db"), work / "images"
     before = work / f"before {operation}"
 
@@ -293,7 +293,7 @@ def on_lite(operation: str, kills: int, documents: int, rng: random.Random, work
 
 
 def on_server(documents: int, rng: random.Random, work: Path) -> int:
-    """Kill the server in the middle of a write; returns how much differs."""
+    """Kill the server in the middle of a write; return the number of differences."""
     from milvus_server import milvus_process, why_no_server
 
     if reason := why_no_server():
@@ -304,13 +304,13 @@ def on_server(documents: int, rng: random.Random, work: Path) -> int:
         folder, storage = work / f"server {number}", work / f"server {number} images"
         folder.mkdir()
         with milvus_process(folder) as (url, server):
-            start(run, "delete", 0, url, storage)[0].join()  # makes the collections
+            start(run, "delete", 0, url, storage)[0].join()  # creates the collections
             arguments = ("index", documents, url, storage)
             if not number:
                 steps = steps_of(run, *arguments)
                 _, right = result(*start(run_again, *arguments))
                 continue
-            step = rng.randint(documents, steps)  # once images are kept
+            step = rng.randint(documents, steps)  # after the images are stored
             kill = partial(lambda process, _: process.kill(), server.server_proc)
             ended = disturbed(run, step, rng.uniform(0, AFTER_SECONDS), kill, *arguments)
         with milvus_process(folder) as (url, _):
@@ -323,15 +323,17 @@ def on_server(documents: int, rng: random.Random, work: Path) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kills", type=int, default=20, help="of each operation on Milvus Lite")
+    parser.add_argument("--kills", type=int, default=20, help="kills per operation on Milvus Lite")
     parser.add_argument("--documents", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--server", action="store_true", help="a server too, which is killed")
+    parser.add_argument("--server", action="store_true", help="also kill a server")
     options = parser.parse_args()
     rng, started = random.Random(options.seed), time.monotonic()
-    print(f"{'':<14}{'killed at step':>15}  {'it':<9}{'rows at kill':>13}  {'  '.join(COLUMNS)}")
+    print(
+        f"{'':<14}{'killed at step':>15}  {'outcome':<9}{'rows at kill':>13}  {'  '.join(COLUMNS)}"
+    )
     with tempfile.TemporaryDirectory() as folder:
-        os.environ["XDG_DATA_HOME"] = folder  # where an index notes the folders of its images
+        os.environ["XDG_DATA_HOME"] = folder  # an index records its image folders there
         work = Path(folder)
         wrong = 0
         for operation in ("index", "delete", "sync"):

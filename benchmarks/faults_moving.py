@@ -1,15 +1,14 @@
-"""Whether a copied or re-embedded index is whole after its maker was killed and run once more.
+"""Checks that a copied or re-embedded index is complete after a kill and a second run.
 
     python benchmarks/faults_moving.py [--kills 20] [--documents 200] [--seed 0] [--server]
 
-A process copies an index to another Milvus Lite file, or embeds it anew with another model, and is
-killed (kill -9) at a random moment: up to 20 ms after one of its steps, which are the calls of the
-database and the images that are copied, drawn from the first to the last. What is there then must
-be no index, or a whole one: the old one or the new one. Then the same is run again, and all rows of
-all collections (learnt queries too), their properties, and the images that the index keeps are
-compared with those of a run that nobody disturbed. With ``--server`` the same is done from a file
-to a Milvus server (2.3.5) and on it, and the server itself is killed once, too. Exits with 1 if
-anything differs.
+A process copies an index to another Milvus Lite file, or embeds it again with another model. It is
+killed (kill -9) at a random moment: up to 20 ms after a step that is drawn at random. A step is a
+call of the database or the copying of an image. After the kill, there must be no index, the whole
+old one or the whole new one. Then the same process runs again; all rows of all collections,
+including learnt queries, their properties, and the images that the index keeps are compared with
+those of an undisturbed run. With ``--server``, the same is done from a file to a Milvus server
+(2.3.5) and on the server, which is also killed once. The exit code is 1 if anything differs.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ COLUMNS = ("lost rows", "foreign rows", "wrong rows", "properties", "images", "h
 
 
 class Other(Free):
-    """Other directions, in the same number of dimensions."""
+    """Other vectors with the same number of dimensions."""
 
     model_name: str = "other"
 
@@ -73,27 +72,27 @@ def do(operation: str, source: IndexAddress, target: IndexAddress) -> None:
 
 
 def run(answer: Pipe, operation: str, source: IndexAddress, target: IndexAddress) -> None:
-    """Do it; says when a step begins, and how it ended."""
+    """Do the operation; send a message when a step begins and when it ended."""
 
-    def told(step: Callable[..., Any]) -> Callable[..., Any]:
-        def tells(*args: Any, **kwargs: Any) -> Any:
+    def reported(step: Callable[..., Any]) -> Callable[..., Any]:
+        def reports(*args: Any, **kwargs: Any) -> Any:
             answer.send("step")
             return step(*args, **kwargs)
 
-        return tells
+        return reports
 
-    Connection.call = told(Connection.call)  # type: ignore[method-assign]
-    ImageStorage.adopt = told(ImageStorage.adopt)  # type: ignore[method-assign]
+    Connection.call = reported(Connection.call)  # type: ignore[method-assign]
+    ImageStorage.adopt = reported(ImageStorage.adopt)  # type: ignore[method-assign]
     try:
         do(operation, source, target)
-    except StoreError as error:  # of a server that was killed
+    except StoreError as error:  # the server was killed
         answer.send(str(error))
     else:
         answer.send("done")
 
 
 def look(answer: Pipe, target: IndexAddress) -> None:
-    """Tell what of the index opens: the rows of its version that is whole, or why nothing does."""
+    """Send the rows of the version of the index that opens, or why none opens."""
     if not Path(target.uri).exists() and "://" not in target.uri:
         answer.send("no such database")
         return
@@ -119,7 +118,7 @@ def restore(answer: Pipe, source: IndexAddress, target: IndexAddress) -> None:
 
 
 def rows_of(at: IndexAddress, parts: dict[str, str]) -> dict[str, dict[str, str]]:
-    """Hashes of the rows of each collection, by the rows' ids."""
+    """Hashes of the rows of each collection, by row id."""
     found = {}
     for name in parts.values():
         with MilvusStore(uri=at.uri, collection_name=name, timeout=at.timeout) as store:
@@ -139,13 +138,13 @@ def contents(at: IndexAddress) -> dict[str, Any]:
         names = {name: name for each in parts for name in each.values()}
         properties = {name: database.properties(name) or {} for name in names}
     for each in properties.values():
-        if "images" in each:  # its id is drawn
+        if "images" in each:  # its id is random
             each["images"] = str(json.loads(each["images"])["folders"])
     kept = {}
     for file in at.storage.rglob("*"):
         if file.is_file() and file.name != ".lock":
             folder = file.parent.relative_to(at.storage).parts
-            if folder:  # named by the index' id, which is drawn: of these the number counts
+            if folder:  # named by the index' random id, so only their number counts
                 kind = folder[0] if len(folder) == 1 and "." not in folder[0] else "users"
                 kept[kind] = str(int(kept.get(kind, "0")) + 1)
             else:
@@ -158,7 +157,7 @@ def contents(at: IndexAddress) -> dict[str, Any]:
 
 def compared(found: dict[str, Any], right: dict[str, Any]) -> dict[str, int]:
     have, want = (
-        {(name, row): told for name, rows in each["rows"].items() for row, told in rows.items()}
+        {(name, row): hashed for name, rows in each["rows"].items() for row, hashed in rows.items()}
         for each in (found, right)
     )
     both = have.keys() & want.keys()
@@ -179,7 +178,7 @@ def compared(found: dict[str, Any], right: dict[str, Any]) -> dict[str, int]:
 
 def show(operation: str, moment: str, ended: str, faults: dict[str, int]) -> None:
     cells = [f"{faults[column]:>{len(column)}}" for column in COLUMNS]
-    end = "killed" if ended == "killed" else "was done" if ended == "done" else "failed"
+    end = ended if ended in {"killed", "done"} else "failed"
     print(f"{operation:<17}{moment:>15}  {end:<9}{'  '.join(cells)}", flush=True)
 
 
@@ -188,9 +187,9 @@ class Trial:
 
     Args:
         operation: ``copy`` or ``reembed``.
-        where: for what is shown.
-        source: a whole index.
-        target: where the operation works.
+        where: its place, for the output.
+        source: a complete index.
+        target: the index that the operation writes.
     """
 
     def __init__(
@@ -207,7 +206,7 @@ class Trial:
         assert isinstance(self.after, dict), self.after
 
     def restore(self) -> None:
-        """Put everything into the state that the operation begins with."""
+        """Restore the state before the operation."""
         if "://" not in self.target.uri:
             shutil.rmtree(self.target.uri, ignore_errors=True)
             shutil.rmtree(self.target.storage, ignore_errors=True)
@@ -224,7 +223,7 @@ class Trial:
         return disturbed(run, step, seconds, kill, *self.arguments)
 
     def judge(self, step: int, ended: str) -> int:
-        """Look what opens, run it again, and compare; returns how much differs."""
+        """Open the index, run again, and compare; return the number of differences."""
         opens = result(*start(look, self.target))
         faults = compared(result(*start(run_again, *self.arguments)), self.right)
         nothing = isinstance(opens, str) and isinstance(self.before, str)
@@ -276,15 +275,15 @@ def on_server(source: IndexAddress, rng: random.Random, work: Path) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kills", type=int, default=20, help="of each operation on Milvus Lite")
+    parser.add_argument("--kills", type=int, default=20, help="kills per operation on Milvus Lite")
     parser.add_argument("--documents", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--server", action="store_true", help="a server too, which is killed")
+    parser.add_argument("--server", action="store_true", help="also on a server, and kill it")
     options = parser.parse_args()
     rng, started = random.Random(options.seed), time.monotonic()
-    print(f"{'':<17}{'killed at step':>15}  {'it':<9}{'  '.join(COLUMNS)}")
+    print(f"{'':<17}{'killed at step':>15}  {'outcome':<9}{'  '.join(COLUMNS)}")
     with tempfile.TemporaryDirectory() as folder:
-        os.environ["XDG_DATA_HOME"] = folder  # where an index notes the folders of its images
+        os.environ["XDG_DATA_HOME"] = folder  # an index records its image folders there
         work = Path(folder)
         source = IndexAddress(str(work / "from.db"), "gap", None, work / "from images")
         target = IndexAddress(str(work / "gap.db"), "gap", None, work / "images")

@@ -1,21 +1,21 @@
-"""First stages for many queries at once: what ``fusion_study.py`` and ``hubs.py`` compare.
+"""Computes first stages for many queries at once, for ``fusion_study.py`` and ``hubs.py``.
 
-A million fusions, one by one, take half an hour. Here the arithmetic of ``fuse`` and of
-``gap.background`` is written for all queries of a setting together. The hubs, their reliability and
-the spread of a query sample come from the package itself. So that this is the package's own fusion,
-``evaluate`` puts some queries of every setting through ``fuse`` too, and stops where any document's
+A million single fusions take half an hour. This file does the arithmetic of ``fuse`` and
+``gap.background`` for all queries of a setting together. The hubs, their reliability and the spread
+of a query sample come from the package. To make sure that the result is the package's fusion,
+``evaluate`` also puts some queries of every setting through ``fuse``, and stops if a document's
 score differs.
 
-Methods beside those that ``fuse`` has:
+Methods that ``fuse`` does not have:
 
-- ``dbsf``: distribution-based score fusion, as vector databases ship it: the leg's hits from mean −
-  3 standard deviations (0) to mean + 3 (1), clipped, added;
+- ``dbsf``: distribution-based score fusion, as in vector databases: a leg's scores are scaled from
+  mean − 3 standard deviations (0) to mean + 3 (1), clipped, and added;
 - ``best hits``: standard deviations above the mean of the best hits that a sample of queries has in
   this leg (arXiv 2511.22141);
 - ``all vectors``: plain standard deviations above the mean of the background, hits included;
 - ``plain``: ``background`` without the upper quarter;
-- ``two-sided`` z-scores: the query's, and that of the vector among all that ask it, the second ρ
-  times.
+- ``two-sided`` z-scores: the z-score among the query's scores, plus ρ times the z-score among all
+  queries' scores for the vector.
 """
 
 from __future__ import annotations
@@ -58,9 +58,9 @@ class Method(NamedTuple):
     """A first stage.
 
     Attributes:
-        normalize: as ``fuse`` has it; or one of those above.
-        combine: as ``fuse`` has it.
-        correct: ``hubs`` are taken off; or z-scores are ``two-sided``; or nothing.
+        normalize: as in ``fuse``, or one of the methods above.
+        combine: as in ``fuse``.
+        correct: ``hubs`` for the hub correction, ``two-sided`` for such z-scores, or empty.
         sample: whether a sample of queries is known.
     """
 
@@ -113,10 +113,10 @@ class Searched:
 
     Attributes:
         vectors: shape (n, d).
-        documents: which document each belongs to, shape (n,); each at most one.
-        sample: of such vectors, shape (m, d).
-        places: where each vector lies in the sample, −1 where it does not, shape (n,); None where
-            none does.
+        documents: the document of each vector, shape (n,); no document comes twice.
+        sample: a sample of such vectors, shape (m, d).
+        places: the place of each vector in the sample, −1 if it is not in it, shape (n,); None if
+            no vector is in it.
     """
 
     vectors: FloatArray
@@ -126,14 +126,14 @@ class Searched:
 
 
 class Hits(NamedTuple):
-    """What a leg finds for all queries, best first.
+    """A leg's hits for all queries, best first.
 
     Attributes:
-        rows: of the vectors, shape (q, k).
+        rows: row numbers of the vectors, shape (q, k).
         raw: cosines, shape (q, k).
-        scores: with hubs taken off, shape (q, k).
-        background: scores against the sample, hubs taken off, shape (q, m).
-        spread: of the query sample.
+        scores: scores after the hub correction, shape (q, k).
+        background: scores against the sample after the hub correction, shape (q, m).
+        spread: the spread of the query sample.
     """
 
     rows: IntArray
@@ -144,7 +144,7 @@ class Hits(NamedTuple):
 
 
 class Leg:
-    """One collection, asked by all queries."""
+    """One collection, searched by all queries."""
 
     def __init__(
         self, queries: FloatArray, searched: Searched, references: FloatArray, sample: FloatArray
@@ -165,7 +165,7 @@ class Leg:
         return self.known_hits[correct, sample]
 
     def values(self, method: Method) -> tuple[IntArray, FloatArray]:
-        """The documents found, best first, and their scores on a scale, both of shape (q, k)."""
+        """The documents found, best first, and their normalized scores, both of shape (q, k)."""
         key = method.normalize, method.correct, method.sample
         if key not in self.known_values:
             self.known_values[key] = self.on_scale(*key)
@@ -219,7 +219,7 @@ class Leg:
         return self.searched.documents[hits.rows], scores
 
     def two_sided(self, sample: bool) -> tuple[IntArray, FloatArray]:
-        """(z + ρ · z of the vector among all that ask it) / (1 + ρ), the best 16 of the best 64."""
+        """(z + ρ · the vector's z among all queries) / (1 + ρ), the best 16 of the best 64."""
         queries = self.banks[True] if sample else None
         known = Background.of([], self.searched.sample, self.size, self.banks[False], queries)
         rho = 0.0 if known.hubs is None else known.hubs.reliability
@@ -259,13 +259,13 @@ def against_background(
     spread: float | None,
     how: str = "background",
 ) -> FloatArray:
-    """As ``gap.background.background_z``; ``plain`` leaves the upper quarter out.
+    """Like ``gap.background.background_z``; ``plain`` leaves the upper quarter out.
 
     Args:
         scores: best first, shape (q, k).
         background: shape (q, m).
-        places: of the hits in it, shape (q, k).
-        spread: of the query sample.
+        places: the places of the hits in the background, shape (q, k).
+        spread: the spread of the query sample.
         how: ``background`` or ``plain``.
     """
     m = background.shape[1]
@@ -273,7 +273,7 @@ def against_background(
     hits, ordered = scores - centre, -np.sort(centre - background, axis=1)
     sums, squares = (np.cumsum(each, axis=1) for each in (ordered, ordered**2))
     z = np.empty_like(hits)
-    for among in (False, True):  # a hit that lies in the background is left out of it
+    for among in (False, True):  # leave a hit out of its own background
         those = (places >= 0) == among
         if not those.any():
             continue
@@ -286,7 +286,7 @@ def against_background(
         k = min(n, max(FEWEST_UPPER, round(UPPER_SHARE * n)))
         if how == "plain" or k == n:
             continue
-        inside = among & (hits > ordered[:, k - 1 : k] - 1e-12)  # the same product, summed anew
+        inside = among & (hits > ordered[:, k - 1 : k] - 1e-12)  # it may be rounded differently
         total = np.where(inside, sums[:, k : k + 1] - hits, sums[:, k - 1 : k])
         square = np.where(inside, squares[:, k : k + 1] - hits**2, squares[:, k - 1 : k])
         mean, upper = moments(total, square, k)
@@ -310,7 +310,7 @@ def fused(
     sizes: Sequence[int],
     combine: str,
 ) -> tuple[IntArray, FloatArray]:
-    """All documents that two legs found and their scores; −∞ where one stands there already."""
+    """All documents that two legs found, with their scores; −∞ for repeated documents."""
     says = [
         contribution(each, size, size / min(sizes), combine)
         for each, size in zip(values, sizes, strict=True)
@@ -349,16 +349,16 @@ def evaluate(
     sample: FloatArray,
     checked: int = 2,
 ) -> Outcome:
-    """Search two collections with every query, and fuse them in every way.
+    """Search two collections with every query, and fuse the hits by every method.
 
     Args:
         queries: shape (q, d).
-        legs: by name; each is a method of its own too, called ``"{name} leg"``.
-        wanted: the documents that each query asks for, shape (q, answers); −2 where it has fewer.
+        legs: by name; each leg alone is also a method, called ``"{name} leg"``.
+        wanted: the relevant documents of each query, shape (q, answers), filled up with −2.
         methods: by name.
         references: stored vectors of the queries' modality, shape (r, d).
-        sample: queries that nobody judges, shape (s, d).
-        checked: how many of the queries go through ``fuse``, too.
+        sample: unlabelled queries, shape (s, d).
+        checked: how many of the queries also go through ``fuse``.
 
     Returns:
         nDCG@10 and recall@10, shape (q,), by method.
@@ -375,7 +375,7 @@ def evaluate(
 def rankings(
     asked: Mapping[str, Leg], methods: Mapping[str, Method], checked: int = 2
 ) -> dict[str, IntArray]:
-    """The documents that two legs find for each query, best first; −1 where there are no more."""
+    """The documents that two legs find for each query, best first, filled up with −1."""
     sizes = [leg.size for leg in asked.values()]
     ranked = {}
     for name, method in methods.items():
@@ -407,7 +407,7 @@ def check(
     documents: IntArray,
     scores: FloatArray,
 ) -> None:
-    """That ``fuse`` gives one query's documents these scores."""
+    """Check that ``fuse`` gives these scores to one query's documents."""
     found = fuse(legs, normalize=method.normalize, combine=method.combine)
     theirs = {document.key: document.score for document in found.documents}
     ours = {
@@ -418,11 +418,11 @@ def check(
     if ours.keys() != theirs.keys() or any(
         not math.isclose(ours[key], theirs[key], rel_tol=1e-6, abs_tol=1e-6) for key in ours
     ):
-        raise AssertionError(f"{name}: fuse gives {theirs}, and here stands {ours}")
+        raise AssertionError(f"{name}: fuse gives {theirs}, but this file gives {ours}")
 
 
 def scored(asked: Mapping[str, Leg], method: Method, number: int) -> dict[str, ScoredLeg]:
-    """What the legs find for one query, as ``fuse`` takes it."""
+    """The legs' hits for one query, in the form that ``fuse`` expects."""
     legs = {}
     for name, leg in asked.items():
         hits = leg.hits(method.correct, method.sample)

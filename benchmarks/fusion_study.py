@@ -1,19 +1,19 @@
-"""Which fusion is best over the whole range: one modality or two, any kind of query, any corpus.
+"""Compares fusions over a wide range: one modality or two, several kinds of query and corpus.
 
     python benchmarks/fusion_study.py [FEATURES] [--each] [--quick]
 
-All methods get 16 candidates of each leg, or the best 16 of 64 where hubs are corrected, up to 300
+All methods get 16 candidates of each leg (with the hub correction, the best 16 of 64), up to 300
 vectors of its collection as the background, and the collection's size. ``first_stage.py`` computes
-them for all queries at once. It checks itself against ``llama_index_gap.search.fusion.fuse`` in
-every setting, and explains the methods that the package does not have. References for hubs are up
-to 300 stored vectors of the query's modality. With ``(sample)``, some 180 to 250 queries that
-nobody judges are known, too: they are the references, and the spread is √(own × sample's). In the
-real parts they are captions or images of the background's pairs, as they are or told again.
-``plain:`` leaves the upper quarter of the background out.
+the methods for all queries at once. It checks itself against ``llama_index_gap.search.fusion.fuse``
+in every setting, and explains the methods that the package does not have. References for hubs are
+up to 300 stored vectors of the query's modality. With ``(sample)``, some 180 to 250 unlabelled
+queries are also known: they are the references, and the spread is √(own × sample's). In the real
+parts they are captions or images of the background's pairs, unchanged or reworded. ``plain:``
+leaves the upper quarter of the background out.
 
 Tables show nDCG@10 and recall@10; ± is half of a 95 % bootstrap interval over queries (over COCO's
-pairs where the features are real). In the summary, *rank* is the mean rank over the settings,
-*regret* the mean distance from the best method of each setting, *worst* the largest distance.
+pairs for real features). In the summary, *rank* is the mean rank over the settings, *regret* the
+mean distance from the best method of each setting, *worst* the largest distance.
 
 **One modality.** Each document is a text or an image, with real CLIP ViT-B/16 features of 500
 image–caption pairs of COCO (FEATURES; by default data/clip_features/features_clip.npy in the folder
@@ -21,27 +21,27 @@ that the environment variable GAP_SHARED names). 250 pairs are the background. T
 half of each of the other 250 pairs, with 10, 50 or 90 % images. There are 8 splits, text queries
 and image queries. A query's right answer is
 
-- *across*: the other half of its own pair; all of this is real;
-- *own*: an item of its own modality. An image has one caption here, so these queries are simulated:
-  the query is the item told again, moved from it, within its modality's own covariance, until their
-  centred cosine is 0.35 or 0.6 (raw, of texts: 0.69 or 0.81; unrelated texts have 0.52 ± 0.11). The
-  leg alone then finds it less often, or more often, than images are found by their captions
+- *across*: the other half of its own pair; these queries are real;
+- *own*: an item of its own modality. Each image has one caption here, so these queries are
+  simulated: the query is the item reworded, that is, moved within its modality's own covariance
+  until their centred cosine is 0.35 or 0.6 (raw, for texts: 0.69 or 0.81; unrelated texts have 0.52
+  ± 0.11). The leg alone then finds it less often, or more often, than captions find their images
   (nDCG@10 0.5 or 0.98, and 0.77).
 
-Queries of both kinds are mixed: 0 to 100 % across. A query has one answer, or four: then the corpus
-holds every item four times, told again at a centred cosine of 0.8.
+Queries of both kinds are mixed: 0 to 100 % across. A query has one answer or four; for four, the
+corpus holds every item four times, reworded at a centred cosine of 0.8.
 
-**Two modalities, real.** 125 documents, each the caption of one pair and the image of another; text
-queries about the image (its own caption, real), about the headline (told again, as above), or
-both (the mean of two such queries). One or four answers, as above.
+**Two modalities, real.** 125 documents, each the caption of one pair and the image of another. Text
+queries are about the image (its own caption, real), about the headline (reworded, as above), or
+about both (the mean of two such queries). One or four answers, as above.
 
 **Two modalities, simulated.** 10,000 documents of the simulation in ``tests/support/
 two_modalities.py``: with a gap like CLIP's (0.85) or a narrow one (0.41, where the modalities share
 most of a vector); with texts, images or neither easier to find; with an image in every document or
 in every fifth; and with one or eight documents that answer a query.
 
-``first_stage.evaluate`` takes any other features: vectors of queries, of texts and of images, and
-the relevant documents of each query. ``hubs.py`` asks those of other dual encoders.
+``first_stage.evaluate`` accepts any other features: vectors of queries, of texts and of images, and
+the relevant documents of each query. ``hubs.py`` uses it for features of other dual encoders.
 """
 
 from __future__ import annotations
@@ -70,12 +70,12 @@ from first_stage import DEFAULT, METHODS, WITH_SAMPLE, Searched, evaluate  # noq
 from gap_mitigations import FILE, PAIRS, Features, split  # noqa: E402
 from two_modalities import KINDS, Outcome, Simulation, World, unit  # noqa: E402
 
-WIDTH = 136  # columns of the tables
+WIDTH = 136  # characters in a line of the tables
 PERCENT = (10, 50, 90)
 COSINES = (0.35, 0.6)
 ANSWERS = (1, 4)
 AMONG_ANSWERS = 0.8
-AGAIN = 0.5  # the centred cosine of a sample query with what it tells again
+AGAIN = 0.5  # the centred cosine of a sample query with the item that it rewords
 SAMPLE_OF_KIND = 60
 ACROSS = (0, 25, 50, 75, 100)
 GAPS = {
@@ -93,15 +93,15 @@ ALIKE = (1, 8)
 
 @dataclass(frozen=True)
 class Experiment:
-    """What all methods found in one setting.
+    """The results of all methods in one setting.
 
     Attributes:
         name: the setting.
         part: one of the three parts.
-        table: what it is shown in, as a mean with others.
-        answers: how many relevant documents a query has.
-        kinds: of each query, shape (q,).
-        units: what a bootstrap draws: the unit of each query, shape (q,).
+        table: the table that shows its mean with other settings.
+        answers: the number of relevant documents per query.
+        kinds: the kind of each query, shape (q,).
+        units: the bootstrap unit of each query, shape (q,).
         outcome: nDCG and recall of each method and query.
         views: mixtures of kinds, by name: the weight of each kind.
     """
@@ -138,7 +138,7 @@ QUICK = Scale((50,), (0.6,), splits=1, seeds=1, queries=5, documents=800, rounds
 def told_again(
     rows: FloatArray, fit: FloatArray, cosine: float, rng: np.random.Generator
 ) -> FloatArray:
-    """Other vectors of the same modality, with this centred cosine to these, roughly."""
+    """Reworded vectors: of the same modality, with about this centred cosine to the originals."""
     mean = fit.mean(axis=0)
     noise = rng.normal(size=(len(rows), len(fit))) @ (fit - mean) / np.sqrt(len(fit))
     return unit(mean + cosine * (rows - mean) + np.sqrt(1 - cosine**2) * noise)
@@ -147,19 +147,19 @@ def told_again(
 def several(
     rows: FloatArray, fit: FloatArray, answers: int, rng: np.random.Generator
 ) -> FloatArray:
-    """Each vector, or where there are to be several answers, as many like it."""
+    """Each vector; for several answers, as many reworded copies of it."""
     if answers == 1:
         return rows
     return told_again(np.repeat(rows, answers, axis=0), fit, AMONG_ANSWERS, rng)
 
 
 def like_queries(rows: FloatArray, rng: np.random.Generator, kinds: int = 2) -> FloatArray:
-    """A sample of queries: stored vectors, others told again, and with three kinds both.
+    """A sample of queries: stored vectors, reworded ones, and, for three kinds, sums of both.
 
     Args:
-        rows: of pairs that are never asked for, shape (n, d).
-        rng: for telling them again.
-        kinds: of queries, 2 or 3.
+        rows: vectors of pairs that no query asks for, shape (n, d).
+        rng: for the rewording.
+        kinds: the number of kinds of query, 2 or 3.
     """
     parts = np.array_split(rows, kinds)
     asks = [parts[0], told_again(parts[1], rows, AGAIN, rng)]
@@ -271,7 +271,7 @@ def two_sided(
     cosine: float,
     rng: np.random.Generator,
 ) -> Outcome:
-    """Documents of a caption and the image of another pair, asked for either and for both."""
+    """Documents with the caption of one pair and the image of another, and three kinds of query."""
     texts, images = features.texts, features.images
     documents = np.arange(answers * len(headlines))
     legs = {
@@ -307,7 +307,7 @@ def simulated(scale: Scale) -> Iterator[Experiment]:
 
 
 def ask(simulation: Simulation, queries: int) -> Outcome:
-    """So many queries of each kind; the sample of queries is about other subjects."""
+    """Ask ``queries`` queries of each kind; the sample of queries is about other subjects."""
     legs = {}
     for name, rows in (("text", simulation.texts), ("image", simulation.images)):
         places = np.full(len(rows), -1)
@@ -333,11 +333,11 @@ def ask(simulation: Simulation, queries: int) -> Outcome:
     )
 
 
-# --- what came out -------------------------------------------------------------------------------
+# --- results -------------------------------------------------------------------------------------
 
 
 class Study:
-    """All experiments: their means, as functions of how often each unit counts."""
+    """All experiments; their means are functions of the count of each bootstrap unit."""
 
     def __init__(self, experiments: Sequence[Experiment], figure: str) -> None:
         self.experiments = experiments
@@ -368,18 +368,18 @@ class Study:
         }
 
     def means(self, number: int, counts: FloatArray) -> FloatArray:
-        """Of one experiment's views, for both legs and all methods, shape (views, 2 + methods)."""
+        """Means of one experiment's views, for both legs and all methods: (views, 2 + methods)."""
         times = self.kinds[number] * counts[self.units[number]]
         of_kinds = times @ self.values[number] / times.sum(axis=1, keepdims=True)
         return self.weights[number] @ of_kinds
 
     def all_means(self, counts: FloatArray) -> FloatArray:
-        """Of all settings, for all methods, shape (settings, methods)."""
+        """Means of all settings, for all methods, shape (settings, methods)."""
         numbers = range(len(self.experiments))
         return np.vstack([self.means(number, counts)[:, self.legs :] for number in numbers])
 
     def estimates(self, numbers: Sequence[int], rounds: int) -> dict[str, list[Estimate]]:
-        """The means over some experiments with their intervals: by method, those of the views."""
+        """Means over some experiments, with intervals: for each method, one per view."""
         units = np.unique(np.concatenate([self.units[number] for number in numbers]))
 
         def figures(counts: FloatArray) -> dict[int, float]:
@@ -394,9 +394,9 @@ class Study:
         return {method: found[views * at : views * (at + 1)] for at, method in enumerate(methods)}
 
     def summary(self, counts: FloatArray) -> dict[tuple[str, str, str], float]:
-        """What tells whether a method is any good: by group of settings, method and figure.
+        """The figures that rate a method, by group of settings, method and figure.
 
-        Where a group reaches over several parts, each part counts the same.
+        If a group spans several parts, each part has the same weight.
         """
         means = self.all_means(counts)
         regret = means.max(axis=1, keepdims=True) - means
@@ -423,9 +423,9 @@ class Study:
 
 
 def one_numbering(experiments: Sequence[Experiment]) -> tuple[list[IntArray], IntArray]:
-    """Units of all experiments: pairs of COCO are the same in all, simulated queries are not.
+    """Number the units of all experiments: they share COCO's pairs, but not simulated queries.
 
-    Each simulated kind of query is a stratum of its own.
+    Each kind of simulated query is a separate stratum.
     """
     units, strata = [], [np.zeros(PAIRS, dtype=np.int64)]
     for number, experiment in enumerate(experiments):
@@ -491,8 +491,8 @@ def show_summary(study: Study, console: Console, rounds: int) -> None:
             ]
         console.print(f"\n{group}: {those.sum()} settings", highlight=False)
         console.print(table_of(columns, rows))
-    console.print(f"\nIn how many settings {DEFAULT} is better and worse, and by how much")
-    console.print("on average; and where each method is worst, against the best one there:\n")
+    console.print(f"\nNumber of settings where {DEFAULT} is better, and worse, with the mean")
+    console.print("difference; largest regret of each method, and the setting:\n")
     default = means[:, list(METHODS).index(DEFAULT)]
     for method, of_method, of_regret in zip(METHODS, means.T, regret.T, strict=True):
         leads = np.round(default - of_method, 9)
@@ -510,7 +510,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("features", type=Path, nargs="?", help=f"by default GAP_SHARED/{FILE}")
     parser.add_argument("--each", action="store_true", help="a table for each setting")
-    parser.add_argument("--quick", action="store_true", help="little of everything, for tests")
+    parser.add_argument("--quick", action="store_true", help="small sizes, for tests")
     options = parser.parse_args()
     scale = QUICK if options.quick else Scale()
     if options.features is None and "GAP_SHARED" in os.environ:
@@ -520,7 +520,7 @@ def main() -> None:
     console.width = max(console.width, WIDTH)
     experiments = list(simulated(scale))
     if options.features is None:
-        console.print("Neither FEATURES nor GAP_SHARED is given: no real features")
+        console.print("Without FEATURES or GAP_SHARED, the parts with real features are left out")
     else:
         features = Features(options.features)
         experiments = [

@@ -1,4 +1,4 @@
-"""The modality gap of real CLIP features, and what each mitigation brings.
+"""Measures the modality gap of real CLIP features, and the effect of each mitigation.
 
     python benchmarks/gap_mitigations.py [FEATURES] [--quick]
 
@@ -6,19 +6,19 @@ FEATURES are CLIP ViT-B/16 features of 500 image–caption pairs of COCO (Liang 
 Gap*), shape (2, 500, 512), images first; by default data/clip_features/features_clip.npy in the
 folder that the environment variable GAP_SHARED names.
 
-Next to every figure stands an earlier one, measured by other code (*before*). Three parts:
+Each figure is shown beside an earlier one, which other code measured (*before*). Three parts:
 
-1. The gap before any mitigation and after, with 95 % bootstrap intervals over pairs.
-2. A caption asks for its image among all images and all *other* captions. 250 pairs to fit or to
-   draw a background from, 250 to test: the split of NumPy's ``RandomState(0)``, whose figures can
-   be compared with *before*, and the mean over 8 such splits (seeds 0 to 7).
-3. nDCG@10 where 50, 10 or 90 % of the corpus are images. The corpus has one half of each of 250
-   test pairs, and the query is the other half: each right answer has the other modality. How the
-   earlier corpus was made is not known, nor how it ranked equal scores.
+1. The gap before and after each mitigation, with 95 % bootstrap intervals over pairs.
+2. A caption asks for its image among all images and all *other* captions. 250 pairs are for fitting
+   or for the background, 250 for testing. Figures are for the split of NumPy's ``RandomState(0)``,
+   which can be compared with *before*, and means over 8 such splits (seeds 0 to 7).
+3. nDCG@10 if 50, 10 or 90 % of the corpus are images. The corpus has one half of each of 250 test
+   pairs, and the query is the other half: each right answer has the other modality. It is not known
+   how the earlier corpus was made, nor how equal scores were ranked.
 
-One index goes through the aligners of ``llama_index_gap.gap.align``, two through
-``llama_index_gap.search.fusion.fuse``, over full lists. The earlier z-scores took the background
-as a whole; now the upper quarter of it counts, too.
+One index is measured with the aligners of ``llama_index_gap.gap.align``, two indexes with
+``llama_index_gap.search.fusion.fuse`` over full lists. The earlier z-scores used the background as
+a whole; now its upper quarter also counts.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ LISTS: dict[str, Method] = {
     "background z, per query": ("background", "sum"),
 }
 
-# Raw, and after the arrow centred.
+# Raw → centred.
 BEFORE_OF_GAP = {
     "‖Δ‖": ".851",
     "spread, images": ".68",
@@ -86,7 +86,7 @@ BEFORE_OF_GAP = {
     "σ text–image": "→ .092",
     "bias, text": "1 → .94–.95",
 }
-# The share of captions @10, and recall@10.
+# Share of captions @10, and recall@10.
 BEFORE = {
     "raw, one mixed index": (1.00, 0.000),
     "offset subtracted": (0.92, 0.344),
@@ -121,11 +121,11 @@ class Features:
         self.images, self.texts = unit_rows(raw, np.float64)
 
     def aligner(self, name: str, fit: IntArray) -> Aligner | None:
-        """One of ``ALIGNERS``, fitted on some of the pairs."""
+        """One of ``ALIGNERS``, fitted on the pairs ``fit``."""
         return ALIGNERS[name](self.texts[fit], self.images[fit])
 
     def aligned(self, aligner: Aligner | None) -> dict[str, FloatArray]:
-        """Both modalities, moved."""
+        """The vectors of both modalities after alignment."""
         rows = {"text": self.texts, "image": self.images}
         if aligner is None:
             return rows
@@ -133,7 +133,7 @@ class Features:
 
 
 def split(seed: int, pairs: int = PAIRS) -> tuple[IntArray, IntArray]:
-    """The pairs to fit, and those to test."""
+    """The pairs for fitting, and the pairs for testing."""
     order = np.random.RandomState(seed).permutation(pairs)
     return order[: pairs // 2], order[pairs // 2 :]
 
@@ -151,7 +151,7 @@ def show_gap(features: Features, console: Console, rounds: int) -> None:
     reports = {
         SHORT[name]: measured(features.aligner(name, every), every) for name in list(ALIGNERS)[:3]
     }
-    console.print("\nAll 500 pairs; offset and means of the same 500; 95 % intervals\n")
+    console.print("\nAll 500 pairs, with offset and means of the same 500; 95 % intervals\n")
     console.print(gap_table(reports, with_interval, BEFORE_OF_GAP))
     fit, test = split(0)
     reports = {SHORT[name]: measured(features.aligner(name, fit), test) for name in ALIGNERS}
@@ -197,11 +197,11 @@ def with_interval(estimate: Estimate) -> str:
 
 @dataclass(frozen=True)
 class Answers:
-    """What a method finds for the captions of one split.
+    """The results of a method for the captions of one split.
 
     Attributes:
-        own_share: how much of each caption's ten best are captions, shape (n,).
-        found: whether its image is among them, shape (n,).
+        own_share: the share of captions in each caption's top ten, shape (n,).
+        found: whether its image is in the top ten, shape (n,).
     """
 
     own_share: FloatArray
@@ -269,16 +269,16 @@ def show_answers(features: Features, console: Console, splits: int, rounds: int)
         )
     console.print(table)
     console.print(
-        "\nThe one split is that of RandomState(0). 250 pairs do not determine a rotation of 512 "
-        "dimensions: rounding decides on the rest, and gives recalls of 0.41 to 0.46 on this "
-        "split; here the rotation nearest to none is taken. The intervals are over captions, "
-        "each with all the splits that tested it.",
+        "\nThe one split is from RandomState(0). 250 pairs do not determine a rotation of 512 "
+        "dimensions: rounding decides the rest, and gives recalls of 0.41 to 0.46 on this split; "
+        "here the rotation nearest to the identity is used. Intervals are over captions, each "
+        "with all splits that tested it.",
         highlight=False,
     )
 
 
 def over_captions(found: Sequence[FloatArray], rounds: int) -> Estimate:
-    """Mean recall; drawn are captions, each with what all splits found for it."""
+    """Mean recall; the bootstrap draws captions, each with its results in all splits."""
     sums, times = np.zeros(PAIRS), np.zeros(PAIRS)
     for seed, of_split in enumerate(found):
         test = split(seed)[1]
@@ -291,13 +291,13 @@ def over_captions(found: Sequence[FloatArray], rounds: int) -> Estimate:
     )["recall"]
 
 
-# --- 3. corpora of more and fewer images ---------------------------------------------------------
+# --- 3. corpora with more or fewer images --------------------------------------------------------
 
 
 def gains_by_share(
     features: Features, seed: int, percent: int, step: int
 ) -> dict[str, tuple[float, float]]:
-    """Mean nDCG@10 of each method, text→image and image→text, over every so manyth query."""
+    """Mean nDCG@10 of each method, text→image and image→text, over every ``step``-th query."""
     fit, test = split(seed)
     images, texts = np.split(test, [round(len(test) * percent / 100)])
     corpus = {"text": (features.texts, texts), "image": (features.images, images)}
@@ -343,13 +343,13 @@ def both_ways(legs: Mapping[str, ScoredLeg]) -> list[list[tuple[str, ScoredLeg]]
 
 
 def pooled_scores(queries: FloatArray, items: FloatArray) -> FloatArray:
-    """Scores that have the mean and the standard deviation of all these, matches left out."""
+    """Two scores with the mean and standard deviation of all scores, without the matches."""
     scores = (queries @ items.T)[~np.eye(len(queries), dtype=bool)]
     return np.tile([scores.mean() - scores.std(), scores.mean() + scores.std()], 25)
 
 
 def gain(legs: Mapping[str, ScoredLeg], right: str, method: Method) -> float:
-    """The nDCG@10 of one right answer."""
+    """The nDCG@10 for one right answer."""
     normalize, combine = method
     fused = fuse(legs, normalize=normalize, combine=combine).documents[:TOP]
     return ndcg([document.key for document in fused], {right: 1}, TOP)
@@ -377,9 +377,9 @@ def show_gains_by_share(features: Features, console: Console, splits: int, step:
         table.add_row(name, *cells)
     console.print(table)
     console.print(
-        "\nEqual scores count what they give on average over both orders of the legs; in the row "
-        "“ties to it” they go to the leg of the right answer, which seems to be what was counted "
-        f"before. Further than 0.025 from before: {'; '.join(differing) or 'none'}. The largest "
+        "\nEqual scores count as the mean over both orders of the legs; in the row “ties to it” "
+        "the leg of the right answer comes first, which seems to be how it was counted before. "
+        f"Further than 0.025 from before: {'; '.join(differing) or 'none'}. The largest "
         f"standard deviation over splits is {max(errors):.2f}.",
         highlight=False,
     )
@@ -391,7 +391,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one split and few queries, for tests")
     options = parser.parse_args()
     if options.features is None and "GAP_SHARED" not in os.environ:
-        parser.error("name the file of features, or set GAP_SHARED")
+        parser.error("give FEATURES, or set GAP_SHARED")
     features = Features(options.features or Path(os.environ["GAP_SHARED"]) / FILE)
     splits, rounds, step = (1, 20, 5) if options.quick else (8, 1000, 1)
 

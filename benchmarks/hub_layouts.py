@@ -1,9 +1,9 @@
-"""What llama-gap says to each layout of real repositories, served by an imitation of the hub.
+"""Shows llama-gap's answer to each layout of real repositories, served by an imitation of the hub.
 
     python benchmarks/hub_layouts.py [--code FOLDER] [ROW …]
 
-For each row ``llama-gap index`` or ``llama-gap search --reranker`` runs with an empty download
-cache; shown are its last line, and the bytes and files that it fetched. ``--code`` runs the
+For each row, ``llama-gap index`` or ``llama-gap search --reranker`` runs with an empty download
+cache; the output has its last line, and the bytes and files that it fetched. ``--code`` runs the
 command of another checkout. Nothing leaves this machine.
 """
 
@@ -50,9 +50,9 @@ class Row:
     """One call of the command.
 
     Attributes:
-        model: its name, as a user types it.
-        reranker: whether it is given as one.
-        options: further ones.
+        model: the model's name, as a user types it.
+        reranker: whether it is passed as a reranker.
+        options: further options.
     """
 
     model: str
@@ -61,7 +61,7 @@ class Row:
 
     @property
     def title(self) -> str:
-        """What is typed."""
+        """The command as typed."""
         how = ["--reranker" if self.reranker else "--model", self.model, *self.options]
         return " ".join(how)
 
@@ -76,7 +76,7 @@ ROWS = [
     Row("sentence-transformers/clip-ViT-B-32"),
     Row("openai/clip-vit-large-patch14"),
     Row("nomic"),
-    Row(NOMIC, options=["--revision", "refs/pr/56"]),  # a text model alone makes no index
+    Row(NOMIC, options=["--revision", "refs/pr/56"]),  # a text model alone cannot build an index
     Row(JINA),
     Row(JINA, options=["--allow-pickle"]),
     Row(LAION),
@@ -112,8 +112,8 @@ ROWS = [
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
-    parser.add_argument("rows", nargs="*", help="only rows whose call holds one of these")
-    parser.add_argument("--code", type=Path, default=ROOT, help="checkout whose command runs")
+    parser.add_argument("rows", nargs="*", help="only rows whose command contains one of these")
+    parser.add_argument("--code", type=Path, default=ROOT, help="run the command of this checkout")
     arguments = parser.parse_args()
     wanted = [
         row
@@ -170,7 +170,7 @@ _SETTINGS = (".json", ".txt", ".md", ".jinja", ".model")
 
 
 def _ask(child: subprocess.Popen[str], command: list[str], cache: str) -> str:
-    """Run the command in the child, with an empty cache; returns its exit code and last line."""
+    """Run the command in the child with an empty cache; return its exit code and last line."""
     assert child.stdin is not None
     assert child.stdout is not None
     child.stdin.write(json.dumps([command, cache]) + "\n")

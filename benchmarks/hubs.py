@@ -1,18 +1,18 @@
-"""What the hub correction brings on real features of several dual encoders.
+"""Measures the effect of the hub correction on real features of several dual encoders.
 
     python benchmarks/hubs.py [FOLDER] [--splits 8] [--quick]
 
-FOLDER holds features of pairs as ``.npy`` files of shape (2, n, d), images (or what stands in their
-place) first; by default data/clip_features and data/other_gap_features in the folder that the
-environment variable GAP_SHARED names: CLIP ViT-B/16 (COCO), VideoCLIP, ConVIRT and CLASP (Liang et
-al. 2022, *Mind the Gap*). ConVIRT matches weakly, and its texts repeat; CLASP is at chance.
+FOLDER holds features of pairs as ``.npy`` files of shape (2, n, d), images (or their counterparts)
+first; by default data/clip_features and data/other_gap_features in the folder that the environment
+variable GAP_SHARED names: CLIP ViT-B/16 (COCO), VideoCLIP, ConVIRT and CLASP (Liang et al. 2022,
+*Mind the Gap*). ConVIRT matches weakly, and its texts repeat; CLASP is at chance.
 
-Half of the pairs are asked, in several splits; references are the other half's vectors of the
-query's modality. ± is half of a 95 % bootstrap interval over pairs. *gain* is that of the paired
+Half of the pairs are queries, in several splits; references are the other half's vectors of the
+query's modality. ± is half of a 95 % bootstrap interval over pairs. *gain* is the paired
 difference.
 
 1. One leg: each text asks for its image among the images of its half, and each image for its text.
-   The correction gets the first 64 hits, as in the retriever. ρ says how reliable the hubs are.
+   The correction gets the first 64 hits, as in the retriever. ρ is the reliability of the hubs.
 2. Two legs: as *two modalities, real* of ``fusion_study.py``, with one answer: nDCG@10, mean over
    queries for the image, the headline, and both.
 """
@@ -67,7 +67,7 @@ FUSIONS = (
 
 
 def figures(rows: FloatArray) -> FloatArray:
-    """R@1, R@10 and nDCG@10 of queries whose right hits have the queries' own numbers."""
+    """R@1, R@10 and nDCG@10 of queries; the right hit of query i is i."""
     right = rows == np.arange(len(rows))[:, None]
     place = np.where(right.any(axis=1), right.argmax(axis=1), np.inf)
     ndcg = np.where(place < 10, 1 / np.log2(place + 2), 0)
@@ -75,7 +75,7 @@ def figures(rows: FloatArray) -> FloatArray:
 
 
 def one_leg(features: Features, target: str, splits: int) -> tuple[float, dict[str, Estimate]]:
-    """ρ, and the figures plain and corrected, and what is gained."""
+    """ρ, the figures without and with the correction, and the gain."""
     pairs = len(features.texts)
     rows = {"text": features.texts, "image": features.images}
     asking = "image" if target == "text" else "text"
@@ -127,7 +127,7 @@ def single_legs(files: Sequence[Path], splits: int) -> Iterator[tuple[str, list[
 
 
 def fused(path: Path, scale: Scale) -> dict[str, str]:
-    """nDCG@10 of each method, mean over the kinds of query, and how far the default leads."""
+    """nDCG@10 of each method, mean over the kinds of query, and the default's lead."""
     experiments = list(two_modalities(Features(path, None), scale, answers_of=(1,)))
     study = Study(experiments, "ndcg")
     methods = list(experiments[0].outcome.ndcg)
@@ -169,7 +169,7 @@ def main() -> None:
     console = Console()
     console.width = max(console.width, WIDTH)
 
-    console.print(f"One leg, half of the pairs asked, {splits} splits")
+    console.print(f"One leg, queries from half of the pairs, {splits} splits")
     columns = ("ρ", "R@1", "corrected", "gain", "nDCG@10", "corrected", "gain", "R@10")
     console.print(table_of(columns, dict(single_legs(files, splits))))
     console.print(f"\nTwo legs, nDCG@10, {splits} splits")

@@ -1,10 +1,11 @@
-"""What opening an index, inserting what it has already, and completing documents take.
+"""Measures opening an index, inserting nodes that it already has, and completing documents.
 
     python benchmarks/index.py [--against FOLDER] [--rows 10000]
 
-``--against`` names the checkout of another commit, such as ``git worktree add FOLDER COMMIT`` makes
-it: each measures the same in processes of its own, by turns, and the table shows the ratio. On
-Milvus Lite, with vectors of 64 numbers that cost nothing to compute; the median of 5 runs.
+``--against`` names the checkout of another commit, such as from ``git worktree add FOLDER COMMIT``:
+both measure the same in separate processes, in turns, and the table shows the ratio. The index is
+on Milvus Lite, with vectors of 64 numbers that cost nothing to compute; figures are medians of 5
+runs.
 """
 
 from __future__ import annotations
@@ -25,15 +26,15 @@ ROOT = Path(__file__).parents[1]
 RUNS, QUERIES = 5, 20
 STEPS = {
     "open": "open an index from disk",
-    "unchanged": "insert what is there",
-    "sync": "sync with what is there",
+    "unchanged": "insert unchanged nodes",
+    "sync": "sync an unchanged corpus",
     "plain": "a retrieval",
     "complete": "a retrieval, complete=True",
 }
 
 
 def measure(folder: Path, rows: int) -> dict[str, float]:
-    """Seconds of each step; in the process that this is called in."""
+    """Seconds of each step, measured in this process."""
     import numpy as np
     from llama_index.core.embeddings import MultiModalEmbedding
     from llama_index.core.schema import ImageNode, NodeRelationship, RelatedNodeInfo, TextNode
@@ -41,7 +42,7 @@ def measure(folder: Path, rows: int) -> dict[str, float]:
     from llama_index_gap import DualIndex
 
     class Free(MultiModalEmbedding):
-        """A direction for each text and each image, from its name."""
+        """Vectors from a hash of the text or of the image's name."""
 
         model_name: str = "free"
 
@@ -74,7 +75,7 @@ def measure(folder: Path, rows: int) -> dict[str, float]:
         with DualIndex(uri, embed_model=Free()) as index:
             index.insert_nodes(nodes)
         return taken
-    DualIndex(uri, embed_model=Free()).close()  # the first one in a process imports the client
+    DualIndex(uri, embed_model=Free()).close()  # the first index in a process imports the client
     started = time.perf_counter()
     with DualIndex(uri, embed_model=Free()) as index:
         timed("open", started)
@@ -82,7 +83,7 @@ def measure(folder: Path, rows: int) -> dict[str, float]:
         report = index.insert_nodes(nodes)
         timed("unchanged", started)
         assert report.unchanged == len(nodes), report.summary()
-        if hasattr(index, "sync"):  # older commits have none
+        if hasattr(index, "sync"):  # older commits lack it
             index.sync(nodes, source="benchmark")
             started = time.perf_counter()
             index.sync(nodes, source="benchmark")
@@ -125,14 +126,14 @@ def main() -> None:
         for name in checkouts:
             (Path(work) / name).mkdir()
         found: dict[str, list[dict[str, float]]] = {name: [] for name in checkouts}
-        for run in range(RUNS + 1):  # the first one makes the index
+        for run in range(RUNS + 1):  # the first run makes the index
             for name, checkout in checkouts.items():
                 taken = in_process(checkout, Path(work) / name, options.rows)
                 if run:
                     found[name].append(taken)
     print(f"{options.rows:,} rows, milliseconds" + "".join(f"{name:>12}" for name in checkouts))
     for step, words in STEPS.items():
-        values = [  # an older commit has no sync
+        values = [  # an older commit lacks sync
             1e3 * median(taken.get(step, math.nan) for taken in each) for each in found.values()
         ]
         ratio = f"   ×{values[0] / values[1]:.2f}" if len(values) > 1 else ""

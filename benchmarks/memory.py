@@ -1,12 +1,12 @@
-"""Whether memory stays flat over thousands of searches, hundreds of reranks and event loops.
+"""Checks that memory stays flat over thousands of searches, reranks and event loops.
 
     python benchmarks/memory.py [--searches 5000] [--reranks 500] [--articles 300] [--quick]
 
-On the demo's newsroom with its tiny models, on Milvus Lite, with both corrections on (hubs, and a
-sample of queries that the index has learnt). Each way of asking is repeated, no query twice; after
-each tenth of it the resident memory is read (Linux), once what is garbage was collected, and the
-number of Python objects. The first tenth is not compared: caches fill, and libraries load. After
-it, a leak of one object or of 1 kB for each search would show as thousands, or as megabytes.
+It uses the demo's newsroom with its tiny models on Milvus Lite, with both corrections (hubs, and a
+sample of queries that the index has learnt). Each way of asking is repeated with a new query each
+time. After each tenth, garbage is collected, and resident memory (Linux) and the number of Python
+objects are read. The first tenth is not compared, since caches fill and libraries load. After it, a
+leak of one object or 1 kB per search would show as thousands of objects or as megabytes.
 ``--quick`` is for tests.
 """
 
@@ -33,8 +33,8 @@ THREADS = 8
 
 
 def resident() -> float:
-    """Megabytes, without what the C library keeps of what was given back to it."""
-    with suppress(OSError, AttributeError):  # another library than glibc
+    """Megabytes in use, after the C library has returned its free memory."""
+    with suppress(OSError, AttributeError):  # not glibc
         ctypes.CDLL("libc.so.6").malloc_trim(0)
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
@@ -43,7 +43,7 @@ def resident() -> float:
 def ways(
     index: Any, queries: list[str], images: list[Path], searches: int, reranks: int
 ) -> dict[str, tuple[int, Callable[[int], None]]]:
-    """Ways of asking: how often, and what asks so many times."""
+    """Ways of asking: the number of times, and a function that asks so many times."""
     from llama_index_gap import MultiModalRerank
 
     numbers = count()

@@ -58,7 +58,7 @@ class Embedded:
     queries: FloatArray
 
     def of_kind(self, kind: str) -> list[bool]:
-        """Which queries are of a kind."""
+        """For each query, whether it is of a kind."""
         return [query.kind == kind for query in self.dataset.queries]
 
 
@@ -66,8 +66,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Measure the newsroom's dual encoder.")
     parser.add_argument("model", nargs="?", default=str(CHECKPOINT))
     parser.add_argument("--articles", type=int, default=3000)
-    parser.add_argument("--queries", type=int, default=200, help="of each kind")
-    parser.add_argument("--seed", type=int, default=0, help="of the newsroom")
+    parser.add_argument("--queries", type=int, default=200, help="number of each kind")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the newsroom")
     arguments = parser.parse_args()
     console = Console()
     model = DualEncoderEmbedding(model_name=arguments.model, dtype="float32")
@@ -138,7 +138,7 @@ def _recall(embedded: Embedded, both: Run) -> Table:
 
 
 def _ranked(dataset: Dataset, ids: Sequence[str], scores: FloatArray) -> Run:
-    """The documents of the best vectors, each once."""
+    """The documents with the best vectors, each once."""
     best = np.argsort(-scores, axis=1, kind="stable")[:, :K]
     return {
         query.id: list(dict.fromkeys(ids[place] for place in places))
@@ -204,7 +204,7 @@ def _near_misses(model: DualEncoderEmbedding, queries: int, seed: int) -> Table:
                     of_claim = [_amiss(asked, articles[place]) == amiss_claim for place in wrong]
                     told[modality, amiss_claim, name].append(better[:, of_claim].mean())
     table = Table(
-        "document", "query needs", "dual encoder", "cross-encoder", title="Near misses told"
+        "document", "query needs", "dual encoder", "cross-encoder", title="Near misses told apart"
     )
     for modality, kind in (
         *(("text", "text"), ("text", "both")),

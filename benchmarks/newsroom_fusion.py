@@ -1,10 +1,11 @@
-"""The first stages of ``fusion_study.py`` in the newsroom: a model with a narrow gap.
+"""Runs the first stages of ``fusion_study.py`` in the newsroom, whose model has a narrow gap.
 
     python benchmarks/newsroom_fusion.py [--articles 3000] [--queries 200] [--quick]
 
-The newsroom of ``llama-gap demo`` and its checkpoint: articles with a headline and an image, and as
-many queries for a headline, an image, or both. The sample are 300 queries for articles of the
-development fold, which are never judged. ± is half of a 95 % bootstrap interval over queries.
+It uses the newsroom of ``llama-gap demo`` and its checkpoint: articles with a headline and an
+image, and equal numbers of queries for a headline, an image, or both. The sample consists of 300
+unlabelled queries about articles of the development fold. ± is half of a 95 % bootstrap interval
+over queries.
 """
 
 from __future__ import annotations
@@ -37,13 +38,13 @@ from first_stage import Searched, evaluate  # noqa: E402
 from fusion_study import DEFAULT, METHODS, WIDTH, WITH_SAMPLE, short, table_of  # noqa: E402
 from two_modalities import BACKGROUND  # noqa: E402
 
-OF_SAMPLE = 100  # queries of each kind
+OF_SAMPLE = 100  # queries of each kind in the sample
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--articles", type=int, default=3000)
-    parser.add_argument("--queries", type=int, default=200, help="of each kind")
+    parser.add_argument("--queries", type=int, default=200, help="number of each kind")
     parser.add_argument("--quick", action="store_true", help="a small newsroom, for tests")
     options = parser.parse_args()
     if options.quick:

@@ -1,14 +1,14 @@
-"""What is read of PDF files of many kinds, and how fast a long one is read.
+"""Measures how well PDF files of many kinds are read, and how fast a long one is read.
 
     python benchmarks/pdf.py [--pages 500] [--folder FOLDER]
 
-The first table has a row for each kind of file: what is read of it, and how many of its captions
-and of its texts are those that the file was made with. The second one reads a report of 500 pages
-(about 300 words a page, a figure on every fifth one) with ``read_corpus``, with and without an
-image of each page, and with pypdf, whose texts LlamaIndex's own ``PDFReader`` takes. Each is read
-in a process of its own; memory is the peak of that process over what it took after its imports,
-and all that the process with pdfium took. ``--folder`` reads the PDF files of a folder instead,
-and shows the first table without what is right. Memory is known on Linux only.
+The first table has a row for each kind of file: the parts that are read, and how many of its
+captions and texts are right. For the second table, a report of 500 pages (about 300 words a page, a
+figure on every fifth) is read with ``read_corpus``, with and without an image of each page, and
+with pypdf, which LlamaIndex's ``PDFReader`` uses. Each way has a separate process. Its memory is
+the peak above the memory after the imports; the memory of the pdfium process is its whole peak.
+``--folder`` reads the PDF files of a folder instead, and shows the first table without the counts
+of right captions and texts. Memory is measured only on Linux.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ console = Console(width=140)
 
 
 def kinds(pages: int) -> dict[str, tuple[bytes, list[str], list[str]]]:
-    """Of each kind a file, its captions, and pieces of its text in the order of reading."""
+    """For each kind, a file, its captions, and pieces of its text in reading order."""
     import pdf_files as files
 
     columns = [f"{side} {number} " for side in ("left", "right") for number in range(12)]
@@ -158,7 +158,7 @@ WAYS: dict[str, Callable[[Path], None]] = {
 
 
 def measure(way: str, path: Path) -> None:
-    """Read once, in this process, and print seconds and bytes as JSON."""
+    """Read once in this process, and print seconds and bytes as JSON."""
     peak = 0
     close = process.PdfProcess.close
 
@@ -176,7 +176,7 @@ def measure(way: str, path: Path) -> None:
     from llama_index_gap.readers.splitting import default_splitter
 
     default_splitter()
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak
     before, started, worked = high_water(os.getpid()), time.perf_counter(), processor_time()
     WAYS[way](path)
     result = {
@@ -205,7 +205,7 @@ def show_speed(folder: Path, pages: int) -> None:
     path = folder / "long.pdf"
     path.write_bytes(files.report(pages))
     table = Table(
-        "way", "seconds", "of processors", "pages per second", "peak memory, MiB", "of pdfium, MiB"
+        "way", "seconds", "processor s", "pages per second", "peak memory, MiB", "of pdfium, MiB"
     )
     for way in WAYS:
         command = [sys.executable, __file__, "--measure", way, str(path)]
@@ -222,7 +222,7 @@ def show_speed(folder: Path, pages: int) -> None:
     kept = sum(file.stat().st_size for file in folder.rglob("images/*"))
     console.print(
         table,
-        f"The file: {path.stat().st_size / 2**20:.1f} MiB; its images: {kept / 2**20:.0f} MiB",
+        f"File: {path.stat().st_size / 2**20:.1f} MiB; images made of it: {kept / 2**20:.0f} MiB",
     )
 
 

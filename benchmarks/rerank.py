@@ -1,18 +1,19 @@
-"""Reranking with a jina-reranker-m0 of a quarter of its width, with random weights.
+"""Measures reranking with a quarter-width jina-reranker-m0 with random weights.
 
     python benchmarks/rerank.py [--texts 16] [--images 16] [--rounds 3] [--dtype float32]
 
-- published: the pattern of ``compute_score`` in the model card: with each query all documents are
-  read anew, texts and images in a call each, 8 at a time as they come, padded to the longest;
-- cold: ``load_scorer`` with nothing kept;
-- vision kept: what the vision tower saw in the images is kept from an earlier query;
+- published: the pattern of ``compute_score`` in the model card: each query reads all documents
+  again, with one call for texts and one for images, 8 at a time in the given order, padded to the
+  longest;
+- cold: ``load_scorer`` without a cache;
+- vision kept: the vision tower's output for the images is kept from an earlier query;
 - prefixes kept: keys and values of all documents are kept (the default).
 
-Documents are JPEG files, which all ways open anew where they need them, and texts of 50 to 600
-tokens (of the tiny tokenizer, which has a token for each letter). Rounds have a query each, the
-same for all ways, and are interleaved; the median is shown, so that a slow moment of the machine
-hits all alike. Memory is the most that a way takes above what it found, and what it keeps.
-``--quick`` is for tests: all is tiny.
+Documents are JPEG files, which all ways open again when they need them, and texts of 50 to 600
+tokens (the tiny tokenizer has a token for each letter). Each round has one query for all ways.
+Rounds are interleaved and the table shows medians, so that a slow moment of the machine affects all
+ways alike. Memory is a way's peak above the memory at its start, and the memory that it keeps.
+``--quick`` is for tests, with tiny sizes.
 """
 
 from __future__ import annotations
@@ -48,8 +49,8 @@ PARITY = ROOT / "tests" / "fixtures" / "parity" / "jina_m0_tiny"
 sys.path.insert(0, str(ROOT / "tests" / "support"))
 from enlarge import M0_QUARTER_SETTINGS, m0_shapes, write_enlarged  # noqa: E402
 
-BATCH = 8  # compute_score's default
-MAX_LENGTH, QUERY_LENGTH = 10240, 512  # likewise
+BATCH = 8  # the default of compute_score
+MAX_LENGTH, QUERY_LENGTH = 10240, 512  # also its defaults
 SCORE_TOKEN, LOGIT_BIAS = 100, 2.65
 IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
 SIZES = [(224, 224), (320, 240), (480, 360), (480, 640), (800, 600)]
@@ -141,7 +142,7 @@ def as_item(document: Document) -> str | Image:
 
 
 def make_documents(folder: Path, texts: int, images: int, *, quick: bool) -> list[Document]:
-    """Texts and JPEG files, mixed as in a list of candidates."""
+    """Texts and JPEG files, mixed like a list of candidates."""
     rng = np.random.default_rng(0)
     letters = np.array(list("abcdefghij klmnop"))
     documents: list[Document] = []
@@ -161,7 +162,7 @@ def make_checkpoint(folder: Path, *, quick: bool) -> Path:
     write_enlarged(PARITY, folder, m0_shapes(PARITY, settings), settings)
     tensors = load_file(folder / "model.safetensors")
     for name in tensors:
-        if name.startswith("score."):  # else all scores are about the same
+        if name.startswith("score."):  # otherwise all scores are nearly equal
             tensors[name] *= 5
     save_file(tensors, folder / "model.safetensors")
     return folder
@@ -169,12 +170,12 @@ def make_checkpoint(folder: Path, *, quick: bool) -> Path:
 
 @dataclass
 class Measured:
-    """What one run took.
+    """The result and cost of one run.
 
     Attributes:
-        scores: of the documents.
-        seconds: of the clock.
-        peak: most bytes above what was in use before.
+        scores: the documents' scores.
+        seconds: elapsed time.
+        peak: the most bytes above the memory in use before.
     """
 
     scores: np.ndarray
@@ -191,13 +192,13 @@ def measure(way: Way, query: str, documents: Sequence[Document]) -> Measured:
 
 
 class Peak:
-    """The most memory in use above that at the start: the GPU's, or else the process's (Linux)."""
+    """The peak memory above the start: of the GPU, or else of the process (Linux)."""
 
     def __enter__(self) -> Peak:
         self._on_gpu = torch.cuda.is_available()
         if self._on_gpu:
             torch.cuda.reset_peak_memory_stats()
-        else:  # else what others freed, and the process still holds, would be taken for nothing
+        else:  # return freed memory first, or a run could reuse it unnoticed
             ctypes.CDLL("libc.so.6").malloc_trim(0)
         self._start = self._highest = self._now()
         self._over = threading.Event()
@@ -261,13 +262,13 @@ def main() -> None:
         f"{options.texts} texts and {options.images} images, "
         f"{'tiny' if options.quick else 'a quarter of the width'}, {dtype}, {device}, "
         f"{torch.get_num_threads()} threads, torch {torch.__version__}; median of "
-        f"{options.rounds} rounds after one that warms up"
+        f"{options.rounds} rounds after a warm-up round"
     )
     Console().print(as_table(taken, scorers))
 
 
 def as_table(taken: dict[str, list[Measured]], scorers: dict[str, PairScorer]) -> Table:
-    """A row for each way; the first round only fills what is kept."""
+    """A row for each way; the first round only fills the caches."""
     headers = ["way", "seconds", "faster", "aim", "peak MB", "kept MB", "difference"]
     table = Table(*headers, box=None, padding=(0, 2, 0, 0), pad_edge=False)
     seconds = {

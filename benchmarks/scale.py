@@ -1,25 +1,25 @@
-"""How an index grows: from ten thousand rows to a million, on Milvus 2.3.5 and on Milvus Lite.
+"""Measures an index from ten thousand rows to a million, on Milvus 2.3.5 and on Milvus Lite.
 
     python benchmarks/scale.py --data FOLDER [--again] [--write-docs]
 
-FOLDER keeps the databases (some 15 GB for a million rows), and in ``record.json`` what was done and
-measured: a run that was killed goes on where it ended. ``--again`` measures anew what is there and
-inserts nothing. ``--write-docs`` puts the tables and the plot into docs/scaling.md.
+FOLDER keeps the databases (some 15 GB for a million rows). Its ``record.json`` holds all steps and
+measurements, so that a killed run continues where it ended. ``--again`` measures existing indexes
+again and inserts nothing. ``--write-docs`` puts the tables and the plot into docs/scaling.md.
 
-An index of n rows has n/2 documents, each a text node of some 400 characters and an image node;
-their vectors, and those of the queries, are simulated (``simulated.py``), so that no model's time
-is in any figure. It has learnt from 300 queries, and its retriever is the default one: 16 + 16
-nodes, hubs and spreads corrected. Client and server share the machine.
+An index of n rows has n/2 documents, each with a text node of some 400 characters and an image
+node. The vectors of nodes and queries are simulated (``simulated.py``), so that no figure contains
+a model's time. The index has learnt from 300 queries, and its retriever is the default one: 16 + 16
+nodes, with both corrections. Client and server share the machine.
 
-1. Inserts through ``DualIndex.insert_nodes``, 10,000 nodes at a time, beside raw pymilvus inserts;
-   what they take of processors, client and server together; and how long the index takes after the
-   last one. ``--again`` repeats the comparison only.
-2. Memory of the server with nothing but the index loaded, and of a client after its searches.
-3. The whole retriever by 1, 8 and 32 threads; Milvus Lite by 1. No query comes twice.
-4. What else may depend on the number of rows: opening, counting, the first search, which draws the
-   background, filters, ``complete=True``, inserting nodes that are there.
-5. Recall@16 of raw searches at several ``ef`` against comparing with all.
-6. Kinds of index: texts' vectors alone, in a collection of one column more, which is loaded alone.
+1. Inserts through ``DualIndex.insert_nodes``, 10,000 nodes at a time, compared with raw pymilvus
+   inserts; processor time of client and server together; time until the index is finished after the
+   last insert. ``--again`` repeats only the comparison.
+2. Memory of the server with only the index loaded, and of a client after its searches.
+3. The whole retriever with 1, 8 and 32 threads; Milvus Lite with 1. No query comes twice.
+4. Other operations that may depend on the number of rows: opening, counting, the first search
+   (which draws the background), filters, ``complete=True``, inserting unchanged nodes.
+5. Recall@16 of raw searches at several values of ``ef``, against an exact search.
+6. Kinds of index: only the texts' vectors, in a collection with one more column, loaded alone.
 """
 
 from __future__ import annotations
@@ -53,11 +53,11 @@ from scale_measures import LEARNT, Place  # noqa: E402
 from scale_tables import PAGE, print_tables, write_docs  # noqa: E402
 from simulated import BLOCK, make_nodes, simulation  # noqa: E402
 
-LOOKS, PAUSE = 120.0, 5.0  # seconds of a look at an index that is being built; and after it
+LOOKS, PAUSE = 120.0, 5.0  # seconds of one wait for an index, and between two waits
 QUERIES, OF_RECALL = 4_000, 300
-INSERTED = 5_000  # documents, to compare with raw inserts
+INSERTED = 5_000  # documents for the comparison with raw inserts
 PROBES = tuple({"nprobe": number} for number in (8, 32, 128))
-# Kind of index, its settings, and those of its searches.
+# Kind of index, its settings, and the settings of its searches.
 TYPES: dict[str, tuple[dict[str, Any], tuple[dict[str, int], ...]]] = {
     "FLAT": ({"index_type": "FLAT"}, ({},)),
     "HNSW": (
@@ -67,36 +67,36 @@ TYPES: dict[str, tuple[dict[str, Any], tuple[dict[str, int], ...]]] = {
     "IVF_FLAT": ({"index_type": "IVF_FLAT", "nlist": 1024}, PROBES),
     "IVF_SQ8": ({"index_type": "IVF_SQ8", "nlist": 1024}, PROBES),
     "IVF_PQ": ({"index_type": "IVF_PQ", "nlist": 1024, "m": 64, "nbits": 8}, PROBES),
-    # with_raw_data is true by itself; whoever names it, 2.3.5 builds the index again and again.
+    # with_raw_data is true by default; if it is given, 2.3.5 builds the index again and again.
     "SCANN": (
         {"index_type": "SCANN", "nlist": 1024},
         tuple({**each, "reorder_k": 128} for each in PROBES),
     ),
 }
-LARGE_TYPES = ("IVF_SQ8",)  # these also for as many vectors as the largest index has texts
+LARGE_TYPES = ("IVF_SQ8",)  # also measured with as many vectors as the largest index has texts
 KEYED = "HNSW, groups are partitions"
 MEASURED = ("inserts", "search", "recall", "memory", "type", "groups", "replicas")
 
 
 class Record:
-    """What was done and measured so far, in a file, so that a later run goes on from there."""
+    """Steps and measurements so far, in a file, so that a later run continues from there."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self.values: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
 
     def put(self, key: str, value: Any) -> None:
-        """Keep a value at once.
+        """Save a value at once.
 
         Args:
-            key: what it says, where, and of how many rows, with slashes between.
-            value: as JSON knows it.
+            key: the measurement, the place and the number of rows, separated by slashes.
+            value: any JSON value.
         """
         self.values[key] = value
         self._write()
 
     def forget_measures(self) -> None:
-        """Forget what ``--again`` measures anew."""
+        """Forget the values that ``--again`` measures again."""
         self.values = {
             key: value
             for key, value in self.values.items()
@@ -105,7 +105,7 @@ class Record:
         self._write()
 
     def lacks(self, key: str) -> bool:
-        """Whether something is still to be done; says so if it is."""
+        """Whether a step is missing; if so, report that it begins."""
         if key not in self.values:
             say(key)
         return key not in self.values
@@ -122,7 +122,7 @@ def say(text: str) -> None:
 
 
 def apart(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call a function in a process of its own, whose memory is its own."""
+    """Call a function in a separate process, with separate memory."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         return pool.submit(function, *arguments).result()
@@ -131,7 +131,7 @@ def apart(function: Callable[..., Any], *arguments: Any) -> Any:
 def fill(
     place: Place, record: Record, key: str, *, patience: float, server: int | None = None
 ) -> None:
-    """Insert documents, from the first that is missing; wait for the index; learn from queries."""
+    """Insert the missing documents, wait for the index, and learn from queries."""
     done = record.values.get(key, {"documents": 0, "seconds": 0.0, "processor": 0.0})
     if "learnt" in done:
         return
@@ -140,7 +140,7 @@ def fill(
         while done["documents"] < place.documents:
             start = done["documents"]
             stop = min(place.documents, start + BLOCK - start % BLOCK)
-            simulation().block(start // BLOCK)  # so that making it is not measured
+            simulation().block(start // BLOCK)  # make it before the clock starts
             nodes = make_nodes(start, stop)
             before = processor_of(processes)
             taken = measures.seconds_of(partial(index.insert_nodes, nodes))
@@ -168,27 +168,27 @@ def fill(
 
 
 def finish(store: MilvusStore, patience: float) -> None:
-    """Wait for an index; after so many seconds go on, and say so."""
+    """Wait for an index; continue after ``patience`` seconds, and report that."""
     flush = True if "://" in store.uri else None
     started = time.monotonic()
     while time.monotonic() < started + patience:
         try:
             return store.finish(flush=flush, timeout=LOOKS)
-        except StoreError as error:  # a server that was killed first looks for its old self, too
+        except StoreError as error:  # a killed server first waits for its old session
             say(str(error).splitlines()[0][:200])
             time.sleep(PAUSE)
-    say(f"{store.collection}: goes on while it is still being indexed")
+    say(f"{store.collection}: continuing before its index is finished")
     return None
 
 
 def processor_of(processes: Sequence[psutil.Process]) -> float:
-    """Seconds that processors have worked for some processes."""
+    """Processor seconds of some processes."""
     times = [process.cpu_times() for process in processes]
     return sum(each.user + each.system for each in times)
 
 
 def queries_of(folder: Path) -> np.ndarray:
-    """Queries about the documents after those that were learnt from; made once."""
+    """Queries about documents that the learnt queries are not about; made once."""
     path = folder / "queries.npy"
     if not path.exists():
         rows = [simulation().query(LEARNT + number) for number in range(QUERIES)]
@@ -197,7 +197,7 @@ def queries_of(folder: Path) -> np.ndarray:
 
 
 def exact_of(folder: Path, queries: np.ndarray, sizes: list[int]) -> dict[int, dict[str, Any]]:
-    """The nearest documents of the first queries in indexes of so many documents; made once."""
+    """The nearest documents of the first queries, for each size of index; computed once."""
     paths = {size: folder / f"exact_{size}.npz" for size in sizes}
     if not all(path.exists() for path in paths.values()):
         say(f"comparing {len(queries)} queries with up to {max(sizes):,} texts and images")
@@ -214,7 +214,7 @@ def measure_index(
     exact: Mapping[str, Any],
     server: int | None = None,
 ) -> None:
-    """Searches, memory and recall of one index."""
+    """Measure searches, memory and recall of one index."""
     name = f"{'lite' if server is None else 'server'}/{2 * place.documents}"
     queries = queries_of(options.data)
     if record.lacks(f"search/{name}"):
@@ -234,7 +234,7 @@ def measure_index(
 
 
 def measure_types(uri: str, options: argparse.Namespace, record: Record) -> None:
-    """Kinds of index, and what groups of rows cost that are or are not partitions."""
+    """Measure kinds of index, and groups of rows with and without partitions."""
     usual, largest = options.type_documents, max(options.rows) // 2
     sizes = {kind: [usual, largest] if kind in LARGE_TYPES else [usual] for kind in TYPES}
     queries = queries_of(options.data)[: options.queries]
@@ -258,7 +258,7 @@ def measure_types(uri: str, options: argparse.Namespace, record: Record) -> None
 
 
 def on_server(options: argparse.Namespace, record: Record) -> None:
-    """All that is measured on a server, which is started for it."""
+    """Start a server, and measure on it."""
     with server_in(options.data / "server") as (uri, server):
         places = {rows: Place(uri, f"scale_{rows}", rows // 2) for rows in options.rows}
         for rows, place in places.items():
@@ -275,7 +275,7 @@ def on_server(options: argparse.Namespace, record: Record) -> None:
 
 @contextmanager
 def server_in(folder: Path) -> Iterator[tuple[str, int]]:
-    """A server with its own settings, not the tests' impatient ones; its address and process."""
+    """Start a server with patient settings, unlike the tests'; yields its address and process."""
     with milvus_process(folder, {}) as (uri, server):
         pid = server.server_proc.pid
         say(f"a server at {uri}, process {pid}")
@@ -284,7 +284,7 @@ def server_in(folder: Path) -> Iterator[tuple[str, int]]:
 
 
 def wait_for(uri: str) -> None:
-    """Wait until a server loads what it holds: one that was killed first looks for its old self."""
+    """Wait until a server loads its data: a killed server first waits for its old session."""
     client = MilvusClient(uri, timeout=measures.TIMEOUT)
     for name in client.list_collections()[:1]:
         for last in [False] * 20 + [True]:
@@ -299,7 +299,7 @@ def wait_for(uri: str) -> None:
 
 
 def on_lite(options: argparse.Namespace, record: Record) -> None:
-    """The same, as far as it makes sense, on Milvus Lite."""
+    """Measure on Milvus Lite, as far as it makes sense."""
     place = Place(str(options.data / "lite.db"), "scale", options.lite_rows // 2)
     fill(place, record, f"lite/{options.lite_rows}/insert", patience=options.patience)
     few = queries_of(options.data)[: options.queries]
@@ -309,18 +309,26 @@ def on_lite(options: argparse.Namespace, record: Record) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True, help="a folder for all that is made")
-    parser.add_argument("--again", action="store_true", help="measure anew what is there")
     parser.add_argument(
-        "--write-docs", type=Path, nargs="?", const=PAGE, help="renew docs/scaling.md, or this page"
+        "--data", type=Path, required=True, help="folder for databases and measurements"
+    )
+    parser.add_argument("--again", action="store_true", help="measure existing indexes again")
+    parser.add_argument(
+        "--write-docs",
+        type=Path,
+        nargs="?",
+        const=PAGE,
+        help="update docs/scaling.md, or this page",
     )
     parser.add_argument("--rows", type=int, nargs="*", default=[10_000, 100_000, 1_000_000])
     parser.add_argument("--lite-rows", type=int, default=100_000, help="0 for none")
     parser.add_argument("--type-documents", type=int, default=100_000, help="0 for none")
     parser.add_argument("--patience", type=float, default=7_200, help="seconds for each index")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 8, 32])
-    parser.add_argument("--seconds", type=float, default=8, help="of searching, each time")
-    parser.add_argument("--queries", type=int, default=OF_RECALL, help="that recall is taken of")
+    parser.add_argument("--seconds", type=float, default=8, help="duration of each load test")
+    parser.add_argument(
+        "--queries", type=int, default=OF_RECALL, help="number of queries for recall"
+    )
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # and stop the server
     options.data.mkdir(parents=True, exist_ok=True)

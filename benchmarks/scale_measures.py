@@ -1,4 +1,4 @@
-"""What ``scale.py`` measures."""
+"""The measurements of ``scale.py``."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from llama_index_gap.store.rows import to_row
 
 LEARNT = 300  # queries that each index learns from: about documents 0 to 299
 EFS = (32, 64, 128, 256)
-TIMEOUT = 300.0  # seconds for a call: the machine may be loaded
+TIMEOUT = 300.0  # seconds for a call: the machine may be busy
 WARM_UP = 20  # searches
-SLOW_SEARCHES = 30  # of a kind that is not measured for some seconds
+SLOW_SEARCHES = 30  # of each kind that has no load test
 UNCHANGED = 1_000  # rows
 _ROW_BYTES = {"id": 64, "doc_id": 64, "text": 65_535}
 
@@ -39,12 +39,12 @@ Search = Callable[[int], object]
 
 @dataclass(frozen=True)
 class Place:
-    """An index that is measured.
+    """An index to measure.
 
     Attributes:
         uri: a file, or a server.
-        name: of the index.
-        documents: how many it holds, each a text and an image.
+        name: the index' name.
+        documents: the number of its documents, each with a text and an image.
     """
 
     uri: str
@@ -57,12 +57,12 @@ class Place:
 
 
 def client_memory() -> float:
-    """What this process has in memory, in MiB."""
+    """The memory of this process, in MiB."""
     return psutil.Process().memory_info().rss / 2**20
 
 
 def seconds_of(action: Callable[[], object]) -> float:
-    """How long something takes."""
+    """The seconds that an action takes."""
     started = time.perf_counter()
     action()
     return time.perf_counter() - started
@@ -72,21 +72,21 @@ def summary(times: Sequence[float]) -> dict[str, float]:
     """Percentiles in milliseconds.
 
     Args:
-        times: in seconds.
+        times: times in seconds.
     """
     values = 1e3 * np.array(times)
     return {f"p{each}": float(np.percentile(values, each)) for each in (50, 95)}
 
 
 def under_load(search: Search, threads: int, seconds: float) -> dict[str, float]:
-    """Searches by so many threads, for so many seconds: percentiles, searches a second, and so on.
+    """Search in parallel for some time: percentiles, searches per second, and so on.
 
     Args:
-        search: takes the number of the search; no number comes twice.
-        threads: that search at once.
-        seconds: how long; a search that has begun is finished.
+        search: gets the number of the search; no number comes twice.
+        threads: number of threads that search.
+        seconds: the duration; searches that have begun are finished.
     """
-    numbers = itertools.count()  # next() of it is atomic
+    numbers = itertools.count()  # its next() is atomic
     times: list[float] = []
     errors: list[BaseException] = []
 
@@ -113,20 +113,20 @@ def under_load(search: Search, threads: int, seconds: float) -> dict[str, float]
         **summary(times),
         "searches": len(times),
         "per_second": len(times) / taken,
-        "client_ms": 1e3 * processor / len(times),  # of a processor
+        "client_ms": 1e3 * processor / len(times),  # processor time
     }
 
 
 def measure_searches(
     place: Place, queries: VectorArray, threads: Sequence[int], seconds: float
 ) -> dict[str, Any]:
-    """Opening an index, its retriever under load, and what may depend on the number of rows.
+    """Measure opening an index, its retriever under load, and other operations.
 
     Args:
-        place: the index; the queries' vectors are for it.
-        queries: shape (n, 512); each is asked once, as far as they suffice.
-        threads: how many search at once, one after the other.
-        seconds: for each number of threads.
+        place: the index.
+        queries: query vectors, shape (n, 512); none is repeated before all were used.
+        threads: the numbers of threads to measure, one after the other.
+        seconds: the duration for each number of threads.
     """
     before = client_memory()
     found: dict[str, Any] = {"loaded_in": seconds_of(lambda: place.open().close())}
@@ -171,14 +171,14 @@ def measure_searches(
 
 
 def exact_hits(queries: VectorArray, sizes: Sequence[int]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The nearest documents of each query by comparing with all, for indexes of several sizes.
+    """Exact nearest documents of each query, for indexes of several sizes.
 
     Args:
         queries: shape (n, 512).
         sizes: numbers of documents.
 
     Yields:
-        A number of documents; and by modality the numbers of the nearest 16 of them, shape (n, 16).
+        A number of documents; by modality, the numbers of the 16 nearest, shape (n, 16).
     """
     empty = np.zeros((len(queries), 0))
     scores = dict.fromkeys(MODALITIES, empty)
@@ -209,15 +209,15 @@ def recall_of(
     settings: Mapping[str, int],
     filter_by: str = "",
 ) -> dict[str, float]:
-    """Recall@16 of raw searches, and how long each takes.
+    """Recall@16 of raw searches, and their times.
 
     Args:
-        client: of pymilvus.
-        collection: whose rows' ids begin with the number of their document.
+        client: a pymilvus client.
+        collection: its row ids must begin with the number of their document.
         queries: shape (n, 512).
-        exact: the documents that are to be found, shape (n, 16) or less.
-        settings: of the search.
-        filter_by: which rows may be found.
+        exact: the documents to find, shape (n, 16) or narrower.
+        settings: settings of the search.
+        filter_by: a filter on the rows.
     """
     times, right = [], 0
     for vector, wanted in zip(queries, exact, strict=True):
@@ -245,7 +245,7 @@ def measure_recall(
     Args:
         place: the index.
         queries: shape (n, 512).
-        exact: as ``exact_hits`` gives them.
+        exact: the result of ``exact_hits``.
     """
     with place.open() as index:
         return {
@@ -264,12 +264,12 @@ def measure_recall(
 
 
 def measure_inserts(uri: str, documents: int, rounds: int = 2) -> dict[str, Any]:
-    """Our inserts and raw ones of the same rows into new collections, in turns; rows a second.
+    """Rows per second of our inserts and of raw ones, into new collections, in turns.
 
     Args:
-        uri: of a server.
-        documents: how many each time.
-        rounds: how often each.
+        uri: a server.
+        documents: number of documents in each round.
+        rounds: number of rounds of each.
     """
     found: dict[str, Any] = {"ours": [], "raw": [], "rows": 2 * documents}
     for number in range(rounds):
@@ -283,8 +283,8 @@ def our_inserts(uri: str, documents: int) -> float:
     """Seconds of ``insert_nodes``.
 
     Args:
-        uri: of a server.
-        documents: how many.
+        uri: a server.
+        documents: number of documents.
     """
     nodes, model = make_nodes(0, documents), SimulatedEmbedding()
     with DualIndex(uri, "scale_inserts", model, overwrite=True, timeout=TIMEOUT) as index:
@@ -295,11 +295,11 @@ def our_inserts(uri: str, documents: int) -> float:
 
 
 def raw_inserts(uri: str, documents: int) -> float:
-    """Seconds of pymilvus' ``insert``, a thousand rows at a time that are made before.
+    """Seconds of pymilvus' ``insert``, a thousand rows at a time, made beforehand.
 
     Args:
-        uri: of a server.
-        documents: how many, each a text and an image.
+        uri: a server.
+        documents: number of documents, each with a text and an image.
     """
     client, names = MilvusClient(uri, timeout=TIMEOUT), [f"raw_{each}" for each in MODALITIES]
     for name in names:
@@ -326,14 +326,14 @@ def raw_inserts(uri: str, documents: int) -> float:
 def make_collection(
     client: MilvusClient, name: str, schema: Any, index: Mapping[str, Any], **settings: Any
 ) -> None:
-    """Make and load a collection with an index of vectors.
+    """Make and load a collection with a vector index.
 
     Args:
-        client: of pymilvus.
-        name: of the collection.
-        schema: all columns but the vectors.
-        index: kind and settings.
-        **settings: of the collection.
+        client: a pymilvus client.
+        name: name of the collection.
+        schema: all columns except the vectors.
+        index: kind and settings of the index.
+        **settings: settings of the collection.
     """
     schema.add_field("embedding", DataType.FLOAT_VECTOR, dim=DIMENSION)
     parameters = client.prepare_index_params()
@@ -348,13 +348,13 @@ def make_collection(
 def build_type(
     uri: str, name: str, documents: int, index: Mapping[str, Any], keyed: bool
 ) -> dict[str, float]:
-    """A collection of the vectors of so many texts, in sixteen groups; how long it takes.
+    """Build a collection of the texts' vectors in sixteen groups, and measure the time.
 
     Args:
-        uri: of a server.
-        name: of the collection.
-        documents: how many.
-        index: kind and settings.
+        uri: a server.
+        name: name of the collection.
+        documents: number of documents.
+        index: kind and settings of the index.
         keyed: whether the groups are partitions.
     """
     client = MilvusClient(uri, timeout=TIMEOUT)
@@ -387,7 +387,7 @@ def build_type(
 
 
 GROUPS = 16
-MOST_SECONDS = 1_800.0  # that an index of another kind is waited for
+MOST_SECONDS = 1_800.0  # the longest wait for an index of another kind
 
 
 def measure_type(
@@ -398,14 +398,14 @@ def measure_type(
     *,
     settings: Sequence[Mapping[str, int]],
 ) -> dict[str, Any]:
-    """Load a collection alone, and search it with each setting.
+    """Load only one collection, and search it with each setting.
 
     Args:
-        uri: of a server.
-        name: of the collection.
+        uri: a server.
+        name: name of the collection.
         queries: shape (n, 512).
-        exact: the documents that are to be found, shape (n, 16).
-        settings: of the search.
+        exact: the documents to find, shape (n, 16).
+        settings: settings of the searches.
     """
     client = MilvusClient(uri, timeout=TIMEOUT)
     release_all(client)
@@ -420,11 +420,11 @@ def measure_type(
 
 
 def measure_groups(uri: str, name: str, queries: VectorArray) -> dict[str, Any]:
-    """Searches of one group of sixteen, found by its number.
+    """Measure searches in one of sixteen groups, selected by its number.
 
     Args:
-        uri: of a server.
-        name: of the collection.
+        uri: a server.
+        name: name of the collection.
         queries: shape (n, 512).
     """
     client = MilvusClient(uri, timeout=TIMEOUT)
@@ -438,15 +438,15 @@ def measure_groups(uri: str, name: str, queries: VectorArray) -> dict[str, Any]:
 
 
 def why_no_replicas(uri: str, name: str) -> str:
-    """What a server says that is to load a collection twice; empty if it does it.
+    """The error of a server that is asked to load a collection twice; empty if it works.
 
     Args:
-        uri: of the server.
-        name: of a collection.
+        uri: the server.
+        name: name of a collection.
     """
     client = MilvusClient(uri, timeout=TIMEOUT)
     client.release_collection(name)
-    logging.getLogger("pymilvus").setLevel(logging.CRITICAL)  # it logs what it raises
+    logging.getLogger("pymilvus").setLevel(logging.CRITICAL)  # it logs the errors that it raises
     try:
         client.load_collection(name, replica_number=2, timeout=60)
     except MilvusException as error:
@@ -458,21 +458,21 @@ def why_no_replicas(uri: str, name: str) -> str:
 
 
 def release_all(client: MilvusClient) -> None:
-    """Let a server forget all that it has in memory.
+    """Release everything that a server has in memory.
 
     Args:
-        client: of pymilvus.
+        client: a pymilvus client.
     """
     for name in client.list_collections():
         client.release_collection(name)
 
 
 def settled(server: int, seconds: float = 2.0) -> float:
-    """What a server has in memory, in MiB, once that stops changing by a hundredth.
+    """The memory of a server in MiB, after it has stopped changing by more than a hundredth.
 
     Args:
-        server: its process.
-        seconds: between two looks.
+        server: its process id.
+        seconds: time between two readings.
     """
     process = psutil.Process(server)
     last = process.memory_info().rss

@@ -1,4 +1,4 @@
-"""What ``scale.py`` has measured, as tables and a plot: on the terminal, and in docs/scaling.md."""
+"""Shows the measurements of ``scale.py`` as tables and a plot, also in docs/scaling.md."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class Table:
     """A table.
 
     Attributes:
-        title: what it shows.
-        columns: their heads.
-        rows: cells, as many in each as there are columns.
+        title: its title.
+        columns: the names of the columns.
+        rows: the cells, one for each column.
     """
 
     title: str
@@ -36,12 +36,12 @@ class Table:
     rows: Sequence[Sequence[str]]
 
     def markdown(self) -> str:
-        """As docs have it."""
+        """The table in Markdown, for the docs."""
         lines = [self.columns, ["---"] * len(self.columns), *self.rows]
         return "\n".join([f"{self.title}\n", *(f"| {' | '.join(line)} |" for line in lines)])
 
     def rich(self) -> RichTable:
-        """For a terminal."""
+        """The table for a terminal."""
         shown = RichTable(*self.columns, title=self.title, title_justify="left", box=None)
         for row in self.rows:
             shown.add_row(*row)
@@ -49,14 +49,14 @@ class Table:
 
 
 def figure(value: float) -> str:
-    """A number with two digits that count, or as many as it has before the point."""
+    """A number with two significant digits, or all digits before the point."""
     if value >= 10:
         return f"{value:,.0f}"
     return f"{value:.1f}" if value >= 1 else f"{value:.2f}"
 
 
 def places(values: Values, what: str) -> list[tuple[str, str, int, Any]]:
-    """What was measured of each index: its key, where it is, its rows, and the figures."""
+    """The measurements of each index: its key, its place, its rows, and the figures."""
     found = []
     for key, measured in values.items():
         kind, _, place = key.partition("/")
@@ -67,7 +67,7 @@ def places(values: Values, what: str) -> list[tuple[str, str, int, Any]]:
 
 
 def of_type(values: Values, what: str) -> Iterator[tuple[str, int, Any]]:
-    """Kind of index, number of vectors, and what was measured of it."""
+    """Kind of index, number of vectors, and the measurements."""
     for key, measured in values.items():
         if key.startswith(f"{what}/"):
             _, kind, documents = key.split("/")
@@ -75,12 +75,12 @@ def of_type(values: Values, what: str) -> Iterator[tuple[str, int, Any]]:
 
 
 def percent(share: float) -> str:
-    """A share that is near to 1."""
+    """A share near 1, in percent."""
     return f"{100 * share:.1f} %"
 
 
 def tables(values: Values) -> Iterator[Table]:
-    """All tables of what was measured so far."""
+    """All tables of the measurements so far."""
     yield growth(values)
     yield searches(values)
     yield others(values)
@@ -108,14 +108,14 @@ def growth(values: Values) -> Table:
             ]
         )
     columns = [
-        *("rows", "processor time of inserting a row", "indexed after the last"),
-        *("memory of the server", "of a client that searches"),
+        *("rows", "processor time per inserted row", "index finished after"),
+        *("server memory", "memory of a searching client"),
     ]
     return Table(f"Inserts and memory{rates(values)}:", columns, rows)
 
 
 def rates(values: Values) -> str:
-    """Our inserts beside raw ones, in words."""
+    """Our rate of inserts and the raw one, in words."""
     if "inserts" not in values:
         return ""
     ours, raw = (np.median(values["inserts"][way]) for way in ("ours", "raw"))
@@ -145,7 +145,7 @@ def searches(values: Values) -> Table:
 
 
 def others(values: Values) -> Table:
-    """What else may depend on the number of rows."""
+    """Other operations that may depend on the number of rows."""
     rows = []
     for _, where, size, found in places(values, "search"):
         milliseconds = [
@@ -156,11 +156,9 @@ def others(values: Values) -> Table:
         rows.append([f"{size:,}, {where}", *map(figure, milliseconds)])
     columns = [
         *("rows", "opening", "`count()`", "first search", "`hubs=False`, raw scores"),
-        *("with a filter", "`complete=True`", "1,000 rows inserted that are there"),
+        *("with a filter", "`complete=True`", "inserting 1,000 unchanged rows"),
     ]
-    return Table(
-        "What else there is, in milliseconds (searches by one thread, p50):", columns, rows
-    )
+    return Table("Other operations, in milliseconds (searches by one thread, p50):", columns, rows)
 
 
 def recalls(values: Values) -> Table:
@@ -175,7 +173,7 @@ def recalls(values: Values) -> Table:
             rows.append([f"{size // 2:,} {modality}s, {where}", *cells])
     efs = next(iter(places(values, "recall")))[3]["text"]
     return Table(
-        "Recall@16 of HNSW against comparing with all, and p50 of one raw search:",
+        "Recall@16 of HNSW against an exact search, and p50 of one raw search:",
         ["vectors", *(f"ef={ef}" for ef in efs)],
         rows,
     )
@@ -210,14 +208,14 @@ def groups(values: Values) -> Table:
         for kind, size, found in of_type(values, "groups")
     ]
     return Table(
-        "Searching one of sixteen groups, told apart by a column:",
+        "Searching one of sixteen groups, which a column marks:",
         ["vectors", "index", "p50", "p95"],
         rows,
     )
 
 
 def gibibytes(held: float) -> str:
-    """What is less than a tenth is what the server's memory changes by itself."""
+    """Memory in GiB; differences below 0.1 are fluctuations of the server."""
     return f"{held:.2f} GiB" if held >= 0.1 else "< 0.1 GiB"
 
 
@@ -239,8 +237,8 @@ def draw(values: Values, path: Path) -> None:
     """Draw how times and memory grow with the rows.
 
     Args:
-        values: what was measured.
-        path: of an SVG file.
+        values: the measurements.
+        path: the SVG file.
     """
     import matplotlib as mpl
 
@@ -285,13 +283,13 @@ def write_docs(values: Values, page: Path) -> None:
     """Put the tables and the plot into the docs.
 
     Args:
-        values: what was measured.
-        page: holds the two marks that the tables go between.
+        values: the measurements.
+        page: a page with the two marks that enclose the tables.
     """
     before, begin, rest = page.read_text().partition(BEGIN)
     _, end, after = rest.partition(END)
     if not (begin and end):
-        raise SystemExit(f"{page}: has no {BEGIN} … {END} to write between")
+        raise SystemExit(f"{page}: lacks {BEGIN} … {END}, which enclose the tables")
     (page.parent / PLOT).parent.mkdir(exist_ok=True)
     draw(values, page.parent / PLOT)
     machine = values["machine"]

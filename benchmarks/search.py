@@ -1,28 +1,28 @@
-"""Times a search, and the way from files to a searchable index, against the bare libraries.
+"""Times searches and the building of an index, compared with the bare libraries.
 
     python benchmarks/search.py [--rows 1000 10000] [--searches 200] [--server] [--quick]
 
-A search: ``DualIndexRetriever`` (16 + 16 nodes, fused) with the query's vector given, against
+Searches: ``DualIndexRetriever`` (16 + 16 nodes, fused), with the query's vector given, against
 
-- two raw pymilvus searches in turn on the same two collections, for the same fields;
-- the same for four times the hits with their vectors: what hubs cost at least;
-- our own with ``hubs=False`` and ``normalize="none"``: two raw searches, merged;
+- two raw pymilvus searches, one after the other, on the same two collections, for the same fields;
+- the same for four times the hits with their vectors: the least cost of the hub correction;
+- ours with ``hubs=False`` and ``normalize="none"``: two raw searches, merged;
 - LlamaIndex' ``MultiModalVectorIndexRetriever`` on the same two collections.
 
-Every row has a text of some 400 characters or an image's path, and metadata; vectors are random,
-in 32 of 512 dimensions, around a mean that some are nearer to than others: these are hubs, so the
-default fetches 64 + 64 nodes with their vectors. It then finds other nodes than the others do.
-The index is finished before the first search. No query comes twice. Every
-way answers each query, in a random order, so that a slow moment of the machine hits all alike. A
-server may still compact its segments meanwhile; then the ways may find different nodes.
+Every row has a text of some 400 characters or an image's path, and metadata. Vectors are random, in
+32 of 512 dimensions, around a mean. Some are nearer to the mean than others, so there are hubs, and
+the default fetches 64 + 64 nodes with their vectors; its results then differ from the other ways'.
+The index is finished before the first search. No query comes twice. All ways answer each query, in
+random order, so that a slow moment of the machine affects all alike. If a server compacts its
+segments meanwhile, the ways may find different nodes.
 
-Files to searchable: ``DualIndex.from_documents`` on JPEG files and texts, against the same model's
-batch methods followed by raw pymilvus inserts (and on Milvus Lite a flush and a load) into
-collections of the same shape. Each ends when a search finds a row of either collection. The model
-has the size of CLIP ViT-B/32, with random weights, and is loaded before.
+Building: ``DualIndex.from_documents`` on JPEG files and texts, against the same model's batch
+methods followed by raw pymilvus inserts (on Milvus Lite also a flush and a load) into collections
+of the same shape. Each ends when a search finds a row in both collections. The model has the size
+of CLIP ViT-B/32, with random weights, and is loaded beforehand.
 
-On Milvus Lite, or with ``--server`` on a server (Milvus 2.3.5) that is started for it.
-``--quick`` is for tests: all is tiny.
+The measurements use Milvus Lite; with ``--server``, they start a server (Milvus 2.3.5). ``--quick``
+is for tests, with tiny sizes.
 """
 
 from __future__ import annotations
@@ -77,15 +77,15 @@ TEXT_B32 = {
     "num_hidden_layers": 12,
     "num_attention_heads": 8,
 }
-HEADLINE = "The mayor opens the new bridge"  # no longer than CLIP reads, in single letters
-HANDOVER_SECONDS = 30  # a server searches the rows in memory until well after the index is built
-# An approximate index misses most of what it should find among vectors that fill 512 dimensions.
+HEADLINE = "The mayor opens the new bridge"  # within CLIP's limit, even as single letters
+HANDOVER_SECONDS = 30  # a server searches rows in memory until well after the index is built
+# Among vectors that fill 512 dimensions, an approximate index would miss most hits.
 BASIS = np.random.default_rng(0).normal(size=(32, 512))
 MEAN = np.eye(512)[0]
-HUBS = (1.0, 0.15)  # how far vectors lie along the mean, and how this varies
+HUBS = (1.0, 0.15)  # mean and standard deviation of the vectors' length along the mean
 FETCHED = "raw, 64 + vectors"
-AGAIN = "ours, nodes known"  # a node's vector is read once, to tell how much of a hub it is
-AT_ONCE = 10_000  # nodes inserted
+AGAIN = "ours, nodes known"  # a node's vector is read once, to compute its hub score
+AT_ONCE = 10_000  # nodes per insert
 WARM_UP = 10  # searches
 STORY = "The mayor opened the new bridge on Monday, and the first to cross it was a milkman. " * 5
 
@@ -93,7 +93,7 @@ Uris = Callable[[str], str]
 
 
 class RandomVectors(MultiModalEmbedding):
-    """No model at all: each text and each image's path has a random vector of its own."""
+    """No model: each text and each image path has a random vector."""
 
     model_name: str = "random"
     dimension: int = 512
@@ -113,7 +113,7 @@ class RandomVectors(MultiModalEmbedding):
 
 
 def make_nodes(images: Sequence[str], text: str, start: int = 0) -> list[BaseNode]:
-    """A text node and an image node for each image, of one document."""
+    """For each image, a document with a text node and an image node."""
     nodes: list[BaseNode] = []
     for number, path in enumerate(images, start):
         common: dict[str, Any] = {
@@ -126,14 +126,14 @@ def make_nodes(images: Sequence[str], text: str, start: int = 0) -> list[BaseNod
     return nodes
 
 
-# --- a search ------------------------------------------------------------------------------------
+# --- searches ------------------------------------------------------------------------------------
 
 
 @contextmanager
 def searchers(
     uri: str, index: DualIndex, model: RandomVectors
 ) -> Iterator[dict[str, Callable[[QueryBundle], list[str]]]]:
-    """The ways to search the same two collections; each gives the ids of the nodes found."""
+    """The ways to search the same two collections; each returns the ids of the nodes found."""
     client = MilvusClient(uri)
     stores = [
         MilvusVectorStore(
@@ -172,7 +172,7 @@ def searchers(
         FETCHED: lambda query: raw(query, 4 * TOP_K, [*FIELDS, "embedding"]),
         "ours, raw": lambda query: [hit.node_id for hit in plain.retrieve(query)],
         "ours": lambda query: [hit.node_id for hit in ours.retrieve(query)],
-        # It writes into the bundle it is given.
+        # It changes the bundle that it gets.
         "LlamaIndex' own": lambda query: [
             hit.node_id
             for hit in theirs.retrieve(QueryBundle(query.query_str, embedding=query.embedding))
@@ -217,7 +217,7 @@ def search_times(uri: str, rows: int, searches: int) -> dict[str, np.ndarray]:
 
 
 def search_table(times: dict[int, dict[str, np.ndarray]]) -> Table:
-    """Percentiles; the tenth says more on a machine that others use too."""
+    """Percentiles; the tenth is more reliable on a shared machine."""
     columns = ("rows", "way", "p10 ms", "p50 ms", "p95 ms", "ours is", "and more", "at p10")
     table = Table(*columns, box=None)
     for rows, ways in times.items():
@@ -232,7 +232,7 @@ def search_table(times: dict[int, dict[str, np.ndarray]]) -> Table:
     return table
 
 
-# --- files to searchable -------------------------------------------------------------------------
+# --- building an index ---------------------------------------------------------------------------
 
 
 def build_ours(uri: str, nodes: list[BaseNode], model: DualEncoderEmbedding) -> None:
@@ -289,7 +289,7 @@ def create_collection(client: MilvusClient, name: str, dimension: int) -> None:
     index = client.prepare_index_params()
     index.add_index("embedding", **INDEX)
     client.create_collection(name, schema=schema)
-    # With sync, pymilvus sleeps for half a second before it looks whether the index is there.
+    # With sync, pymilvus sleeps for half a second before it checks the index.
     client.create_index(name, index, sync=False)
     client.load_collection(name)
 
@@ -310,7 +310,7 @@ def check_searchable(client: MilvusClient, name: str, dimension: int) -> None:
 def build_times(
     uris: Uris, nodes: list[BaseNode], model: DualEncoderEmbedding, rounds: int
 ) -> dict[str, list[float]]:
-    """Seconds of each round, by way. The first round warms up and is left out."""
+    """Seconds of each round, by way, without the warm-up round."""
     ways = {"bare encoding and inserts": build_bare, "ours": build_ours}
     times: dict[str, list[float]] = {name: [] for name in ways}
     for number in range(rounds + 1):
@@ -332,7 +332,7 @@ def drop_all(uri: str) -> None:
 
 
 def build_table(times: dict[str, list[float]]) -> Table:
-    """Medians, and the fastest rounds, which say more on a machine that others use too."""
+    """Medians, and the fastest rounds, which are more reliable on a shared machine."""
     table = Table("way", "seconds", "ours is", "fastest", "ours is", box=None)
     for name, values in times.items():
         row = [name]
@@ -348,7 +348,7 @@ def build_table(times: dict[str, list[float]]) -> Table:
 
 @contextmanager
 def milvus(folder: Path, server: bool) -> Iterator[Uris]:
-    """Where a database of some name is: a file of its own, or one server for all."""
+    """The address of each named database: a separate file, or one server for all."""
     if not server:
         yield lambda name: str(folder / f"{name}.db")
         return
@@ -360,9 +360,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, nargs="*", default=[1_000, 10_000])
     parser.add_argument("--searches", type=int, default=200)
-    parser.add_argument("--files", type=int, default=256, help="images, and as many texts")
+    parser.add_argument("--files", type=int, default=256, help="number of images, and of texts")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--server", action="store_true", help="a Milvus server, not Milvus Lite")
+    parser.add_argument(
+        "--server", action="store_true", help="use a Milvus server instead of Milvus Lite"
+    )
     parser.add_argument("--quick", action="store_true")
     options = parser.parse_args()
     towers: dict[str, Any] = {"text_config": TEXT_B32, "vision_config": VIT_B32}

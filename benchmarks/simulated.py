@@ -1,12 +1,13 @@
-"""Texts and images of any number of documents as vectors, made like CLIP's; no model, no data.
+"""Simulates CLIP-like vectors of texts and images for any number of documents; no model, no data.
 
-A vector is its modality's mean plus a part that a document's text and image share plus a part of
-its own, scaled to length 1. Each part is a topic, a story of that topic, and what is the document's
-alone; topics have Zipf's sizes. Every part has a basis of its own, with the same falling variances.
+A vector is its modality's mean, plus a part that the document's text and image share, plus a part
+of its modality alone, scaled to length 1. Each part is the sum of a topic, a story of that topic,
+and the document's own contribution; the sizes of topics follow Zipf's law. Every part has its own
+basis, with the same falling variances.
 
 The parameters were fitted to published CLIP ViT-B/16 features of 500 pairs of COCO (Liang et al.
-2022, *Mind the Gap*). Beside them stands what ``python benchmarks/simulated.py`` prints of so many
-simulated pairs; with FEATURES, a file of shape (2, 500, 512), images first, of both.
+2022, *Mind the Gap*). ``python benchmarks/simulated.py`` prints statistics of as many simulated
+pairs; with FEATURES, a file of shape (2, 500, 512), images first, it prints both.
 """
 
 from __future__ import annotations
@@ -26,14 +27,14 @@ from llama_index_gap.modality import MODALITIES, Modality
 
 DIMENSION = 512
 MEAN_LENGTHS = {"text": 0.718, "image": 0.730}
-MEAN_COSINE = 0.309  # of the two modalities' means: they lie 0.85 apart
-SHARED = 0.31  # of the variance around the means: what a text and its image have in common
+MEAN_COSINE = 0.309  # between the means of the modalities, which are 0.85 apart
+SHARED = 0.31  # share of the variance around the means that a text and its image have in common
 TOPICS, STORIES = 150, 64  # stories of each topic
-SHARES = (0.7, 0.1, 0.2)  # of a part's variance: topic, story, the document's own
-ZIPF = 10  # topic number n is met as often as 1/(n + ZIPF)
+SHARES = (0.7, 0.1, 0.2)  # of a part's variance: topic, story, document
+ZIPF = 10  # the frequency of topic number n is proportional to 1/(n + ZIPF)
 TAIL = 200  # the variance in direction number n is exp(−n/TAIL)/(n + 2), scaled
-CENTRAL = 0.15  # how much the length along the mean varies: the longest are hubs
-BLOCK = 5_000  # documents that are made at once, from a seed of their own
+CENTRAL = 0.15  # variation of the length along the mean: the longest are hubs
+BLOCK = 5_000  # documents made at once, from a separate seed
 TEXT = "The mayor opened the new bridge on Monday, and the first to cross it was a milkman. " * 5
 
 _VARIANCES = np.exp(-np.arange(DIMENSION) / TAIL) / (np.arange(DIMENSION) + 2)
@@ -42,7 +43,7 @@ _TOPIC_SHARE = 1 / (np.arange(TOPICS) + ZIPF)
 
 
 class Simulation:
-    """The vectors of numbered documents, and of queries for them; always the same."""
+    """Vectors of numbered documents and of queries for them; the same in each run."""
 
     def __init__(self) -> None:
         rng = np.random.default_rng(0)
@@ -81,10 +82,10 @@ class Simulation:
         return unit_rows((central * self._means[modality] + around).astype(np.float32))
 
     def _block(self, number: int) -> dict[str, VectorArray]:
-        """Vectors of documents ``BLOCK * number`` and following, by modality, and what they share.
+        """Vectors of a block of documents by modality, and their shared parts.
 
         Args:
-            number: of the block.
+            number: number of the block, whose first document is ``BLOCK * number``.
         """
         rng = np.random.default_rng([1, number])
         shared = self._part("shared", rng, BLOCK)
@@ -98,10 +99,10 @@ class Simulation:
         return self.block(document // BLOCK)[modality][document % BLOCK]
 
     def query(self, document: int) -> VectorArray:
-        """A text that shares with a document what its image does, and is new beyond that.
+        """A text vector with the shared part of a document, and a new part of its own.
 
         Args:
-            document: what is asked for.
+            document: the document that the query asks for.
 
         Returns:
             Shape (512,).
@@ -112,12 +113,12 @@ class Simulation:
 
 @lru_cache(maxsize=1)
 def simulation() -> Simulation:
-    """One for the whole process: it takes 100 MB."""
+    """The only simulation of the process: it takes 100 MB."""
     return Simulation()
 
 
 class SimulatedEmbedding(MultiModalEmbedding):
-    """A text begins with its document's number, an image is called by it, a query ends with it."""
+    """Reads the document's number at a text's start, in an image's name, or at a query's end."""
 
     model_name: str = "simulated"
     dimension: int = DIMENSION
@@ -140,7 +141,7 @@ class SimulatedEmbedding(MultiModalEmbedding):
 
 
 def make_nodes(start: int, stop: int) -> list[BaseNode]:
-    """A text node of some 400 characters and an image node of each document.
+    """A text node of some 400 characters and an image node for each document.
 
     Args:
         start: number of the first document.
@@ -159,11 +160,11 @@ def make_nodes(start: int, stop: int) -> list[BaseNode]:
 
 
 def statistics(texts: FloatArray, images: FloatArray) -> dict[str, float]:
-    """What the simulation was fitted to.
+    """The statistics that the simulation was fitted to.
 
     Args:
-        texts: of length 1, row i of the same document as that of the images, shape (n, d).
-        images: likewise.
+        texts: unit vectors, shape (n, d).
+        images: likewise; row i belongs to the same document as row i of the texts.
     """
     found = {
         "distance of the means": float(np.linalg.norm(texts.mean(axis=0) - images.mean(axis=0))),
@@ -190,7 +191,7 @@ def statistics(texts: FloatArray, images: FloatArray) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("features", type=Path, nargs="?", help="a .npy file to compare with")
+    parser.add_argument("features", type=Path, nargs="?", help="a .npy file for comparison")
     options = parser.parse_args()
     block = simulation().block(0)
     columns = {"simulated": statistics(block["text"][:500], block["image"][:500])}

@@ -1,20 +1,20 @@
-"""Small indexes, and legs of noise: the first index that anybody makes.
+"""Measures small indexes, such as everybody's first one, and legs of noise.
 
     python benchmarks/small_indexes.py [FEATURES] [--splits 40] [--quick]
 
 FEATURES are CLIP ViT-B/16 features of 500 image–caption pairs of COCO, see ``fusion_study.py``. An
-index has n documents with a text, and m of them have an image of another pair. Figures are R@1; ±
-is half of a 95 % bootstrap interval over splits.
+index has n documents with a text; m of them also have an image, from another pair. Figures are R@1;
+± is half of a 95 % bootstrap interval over splits.
 
-1. **Small indexes.** Up to 40 queries ask for a text (told again, at a centred cosine of 0.6), and
-   up to 40 for an image (by its caption). The mean of both.
-2. **Noise.** The image vectors are random, and all queries ask for texts: what does a useless leg
-   cost? *texts* is the text leg alone.
-3. **A lead, not part of the package: do captions tell whether the image leg works?** A caption's
+1. **Small indexes.** Up to 40 queries ask for a text (reworded, at a centred cosine of 0.6), and up
+   to 40 for an image (by its caption). The figure is the mean of both.
+2. **Noise.** The image vectors are random, and all queries ask for texts. This shows the cost of a
+   useless leg. *texts* is the text leg alone.
+3. **An idea that is not in the package: captions show whether the image leg works.** A caption's
    percentile is the share of the *other* images that lie farther from it than its own. The image
    leg's weight is 2 · mean percentile − 1, at least 0: about 1 for a good leg and about 0 for
-   noise. With *caption* an image has a caption of its own (told again at 0.6); with *text* there is
-   none, and the document's text, which is about something else, stands in for it.
+   noise. With *caption*, each image has a caption (reworded at 0.6); with *text*, it has none, and
+   the document's text, which is about something else, takes its place.
 """
 
 from __future__ import annotations
@@ -60,14 +60,14 @@ OF_KIND = 40
 
 
 class Small(NamedTuple):
-    """A small index, asked.
+    """A small index with its queries.
 
     Attributes:
-        legs: asked by all queries.
-        wanted: the document of each query, shape (q,).
-        for_texts: how many of the queries ask for texts; they come first.
-        captions: of the images, shape (m, d).
-        texts: of the documents that have an image, shape (m, d).
+        legs: the legs, searched by all queries.
+        wanted: the relevant document of each query, shape (q,).
+        for_texts: the number of queries that ask for texts; they come first.
+        captions: captions of the images, shape (m, d).
+        texts: texts of the documents that have an image, shape (m, d).
     """
 
     legs: Mapping[str, Leg]
@@ -104,7 +104,7 @@ def small(features: Features, n: int, m: int, seed: int, *, noise: bool = False)
 
 
 def first_right(index: Small, first: FloatArray) -> float:
-    """R@1, each kind of query counting the same."""
+    """R@1; each kind of query has the same weight."""
     right = first == index.wanted
     kinds = (right[: index.for_texts], right[index.for_texts :])
     return float(np.mean([kind.mean() for kind in kinds if len(kind)]))
@@ -117,7 +117,7 @@ def all_methods(index: Small) -> dict[str, float]:
 
 
 def weight(captions: FloatArray, images: FloatArray) -> float:
-    """Of an image leg: whether captions find their own images among the others."""
+    """The weight of an image leg, by how well captions find their own images."""
     scores = captions @ images.T
     own = np.diag(scores)[:, None]
     percentiles = (scores < own).sum(axis=1) / (len(images) - 1)
@@ -125,7 +125,7 @@ def weight(captions: FloatArray, images: FloatArray) -> float:
 
 
 def weighted(index: Small) -> dict[str, float]:
-    """The default, and with the image leg weighted in two ways."""
+    """The default, without and with two weights for the image leg."""
     images = index.legs["image"].searched.vectors
     weights = {
         "default": 1.0,
@@ -153,7 +153,7 @@ def over_splits(found: list[dict[str, float]], rounds: int) -> dict[str, str]:
 
 
 def columns_of(features: Features, splits: int) -> Iterator[tuple[str, str, dict[str, str]]]:
-    """Title of the table, name of the column, cells."""
+    """The table's title, the column's name, and the cells."""
     for noise, sizes in ((False, SIZES), (True, NOISE)):
         for n, m in sizes:
             indexes = [
@@ -170,8 +170,10 @@ def columns_of(features: Features, splits: int) -> Iterator[tuple[str, str, dict
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("features", type=Path, nargs="?", help=f"by default GAP_SHARED/{FILE}")
-    parser.add_argument("--splits", type=int, default=40, help="a third for the larger ones")
-    parser.add_argument("--quick", action="store_true", help="little of everything, for tests")
+    parser.add_argument(
+        "--splits", type=int, default=40, help="splits; a third of them for the larger indexes"
+    )
+    parser.add_argument("--quick", action="store_true", help="small sizes, for tests")
     options = parser.parse_args()
     if options.features is None and "GAP_SHARED" not in os.environ:
         parser.error("give FEATURES, or set GAP_SHARED")

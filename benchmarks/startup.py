@@ -1,14 +1,14 @@
-"""How long the commands of ``llama-gap`` take from cold, in turns with another checkout.
+"""Measures how long the commands of ``llama-gap`` take from a cold start.
 
     python benchmarks/startup.py [--against FOLDER] [--rounds 10] [--only search "mcp: initialize"]
 
-``--against`` names the checkout of another commit, such as ``git worktree add FOLDER COMMIT`` makes
-it. Each command runs in a process of its own; all commands of both checkouts in each round, on the
-demo's newsroom of 300 articles and its tiny CLIP checkpoint. Processor time is that of the process
-and its threads, which other programs at work on the machine disturb less than they do the clock;
-the table shows medians, and the ratio of this checkout to the other.
+``--against`` names the checkout of another commit, such as from ``git worktree add FOLDER COMMIT``.
+Each command runs in a separate process; each round runs all commands of both checkouts, on the
+demo's newsroom of 300 articles with its tiny CLIP checkpoint. Processor time covers the process and
+its threads; other programs on the machine disturb it less than the clock time. The table shows
+medians, and the ratio of this checkout to the other.
 
-The ``mcp`` rows are what a chat program waits for, from the start of the process.
+The ``mcp`` rows show how long a chat program waits, from the start of the process.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ REQUESTS = {
     "mcp: first search": ("tools/call", {"name": "search", "arguments": {"query": QUERY}}),
 }
 Seconds = tuple[float, float]
-"""By the clock, and of processors."""
+"""Seconds of clock time and of processor time."""
 
 
 def start(checkout: Path, *arguments: str) -> subprocess.Popen[str]:
@@ -62,7 +62,7 @@ def run(checkout: Path, *arguments: str) -> Seconds:
 
 
 def talk(checkout: Path, database: str) -> dict[str, Seconds]:
-    """Each request is sent when the answer to the one before is there."""
+    """Send each request after the answer to the one before."""
     seconds: dict[str, Seconds] = {}
     started = time.perf_counter()
     with start(checkout, "mcp", "--db", database) as process:
@@ -85,7 +85,7 @@ def talk(checkout: Path, database: str) -> dict[str, Seconds]:
 
 
 def time_of(process: int) -> list[float]:
-    """Processor time of a process that runs, in user and in system mode (Linux)."""
+    """Processor time of a running process, in user and in system mode (Linux)."""
     fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
     return [int(each) / os.sysconf("SC_CLK_TCK") for each in fields[11:13]]
 
@@ -115,7 +115,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--against", type=Path)
     parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--only", nargs="*", default=[], help="these rows")
+    parser.add_argument("--only", nargs="*", default=[], help="measure only these rows")
     options = parser.parse_args()
     checkouts = {"here": ROOT}
     if options.against:
@@ -124,7 +124,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as work:
         demo = ["--folder", str(Path(work) / "demo"), "--articles", "300", "--queries", "10"]
         run(ROOT, "demo", *demo)
-        for number in range(options.rounds + 1):  # the first one fills the file system's cache
+        for number in range(options.rounds + 1):  # the first round fills the file system's cache
             for name, checkout in checkouts.items():
                 taken = one_round(checkout, Path(work), set(options.only))
                 if number:

@@ -1,20 +1,21 @@
-"""What memory it takes to put a corpus of any length into an index.
+"""Measures the memory for putting a corpus of any length into an index.
 
     python benchmarks/streaming.py [--rows 10000 200000] [--server] [--steps insert sync …]
 
-Each measurement runs in a process of its own, whose peak (VmHWM) is given beyond what it held when
-everything was imported and opened. Half of the nodes are texts of 600 characters, half images with
-a URL; a vector is 64 numbers from the hash of its input, which costs next to nothing.
+Each measurement runs in a separate process. The table shows the process's peak (VmHWM) above its
+memory after all imports and after opening the index. Half of the nodes are texts of 600 characters,
+half are images with a URL. A vector has 64 numbers from the hash of its input, which costs almost
+nothing.
 
-- ``insert``: a generator of nodes, by ``insert_nodes``.
-- ``again``: the same, into the index that ``insert`` left: all of it is there.
-- ``sync``: the generator, by ``sync``, into an empty index.
-- ``resync``: by ``sync``, into the index that ``sync`` left.
-- ``bare``: the same rows, put into two collections by pymilvus alone, in windows of 1,000: what
-  Milvus itself takes. On Milvus Lite, the database is in the process; on a server, it is not.
+- ``insert``: ``insert_nodes`` with a generator of nodes.
+- ``again``: the same, into the index that ``insert`` made, which has all nodes.
+- ``sync``: ``sync`` with the generator, into an empty index.
+- ``resync``: the same, into the index that ``sync`` made.
+- ``bare``: the same rows, put into two collections with pymilvus alone, in windows of 1,000. This
+  is Milvus' own share. On Milvus Lite the database is in the process; on a server it is not.
   ``--server`` starts one (Milvus 2.3.5).
-- ``read``: ``read_corpus`` of a JSONL file of as many records, node by node.
-- ``index``: that file, by ``refresh_ref_docs``.
+- ``read``: ``read_corpus`` on a JSONL file of as many records, node by node.
+- ``index``: ``refresh_ref_docs`` with that file.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ DIM, AT_ONCE = 64, 1_000
 
 
 def peak() -> int:
-    """The most memory that this process held, in bytes."""
+    """The peak memory of this process, in bytes."""
     status = Path("/proc/self/status")
     if status.exists():
         fields = dict(line.split(":", 1) for line in status.read_text().splitlines())
@@ -75,7 +76,7 @@ def model() -> Any:
     from llama_index.core.embeddings import MultiModalEmbedding
 
     class Free(MultiModalEmbedding):
-        """A direction for each text and each image, from its name."""
+        """Vectors from a hash of the text or of the image's name."""
 
         model_name: str = "free"
 
@@ -97,7 +98,7 @@ def model() -> Any:
 
 
 def put_bare(uri: str, rows: int) -> None:
-    """The same rows by pymilvus alone."""
+    """Insert the same rows with pymilvus alone."""
     from llama_index_gap.store.milvus import MilvusStore
     from llama_index_gap.store.rows import VECTOR_FIELD, to_row
 
@@ -130,10 +131,10 @@ def write_records(path: Path, rows: int) -> None:
 
 
 def measure(step: str, uri: str, rows: int, folder: Path) -> dict[str, float]:
-    """Seconds and bytes of a step; in the process that this is called in."""
+    """Seconds and bytes of a step, measured in this process."""
     from llama_index_gap import DualIndex, read_corpus
 
-    # Whatever is imported, or made, once is there before memory is looked at.
+    # Do all imports and one-time work before memory is read.
     embed_model, records = model(), folder / f"{rows}.jsonl"
     with DualIndex(str(folder / "warm.db"), embed_model=embed_model, overwrite=True) as warm:
         warm.sync(nodes_of(200), source="warm")
@@ -180,7 +181,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 200_000])
     parser.add_argument("--steps", nargs="+", choices=STEPS, default=STEPS)
-    parser.add_argument("--server", action="store_true", help="a Milvus server, not Milvus Lite")
+    parser.add_argument(
+        "--server", action="store_true", help="use a Milvus server instead of Milvus Lite"
+    )
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     parser.add_argument("--uri", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
@@ -189,7 +192,7 @@ def main() -> None:
         print(json.dumps(measure(asked.measure, asked.uri, asked.rows[0], asked.folder)))
         return
     where = "a Milvus server" if asked.server else "Milvus Lite"
-    print(f"Megabytes above those of the start, with {where}; seconds, and of the processor")
+    print(f"Megabytes above the start, with {where}; clock seconds, processor seconds")
     print(f"{'step':<10}" + "".join(f"{rows:>28,}" for rows in asked.rows))
     with tempfile.TemporaryDirectory() as work, ExitStack() as started:
         server = None

@@ -1,11 +1,11 @@
-"""One database, many tenants: partition key, filter, or a collection for each.
+"""Compares ways to keep many tenants in one database: partition key, filter, or a collection each.
 
     python benchmarks/tenants.py [--uri FILE.db|URL] [--rows 20000] [--dim 256] [--tenants 10 100]
 
-Rows are random directions, dealt to the tenants in turn; a query is a row of its tenant with noise.
-Each way is asked the same 50 queries for 10 rows (HNSW, M=16, ef=64), once everything is flushed
-and indexed. *recall* is against an exact search of the tenant's own rows; *foreign* counts rows of
-other tenants among the results; times are medians.
+Rows are random unit vectors, dealt to the tenants in turn; a query is a row of its tenant plus
+noise. Each way answers the same 50 queries for 10 rows (HNSW, M=16, ef=64), after everything was
+flushed and indexed. *recall* is against an exact search of the tenant's own rows; *foreign* counts
+rows of other tenants among the results; times are medians.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def _create(client: MilvusClient, name: str, dim: int, *, key: bool) -> None:
 def _measured(
     client: MilvusClient, way: str, vectors: np.ndarray, tenants: int, prefix: str
 ) -> tuple[float, float, float, float, int]:
-    """Seconds to build, seconds at most and at the median of a search, recall, foreign rows."""
+    """Seconds to build, median and 95th percentile of a search, recall, foreign rows."""
     owner = np.arange(len(vectors)) % tenants
     each = way == "collection each"
     names = [f"{prefix}_{tenant}" for tenant in range(tenants)] if each else [prefix]
@@ -109,7 +109,7 @@ def main() -> None:
                         client, way, vectors, tenants, f"bench_{tenants}_{number}"
                     )
                 except MilvusException as error:
-                    table.add_row(str(tenants), way, f"fails: {str(error)[:60]}")
+                    table.add_row(str(tenants), way, f"failed: {str(error)[:60]}")
                     continue
                 times = f"{1000 * low:.1f}", f"{1000 * high:.1f}"
                 figures = (f"{built:.1f}", *times, f"{recall:.3f}", str(foreign))

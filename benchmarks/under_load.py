@@ -1,25 +1,27 @@
-"""Many searches at once, with inserts meanwhile, on servers that die, stop and dawdle.
+"""Tests many searches at once, during inserts, and on servers that are killed, stopped or slow.
 
     python benchmarks/under_load.py [--searches 1 8 200] [--timeout 10] [--server]
     python benchmarks/under_load.py --lite [--against FOLDER] [--rows 10000]
 
-The first asks an index of 1,000 documents (2,000 nodes, vectors of 64 numbers that cost nothing to
-compute) so many questions at once: by threads, by tasks of one event loop, by tasks of two, and by
-event loops within event loops; alone, and while other documents are inserted one by one. Answers
-are compared with those of one question after the other. What is inserted changes the sample that
-hits are compared with, and so the order of some; meanwhile every second question is therefore asked
-for raw scores, and only these answers are compared. Then the same index goes on while its
-server is killed (and started again on its port), stopped (SIGSTOP, then SIGCONT), gone, dropping
-each connection, half open (it takes everything and answers nothing) or far away (each answer comes
-a second later): how long calls take, how many fail, whether the same objects work again once it is
-back, and how many rows of inserts that had returned are lost. The server is Milvus Lite in a
-process of its own, or with ``--server`` Milvus 2.3.5; between it and the index is a proxy.
+The first form asks an index of 1,000 documents (2,000 nodes, vectors of 64 numbers that cost
+nothing to compute) many questions at once: from threads, from tasks of one event loop, from tasks
+of two, and from event loops within event loops; first alone, then while other documents are
+inserted one by one. Answers are compared with the answers to single questions. Inserts change the
+background sample, and so the order of some hits. During inserts, every second question therefore
+asks for raw scores, and only these answers are compared.
+
+Then the same index is used while its server is killed (and restarted on its port), stopped
+(SIGSTOP, then SIGCONT), gone, dropping each connection, half open (it accepts everything and
+answers nothing) or far away (each answer comes a second later). The table shows how long calls
+take, how many fail, whether the same objects work again afterwards, and how many rows of
+acknowledged inserts are lost. The server is Milvus Lite in a separate process, or, with
+``--server``, Milvus 2.3.5; a proxy stands between it and the index.
 
 ``--lite`` measures how long single searches of a Milvus Lite file with 2,000 rows of 512 numbers
 wait while ``--rows`` rows are inserted and flushed. ``--against`` names the checkout of another
-commit, which does the same by turns, in processes of its own.
+commit, which does the same in turns, in separate processes.
 
-Exits with 1 if an answer differs, a row is lost, or an index does not work again.
+The exit code is 1 if an answer differs, a row is lost, or an index does not work again.
 """
 
 from __future__ import annotations
@@ -53,7 +55,7 @@ RUNS, BEFORE_S, FAR_S, PATIENCE_S = 3, 0.5, 1.0, 120.0
 
 
 class Free(MultiModalEmbedding):
-    """A direction for each text and each image; of what is inserted later, one far from all."""
+    """Vectors from a hash of the input; for later inserts, one that is far from all others."""
 
     model_name: str = "free"
 
@@ -84,7 +86,7 @@ def document(name: str) -> list[TextNode]:
 
 
 class Inserts:
-    """Inserts documents one after the other, while a block runs.
+    """Inserts documents one after the other while a block runs.
 
     Attributes:
         acknowledged: ids of nodes whose insert returned.
@@ -128,13 +130,13 @@ Answers: TypeAlias = Sequence[frozenset[str]]
 
 
 class Asked:
-    """Questions that are asked at once, of some retrievers in turn.
+    """Questions that are asked at once, to the retrievers in turn.
 
     Attributes:
-        seconds: that each took.
-        errors: of those that failed.
-        wrong: answers that differ.
-        threads: most threads that there were besides those that ask.
+        seconds: the time of each question.
+        errors: the errors of the questions that failed.
+        wrong: number of answers that differ.
+        threads: the most threads besides those that ask.
     """
 
     def __init__(self, *retrievers: tuple[DualIndexRetriever, Answers | None]) -> None:
@@ -238,7 +240,7 @@ def ids(found: Sequence[Any]) -> frozenset[str]:
 
 
 def answers(retriever: DualIndexRetriever, questions: int) -> Answers:
-    """Those of one question after the other."""
+    """The answers to single questions, one after the other."""
     return [ids(retriever.retrieve(question(number))) for number in range(questions)]
 
 
@@ -258,12 +260,12 @@ def times(asked: Asked) -> list[str]:
 
 
 def at_once(index: DualIndex, searches: Sequence[int], right: Answers) -> int:
-    """All ways, alone and beside inserts; returns how many answers were wrong, or missing.
+    """Ask in all ways, alone and during inserts; return the number of wrong or missing answers.
 
     Args:
-        index: is asked.
-        searches: how many at once.
-        right: the answers by raw scores.
+        index: the index to ask.
+        searches: numbers of searches at once.
+        right: the right answers by raw scores.
     """
     usual, raw, inserts, faults = index.as_retriever(), raw_of(index), Inserts(index), 0
     widths = (17, 8, 9, 8, 11, 7, 7, 8)
@@ -280,7 +282,7 @@ def at_once(index: DualIndex, searches: Sequence[int], right: Answers) -> int:
                 row(cells, widths)
                 faults += len(asked.errors) + asked.wrong
     lost = inserts.lost()
-    print(f"{lost} of {len(inserts.acknowledged):,} rows that were inserted meanwhile are lost\n")
+    print(f"{lost} of {len(inserts.acknowledged):,} rows inserted meanwhile are lost\n")
     return faults + lost
 
 
@@ -288,7 +290,7 @@ def at_once(index: DualIndex, searches: Sequence[int], right: Answers) -> int:
 
 
 class RealServer:
-    """Milvus 2.3.5, as ``LiteServer`` is Milvus Lite."""
+    """A server of Milvus 2.3.5, with the methods of ``LiteServer``."""
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._running = folder, ExitStack()
@@ -320,7 +322,7 @@ class RealServer:
 
 
 def troubles(server: Any, proxy: Any) -> dict[str, tuple[Callable[[], Any], Callable[[], Any]]]:
-    """What happens to it, and what ends it."""
+    """For each trouble of a server, how to begin and end it."""
 
     def setting(**values: Any) -> Callable[[], None]:
         return lambda: vars(proxy).update(values)
@@ -341,7 +343,7 @@ def in_trouble(
     searches: Sequence[int],
     right: Answers,
 ) -> int:
-    """Every trouble; returns how many rows were lost, answers wrong, and indexes left broken."""
+    """Try every trouble; return the number of lost rows, wrong answers and broken indexes."""
     usual, raw, faults = index.as_retriever(), raw_of(index), 0
     widths = (11, 9, 8, 8, 11, 7, 7, 9, 9, 9)
     heads = ("it is", "asked by", "at once", "p50, ms", "longest, ms", "errors", "differ")
@@ -381,11 +383,11 @@ def seconds_until(works: Callable[[], bool]) -> float | None:
     return None
 
 
-# --- the waits on Milvus Lite --------------------------------------------------------------------
+# --- waits on Milvus Lite ------------------------------------------------------------------------
 
 
 def lite_waits(rows: int) -> dict[str, list[float]]:
-    """Milliseconds of the median and the longest search, by what happened meanwhile."""
+    """Milliseconds of the median and the longest search, by phase."""
     rng = np.random.default_rng(0)
     basis = rng.normal(size=(32, LITE_DIMENSIONS))
 
@@ -458,9 +460,13 @@ def show_lite_waits(rows: int, against: Path | None) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--searches", type=int, nargs="+", default=[1, 8, 200])
-    parser.add_argument("--timeout", type=float, default=10.0, help="of the index in trouble")
+    parser.add_argument(
+        "--timeout", type=float, default=10.0, help="time-out of the index in trouble"
+    )
     parser.add_argument("--documents", type=int, default=DOCUMENTS)
-    parser.add_argument("--server", action="store_true", help="Milvus 2.3.5, not Milvus Lite")
+    parser.add_argument(
+        "--server", action="store_true", help="use Milvus 2.3.5 instead of Milvus Lite"
+    )
     parser.add_argument("--trouble", nargs="*", help="only these troubles: killed, stopped, …")
     parser.add_argument("--lite", action="store_true", help="only the waits on a Lite file")
     parser.add_argument("--against", type=Path)
@@ -482,7 +488,7 @@ def main() -> None:
         folder = Path(work) / "server.db"
         made: Any = RealServer(folder) if options.server else LiteServer(folder)
         with made as server, lossy_proxy(server.port) as proxy:
-            # An exact index: another one may answer otherwise once its segments are merged.
+            # An exact index: another kind may answer differently after its segments are merged.
             exact = {"index_config": {"index_type": "FLAT"}}
             settings = {"embed_model": Free(), "storage_dir": Path(work) / "images", **exact}
             with DualIndex(proxy.address, **settings, timeout=60) as index:

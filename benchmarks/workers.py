@@ -1,14 +1,14 @@
-"""One process against several that embed at once, and what an image costs where.
+"""Compares embedding in one process and in several, and measures the cost of an image by step.
 
     python benchmarks/workers.py [--workers 2] [--rounds 5] [--quick]
 
-Two CLIP checkpoints with random weights, one tiny and one of the size of ViT-B/32; texts, photos of
-640×480, and photos of 12 megapixels as telephones take them. The first table says how much
-processor time an image takes to be decoded, to be prepared (resized and normalized by the
-checkpoint's own image processor), and to be encoded, one after the other in one thread. The second
-compares one process (torch's threads, and images decoded in threads ahead of the model) with
-``workers=N``. Models are loaded beforehand. Rounds are interleaved and the median is shown, so that
-a slow moment of the machine hits all alike. ``--quick`` is for tests.
+Two CLIP checkpoints with random weights, one tiny and one of the size of ViT-B/32, embed texts,
+photos of 640×480, and photos of 12 megapixels as from phones. The first table shows the processor
+time for decoding an image, preparing it (the checkpoint's image processor resizes and normalizes
+it), and encoding it, one step after the other in one thread. The second table compares one process
+(torch's threads, and images decoded in threads ahead of the model) with ``workers=N``. Models are
+loaded beforehand. Rounds are interleaved and the table shows medians, so that a slow moment of the
+machine affects all alike. ``--quick`` is for tests.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def make_photos(folder: Path, size: tuple[int, int], count: int) -> list[str]:
     """Write JPEG files that decode like photos: smooth shapes with some noise."""
     rng, paths = np.random.default_rng(0), []
     width, height = size
-    for index in range(min(count, 8)):  # then the same again, which costs the same
+    for index in range(min(count, 8)):  # then they repeat, at the same cost
         coarse = rng.integers(0, 256, (height // 40, width // 40, 3), dtype=np.uint8)
         smooth = Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
         noise = rng.normal(0, 6, (height // 2, width // 2, 1)).repeat(2, 0).repeat(2, 1)
@@ -59,7 +59,7 @@ def make_photos(folder: Path, size: tuple[int, int], count: int) -> list[str]:
 
 
 def processor_ms(work: Callable[[], object], times: int) -> float:
-    """Milliseconds of processor time, the median of some runs."""
+    """Milliseconds of processor time, median of ``times`` runs."""
     taken = []
     for _ in range(times):
         begun = time.process_time()
@@ -87,7 +87,7 @@ def costs_of(model: Path, dtype: str, photo: str, rounds: int) -> list[float]:
 
 
 def rates_of(ways: dict[str, Callable[[], object]], count: int, rounds: int) -> dict[str, float]:
-    """Items per second of each way, the median of interleaved rounds."""
+    """Items per second of each way, median of interleaved rounds."""
     rates: dict[str, list[float]] = {name: [] for name in ways}
     for way in ways.values():
         way()  # warm up
@@ -107,7 +107,7 @@ def main() -> None:
     options = parser.parse_args()
     rounds = 1 if options.quick else options.rounds
     texts = [f"photo {number} of a red balloon over the harbour" for number in range(256)]
-    counts = {"640×480": 64, "12 MP": 64}  # some batches for each process
+    counts = {"640×480": 64, "12 MP": 64}  # a few batches for each process
     if options.quick:
         texts, counts = texts[: 2 * BATCH], {"640×480": 2 * BATCH}
 

@@ -1,4 +1,4 @@
-"""Give an agent a search that shows its model the images it finds."""
+"""Give an agent a search tool that shows its model the images it finds."""
 
 import asyncio
 import tempfile
@@ -14,12 +14,12 @@ from llama_index_gap.demo.newsroom import CHECKPOINT, write_newsroom
 
 def model(messages: list[ChatMessage], **_: object) -> ChatMessage:
     told = [message for message in messages if message.role == "tool"]
-    if not told:  # it has not searched yet
+    if not told:  # no search yet
         asked = {"query": "nurses with collected signatures", "top_k": 2}
         call = ToolCallBlock(tool_call_id="1", tool_name="search_documents", tool_kwargs=asked)
         return ChatMessage(role="assistant", blocks=[call])
     seen = sum(isinstance(block, ImageBlock) for block in told[-1].blocks)
-    answer = f"{told[-1].content}\n\nThis is what I was told, and I see {seen} images."
+    answer = f"{told[-1].content}\n\nThe tool gave me this text, and I see {seen} images."
     return ChatMessage(role="assistant", content=answer)
 
 

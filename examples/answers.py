@@ -1,4 +1,4 @@
-"""Let a model answer from texts and images. This one only tells what it is shown."""
+"""Let a model answer from texts and images. This one only prints what it is shown."""
 
 import tempfile
 from pathlib import Path
@@ -11,7 +11,7 @@ from llama_index_gap.demo.newsroom import CHECKPOINT, write_newsroom
 
 
 class Onlooker(MockLLM):
-    """Yours: any chat model of LlamaIndex's that reads images."""
+    """Use any LlamaIndex chat model that reads images instead."""
 
     @property
     def metadata(self) -> LLMMetadata:
@@ -23,12 +23,12 @@ class Onlooker(MockLLM):
                 print(*(line for line in block.text.splitlines() if line.strip()), sep="\n")
             else:
                 print(f"<an image of {len(block.resolve_image().read()):,} bytes>")
-        return ChatResponse(message=ChatMessage("I was shown all of this."))
+        return ChatResponse(message=ChatMessage("I have seen all of this."))
 
 
 with tempfile.TemporaryDirectory() as folder:
     corpus = read_corpus(write_newsroom(Path(folder) / "newsroom", articles=200))
-    embedding = DualEncoderEmbedding(model_name=CHECKPOINT)  # trained on such articles
+    embedding = DualEncoderEmbedding(model_name=CHECKPOINT)  # trained on articles like these
     with DualIndex(f"{folder}/gap.db", embed_model=embedding) as index:
         index.insert_nodes(corpus.nodes)
         engine = index.as_query_engine(llm=Onlooker(), top_k=2)

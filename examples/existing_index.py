@@ -1,4 +1,4 @@
-"""Search an index that LlamaIndex built, as it is, with a retriever of this package."""
+"""Search an index that LlamaIndex built, unchanged, with a retriever of this package."""
 
 import tempfile
 from pathlib import Path
@@ -10,10 +10,10 @@ from llama_index_gap.demo.newsroom import CHECKPOINT, write_newsroom
 
 with tempfile.TemporaryDirectory() as folder:
     corpus = read_corpus(write_newsroom(Path(folder) / "newsroom", articles=200))
-    for node in corpus.image_nodes:  # LlamaIndex leaves out those without a text or metadata
+    for node in corpus.image_nodes:  # LlamaIndex skips nodes without text and metadata
         node.metadata["kind"] = "image"
     model = DualEncoderEmbedding(model_name=CHECKPOINT)
-    # Yours: an index that is there, with its own models, over vector stores of any kind.
+    # Yours: an existing index with its own models, over any vector stores.
     index = MultiModalVectorStoreIndex(corpus.nodes, embed_model=model, image_embed_model=model)
     before = index.as_retriever(similarity_top_k=3, image_similarity_top_k=3)
     now = DualIndexRetriever.from_index(index, top_k=3)

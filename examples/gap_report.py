@@ -1,4 +1,4 @@
-"""Measure how far apart the texts and the images of an index lie, and what to do about it."""
+"""Measure the gap between the texts and images of an index, and get recommendations."""
 
 import tempfile
 from pathlib import Path
@@ -15,15 +15,15 @@ from llama_index_gap.evaluation.datasets import read_dataset
 PAGE = Path("gap-demo/gap.html")
 
 with tempfile.TemporaryDirectory() as folder:
-    # Yours: a corpus with a queries.jsonl; without queries, stored vectors stand in for them.
+    # Yours: a corpus with queries.jsonl; without queries, stored vectors stand in for them.
     newsroom = read_dataset(write_newsroom(f"{folder}/newsroom", articles=200, queries_per_kind=40))
     embedding = DualEncoderEmbedding(model_name=CHECKPOINT)
     with DualIndex(f"{folder}/gap.db", embed_model=embedding) as index:
         index.insert_nodes(newsroom.corpus.nodes)
-        # rounds: of the intervals; fewer than by default, which takes longer
+        # rounds: resamples for the intervals; the default has more, and takes longer
         report = report_gap(index, newsroom.queries, newsroom.qrels, rounds=100)
 
 print_report(report, Console(highlight=False))
 PAGE.parent.mkdir(exist_ok=True)
 PAGE.write_text(render_report(report), encoding="utf-8")
-print(f"\nWith its plots: {PAGE.resolve()}")
+print(f"\nThe report with plots: {PAGE.resolve()}")

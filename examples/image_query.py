@@ -1,4 +1,4 @@
-"""Search by an image, by an image and words together, and by another model of images."""
+"""Search by an image, by an image with text, and with another image model."""
 
 import tempfile
 
@@ -17,15 +17,15 @@ def search(index: DualIndex, text: str = "") -> None:
 with tempfile.TemporaryDirectory() as folder:
     corpus = read_corpus(write_newsroom(f"{folder}/newsroom", articles=200))
     scene = Scene(("purple", "car"), ("red", "tent"), "right", "meadow", "night")
-    draw(scene, "drawn anew").save(f"{folder}/asked.png")  # yours: a photograph
+    draw(scene, "drawn anew").save(f"{folder}/asked.png")  # yours: a photo
 
-    model = DualEncoderEmbedding(model_name=CHECKPOINT)  # trained on such newsrooms only
+    model = DualEncoderEmbedding(model_name=CHECKPOINT)  # trained only on such newsrooms
     with DualIndex(f"{folder}/gap.db", embed_model=model) as index:
         index.insert_nodes(corpus.nodes)
-        search(index)  # asks the images only
-        search(index, "farmers next year")  # a headline says so, beside an image like it
+        search(index)  # searches only the images
+        search(index, "farmers next year")  # a headline says this, and its image is similar
 
-    # Yours: "dinov2", which was made to compare images. This one has random weights.
+    # Yours: "dinov2", which is made for comparing images. This one has random weights.
     dinov2 = DualEncoderEmbedding(model_name=make_tiny_dinov2(f"{folder}/dinov2"))
     with DualIndex(f"{folder}/gap.db", image_query_embed_model=dinov2) as index:
         print(f"\n{index.insert_nodes(corpus.nodes).summary()}")

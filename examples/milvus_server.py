@@ -1,4 +1,4 @@
-"""Keep an index on a Milvus server, which many programs can search at once.
+"""Keep an index on a Milvus server, so that many programs can search it at once.
 
 python examples/milvus_server.py http://127.0.0.1:19530
 """
@@ -15,16 +15,16 @@ with tempfile.TemporaryDirectory() as folder:
         uri = sys.argv[1]
     else:
         uri = f"{folder}/gap.db"
-        print("No address was given, so this runs on a Milvus Lite file. A small server to try:")
+        print("Without an address, this runs on a Milvus Lite file. To try a small server:")
         print("  milvus-lite server --data-dir milvus --host 127.0.0.1 --port 19530\n")
 
     corpus = read_corpus(write_newsroom(f"{folder}/newsroom", articles=200))
     settings = {"uri": uri, "name": "gap_example", "token": os.environ.get("MILVUS_TOKEN")}
-    model = DualEncoderEmbedding(model_name=CHECKPOINT)  # trained on such newsrooms only
+    model = DualEncoderEmbedding(model_name=CHECKPOINT)  # trained only on such newsrooms
     with DualIndex(embed_model=model, **settings) as index:
         print(index.insert_nodes(corpus.nodes).summary())
 
-    with DualIndex(**settings) as index:  # anywhere else: the index knows its model
+    with DualIndex(**settings) as index:  # in any program: the index knows its model
         for document in index.search("charity involving tutors in Yarrowby", top_k=3):
             print(f"{document.score:6.1f}  {document.text}")
         index.clear()

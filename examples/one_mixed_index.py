@@ -1,4 +1,4 @@
-"""Put texts and images into one ordinary LlamaIndex index, and see what an aligner changes."""
+"""Put texts and images into one ordinary LlamaIndex index, and see the effect of an aligner."""
 
 import tempfile
 from random import Random
@@ -20,7 +20,7 @@ def as_image(article: Article) -> ImageNode:
 
 
 def search(embedding: DualEncoderEmbedding) -> str:
-    # The embedding gives images their vectors; by itself the index would embed their captions.
+    # The embedding embeds the images; the index alone would embed only their captions.
     index = VectorStoreIndex(embedding(corpus), embed_model=embedding)
     retriever = index.as_retriever(similarity_top_k=10)
     hits = [hit for node in corpus[:40] for hit in retriever.retrieve(node.text)]
@@ -30,8 +30,8 @@ def search(embedding: DualEncoderEmbedding) -> str:
 with tempfile.TemporaryDirectory() as folder:
     test, captioned = make_articles(400, "test", 0), make_articles(200, "development", 0)
     corpus = [*map(as_image, test[::2]), *map(in_words, test[1::2])]
-    plain = DualEncoderEmbedding(model_name=CHECKPOINT)  # trained on such images only
+    plain = DualEncoderEmbedding(model_name=CHECKPOINT)  # trained only on such images
     path = aligner_from_nodes([*map(as_image, captioned)], plain).save(f"{folder}/aligner")
     aligned = DualEncoderEmbedding(model_name=CHECKPOINT, aligner=path)
-    print("half of all are images; of the first ten for descriptions of images")
-    print(f"as they are  {search(plain)}\naligned      {search(aligned)}")
+    print("Half of all nodes are images. Images among the top ten for descriptions of images:")
+    print(f"not aligned  {search(plain)}\naligned      {search(aligned)}")

@@ -1,4 +1,4 @@
-"""Search a folder of yours: images, or Markdown with images. Run again, it adds what is new.
+"""Search your own folder of images, or of Markdown with images. A second run adds only changes.
 
 python examples/own_folder.py path/to/folder --model siglip2 --query "a red boat by the sea"
 """
@@ -20,7 +20,7 @@ def make_folder(folder: Path) -> None:
 
 parser = argparse.ArgumentParser()
 parser.add_argument("folder", nargs="?", type=Path, default=Path("gap-demo/own-folder"))
-parser.add_argument("--model", default=CHECKPOINT, help="the default knows made-up newsrooms only")
+parser.add_argument("--model", default=CHECKPOINT, help="the default knows only made-up newsrooms")
 parser.add_argument("--query", default="pensioners in Fennick, a red tent by the sea")
 asked = parser.parse_args()
 if asked.folder == parser.get_default("folder") and not asked.folder.exists():

@@ -1,4 +1,4 @@
-"""Put articles with images into an index, search in words, and see why each was found."""
+"""Put articles with images into an index, search with text, and see why each was found."""
 
 import tempfile
 
@@ -6,18 +6,18 @@ from llama_index_gap import DualEncoderEmbedding, DualIndex, read_corpus
 from llama_index_gap.demo.newsroom import CHECKPOINT, write_newsroom
 
 QUERIES = (
-    # as a headline says it; as an image shows it; both
+    # about a headline; about an image; about both
     "charity involving tutors in Yarrowby right now",
     "a lime mill half hidden by a purple lighthouse, in town under grey clouds",
     "the end of trade at Ilverton, with a picture of a scarlet balloon by moonlight",
 )
 
 with tempfile.TemporaryDirectory() as folder:
-    # Yours: a folder of images or Markdown, a .jsonl or a .csv file.
+    # Yours: a folder of images or Markdown, or a .jsonl or .csv file.
     corpus = read_corpus(write_newsroom(f"{folder}/newsroom", articles=200))
     print(corpus.summary())
 
-    # Yours: "jina", "siglip2", any CLIP. This tiny one was trained on such newsrooms only.
+    # Yours: "jina", "siglip2", any CLIP. This tiny one was trained only on such newsrooms.
     embedding = DualEncoderEmbedding(model_name=CHECKPOINT)
     with DualIndex(f"{folder}/gap.db", embed_model=embedding) as index:
         print(index.insert_nodes(corpus.nodes).summary())

@@ -1,4 +1,4 @@
-"""Find articles by headline and by image, then let a reranker read each with the query."""
+"""Find articles by headline and by image, then rerank them with a cross-encoder."""
 
 import tempfile
 from pathlib import Path
@@ -8,10 +8,10 @@ from llama_index_gap.demo.newsroom import CHECKPOINT, RERANKER, write_newsroom
 
 QUERY = "chess in Ambleforth, pictured with a snow-white omnibus in wet weather"
 
-# Yours: "jina" and "jina-m0", or any two models of the hub, or folders. These two are tiny, and
-# know only the made-up newsroom that they come with.
+# Yours: "jina" and "jina-m0", or two other models by name or folder. These two are tiny, and know
+# only made-up newsrooms.
 embedding = DualEncoderEmbedding(model_name=CHECKPOINT)
-reranker = MultiModalRerank(model=RERANKER, score_mode="mean")  # of text and image
+reranker = MultiModalRerank(model=RERANKER, score_mode="mean")  # mean of text and image score
 
 with tempfile.TemporaryDirectory() as folder:
     corpus = read_corpus(write_newsroom(Path(folder) / "newsroom", articles=200))

@@ -1,7 +1,7 @@
-"""Read a folder with LlamaIndex's own SimpleDirectoryReader, and search its texts and images.
+"""Read a folder with LlamaIndex's SimpleDirectoryReader, and search its texts and images.
 
-Without a reader for images it decodes them as texts. Ids must be stable, else each run adds all
-documents again. Read from one place always: ids are made of paths, as the reader gets them.
+Without a reader for images, it decodes them as text. Ids must be stable, or each run adds all
+documents again. They are made from paths, so always pass the folder's path in the same form.
 """
 
 import tempfile
@@ -22,7 +22,7 @@ with tempfile.TemporaryDirectory() as folder:
         folder,
         filename_as_id=True,
         file_extractor=ImageFileReader.by_suffix(),
-        file_metadata=lambda path: {"file_name": Path(path).name},  # else paths are embedded, too
+        file_metadata=lambda path: {"file_name": Path(path).name},  # else paths are embedded too
     )
     embedding = DualEncoderEmbedding(model_name=CHECKPOINT)
     for run in ("first", "second"):

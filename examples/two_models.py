@@ -10,7 +10,7 @@ from llama_index_gap.demo.newsroom import CHECKPOINT, write_newsroom
 
 
 class WordCounts(BaseEmbedding):
-    """Yours: any text embedding of LlamaIndex. This one counts words, so it needs no weights."""
+    """Use any LlamaIndex text embedding instead. This one counts words and needs no weights."""
 
     def _get_text_embedding(self, text: str) -> list[float]:
         return HashingVectorizer(n_features=1024).transform([text]).toarray()[0].tolist()
@@ -24,12 +24,12 @@ class WordCounts(BaseEmbedding):
 with tempfile.TemporaryDirectory() as folder:
     corpus = read_corpus(write_newsroom(f"{folder}/newsroom", articles=200))
     texts = WordCounts(model_name="word counts")
-    images = DualEncoderEmbedding(model_name=CHECKPOINT)  # trained on such newsrooms only
+    images = DualEncoderEmbedding(model_name=CHECKPOINT)  # trained only on such newsrooms
     with DualIndex(f"{folder}/gap.db", embed_model=texts, image_embed_model=images) as index:
         print(index.insert_nodes(corpus.nodes).summary())
         print(f"{len(texts.get_text_embedding('a'))} and {images.dimension} dimensions")
 
-        # A text query is embedded by both models, one for each leg.
+        # Each leg embeds a text query with its own model.
         query = "firefighters in Wrenfield, pictured with a white motor car in wet weather"
         print(f"\n{query}\n log odds  words  image")
         for document in index.search(query, top_k=3):

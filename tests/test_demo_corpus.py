@@ -27,6 +27,6 @@ def test_somebody_s_own_file_is_not_overwritten(tmp_path: Path) -> None:
     write_demo_corpus(write_demo_corpus(tmp_path))  # twice is fine
     (tmp_path / "docs.jsonl").write_text("precious")
 
-    with pytest.raises(FileExistsError, match="is not the demo's; choose another folder"):
+    with pytest.raises(FileExistsError, match="belongs to another corpus; choose another folder"):
         write_demo_corpus(tmp_path)
     assert (tmp_path / "docs.jsonl").read_text() == "precious"

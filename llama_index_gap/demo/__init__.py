@@ -1,1 +1,1 @@
-"""What runs offline: a small made-up corpus, tiny models, and the demo over both."""
+"""The offline demo: a small made-up corpus and tiny models."""

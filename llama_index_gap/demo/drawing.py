@@ -23,7 +23,7 @@ COLOURS = {
     "black": "#3a3a3a",
 }
 _Light = Callable[[str], tuple[int, ...]]
-# Shapes in a unit square, (0, 0) at the upper left; None is filled with the thing's own colour.
+# Shapes in a unit square, (0, 0) at the upper left; None stands for the thing's own colour.
 _Shape = tuple[str, str | None, tuple[float, ...]]
 KINDS: dict[str, tuple[_Shape, ...]] = {
     "balloon": (
@@ -94,13 +94,13 @@ _HORIZON = 50
 
 @dataclass(frozen=True)
 class Scene:
-    """What an image shows: two things of different kinds, that of the first before by name.
+    """The content of an image: two things of different kinds, in alphabetical order of kind.
 
     Attributes:
         first: a thing's colour and kind, for example ``("red", "boat")``.
         second: the other's.
-        relation: where the first is, seen from the second: left, right, front or behind.
-        setting: the ground they stand on: coast, meadow, street, mountains, desert or field.
+        relation: the place of the first relative to the second: left, right, front or behind.
+        setting: the ground under them: coast, meadow, street, mountains, desert or field.
         sky: the light and weather: day, sunset, night or rain.
     """
 
@@ -116,7 +116,7 @@ def draw(scene: Scene, seed: str) -> Image.Image:
 
     Args:
         scene: what to show.
-        seed: decides what the scene leaves open: sizes, exact places, clouds, stars.
+        seed: decides the details that the scene leaves open: sizes, exact places, clouds, stars.
     """
     random = Random(seed)  # noqa: S311 - no secret
     image = Image.new("RGB", (SIZE, SIZE), SKIES[scene.sky])

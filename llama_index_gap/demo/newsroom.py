@@ -310,12 +310,12 @@ def make_query(article: Article, kind: QueryKind, random: Random) -> Query:
 
 
 def facts_in_words(facts: Facts, said: set[str], random: Random) -> str:
-    """Word facts as queries do.
+    """Put facts into a query's words.
 
     Args:
-        facts: of an article.
-        said: which of them: ``who``, ``event``, ``place``, ``time``.
-        random: decides in which words.
+        facts: the facts of an article.
+        said: the facts to name: ``who``, ``event``, ``place``, ``time``.
+        random: decides the words.
     """
     about = {
         name: random.choice(words[getattr(facts, name)][1])
@@ -330,14 +330,14 @@ def facts_in_words(facts: Facts, said: set[str], random: Random) -> str:
 
 
 def thing_in_words(thing: tuple[str, str], random: Random) -> str:
-    """Word a thing, given by its colour and kind, as queries do."""
+    """Put a thing, given as colour and kind, into a query's words."""
     colour, kind = thing
     words = random.choice(_KIND[kind]).format(random.choice(_COLOUR[colour]))
     return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
 
 
 def surroundings_in_words(scene: Scene, shown: set[str], random: Random) -> str:
-    """Word a scene's ``setting``, its ``sky`` or both, as queries do."""
+    """Put a scene's ``setting``, its ``sky`` or both into a query's words."""
     places = [random.choice(_SETTING[scene.setting])] if "setting" in shown else []
     lights = [random.choice(_SKY[scene.sky])] if "sky" in shown else []
     return " ".join(places + lights)
@@ -373,7 +373,7 @@ def write_newsroom(
     )
     file = folder / "docs.jsonl"
     if file.exists() and file.read_text(encoding="utf-8") != documents:
-        raise FileExistsError(f"{file} is not this newsroom's; choose another folder")
+        raise FileExistsError(f"{file} belongs to another corpus; choose another folder")
     (folder / "images").mkdir(parents=True, exist_ok=True)
     for article in newsroom:
         article.image().save(folder / "images" / f"{article.id}.png")
@@ -414,13 +414,13 @@ def _lines(records: Iterable[dict[str, object]]) -> str:
 
 
 def _fold_of(*names: str) -> Fold:
-    """Of ten parts six are for training, two for development and two for the test."""
+    """The fold of some names: six tenths train, two tenths development, two tenths test."""
     part = hashlib.sha256("|".join(names).encode()).digest()[0] % 10
     return "train" if part < 6 else "development" if part < 8 else "test"
 
 
 def _distinct(series: Iterator[_Item], number: int) -> list[_Item]:
-    """The first so many items that differ from each other."""
+    """The first ``number`` distinct items."""
     found: dict[_Item, None] = {}
     while len(found) < number:
         found[next(series)] = None
@@ -478,12 +478,12 @@ def _of_scene(scene: Scene, shown: set[str], random: Random) -> str:
 
 
 def _some(names: Sequence[str], random: Random) -> set[str]:
-    """One of two, or both."""
+    """One of two names, or both."""
     return set(random.sample(names, random.choice((1, 2))))
 
 
 def _mistype(text: str, random: Random) -> str:
-    """Two neighbouring letters of one word in the wrong order."""
+    """Swap two neighbouring letters of one word."""
     words = text.split(" ")
     place = random.choice([place for place, word in enumerate(words) if len(word) > 3])
     word = words[place]

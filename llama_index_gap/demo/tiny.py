@@ -1,6 +1,6 @@
-"""Tiny encoders with random weights, in the file layout of the hub's checkpoints.
+"""Tiny encoders with random weights, in the file layout of real checkpoints.
 
-They know nothing about images or words. With them examples, tests and benchmarks run the code that
+They know nothing about images or words. They let examples, tests and benchmarks run the code that
 loads a real checkpoint, offline and in seconds.
 """
 
@@ -31,7 +31,7 @@ def make_tiny_clip(
     vision_config: dict[str, object] | None = None,
     projection_dim: int = 16,
 ) -> Path:
-    """Write a random-weight CLIP checkpoint, laid out as openai/clip-vit-base-patch32 is.
+    """Write a CLIP checkpoint with random weights, in the layout of openai/clip-vit-base-patch32.
 
     Args:
         folder: where to write; made if missing.
@@ -68,7 +68,7 @@ def make_tiny_clip(
 
 
 def make_tiny_dinov2(folder: str | Path, *, seed: int = 0) -> Path:
-    """Write a random-weight DINOv2 checkpoint, laid out as facebook/dinov2-base is.
+    """Write a DINOv2 checkpoint with random weights, in the layout of facebook/dinov2-base.
 
     Args:
         folder: where to write; made if missing.
@@ -91,7 +91,7 @@ def make_tiny_dinov2(folder: str | Path, *, seed: int = 0) -> Path:
 
 
 def save_checkpoint(folder: Path, *parts: object) -> Path:
-    """Write a model with its tokenizer and processor as hub checkpoints are; returns the folder."""
+    """Write a model with its tokenizer and processor as a checkpoint; return the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     with quiet_transformers():
         for part in parts:
@@ -102,25 +102,25 @@ def save_checkpoint(folder: Path, *parts: object) -> Path:
 def clip_tokenizer(
     tokens: Sequence[str], merges: Sequence[tuple[str, str]] = (), *, max_length: int = 77
 ) -> CLIPTokenizer:
-    """A tokenizer of CLIP's kind.
+    """A tokenizer like CLIP's.
 
     Args:
-        tokens: the vocabulary without the tokens that mark start and end.
+        tokens: the vocabulary without the start and end tokens.
         merges: pairs of tokens to join, the most important first.
-        max_length: longest text in tokens, with the marks.
+        max_length: the most tokens of a text, with start and end.
     """
     from transformers import CLIPTokenizer
 
-    # The end token last, as in OpenAI's vocabulary.
+    # The end token comes last, as in OpenAI's vocabulary.
     vocab = {
         token: index for index, token in enumerate([*tokens, "<|startoftext|>", "<|endoftext|>"])
     }
-    pairs: Any = list(merges)  # its annotation is wrong
+    pairs: Any = list(merges)  # the library's annotation is wrong
     return CLIPTokenizer(vocab=vocab, merges=pairs, model_max_length=max_length)
 
 
 def clip_letters() -> list[str]:
-    """The first tokens of CLIP's vocabulary: letters, and letters that end a word."""
+    """The first tokens of CLIP's vocabulary: each letter, and each letter at the end of a word."""
     from tokenizers.pre_tokenizers import ByteLevel
 
     letters = sorted(ByteLevel.alphabet())

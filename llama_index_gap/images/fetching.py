@@ -1,4 +1,4 @@
-"""Fetching a URL that somebody else may have written, without reaching into the local network."""
+"""Fetches untrusted URLs without access to the local network."""
 
 from __future__ import annotations
 
@@ -13,40 +13,40 @@ from urllib.parse import SplitResult, urljoin, urlsplit
 from llama_index_gap.errors import GapError
 
 _MAX_BYTES = 50_000_000
-_TIMEOUT_S = 20.0  # for the whole of it, redirects included
+_TIMEOUT_S = 20.0  # for the whole fetch, including redirects
 _MAX_REDIRECTS = 5
 _CHUNK = 65_536
 _REDIRECTS = {301, 302, 303, 307, 308}
 _HEADERS = {"Accept": "image/*", "Accept-Encoding": "identity", "User-Agent": "llama-index-gap"}
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")  # RFC 6052: carries an IPv4 address
-# What has been given out of IPv6 to the open internet, less documentation (RFC 9637); Python's
-# own is_global takes most of the rest for global too.
+# The global unicast addresses of IPv6, without those for documentation (RFC 9637); Python's
+# is_global also calls most other addresses global.
 _GLOBAL_V6 = ipaddress.ip_network("2000::/3")
 _DOCUMENTATION_V6 = ipaddress.ip_network("3fff::/20")
 
 
 class FetchError(GapError, ValueError):
-    """A URL that cannot, or must not, be fetched."""
+    """A URL cannot, or must not, be fetched."""
 
 
 def fetch(url: str) -> bytes:
     """Get the content of an http or https URL on a public address.
 
-    Every redirect is checked like the first address. The address is checked again once connected,
+    Every redirect is checked like the first address. The address is checked again after connecting,
     before anything is sent, so that a name that resolves differently the second time (DNS
-    rebinding) gains nothing. Proxies are not used: no address could be checked through one.
+    rebinding) gains nothing. Proxies are not used, since they hide the address.
 
     Args:
         url: an http or https URL without user name and password.
 
     Raises:
-        FetchError: refused, unreachable, too slow, too large, or an answer other than 200.
+        FetchError: the URL is refused, unreachable, too slow or too large, or does not answer 200.
     """
     deadline = time.monotonic() + _TIMEOUT_S
     for _ in range(_MAX_REDIRECTS + 1):
         parts = _checked(url)
         connection = _connect(parts, deadline)
-        # A server that sends a byte now and then never trips a socket's own time-out.
+        # A server that sends a byte now and then never triggers a socket's time-out.
         watchdog = threading.Timer(_left(deadline), _hang_up, [connection.sock])
         watchdog.start()
         try:
@@ -67,7 +67,7 @@ def fetch(url: str) -> bytes:
                 if len(content) > _MAX_BYTES:
                     too_much = f"more than {_MAX_BYTES:,} bytes"
                     raise FetchError(f"{too_much}; download it yourself if you trust it")
-            _left(deadline)  # the watchdog's hanging up looks like the end of the data
+            _left(deadline)  # if the watchdog hangs up, it looks like the end of the data
         except UnicodeError as error:
             unencoded = "the URL holds characters that must be percent-encoded"
             raise FetchError(f"{unencoded} ({error})") from error
@@ -78,15 +78,15 @@ def fetch(url: str) -> bytes:
             watchdog.cancel()
             connection.close()
         if response.length:
-            raise FetchError(f"broke off, {response.length:,} bytes short")
+            raise FetchError(f"the connection broke off {response.length:,} bytes before the end")
         return bytes(content)
     raise FetchError(f"more than {_MAX_REDIRECTS} redirects")
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address is one of the open internet: not private, local, or reserved.
+    """Whether an IP address is on the public internet: not private, local, or reserved.
 
-    IPv4 addresses inside IPv6 ones (mapped, 6to4, Teredo, NAT64) are judged by themselves.
+    An IPv4 address inside an IPv6 one (mapped, 6to4, Teredo, NAT64) is checked in its place.
     """
     ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address):
@@ -147,7 +147,7 @@ def _refuse_private(host: str, address: str) -> None:
 
 
 def _hang_up(connected: socket.socket) -> None:
-    with contextlib.suppress(OSError):  # the server has hung up already
+    with contextlib.suppress(OSError):  # the server has already hung up
         connected.shutdown(socket.SHUT_RDWR)
 
 

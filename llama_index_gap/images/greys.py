@@ -1,4 +1,4 @@
-"""Grey images of more than 8 bits as such of 8."""
+"""Converts grey images of more than 8 bits to 8 bits."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ _BAND_PIXELS = 2**20
 
 
 def grey_of_8_bits(image: Image.Image) -> Image.Image:
-    """Scale greys of 16 or 32 bits, or of floating point, by what the image holds.
+    """Scale greys of 16 or 32 bits, or in floating point, by the image's range of values.
 
     Cameras, scanners and microscopes store 10, 12 or 14 bits in 16, and no file says so. White is
     therefore:
 
-    - of whole numbers from 0 to 65,535, the largest number of the fewest bits, at least 8, that
-      hold the image's brightest value: 4,095 where that is 3,000, and 65,535 where it is 40,000;
-    - of other whole numbers, the brightest value, and black the darkest;
-    - of floating-point numbers, 1 where all lie between 0 and 1; else as of other whole numbers.
-      What is no number is black.
+    - for whole numbers from 0 to 65,535: the largest number of as many bits as the brightest value
+      needs, at least 8: 4,095 for a brightest value of 3,000, 65,535 for 40,000;
+    - for other whole numbers: the brightest value, with the darkest value as black;
+    - for floating-point numbers: 1 if all lie between 0 and 1; else as for other whole numbers.
+      Values that are not finite numbers are black.
 
     Args:
-        image: decoded, of one of Pillow's modes ``I;16``, ``I`` and ``F``.
+        image: decoded, in one of Pillow's modes ``I;16``, ``I`` and ``F``.
     """
     values = np.asarray(image)
     lowest, highest = _range(values)
@@ -37,7 +37,7 @@ def grey_of_8_bits(image: Image.Image) -> Image.Image:
     width = max(white - black, np.finfo(np.float64).tiny)
     result = np.empty(values.shape, np.uint8)
     rows = max(1, _BAND_PIXELS // values.shape[1])
-    for top in range(0, len(values), rows):  # as a whole it takes several copies
+    for top in range(0, len(values), rows):  # the whole image takes several copies
         band = (values[top : top + rows].astype(np.float64) - black) / width
         band = np.nan_to_num(band, nan=0.0, posinf=0.0, neginf=0.0)
         result[top : top + rows] = np.rint(band.clip(0, 1) * 255)
@@ -45,7 +45,7 @@ def grey_of_8_bits(image: Image.Image) -> Image.Image:
 
 
 def _range(values: NDArray[Any]) -> tuple[float, float]:
-    """The lowest and the highest of all values that are numbers."""
+    """The lowest and the highest finite value."""
     if values.dtype.kind != "f":
         return float(values.min()), float(values.max())
     lowest, highest = np.inf, -np.inf

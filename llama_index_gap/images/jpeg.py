@@ -1,4 +1,4 @@
-"""The markers of a JPEG file, counted without decoding it."""
+"""Counts the segments of a JPEG file, and removes its metadata, without decoding it."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from io import BytesIO
 from typing import IO
 
 MAX_SEGMENTS = 1000
-"""Most segments of a JPEG file: metadata in pieces of up to 64 kB, tables and scans."""
+"""The most segments of a JPEG file: metadata in pieces of up to 64 kB, tables and scans."""
 
 _START = b"\xff\xd8\xff"
 _SCAN, _END = 0xDA, 0xD9
-# Neither a stuffed byte (0), a filling one (255), nor one that stands among compressed data.
+# Not a stuffed byte (0), a fill byte (255), or a marker inside compressed data.
 _MARKER = re.compile(rb"\xff[\x02-\xcf\xd8-\xfe]")
 _BLOCK = 2**16
 _APP0, _APP1, _APP14, _APP15, _COMMENT = 0xE0, 0xE1, 0xEE, 0xEF, 0xFE
@@ -19,19 +19,19 @@ _EXIF, _ADOBE_BYTES = b"Exif\x00\x00", 12
 
 
 def is_jpeg(stream: IO[bytes]) -> bool:
-    """Whether a stream holds a JPEG file; it is left at another place."""
+    """Whether a stream holds a JPEG file; its position changes."""
     stream.seek(0)
     return stream.read(len(_START)) == _START
 
 
 def segments_and_scans(stream: IO[bytes]) -> tuple[int, int]:
-    """Count a JPEG file's segments, and those that are scans over the pixels.
+    """Count a JPEG file's segments, and those of them that are scans over the pixels.
 
-    What segments hold is passed over, and so is what follows the end of the image: the film of a
-    moving photograph, or another image. Counting stops after ``MAX_SEGMENTS`` and one.
+    The contents of segments are skipped, as is all data after the end of the image: the video of a
+    motion photo, or another image. Counting stops at ``MAX_SEGMENTS`` + 1.
 
     Args:
-        stream: a JPEG file; left at another place.
+        stream: a JPEG file; its position changes.
     """
     position = segments = scans = 0
     while segments <= MAX_SEGMENTS:
@@ -56,16 +56,16 @@ def segments_and_scans(stream: IO[bytes]) -> tuple[int, int]:
 
 
 def without_metadata(stream: IO[bytes]) -> BytesIO | None:
-    """A JPEG file with its pixels, its EXIF block and what says how its colours are stored.
+    """Copy a JPEG file with only its pixels, its EXIF block and its colour encoding.
 
-    It may be unreadable for what else stands before its pixels: a colour profile, or a header of
-    another program's, that breaks off.
+    A damaged part before the pixels, such as a truncated colour profile or another program's
+    header, may be all that makes a file unreadable.
 
     Args:
-        stream: a file; left at another place.
+        stream: a file; its position changes.
 
     Returns:
-        None if it is no JPEG file, has nothing to leave out, or more segments than are read.
+        The copy; None if it is not a JPEG file, has nothing to remove, or has too many segments.
     """
     if not is_jpeg(stream):
         return None

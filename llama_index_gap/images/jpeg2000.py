@@ -1,4 +1,4 @@
-"""What decoding a JPEG2000 file takes besides its pixels, without decoding it."""
+"""Estimates the cost of decoding a JPEG2000 file, besides its pixels, without decoding it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _MOST_COMPONENTS = 4
 
 
 class _Sizes(NamedTuple):
-    """Of the whole image, in pixels of the reference grid."""
+    """The sizes of the whole image and its tiles, in pixels of the reference grid."""
 
     width: int
     height: int
@@ -26,7 +26,7 @@ class _Sizes(NamedTuple):
 
 
 class _Coding(NamedTuple):
-    """How a tile is cut into pieces; all sizes as powers of two."""
+    """How a tile is divided into pieces; all sizes are exponents of two."""
 
     layers: int
     levels: int
@@ -35,14 +35,14 @@ class _Coding(NamedTuple):
 
 
 def pieces(stream: IO[bytes], most: int) -> int:
-    """Count the packets and blocks of an image: each takes time and memory, whatever is in it.
+    """Count the packets and blocks of an image: each takes time and memory, even if it is empty.
 
     Args:
-        stream: a JPEG2000 file; left at another place.
-        most: where counting may stop.
+        stream: a JPEG2000 file; its position changes.
+        most: counting may stop above this number.
 
     Raises:
-        Exception: of some kind, for a damaged file.
+        Exception: the file is damaged; the type varies.
     """
     position = _code_stream(stream) + 2
     sizes, layers, tile_end, count = None, 1, 0, 0
@@ -52,7 +52,7 @@ def pieces(stream: IO[bytes], most: int) -> int:
         if len(marker) < 2 or marker == _END:
             break
         if marker == _DATA:
-            if not tile_end:  # it goes on to the end of the file
+            if not tile_end:  # it extends to the end of the file
                 break
             if tile_end <= position:
                 raise ValueError("a tile ends before its data")
@@ -71,7 +71,7 @@ def pieces(stream: IO[bytes], most: int) -> int:
             (size,) = struct.unpack(">I", body[2:6])
             tile_end = position + size if size else 0
         elif marker in {_CODING, _CODING_OF_ONE} and sizes is not None:
-            # A tile may have a coding of its own; it is taken for one of all.
+            # A single tile may have its own coding; it is counted as if all tiles had it.
             if marker == _CODING:
                 (layers,) = struct.unpack(">H", body[2:4])
             flags, start = (body[0], 5) if marker == _CODING else (body[1], 2)
@@ -82,7 +82,7 @@ def pieces(stream: IO[bytes], most: int) -> int:
 
 
 def _code_stream(stream: IO[bytes]) -> int:
-    """Where the code stream begins: at once, or in a box."""
+    """The place where the code stream begins: at the start, or in a box."""
     stream.seek(0)
     if stream.read(2) == _CODE_STREAM:
         return 0
@@ -91,7 +91,7 @@ def _code_stream(stream: IO[bytes]) -> int:
         stream.seek(position)
         size, kind = struct.unpack(">I4s", stream.read(8))
         head = 8
-        if size == 1:  # a long one
+        if size == 1:  # a 64-bit size
             (size,), head = struct.unpack(">Q", stream.read(8)), 16
         if kind == b"jp2c":
             return position + head
@@ -120,7 +120,7 @@ def _pieces(sizes: _Sizes, coding: _Coding) -> int:
         across, down = coding.precincts[level]
         wide, high = _parts(width, scale), _parts(height, scale)
         precincts = _parts(wide, 2**across) * _parts(high, 2**down)
-        bands, half = (3, 1) if level else (1, 0)  # the bands of a level are half as large
+        bands, half = (3, 1) if level else (1, 0)  # bands are half the level's size
         blocks = _parts(wide, 2 ** (min(coding.block[0], max(across - half, 0)) + half)) * _parts(
             high, 2 ** (min(coding.block[1], max(down - half, 0)) + half)
         )

@@ -1,4 +1,4 @@
-"""What decoding an image may cost, known from its file before it is decoded."""
+"""Limits on the cost of decoding an image, checked before it is decoded."""
 
 from __future__ import annotations
 
@@ -17,44 +17,44 @@ from llama_index_gap.images import jpeg2000
 from llama_index_gap.images.jpeg import segments_and_scans
 
 MAX_PIXELS = 89_478_485
-"""Most pixels that are decoded by default: Pillow's own limit, 256 MiB in RGB files."""
+"""The most pixels that are decoded by default: Pillow's limit, 256 MiB in RGB files."""
 BYTES_PER_PIXEL = 3
-"""Of these, most bytes for each pixel that is allowed: an image with more may have fewer pixels."""
+"""Stored bytes for each allowed pixel; an image with more bytes per pixel may have fewer pixels."""
 WORKING_BYTES = 16
-"""Most bytes of memory for each pixel that is allowed, while an image is decoded: 1.4 GB by
-default. An image whose format takes more may have fewer pixels."""
+"""Bytes of memory for each allowed pixel while an image is decoded: 1.4 GB by default. A format
+that takes more may have fewer pixels."""
 MAX_SCANS = 100
-"""Most scans of a JPEG image. Encoders write about 10; each goes over all pixels again."""
+"""The most scans of a JPEG image. Encoders write about 10; each goes over all pixels again."""
 MAX_SLOW_BYTES = 4 * 2**20
-"""Of a file that Pillow decodes in Python: PPM of 16 bits or of numbers written out, packed BMP. As
-many bytes, or four times as many pixels, take some seconds."""
+"""The most bytes of a file that Pillow decodes in Python: 16-bit or plain-text PPM, packed BMP.
+So many bytes, or four times as many pixels, take a few seconds."""
 MEMORY = 512 * 2**20
-"""Bytes that all images may take together while they are decoded; one alone may take more."""
+"""Bytes that all images together may take while they are decoded; a single one may take more."""
 
-# Bytes of memory for each pixel until an image is RGB, measured (tests/trust/test_images.py): the
-# decoder's own, the image, and a copy.
+# Bytes of memory per pixel until an image is RGB, measured by tests/trust/test_images.py: for the
+# decoder, the image, and a copy.
 _WORKING = {"AVIF": 24, "ICO": 24, "JPEG": 14, "MPO": 14, "TIFF": 16, "WEBP": 24}
 _WORKING_OF_OTHERS = 12
-_WORKING_OF_JPEG2000, _WORKING_OF_A_JPEG2000_BAND = 4, 10  # for each band besides
-# Any number of code blocks of 16 times 16 pixels is allowed, and some layers of larger ones.
+_WORKING_OF_JPEG2000, _WORKING_OF_A_JPEG2000_BAND = 4, 10  # plus this for each band
+# This allows any number of code blocks of 16×16 pixels, or a few layers of larger ones.
 _MOST_JPEG2000_PIECES, _PIXELS_OF_A_PIECE = 50_000, 30
 _STRIPS, _STRIP_SIZES, _TILES, _TILE_SIZES = 273, 279, 324, 325
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _TRANSPARENCY, _PIXELS, _LAST = b"tRNS", b"IDAT", b"IEND"
-_ANCILLARY = 32  # in the first letter of a chunk's name: a small one
+_ANCILLARY = 32  # this bit makes a chunk name's first letter lower case
 
 
 def costs_too_much(
     image: Image.Image, stream: IO[bytes], max_pixels: int, scans: int = 0
 ) -> str | None:
-    """Say what makes an image too expensive to decode; None if nothing does.
+    """Why an image is too expensive to decode; None if it is not.
 
     Args:
         image: opened, not decoded.
-        stream: its file; left at another place.
-        max_pixels: how many pixels it may have. Its scans may go over ten times as many.
-        scans: of a JPEG file, how many scans it has.
+        stream: its file; the position changes.
+        max_pixels: the most pixels it may have. Its scans may go over ten times as many.
+        scans: number of scans, for a JPEG file.
     """
     if image.format == "ICO" and (problem := costs_too_much(_in_icon(image), stream, max_pixels)):
         return problem
@@ -69,7 +69,7 @@ def costs_too_much(
         )
     if working_bytes(image) > WORKING_BYTES * max_pixels:
         return (
-            f"to decode {pixels:,} pixels of {image.format} takes {working_bytes(image):,} bytes "
+            f"decoding {pixels:,} pixels of {image.format} takes {working_bytes(image):,} bytes "
             f"of memory, {limit} times {WORKING_BYTES}"
         )
     match image.format:
@@ -84,38 +84,38 @@ def costs_too_much(
     slow = any(tile[0] in Image.DECODERS for tile in getattr(image, "tile", ()))
     if slow and max(_size(stream), pixels // 4) > MAX_SLOW_BYTES:
         return (
-            f"a {image.format} file that is decoded slowly (of 16 bits, of numbers written out, or "
-            f"packed), of more than {MAX_SLOW_BYTES // 2**20} MiB; save it as PNG"
+            f"a {image.format} file of a kind that decodes slowly (16-bit, plain-text or packed), "
+            f"of more than {MAX_SLOW_BYTES // 2**20} MiB; save it as PNG"
         )
     return None
 
 
 def working_bytes(image: Image.Image) -> int:
-    """Most bytes of memory that an image takes until it is RGB."""
+    """The most bytes of memory that an image takes until it is RGB."""
     pixels = image.width * image.height
     each = _WORKING.get(str(image.format), _WORKING_OF_OTHERS)
     if image.format == "JPEG2000":
         each = _WORKING_OF_JPEG2000 + _WORKING_OF_A_JPEG2000_BAND * len(image.getbands())
     if image.format == "ICO":
-        with suppress(Exception):  # damaged, in some way: decoding it says so
+        with suppress(Exception):  # damaged: decoding it reports so
             inside = _in_icon(image)
             pixels = max(pixels, inside.width * inside.height)
     return each * pixels
 
 
 def _in_icon(image: Image.Image) -> Image.Image:
-    """The image of an icon, not decoded; it may be larger than the icon says."""
+    """The image in an icon, not decoded; it may be larger than the icon's header claims."""
     icons = cast("IcoImagePlugin.IcoImageFile", image).ico
     icons.buf.seek(icons.entry[icons.getentryindex(image.size)].offset)
     start = icons.buf.read(len(_PNG))
     icons.buf.seek(-len(start), 1)
     if start == _PNG:
         return PngImagePlugin.PngImageFile(icons.buf)
-    return BmpImagePlugin.DibImageFile(icons.buf)  # twice as high, for its mask
+    return BmpImagePlugin.DibImageFile(icons.buf)  # twice as high, because of its mask
 
 
 def _bytes_per_pixel(image: Image.Image) -> int:
-    """As the file stores them: of 16 bits where the decoder's arguments say so."""
+    """Bytes per pixel as the file stores them; the decoder's arguments may tell of 16 bits."""
     depth = {"I": 4, "F": 4}.get(image.mode, 1)
     tiles = getattr(image, "tile", None)
     arguments = tiles[0][3] if tiles else None
@@ -132,7 +132,7 @@ def _too_many_scans(scans: int, pixels: int, max_pixels: int) -> str | None:
 
 
 def _strips_cost_too_much(image: Image.Image, stream: IO[bytes], max_pixels: int) -> str | None:
-    """Of a TIFF file: its strips or tiles may be the same bytes, decoded again for each."""
+    """Check a TIFF file, whose strips or tiles may all point to the same bytes."""
     tags = getattr(image, "tag_v2", {})
     places = (*tags.get(_STRIPS, ()), *tags.get(_TILES, ()))
     sizes = (*tags.get(_STRIP_SIZES, ()), *tags.get(_TILE_SIZES, ()))
@@ -142,7 +142,7 @@ def _strips_cost_too_much(image: Image.Image, stream: IO[bytes], max_pixels: int
     if image.info.get("compression") != "jpeg":
         return None
     most = 0
-    for place, size in set(zip(places, sizes, strict=False)):  # each is a JPEG image of its own
+    for place, size in set(zip(places, sizes, strict=False)):  # each is a separate JPEG image
         stream.seek(place)
         most = max(most, segments_and_scans(BytesIO(stream.read(size)))[1])
     return _too_many_scans(most, image.width * image.height, max_pixels)
@@ -153,15 +153,16 @@ def _size(stream: IO[bytes]) -> int:
 
 
 def without_unused_chunks(stream: IO[bytes]) -> BytesIO | None:
-    """A PNG file with its pixels only, as it may be unreadable for what stands beside them.
+    """Copy a PNG file without the chunks that its pixels do not need.
 
-    Colour profile, texts, EXIF and all other chunks that pixels do not need are left out.
+    A damaged colour profile, text, EXIF block or other chunk may be all that makes a file
+    unreadable.
 
     Args:
-        stream: a file; left at another place.
+        stream: a file; its position changes.
 
     Returns:
-        None if it is no PNG file, is damaged elsewhere, or has no such chunks.
+        The copy; None if it is not a PNG file, is damaged elsewhere, or has no such chunks.
     """
     stream.seek(0)
     if stream.read(len(_PNG)) != _PNG:
@@ -176,7 +177,7 @@ def without_unused_chunks(stream: IO[bytes]) -> BytesIO | None:
         if len(body) != length + 4:
             if not (kind[0] & _ANCILLARY and pixels):
                 return None
-            dropped = True  # it breaks off, and all pixels came before
+            dropped = True  # truncated, but after all pixels
             break
         pixels = pixels or kind == _PIXELS
         if kind[0] & _ANCILLARY and kind != _TRANSPARENCY:
@@ -190,7 +191,7 @@ def without_unused_chunks(stream: IO[bytes]) -> BytesIO | None:
 
 
 class _Memory:
-    """Bytes that are in use; who asks for more than is left waits, unless nothing is in use."""
+    """Bytes in use; a thread that needs more than is free waits, unless nothing is in use."""
 
     def __init__(self, most: int) -> None:
         self._most, self._used = most, 0
@@ -203,7 +204,7 @@ class _Memory:
         with self._changed:
             self._waiting.append(turn)
             try:
-                # In turn: many small images would keep a large one waiting for ever.
+                # In turn, or many small images would keep a large one waiting for ever.
                 self._changed.wait_for(lambda: self._waiting[0] is turn and self._has(size))
                 self._used += size
             finally:
@@ -225,9 +226,9 @@ _memory = _Memory(MEMORY)
 
 @contextmanager
 def memory_for(image: Image.Image) -> Iterator[None]:
-    """Wait until an image can be decoded without taking too much memory beside the others.
+    """Wait until there is memory to decode an image beside the others.
 
-    A thread that has memory never asks for more, so that threads cannot wait for each other.
+    A thread that holds memory never asks for more, so threads cannot deadlock.
     """
     with _memory.taken(working_bytes(image)):
         yield

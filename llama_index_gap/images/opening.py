@@ -1,4 +1,4 @@
-"""Opening images safely: whatever holds an image in, an upright RGB image out."""
+"""Opens images safely: takes anything that holds an image, and returns an upright RGB image."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 ImageSource: TypeAlias = str | Path | bytes | BytesIO | Image.Image | BaseNode | NodeWithScore
 
-# A PIL image may still have to read its file, which only one thread at a time can.
+# A PIL image may still have to read its file, which only one thread at a time may do.
 _LOADING = threading.Lock()
 _DATA_URI = re.compile(r"data:(?P<type>[^,]*?)(?P<base64>;base64)?,", re.IGNORECASE)
 _URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
@@ -45,10 +45,10 @@ _SVG_START = re.compile(rb"\s*(<\?xml|<!--|<!DOCTYPE svg|<svg)", re.IGNORECASE)
 
 
 class ImageError(GapError, ValueError):
-    """An image that cannot, or must not, be opened.
+    """An image cannot, or must not, be opened.
 
     Attributes:
-        source: the image, in a few words.
+        source: a short description of the image.
         reason: why, and the way out.
     """
 
@@ -67,34 +67,34 @@ def open_image(
     allow_urls: bool = False,
     max_pixels: int = MAX_PIXELS,
 ) -> Image.Image:
-    """Open an image: decoded, upright, RGB, and independent of where it came from.
+    """Open an image: decoded, upright, RGB, and independent of its source.
 
-    EXIF orientation is applied. Transparent images are laid on white, as a page shows them.
-    Of an animation the first frame is taken. Greys of more than 8 bits are scaled by what they
-    hold (``images.greys``): 12-bit data in 16 bits is not black. Colour profiles are not applied.
-    A PNG or JPEG file whose profile, texts or other parts beside the pixels are damaged is read
-    without them.
+    EXIF orientation is applied. Transparent images are drawn on white, as on a page. An animation
+    gives its first frame. Greys of more than 8 bits are scaled by their range of values
+    (``images.greys``), so that 12-bit data in 16 bits is not black. Colour profiles are not
+    applied. Damaged parts of a PNG or JPEG file that its pixels do not need, such as a profile or
+    texts, are ignored.
 
-    While images are decoded, threads wait where all together would take more than 512 MiB; a
-    larger image is decoded alone. Finished images are not counted.
+    Threads wait if decoding all their images together would take more than 512 MiB; a larger image
+    is decoded alone. Finished images are not counted.
 
     Args:
         source: a path, bytes, ``BytesIO``, base64 text, data URI, PIL image, URL, or a LlamaIndex
-            node that holds one of these. Never changed; a ``BytesIO`` is read from its start.
+            node that holds one of these. It is never changed; a ``BytesIO`` is read from its start.
         root: folder that a file must lie in, links followed.
         allow_urls: fetch http and https URLs (public addresses only, with limits on time and size).
-        max_pixels: refuse more pixels than this before decoding them. The other limits follow from
-            it: three bytes in the file for each of these pixels (16-bit RGBA, of eight bytes, may
-            have three eighths as many), and 16 bytes of memory for each while decoding (WebP and
+        max_pixels: refuse an image with more pixels, before decoding it. Other limits follow from
+            it: three stored bytes for each of these pixels (16-bit RGBA has eight, so it may have
+            three eighths as many pixels), and 16 bytes of memory for each while decoding (WebP and
             AVIF take 24, JPEG2000 up to 44, all others less). JPEG scans may go over ten times as
-            many pixels. Files of more than 100 scans, or cut into too many pieces, are refused.
+            many pixels. Files with more than 100 scans, or with too many pieces, are refused.
 
     Returns:
-        An image of mode RGB that the caller owns.
+        An image in mode RGB that the caller owns.
 
     Raises:
-        ImageError: missing, truncated, not an image, too large, outside ``root``, or a URL without
-            ``allow_urls``.
+        ImageError: the image is missing, truncated, not an image, too large, outside ``root``, or
+            at a URL without ``allow_urls``.
     """
     name = describe(source)
     if isinstance(source, Image.Image):
@@ -111,7 +111,7 @@ def check_image(
     root: str | Path | None = None,
     max_pixels: int = MAX_PIXELS,
 ) -> tuple[int, int]:
-    """Check what can be checked without decoding: there, an image, within the limits.
+    """Check without decoding that an image exists, is an image, and is within the limits.
 
     Args:
         source: as for ``open_image``, without URLs.
@@ -122,7 +122,7 @@ def check_image(
         Width and height in pixels, as stored (before EXIF orientation).
 
     Raises:
-        ImageError: as ``open_image``; a file that breaks off after its header passes.
+        ImageError: as for ``open_image``; but a file that is truncated after its header passes.
     """
     name = describe(source)
     if isinstance(source, Image.Image):
@@ -155,34 +155,34 @@ def image_digest(source: ImageSource) -> str:
 
 
 def data_uri(source: ImageSource, *, allow_urls: bool = False) -> str:
-    """Read an image's file, checked as by ``read_image``, as LlamaIndex' queries can hold it."""
+    """Read an image's file, checked as by ``read_image``, as a data URI for LlamaIndex queries."""
     content = read_image(source, allow_urls=allow_urls)
     return f"data:;base64,{base64.b64encode(content).decode()}"
 
 
 def image_format(source: ImageSource) -> str:
-    """Say what format an image's file has, by its content, in Pillow's words, such as ``JPEG``."""
+    """The format of an image's file by its content, with Pillow's name for it, such as ``JPEG``."""
     name = describe(source)
     with _stream(source, name, None, allow_urls=False) as stream:
         return str(_looked_at(stream, lambda file: _identify(file, name)).format)
 
 
 def for_chat_models(source: ImageSource) -> tuple[bytes | None, str]:
-    """An image's file as chat models take it: PNG, JPEG, GIF or WebP, by its content.
+    """Convert an image to a format that chat models accept: PNG, JPEG, GIF or WebP.
 
-    All else is made a JPEG file: BMP, TIFF, JPEG 2000, AVIF, ICO, PPM, and MPO, as which phones
-    save a photograph with its depth under the name of a JPEG file. So are greys of more than 8
-    bits, of which a model would see the darkest part.
+    All other formats become JPEG: BMP, TIFF, JPEG 2000, AVIF, ICO, PPM, and MPO, which phones use
+    for photos with depth, named like a JPEG file. So do greys of more than 8 bits, of which a model
+    would see only the darkest part.
 
     Args:
         source: as for ``open_image``, without URLs.
 
     Returns:
-        The JPEG file, or None where the image's own file will do; the MIME type of what is to be
-        shown.
+        The JPEG file, or None if the image's own file is acceptable; the MIME type of the file to
+        show.
 
     Raises:
-        ImageError: as ``open_image``.
+        ImageError: as for ``open_image``.
     """
     name = describe(source)
     if not isinstance(source, Image.Image):
@@ -202,7 +202,7 @@ def scaled_jpeg(
 
     Args:
         source: as for ``open_image``.
-        longest: most pixels of width and of height; a smaller image keeps its size.
+        longest: the most pixels of width and of height; a smaller image keeps its size.
         allow_urls: as for ``open_image``.
 
     Returns:
@@ -216,12 +216,12 @@ def scaled_jpeg(
 
 
 def has_image(node: BaseNode) -> bool:
-    """Whether a node holds an image, or says where it lies."""
+    """Whether a node holds an image, a path or a URL of one."""
     return any(image_of(node))
 
 
 def image_of(node: BaseNode) -> tuple[str | bytes | None, str | Path | None, object]:
-    """What a node holds of an image: base64, a path, a URL."""
+    """The image in a node: base64, path and URL, each None if absent."""
     if isinstance(node, ImageNode):
         return node.image, node.image_path, node.image_url
     if isinstance(node, Node) and node.image_resource is not None:
@@ -230,7 +230,7 @@ def image_of(node: BaseNode) -> tuple[str | bytes | None, str | Path | None, obj
 
 
 def describe(source: object) -> str:
-    """Name an image in a few words, for messages; never its content."""
+    """Describe an image in a few words for messages, never with its content."""
     match source:
         case Image.Image():
             return f"<{source.mode} image, {source.width}×{source.height}>"
@@ -258,7 +258,7 @@ def describe(source: object) -> str:
 
 
 def _looked_at(stream: IO[bytes], look: Callable[[IO[bytes]], Image.Image]) -> Image.Image:
-    """Look at a file; at a damaged PNG or JPEG once more, without what its pixels do not need."""
+    """Read a file; retry a damaged PNG or JPEG without the parts that its pixels do not need."""
     try:
         return look(stream)
     except ImageError:
@@ -275,23 +275,23 @@ def _identified_and_decoded(stream: IO[bytes], name: str, max_pixels: int) -> Im
 
 
 def _identify(stream: IO[bytes], name: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Read an image's header: what it is, how large, and what it costs, without decoding it."""
+    """Read an image's header, and check its format, size and cost, without decoding it."""
     # Pillow adds each EXIF segment to a copy of those before.
     segments, scans = segments_and_scans(stream) if is_jpeg(stream) else (0, 0)
     if segments > MAX_SEGMENTS:
-        raise ImageError(name, f"a JPEG file of more than {MAX_SEGMENTS:,} segments; save it anew")
+        raise ImageError(name, f"a JPEG file of more than {MAX_SEGMENTS:,} segments; save it again")
     image = _opened(stream, name)
     _check_size(image, name, max_pixels)
     place = stream.tell()
     try:
         problem = costs_too_much(image, stream, max_pixels, scans)
-    except Exception as error:  # the headers of images in images are as bad as any
+    except Exception as error:  # headers of embedded images may be damaged too
         raise ImageError(name, f"damaged image file ({reason(error)})") from error
     stream.seek(place)
     if problem is not None:
         raise ImageError(
             name,
-            f"{problem}; scale it down or save it anew, or raise max_pixels if you trust the file",
+            f"{problem}; scale it down or save it again, or raise max_pixels if you trust the file",
         )
     return image
 
@@ -317,15 +317,15 @@ def _opened(stream: IO[bytes], name: str) -> Image.Image:
 
 
 def _stream(source: object, name: str, root: str | Path | None, allow_urls: bool) -> IO[bytes]:
-    """The image's file, wherever it is: in a node, in memory, on disk, or behind a URL."""
+    """The image's file, from a node, memory, disk, or a URL."""
     node = source.node if isinstance(source, NodeWithScore) else source
     if isinstance(node, BaseNode):
         data, path, url = image_of(node)
-        # The order in which LlamaIndex itself resolves them.
+        # LlamaIndex resolves them in this order.
         if data:
             return _from_base64(data if isinstance(data, str) else data.decode("latin-1"), name)
         if path:
-            # A node of an index brings along where its image must lie.
+            # A node of an index knows the folders that its image must lie in.
             folders: ImageFolders | None = getattr(node, "image_folders", None)
             return _from_file(Path(path), f"{name} ({path})", root, folders)
         if url:
@@ -336,7 +336,7 @@ def _stream(source: object, name: str, root: str | Path | None, allow_urls: bool
         case bytes():
             return BytesIO(source)
         case BytesIO() if not source.closed:
-            return BytesIO(source.getvalue())  # a copy (made on write): the position stays
+            return BytesIO(source.getvalue())  # a copy (made on write) keeps the position
         case Path():
             return _from_file(source, name, root)
         case str() if _URL.match(source):
@@ -349,7 +349,7 @@ def _stream(source: object, name: str, root: str | Path | None, allow_urls: bool
             try:
                 return _from_file(Path(source), name, root)
             except ImageError:  # a base64 JPEG, which starts with "/9j/", can look like a path
-                with suppress(Exception):  # no image either: the missing file is the news
+                with suppress(Exception):  # not an image either: report the missing file
                     decoded = _from_base64(source, name)
                     _opened(decoded, name)
                     return decoded
@@ -366,16 +366,16 @@ def _from_file(
 ) -> IO[bytes]:
     try:
         if folders is not None and not folders.hold(path):
-            # The folders are nobody's business who gets a page, which shows the reason only.
+            # Pages show only the reason, so that their readers do not learn the folders.
             raise ImageError(
                 f"{name}, image_root={folders}",
                 "lies outside the folders whose images may be opened, links followed; if you trust "
-                "the index, name its folder with image_root= (--image-root)",
+                "the index, allow its folder with image_root= (--image-root)",
             )
         return open_file(path, root)
     except FileError as error:
         raise ImageError(name, str(error)) from error
-    except (OSError, RuntimeError) as error:  # a loop of links, a name too long, …
+    except (OSError, RuntimeError) as error:  # a loop of links, a name that is too long, …
         raise ImageError(name, f"cannot be read ({reason(error)})") from error
     except ImageError:
         raise
@@ -384,7 +384,7 @@ def _from_file(
 
 
 def _from_base64(text: str, name: str) -> BytesIO:
-    """What a base64 text holds, or a data URI with one in it."""
+    """The content of a base64 text or data URI."""
     if text[:5].lower() == "data:":
         head = _DATA_URI.match(text[:200])
         if head is None or not head["base64"]:
@@ -425,7 +425,7 @@ def _check_size(image: Image.Image, name: str, max_pixels: int) -> None:
 
 
 def _decode(image: Image.Image, name: str, *, owned: bool) -> Image.Image:
-    """Pixels, upright and RGB.
+    """Decode an image, upright and RGB.
 
     Args:
         image: opened.
@@ -439,24 +439,24 @@ def _decode(image: Image.Image, name: str, *, owned: bool) -> Image.Image:
                 ImageOps.exif_transpose(image, in_place=True)
             else:
                 image = ImageOps.exif_transpose(image)
-        except Exception as error:  # Pillow's readers of EXIF blocks raise types of all kinds
+        except Exception as error:  # Pillow's EXIF readers raise errors of any type
             logger.warning("%s: EXIF block unreadable (%s); taken as stored", name, reason(error))
             image = image if owned else image.copy()
         if image.mode.startswith("I") or image.mode == "F":
             image = grey_of_8_bits(image)
-        if image.mode in {"La", "RGBa"}:  # colours already multiplied by their opacity
+        if image.mode in {"La", "RGBa"}:  # colours multiplied by their opacity
             image = image.convert({"La": "LA", "RGBa": "RGBA"}[image.mode])
         if image.has_transparency_data:
             return _on_white(image)
         return image if image.mode == "RGB" else image.convert("RGB")
     except ImageError:
         raise
-    except Exception as error:  # and so do its decoders
+    except Exception as error:  # its decoders do so too
         raise ImageError(name, f"truncated or damaged image ({reason(error)})") from error
 
 
 def _on_white(image: Image.Image) -> Image.Image:
-    """Lay a transparent image on white, some rows at a time; as a whole it takes six copies."""
+    """Draw a transparent image on white in bands; the whole image would take six copies."""
     result = Image.new("RGB", image.size)
     rows = max(1, _BAND_PIXELS // image.width)
     for top in range(0, image.height, rows):
@@ -468,8 +468,8 @@ def _on_white(image: Image.Image) -> Image.Image:
 
 @cache
 def _formats() -> list[str]:
-    """The formats that are read here, as far as this Pillow was built with them."""
-    # They store pixels. Pillow knows more, and hands some of them (EPS) to other programs.
+    """The formats that are read here and that this build of Pillow supports."""
+    # They store pixels. Pillow supports more, but passes some (EPS) to other programs.
     ours = ["AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP"]
     Image.init()
     return [name for name in ours if name in Image.OPEN]

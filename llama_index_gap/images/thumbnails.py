@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from llama_index_gap.images.opening import ImageError, ImageSource, scaled_jpeg
 
 LARGE = 800
-"""Pixels of a side for pages that show an image small, and large where somebody clicks on it."""
+"""The longest side in pixels, for pages that show an image small and enlarge it on a click."""
 
 
 @dataclass(frozen=True)
@@ -22,11 +22,11 @@ class Thumbnail:
 
 
 def thumbnail(source: ImageSource, longest: int = 320) -> Thumbnail:
-    """An image for a page; one that cannot be opened leaves its reason.
+    """Make a small image for a page; if that fails, the result holds the reason.
 
     Args:
         source: as for ``open_image``.
-        longest: most pixels of a side.
+        longest: the most pixels of a side.
     """
     try:
         data, size = scaled_jpeg(source, longest)

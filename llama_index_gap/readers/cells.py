@@ -1,4 +1,4 @@
-"""What stands in one cell of a table: lists of images and their captions, and HTML."""
+"""The contents of one table cell: lists of images and captions, and HTML."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _HTML = re.compile(rf"<(?:br|hr|img)\b[^<>]*>|</(?:{'|'.join(_KNOWN_TAGS)})\s*>"
 
 
 def is_image_path(text: str) -> bool:
-    """Whether a text ends as the names of image files do, or is a URL."""
+    """Whether a text ends with the suffix of an image file, or is a URL."""
     text = text.strip()
     if text[:1] == "[" and text[-1:] == "]":
         return any(map(is_image_path, _in_brackets(text)))
@@ -36,10 +36,10 @@ def is_image_path(text: str) -> bool:
 
 
 def image_list(cell: str) -> list[Any]:
-    """The images of a cell: a path, or several.
+    """The images of a cell: one path or several.
 
-    Several stand between ``|``, or as a list of JSON's or Python's, or between ``;``, ``,`` or
-    lines where each of them ends as an image does: a name may hold a comma.
+    Several paths are separated by ``|`` or written as a JSON or Python list. ``;``, ``,`` and line
+    ends separate them only if every part ends with an image suffix, since a name may hold a comma.
     """
     cell = cell.strip()
     if cell[:1] == "[" and cell[-1:] == "]":
@@ -48,7 +48,7 @@ def image_list(cell: str) -> list[Any]:
         return [found]
     if "|" in cell:
         return _split(cell, "|")
-    for separator in (";", ", ", ",", "\n"):  # with a space first: names may hold a comma
+    for separator in (";", ", ", ",", "\n"):  # ", " before ",": a name may hold a comma
         parts = _split(cell, separator)
         if len(parts) > 1 and (
             all(_IMAGE_SUFFIX.search(part[-500:]) for part in parts)
@@ -59,7 +59,7 @@ def image_list(cell: str) -> list[Any]:
 
 
 def caption_list(cell: str, images: int) -> list[str]:
-    """The captions of a cell, as many as there are images where they can be told apart so."""
+    """The captions of a cell: split into as many as there are images, if a separator allows it."""
     cell = cell.strip()
     if not cell:
         return []
@@ -86,7 +86,7 @@ def _json(cell: str) -> Any:
 
 
 def _in_brackets(cell: str) -> list[Any]:
-    """A list as JSON, Python or NumPy write it, or without quotes; else nothing."""
+    """The items of a list as JSON, Python or NumPy write it, or without quotes; else none."""
     if not (cell[:1] == "[" and cell[-1:] == "]"):
         return []
     found = _json(cell)
@@ -99,9 +99,9 @@ def _in_brackets(cell: str) -> list[Any]:
 
 
 def without_html(text: str) -> tuple[str, list[dict[str, str]]]:
-    """A text without its HTML, and the images that it shows; other texts as they are.
+    """Remove the HTML from a text and return its images; other texts stay unchanged.
 
-    HTML is told by a closing tag or a line break of it: ``if a<b`` is none.
+    A closing tag, ``<br>``, ``<hr>`` or ``<img>`` marks a text as HTML; ``if a<b`` does not.
 
     Args:
         text: of any length; it is read once.
@@ -109,13 +109,13 @@ def without_html(text: str) -> tuple[str, list[dict[str, str]]]:
     if not _HTML.search(text):
         return text, []
     reader = _Shown()
-    reader.feed(text.replace("\\n", "\n"))  # as WooCommerce writes line ends
+    reader.feed(text.replace("\\n", "\n"))  # WooCommerce writes line ends like this
     lines = (" ".join(line.split()) for line in "".join(reader.parts).split("\n"))
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip(), reader.images
 
 
 class _Shown(HtmlReader):
-    """What a page shows of HTML: its words, in lines and paragraphs, and its images."""
+    """The visible part of HTML: its words, in lines and paragraphs, and its images."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -123,7 +123,7 @@ class _Shown(HtmlReader):
         self.images: list[dict[str, str]] = []
 
     def on_text(self, text: str) -> None:
-        # A line of HTML's source is no line of the text.
+        # A line end in the HTML source is not a line end in the text.
         self.parts.append(re.sub(r"\s", " ", text))
 
     def on_tag(self, name: str, attributes: dict[str, str]) -> None:
@@ -147,5 +147,5 @@ class _Shown(HtmlReader):
 
 
 def joined(parts: Sequence[str]) -> str:
-    """Texts of several columns as one, each once: a short description may repeat the long one's."""
+    """Join the texts of several columns, each once: a short description may repeat the long one."""
     return "\n\n".join(dict.fromkeys(part.strip() for part in parts if part.strip()))

@@ -19,8 +19,8 @@ _COMMA = re.compile(rf"(?:[0-9]+|[0-9]{{1,3}}(?:[.{_SPACES}][0-9]{{3}})+)(?:,[0-
 _SCIENTIFIC = re.compile(r"[+-]?[0-9](?:\.[0-9]+)?[eE][+-][0-9]{1,3}")
 _LEADING_ZERO = re.compile(r"0[0-9]")
 _MOST_DIGITS = 18  # an index compares integers of 64 bits
-# Of the codes of ISO 4217 those that are much used, and how some currencies are written out. Three
-# capitals may be anything else: "38 EUR" is a price, "38 CMS" is not.
+# The most used codes of ISO 4217, and how some currencies are abbreviated. Not every three capitals
+# are a currency: "38 EUR" is a price, "38 CMS" is not.
 _CURRENCIES = re.compile(
     "AED|ARS|AUD|BRL|CAD|CHF|CLP|CNY|COP|CZK|DKK|EGP|EUR|GBP|HKD|HUF|IDR|ILS|INR|JPY|KRW|KWD|MAD|"
     "MXN|MYR|NGN|NOK|NZD|PEN|PHP|PKR|PLN|QAR|RON|RUB|SAR|SEK|SGD|THB|TRY|TWD|UAH|USD|VND|ZAR|"
@@ -36,10 +36,10 @@ _IN_WORDS = {"ymd": "year, month, day", "dmy": "day, month, year", "mdy": "month
 
 
 class ColumnType:
-    """What the cells of one column are, all of them, seen one after the other.
+    """Finds the type of one column from all of its cells, seen one after the other.
 
     Args:
-        comma_separates: whether the file's cells stand between commas. There ``3,5`` without a
+        comma_separates: whether commas separate the file's cells. In such a file, ``3,5`` without a
             currency may be a list of two.
     """
 
@@ -60,12 +60,12 @@ class ColumnType:
 
         Args:
             cell: its text.
-            line: where it stands.
+            line: the number of its line.
         """
         cell = cell.strip()
         self._cells += 1
         where = f"line {line:,} has {cell[:_LONGEST]!r}"
-        # What is neither in half of a thousand cells is neither.
+        # After 1,000 cells, a type that fits fewer than half of them is given up.
         if self._cells < 1_000 or self._numbers * 2 >= self._cells:
             self._see_number(cell, where)
         if self._cells < 1_000 or self._dates * 2 >= self._cells:
@@ -79,13 +79,13 @@ class ColumnType:
         currency, body, scientific = parts
         self._numbers += 1
         if _LEADING_ZERO.match(body):
-            self._problem = self._problem or f"{where}, whose 0 a number would lose"
+            self._problem = self._problem or f"{where}, whose leading 0 a number would lose"
         if sum(map(str.isdigit, body)) > _MOST_DIGITS and not scientific:
             self._problem = self._problem or f"{where}, which has too many digits"
         if self._currency is None:
             self._currency = currency
         elif currency != self._currency:
-            self._problem = self._problem or f"{where}, another currency than the cells before"
+            self._problem = self._problem or f"{where}, in another currency than the cells before"
         if scientific:
             self._whole = self._comma = False
             return
@@ -112,20 +112,20 @@ class ColumnType:
         self._not_a_date = self._not_a_date or where
 
     def found(self) -> tuple[Callable[[str], Value] | None, str, str]:
-        """What the column is.
+        """The type of the column.
 
         Returns:
-            What makes a value of a cell, or None for text; what to say of it in the summary, if
-            anything; its currency, if it is one of prices.
+            A function from a cell to its value, or None for text; what the summary says of it, if
+            anything; its currency, if it holds prices.
         """
         if self._cells and self._numbers == self._cells:
             return self._found_number()
         if self._cells and self._dates == self._cells:
             return self._found_date()
         if self._numbers and self._numbers * 2 >= self._cells:
-            return None, f"text, since {self._not_a_number}, which is no number", ""
+            return None, f"text, since {self._not_a_number}, which is not a number", ""
         if self._dates and self._dates * 2 >= self._cells:
-            return None, f"text, since {self._not_a_date}, which is no date like the others", ""
+            return None, f"text, since {self._not_a_date}, which is not a date like the others", ""
         return None, "", ""
 
     def _found_number(self) -> tuple[Callable[[str], Value] | None, str, str]:
@@ -135,7 +135,7 @@ class ColumnType:
         if self._point and self._comma and self._separated:
             return None, "text, since 1,234 and 1.234 may be a thousand or a fraction", ""
         if not (self._point or self._comma):
-            return None, "text, since its cells have points and commas of both meanings", ""
+            return None, "text, since points and commas have both meanings in its cells", ""
         commas = not self._point
         if commas and self._comma_separates and not (currency or self._both_separators):
             return None, "text, since 3,5 may be a fraction or a list", ""
@@ -149,12 +149,12 @@ class ColumnType:
     def _found_date(self) -> tuple[Callable[[str], Value] | None, str, str]:
         if self._moment is not None:
             if self._orders is not None:
-                return None, "text, since some cells are dates and some have a time, too", ""
+                return None, "text, since only some of its dates have a time", ""
             return str, "date and time, compared as text", ""
         if not self._orders:
-            return None, "text, since its dates are not all written in one way", ""
+            return None, "text, since its dates are not all written the same way", ""
         if len(self._orders) > 1:
-            return None, f"text, since {self._first_date!r} may be of two months", ""
+            return None, f"text, since {self._first_date!r} may be either of two dates", ""
         ((_, order),) = self._orders
         return (
             lambda cell: _iso_date(cell.strip(), order),
@@ -164,7 +164,7 @@ class ColumnType:
 
 
 def _number_parts(cell: str) -> tuple[str, str, bool] | None:
-    """Currency, digits with their separators, and whether it is written with an exponent."""
+    """Currency, digits with their separators, and whether the number has an exponent."""
     if len(cell) > _LONGEST or not any(map(str.isdigit, cell)):
         return None
     if _SCIENTIFIC.fullmatch(cell):
@@ -213,7 +213,7 @@ def _number_with_comma(cell: str) -> Value:
 
 
 def _orders_of(cell: str) -> set[tuple[str, str]]:
-    """The orders of year, month and day in which a cell is a date, with its separator."""
+    """The orders of year, month and day that make a cell a date, each with the separator."""
     found = _DATE.fullmatch(cell)
     if found is None:
         return set()

@@ -1,4 +1,4 @@
-"""What the columns of a table are: a document's id, title, text, images, captions, or metadata."""
+"""The roles of a table's columns: a document's id, title, text, images, captions, metadata."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-# Names as `plain_name` gives them. Of ids and titles the first of the list that a table has counts;
-# of texts all count, in the order of the table, unless it has a `text`.
+# Names as `plain_name` returns them. For ids and titles, the first name here that the table has is
+# used. For texts, all are used, in the order of the table, unless it has a column `text`.
 ID_NAMES = (
     *("id", "handle", "url_handle", "handle_id", "sku", "item_sku", "product_id", "item_id"),
     *("article_id", "document_id", "doc_id", "parent_asin", "asin", "uniq_id", "uuid", "guid"),
@@ -37,7 +37,7 @@ TEXT_NAMES = (
 )
 CAPTION_NAMES = ("caption", "captions", "alt", "alts", "alt_text", "alt_texts")
 FILE_NAMES = ("file_name", "file_names", "filename", "filenames", "file_path", "filepath")
-# A name of these words only, one of the first row among them, is an image's.
+# A column holds images if its name has only these words, and at least one of the first list.
 _IMAGE_WORDS = _words(
     "image images img imgs photo photos picture pictures pic pics thumbnail thumbnails"
 )
@@ -61,7 +61,7 @@ OPTIONS = (
 
 @dataclass(frozen=True)
 class NamedFields:
-    """The columns that the user names; each name stands as the table has it, or in another case."""
+    """The columns that the user names, spelt as in the table; case does not matter."""
 
     text: tuple[str, ...] = ()
     image: tuple[str, ...] = ()
@@ -74,7 +74,7 @@ class NamedFields:
         image_field: str | Sequence[str] | None,
         id_field: str | Sequence[str] | None,
     ) -> NamedFields:
-        """From a name or several of each."""
+        """Make it from one name or several of each kind."""
         given = (text_field, image_field, id_field)
         return cls(*((each,) if isinstance(each, str) else tuple(each or ()) for each in given))
 
@@ -83,10 +83,9 @@ class NamedFields:
 
 
 def plain_name(name: str) -> str:
-    """A column's name in small letters and underscores, without remarks: ``Body (HTML)`` is body.
+    """A column's name in lower case and underscores, without brackets: ``Body (HTML)`` is ``body``.
 
-    Numbers at the end go, too: ``image1``, ``Image 2`` and ``Product Image File - 3`` are columns
-    of one kind.
+    A number at the end is removed too: ``image1`` and ``Image 2`` are columns of one kind.
     """
     name = re.sub(r"\([^()]*\)|\[[^\[\]]*\]", " ", name[:200])
     name = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name)
@@ -96,16 +95,16 @@ def plain_name(name: str) -> str:
 
 @dataclass(frozen=True)
 class Columns:
-    """The part that each column of a table plays.
+    """The role of each column of a table.
 
     Attributes:
         id: columns whose values together are a document's id.
-        title: the column of its title.
-        text: columns of its text, joined by blank lines.
-        image: columns of its images.
-        caption: for a column of images, the column of their captions.
+        title: the column with its title.
+        text: columns with its text, joined by blank lines.
+        image: columns with its images.
+        caption: for a column of images, the column with their captions.
         metadata: all other columns.
-        id_is_guessed: whether an id may come again: then it was no id.
+        id_is_guessed: whether the id column was chosen by its name, so that its values may repeat.
     """
 
     id: tuple[str, ...] = ()
@@ -122,7 +121,7 @@ class Columns:
         return bool(self.title or self.text or self.image)
 
     def in_words(self) -> str:
-        """Which column is what, for the summary."""
+        """The role of each column, for the summary."""
         captions = [f"{caption} ({image})" for image, caption in self.caption.items()]
         parts = {
             "id": self.id,
@@ -137,7 +136,7 @@ class Columns:
 
 
 def listed(names: Iterable[str]) -> str:
-    """The first of some names, and how many more there are."""
+    """The first names, and how many more there are."""
     names = [excerpt(name, 60) or "''" for name in names]
     more = f" and {len(names) - _LISTED:,} more" if len(names) > _LISTED else ""
     return ", ".join(names[:_LISTED]) + more
@@ -146,15 +145,15 @@ def listed(names: Iterable[str]) -> str:
 def find_columns(
     names: Sequence[str], samples: Mapping[str, Sequence[Any]], named: NamedFields
 ) -> Columns:
-    """Say what each column is: as the user names it, else as its own name says.
+    """Find the role of each column: as the user names it, else by the column's own name.
 
     Args:
         names: the columns, in their order.
         samples: some values of each.
-        named: what the user says.
+        named: the columns that the user names.
 
     Raises:
-        InvalidValueError: a column that the user names is not there, or is named twice.
+        InvalidValueError: a column that the user names does not exist, or is named twice.
     """
     image = _look_up(names, named.image, "image_field")
     text = _look_up(names, named.text, "text_field")
@@ -179,7 +178,7 @@ def find_columns(
         texts = [name for name in free if plain[name] in TEXT_NAMES]
         own = [name for name in texts if name.strip().casefold() == "text"]
         text = own or texts
-        if not (text or title or image):  # captions of nothing that is seen are texts
+        if not (text or title or image):  # captions without images are texts
             text = [name for name in free if plain[name] in CAPTION_NAMES]
         free = [name for name in free if name not in text]
     return Columns(
@@ -194,7 +193,7 @@ def find_columns(
 
 
 def metadata_name(name: str) -> str:
-    """A column's name as a key of metadata, which must not be a field of an index's own."""
+    """A column's name as a metadata key, renamed if an index reserves that name."""
     return f"{name}_column" if name in _RESERVED else name
 
 
@@ -223,7 +222,7 @@ def _look_up(names: Sequence[str], asked: Collection[str], option: str) -> list[
 
 
 def _shows_images(plain: str, samples: Sequence[Any]) -> bool:
-    """Whether a column is one of images: by its name, and, but for our own names, its values."""
+    """Whether a column holds images, by its name and, except for our own names, its values."""
     if plain in _OWN_IMAGES:
         return True
     words = set(plain.split("_"))
@@ -246,10 +245,10 @@ def _names_an_image(value: Any) -> bool:
 def _captions(
     free: Sequence[str], images: Sequence[str], plain: Mapping[str, str]
 ) -> dict[str, str]:
-    """For each column of images that of their captions: the same name but for words like ``alt``.
+    """The caption column of each image column: the same name apart from words like ``alt``.
 
     ``Image Alt Text`` is the caption of ``Image Src``, ``small_image_label`` of ``small_image``.
-    One of no other words, such as ``caption``, belongs to the first column of images.
+    A name without other words, such as ``caption``, belongs to the first image column.
     """
     found: dict[str, str] = {}
     without = _IMAGE_WORDS - {"thumbnail", "thumbnails"} | _PLACE_WORDS | _CAPTION_WORDS

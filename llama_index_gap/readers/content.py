@@ -1,4 +1,4 @@
-"""What HTML shows: its texts in order, and its images with their captions."""
+"""The visible content of HTML: its texts in order, and its images with their captions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from llama_index_gap.readers.front_matter import names_image
 from llama_index_gap.readers.html import HtmlReader, words
 from llama_index_gap.readers.records import ImageReference
 
-# Words on both sides of these are two words.
+# These tags separate words.
 SEPARATING_TAGS = frozenset(
     [
         "address",
@@ -75,7 +75,8 @@ _PHRASES = words(
     "template noscript iframe svg head html script style picture"
 )
 _KNOWN_TAGS = SEPARATING_TAGS | _VOID | _PHRASES
-# In a paragraph these need no end; in a block of HTML, all that separate need one in the page.
+# In a paragraph, these tags need no closing tag. In a block of HTML, every tag that separates words
+# needs one somewhere in the page.
 _ENDLESS = frozenset(["br", "hr", "img", "p", "wbr"])
 _END_MAY_BE_ABSENT = _ENDLESS | frozenset(["li", "td", "th", "tr", "dt", "dd"])
 _ENDS_ITS_LIKE = _END_MAY_BE_ABSENT - {"br", "hr", "img", "wbr"} | {"option"}
@@ -92,24 +93,24 @@ _SOURCES = ("data-src", "data-lazy-src", "data-original", "data-full-src", "data
 _SETS = ("srcset", "data-srcset", "data-lazy-srcset")
 _QUOTED = re.compile(r"""['"]([^'"]+)['"]""")
 _SIZE = re.compile(r"(\d{1,6}(?:\.\d{1,3})?)[wx]")
-_LONGEST_TARGET = 16_384  # no file's name is longer, each byte written as %20
+_LONGEST_TARGET = 16_384  # no file name is longer, even with each byte written as %20
 _LONGEST_SET = 65_536
 _PROSE = re.compile(r"[ ,.;:!?)](?=[^\n]*[^\s])[^\n<>{}();=]*(?:\n|$|<)|\s*$|\n\s*\n")
 
 
 @dataclass(frozen=True)
 class Page:
-    """A page, taken apart.
+    """The parts of a page.
 
     Attributes:
         text: the page as plain text, blocks separated by blank lines, without its images.
         heading: the first heading of level 1; empty if there is none.
-        images: the images that it shows, in order; a target is decoded, but for a URL.
+        images: the images that it shows, in order; paths are decoded, URLs are not.
         metadata: the front matter: texts, numbers, booleans, and lists and mappings of these.
-        unread: what looks like an image but is none by Markdown's rules, as it stands there.
-        problems: what else was left out, each in a sentence.
-        decoration: what is left out of each such page by rule, likewise.
-        around: images that it shows beside its article, and that are left out.
+        unread: text that looks like an image but breaks Markdown's rules, unchanged.
+        problems: everything else that was left out, a sentence each.
+        decoration: what every such page has and the reader always leaves out, a sentence each.
+        around: images outside its article, which are left out.
     """
 
     text: str
@@ -125,7 +126,7 @@ class Page:
 def image_reference(
     targets: list[str], caption: str, *, by_name: str = ""
 ) -> ImageReference | None:
-    """A reference to the first of some targets, the others being what it may be instead."""
+    """A reference to the first target; the others are its alternatives."""
     paths = dict.fromkeys(path for each in targets if (path := _decoded_target(each)))
     if not paths:
         return None
@@ -134,7 +135,7 @@ def image_reference(
 
 
 def counted(names: Mapping[str, int], most: int = 8) -> str:
-    """Names with how often each came, the most frequent first."""
+    """Names with their counts, the most frequent first."""
     shown = [
         name[:60] + (f" ×{count:,}" if count > 1 else "")
         for name, count in sorted(names.items(), key=lambda item: (-item[1], item[0]))[:most]
@@ -145,32 +146,32 @@ def counted(names: Mapping[str, int], most: int = 8) -> str:
 def _decoded_target(target: str) -> str:
     target = target.strip()
     try:
-        if len(target) > _LONGEST_TARGET:  # of a reference, it may come a thousand times
+        if len(target) > _LONGEST_TARGET:  # a reference may be used a thousand times
             return target
         parts = urlsplit(target)
         if not parts.scheme and not parts.netloc:
-            # What follows ? or # names a version or a part, never another file.
+            # The part after ? or # names a version or a place in the file, never another file.
             return unquote(parts.path) or target
-    except ValueError:  # also of an unclosed "[" of an IPv6 address: no file
+    except ValueError:  # such as an unclosed "[" of an IPv6 address: not a file
         pass
     return target
 
 
 @dataclass
 class _Figure:
-    first: int  # which image is its first
+    first: int  # index of its first image
     caption: str = ""
 
 
 class ContentReader(HtmlReader):
-    """The texts and images of HTML; what a page hides is left out.
+    """Reads the texts and images of HTML; content that a page hides is left out.
 
-    In Markdown (``whole=False``), what looks like a tag may be prose: an unknown name stays text,
-    and so does an element that has neither an end nor a value.
+    In Markdown (``whole=False``), prose may look like a tag: an unknown name stays text, as does an
+    element with neither a closing tag nor an attribute value.
 
     Attributes:
         images: the images, in order.
-        left_out: media that are not read, by the name of their element.
+        left_out: counts of the media that are not read, by element name.
     """
 
     def __init__(self, *, whole: bool) -> None:
@@ -198,13 +199,13 @@ class ContentReader(HtmlReader):
 
         Args:
             ends: how many closing tags of each name it has.
-            paragraph: whether it is a paragraph, not a block of HTML.
+            paragraph: whether it is a paragraph rather than a block of HTML.
         """
         self._ends, self._begun, self._in_paragraph = ends, Counter(), paragraph
         self._parts = []
 
     def end_block(self) -> str:
-        """End a block, and with it all but figures; say its text."""
+        """End a block and everything open in it except figures; return its text."""
         self.hiding = ""
         while self._stack and self._stack[-1][0] != "figure":
             self._pop()
@@ -214,14 +215,14 @@ class ContentReader(HtmlReader):
         return "".join(self._parts)
 
     def end_page(self) -> None:
-        """End all that is open."""
+        """Close all open elements."""
         while self._stack:
             self._pop()
 
-    # --- what is a tag ---------------------------------------------------------------------------
+    # --- which tags count ------------------------------------------------------------------------
 
     def is_tag(self, name: str, attributes: dict[str, str], bare: set[str]) -> bool:
-        """In Markdown, only what is known, and has an end, a value, or needs neither."""
+        """In Markdown: a known tag that has an end or an attribute value, or needs neither."""
         if self._whole:
             return True
         if name not in _KNOWN_TAGS or (
@@ -239,7 +240,7 @@ class ContentReader(HtmlReader):
         return False
 
     def is_closing_tag(self, name: str) -> bool:
-        """In Markdown, the end of something that has begun, or of a part of the page."""
+        """In Markdown: the end of an open element, or of a tag that separates words."""
         if self._whole or name in SEPARATING_TAGS:
             return True
         if self._begun[name] > 0:
@@ -249,16 +250,16 @@ class ContentReader(HtmlReader):
         return False
 
     def hides(self, name: str, html: str, start: int) -> bool:
-        """Whether a script or style has an end, and does not read like prose up to there."""
+        """Whether the text after the tag reads like a script or style, not like prose."""
         if self._whole or not _PROSE.match(html, start):
             return True
         self._begun[name] -= 1
         return False
 
-    # --- what is shown ---------------------------------------------------------------------------
+    # --- visible content -------------------------------------------------------------------------
 
     def on_break(self, name: str) -> None:
-        """Take the beginning or end of an element that parts words."""
+        """Take the beginning or end of an element that separates words."""
         self._take(" ")
 
     def on_text(self, text: str) -> None:
@@ -303,7 +304,7 @@ class ContentReader(HtmlReader):
                 self.show([attributes["poster"]], attributes.get("title", ""))
 
     def on_closing_tag(self, name: str) -> None:
-        """Take a closing tag; for ``<br/>`` after the opening one."""
+        """Take a closing tag; ``<br/>`` counts as an opening and a closing tag."""
         if name in _VOID:
             return
         if self._open[name]:
@@ -322,7 +323,7 @@ class ContentReader(HtmlReader):
         )
 
     def show(self, targets: list[str], caption: str, *, by_name: str = "") -> None:
-        """Take an image; the image that it is a link to is the larger one."""
+        """Take an image; if it links to another image, that is the larger version."""
         linked = self._links[-1] if self._links else ""
         if linked and names_image(linked):
             targets = [linked, *targets]
@@ -362,15 +363,15 @@ class ContentReader(HtmlReader):
                 shown = range(figure.first, len(self.images))
                 for number in shown:
                     image = self.images[number]
-                    # Of several images with one caption, each keeps what is said of it alone.
+                    # If several images share a figure's caption, an image keeps its own caption.
                     if figure.caption and (len(shown) == 1 or not image.caption):
                         self.images[number] = replace(image, caption=figure.caption)
-                if figure.caption and not shown:  # of a table, or of code
+                if figure.caption and not shown:  # a table or code
                     self._take(f" {figure.caption} ")
 
 
 def _candidates(attributes: dict[str, str]) -> list[tuple[float, str]]:
-    """The files that may be an image, each with its width or density; 0 where that is not said."""
+    """The files that an image may mean, each with its width or density; 0 if neither is given."""
     found: list[tuple[float, str]] = []
     for name in _SETS:
         words = attributes.get(name, "")[:_LONGEST_SET].split()
@@ -378,7 +379,7 @@ def _candidates(attributes: dict[str, str]) -> list[tuple[float, str]]:
         while words:
             url, size = words.pop(), 1.0
             if not url.endswith(","):
-                while words:  # how large it is, up to a comma
+                while words:  # its size, up to a comma
                     said, comma, after = words.pop().partition(",")
                     if known := _SIZE.fullmatch(said):
                         size = float(known[1])
@@ -390,8 +391,8 @@ def _candidates(attributes: dict[str, str]) -> list[tuple[float, str]]:
                 found.append((size, url.strip(",")))
     found.sort(key=lambda each: -each[0])
     plain = [attributes[name] for name in (*_SOURCES, "src") if attributes.get(name)]
-    bound = attributes.get(":src") or attributes.get("v-bind:src", "")  # as Vue has it
+    bound = attributes.get(":src") or attributes.get("v-bind:src", "")  # Vue's attribute
     plain += _QUOTED.findall(bound[:1_000])
-    if len(plain) + len(found) > 1:  # what stands there until the image is loaded
+    if len(plain) + len(found) > 1:  # a data URL is a placeholder until the image is loaded
         plain = [target for target in plain if not target.startswith("data:")] or plain
     return [*found, *((0.0, target) for target in plain)]

@@ -33,15 +33,15 @@ from llama_index_gap.readers.splitting import chosen_splitter, default_splitter
 from llama_index_gap.readers.tables import names_files, read_objects, read_table
 
 _TABLE_FILES = ("docs.jsonl", "docs.csv", "docs.tsv")
-_IMAGE_FOLDER_TABLES = ("metadata.jsonl", "metadata.csv")  # with a file_name, as data sets have it
+_IMAGE_FOLDER_TABLES = ("metadata.jsonl", "metadata.csv")  # with a file_name, as in data sets
 
 
 _MOST_KEPT = 10_000
-"""So many nodes, at most, stay in memory where a corpus was read only to say what is in it."""
+"""The most nodes that stay in memory when a corpus is read only to describe it."""
 
 
 class NotReadError(CorpusError, TypeError):
-    """What only a reading can tell was asked before one."""
+    """The answer is known only after the corpus was read, and it was not read yet."""
 
 
 @dataclass(frozen=True)
@@ -49,10 +49,10 @@ class ReadDocument:
     """A document of a corpus as it was read.
 
     Attributes:
-        id: of the document.
-        place: the file, and in a table the line, that it stands in; empty if that is not known.
-        nodes: its nodes; none where nothing of it could be read.
-        skipped: what of it was left out, with its reason.
+        id: its id.
+        place: its file, and in a table its line; empty if unknown.
+        nodes: its nodes; empty if nothing of it could be read.
+        skipped: its parts that were left out, with the reasons.
     """
 
     id: str
@@ -63,7 +63,7 @@ class ReadDocument:
 
 @dataclass
 class _Reading:
-    """What one reading of a corpus has found, but for the nodes."""
+    """The findings of one reading of a corpus, without the nodes."""
 
     skipped: list[Skipped] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -96,26 +96,26 @@ class _Fields:
 
 
 class Corpus:
-    """What ``read_corpus`` reads, and what it leaves out.
+    """The documents that ``read_corpus`` reads, and a record of what it leaves out.
 
-    Iterating over it reads it, node by node, and keeps nothing; iterating again reads again.
-    ``nodes`` reads it into memory, once: from then on, these nodes are the corpus. What is skipped
-    is known once a reading has come to its end: ``skipped``, ``notes`` and ``summary()`` read the
-    corpus through where none has. ``len`` counts the nodes then; before, it is an error, so that
-    ``list(corpus)`` reads only once.
+    Iterating reads the corpus node by node and keeps nothing; iterating again reads it again.
+    ``nodes`` reads it into memory once; from then on, these nodes are the corpus. Only a complete
+    reading tells what is skipped: ``skipped``, ``notes`` and ``summary()`` read the whole corpus
+    if nothing has yet. After a complete reading, ``len`` counts the nodes; before, it is an error,
+    so that ``list(corpus)`` reads only once.
 
     Args:
         nodes: text nodes and image nodes, document by document.
         skipped: everything that was left out, with its reason.
-        root: folder that all images lie in; None if that is not known.
-        path: file or folder that was read, as the user named it; None if no path was.
-        places: the file, and in a table the line, that each document stands in, by its id; those
-            of which nothing could be read too.
-        notes: how the corpus was read, where that is not plain from what it is: what became of
-            the columns of tables, and which have types.
+        root: folder that holds all images; None if unknown.
+        path: file or folder that was read, as the user named it; None if there is none.
+        places: for each document id, its file, and in a table its line; documents that could not
+            be read are included.
+        notes: how the corpus was read, where that is not obvious: the roles and types of a
+            table's columns.
     """
 
-    # So that dataclasses.replace(corpus, nodes=…) makes another one.
+    # This lets dataclasses.replace(corpus, nodes=…) make another corpus.
     __dataclass_fields__ = _Fields.__dataclass_fields__
 
     def __init__(  # noqa: PLR0917
@@ -155,7 +155,7 @@ class Corpus:
             yield from document.nodes
 
     def documents(self) -> Iterator[ReadDocument]:
-        """Read the corpus document by document, those of which nothing could be read too."""
+        """Read the corpus document by document, including documents without a readable part."""
         if self._nodes is not None:
             skipped: dict[str, list[Skipped]] = {}
             for skip in self._last.skipped if self._last is not None else self._given[0]:
@@ -175,7 +175,7 @@ class Corpus:
             return begun
         if self._reads is None:
             raise CorpusError(
-                "the corpus was read from an iterator, which gives its documents once; ask for "
+                "the corpus was read from an iterator, which gives its documents only once; read "
                 "corpus.nodes first, which keeps them, or pass a list"
             )
         reads = self._reads
@@ -186,7 +186,7 @@ class Corpus:
         return reading, reads(reading)
 
     def _read_to_first(self, name: str) -> None:
-        """Read to the first document that has a node, so that what is wrong is known early."""
+        """Read up to the first document that has a node, so that errors come early."""
         reading, documents = self._begin()
         first: list[ReadDocument] = []
         for document in documents:
@@ -199,7 +199,7 @@ class Corpus:
         raise CorpusError(f"{name}: no document could be read ({why or 'it holds none'})")
 
     def _read_through(self, most: float = _MOST_KEPT) -> _Reading:
-        """What a reading finds; the nodes stay in memory if they are no more than so many."""
+        """Read the whole corpus; keep the nodes in memory if there are at most ``most`` of them."""
         nodes: list[BaseNode] | None = []
         places: dict[str, str] = {}
         most = math.inf if self._once else most
@@ -220,18 +220,18 @@ class Corpus:
             return self._last or self._read_through()
         known = self._last or _Reading(*self._given, self._places)
         found = _Reading(known.skipped, known.notes, known.troubled, len(self.document_ids))
-        found.count(self._nodes)  # somebody may have added to them
+        found.count(self._nodes)  # the caller may have changed them
         return found
 
-    # --- what was read ---------------------------------------------------------------------------
+    # --- results of reading ----------------------------------------------------------------------
 
     def __len__(self) -> int:
         if self._nodes is not None:
             return len(self._nodes)
         if self._last is None:
             raise NotReadError(
-                "nobody knows how many nodes a corpus has before it was read; iterate over it, or "
-                "ask for len(corpus.nodes), which reads all of them into memory"
+                "the number of nodes is unknown until the corpus is read; iterate over it, or "
+                "call len(corpus.nodes), which reads all of them into memory"
             )
         return self._last.passages + self._last.images
 
@@ -248,7 +248,7 @@ class Corpus:
 
     @property
     def nodes(self) -> list[BaseNode]:
-        """Text nodes and image nodes, document by document; all of them, in memory from then on."""
+        """Text nodes and image nodes, document by document; reads all of them into memory."""
         if self._nodes is None:
             self._read_through(math.inf)
         assert self._nodes is not None
@@ -261,12 +261,12 @@ class Corpus:
 
     @property
     def notes(self) -> list[str]:
-        """How the corpus was read, where that is not plain from what it is."""
+        """How the corpus was read, where that is not obvious."""
         return self._found.notes
 
     @property
     def places(self) -> Mapping[str, str]:
-        """The file, and in a table the line, that each document stands in, by its id."""
+        """For each document id, its file, and in a table its line."""
         if self._nodes is not None:
             return self._places
         found: dict[str, str] = {}
@@ -276,26 +276,26 @@ class Corpus:
 
     @property
     def troubled(self) -> Mapping[str, str]:
-        """Those of ``places`` where something was left out, or nothing could be read."""
+        """The ``places`` of documents that are incomplete or could not be read."""
         return self._found.troubled
 
     @property
     def text_nodes(self) -> list[BaseNode]:
-        """The passages of the documents' texts, as ``nodes``."""
+        """The text nodes, read into memory as by ``nodes``: passages of the documents."""
         return [node for node in self.nodes if not isinstance(node, ImageNode)]
 
     @property
     def image_nodes(self) -> list[ImageNode]:
-        """The images, as ``nodes``; a caption is the node's text."""
+        """The image nodes, read into memory as by ``nodes``; a caption is the node's text."""
         return [node for node in self.nodes if isinstance(node, ImageNode)]
 
     @property
     def document_ids(self) -> list[str]:
-        """The documents' ids in the order they were read, as ``nodes``."""
+        """The documents' ids, in the order of ``nodes``, which are read into memory."""
         return list(dict.fromkeys(str(node.ref_doc_id) for node in self.nodes))
 
     def summary(self) -> str:
-        """The counts, how it was read, and each reason for skipping with how often it came."""
+        """Counts, notes on how the corpus was read, and each reason for skipping with its count."""
         found = self._found
         lines = [
             f"{found.documents:,} documents: {found.passages:,} passages, "
@@ -326,50 +326,51 @@ def read_corpus(
 ) -> Corpus:
     """Read documents with their images.
 
-    Formats, told apart by what ``path`` is:
+    ``path`` decides the format:
 
-    - a ``.jsonl`` file: an object a line, with ``id``, ``title``, ``text``, ``images`` (a list of
+    - a ``.jsonl`` file: an object per line, with ``id``, ``title``, ``text``, ``images`` (a list of
       ``{"path": …, "caption" or "alt": …}``, or of paths), or a single ``image`` with its
       ``caption`` or ``alt`` beside it; every other key is metadata;
-    - a ``.csv`` or ``.tsv`` file with the same names as columns, or with those that shops and data
-      sets have (docs/catalogues.md); a ``.json`` file with a list of such objects;
+    - a ``.csv`` or ``.tsv`` file with these names as columns, or with column names that are usual
+      in shops and data sets (docs/catalogues.md); a ``.json`` file with a list of such objects;
     - a folder that holds ``docs.jsonl``, ``docs.csv`` or ``docs.tsv``, or ``metadata.jsonl`` or
       ``metadata.csv`` with a ``file_name``;
-    - a folder of pages in Markdown, MDX, HTML or plain text, or a part of a site of the usual
-      generators, or one such page: front matter is metadata, alt texts are captions;
+    - a folder of pages in Markdown, MDX, HTML or plain text, a part of a site of a usual
+      generator, or one such page: front matter is metadata, alt texts are captions;
     - a ``.pdf`` file, or PDF files beside pages (extra ``pdf``): each page's text in reading order,
       figures with their captions, scanned pages as images;
-    - a folder of images, each a document; ``name.txt`` beside ``name.jpg`` is its caption.
+    - a folder of images, each a document; ``name.txt`` is the caption of ``name.jpg``.
 
     Node ids are made from the document's id and the place in it, so they are the same at every
-    reading. Documents without an id are named after their file and line. The title is part of what
-    is embedded; other metadata is not. Image files are checked, not decoded.
+    reading. Documents without an id are named after their file and line. The title is embedded
+    with the text; other metadata is not. Image files are checked, not decoded.
 
-    Documents are read as the corpus is consumed, the first one now: see ``Corpus``.
+    This call reads only up to the first readable document. The others are read as the corpus is
+    consumed: see ``Corpus``.
 
     Args:
         path: a file or a folder.
         root: folder that images must lie in, and that links to texts may lead to; by default the
-            folder of the corpus. Pages of a part of a site may also show what the whole site
-            publishes from its own folders for images (``../static`` of Hugo's ``content``).
+            folder of the corpus. If the corpus is a part of a site, its pages may also show images
+            from the folders that the whole site publishes (Hugo's ``static`` beside ``content``).
         splitter: cuts long texts; by default LlamaIndex's ``SentenceSplitter`` with chunks of 512
-            tokens that overlap by 64. An index cuts what is longer than its model reads once more.
-        chunk_size: the most tokens of a chunk, as LlamaIndex counts them; in place of ``splitter``.
-        text_field: of a table, the column or columns of the text; by default found by their names.
-        image_field: likewise of the images.
-        id_field: likewise of the id; values of several columns are joined by ``/``.
+            tokens that overlap by 64. An index cuts chunks again that are too long for its model.
+        chunk_size: the most tokens of a chunk, as LlamaIndex counts them; instead of ``splitter``.
+        text_field: the text column or columns of a table; by default found by their names.
+        image_field: likewise, the image columns.
+        id_field: likewise, the id columns; values of several columns are joined by ``/``.
         max_pixels: skip images with more pixels than this.
-        drafts: read pages that are not published, too (``draft: true``, ``_drafts``).
-        strict: raise at the first document or image that would be skipped, now: all of it is read
-            once before. Drafts, templates and what stands around the article of a page are counted,
-            and stop nothing.
-        pages: of PDF files, make every page an image, too, as late interaction reads them.
-        passwords: are tried in turn on encrypted PDF files.
+        drafts: also read unpublished pages (``draft: true``, ``_drafts``).
+        strict: read the whole corpus now, and raise at the first document or image that would be
+            skipped. Drafts, templates, and the parts of a page around its article are counted but
+            do not raise.
+        pages: also make an image of every PDF page, for late interaction.
+        passwords: passwords to try in turn on encrypted PDF files.
         show_progress: show a progress bar.
 
     Raises:
-        CorpusError: no such path, a format that is not read, no document in it at all, a column
-            that is named and not there, or, with ``strict=True``, anything to skip.
+        CorpusError: the path does not exist, its format is not read, it holds no document, a named
+            column does not exist, or, with ``strict=True``, something would be skipped.
     """
     named = NamedFields.of(text_field, image_field, id_field)
     path = _without_dots(path)
@@ -407,21 +408,21 @@ def corpus_from_records(
     strict: bool = False,
     show_progress: bool = False,
 ) -> Corpus:
-    """Make nodes of documents that some other program has read.
+    """Make nodes from documents that another program has read.
 
     Args:
-        records: the documents, with the keys that a line of ``docs.jsonl`` has (``read_corpus``),
-            from any iterable; an iterator gives them once.
+        records: the documents, with the keys of a ``docs.jsonl`` line (see ``read_corpus``); any
+            iterable. An iterator can be read only once.
         folder: where relative paths of images start; images must lie in it.
-        text_field: as for ``read_corpus``, like all that follow.
-        image_field: likewise.
-        id_field: likewise.
+        text_field: as for ``read_corpus``.
+        image_field: as for ``read_corpus``.
+        id_field: as for ``read_corpus``.
         max_pixels: as for ``read_corpus``.
         strict: as for ``read_corpus``.
         show_progress: as for ``read_corpus``.
 
     Raises:
-        CorpusError: as ``read_corpus``.
+        CorpusError: as for ``read_corpus``.
     """
     folder = Path(folder).expanduser()
     named = NamedFields.of(text_field, image_field, id_field)
@@ -454,7 +455,7 @@ def _refused_unless_records(records: Iterable[Mapping[str, Any]]) -> Iterable[Ma
 def _documents(
     records: Records, maker: NodeMaker, reading: _Reading, strict: bool, show_progress: bool
 ) -> Iterator[ReadDocument]:
-    """The documents of records, one by one; the reading is told of all else."""
+    """The documents of the records, one by one; everything else is noted in the reading."""
     for record in Progress(records, "Reading documents", disable=not show_progress):
         if isinstance(record, Note):
             reading.notes.append(record.text)
@@ -474,7 +475,7 @@ def _documents(
 
 
 def _documents_of(nodes: Iterable[BaseNode]) -> Reads:
-    """What reads nodes that somebody else has made."""
+    """A function that reads the nodes that the caller has made."""
 
     def reads(reading: _Reading) -> Iterator[ReadDocument]:
         before = None
@@ -489,7 +490,7 @@ def _documents_of(nodes: Iterable[BaseNode]) -> Reads:
 
 
 def _without_dots(path: str | Path) -> Path:
-    """A path as it was named, but for "..", which may lead elsewhere than the text says."""
+    """A path as it was named, resolved if it has "..", which may not lead where it seems to."""
     path = Path(path).expanduser()
     return path.resolve() if ".." in path.parts else path
 
@@ -511,7 +512,7 @@ def _records(
 ) -> Records:
     if path.suffix.lower() == PDF_SUFFIX and path.is_file():
         return iter([pdfs.read(path, path.name)])
-    if path.is_file():  # as the user names it, it may be a link to anywhere
+    if path.is_file():  # the user named it, so it may link anywhere
         if path.suffix.lower() in PAGE_SUFFIXES:
             return read_page(path, root, site=site, drafts=drafts)
         return read_table(path, named=named)
@@ -529,7 +530,7 @@ def _records(
         return read_table(tables[0], text_root, named)
     if named:
         raise CorpusError(
-            f"{path}: text_field, image_field and id_field name columns of a table, and this is a "
+            f"{path}: text_field, image_field and id_field name columns of a table, but this is a "
             "folder of pages or images"
         )
     return read_folder(path, text_root, pdfs=pdfs, site=site, drafts=drafts)

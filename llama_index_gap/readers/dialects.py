@@ -38,13 +38,13 @@ _SEPARATOR_LINE = re.compile(r"\ufeff?sep=([,;|\t])\r?\n", re.I)
 
 @dataclass(frozen=True)
 class Dialect:
-    """How the rows of a file are told apart, and the cells of a row.
+    """How a file separates its rows, and a row its cells.
 
     Attributes:
-        encoding: as Python names it.
-        separator: what stands between cells.
-        quotes: ``""`` where quotes in quotes are doubled, a backslash where one stands before
-            them, None where quotes are characters as any.
+        encoding: Python's name for it.
+        separator: the character between cells.
+        quotes: how a quote inside quotes is written: ``""`` if doubled, a backslash if escaped;
+            None if quotes are ordinary characters.
         skipped_lines: lines before the first row.
     """
 
@@ -58,11 +58,11 @@ class Dialect:
 
         Args:
             file: the file; read from its start, and left open.
-            longest: most characters of a row.
+            longest: the most characters in a row.
 
         Raises:
-            csv.Error: the quotes of a row are broken, or it is too long.
-            UnicodeDecodeError: a character is no character of the encoding.
+            csv.Error: a row has broken quotes or is too long.
+            UnicodeDecodeError: some bytes are invalid in the encoding.
         """
         file.seek(0)
         text = TextIOWrapper(file, encoding=self.encoding, newline="")
@@ -88,7 +88,7 @@ class Dialect:
 
     def in_words(self) -> str:
         """Encoding and separator, for the summary."""
-        quotes = {None: "; quotes are taken as characters", "\\": "; quotes follow backslashes"}
+        quotes = {None: "; quotes are ordinary characters", "\\": "; backslashes escape quotes"}
         name = _NAMES[self.encoding]
         if self.encoding == "cp1252":
             name += " (if letters are wrong, save it as UTF-8)"
@@ -96,7 +96,7 @@ class Dialect:
 
 
 class _Lines:
-    """The lines of a text for ``csv``, which would take a row of any size."""
+    """The lines of a text for ``csv``, which has no limit on the size of a row."""
 
     def __init__(self, text: TextIOWrapper, longest: int) -> None:
         self._text, self._longest, self.size = text, longest, 0
@@ -115,16 +115,16 @@ class _Lines:
 
 
 def find_encoding(file: IO[bytes]) -> str:
-    """The encoding of a text, by the mark at its start, its NULs, or all its bytes.
+    """Find the encoding of a text by the mark at its start, its NULs, or all its bytes.
 
-    UTF-8 is what is read as such. A text that is not, and has no other character of UTF-8's beyond
-    ASCII, is taken as Windows-1252, of which Latin-1 is a part.
+    A text that decodes as UTF-8 is UTF-8. Any other text is taken as Windows-1252, which includes
+    Latin-1, if hardly any of its characters beyond ASCII are valid UTF-8.
 
     Args:
-        file: left at another place.
+        file: the file; its position changes.
 
     Raises:
-        InvalidValueError: neither; says where it stops being UTF-8.
+        InvalidValueError: it is neither; the message names the first byte that is not UTF-8.
     """
     file.seek(0)
     head = file.read(_LOOK)
@@ -144,7 +144,7 @@ def find_encoding(file: IO[bytes]) -> str:
     block = b"."
     while block:
         block = file.read(_BLOCK)
-        kept = len(strict.getstate()[0])  # of a character that the block before began
+        kept = len(strict.getstate()[0])  # bytes of a character that began in the block before
         try:
             _ = strict.decode(block, final=not block) if not wrong else ""
         except UnicodeDecodeError as error:
@@ -165,12 +165,12 @@ def find_encoding(file: IO[bytes]) -> str:
 
 
 def find_dialects(file: IO[bytes], encoding: str, usual: str) -> Iterator[Dialect]:
-    """The ways in which a file may be written, the likeliest first; a later one where it is not.
+    """The dialects that a file may be written in, the likeliest first.
 
     Args:
-        file: left at another place.
-        encoding: of it.
-        usual: the separator that its suffix names.
+        file: the file; its position changes.
+        encoding: its encoding.
+        usual: the separator that its suffix suggests.
     """
     file.seek(0)
     decoder = codecs.getincrementaldecoder(encoding)("replace")
@@ -182,12 +182,12 @@ def find_dialects(file: IO[bytes], encoding: str, usual: str) -> Iterator[Dialec
     yield Dialect(encoding, separator, "", skipped)
     if '\\"' in text:
         yield Dialect(encoding, separator, "\\", skipped)
-    if separator in "\t|":  # where files without any quoting are usual
+    if separator in "\t|":  # files with these often have no quoting
         yield Dialect(encoding, separator, None, skipped)
 
 
 def _separator(text: str, usual: str) -> str:
-    """The separator that makes rows of one length, and as many cells as it can."""
+    """The separator that gives rows of equal length, with the most cells."""
     best, most = usual, (0.0, 0)
     for separator in sorted(SEPARATORS, key=lambda each: each != usual):
         lengths: list[int] = []
@@ -196,12 +196,12 @@ def _separator(text: str, usual: str) -> str:
                 lengths += [len(row)] if row else []
                 if len(lengths) == _ROWS:
                     break
-        except csv.Error:  # a cell over the limit
+        except csv.Error:  # a cell is over the limit
             pass
         if not lengths or lengths[0] < 2:
             continue
         if len(lengths) > 2 and len(text) == _LOOK and len(lengths) < _ROWS:
-            lengths.pop()  # cut in the middle
+            lengths.pop()  # the last row is cut off
         alike = sum(length == lengths[0] for length in lengths) / len(lengths)
         if (round(alike, 1), lengths[0]) > most:
             best, most = separator, (round(alike, 1), lengths[0])

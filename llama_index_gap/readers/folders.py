@@ -1,4 +1,4 @@
-"""Documents in folders: pages with the images that they show, or images alone."""
+"""Reads documents from folders: pages with the images that they show, or images alone."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ _WAYS_OUT = {
     ".svg": "is SVG, a drawing without pixels; convert it to PNG",
     **dict.fromkeys(
         (".docx", ".doc", ".odt", ".rtf"),
-        f"is a text of an office program, which is not read; {_OFFICE}",
+        f"is an office document, which is not read; {_OFFICE}",
     ),
     **dict.fromkeys((".pptx", ".ppt", ".odp"), f"is a presentation, which is not read; {_OFFICE}"),
     **dict.fromkeys(
@@ -54,7 +54,7 @@ _WAYS_OUT = {
     ),
     **dict.fromkeys(
         (".rst", ".adoc", ".asciidoc", ".org", ".textile", ".tex", ".ipynb"),
-        "is a markup that is not read; convert it to Markdown (pandoc), or pass its HTML",
+        "is in a markup that is not read; convert it to Markdown (pandoc), or pass its HTML",
     ),
     **dict.fromkeys(
         (".epub", ".mobi", ".chm", ".mhtml", ".mht"),
@@ -63,7 +63,7 @@ _WAYS_OUT = {
     **dict.fromkeys((".zip", ".tar", ".gz", ".7z", ".rar", ".tgz"), "is an archive; unpack it"),
     **dict.fromkeys(
         (".csv", ".tsv", ".jsonl"),
-        "is a table; a folder of pages is read without it, so pass it by itself",
+        "is a table, which is not read in a folder of pages; pass it on its own",
     ),
     **dict.fromkeys(
         (".mp4", ".webm", ".mov", ".mp3", ".wav", ".ogg", ".m4a", ".avi"),
@@ -104,15 +104,12 @@ _WAYS_OUT = {
             ".cfg",
             ".ini",
         ),
-        "is a part of a site's workings, and holds no page",
+        "belongs to a site's code or settings, and holds no page",
     ),
 }
 _OF_DRAFT = "only a draft shows this image; drafts=True (--drafts) reads it"
 _BY_RULE = frozenset([_WAYS_OUT[".css"], _OF_DRAFT])
-_UNSHOWN = (
-    "no page shows this image; a folder with pages is read as pages, so pass the images' own "
-    "folder to read them alone"
-)
+_UNSHOWN = "no page shows this image; pass the folder of the images to read them without pages"
 
 
 def read_folder(
@@ -126,11 +123,11 @@ def read_folder(
     """The documents of a folder.
 
     Args:
-        folder: what is read; links to folders may lead to the root, too.
+        folder: the folder to read; links in it may also lead to folders below the root.
         root: folder that images, texts and links must lie in.
         pdfs: reads PDF files.
-        site: the site that the folder is part of, where it lies above.
-        drafts: whether pages that are not published are read as well.
+        site: the site that the folder is part of, if the site's root lies above the folder.
+        drafts: whether to read unpublished pages too.
     """
     files, left_out = _walked(folder, root)
     suffixes = {file.suffix.lower() for file in files}
@@ -154,12 +151,12 @@ def read_folder(
 
 
 def read_page(file: Path, root: Path, *, site: Site | None = None, drafts: bool = False) -> Records:
-    """The document of one page."""
+    """The document of a single page."""
     return _Pages(file.parent, root, [file], site, drafts=drafts).records()
 
 
 def _walked(folder: Path, root: Path) -> tuple[list[Path], list[Skipped]]:
-    """The files of a folder, and the folders that are not read."""
+    """The files of a folder, and its subfolders that are not read."""
     files: list[Path] = []
     left_out: list[Skipped] = []
     walked: set[Path] = set()
@@ -178,7 +175,7 @@ def _walked(folder: Path, root: Path) -> tuple[list[Path], list[Skipped]]:
             left_out.append(Skipped(name, reason))
             folders.clear()
             continue
-        if place in walked:  # a link that leads back
+        if place in walked:  # a link led back here
             folders.clear()
             continue
         walked.add(place)
@@ -199,20 +196,20 @@ def _walked(folder: Path, root: Path) -> tuple[list[Path], list[Skipped]]:
 
 
 def _no_pages(folder: Path, site: Site, beside: Sequence[str]) -> str:
-    """Why a folder is not walked; empty if it is."""
+    """Why a folder is skipped; empty if it is read."""
     if folder.name in _PACKAGES:
-        return "holds packages of programs, no pages"
+        return "holds software packages, no pages"
     if folder.is_relative_to(site.folder.absolute()):
         inside = folder.relative_to(site.folder.absolute()).as_posix()
         if inside in site.generator.templates:
-            return f"holds templates or what {site.generator.name} makes of the pages, no pages"
+            return f"holds templates or output of {site.generator.name}, no pages"
     if folder.name == "_sources" and "searchindex.js" in beside:
         return "holds copies of the pages' sources"
     return ""
 
 
 class _Pages:
-    """Reads the pages of a folder, and then says what of it no page shows."""
+    """Reads the pages of a folder, then reports the images and files that no page uses."""
 
     def __init__(
         self,
@@ -237,11 +234,11 @@ class _Pages:
         }
 
     def records(self) -> Records:
-        """Each page as a document, and all that is left out."""
+        """Each page as a document, and everything that is left out."""
         if self._site is not None:
             name = self._site.generator.name
             yield Note(
-                f"images may lie in the site that this is a part of: {self._site.folder} ({name})"
+                f"images may lie in the site that holds this folder: {self._site.folder} ({name})"
             )
         pages = [file for file in self._files if self._is_page(file)]
         alone = self._captions_of_images(pages)
@@ -270,7 +267,7 @@ class _Pages:
         return file.suffix.lower() in PAGE_SUFFIXES and file.name.lower() not in _NEVER_PAGES
 
     def _captions_of_images(self, pages: Sequence[Path]) -> set[Path]:
-        """Texts beside images of the same name."""
+        """Text files named like an image beside them."""
         images = {file for file in self._files if file.suffix.lower() in IMAGE_SUFFIXES}
         stems = {file.with_suffix("") for file in images}
         return {
@@ -320,7 +317,7 @@ class _Pages:
         )
 
     def _others(self, pages: Sequence[Path], read: set[Path]) -> Iterator[Record | Skipped | Note]:
-        """What is no page, and whether a page shows it."""
+        """Report the files that are not pages, unless a page shows them."""
         rest = [file for file in self._files if file not in read]
         unshown = [
             file
@@ -332,8 +329,8 @@ class _Pages:
                 file for file in rest if file in set(unshown) or file.suffix.lower() == ".txt"
             ]
             yield Note(
-                f"{len(unshown):,} images that no page shows are documents of their own: the pages "
-                "beside them only say something of the folder"
+                f"{len(unshown):,} images that no page shows are separate documents: the pages "
+                "beside them only describe the folder"
             )
             yield from _read_images(self._folder, beside, self._root)
             rest = [file for file in rest if file not in set(beside)]
@@ -354,10 +351,10 @@ class _Pages:
             yield Skipped(name, reason, by_rule=reason in _BY_RULE)
 
     def _are_photos(self, pages: Sequence[Path], unshown: Sequence[Path]) -> bool:
-        """Whether the images are documents of their own, and the pages only say something of them.
+        """Whether the images are separate documents, and the pages only describe them.
 
-        So it is where no page shows any of them, and they are no fewer than the pages, or where
-        the pages are those that lie beside anything: README, LICENSE and their like.
+        This holds if no page shows any image and there are at least as many images as pages, or if
+        all pages are files such as README and LICENSE and most images are not shown.
         """
         if self._references.site_of(self._folder).generator.name or not unshown:
             return False
@@ -368,21 +365,25 @@ class _Pages:
 
 def _record_of(page: Page, name: str, site: Site) -> Record:
     fields = {known_field(key): value for key, value in page.metadata.items()}
-    problems = [f"looks like an image, but is no Markdown; {unread}" for unread in page.unread]
+    problems = [
+        f"looks like an image but is not valid Markdown; {unread}" for unread in page.unread
+    ]
     problems += page.problems
     if "text" in fields:
-        problems.append("its front matter says text; the page's own is taken")
+        problems.append("its front matter has a field text; the page's own text is used")
         del fields["text"]
-    if isinstance(fields.get("title"), bool | int | float):  # as YAML reads "title: 2024"
+    if isinstance(fields.get("title"), bool | int | float):  # YAML reads "title: 2024" as a number
         fields["title"] = str(fields["title"])
     identifier = fields.get("id")
     if site.generator.name == "Docusaurus" and isinstance(identifier, str):
-        fields["id"] = f"{name.rpartition('/')[0]}/{identifier}".lstrip("/")  # one for each folder
+        fields["id"] = f"{name.rpartition('/')[0]}/{identifier}".lstrip(
+            "/"
+        )  # ids repeat across folders
     record = record_from_fields({"id": name, **fields}, name)
     return replace(
         record,
         title=record.title or page.heading,
-        # Where the heading becomes the title, it need not stand in the text too.
+        # If the heading becomes the title, the text does not repeat it.
         text=page.text if record.title else page.text.removeprefix(page.heading).lstrip(),
         images=[*record.images, *page.images],
         problems=[*record.problems, *problems],
@@ -391,7 +392,7 @@ def _record_of(page: Page, name: str, site: Site) -> Record:
 
 
 def _once(images: Sequence[ImageReference]) -> list[ImageReference]:
-    """Without the images that a page names for others, where it shows them itself."""
+    """Drop the optional images, such as those for search engines, that a page shows anyway."""
     shown = {(image.folder, image.path) for image in images if not image.optional}
     return [i for i in images if not (i.optional and (i.folder, i.path) in shown)]
 
@@ -399,7 +400,7 @@ def _once(images: Sequence[ImageReference]) -> list[ImageReference]:
 def _resolved(path: Path) -> Path:
     try:
         return path.resolve()
-    except (OSError, RuntimeError, ValueError):  # a loop of links, a NUL: reported later
+    except (OSError, RuntimeError, ValueError):  # a loop of links, or a NUL: reported later
         return path
 
 
@@ -414,7 +415,7 @@ def _read_images(folder: Path, files: Sequence[Path], root: Path) -> Records:
         if suffix not in IMAGE_SUFFIXES:
             yield Skipped(name, _WAYS_OUT.get(suffix, "is not an image by its suffix"))
             continue
-        # name.jpg.txt for one image, name.txt for all of that name
+        # name.jpg.txt belongs to one image, name.txt to all images of that name
         beside = [file.with_name(file.name + ".txt"), file.with_suffix(".txt")]
         caption = ""
         for caption_file in [each for each in beside if each in captions][:1]:

@@ -1,4 +1,4 @@
-"""Front matter of pages: plain values, the images that it names, and whether it says draft."""
+"""Front matter of pages: its plain values, its images, and whether it marks a draft."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _FENCED = re.compile(
     r"[ \t]*\n(?P<body>.*?)^(?(toml)\+\+\+|(?(json);;;|(?:---|\.\.\.)))[ \t]*(?:\n|\Z)",
     re.DOTALL | re.MULTILINE,
 )
-# What begins so is meant as front matter, though no line ends it; prose after a rule is not.
+# A page that begins like this has front matter that is not closed; prose after a rule has none.
 _UNCLOSED = re.compile(
     r"\A(?P<fence>---(?=[ \t]*(?:yaml|toml|json)?[ \t]*$)|\+\+\+(?=[ \t]*$)|;;;(?=[ \t]*$))[^\n]*\n"
     r"(?:[ \t]*\n|#[^\n]*\n)*+(?:[a-z_][\w-]*[ \t]*[:=](?:[ \t]|$)|\{[ \t]*(?:\n|\"))",
@@ -33,7 +33,7 @@ _UNCLOSED = re.compile(
 _UNCLOSED_JSON = re.compile(r'\A\{[ \t]*\n\s*"[^"\n]*"\s*:')
 _BARE_JSON = re.compile(r'\A\{\s*[}"]')
 _TAB_AFTER_KEY = re.compile(r"^([ ]*(?:-[ ]+)*[^\s:#'\"][^:\n\t]*:)[ ]*\t[ \t]*", re.MULTILINE)
-_LONGEST_FRONT_MATTER = 65_536  # an index takes no more metadata
+_LONGEST_FRONT_MATTER = 65_536  # an index accepts no more metadata
 _TOO_LARGE = 10**100
 _LONG_TOML_KEY = re.compile(r"""(?<![\w"'-])(?:[\w"'-]++[ \t]*+\.[ \t]*+){50}""")
 _TOML_PLACE = re.compile(r" \(at (?:line (?P<line>\d+), column (?P<column>\d+)|end of document)\)$")
@@ -43,9 +43,9 @@ IMAGE_SUFFIXES = frozenset(
     [".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".jp2", ".png", ".tif", ".tiff", ".webp"]
 )
 """Suffixes of the image files that are read."""
-_DRAWN = frozenset([".svg", ".heic", ".heif"])  # images as well, reported where they are opened
+_DRAWN = frozenset([".svg", ".heic", ".heif"])  # also images: opening reports them as not read
 
-# Names that themes of Hugo, Jekyll, Docusaurus, Eleventy and Astro have for a page's own images.
+# Names for a page's own images in themes of Hugo, Jekyll, Docusaurus, Eleventy and Astro.
 _IMAGE_KEYS = words(
     "image images cover coverimage featuredimage featureimage featured feature thumbnail "
     "thumb thumbnailimage hero heroimage banner bannerimage teaser overlayimage ogimage "
@@ -59,13 +59,13 @@ _CAPTION_BESIDE = ("caption", "cap", "alt", "description")
 
 
 def split_front_matter(source: str) -> tuple[dict[str, Any], str]:
-    """Part a page into its front matter, in YAML, TOML or JSON, and the rest.
+    """Split a page into its front matter (YAML, TOML or JSON) and its body.
 
     Returns:
         Names and values (texts, numbers, booleans, lists and mappings of these); the page's body.
 
     Raises:
-        InvalidValueError: it cannot be read, or holds what is no plain value.
+        InvalidValueError: the front matter cannot be read, or holds a value that is not plain.
     """
     found = _FENCED.match(source)
     if found is None:
@@ -87,14 +87,14 @@ def split_front_matter(source: str) -> tuple[dict[str, Any], str]:
         raise InvalidValueError(TOO_DEEP)
     try:
         fields = _parsed(body, language)
-    # ValueError: TOML, and in YAML a date such as 2024-02-31. The others: PyYAML, of a value that
-    # is not what its tag says (!!bool x), or of a number beyond all (1:1:1:….5).
+    # TOML, and YAML for a date such as 2024-02-31, raise ValueError. PyYAML raises the others for a
+    # value that does not match its tag (!!bool x), and for a huge number (1:1:1:….5).
     except _UNREADABLE as error:
         raise InvalidValueError(
-            f"its front matter is not {language} that is read; {_cause(error, body)}"
+            f"its front matter cannot be read as {language}; {_cause(error, body)}"
         ) from error
     if isinstance(fields, str):
-        return {}, source  # no front matter, but prose between two rules
+        return {}, source  # prose between two rules, not front matter
     if not isinstance(fields, dict | None):
         raise InvalidValueError(
             f"its front matter, from line 2, is a {type(fields).__name__}, not a mapping of names "
@@ -104,7 +104,7 @@ def split_front_matter(source: str) -> tuple[dict[str, Any], str]:
 
 
 def is_draft(metadata: Mapping[str, Any]) -> str:
-    """What of the front matter says that the page is not published; empty if nothing does."""
+    """The field that says that the page is not published; empty if there is none."""
     for name, value in metadata.items():
         plain, said = name.strip().casefold(), str(value).strip().casefold()
         if (plain == "draft" and said in {"true", "yes"}) or (
@@ -115,11 +115,11 @@ def is_draft(metadata: Mapping[str, Any]) -> str:
 
 
 def take_images(metadata: dict[str, Any]) -> tuple[dict[str, Any], list[ImageReference]]:
-    """Part the front matter into what is metadata, and the images that it names.
+    """Split the front matter into metadata and images.
 
-    Names of images are those that themes of the usual generators have (``image``, ``cover``,
-    ``featured_image``, ``header``, ``resources``, …). Elsewhere, a list of mappings that name
-    image files is a gallery.
+    Images are named in fields that themes of the usual generators use (``image``, ``cover``,
+    ``featured_image``, ``header``, ``resources``, …). In any other field, a list of mappings that
+    name image files is a gallery.
     """
     rest = dict(metadata)
     found: dict[str, ImageReference] = {}
@@ -131,7 +131,7 @@ def take_images(metadata: dict[str, Any]) -> tuple[dict[str, Any], list[ImageRef
         always = plain in {"image", "images"} and not isinstance(value, Mapping)
         images = list(_named(value, always=always, known=known))
         if not images or (
-            # A list of which a part is no image is checked, and reported, with the other fields.
+            # A list with items that are not images is checked and reported with the other fields.
             always and isinstance(value, list) and len(images) < len(value)
         ):
             continue
@@ -145,7 +145,7 @@ def take_images(metadata: dict[str, Any]) -> tuple[dict[str, Any], list[ImageRef
 
 
 def names_image(target: str) -> bool:
-    """Whether a path or URL names an image by its suffix."""
+    """Whether a path or URL has the suffix of an image."""
     return suffix_of(target) in IMAGE_SUFFIXES | _DRAWN
 
 
@@ -153,7 +153,7 @@ def suffix_of(target: str) -> str:
     """The suffix of the file that a path or URL names, in lower case; empty if it has none."""
     try:
         path = urlsplit(target.strip()).path
-    except ValueError:  # an unclosed "[" of an IPv6 address
+    except ValueError:  # an IPv6 address with an unclosed "["
         return ""
     name = path.rpartition("/")[2]
     dot = name.rfind(".")
@@ -169,7 +169,7 @@ def _bare_json(source: str) -> tuple[dict[str, Any], str]:
     except (ValueError, RecursionError) as error:
         if _UNCLOSED_JSON.match(source) and isinstance(error, json.JSONDecodeError):
             raise InvalidValueError(
-                "its front matter is not JSON that is read; "
+                "its front matter cannot be read as JSON; "
                 f"line {error.lineno}, column {error.colno}: {error.msg}"
             ) from error
         return {}, source  # prose, or a program
@@ -186,7 +186,7 @@ def _parsed(body: str, language: str) -> Any:
         case "JSON":
             return json.loads(body)
         case "JS" | "JAVASCRIPT":
-            raise InvalidValueError("a program, and nothing of a corpus is run; write YAML")
+            raise InvalidValueError("it is a program, and nothing in a corpus is run; write YAML")
     try:
         return yaml.load(body, _PlainLoader)  # noqa: S506 (a SafeLoader, and stricter)
     except yaml.YAMLError:
@@ -197,7 +197,7 @@ def _parsed(body: str, language: str) -> Any:
 
 
 def _cause(error: BaseException, body: str) -> str:
-    """What is wrong, and in which line of the page, whose first is a fence."""
+    """The error, with its line in the page; line 1 is the fence."""
     if isinstance(error, RecursionError):
         return TOO_DEEP
     if isinstance(error, json.JSONDecodeError):
@@ -205,7 +205,7 @@ def _cause(error: BaseException, body: str) -> str:
     mark = getattr(error, "problem_mark", None)
     problem = getattr(error, "problem", None)
     if mark is not None and problem:
-        hint = "; indent and part with blanks, not tabs" if "\\t" in problem else ""
+        hint = "; indent and separate with spaces, not tabs" if "\\t" in problem else ""
         begun = getattr(error, "context_mark", None)
         if begun is not None and begun.line != mark.line:
             hint += f" ({error.context}, from line {begun.line + 2} on)"  # type: ignore[attr-defined]
@@ -219,11 +219,11 @@ def _cause(error: BaseException, body: str) -> str:
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """YAML without aliases: a few nested ones unfold into gigabytes."""
+    """YAML without aliases: a few nested ones expand to gigabytes."""
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
-            parser: Any = self  # its stubs leave this out
+            parser: Any = self  # missing in the type stubs
             where = parser.peek_event().start_mark
             raise ConstructorError(None, None, "aliases (*name) are not read", where)
         return super().compose_node(parent, index)
@@ -234,12 +234,12 @@ class _PlainLoader(yaml.SafeLoader):
         except _NOT_OF_ITS_KIND as error:
             kind = node.tag.rpartition(":")[2]
             why = f" ({error})" if isinstance(error, ValueError) else ""
-            problem = f"{excerpt(str(node.value), 40)} is no {kind}{why}"
+            problem = f"{excerpt(str(node.value), 40)} is not a valid {kind}{why}"
             raise ConstructorError(None, None, problem, node.start_mark) from error
 
 
 def _all_plain(fields: Mapping[Any, Any], source: str, first_line: int = 2) -> dict[str, Any]:
-    """Each field as JSON can say it; the error names the line of one that is not so."""
+    """Each field as a plain value; an error names the field's line."""
     plain: dict[str, Any] = {}
     for name, value in fields.items():
         try:
@@ -252,7 +252,7 @@ def _all_plain(fields: Mapping[Any, Any], source: str, first_line: int = 2) -> d
 
 
 def _plain(name: str, value: Any) -> Any:
-    """Dates as ISO text; lists and mappings in depth; whatever JSON cannot say is an error."""
+    """A value that JSON can hold, dates as ISO text; any other value is an error."""
     match value:
         case date() | time():
             return value.isoformat()
@@ -261,9 +261,11 @@ def _plain(name: str, value: Any) -> Any:
         case dict():
             return {str(key): _plain(name, item) for key, item in value.items()}
         case float() if not math.isfinite(value):
-            raise InvalidValueError(f"its front matter says {name}: {value}, which is no number")
+            raise InvalidValueError(f"its front matter has {name}: {value}, which is not a number")
         case int() if abs(value) >= _TOO_LARGE:
-            raise InvalidValueError(f"its front matter says {name}: a number of over 100 digits")
+            raise InvalidValueError(
+                f"its front matter has a number of more than 100 digits as {name}"
+            )
         case None | bool() | int() | float() | str():
             return value
     raise InvalidValueError(
@@ -281,13 +283,13 @@ def _is_gallery(value: Any) -> bool:
 
 
 def _path_of(image: Mapping[str, Any]) -> str:
-    """The image file that a mapping names; a gallery's ``url`` is the larger image, or a page."""
+    """The image file that a mapping names; a gallery's ``url`` may be a larger image or a page."""
     paths = [image[key] for key in _PATH_KEYS if isinstance(image.get(key), str)]
     return next((path for path in paths if names_image(path)), "")
 
 
 def _named(value: Any, *, always: bool, known: bool) -> Iterator[ImageReference]:
-    """The images that a value names; without ``always``, only those that look like image files."""
+    """The images that a value names; without ``always``, only names with an image suffix."""
     match value:
         case str() if value.strip() and (always or names_image(value)):
             yield ImageReference(value.strip())
@@ -304,7 +306,7 @@ def _named(value: Any, *, always: bool, known: bool) -> Iterator[ImageReference]
                 said = {**(inner if isinstance(inner, dict) else {}), **value}
                 captions = (said[key] for key in _CAPTION_KEYS if isinstance(said.get(key), str))
                 yield ImageReference(path, next((c.strip() for c in captions if c.strip()), ""))
-            if known:  # of header: {image, teaser}, each; one that is there already adds nothing
+            if known:  # header: {image, teaser} has several; a repeated image adds nothing
                 for name, item in value.items():
                     plain = re.sub(r"[\s_-]", "", name).casefold()
                     if item != path and plain in _IMAGE_KEYS:
@@ -312,7 +314,7 @@ def _named(value: Any, *, always: bool, known: bool) -> Iterator[ImageReference]
 
 
 def _caption_beside(name: str, fields: dict[str, Any], *, only: bool) -> str:
-    """Take the caption of one image that stands in a field of its own: ``image_alt``, ``alt``."""
+    """Take the caption of one image from a separate field: ``image_alt``, ``alt``."""
     stem = re.sub(r"[\s_-]", "", name).casefold()
     stem = stem.removesuffix("image") if stem != "image" else stem
     for kind in _CAPTION_BESIDE:
@@ -322,6 +324,6 @@ def _caption_beside(name: str, fields: dict[str, Any], *, only: bool) -> str:
                 only and plain == kind != "cap"
             ):
                 if plain == "description" or not isinstance(fields[key], str):
-                    continue  # the page's own
+                    continue  # the page's description
                 return str(fields.pop(key)).strip()
     return ""

@@ -1,4 +1,4 @@
-"""HTML taken apart in linear time, however broken it is."""
+"""Reads HTML in linear time, however broken it is."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _TAG_END = re.compile(r"[\s/]*+>")
 _CLOSING_NAME = re.compile(r"</\s*+([a-zA-Z][^\s/>]*+)")
 _ANGLE = re.compile(">")
 _DECLARATION = re.compile(r"<!doctype\b|<!\[", re.I)
-# How what a page does not show begins, and how it ends; the first that fits counts.
+# How parts that a page does not show begin and end; the first match counts.
 _UNSHOWN = {
     "<!--": re.compile(r"--\s*+>"),
     "<![CDATA[": re.compile(r"\]\s*+\]\s*+>"),
@@ -31,10 +31,10 @@ def words(text: str) -> frozenset[str]:
 
 
 class HtmlReader:
-    """Tells the tags and the texts of HTML; comments, scripts and styles are left out.
+    """Separates the tags of HTML from its texts; comments, scripts and styles are left out.
 
     Python's own parser reads the rest of a text again for each tag or comment that is not closed,
-    which takes minutes for some hundred kilobytes. Here, what is not closed is text.
+    which takes minutes for a few hundred kilobytes. Here, a tag that is not closed is text.
     """
 
     def __init__(self) -> None:
@@ -47,35 +47,35 @@ class HtmlReader:
         """Take an opening tag."""
 
     def on_closing_tag(self, name: str) -> None:
-        """Take a closing tag; for ``<br/>`` after the opening one."""
+        """Take a closing tag; ``<br/>`` counts as an opening and a closing tag."""
 
     def is_tag(self, name: str, attributes: dict[str, str], bare: set[str]) -> bool:
-        """Whether what is written as an opening tag is one, not text that looks like it.
+        """Whether an apparent opening tag is a tag rather than text.
 
         Args:
-            name: in lower case.
-            attributes: their values; empty where there is none.
-            bare: the names of those without a value.
+            name: its name, in lower case.
+            attributes: the attributes with their values; a value may be empty.
+            bare: the names of the attributes without a value.
         """
         return True
 
     def is_closing_tag(self, name: str) -> bool:
-        """Whether what is written as a closing tag is one, not text that looks like it."""
+        """Whether an apparent closing tag is a tag rather than text."""
         return True
 
     def hides(self, name: str, html: str, start: int) -> bool:
-        """Whether a script or style that begins at ``start`` hides what follows."""
+        """Whether a script or style that begins at ``start`` hides the following text."""
         return True
 
     def add_text(self, text: str) -> None:
-        """Take a text without HTML that stands between parts with it."""
+        """Take a text without HTML that lies between parts of HTML."""
         if text and not self.hiding:
             self.on_text(text)
 
     def feed(self, html: str) -> None:
-        """Take a part of the HTML. A script may go on in the next part, a tag does not."""
+        """Take a part of the HTML. A script may continue in the next part, a tag may not."""
         start = 0
-        absent: set[re.Pattern[str]] = set()  # ends that do not come again
+        absent: set[re.Pattern[str]] = set()  # ends that do not occur again
         while start < len(html):
             if self.hiding:
                 closed = _HIDING[self.hiding].search(html, start)
@@ -91,7 +91,7 @@ class HtmlReader:
                 start = self._unshown(html, start, absent)
 
     def _tag(self, html: str, start: int, name: re.Match[str]) -> int:
-        """Take an opening tag, or a text that only begins like one; say where it ends."""
+        """Take an opening tag, or a text that only begins like one; return where it ends."""
         attributes: dict[str, str] = {}
         bare: set[str] = set()
         end = name.end()
@@ -120,7 +120,7 @@ class HtmlReader:
         return closed.end()
 
     def _unshown(self, html: str, start: int, absent: set[re.Pattern[str]]) -> int:
-        """Take a closing tag or a comment, or a text that only begins like one."""
+        """Take a closing tag, a comment, or text that only begins like one; return its end."""
         for opening, closing in _UNSHOWN.items():
             if html.startswith(opening, start):
                 end = None if closing in absent else closing.search(html, start + 2)

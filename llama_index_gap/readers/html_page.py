@@ -1,4 +1,4 @@
-"""HTML files as pages: what an article says, without what stands around it."""
+"""Reads HTML files as pages: the article, without the parts around it."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ _DECLARED = re.compile(
     rb"""|^\s*<\?xml\s[^>]{0,100}?encoding\s*=\s*["']([\w.:-]{1,40})""",
     re.IGNORECASE,
 )
-_MOST_TAGS = 1_000_000  # an open element takes far more memory than its tag
+_MOST_TAGS = 1_000_000  # an open element takes far more memory than its tag's text
 _LONGEST_META = 4_000
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8"),
     (codecs.BOM_UTF16_LE, "utf-16-le"),
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
-# As browsers read them: many a page that says Latin-1 has the curly quotes of Windows.
+# As browsers do: many pages that claim Latin-1 have the curly quotes of Windows.
 _AS_WINDOWS = frozenset(["iso8859-1", "ascii", "iso8859-9"])
 _ENCODINGS = words(
     "utf-8 utf-16-le utf-16-be utf-16 cp1250 cp1251 cp1252 cp1253 cp1254 cp1255 cp1256 "
@@ -56,7 +56,7 @@ def decode_html(data: bytes) -> tuple[str, str]:
     """Decode an HTML file as browsers do.
 
     Returns:
-        The text, and what is wrong with its encoding; empty if nothing is.
+        The text, and a problem with its encoding; empty if there is none.
     """
     encoding = next((name for mark, name in _MARKS if data.startswith(mark)), "")
     declared = None if encoding else _DECLARED.search(data[:4096])
@@ -67,18 +67,18 @@ def decode_html(data: bytes) -> tuple[str, str]:
         except LookupError:
             encoding = ""
         encoding = "cp1252" if encoding in _AS_WINDOWS else encoding
-        if encoding.startswith("utf-16"):  # what said so was no UTF-16
+        if encoding.startswith("utf-16"):  # the declaration was readable, so it is not UTF-16
             encoding = "utf-8"
     problem = ""
     if said and encoding not in _ENCODINGS:
-        problem, encoding = f"says it is in {said[:40]!r}, which is not read; read as UTF-8", ""
+        problem, encoding = f"claims to be in {said[:40]!r}, which is not read; read as UTF-8", ""
     for tried in dict.fromkeys([encoding or "utf-8", "utf-8", "cp1252"]):
         try:
             text = data.decode(tried)
         except UnicodeDecodeError:
             continue
         if encoding and tried != encoding:
-            problem = f"is not {said or encoding} as it says; read as {tried}"
+            problem = f"is not {said or encoding} as it claims; read as {tried}"
         break
     else:
         text = data.decode(encoding or "utf-8", "replace")
@@ -87,10 +87,10 @@ def decode_html(data: bytes) -> tuple[str, str]:
 
 
 def parse_html(source: str) -> Page:
-    """Take an HTML page apart.
+    """Parse an HTML page.
 
-    Text and images are those of its ``<main>``, else of its ``<article>``, else of the whole page
-    without navigation, footers and asides. What it hides, scripts and styles are left out.
+    Text and images come from its ``<main>``, else from its ``<article>``, else from the whole page
+    without navigation, footers and asides. Hidden elements, scripts and styles are left out.
 
     Args:
         source: the page; as in Jekyll, it may begin with front matter.
@@ -104,7 +104,7 @@ def parse_html(source: str) -> Page:
         )
     metadata, body = split_front_matter(source)
     left_out: Counter[str] = Counter()
-    if body is not source:  # a generator fills it in
+    if body is not source:  # with front matter, it is a generator's source and may hold shortcodes
         filled = fill_in(body, {f"page.{key}": value for key, value in metadata.items()})
         body = re.sub(
             f"{filled.mark}(\\d+){filled.mark}",
@@ -126,14 +126,14 @@ def _as_html(images: tuple[ImageReference, ...]) -> str:
 
 
 class _HtmlPage(ContentReader):
-    """Texts by block, each with where it stands."""
+    """Reads the texts of a page block by block, and the region of each."""
 
     def __init__(self) -> None:
         super().__init__(whole=True)
-        self._blocks: list[tuple[str, str]] = []  # "main", "article" or "", and the text
-        self._places: list[str] = []  # of each image
+        self._blocks: list[tuple[str, str]] = []  # region ("main", "article" or "") and text
+        self._places: list[str] = []  # the region of each image
         self._around: list[ImageReference] = []  # images outside the article
-        self._roles: list[str] = []  # of each open element
+        self._roles: list[str] = []  # the region of each open element
         self._role = ""
         self._regions: Counter[str] = Counter()
         self._title: list[str] | None = None
@@ -146,14 +146,14 @@ class _HtmlPage(ContentReader):
     def page(
         self, metadata: dict[str, Any], named: list[ImageReference], left_out: Counter[str]
     ) -> Page:
-        """The page, once all is read."""
+        """The page, after everything was read."""
         unclosed = self.hiding or next((name for name, hides in self._stack if hides), "")
         self._end_block(name="")
         self.end_page()
         self._end_block(name="")
         problems = self._problems
         if unclosed:
-            problems.append(f"its <{unclosed}> does not end; what follows it is not read")
+            problems.append(f"its <{unclosed}> does not end; the text after it is not read")
         region = next(
             (r for r in ("main", "article") if any(where == r and t for where, t in self._blocks)),
             "",
@@ -202,7 +202,7 @@ class _HtmlPage(ContentReader):
         )
 
     def _mostly_outside(self, region: str) -> bool:
-        """Whether the articles are teasers, or quotations, on a page that says more."""
+        """Whether the articles are only teasers or quotations: most of the text is outside them."""
         inside = sum(len(text) for where, text in self._blocks if where == region)
         return inside * 2 < sum(len(text) for _, text in self._blocks)
 
@@ -211,16 +211,16 @@ class _HtmlPage(ContentReader):
         for path in (image.path, *image.others):
             try:
                 paths += [urljoin(self._base, path), path]
-            except ValueError:  # no URL
+            except ValueError:  # not a URL
                 paths.append(path)
         first, *others = dict.fromkeys(paths)
         return replace(image, path=first, others=tuple(others))
 
-    # --- the parts of a page ---------------------------------------------------------------------
+    # --- parts of a page -------------------------------------------------------------------------
 
     def on_tag(self, name: str, attributes: dict[str, str]) -> None:
         """Take an opening tag."""
-        if self._open["head"] and name not in _IN_HEAD:  # which ends, whether it says so or not
+        if self._open["head"] and name not in _IN_HEAD:  # any other tag ends the head
             while self._open["head"]:
                 self._pop()
         self._role = attributes.get("role", "").lower()
@@ -268,7 +268,7 @@ class _HtmlPage(ContentReader):
             self._meta.setdefault(name.partition(":")[2], content)
 
     def is_hidden(self, name: str, attributes: dict[str, str]) -> bool:
-        """Whether an element is not shown, or no part of the article."""
+        """Whether an element is hidden, or lies outside the article."""
         return (
             name in _AROUND
             or (name == "aside" and not self._region())

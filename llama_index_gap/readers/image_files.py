@@ -1,4 +1,4 @@
-"""Images for LlamaIndex's own ``SimpleDirectoryReader``, which takes them for texts otherwise."""
+"""Reads images for LlamaIndex's ``SimpleDirectoryReader``, which otherwise reads them as text."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SUFFIXES = (
 
 
 class ImageFileReader(BaseReader):
-    """Makes an image document of a file; it is checked, not decoded, and not copied.
+    """Makes an image document from a file, which is checked but neither decoded nor copied.
 
     Args:
         max_pixels: refuse images with more pixels than this.
@@ -33,12 +33,12 @@ class ImageFileReader(BaseReader):
         """Read one file.
 
         Args:
-            file: of an image, on this machine.
+            file: an image file on this machine.
             extra_info: its metadata.
 
         Raises:
-            ImageError: it is no image that is read. ``SimpleDirectoryReader`` then prints so and
-                leaves it out; with ``raise_on_error=True`` it stops.
+            ImageError: the file is not an image that can be read. ``SimpleDirectoryReader`` then
+                prints the error and skips the file; with ``raise_on_error=True`` it stops.
         """
         check_image(Path(file), max_pixels=self._max_pixels)
         path = str(Path(file).absolute())
@@ -46,7 +46,7 @@ class ImageFileReader(BaseReader):
 
     @classmethod
     def by_suffix(cls, max_pixels: int = MAX_PIXELS) -> dict[str, BaseReader]:
-        """A reader for each suffix of images, for ``SimpleDirectoryReader(file_extractor=…)``.
+        """A reader for each image suffix, for ``SimpleDirectoryReader(file_extractor=…)``.
 
         Args:
             max_pixels: refuse images with more pixels than this.

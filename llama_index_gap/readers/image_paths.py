@@ -1,4 +1,4 @@
-"""Where the image lies that a table names, as shops and other programs write paths."""
+"""Finds the images that a table names, however shops and other programs write the paths."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from unicodedata import normalize
 from urllib.parse import unquote
 
-# Where shops keep the images that their exports name from there on.
+# Folders of shops: the image paths in their exports start here.
 _MEDIA = ("media", "media/catalog/product", "pub/media", "pub/media/catalog/product")
 _BELOW_ROOT = ("", *_MEDIA, "catalog/product")
 _NO_PATH = re.compile(r"\x00|://|^//|^data:", re.I)
@@ -18,14 +18,14 @@ _MOST_FOLDERS, _MOST_HINTS = 200, 100
 
 
 class ImagePaths:
-    """Finds images by the paths of tables.
+    """Finds images by the paths in a table.
 
-    A path counts from the table's folder, then from the root. One that starts with ``/`` counts
-    from the root, if the user names one: from its own, or from what Magento calls its media.
+    A path is tried from the table's folder, then from the root. If the user names a root, a path
+    that starts with ``/`` starts at the root or at one of Magento's media folders below it.
 
     Args:
-        folder: of the table.
-        root: what images must lie in.
+        folder: the table's folder.
+        root: the folder that images must lie in.
     """
 
     def __init__(self, folder: Path, root: Path) -> None:
@@ -34,10 +34,11 @@ class ImagePaths:
         self._hints = 0
 
     def find(self, path: str) -> Path:
-        """The file that a path means; where there is none, the one that would be it.
+        """The file that a path means; if it does not exist, the most likely place for it.
 
         Args:
-            path: as it is written: with backslashes, percent signs, or another form of accents.
+            path: as written in the table, perhaps with backslashes, percent escapes, or accents in
+                another Unicode form.
         """
         written = self._folder / path
         if ".." in written.parts or (written.is_relative_to(self._root) and _is_file(written)):
@@ -59,10 +60,10 @@ class ImagePaths:
         return _BELOW_ROOT if self._root != self._folder else ("",)
 
     def hint(self, path: str) -> str:
-        """What to say of a path that leads nowhere: how to name the folder where it starts.
+        """A hint for a path that leads nowhere: which root would make it work.
 
         Args:
-            path: as it is written.
+            path: as written in the table.
         """
         if _NO_PATH.search(path) or ".." in Path(path).parts:
             return ""
@@ -77,7 +78,7 @@ class ImagePaths:
                         return f"; it lies below {folder}: pass root={place} (--root {place})"
         if path.startswith(("/", "\\")):
             return (
-                "; if such paths start at a folder of a shop's, such as media, pass that folder as "
+                "; if such paths start at a shop's folder, such as media, pass that folder as "
                 "root= (--root)"
             )
         return ""
@@ -94,7 +95,7 @@ class ImagePaths:
 
 
 def _forms(path: str) -> Iterator[str]:
-    """A path as it is written, and as other systems write it."""
+    """A path as written, and as other systems write it."""
     seen: set[str] = set()
     for slashes in (path, path.replace("\\", "/")):
         for form in (slashes, re.sub(r"[?#].*$", "", slashes), unquote(slashes)):
@@ -107,5 +108,5 @@ def _forms(path: str) -> Iterator[str]:
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
-    except (OSError, ValueError, RuntimeError):  # a name too long, a loop of links
+    except (OSError, ValueError, RuntimeError):  # a name that is too long, or a loop of links
         return False

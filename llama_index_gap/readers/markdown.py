@@ -1,4 +1,4 @@
-"""Markdown pages: front matter, plain text, and the images they show."""
+"""Reads Markdown pages: front matter, plain text, and images."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from llama_index_gap.readers.mdx import as_markdown, looks_like_mdx
 from llama_index_gap.readers.shortcodes import Filled, fill_in
 from llama_index_gap.text import excerpt
 
-# Both go on to where they could have ended, so that no part is looked at again and again.
-_WIKI = re.compile(r"!\[\[(?=[^\]|])(?P<inside>[^\]\n]*+)\]\]")  # as Obsidian writes
+# Both patterns consume the text up to their possible end, so that no part is scanned repeatedly.
+_WIKI = re.compile(r"!\[\[(?=[^\]|])(?P<inside>[^\]\n]*+)\]\]")  # Obsidian's syntax
 _LOOKS_LIKE_AN_IMAGE = re.compile(r"!\[[^\]]*+(?:\](?:\([^)]*+(?P<end>\))?)?)?")
 _WIDTH = re.compile(r"\d+(?:x\d+)?")
-# What the parser makes an object of, or several: they take far more memory than their text.
+# The parser makes one or more objects for each of these; they take far more memory than the text.
 _MARK = re.compile(r"[\n*_`\[\]<>&|\\!+-]|\d[.)][ \t]")
 _MOST_MARKS = 1_000_000
 _MOST_TOKENS = "most_tokens"
 _TOO_DEEP = "too_deep"
-_DEEPEST = 100  # a list takes two levels, a quotation one
+_DEEPEST = 100  # a list takes two levels, a blockquote one
 _LONGEST_EXCERPT = 200
 _CLOSING_NAMES = re.compile(r"</\s*+([a-zA-Z][\w-]*+)")
 _FOOTNOTE = re.compile(r"\[\^[^\]\n]+\]:")
-# How a block of HTML begins that only its own end closes, and that end.
+# The beginning and end of HTML blocks that a blank line does not close.
 _ENDLESS_HTML = (
     (re.compile(r"<(script|style|pre|textarea)(?=[\s>]|$)", re.I), ""),
     (re.compile(r"<!--"), "-->"),
@@ -48,17 +48,18 @@ _PROSE_AFTER = re.compile(r"<(?:script|style)>[ ,.;:!?)]+[^\n<>{}();=]*$", re.I)
 def parse_markdown(
     source: str, *, mdx: bool = False, variables: Mapping[str, Any] | None = None
 ) -> Page:
-    """Take a Markdown page apart.
+    """Parse a Markdown page.
 
     Args:
-        source: the page (CommonMark with tables, and images as Obsidian writes them), with or
-            without front matter in YAML, TOML or JSON. Shortcodes of Hugo, tags of Jekyll and
-            captions of WordPress are read where they show an image, and counted elsewhere.
-        mdx: whether it is MDX: imports and components are taken out.
-        variables: values that expressions of Liquid may name, such as ``site.img_path``.
+        source: the page (CommonMark with tables and Obsidian's image links), with or without front
+            matter in YAML, TOML or JSON. Shortcodes of Hugo, tags of Jekyll and captions of
+            WordPress are read if they show an image, and counted as left out otherwise.
+        mdx: whether it is MDX: imports and components are removed.
+        variables: values that Liquid expressions may name, such as ``site.img_path``.
 
     Raises:
-        InvalidValueError: the front matter cannot be read, or holds what is no plain value.
+        InvalidValueError: the page is too large, or its front matter cannot be read or holds a
+            value that is not plain.
     """
     metadata, body = split_front_matter(source.replace("\r\n", "\n"))
     marks = sum(1 for _ in _MARK.finditer(body))
@@ -77,10 +78,10 @@ def parse_markdown(
     parser.inline.ruler.at("html_inline", _html_inline)
     parser.inline.ruler.before("image", "wiki_image", _wiki_image)
     if is_mdx:
-        parser.disable("code")  # MDX indents what stands in components
+        parser.disable("code")  # MDX indents the content of components
     environment: dict[str, Any] = {_MOST_TOKENS: 8 * marks + 100_000}
-    parser.core.ruler.disable("inline")  # a whole page's at once takes much more memory
-    # The parser drops what is nested deeper; the rule above never lets it come to that.
+    parser.core.ruler.disable("inline")  # for a whole page, it takes much more memory
+    # The parser drops text beyond its maximum nesting; the rule too_deep steps in long before.
     nesting, parser.options["maxNesting"] = parser.options["maxNesting"], 10 * _DEEPEST
     tokens = parser.parse(filled.text, environment)
     parser.options["maxNesting"] = nesting
@@ -90,16 +91,16 @@ def parse_markdown(
     problems = []
     if environment.get(_TOO_DEEP):
         problems.append(
-            f"is nested deeper than {_DEEPEST} levels; what is deeper is read as plain text"
+            f"is nested deeper than {_DEEPEST} levels; deeper parts are read as plain text"
         )
     if filled.left_out:
         problems.append(f"shortcodes, tags and components are left out; {counted(filled.left_out)}")
     if reader.embeds:
-        problems.append(f"embeds of what is no image are left out; {counted(reader.embeds)}")
+        problems.append(f"embeds other than images are left out; {counted(reader.embeds)}")
     if reader.left_out:
         problems.append(f"embedded media are left out; {counted(reader.left_out)}")
     shown = {image.path.lstrip("./") for image in reader.images}
-    # What the front matter names without a caption, and the page shows, is one image.
+    # An image that the front matter names without a caption and the page shows is counted once.
     images = [i for i in images if i.caption or i.path.lstrip("./") not in shown] + reader.images
     return Page("\n\n".join(blocks), heading, images, metadata, unread, problems)
 
@@ -107,20 +108,20 @@ def parse_markdown(
 def _check_size(size: int, most: int) -> None:
     if size > most:
         raise InvalidValueError(
-            f"has too many line ends, marks of Markdown and table cells ({size:,}; at most "
+            f"has too many line ends, Markdown marks and table cells ({size:,}; at most "
             f"{most:,} are read); split it"
         )
 
 
 def _table(state: StateBlock, start: int, end: int, silent: bool) -> bool:
-    """The parser's own rule; a row of one "|" gets as many cells as the table has columns."""
+    """The parser's rule with a check: even a row of one "|" gets a cell for each column."""
     found = table(state, start, end, silent)
     _check_size(len(state.tokens), state.env[_MOST_TOKENS])
     return found
 
 
 def _html_inline(state: StateInline, silent: bool) -> bool:
-    """The parser's own rule, but for comments, whose ``<!-- --->`` it looks for again and again."""
+    """The parser's rule, except for comments, whose end it searches again and again."""
     start = state.pos
     if not state.src.startswith("<!--", start):
         return html_inline(state, silent)
@@ -134,7 +135,7 @@ def _html_inline(state: StateInline, silent: bool) -> bool:
 
 
 def _too_deep(state: StateBlock, start: int, end: int, silent: bool) -> bool:
-    """Read what is nested too deeply as text, where the parser would drop it."""
+    """Read deeply nested parts as text; the parser would drop them."""
     if silent or state.level < _DEEPEST:
         return False
     state.env[_TOO_DEEP] = True
@@ -148,14 +149,14 @@ def _too_deep(state: StateBlock, start: int, end: int, silent: bool) -> bool:
 
 
 def _reference(state: StateBlock, start: int, end: int, silent: bool) -> bool:
-    """The parser's own rule, but for footnotes: one of a single word reads like a link's target."""
+    """The parser's rule, except for footnotes: one of a single word looks like a link target."""
     if _FOOTNOTE.match(state.src, state.bMarks[start] + state.tShift[start]):
         return False
     return reference(state, start, end, silent)
 
 
 def _html_block(state: StateBlock, start: int, end: int, silent: bool) -> bool:
-    """The parser's own rule, but for what only looks like HTML that goes on to the page's end."""
+    """The parser's rule, except for text that only looks like HTML without an end."""
     begin, line_end = state.bMarks[start] + state.tShift[start], state.eMarks[start]
     if state.src.startswith("<", begin):
         line = state.src[begin:line_end]
@@ -185,7 +186,7 @@ def _wiki_image(state: StateInline, silent: bool) -> bool:
 
 
 class _PageReader(ContentReader):
-    """The blocks of a page, in Markdown, HTML or both."""
+    """Reads the blocks of a page in Markdown, HTML or both."""
 
     def __init__(self, parser: MarkdownIt, environment: dict[str, Any], filled: Filled) -> None:
         super().__init__(whole=False)
@@ -193,12 +194,12 @@ class _PageReader(ContentReader):
         self._parser, self._environment, self._filled = parser, environment, filled
         self._mark = re.compile(f"{filled.mark}(\\d+){filled.mark}")
         self._following = ""
-        self._last_ends: dict[str, int] = {}  # of scripts and styles; -1 where there is none
-        self._looks: list[str] = []  # the text as it stands, escapes and code left out
+        self._last_ends: dict[str, int] = {}  # of scripts and styles; -1 if there is none
+        self._looks: list[str] = []  # the source text without escapes and code
         self.ends_of_page = Counter(name.lower() for name in _CLOSING_NAMES.findall(filled.text))
 
     def blocks(self, tokens: Sequence[Token]) -> tuple[list[str], str, list[str]]:
-        """The texts of the blocks, the first heading, and what only looks like an image."""
+        """The texts of the blocks, the first heading, and texts that only look like images."""
         blocks: list[str] = []
         unread: list[str] = []
         heading = tag = ""
@@ -293,31 +294,31 @@ class _PageReader(ContentReader):
         )
 
     def _as_written(self, code: str) -> str:
-        """Code with the shortcodes that it is about."""
+        """Code with its original shortcodes."""
         return self._mark.sub(lambda found: self._filled.inserted[int(found[1])].original, code)
 
     def hides(self, name: str, html: str, start: int) -> bool:
-        """Whether a script or style has an end in this block, and does not read like prose."""
+        """Whether a script or style ends in this block, and does not read like prose."""
         last = self._last_ends.get(name, -1)
         if self._in_paragraph:
             return last >= 0 and super().hides(name, self._following, 0)
         return last >= start and super().hides(name, html, start)
 
     def on_text(self, text: str) -> None:
-        """Take a text; the marks in it stand for images."""
+        """Take a text; marks in it stand for images."""
         at = 0
         for found in self._mark.finditer(text):
             self._on_markdown(text[at : found.start()])
             at = found.end()
             inserted = self._filled.inserted[int(found[1])]
-            for image in inserted.images:  # a theme may have a folder of its own for them
+            for image in inserted.images:  # a theme may keep them in a separate folder
                 self.show([image.path, *image.others], image.caption, by_name="only")
             if inserted.captioned:
                 self._take_captioned(inserted.captioned)
         self._on_markdown(text[at:])
 
     def _on_markdown(self, text: str) -> None:
-        """Take a text; in a block of HTML, it may hold images in Markdown."""
+        """Take a text; in a block of HTML, it may hold Markdown images."""
         if self._in_paragraph or "![" not in text or self._hidden:
             super().on_text(text)
             return
@@ -333,7 +334,7 @@ class _PageReader(ContentReader):
                 super().on_text(child.content)
 
     def _take_captioned(self, content: str) -> None:
-        """Take images whose caption is the text beside them, as WordPress has it."""
+        """Take images with the text beside them as their caption, as in WordPress."""
         within = _PageReader(self._parser, self._environment, self._filled)
         (parsed,) = self._parser.parseInline(" ".join(content.split()), self._environment)
         children = parsed.children or []
@@ -347,7 +348,7 @@ class _PageReader(ContentReader):
 
 
 def _following(children: Sequence[Token], number: int) -> str:
-    """How the text after a script or style begins."""
+    """The beginning of the text after a script or style tag."""
     following = ""
     for child in children[number + 1 : number + 100]:
         following += "\n" if child.type == "softbreak" else child.content[:300]

@@ -1,4 +1,4 @@
-"""MDX made Markdown: imports and components are taken out, their images are kept."""
+"""Turns MDX into Markdown: imports and components are removed, their images are kept."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _PLAIN_HTML = re.compile(r"[a-z]")
 
 
 def looks_like_mdx(body: str) -> bool:
-    """Whether a page imports something outside its code, as only MDX does."""
+    """Whether a page has an import outside code, which only MDX has."""
     if not _IMPORT.search(body):
         return False
     is_code = code_tester(body)
@@ -41,10 +41,10 @@ def looks_like_mdx(body: str) -> bool:
 
 
 def as_markdown(body: str) -> Filled:
-    """Take JavaScript and components out of a page, in time as its length.
+    """Remove JavaScript and components from a page, in time linear in its length.
 
-    What stands between the tags of a component stays. Nothing is run: of an expression only the
-    file that it names is read.
+    The content between a component's tags stays. Nothing is run: only the file that an expression
+    names is kept.
     """
     filled = unfilled(body)
     files: dict[str, str] = {}
@@ -76,7 +76,7 @@ def as_markdown(body: str) -> Filled:
 
 
 def _braces(body: str, is_code: Callable[[int], bool]) -> dict[int, int]:
-    """Where each brace that is opened is closed."""
+    """For each opening brace, the place after its closing brace."""
     ends: dict[int, int] = {}
     opened: list[int] = []
     for brace in re.finditer(r"[{}]", body):
@@ -90,7 +90,7 @@ def _braces(body: str, is_code: Callable[[int], bool]) -> dict[int, int]:
 
 
 class _Reader:
-    """Says what stands for tags and expressions, and where they end."""
+    """Replaces tags and expressions, and finds their ends."""
 
     def __init__(
         self, body: str, files: Mapping[str, str], filled: Filled, ends: Mapping[int, int]
@@ -98,7 +98,7 @@ class _Reader:
         self._body, self._files, self._filled, self._ends = body, files, filled, ends
 
     def read(self, start: int, opening: str) -> tuple[str, int]:
-        """What stands for a tag or an expression, and its end; its start where it is text."""
+        """The replacement of a tag or an expression, and its end; its start if it is only text."""
         if opening in {"<>", "</>"}:
             return "", start + len(opening)
         if opening == "{":
@@ -143,7 +143,7 @@ class _Reader:
         close = _TAG_END.match(self._body, at)
         is_plain = _PLAIN_HTML.match(name) is not None
         if close is None or (is_plain and not has_braces):
-            return "", start  # text, or plain HTML, which Markdown reads
+            return "", start  # text, or plain HTML, which the Markdown reader handles
         end = close.end()
         paths = [file for file in files if names_image(file)]
         if paths and name != "a":

@@ -1,4 +1,4 @@
-"""A document as it stands in a corpus, whatever the format, and the nodes that it becomes."""
+"""A document of a corpus, whatever its format, and the nodes made from it."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ _CAPTION_KEYS = ("caption", "alt")
 _PATH_KEYS = ("path", "file_name", "filename", "src", "image", "file")
 _URL_KEYS = ("url", "image_url", "href", "link")
 OF_IMAGE = ", image "
-"""Stands between a document and its image in what says where something was left out."""
+"""Separates a document from its image in ``Skipped.source``."""
 _FIELDS = frozenset(["id", "title", "text", "image", "images", *_CAPTION_KEYS, "captions", "alts"])
 _MOST_IMAGES = 10_000
-_MAX_DEPTH = 50  # what copies metadata or writes it as JSON calls itself at each level
+_MAX_DEPTH = 50  # copying metadata or writing it as JSON recurses once per level
 TOO_DEEP = f"is nested too deeply; at most {_MAX_DEPTH} levels are read"
 
 
 class CorpusError(GapError, ValueError):
-    """A corpus that cannot be read, or, with ``strict=True``, not in full."""
+    """A corpus cannot be read, or, with ``strict=True``, cannot be read completely."""
 
 
 @dataclass(frozen=True)
@@ -46,11 +46,11 @@ class Skipped:
     """A document or an image that was left out.
 
     Attributes:
-        source: where it stands: a file, a file and line, or a document and the image in it.
+        source: where it is: a file, a file and line, or a document and the image in it.
         reason: why it was left out.
-        by_rule: it is decoration, or whoever made the corpus wants it left out; ``strict=True``
-            does not stop at it, and an index need not keep what it has of it.
-        on_purpose: it could be read and holds nothing; an index need not keep what it has of it.
+        by_rule: whether it is decoration, or its author wants it left out; ``strict=True`` does not
+            stop at it, and an index may delete its older version.
+        on_purpose: whether it was readable but empty; an index may delete its older version.
     """
 
     source: str
@@ -61,24 +61,24 @@ class Skipped:
 
 @dataclass(frozen=True)
 class Note:
-    """What a corpus' summary says of how it was read; nothing was left out for it."""
+    """A remark in the summary on how a corpus was read; it reports nothing left out."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class ImageReference:
-    """A reference to an image, as a document makes it."""
+    """A document's reference to an image."""
 
     path: str
     caption: str = ""
-    folder: Path | None = None  # where a relative path starts; None for the corpus' folder
-    others: tuple[str, ...] = field(default=(), compare=False)  # the same image, if path is absent
-    by_name: str = field(default="", compare=False)  # anywhere: "nearest" of its name, or "only"
-    optional: bool = field(default=False, compare=False)  # named for others, such as search engines
+    folder: Path | None = None  # where a relative path starts; None: the corpus' folder
+    others: tuple[str, ...] = field(default=(), compare=False)  # tried if path does not exist
+    by_name: str = field(default="", compare=False)  # search by name: "nearest" or "only"
+    optional: bool = field(default=False, compare=False)  # meant for search engines and the like
     problem: str = field(default="", compare=False)  # why it cannot be read
-    # Of an image that a reader made: the folder that it lies in instead of the corpus' root, what
-    # ids call it, and what is known of it alone.
+    # For an image that a reader made: its folder instead of the corpus' root, its name in node ids,
+    # and its metadata.
     made_in: Path | None = None
     name: str = ""
     metadata: dict[str, Any] = field(default_factory=dict)
@@ -86,7 +86,7 @@ class ImageReference:
 
 @dataclass(frozen=True)
 class TextPart:
-    """A part of a document's text that no passage crosses, such as a page."""
+    """A part of a document's text, such as a page; no passage crosses its bounds."""
 
     name: str
     text: str
@@ -95,7 +95,7 @@ class TextPart:
 
 @dataclass(frozen=True)
 class Record:
-    """A document as it stands in a corpus."""
+    """A document as the corpus holds it."""
 
     id: str
     source: str
@@ -104,22 +104,22 @@ class Record:
     images: list[ImageReference] = field(default_factory=list)
     metadata: dict[str, Any] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)  # parts that were left out while reading
-    parts: list[TextPart] = field(default_factory=list)  # besides the text
+    parts: list[TextPart] = field(default_factory=list)  # in place of the text
     decoration: list[str] = field(default_factory=list)  # left out by rule
-    version: str = ""  # differs wherever the document's file does
+    version: str = ""  # changes with the document's file
 
 
 Records: TypeAlias = Iterator[Record | Skipped | Note]
 
 
 def record_from_fields(fields: Mapping[str, Any], source: str) -> Record:
-    """Check a document's fields; an ``InvalidValueError`` says which one is wrong, and how."""
+    """Make a record of a document's fields; an ``InvalidValueError`` names the wrong one."""
     check_depth(fields)
     rest: dict[str, Any] = {}
     for name, value in fields.items():
         known = known_field(name)
         if known in rest:
-            raise InvalidValueError(f"says {known} twice, once as {name}")
+            raise InvalidValueError(f"has {known} twice, once as {name}")
         rest[known] = value
     identifier = rest.pop("id", None)
     if identifier is None:
@@ -139,7 +139,7 @@ def record_from_fields(fields: Mapping[str, Any], source: str) -> Record:
 
 
 def check_depth(fields: Mapping[str, Any]) -> None:
-    """Refuse fields that are nested too deeply."""
+    """Raise an ``InvalidValueError`` if fields are nested too deeply."""
     level: list[Any] = [fields]
     for _ in range(_MAX_DEPTH + 1):
         level = [
@@ -153,25 +153,25 @@ def check_depth(fields: Mapping[str, Any]) -> None:
 
 
 def known_field(name: str) -> str:
-    """The field that a name means: case and blanks around it do not matter."""
+    """The field that a name means; case and surrounding spaces do not matter."""
     plain = name.strip().casefold()
     return plain if plain in _FIELDS else name
 
 
 def shown(value: Any) -> str:
-    """A wrong value as messages quote it."""
+    """A wrong value, shortened for messages."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:80]}…"
 
 
 def _image_references(fields: dict[str, Any]) -> tuple[list[ImageReference], list[str]]:
-    """Take the images out of a document's fields, and say what is wrong with the others."""
+    """Take the images out of a document's fields; also return what is wrong with the others."""
     if fields.get("image") and fields.get("images"):
         raise InvalidValueError("has both image and images; keep one of them")
     image = fields.pop("image", None)
     images = fields.pop("images", None)
     if image:
-        # With a single image, its caption may stand beside it.
+        # The caption of a single image may be in a field beside it.
         beside = {key: fields.pop(key) for key in _CAPTION_KEYS if key in fields}
         own = image if isinstance(image, dict) else {"path": image}
         images = [{**beside, **{key: value for key, value in own.items() if value}}]
@@ -199,7 +199,7 @@ def _image_references(fields: dict[str, Any]) -> tuple[list[ImageReference], lis
 
 
 def _no_path(image: Mapping[str, Any]) -> str:
-    """What to do about an image without a path."""
+    """What to do about an image without a path, for the message."""
     if any(isinstance(image.get(key), str) for key in _URL_KEYS):
         return "; readers fetch no URL: download it, and name the file as path"
     names = f"name its file as {', '.join(_PATH_KEYS)}"
@@ -207,7 +207,7 @@ def _no_path(image: Mapping[str, Any]) -> str:
 
 
 class NodeMaker:
-    """Turns records into nodes; remembers which ids are taken.
+    """Turns records into nodes; remembers which ids are in use.
 
     Attributes:
         root: folder that images must lie in.
@@ -225,18 +225,18 @@ class NodeMaker:
         self._ids = TakenIds()
 
     def has(self, document_id: str) -> bool:
-        """Whether a document of this id was read."""
+        """Whether a document with this id was read."""
         return document_id in self._ids
 
     def nodes(self, record: Record) -> tuple[list[BaseNode], list[Skipped]]:
-        """The nodes of one document, and what of it was left out."""
+        """The nodes of one document, and its parts that were left out."""
         if record.id in self._ids:
-            return [], [Skipped(record.source, f"the id {record.id!r} is taken by an earlier one")]
+            return [], [Skipped(record.source, f"the id {record.id!r} is already taken")]
         try:
             texts = self._text_nodes(record)
         except ValueError as error:
             return [], [Skipped(record.source, str(error))]
-        except (RecursionError, TimeoutError) as error:  # NLTK stops regular expressions that hang
+        except (RecursionError, TimeoutError) as error:  # NLTK times out slow regular expressions
             reason = f"its text cannot be cut into passages ({type(error).__name__}: {error})"
             return [], [Skipped(record.source, reason)]
         images, skipped = self._image_nodes(record)
@@ -249,9 +249,9 @@ class NodeMaker:
             skipped = [Skipped(record.source, reason, on_purpose=True)]
         twice = [node.node_id for node in made if node.node_id in self._ids]
         if twice:
-            reason = f"its node id {min(twice)!r} is taken by an earlier document"
+            reason = f"its node id {min(twice)!r} is already taken"
             return [], [Skipped(record.source, reason)]
-        # The hash changes whenever the document does, so that a refresh can tell.
+        # The hash changes whenever the document does, so that a refresh notices.
         named = [(each.name or self._named(each.path), each.caption) for each in record.images]
         content: list[Any] = [record.title, record.text, named]
         if record.version:
@@ -268,7 +268,7 @@ class NodeMaker:
         return made, skipped
 
     def _named(self, path: str) -> str:
-        """A path as it is wherever the corpus' folder is moved to."""
+        """A path relative to the corpus, so that it survives moving the corpus' folder."""
         for folder in self._folders:
             if Path(path).is_absolute() and Path(path).is_relative_to(folder):
                 return Path(path).relative_to(folder).as_posix()
@@ -285,14 +285,14 @@ class NodeMaker:
         except UnicodeEncodeError as error:
             broken = written[error.start]
             raise InvalidValueError(
-                f"holds half a character ({broken!r}), which is not text"
+                f"holds half of a surrogate pair ({broken!r}), which is not text"
             ) from error
         if problem := next(filter(None, map(not_a_text, texts)), ""):
             raise InvalidValueError(problem)
         if size > MOST_METADATA_BYTES:
             raise InvalidValueError(
                 f"its id, title and metadata take {size:,} bytes in an index, which stores them "
-                f"with each node, some of them again for filters; shorten them to "
+                f"with each node and some of them twice, for filters; shorten them to "
                 f"{MOST_METADATA_BYTES:,}"
             )
         parts = record.parts
@@ -328,7 +328,7 @@ class NodeMaker:
                     raise ImageError(path, image.problem)
                 file = image.folder / path if image.folder else self._paths.find(path)
                 if "://" in path or path.startswith("//") or path.lower().startswith("data:"):
-                    raise ImageError(path, "is a URL; readers fetch nothing, download it first")
+                    raise ImageError(path, "is a URL; readers fetch nothing: download it first")
                 root = image.made_in or self.root
                 check_image(file, root=root, max_pixels=self._max_pixels)
             except ImageError as error:
@@ -339,7 +339,7 @@ class NodeMaker:
                 skipped.append(Skipped(source, error.reason + hint))
                 continue
             file = file.resolve()
-            # The name in ids is the same wherever the corpus' folder is moved to.
+            # The name in ids stays the same if the corpus' folder is moved.
             below = next((f for f in (self._folder, self.root) if file.is_relative_to(f)), None)
             name = image.name or (file.relative_to(below) if below else file).as_posix()
             seen[name] += 1
@@ -348,8 +348,8 @@ class NodeMaker:
             caption = image.caption
             if (size := len(caption.encode())) > MOST_TEXT_BYTES:
                 reason = (
-                    f"its caption has {size:,} bytes, and an index takes {MOST_TEXT_BYTES:,}; the "
-                    "image is read without it"
+                    f"its caption has {size:,} bytes, but an index accepts {MOST_TEXT_BYTES:,}; "
+                    "the image is read without it"
                 )
                 skipped.append(Skipped(f"{record.source}{OF_IMAGE}{path[:80]}", reason))
                 caption = ""

@@ -1,4 +1,4 @@
-"""Which file of a corpus a page's reference to an image means."""
+"""Finds the file that a page's reference to an image means."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ _LONGEST_PATH = 2_000
 
 
 class References:
-    """Says which file of a corpus a page's reference to an image means.
+    """Finds the file of a corpus that a page's reference to an image means.
 
     Args:
-        folder: the folder that a person named.
-        root: the folder that they allow images to lie in.
+        folder: the folder that the user named.
+        root: the folder that images must lie in.
         files: the files of the folder.
-        above: the site that the folder is part of.
+        above: the site that the folder is part of, if the site's root lies above it.
     """
 
     def __init__(self, folder: Path, root: Path, files: Iterable[Path], above: Site | None) -> None:
@@ -67,14 +67,14 @@ class References:
         return self._sites[folder]
 
     def resolve(self, image: ImageReference, page: Path) -> list[ImageReference]:
-        """A page's reference, completed: with the file that it means, or why there is none.
+        """Complete a page's reference with the file that it means, or with why there is none.
 
         Args:
-            image: a path as the page has it, from anywhere.
+            image: the reference, with the path as the page has it.
             page: the page's file.
 
         Returns:
-            One reference; several where the page names a pattern; none if it is optional.
+            One reference; several for a pattern; none if an optional image is missing.
         """
         if "*" in image.path and "://" not in image.path:
             return self._matching(image, page)
@@ -98,7 +98,7 @@ class References:
                 return [image]
             path = local
         problem = self._absent(path, page)
-        if self._above is not None and not problem:  # which the site's own root would let be opened
+        if self._above is not None and not problem:  # else the site's root would let it be opened
             problem = (
                 f"lies outside root={self._root}, and the site does not publish it; pass "
                 f"root={self._above.folder} to let images lie there"
@@ -106,7 +106,7 @@ class References:
         return [replace(image, path=path, folder=page.parent, problem=problem)]
 
     def files(self, image: ImageReference, page: Path) -> set[Path]:
-        """All the files that may be an image: of a thumbnail and the full image, both."""
+        """All files that a reference may mean: both a thumbnail and the full image."""
         targets = (image.path, *image.others)
         found = (self._found(target, page, by_name=image.by_name) for target in targets)
         return {file.resolve() for file in found if file is not None}
@@ -136,17 +136,17 @@ class References:
                 return ""
             return f"lies outside root={allowed}; pass root={most} to let images lie there"
         if site.generator.name:
-            where = f" or in the site {site.folder} ({site.generator.name})"
+            where = f" nor in the site {site.folder} ({site.generator.name})"
             return f"no such file; it is neither beside the page{where}"
         if path.startswith("/"):
             return (
                 "no such file; a path that begins with / starts at the site's root: pass that "
-                "folder, or root= with it"
+                "folder as the corpus or as root="
             )
         return "no such file"
 
     def _matching(self, image: ImageReference, page: Path) -> list[ImageReference]:
-        """The files that a pattern of a page bundle or a gallery means."""
+        """The files that match a pattern from a page bundle or a gallery."""
         pattern = image.path.removeprefix("./")
         bases = [page.parent]
         if pattern.startswith("/"):
@@ -180,7 +180,7 @@ class References:
         if found is None and "\0" not in target and "://" not in target:
             site = self.site_of(page.parent)
             by_name = "nearest" if site.generator.name == "Obsidian" else by_name
-            if _ALIASES.match(target):  # what it stands for is said in a program
+            if _ALIASES.match(target):  # only the site's code says what it stands for
                 target, by_name = _ALIASES.sub("", target), by_name or "only"
             found = self._named(unquote(target), page, by_name) if by_name else None
             if found is not None and not self._may_show(found, site):
@@ -191,7 +191,7 @@ class References:
         if "\0" in target or not target or len(target) > _LONGEST_PATH:
             return None
         site = self.site_of(page.parent)
-        plain = target.replace("\\", "/")  # as Windows writes paths
+        plain = target.replace("\\", "/")  # Windows' separators
         for path in self._paths(plain, page, site):
             found = self._existing(path)
             if found is not None and self._may_show(found, site):
@@ -199,7 +199,7 @@ class References:
         return None
 
     def _may_show(self, file: Path, site: Site) -> bool:
-        """Within what a person named, or published by the site that it is part of."""
+        """Whether a file lies in the folders that the user named, or the site publishes it."""
         resolved = file.resolve()
         allowed = (self._folder.resolve(), self._root.resolve())
         return any(resolved.is_relative_to(each) for each in allowed) or (
@@ -207,13 +207,13 @@ class References:
         )
 
     def _paths(self, target: str, page: Path, site: Site) -> Iterator[Path]:
-        """Where the file of a reference may lie, the likeliest first."""
+        """Where the file may be, the likeliest place first."""
         is_address = target.startswith("//") or "://" in target[:10]
         if is_address:
             host, path = host_of(target), unquote(path_of(target))
             if host and host in site.hosts:
                 yield from self._of_site(path, page, site)
-            elif _UPLOADS in path:  # as WordPress keeps them, and its exporters beside the pages
+            elif _UPLOADS in path:  # WordPress' uploads; its exporters put them beside the pages
                 yield from self._of_site(path[path.index(_UPLOADS) :], page, site)
                 yield from self._of_site(
                     path[path.index(_UPLOADS) + len(_UPLOADS) - 1 :], page, site
@@ -228,9 +228,9 @@ class References:
             yield page.parent / target.lstrip("/")
             return
         yield page.parent / target
-        yield page.parent / page.stem / target  # as Hexo and Jekyll's plug-ins keep a post's images
+        yield page.parent / page.stem / target  # a post's images, for Hexo and Jekyll plug-ins
         if page.stem not in {"index", "_index"} and target.startswith("../"):
-            yield page.parent / page.stem / target  # as the page's address has it
+            yield page.parent / page.stem / target  # relative to the page's address
             yield page.parent / target.removeprefix("../")
         plain = re.sub(r"^(?:\.{1,2}/)+", "", target)
         yield from self._of_site(f"/{plain}", page, site)
@@ -248,7 +248,7 @@ class References:
                 yield site.folder / each
             for folder in dict.fromkeys((self._root, self._folder)):
                 yield folder / each
-            # A site within the corpus of which nothing says where it begins.
+            # Nothing marks the root of a site inside the corpus: try every folder above the page.
             if not site.generator.name:
                 for parent in page.absolute().parents:
                     if not parent.is_relative_to(self._folder):
@@ -257,7 +257,7 @@ class References:
                     yield parent / "static" / each
 
     def _existing(self, path: Path) -> Path | None:
-        """A file, by its name or by one that differs in case or Unicode's form only."""
+        """An existing file with this path; case and the Unicode form of its name may differ."""
         path = Path(os.path.normpath(path.absolute()))
         tops = [self._folder, self._root, *([self._above.folder] if self._above else [])]
         top = next((each for each in tops if path.is_relative_to(each)), None)
@@ -276,7 +276,7 @@ class References:
                     return None
                 place /= name
             return place if place.is_file() else None
-        except (OSError, ValueError):  # a name that is too long, a loop of links
+        except (OSError, ValueError):  # a name that is too long, or a loop of links
             return None
 
     def _listed(self, folder: Path) -> dict[str, str]:
@@ -308,13 +308,13 @@ class References:
         return names
 
     def _named(self, target: str, page: Path, by_name: str) -> Path | None:
-        """A file anywhere whose path ends so.
+        """A file anywhere whose path ends with ``target``.
 
         Args:
             target: a name, or the end of a path.
             page: the page's file.
-            by_name: "nearest" to the top, as Obsidian finds it; the "only" one, or the only one
-                in a folder called like the page, as themes keep the images of shortcodes.
+            by_name: "nearest": the one nearest to the top, as in Obsidian; "only": the only one, or
+                the only one in a folder named after the page, as themes do for shortcodes.
         """
         parts = [
             _plain_name(part)
@@ -334,5 +334,5 @@ class References:
 
 
 def _plain_name(name: str) -> str:
-    """A name without what differs between file systems: Unicode's form, and case."""
+    """A name without the differences between file systems: Unicode form and case."""
     return unicodedata.normalize("NFC", name).casefold()

@@ -1,4 +1,4 @@
-"""One row of a table as a document."""
+"""Turns rows of a table into documents."""
 
 from __future__ import annotations
 
@@ -24,11 +24,12 @@ from llama_index_gap.readers.records import (
 
 
 class RowReader:
-    """Makes records of rows, and counts what it did to them.
+    """Makes records from rows, and counts its changes for the summary.
 
     Args:
-        columns: the part that each column plays.
-        types: of columns of metadata, as ``ColumnType.found`` says it; JSON has types of its own.
+        columns: the role of each column.
+        types: the types of the metadata columns, from ``ColumnType.found``; None for JSON, whose
+            values have types already.
     """
 
     def __init__(
@@ -48,7 +49,7 @@ class RowReader:
 
     @property
     def plain(self) -> bool:
-        """Whether all parts have the names of this package's own format, and JSON's types."""
+        """Whether the rows are JSON and all columns have the names of this package's format."""
         columns = self.columns
         parts = [
             (columns.id, {"id"}),
@@ -62,14 +63,14 @@ class RowReader:
         )
 
     def record(self, fields: Mapping[str, Any], source: str) -> Record:
-        """A document of a row.
+        """Make a document from a row.
 
         Args:
-            fields: its cells, those that are empty left out.
-            source: where it stands.
+            fields: its cells, without the empty ones.
+            source: its file and line.
 
         Raises:
-            InvalidValueError: says which field is wrong, and how.
+            InvalidValueError: a field is wrong; the message names it.
         """
         if self.plain:
             return record_from_fields(fields, source)
@@ -106,7 +107,7 @@ class RowReader:
         return (texts[0] if len(texts) == 1 else joined(texts)), images
 
     def _images(self, fields: Mapping[str, Any]) -> tuple[list[Any], list[str]]:
-        """The images of all columns; one that a column before has is the same, in another size."""
+        """The images of all columns; an image that an earlier column has too is read once."""
         found: list[Any] = []
         problems: list[str] = []
         paths: set[str] = set()
@@ -154,10 +155,10 @@ class RowReader:
     def documents(
         self, rows: Iterable[tuple[str, Mapping[str, Any]] | Skipped]
     ) -> Iterator[Record | Skipped]:
-        """The documents of rows; one that repeats the id of the row before may belong to it.
+        """Make documents from rows; a row that repeats the previous row's id may continue it.
 
         Args:
-            rows: each with where it stands.
+            rows: the rows, each with its file and line.
         """
         before: Record | None = None
         for row in rows:
@@ -181,7 +182,7 @@ class RowReader:
             yield self._numbered(before)
 
     def _with(self, before: Record, record: Record) -> Record:
-        """A document with the images of another row of it; its metadata is that of its first."""
+        """Add the images of another row to a document; the metadata of its first row stays."""
         self._merged += 1
         self._merged_images += len(record.images)
         for name, value in record.metadata.items():
@@ -194,7 +195,7 @@ class RowReader:
         )
 
     def _numbered(self, record: Record) -> Record:
-        """Where a guessed id comes again, it was none: ``A``, ``A~2``, ``A~3``."""
+        """Number the repetitions of a guessed id: ``A``, ``A~2``, ``A~3``."""
         if not self.columns.id_is_guessed:
             return record
         self._ids[record.id] += 1
@@ -204,10 +205,10 @@ class RowReader:
         return replace(record, id=f"{record.id}~{self._ids[record.id]}")
 
     def notes(self, name: str) -> Records:
-        """What the summary says of it.
+        """Notes for the summary.
 
         Args:
-            name: of the table.
+            name: the name of the table.
         """
         typed = [
             f"{listed([column])}: {said}"
@@ -223,7 +224,7 @@ class RowReader:
         said = [
             ("typed", "; ".join(typed)),
             ("not typed", "; ".join(untyped)),
-            ("renamed, as an index has such fields itself", listed(map(metadata_name, renamed))),
+            ("renamed, since an index reserves these names", listed(map(metadata_name, renamed))),
         ]
         if self._html:
             said.append(("HTML", "its tags are left out of texts"))
@@ -231,21 +232,21 @@ class RowReader:
             left_out = f"; their {listed(self._left_out)} left out" if self._left_out else ""
             said.append(
                 (
-                    "rows that repeat the id before",
-                    f"{self._merged:,}, of the same documents, with {self._merged_images:,} images"
-                    + left_out,
+                    "rows that repeat the previous id",
+                    f"{self._merged:,}, added to the same documents, "
+                    f"with {self._merged_images:,} images" + left_out,
                 )
             )
         if self._again:
             which = self.columns.id[0]
-            said.append((f"{which} again", f"{self._again:,} documents, named like A~2"))
+            said.append((f"{which} repeated", f"{self._again:,} documents, numbered like A~2"))
         if self._repeated:
             said.append(("images that two columns name", f"{self._repeated:,}, read once"))
         yield from (Note(f"{name}: {part}: {what}") for part, what in said if what)
 
 
 def _goes_on(before: Record, record: Record) -> bool:
-    """Whether a row with the same id is more of the document: it says nothing, or adds an image."""
+    """Whether a row with the same id continues a document: it has no text, or adds an image."""
     if not (record.title or record.text.strip()):
         return True
     known = {image.path for image in before.images}
@@ -257,7 +258,7 @@ def _goes_on(before: Record, record: Record) -> bool:
 
 
 def _text(value: Any, name: str) -> str:
-    """A text, or several; numbers are written out."""
+    """A text, several texts as lines, or a number as text."""
     if value is None:
         return ""
     if isinstance(value, str):

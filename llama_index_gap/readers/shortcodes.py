@@ -1,7 +1,7 @@
-"""What generators of sites fill in: shortcodes of Hugo, tags of Liquid, captions of WordPress.
+"""Reads what site generators expand: shortcodes of Hugo, tags of Liquid, captions of WordPress.
 
-Nothing is run. Those that show an image are read, paths in links are completed, and the others are
-left out and counted. Code stays as it stands.
+Nothing is run. Shortcodes that show an image are read, paths in links are completed, and the others
+are left out and counted. Code stays unchanged.
 """
 
 from __future__ import annotations
@@ -52,10 +52,10 @@ _NOT_COUNTED = words(
 
 @dataclass(frozen=True)
 class Inserted:
-    """What stands in the place of a shortcode.
+    """The replacement of a shortcode.
 
     Attributes:
-        original: as it stands in the page, for where it is code after all.
+        original: the shortcode as written in the page, used if it turns out to be in code.
         images: the images that it shows.
         captioned: Markdown or HTML with images, whose text is their caption.
     """
@@ -72,8 +72,8 @@ class Filled:
     Attributes:
         text: the body; a shortcode with images is ``mark``, a number, and ``mark``.
         mark: a character that the body did not have.
-        inserted: what the numbers stand for.
-        left_out: names of the shortcodes that were left out, and how often each came.
+        inserted: the replacements that the numbers stand for.
+        left_out: names of the shortcodes that were left out, with their counts.
     """
 
     text: str = ""
@@ -82,13 +82,13 @@ class Filled:
     left_out: Counter[str] = field(default_factory=Counter)
 
     def place(self, inserted: Inserted) -> str:
-        """The mark that stands for what a shortcode shows."""
+        """Store a replacement, and return the mark for it."""
         self.inserted.append(inserted)
         return f"{self.mark}{len(self.inserted) - 1}{self.mark}"
 
 
 def fill_in(body: str, variables: Mapping[str, Any]) -> Filled:
-    """Take the shortcodes out of a page's body, in time as its length.
+    """Remove the shortcodes from a page's body, in time linear in its length.
 
     Args:
         body: Markdown or HTML.
@@ -115,13 +115,13 @@ def fill_in(body: str, variables: Mapping[str, Any]) -> Filled:
 
 
 def unfilled(body: str) -> Filled:
-    """A body as it stands."""
+    """A body with nothing replaced."""
     mark = next((chr(c) for c in range(0xE000, 0xF8FF) if chr(c) not in body), "\ue000")
     return Filled(body, mark)
 
 
 def code_tester(body: str) -> Callable[[int], bool]:
-    """Make a function that says whether a place of Markdown lies in code."""
+    """Make a function that tells whether a position in Markdown lies in code."""
     places = code_places(body)
     starts = [start for start, _ in places]
 
@@ -133,7 +133,7 @@ def code_tester(body: str) -> Callable[[int], bool]:
 
 
 def code_places(body: str) -> list[tuple[int, int]]:
-    """Where the fenced code blocks and code spans of Markdown begin and end, in order."""
+    """The bounds of the fenced code blocks and code spans of Markdown, in order."""
     blocks: list[tuple[int, int]] = []
     opened: re.Match[str] | None = None
     for fence in _FENCE.finditer(body):
@@ -162,7 +162,7 @@ def code_places(body: str) -> list[tuple[int, int]]:
 
 def _code_spans(body: str, start: int, end: int) -> list[tuple[int, int]]:
     runs = [(run.start(), run.end()) for run in _TICKS.finditer(body, start, end)]
-    later: dict[int, list[int]] = defaultdict(list)  # of each length, from the last to the first
+    later: dict[int, list[int]] = defaultdict(list)  # by length, from the last to the first
     for number in range(len(runs) - 1, -1, -1):
         later[runs[number][1] - runs[number][0]].append(number)
     spans: list[tuple[int, int]] = []
@@ -180,14 +180,14 @@ def _code_spans(body: str, start: int, end: int) -> list[tuple[int, int]]:
 
 
 class _Closing:
-    """Finds endings, and looks only once for one that does not come again."""
+    """Finds endings; searches only once for an ending that does not occur again."""
 
     def __init__(self, body: str) -> None:
         self._body = body
-        self._next: dict[str, tuple[int, int]] = {}  # from where it was looked for, where it is
+        self._next: dict[str, tuple[int, int]] = {}  # where the search began, where the ending is
 
     def find(self, ending: str, start: int, most: int = _LONGEST) -> int:
-        """Where an ending begins, or -1; farther than ``most`` is not looked."""
+        """Where an ending begins; -1 if not within ``most`` characters."""
         since, found = self._next.get(ending, (len(self._body) + 1, 0))
         if not since <= start <= found:
             place = self._body.find(ending, start)
@@ -206,7 +206,7 @@ class _Reader:
         self._filled, self._closing = filled, closing
 
     def read(self, opening: re.Match[str]) -> tuple[str, int]:
-        """What stands in a shortcode's place, and where it ends; its start if it is none."""
+        """The replacement of a shortcode, and its end; its start if it is not a shortcode."""
         start, inner = opening.span()
         match opening[0]:
             case "{{<" | "{{%":
@@ -215,7 +215,7 @@ class _Reader:
                 ending = "*/" + opening[0][2].replace("<", ">") + "}}"
                 if (end := self._closing.find(ending, inner)) < 0:
                     return "", start
-                # As the page shows it: a shortcode that is written of, not used.
+                # The page shows this shortcode as text; it does not use it.
                 shown = f"{opening[0][:3]}{self._body[inner:end]}{ending[2:]}"
                 return shown.replace("<", "&lt;"), end + len(ending)
             case "{{/*":
@@ -233,7 +233,7 @@ class _Reader:
         return ("", end + len(ending)) if end >= 0 else ("", start)
 
     def _attributes(self, start: int, inner: int) -> tuple[str, int]:
-        """``{: .class}``, ``{width=300}`` and ``{#name}`` say how a part looks."""
+        """Remove ``{: .class}``, ``{width=300}`` and ``{#name}``, which only style a part."""
         end = self._closing.find("}", inner, 500)
         if end < 0 or "\n" in self._body[inner:end] or "{" in self._body[inner:end]:
             return "", start
@@ -281,7 +281,7 @@ class _Reader:
     def _body_of(
         self, name: str, end: int, make: Callable[[str], str], ending: str = "%}"
     ) -> tuple[str, int]:
-        """What stands between a tag and its closing one, as it is to stand there."""
+        """The content between a tag and its closing tag, changed by ``make``."""
         opening = "{%" if ending in {"%}", "%}}"} else "{{<"
         opening = "{{%" if ending == "%}}" else opening
         slash = "end" if ending == "%}" else "/"
@@ -298,7 +298,7 @@ class _Reader:
     def _with_body(
         self, name: str, start: int, end: int, images: list[ImageReference], ending: str
     ) -> tuple[str, int]:
-        """A shortcode with images; the text up to its closing tag is their caption."""
+        """The mark for a shortcode with images; text up to its closing tag is the caption."""
         if ending != "%}":
             opening = "{{<" if ending == ">}}" else "{{%"
             found = re.compile(rf"{opening}\s*/\s*{re.escape(name)}\s*{ending}").search(
@@ -315,7 +315,7 @@ class _Reader:
         return self._filled.place(Inserted(self._body[start:end], tuple(images)))
 
     def _arguments(self, text: str) -> tuple[dict[str, str], list[tuple[str, bool]]]:
-        """Named arguments, and the others, each with whether it is quoted."""
+        """The named arguments, and the positional ones, each with whether it is quoted."""
         named: dict[str, str] = {}
         positional: list[tuple[str, bool]] = []
         for found in _ARGUMENT.finditer(text[:_LONGEST]):
@@ -340,7 +340,7 @@ class _Reader:
             and ((key in _PATH_NAMES and known and key != "href") or names_image(value))
             and key not in {*_CAPTION_NAMES, "link", "thumb", "thumbnail", "target"}
         ]
-        if name == "gallery" and not paths:  # of all the images of a folder
+        if name == "gallery" and not paths:  # all images of a folder
             patterns = [named[k].rstrip("/") + "/*" for k in ("dir", "folder") if named.get(k)]
             paths = patterns or [named[k] for k in ("match", "glob") if named.get(k)]
         first = len(positional)
@@ -360,7 +360,7 @@ class _Reader:
             and not names_image(value)
             and not _SIZE.fullmatch(value.strip())
         ]
-        if not captions and name == "asset_img":  # of Hexo, whose titles need no quotes
+        if not captions and name == "asset_img":  # Hexo's; its titles need no quotes
             words_after = [value for value, _ in positional[first + 1 :]]
             captions = [" ".join(word for word in words_after if not _SIZE.fullmatch(word))]
         caption = re.sub(r"<[^<>]*>", "", captions[0]).strip() if captions else ""
@@ -368,7 +368,7 @@ class _Reader:
         return [ImageReference(path, caption) for path in unique]
 
     def _value(self, plain: str) -> str:
-        """An argument without quotes: a variable of the page, or what it says."""
+        """The value of an argument without quotes: a page variable's value, or the argument."""
         value = self._variables.get(plain, plain)
         if plain.startswith(("page.", "site.", "include.")) and value is plain:
             return ""
@@ -381,7 +381,7 @@ class _Reader:
         return text
 
     def _is_target(self, start: int) -> bool:
-        """Whether a link, an image or an attribute of HTML has this as its target."""
+        """Whether this place is the target of a link, an image or an HTML attribute."""
         before = self._body[max(0, start - 300) : start]
         before = before[before.rfind("\n") + 1 :]
         return (
@@ -422,17 +422,17 @@ class _Reader:
             if not value:
                 self._filled.left_out[f"{{{{ {name} }}}}"] += 1
             return value, end
-        return "", start  # not of a site's generator: text
+        return "", start  # not a generator's expression: text
 
     def _evaluated(self, content: str) -> str:
-        """What an expression of Liquid gives, as far as the page alone says it."""
+        """The value of a Liquid expression, as far as the page alone determines it."""
         found = _EXPRESSION.match(content)
         if found is None:
             return ""
         literal = found[1] if found[1] is not None else found[2]
         value = self._value(str(found[3])) if literal is None else literal
         if literal is None and value == found[3]:
-            value = ""  # a variable of which nothing is known
+            value = ""  # an unknown variable
         for change in _FILTER.finditer(content[:1_000], found.end()):
             named = self._value(change[4]) if change[4] else ""
             other = change[2] or change[3] or ("" if named == change[4] else named)
@@ -442,12 +442,12 @@ class _Reader:
         return value
 
     def _wordpress(self, start: int, inner: int, name: str) -> tuple[str, int]:
-        """``[caption …]image Text[/caption]``, as WordPress has it; others are counted."""
+        """Read WordPress' ``[caption …]image Text[/caption]``; count its other shortcodes."""
         bracket = self._closing.find("]", inner, 1_000)
         attributes = self._body[inner : max(bracket, inner)]
         after = self._body[bracket + 1 : bracket + 2]
         if bracket < 0 or (after in {"(", "[", ":"} and "=" not in attributes):
-            return "", start  # a link whose text is the name
+            return "", start  # a link with this name as its text
         if self._body.startswith("[/", start):
             return ("", bracket + 1) if not attributes and name != "caption" else ("", start)
         if name != "caption":

@@ -1,8 +1,8 @@
-"""Sites: which generator made one, where it keeps its images, and which file a reference means.
+"""Sites: which generator made one, and where it keeps its images.
 
-A site's root may lie above the folder that a person names. Images of pages may then lie where that
-site's generator publishes files from, and nowhere else: whoever wrote the pages cannot have
-anything shown that the site does not show already.
+A site's root may lie above the folder that the user names. The pages' images may then come only
+from folders that the site's generator publishes: the author of the pages cannot show anything that
+the site does not show already.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ class Generator:
     """How a generator of sites lays a site out.
 
     Attributes:
-        name: what it is called.
-        markers: files or folders of which one stands in the root of each site.
-        beside: folders of which one must stand beside the marker, too.
-        published: folders that hold what ``/…`` names, the likeliest first; ``.`` is the root,
-            without what begins with an underscore or a dot.
-        templates: folders that hold no pages: templates, data, or what the generator has made.
+        name: its name.
+        markers: files or folders; each site has one of them in its root.
+        beside: folders; one of them must be beside the marker.
+        published: folders where a path ``/…`` starts, the likeliest first; ``.`` is the root,
+            without names that begin with an underscore or a dot.
+        templates: folders that hold no pages: templates, data, or the generator's output.
     """
 
     name: str
@@ -127,7 +127,7 @@ GENERATORS = (
     Generator("Pelican", ("pelicanconf.py",), ("content", "content/images"), ("output", "theme")),
     Generator("Obsidian", (".obsidian",), (".",)),
 )
-# Without a marker: where the usual generators keep what "/…" names.
+# Without a marker: the folders where a path "/…" starts in the usual generators.
 _UNKNOWN = Generator(
     "",
     (),
@@ -148,12 +148,12 @@ _UNKNOWN = Generator(
 
 @dataclass
 class Site:
-    """A site, or a folder of pages that is none.
+    """A site, or a plain folder of pages.
 
     Attributes:
         folder: its root.
         generator: how it is laid out.
-        above: whether its root lies above the folder that a person named.
+        above: whether its root lies above the folder that the user named.
     """
 
     folder: Path
@@ -184,7 +184,7 @@ class Site:
 
     @cached_property
     def bases(self) -> tuple[str, ...]:
-        """The paths that all of its addresses may begin with."""
+        """The base paths that the site's addresses may begin with."""
         urls = (found["url"] for found in _ADDRESS.finditer(self._config))
         paths = [
             *(path_of(url) for url in urls),
@@ -194,7 +194,7 @@ class Site:
 
     @cached_property
     def published(self) -> tuple[Path, ...]:
-        """The folders that hold what ``/…`` names, the likeliest first."""
+        """The folders where a path ``/…`` starts, the likeliest first."""
         said = (found["path"].strip("/") for found in _FOLDERS.finditer(self._config))
         names = (
             (*said, *self.generator.published) if self.generator.name else self.generator.published
@@ -204,7 +204,7 @@ class Site:
 
     @cached_property
     def variables(self) -> dict[str, str]:
-        """The settings of a Jekyll site that are texts, as ``site.name``."""
+        """The text settings of a Jekyll site, with names like ``site.name``."""
         if self.generator.name != "Jekyll":
             return {}
         return {
@@ -224,9 +224,9 @@ class Site:
 
 
 def site_above(folder: Path) -> Site | None:
-    """The site that a folder is part of, if it lies above it; never the home folder.
+    """The site that a folder is part of, if the site's root lies above it; never the home folder.
 
-    A folder ``content`` beside ``static`` is Hugo's, and ``_posts`` is Jekyll's, without a marker.
+    Without a marker, a folder ``content`` beside ``static`` is Hugo's, and ``_posts`` is Jekyll's.
     """
     folder = Path(os.path.normpath(folder.absolute()))
     if generator_of(folder):
@@ -253,7 +253,7 @@ def site_above(folder: Path) -> Site | None:
 
 
 def repository_above(folder: Path) -> Path | None:
-    """The working tree of Git that a folder lies in, for messages."""
+    """The Git working tree that holds a folder, for messages."""
     return next((p for p in folder.absolute().parents if (p / ".git").exists()), None)
 
 
@@ -263,7 +263,7 @@ def _in_collection(folder: Path, root: Path) -> bool:
 
 
 def generator_of(folder: Path) -> Generator | None:
-    """The generator whose marker stands in a folder."""
+    """The generator that has its marker in a folder."""
     try:
         names = {each.name for each in folder.iterdir()}
     except OSError:
@@ -286,7 +286,7 @@ def host_of(url: str) -> str:
 
 
 def path_of(url: str) -> str:
-    """The path of a URL, as it stands there."""
+    """The path of a URL, not decoded."""
     try:
         return urlsplit(url).path
     except ValueError:

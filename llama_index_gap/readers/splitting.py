@@ -1,4 +1,4 @@
-"""How long texts are cut."""
+"""Splitters that cut long texts."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def default_splitter(chunk_size: int | None = None) -> NodeParser:
         chunk_size: the most tokens of a chunk, as LlamaIndex counts them; 512 by default.
 
     Raises:
-        ValueError: a chunk would be shorter than a token.
+        ValueError: ``chunk_size`` is below 1.
     """
     size = 512 if chunk_size is None else chunk_size
     if size < 1:
@@ -31,16 +31,16 @@ def default_splitter(chunk_size: int | None = None) -> NodeParser:
 
 
 def chosen_splitter(splitter: NodeParser | None, chunk_size: int | None) -> NodeParser:
-    """The splitter that is given, or the default one.
+    """The given splitter, or the default one.
 
     Raises:
-        ValueError: both are given.
+        ValueError: both arguments are given.
     """
     if splitter is None:
         return default_splitter(chunk_size)
     if chunk_size is not None:
         raise InvalidValueError(
-            f"chunk_size={chunk_size} and splitter= both say how texts are cut; pass one of them"
+            f"chunk_size={chunk_size} and splitter= both set how texts are cut; pass one of them"
         )
     return splitter
 
@@ -52,7 +52,7 @@ def splitter_of(
 
     Args:
         chunk_size: the most tokens of a chunk.
-        tokenizer: makes tokens of a text; by default LlamaIndex's own.
+        tokenizer: splits a text into tokens; by default LlamaIndex's tokenizer.
     """
     own: dict[str, Any] = {} if tokenizer is None else {"tokenizer": tokenizer}
     return SentenceSplitter(
@@ -64,10 +64,10 @@ def splitter_of(
 
 
 def _sentences(text: str) -> list[str]:
-    """A text's sentences, as LlamaIndex finds them, but for words such as ``!!!!…``.
+    """The sentences that LlamaIndex finds in a text, except in words such as ``!!!!…``.
 
-    Of these it takes a mark at each end, calls itself with the rest, and so on: its time grows
-    with the square of their length, until Python's stack is full.
+    For such a word, LlamaIndex removes a mark at each end and calls itself with the rest: the time
+    grows with the square of the word's length, until Python's stack overflows.
     """
     find = split_by_sentence_tokenizer()
     sentences: list[str] = []

@@ -1,4 +1,4 @@
-"""Documents in tables: JSONL, JSON, CSV and TSV."""
+"""Reads documents from tables: JSONL, JSON, CSV and TSV."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ from llama_index_gap.readers.records import (
 from llama_index_gap.readers.rows import RowReader
 
 MOST_COLUMNS = 10_000
-"""Most columns of a table."""
+"""The most columns that a table may have."""
 _MOST_DIGITS = 100
-_SAMPLES = 200  # rows that are looked at to say what the columns are
+_SAMPLES = 200  # rows that decide the roles of the columns
 _LIMIT = threading.Lock()
 _DELIMITERS = {".csv": ",", ".tsv": "\t", ".tab": "\t"}
 
@@ -44,7 +44,7 @@ def read_table(path: Path, root: Path | None = None, named: NamedFields | None =
 
     Args:
         path: the file; it must lie below the root, links followed.
-        root: anywhere if it is None.
+        root: the folder that the file must lie in; None: any.
         named: the columns that the user names.
     """
     suffix = path.suffix.lower()
@@ -62,7 +62,7 @@ def read_table(path: Path, root: Path | None = None, named: NamedFields | None =
 
 
 def names_files(path: Path, root: Path | None) -> bool:
-    """Whether a file is a table whose beginning speaks of a ``file_name``, as data sets' do."""
+    """Whether a file is a table with ``file_name`` near its beginning, as in data sets."""
     if not path.is_file():
         return False
     with _open(path, root) as file:
@@ -78,16 +78,16 @@ def read_objects(
     name: str,
     path: str,
 ) -> Records:
-    """Documents of objects with the fields of a table's columns.
+    """Make documents from objects, whose fields are like a table's columns.
 
     Args:
-        objects: each with where it stands. What they are is said by the first 200.
+        objects: the objects, each with its place. The first 200 decide the roles of the fields.
         named: the fields that the user names.
-        name: of the file, for the summary; "" for none.
-        path: for errors.
+        name: the name of the file, for the summary; "" for none.
+        path: the path for error messages.
 
     Raises:
-        CorpusError: a field that the user names is not there, or nothing would be embedded.
+        CorpusError: a field that the user names does not exist, or nothing would be embedded.
     """
     objects = iter(objects)
     first = list(islice(objects, _SAMPLES))
@@ -121,8 +121,8 @@ def read_objects(
 
 def _nothing_embedded(path: str, how: str, names: Iterable[str]) -> str:
     return (
-        f"{path}: {how} that is read (title, text, image, images, or a usual one, such as name, "
-        f"description, review, image_path); it has {listed(names) or 'nothing'}; {OPTIONS}"
+        f"{path}: {how} that can be searched (title, text, image, images, or a usual one, such as "
+        f"name, description, review, image_path); it has {listed(names) or 'nothing'}; {OPTIONS}"
     )
 
 
@@ -159,7 +159,7 @@ def _lines_of_json(
 def _list_of_json(
     path: Path, root: Path | None
 ) -> Iterator[tuple[str, Mapping[str, Any]] | Skipped]:
-    """The objects of a list, or of the one list that an object holds, as shops' exports have it."""
+    """The objects of a list, or of an object's only list, as in exports of shops."""
     try:
         found = _decoded_json(read_text(path, root))
     except (FileError, RecursionError) as error:
@@ -175,7 +175,9 @@ def _list_of_json(
         lists = [value for value in found.values() if isinstance(value, list)]
         found = lists[0] if len(lists) == 1 else found
     if not isinstance(found, list):
-        raise CorpusError(f"{path}: holds no list of objects; save it as JSONL, an object a line")
+        raise CorpusError(
+            f"{path}: holds no list of objects; save it as JSONL, one object per line"
+        )
     for number, each in enumerate(found, start=1):
         source = f"{path.name}:{number}"
         try:
@@ -216,7 +218,7 @@ def _integer(text: str) -> int:
 def _finite(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):
-        raise InvalidValueError(f"holds {text}, which is not a number that JSON can say")
+        raise InvalidValueError(f"holds {text}, which is not a number in JSON")
     return value
 
 
@@ -224,7 +226,7 @@ def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     fields = dict(pairs)
     if len(fields) < len(pairs):
         doubled = next(name for name, count in Counter(n for n, _ in pairs).items() if count > 1)
-        raise InvalidValueError(f"says {doubled} twice")
+        raise InvalidValueError(f"has {doubled} twice")
     return fields
 
 
@@ -233,7 +235,7 @@ def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Survey:
-    """What a first reading of all rows tells, in memory that does not grow with them."""
+    """The findings of a first pass over all rows, in memory that does not grow with them."""
 
     dialect: Dialect
     header: list[str]
@@ -243,12 +245,12 @@ class _Survey:
 
 
 def _read_csv(path: Path, root: Path | None, usual: str, named: NamedFields) -> Records:
-    """The documents of rows, which may be longer than the module allows."""
+    """The documents of rows, which may be longer than the ``csv`` module allows."""
     records = _records_of_csv(path, root, usual, named)
     with closing(records):
         while True:
-            # The module's own limit, 131,072, is less than a report; it is everybody's, and whoever
-            # takes the records may read tables meanwhile.
+            # The module's default limit, 131,072, is too small for a report. The limit is global,
+            # and the consumer of the records may read other tables between two of them.
             with _LIMIT:
                 limit = csv.field_size_limit(MAX_BYTES)
                 try:
@@ -274,7 +276,7 @@ def _records_of_csv(
             )
             yield from reader.documents(documents)
         if index:
-            yield Note(f"{path.name}: a first column without a name, of row numbers, left out")
+            yield Note(f"{path.name}: the first column, row numbers without a name, is left out")
         yield from reader.notes(path.name)
 
 
@@ -299,12 +301,12 @@ def _survey_of(path: Path, file: IO[bytes], usual: str) -> _Survey:
             raise CorpusError(f"{path}: is not {encoding.upper()} ({error.reason})") from error
         if first_error is None or survey.even:
             return survey
-    assert first_error is not None  # there is a first dialect
+    assert first_error is not None  # there is at least one dialect
     raise first_error
 
 
 class _NotRowsError(Exception):
-    """The quotes of a file are not those of a dialect, after a line."""
+    """After a line, the quotes of a file do not fit the dialect."""
 
     def __init__(self, reason: str, line: int) -> None:
         super().__init__(reason)
@@ -340,11 +342,11 @@ def _check_header(path: Path, header: Sequence[str], separator: str) -> None:
         )
     for name, count in Counter(known_field(name) for name in header if name).items():
         if count > 1:
-            raise CorpusError(f"{path}: the column {name!r} stands twice in its first line")
+            raise CorpusError(f"{path}: its first line has the column {name!r} twice")
 
 
 def _row_reader(path: Path, survey: _Survey, named: NamedFields) -> tuple[RowReader, bool]:
-    """What reads the rows, and whether the first column is left out, as it only numbers them."""
+    """The reader of the rows, and whether the first column only numbers them and is left out."""
     header = survey.header
     try:
         columns = find_columns([name for name in header if name], survey.samples, named)
@@ -365,14 +367,14 @@ def _row_reader(path: Path, survey: _Survey, named: NamedFields) -> tuple[RowRea
 def _cells(
     header: Sequence[str], row: Sequence[str], source: str, index: bool
 ) -> tuple[str, Mapping[str, Any]] | Skipped:
-    """One row as the fields of a JSONL line would be; an empty cell is a field left out."""
+    """One row as the fields that a JSONL line would have, without the empty cells."""
     if len(row) > len(header):
         return Skipped(
-            source, f"has {len(row) - len(header)} cells more than the first line has columns"
+            source, f"has {len(row) - len(header)} more cells than the first line has columns"
         )
     if len(row) < len(header):
         return Skipped(
-            source, f"has {len(header) - len(row)} cells fewer than the first line has columns"
+            source, f"has {len(header) - len(row)} fewer cells than the first line has columns"
         )
     fields = {name: cell for name, cell in zip(header, row, strict=True) if cell and name}
     nameless = [cell for name, cell in zip(header, row, strict=True) if cell and not name]

@@ -1,4 +1,4 @@
-"""Which ids were taken by earlier documents of a corpus, however many there are."""
+"""The ids that a corpus has used so far, however many there are."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ _IN_MEMORY = 50_000
 
 
 class TakenIds:
-    """A set of ids that only grows; all but the newest are in a temporary file."""
+    """A growing set of ids; all but the newest are in a temporary file."""
 
     def __init__(self) -> None:
         self._newest: set[str] = set()
         self._file: sqlite3.Connection | None = None
 
     def add(self, ids: Iterable[str]) -> None:
-        """Take ids."""
+        """Add ids."""
         self._newest.update(ids)
         if len(self._newest) < _IN_MEMORY:
             return
         if self._file is None:
-            # "" is a temporary database, whose file is deleted as it is made. A corpus may be read
-            # in another thread than it was opened in.
+            # "" is a temporary database, whose file is deleted right after its creation. A corpus
+            # may be read in another thread than the one that opened it.
             self._file = sqlite3.connect("", check_same_thread=False)
             self._file.execute("PRAGMA journal_mode = OFF")
             self._file.execute("CREATE TABLE ids (id BLOB PRIMARY KEY) WITHOUT ROWID")

@@ -13,7 +13,7 @@ SCRIPT = ROOT / "benchmarks" / "calibration.py"
 
 @pytest.mark.usefixtures("gap_shared")
 def test_few_resamples(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """On the real pairs, a curve for each is nearer to what is so than one for all."""
+    """For the real pairs, one curve per pair has a lower error than one for all."""
     monkeypatch.setattr(sys, "argv", [str(SCRIPT), "--resamples", "5"])
 
     runpy.run_path(str(SCRIPT), run_name="__main__")

@@ -20,6 +20,6 @@ def test_short_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtur
 
     shown = capsys.readouterr().out
     cosines = [float(cosine) for cosine in re.findall(r"\d\.\d{5}", shown)]
-    assert len(cosines) in {3, 6}  # bfloat16 only where the processor is fast at it
+    assert len(cosines) in {3, 6}  # bfloat16 only on processors that are fast at it
     assert min(cosines) > 0.999
     assert "one at a time" in shown

@@ -1,4 +1,4 @@
-"""The benchmark of killed builds still runs, and two of each leave nothing behind."""
+"""The benchmark of killed builds runs, and two kills of each kind leave no fault."""
 
 import os
 import runpy

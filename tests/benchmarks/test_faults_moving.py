@@ -1,4 +1,4 @@
-"""The benchmark of killed moves still runs, and two of each leave nothing behind."""
+"""The benchmark of killed moves runs, and two kills of each kind leave no fault."""
 
 import os
 import runpy

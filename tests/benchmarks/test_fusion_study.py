@@ -1,4 +1,4 @@
-"""The study of fusions runs, is the package's own, and the documentation says what there is."""
+"""The study of fusions runs, agrees with the package, and the docs match it."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_quick_run(
         cells = [line.split("|") for line in table.splitlines() if re.match(r"\|[^-]", line)]
         rows = {name.strip(): values for _, name, *values in cells if name.strip()}
         if table.startswith("one modality: 50 %"):
-            # With one modality to a document there is nothing to combine.
+            # With one modality per document, there is nothing to combine.
             assert rows["raw, max"] == rows["raw, sum"]
             assert rows["evidence"] == rows["intent"]  # 125 of each
             assert rows["raw, max"][-2].strip() == ".000±.000"
@@ -51,7 +51,7 @@ def test_quick_run(
 
 @pytest.mark.parametrize("answers", [1, 2])
 def test_its_fusion_is_the_packages(answers: int) -> None:
-    """Legs of different sizes, hits that lie in the background, real hubs, a sample of queries."""
+    """Legs of different sizes, hits in the background, real hubs, and a sample of queries."""
     rng = np.random.default_rng(answers)
 
     def cone(n: int, at: int) -> np.ndarray:
@@ -70,7 +70,7 @@ def test_its_fusion_is_the_packages(answers: int) -> None:
     methods = {name: each for name, each in STUDY["METHODS"].items() if each.of_package}
     wanted = rng.permutation(90)[: 12 * answers].reshape(12, answers)
 
-    found = STUDY["evaluate"](  # raises where ``fuse`` says otherwise
+    found = STUDY["evaluate"](  # raises if ``fuse`` disagrees
         queries, legs, wanted, methods, references=cone(100, 0), sample=cone(60, 0), checked=12
     )
 

@@ -1,4 +1,4 @@
-"""The benchmark of mitigations measures again what was measured before, on the same split."""
+"""The benchmark of mitigations reproduces the earlier figures on the same split."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from paths import ROOT
 
 SCRIPT = ROOT / "benchmarks" / "gap_mitigations.py"
 
-# The share of captions among the ten best, and recall@10.
+# The share of captions in the top ten, and recall@10.
 BEFORE = {
     "raw, one mixed index": (1.00, 0.000),
     "offset subtracted": (0.92, 0.344),
     "each modality centred": (0.91, 0.484),
     "centred + ridge, λ = 1": (0.30, 0.772),
     "two indexes, RRF": (0.50, 0.868),
-    # Against the background as a whole it was 0.37 and 0.900.
+    # With the background as a whole, it was 0.37 and 0.900.
     "two indexes, z-score": (0.43, 0.888),
 }
 
@@ -41,7 +41,7 @@ def test_quick_run(
     of_all_pairs = dict(reversed(table))  # the first table
     assert of_all_pairs["‖Δ‖"][0] == 0.851
     assert of_all_pairs["separation"][0] == 1.242
-    # A rotation of 512 dimensions is not determined by 250 pairs: it was 0.74 and 0.432.
+    # 250 pairs do not determine a rotation of 512 dimensions: it was 0.74 and 0.432.
     share, recall = dict(table)["centred + rotation"][:2]
     assert share == pytest.approx(0.74, abs=0.015)
     assert 0.40 < recall < 0.50

@@ -1,4 +1,4 @@
-"""The benchmarks of the hub correction and of small indexes run, and show that it helps."""
+"""The benchmarks of the hub correction and of small indexes run, and the correction helps."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from paths import ROOT
 
 
 def table(shown: str) -> dict[str, list[float]]:
-    """The first number of each cell, by the name of the row; the last row of a name counts."""
+    """The first number of each cell, by row name; the last row with a name counts."""
     rows = [line.split("|")[1:-1] for line in shown.splitlines() if re.match(r"\|[^-]", line)]
     return {
         name.strip(): [
@@ -53,7 +53,7 @@ def test_small_indexes(
     small, lead, noise, noise_lead = (table(part) for part in re.split(r"\n\w.*: R@1\n", shown)[1:])
     assert all(map(float.__gt__, small["intent, hubs"], small["rank, sum"]))
     assert all(map(float.__gt__, noise["intent, hubs"], noise["rank, sum"]))
-    # Captions tell a leg of noise; a text that is about something else tells nothing.
+    # Captions reveal a leg of noise; texts about something else do not.
     assert min(lead["weight: weighted by captions"]) > max(
         noise_lead["weight: weighted by captions"]
     )

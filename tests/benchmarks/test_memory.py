@@ -1,4 +1,4 @@
-"""The benchmark runs, and asks in every way."""
+"""The benchmark runs with every way of asking."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The benchmark of PDF files still runs, and reads right what it made."""
+"""The benchmark of PDF files runs, and reads its own files correctly."""
 
 import os
 import re
@@ -10,7 +10,7 @@ from paths import ROOT
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="memory is known on Linux only")
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is measured only on Linux")
 def test_each_kind_is_read_right():
     shown = subprocess.run(
         [sys.executable, ROOT / "benchmarks" / "pdf.py", "--pages", "10"],

@@ -1,4 +1,4 @@
-"""The benchmark runs, and processes of their own give the same vectors."""
+"""The benchmark runs, and separate processes give the same vectors."""
 
 from __future__ import annotations
 

@@ -102,4 +102,4 @@ def test_the_demo_measures_and_shows(tmp_path: Path) -> None:
     assert "data:image/jpeg;base64," in (tmp_path / "newsroom.html").read_text("utf-8")
     assert "0 texts and 0 images written, 200 unchanged" in " ".join(again.out.split())
     smaller = gap("demo", "--folder", tmp_path, "--articles", 101)
-    assert "is not this newsroom's; choose another folder" in smaller.err
+    assert "belongs to another corpus; choose another folder" in smaller.err

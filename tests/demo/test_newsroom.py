@@ -299,7 +299,7 @@ def test_it_is_a_corpus_with_queries(tmp_path: Path) -> None:
 def test_somebody_s_own_file_is_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "docs.jsonl").write_text("precious")
 
-    with pytest.raises(FileExistsError, match="is not this newsroom's; choose another folder"):
+    with pytest.raises(FileExistsError, match="belongs to another corpus; choose another folder"):
         write_newsroom(tmp_path, articles=100, queries_per_kind=1)
     assert (tmp_path / "docs.jsonl").read_text() == "precious"
 

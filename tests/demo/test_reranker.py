@@ -1,4 +1,4 @@
-"""The cross-encoder that comes with the package is the one its model card describes."""
+"""The cross-encoder in the package is the one that its model card describes."""
 
 from __future__ import annotations
 
@@ -50,6 +50,6 @@ def test_it_tells_near_misses_apart_as_its_card_says(
 
 
 def stated(kind: str) -> float:
-    """The share of near misses that the card says are told apart."""
+    """The share of near misses told apart, from the model card."""
     (share,) = re.findall(rf"^\| {kind} \| ([\d.]+) ", CARD, re.MULTILINE)
     return float(share)

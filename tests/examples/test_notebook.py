@@ -1,4 +1,4 @@
-"""The notebook runs, and what it is kept with is what it prints now."""
+"""The notebook runs, and its saved outputs are its current outputs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def printed(notebook: NotebookNode) -> str:
 
 
 def drawn(notebook: NotebookNode) -> list[int]:
-    """How many images each cell draws."""
+    """The number of images that each cell draws."""
     return [
         sum("image/png" in output.get("data", {}) for output in cell.get("outputs", []))
         for cell in notebook.cells
@@ -49,5 +49,5 @@ def test_it_runs_and_prints_what_it_is_kept_with(
     again = "it prints something else: python tests/support/run_notebook.py, and read it again"
     assert _NUMBER.sub("#", printed(now)) == _NUMBER.sub("#", printed(before)), again
     figures = (list(map(float, _NUMBER.findall(printed(each)))) for each in (now, before))
-    # Sums come out a little different on other machines.
+    # Sums differ a little on other machines.
     assert next(figures) == pytest.approx(next(figures), rel=0.2, abs=0.05), again

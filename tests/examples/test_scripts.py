@@ -13,14 +13,14 @@ import pytest
 from paths import ROOT
 
 EXAMPLES = ROOT / "examples"
-# Of what each prints: mostly the article that its query was made after.
+# A part of each output, mostly the article that the query was made from.
 SAID = {
     "agent.py": r"(?s)nurses sign open letter in Fennick.*I see 2 images",
     "answers.py": r"Growers take evening classes in Ottermouth next year\n<an image",
     "existing_index.py": r"ours\n.*Growers take evening classes in Ottermouth next year",
     "gap_report.py": "One index for each modality, fused by intent",
     "milvus_server.py": "Yarrowby: school staff hold a jumble sale today",
-    "one_mixed_index.py": r"as they are +[12]\d%\naligned +[45]\d%",
+    "one_mixed_index.py": r"not aligned +[12]\d%\naligned +[45]\d%",
     "own_folder.py": "60 texts and 60 images written",
     "image_query.py": "A year from now, farmers take the grand prize in Quarndon",
     "quickstart.py": "Ottermouth: students take evening classes a year from now",
@@ -37,7 +37,7 @@ def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Runs an example as a command would; returns what it prints."""
+    """Runs an example like a command; returns its output."""
 
     def run(example: str, *arguments: str) -> str:
         monkeypatch.setattr(sys, "argv", [example, *arguments])

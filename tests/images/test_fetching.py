@@ -1,4 +1,4 @@
-"""Against a real server on loopback, which is let through for the tests of what comes after."""
+"""Tests with a real server on loopback, which the address check lets through where needed."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Handler(BaseHTTPRequestHandler):
             try:
                 self.wfile.write(b"x")
                 self.wfile.flush()
-            except OSError:  # nobody reads any more
+            except OSError:  # the client has stopped reading
                 return
             self.dripped_all.wait(0.05)
         self.dripped_all.set()
@@ -103,7 +103,7 @@ def test_fetches(server: str, path: str, content: bytes) -> None:
         ("/to-file", "redirected to file://"),
         ("/to-private", r"10\.0\.0\.1 is at 10\.0\.0\.1, which is not a public address"),
         ("/large", "more than 1,000 bytes"),
-        ("/short", "broke off, 7 bytes short"),
+        ("/short", "broke off 7 bytes before the end"),
     ],
 )
 def test_refuses_answers(
@@ -119,7 +119,7 @@ def test_a_server_that_drips_is_cut_off(server: str, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(module, "_TIMEOUT_S", 0.3)
     with pytest.raises(FetchError, match=r"took longer than 0\.3 seconds"):
         fetch(server + "/drip")
-    assert not Handler.dripped_all.is_set()  # it takes half a minute
+    assert not Handler.dripped_all.is_set()  # sending all takes half a minute
 
 
 def test_private_addresses_are_refused_before_anything_is_sent(server: str) -> None:
@@ -133,7 +133,7 @@ def test_private_addresses_are_refused_before_anything_is_sent(server: str) -> N
 def test_a_name_that_resolves_differently_once_connected_gains_nothing(
     server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    answers = iter([True])  # public when it is resolved, loopback when connected
+    answers = iter([True])  # public when resolved, loopback when connected
     monkeypatch.setattr(module, "is_public", lambda ip: next(answers, False))
 
     with pytest.raises(FetchError, match="not a public address"):
@@ -174,7 +174,7 @@ def test_unreachable_server() -> None:
         "10.1.2.3",
         "172.16.0.1",
         "192.168.1.1",
-        "169.254.169.254",  # where clouds keep their secrets
+        "169.254.169.254",  # the metadata service of clouds
         "100.64.0.1",
         "0.0.0.0",
         "224.0.0.1",

@@ -83,7 +83,7 @@ def test_images_that_readers_made_go_when_nobody_reads_them(
 
 
 def test_a_folder_above_the_images_own_finds_them_too(tmp_path: Path) -> None:
-    """Only /old/corpus/images was noted, and the user names where the corpus lies now."""
+    """Only /old/corpus/images was recorded, and the user names the corpus' new place."""
     (tmp_path / "corpus" / "images").mkdir(parents=True)
     image = tmp_path / "corpus" / "images" / "a.png"
     image.touch()

@@ -67,7 +67,7 @@ def flag_file(tmp_path: Path) -> Path:
 
 
 def sources(path: Path) -> dict[str, object]:
-    """One image, in every form that open_image takes."""
+    """One image in every form that open_image accepts."""
     return {
         "path": path,
         "path as text": str(path),
@@ -142,7 +142,7 @@ def test_one_lazily_opened_image_in_many_threads() -> None:
 
 def test_exif_orientation_is_applied() -> None:
     exif = Image.Exif()
-    exif[0x0112] = 6  # the camera was turned: rotate by 90° clockwise to see it upright
+    exif[0x0112] = 6  # a turned camera: rotate by 90° clockwise
     data = encoded(FLAG, "PNG", exif=exif)
 
     upright = open_image(data)
@@ -153,7 +153,7 @@ def test_exif_orientation_is_applied() -> None:
 
 
 def test_unreadable_exif_is_taken_as_no_orientation(caplog: pytest.LogCaptureFixture) -> None:
-    exif = b"Exif\x00\x00II*\x00\x08\x00\x00\x00\x01\x00\x12\x01\x03\x00\x01"  # breaks off
+    exif = b"Exif\x00\x00II*\x00\x08\x00\x00\x00\x01\x00\x12\x01\x03\x00\x01"  # truncated
     data = encoded(FLAG.resize((8, 4)), "JPEG", exif=exif)
 
     assert open_image(data).size == (8, 4)
@@ -212,7 +212,7 @@ def test_opens_common_formats(format_: str) -> None:
 
 
 def with_segment(marker: int, body: bytes) -> bytes:
-    """A JPEG file with another segment before its own."""
+    """A JPEG file with an additional segment at its start."""
     return JPEG[:2] + struct.pack(">BBH", 0xFF, marker, len(body) + 2) + body + JPEG[2:]
 
 
@@ -291,11 +291,11 @@ def test_chat_models_do_not_see_12_bits_in_16_as_black(tmp_path: Path) -> None:
     assert set(pixels(open_image(data))) == {WHITE}
 
 
-# --- refusals: each bad input, and what its error says ------------------------------------------
+# --- refusals: bad inputs and their errors ------------------------------------------------------
 
 
 def png_header(width: int, height: int) -> bytes:
-    """A PNG that promises an image and holds none."""
+    """A PNG with a header and no image."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return (
@@ -419,7 +419,7 @@ def test_refuses_with_a_clear_error(case: str, tmp_path: Path) -> None:
     with pytest.raises(ImageError, match=message) as caught:
         open_image(source)
     assert "\n" not in str(caught.value)
-    assert len(str(caught.value)) < 500  # names the image, does not quote it
+    assert len(str(caught.value)) < 500  # it describes the image without its content
 
 
 def test_a_missing_image_is_never_taken_for_a_text() -> None:

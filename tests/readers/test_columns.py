@@ -31,7 +31,7 @@ def test_plain_names(name: str, plain: str) -> None:
     assert plain_name(name) == plain
 
 
-# What each program exports: id, title, texts, images.
+# The columns of each program's exports: id, title, texts, images.
 EXPORTS = {
     "Shopify": (
         "Handle,Title,Body (HTML),Vendor,Image Src,Image Position,Image Alt Text,Variant Image",

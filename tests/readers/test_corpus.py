@@ -117,12 +117,15 @@ REFUSED: dict[str, tuple[Callable[[Path], Path], str]] = {
     "empty JSONL": (a_file("a.jsonl"), "no document could be read .it holds none"),
     "JSONL of blank lines": (a_file("a.jsonl", b"\n \n"), "no document could be read"),
     "JSONL of nonsense": (a_file("a.jsonl", b"x\ny\n"), r"\(a\.jsonl:1: is not JSON"),
-    "empty CSV": (a_file("a.csv"), "names no column that is read .*it has nothing"),
+    "empty CSV": (a_file("a.csv"), "names no column that can be searched .*it has nothing"),
     "CSV without known columns": (
         a_file("a.csv", b"ean,price\n1,2\n"),
         "it has ean, price; name them with text_field=.*--text-field",
     ),
-    "CSV with a column twice": (a_file("a.csv", b"text,text\n1,2\n"), "'text' stands twice"),
+    "CSV with a column twice": (
+        a_file("a.csv", b"text,text\n1,2\n"),
+        "has the column 'text' twice",
+    ),
     "CSV in UTF-8 with a broken character": (
         a_file("a.csv", "text\ncafés, naïve".encode() + b"\xe9\n"),
         "is not UTF-8; byte 0xe9 at position 19; save it as UTF-8",

@@ -63,9 +63,9 @@ def test_what_a_page_leaves_out_is_reported(tmp_path: Path) -> None:
     reasons = [skip.reason for skip in read_corpus(tmp_path).skipped]
 
     assert reasons == [
-        "is a URL; readers fetch nothing, download it first",
-        "looks like an image, but is no Markdown; ![x](my pic.png)",
-        "its front matter says text; the page's own is taken",
+        "is a URL; readers fetch nothing: download it first",
+        "looks like an image but is not valid Markdown; ![x](my pic.png)",
+        "its front matter has a field text; the page's own text is used",
         "is neither a page nor an image by its suffix",
     ]
 
@@ -148,7 +148,7 @@ def test_an_unreadable_page_is_skipped(tmp_path: Path, monkeypatch: pytest.Monke
     assert read_corpus(tmp_path).skipped == [Skipped("a.md", "cannot be read (Permission denied)")]
 
 
-# --- files that a corpus may not hold -----------------------------------------------------------
+# --- files that a corpus must not show ----------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["pipe.md", "a.txt", "a.png.txt"])
@@ -345,7 +345,7 @@ def test_drafts_are_read_when_asked_for(tmp_path: Path) -> None:
         ("a.xlsx", "save it as CSV"),
         ("a.rst", "pandoc"),
         ("a.svg", "convert it to PNG"),
-        ("a.csv", "pass it by itself"),
+        ("a.csv", "pass it on its own"),
         ("a.zip", "unpack it"),
         ("a.js", "holds no page"),
         ("a.xyz", "neither a page nor an image"),

@@ -69,8 +69,8 @@ def test_a_caption_of_several_images_leaves_each_its_own() -> None:
 @pytest.mark.parametrize(
     ("html", "text", "problem"),
     [
-        ("<p>a</p><script>b", "a", "its <script> does not end; what follows it is not read"),
-        ("<p>a</p><nav>b<p>c", "a", "its <nav> does not end; what follows it is not read"),
+        ("<p>a</p><script>b", "a", "its <script> does not end; the text after it is not read"),
+        ("<p>a</p><nav>b<p>c", "a", "its <nav> does not end; the text after it is not read"),
         ("<p>a <iframe src=x></iframe>", "a", "embedded media are left out; iframe"),
         ("<head><title>t</title><p>a", "a", ""),
         (
@@ -101,7 +101,7 @@ def test_what_is_not_read_is_told(html: str, text: str, problem: str) -> None:
         ('<meta charset="koi8-r">я'.encode("koi8-r"), '<meta charset="koi8-r">я', ""),
         ('<?xml version="1.0" encoding="shift_jis"?>日'.encode("shift_jis"), None, ""),
         (b"caf\xe9", "café", ""),
-        (b"<meta charset=utf-8>caf\xe9", "<meta charset=utf-8>café", "is not utf-8 as it says"),
+        (b"<meta charset=utf-8>caf\xe9", "<meta charset=utf-8>café", "is not utf-8 as it claims"),
         (b"<meta charset=rot13>a", "<meta charset=rot13>a", "'rot13', which is not read"),
         (b"<meta charset=hex>a", "<meta charset=hex>a", "'hex', which is not read"),
     ],

@@ -46,7 +46,7 @@ def test_without_a_named_root_the_hint_says_how_to_name_it(tmp_path: Path) -> No
 
     assert not paths.find("/m/c.png").is_file()
     assert f"it lies below media: pass root={tmp_path}/media (--root" in paths.hint("/m/c.png")
-    assert "if such paths start at a folder of a shop's" in paths.hint("/x.png")
+    assert "if such paths start at a shop's folder" in paths.hint("/x.png")
     assert paths.hint("x.png") == ""
 
 
@@ -57,7 +57,7 @@ def test_no_path_leads_out_of_the_root(path: str, tmp_path: Path) -> None:
     folder.mkdir()
     paths = ImagePaths(folder, folder)
 
-    assert paths.find(path) == folder / path  # as it is written: whoever opens it refuses it
+    assert paths.find(path) == folder / path  # unchanged: opening it is refused
     assert "pass root=" not in paths.hint(path)
 
 

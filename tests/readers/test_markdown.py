@@ -116,17 +116,17 @@ def test_front_matter(source: str, metadata: dict[str, object], text: str) -> No
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("---\na: [\n---\n", "front matter is not YAML"),
+        ("---\na: [\n---\n", "front matter cannot be read as YAML"),
         ("---\n- a\n---\n", "not a mapping"),
         ("---\na: &x [1]\nb: *x\n---\n", "aliases .* are not read"),
         ("---\na: &a [*a]\n---\n", "aliases .* are not read"),
-        ("---\na: " + "[" * 3000 + "]" * 3000 + "\n---\n", "not YAML that is read"),
+        ("---\na: " + "[" * 3000 + "]" * 3000 + "\n---\n", "read as YAML"),
         ("---\na: !!binary aGk=\n---\n", "holds a bytes as a"),
         ("---\na: !!set {x}\n---\n", "holds a set as a"),
-        ("---\na: [.nan]\n---\n", "says a: nan, which is no number"),
-        ("+++\na = \n+++\n", "not TOML that is read"),
-        ("---\ndate: 2024-02-31\n---\n", "not YAML"),
-        ("---\na: !!python/object/apply:os.system [ls]\n---\n", "not YAML"),
+        ("---\na: [.nan]\n---\n", "has a: nan, which is not a number"),
+        ("+++\na = \n+++\n", "read as TOML"),
+        ("---\ndate: 2024-02-31\n---\n", "read as YAML"),
+        ("---\na: !!python/object/apply:os.system [ls]\n---\n", "read as YAML"),
     ],
 )
 def test_refuses_front_matter(source: str, message: str) -> None:
@@ -260,4 +260,4 @@ def test_embeds_of_notes_are_counted() -> None:
     page = parse_markdown("![[note]] ![[a.pdf]] text")
 
     assert page.text == "text"
-    assert page.problems == ["embeds of what is no image are left out; ![[…]] ×2"]
+    assert page.problems == ["embeds other than images are left out; ![[…]] ×2"]

@@ -1,4 +1,4 @@
-"""PDF files of ten kinds, and more: what is read of each, and what is left out and counted."""
+"""PDF files of more than ten kinds: the parts that are read, left out and counted."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
 
 @pytest.fixture
 def rendered(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The pages of which an image was made."""
+    """The pages that images were made of."""
     pages: list[int] = []
     ask = process.PdfProcess.ask
 
@@ -48,7 +48,7 @@ def read(folder: Path, data: bytes, **settings: Any) -> Corpus:
 
 
 def text_of(corpus: Corpus, page: int = 1) -> str:
-    """A page's text, whose passages do not overlap here."""
+    """A page's text; its passages do not overlap here."""
     nodes = [node for node in corpus.text_nodes if node.metadata["page"] == page]
     return "\n".join(node.get_content(MetadataMode.NONE) for node in nodes)
 
@@ -127,7 +127,7 @@ def test_what_stands_on_most_pages_is_left_out_and_counted(tmp_path: Path) -> No
     assert Counter(reason.split(";")[0] for reason in reasons(corpus)) == {
         "is a header or footer": 2,
         "is decoration, too small for a figure": 1,
-        "is a drawing that no caption calls a figure": 1,
+        "is a drawing without a figure's caption": 1,
     }
     assert "is a header or footer; 'Annual report of the orchard Chapter 1' on 12 pages" in (
         reasons(corpus)
@@ -152,7 +152,7 @@ def test_hidden_text_without_a_scan_is_not_read(tmp_path: Path) -> None:
     corpus = read(tmp_path, page.finished())
 
     assert text_of(corpus) == "What people see"
-    assert reasons(corpus) == ["holds text that nobody sees, which is not read; page 1"]
+    assert reasons(corpus) == ["holds invisible text, which is not read; page 1"]
 
 
 def test_metadata_is_that_of_the_file(tmp_path: Path) -> None:
@@ -205,7 +205,7 @@ def test_a_drawing_with_a_caption_is_a_figure(tmp_path: Path) -> None:
     dark = image.convert("L").point(lambda value: 255 * (value < 128)).getbbox()
     assert dark is not None
     assert dark[3] > image.height - 40
-    assert reasons(corpus) == ["is a drawing that no caption calls a figure; 2"]
+    assert reasons(corpus) == ["is a drawing without a figure's caption; 2"]
 
 
 def test_captions_above_their_figures_stay_with_them(tmp_path: Path) -> None:
@@ -255,7 +255,7 @@ def test_an_image_on_several_pages_is_decoration(tmp_path: Path) -> None:
 
 
 def test_large_images_of_the_same_length_are_different_ones(tmp_path: Path) -> None:
-    """Scans without compression have as many bytes each."""
+    """Uncompressed scans all have the same number of bytes."""
     page = files.Page(pageCompression=0)
     for number in range(3):
         page.drawString(50, 750, f"Text {number}")
@@ -334,7 +334,7 @@ def test_ids_and_hashes_stay_until_the_file_changes(tmp_path: Path) -> None:
 def test_an_index_keeps_the_images_by_their_content(tiny_clip: Path, tmp_path: Path) -> None:
     corpus = read(tmp_path, files.figures(), pages=True)
     model = DualEncoderEmbedding(model_name=tiny_clip)
-    # As the command line opens it: images lie below the corpus' folder, except for those made.
+    # Like the command line: images lie below the corpus' folder, except images made by the reader.
     with DualIndex(str(tmp_path / "gap.db"), embed_model=model, image_root=corpus.root) as index:
         report = index.insert_nodes(corpus.nodes)
         assert (report.image_rows, report.skipped) == (5, [])
@@ -351,7 +351,7 @@ def test_an_index_keeps_the_images_by_their_content(tiny_clip: Path, tmp_path: P
     assert (report.text_rows, report.image_rows) == (0, 0)
 
 
-# --- what cannot be read -------------------------------------------------------------------------
+# --- unreadable files ----------------------------------------------------------------------------
 
 
 def test_an_encrypted_file_needs_its_password(tmp_path: Path) -> None:
@@ -364,7 +364,7 @@ def test_an_encrypted_file_needs_its_password(tmp_path: Path) -> None:
         ("shut.pdf", "is encrypted; pass its password with passwords=[…]")
     ]
     wrong = read_corpus(tmp_path, passwords=["wrong"])
-    assert reasons(wrong) == ["is encrypted, and none of passwords= opens it"]
+    assert reasons(wrong) == ["is encrypted, and no password in passwords= opens it"]
     both = read_corpus(tmp_path, passwords=["wrong", "secret"])
     assert both.document_ids == ["open.pdf", "shut.pdf"]
     with pytest.raises(CorpusError, match=r"shut.pdf: is encrypted; .*strict=True"):
@@ -381,9 +381,9 @@ def test_a_file_that_breaks_off_is_read_as_far_as_it_goes(tmp_path: Path, left: 
 
     assert [node.metadata["page"] for node in corpus.text_nodes] == list(range(1, left + 1))
     assert all(f"Page {page} begins." in text_of(corpus, page) for page in range(1, left + 1))
-    # pdfium itself finds the objects of a file that has its trailer.
+    # If the trailer is intact, pdfium finds the objects without help.
     told = [reason for reason in reasons(corpus) if reason.startswith("is damaged;")]
-    assert told == ["is damaged; of its pages 6 were found, and are read"] * (left < 6)
+    assert told == ["is damaged; 6 of its pages were found and are read"] * (left < 6)
 
 
 @pytest.mark.parametrize("part", [0.0, 0.01, 0.2])

@@ -116,7 +116,7 @@ def test_records_of_a_list_are_read_again_and_of_an_iterator_once(tmp_path: Path
 
     assert ids(again) == ids(again) == ids(once) == ["d0", "d1", "d2"]
     assert len(once) == 3
-    with pytest.raises(CorpusError, match=r"once; ask for corpus.nodes first"):
+    with pytest.raises(CorpusError, match=r"once; read corpus.nodes first"):
         ids(once)
     kept = corpus_from_records(records(3), tmp_path)
     assert kept.summary().startswith("3 documents")
@@ -157,4 +157,4 @@ def test_an_id_that_is_taken_far_back_is_skipped(
     corpus = read_corpus(file)
 
     assert len(corpus.nodes) == 9
-    assert corpus.skipped == [Skipped("a.jsonl:10", "the id 'd1' is taken by an earlier one")]
+    assert corpus.skipped == [Skipped("a.jsonl:10", "the id 'd1' is already taken")]

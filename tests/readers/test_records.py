@@ -129,8 +129,11 @@ SKIPPED: dict[str, tuple[Any, str]] = {
     "deep nesting": ('{"text": ' + "[" * 100_000, "nested too deeply"),
     "nothing in it": ({"id": "x"}, "has neither a text nor an image"),
     "empty text": ({"id": "x", "text": "  \n"}, "has neither a text nor an image"),
-    "the same id again": ({"id": "good", "text": "t"}, "the id 'good' is taken"),
-    "an id that is a node's": ({"id": "good#text-0", "text": "t"}, "the id 'good#text-0' is taken"),
+    "the same id again": ({"id": "good", "text": "t"}, "the id 'good' is already taken"),
+    "an id that is a node's": (
+        {"id": "good#text-0", "text": "t"},
+        "the id 'good#text-0' is already taken",
+    ),
     "an empty id": ({"id": " ", "text": "t"}, "its id is ' ', not a text or a number"),
     "a list as id": ({"id": [1], "text": "t"}, r"its id is \[1\]"),
     "a fraction as id": ({"id": 1.5, "text": "t"}, r"its id is 1\.5"),
@@ -147,14 +150,17 @@ SKIPPED: dict[str, tuple[Any, str]] = {
     "a number as caption": ({"images": [{"path": "a", "alt": 3}]}, "the caption of 'a' is 3"),
     "image and images": ({"image": "a", "images": ["b"]}, "has both image and images"),
     "a number beyond all": ('{"text": "a", "score": 1e999}', "holds 1e999, which is not a number"),
-    "a field twice": ('{"text": "a", "text": "b"}', "says text twice"),
-    "a field in two spellings": ({"text": "a", "Text ": "b"}, "says text twice, once as Text"),
+    "a field twice": ('{"text": "a", "text": "b"}', "has text twice"),
+    "a field in two spellings": ({"text": "a", "Text ": "b"}, "has text twice, once as Text"),
     "half a character in a caption": (
         '{"text": "t", "images": [{"path": "a.png", "alt": "\\ud83d"}]}',
-        "holds half a character",
+        "holds half of a surrogate pair",
     ),
-    "half a character": ('{"text": "\\ud83d"}', "holds half a character"),
-    "half a character in metadata": ('{"text": "a", "m": "\\ud83d"}', "holds half a character"),
+    "half a character": ('{"text": "\\ud83d"}', "holds half of a surrogate pair"),
+    "half a character in metadata": (
+        '{"text": "a", "m": "\\ud83d"}',
+        "holds half of a surrogate pair",
+    ),
     "NUL": ('{"text": "a\\u0000b"}', "holds a NUL character"),
     "image missing": ({"text": "t", "images": ["no.png"]}, "no such file"),
     "image is a URL": ({"images": ["https://e.com/a.png"]}, "is a URL; readers fetch nothing"),
@@ -202,7 +208,7 @@ def test_two_documents_whose_nodes_would_have_one_id(tmp_path: Path) -> None:
     corpus = read_corpus(path)
 
     assert [node.node_id for node in corpus.nodes] == ["a#image-b#text-0"]
-    assert "'a#image-b#text-0' is taken" in corpus.skipped[0].reason
+    assert "'a#image-b#text-0' is already taken" in corpus.skipped[0].reason
 
 
 def test_images_over_the_pixel_limit_are_skipped(tmp_path: Path) -> None:

@@ -136,7 +136,7 @@ def test_a_folder_may_be_named_by_a_way_round(
         assert len(read_corpus(way).image_nodes) == 11
 
 
-# --- how far up a site is looked for, and what its pages may show ---------------------------------
+# --- the search for a site's root above, and the images that its pages may show -------------------
 
 
 def page_that_shows(folder: Path, target: str) -> Path:

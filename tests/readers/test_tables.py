@@ -84,9 +84,9 @@ def test_rows_of_another_length_are_skipped(tmp_path: Path) -> None:
 
     assert corpus.document_ids == ["1", "4"]
     assert [skip.reason for skip in corpus.skipped] == [
-        "has 1 cells more than the first line has columns",
-        "has 1 cells fewer than the first line has columns",
-        "has 1 cells more than the first line has columns",
+        "has 1 more cells than the first line has columns",
+        "has 1 fewer cells than the first line has columns",
+        "has 1 more cells than the first line has columns",
     ]
 
 
@@ -163,7 +163,7 @@ def table(folder: Path, text: str | bytes, name: str = "shop.csv") -> Path:
 
 
 def images_of(corpus: Corpus, folder: Path) -> list[tuple[str, str]]:
-    """Where each image lies, and its caption."""
+    """The place of each image, and its caption."""
     return [
         (Path(str(node.image_path)).relative_to(folder.resolve()).as_posix(), node.text)
         for node in corpus.image_nodes
@@ -188,7 +188,9 @@ def test_rows_of_shopify_s_that_repeat_a_handle_are_one_document(shop: Path) -> 
     assert corpus.skipped == []
     summary = corpus.summary()
     assert "id: Handle; title: Title; text: Body (HTML); images: Image Src; captions: Im" in summary
-    assert "2, of the same documents, with 1 images; their Variant SKU, Variant Price" in summary
+    assert (
+        "2, added to the same documents, with 1 images; their Variant SKU, Variant Price" in summary
+    )
 
 
 def test_a_row_that_repeats_an_id_and_a_text_with_another_image(shop: Path) -> None:
@@ -196,14 +198,14 @@ def test_a_row_that_repeats_an_id_and_a_text_with_another_image(shop: Path) -> N
 
     assert len(corpus.text_nodes) == 1
     assert [path for path, _ in images_of(corpus, shop)] == ["a.png", "b c.png"]
-    assert len(corpus.skipped) == 2  # one adds nothing, one says another thing
+    assert len(corpus.skipped) == 2  # one row adds nothing, one contradicts
 
 
 def test_a_guessed_id_that_comes_again_was_none(tmp_path: Path) -> None:
     corpus = read_corpus(table(tmp_path, "sku,review\nA,good\nA,bad\nB,fine\nA,so-so\n"))
 
     assert corpus.document_ids == ["A", "A~2", "B", "A~3"]
-    assert "sku again: 2 documents, named like A~2" in corpus.summary()
+    assert "sku repeated: 2 documents, numbered like A~2" in corpus.summary()
 
 
 def test_magento_s_columns_name_one_image_in_several_sizes(shop: Path) -> None:
@@ -278,7 +280,7 @@ def test_quotes_that_are_characters(tmp_path: Path) -> None:
     corpus = read_corpus(table(tmp_path, flickr))
 
     assert [node.get_content() for node in corpus.text_nodes] == ['A 5" pipe', '"Two" men .']
-    assert "quotes are taken as characters" in corpus.summary()
+    assert "quotes are ordinary characters" in corpus.summary()
 
 
 def test_quotes_after_backslashes(tmp_path: Path) -> None:
@@ -292,7 +294,7 @@ def test_the_row_numbers_of_pandas_are_left_out(tmp_path: Path) -> None:
 
     assert corpus.nodes[0].metadata == {"title": "One", "rating": 4}
     assert corpus.skipped == []
-    assert "a first column without a name, of row numbers, left out" in corpus.summary()
+    assert "the first column, row numbers without a name, is left out" in corpus.summary()
 
 
 def test_one_cell_that_is_no_number_leaves_its_column_text(tmp_path: Path) -> None:
@@ -300,7 +302,7 @@ def test_one_cell_that_is_no_number_leaves_its_column_text(tmp_path: Path) -> No
 
     assert [node.metadata["year"] for node in corpus.nodes] == ["2005", "soon"]
     assert [node.metadata["size"] for node in corpus.nodes] == [1, 2]
-    assert "year: text, since line 3 has 'soon', which is no number" in corpus.summary()
+    assert "year: text, since line 3 has 'soon', which is not a number" in corpus.summary()
 
 
 def test_named_columns(shop: Path) -> None:
@@ -337,7 +339,7 @@ def test_a_file_of_which_nothing_is_embedded_is_an_error(name: str, tmp_path: Pa
 def test_columns_are_named_for_tables_only(tmp_path: Path) -> None:
     (tmp_path / "a.md").write_text("A page.")
 
-    with pytest.raises(CorpusError, match="name columns of a table, and this is a folder"):
+    with pytest.raises(CorpusError, match="name columns of a table, but this is a folder"):
         read_corpus(tmp_path, text_field="text")
 
 

@@ -1,4 +1,4 @@
-"""The system's Chromium, driven over a pipe by its own protocol: no library is needed."""
+"""Drives the system's Chromium over a pipe with its own protocol, without a library."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _PATIENCE_S = 300
 
 
 def why_no_browser() -> str:
-    """Why tests cannot drive a browser here; empty if they can."""
+    """The reason why tests cannot drive a browser here; empty if they can."""
     if PROGRAM is None:
         return "no Chromium on this machine (Debian: apt-get install chromium)"
     return "" if os.name == "posix" else "the pipe to Chromium needs a POSIX system"
@@ -32,8 +32,8 @@ class Browser:
     """One tab of a browser.
 
     Attributes:
-        requests: the addresses that pages asked for so far.
-        complaints: what the browser logged as an error, refusals by a security policy included.
+        requests: the addresses that pages have requested so far.
+        complaints: the errors that the browser has logged, including refusals by a security policy.
     """
 
     def __init__(self, commands: int, answers: int) -> None:
@@ -49,7 +49,7 @@ class Browser:
             self.call(f"{domain}.enable")
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
-        """Send a command, and wait for what it gives."""
+        """Send a command, and wait for its result."""
         self._number += 1
         command = {"id": self._number, "method": method, "params": parameters}
         if self._session:
@@ -63,7 +63,7 @@ class Browser:
             self._events.append(message)
 
     def wait(self, event: str) -> None:
-        """Wait for an event that has not been waited for yet."""
+        """Wait for an event, unless it has already come."""
         while True:
             for place, message in enumerate(self._events):
                 if message.get("method") == event:
@@ -72,19 +72,19 @@ class Browser:
             self._events.append(self._next())
 
     def open(self, address: str) -> None:
-        """Open a page, and wait until all of it is there."""
+        """Open a page, and wait until it is loaded."""
         self._events.clear()
         self.call("Page.navigate", url=address)
         self.wait("Page.loadEventFired")
 
     def run(self, script: str) -> Any:
-        """What a script gives, run in the page from outside, whatever the page's policy."""
+        """Run a script in the page from outside, whatever the page's policy; return its result."""
         done = self.call("Runtime.evaluate", expression=script, returnByValue=True)
         assert "exceptionDetails" not in done, done
         return done["result"].get("value")
 
     def follow(self, script: str) -> None:
-        """Run a script that leads to another page, and wait until all of that is there."""
+        """Run a script that leads to another page, and wait until that page is loaded."""
         self._events.clear()
         self.run(script)
         self.wait("Page.loadEventFired")
@@ -105,13 +105,13 @@ class Browser:
         self.call("Input.insertText", text=text)
 
     def choose_file(self, selector: str, path: Path) -> None:
-        """Give a form's field a file, as a choice in its dialog or a drop does."""
+        """Give a form field a file, like a choice in its dialog or a drop."""
         root = self.call("DOM.getDocument")["root"]["nodeId"]
         node = self.call("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
         self.call("DOM.setFileInputFiles", nodeId=node, files=[str(path)])
 
     def look(self, width: int, *, dark: bool = False, height: int = 800) -> None:
-        """Be as wide as a phone or a desk, and light or dark."""
+        """Set the window's size, and a light or dark colour scheme."""
         self.call(
             "Emulation.setDeviceMetricsOverride",
             width=width,
@@ -123,7 +123,7 @@ class Browser:
         self.call("Emulation.setEmulatedMedia", features=[scheme])
 
     def screenshot(self, *, whole: bool = True) -> bytes:
-        """What is seen, as a PNG file; with ``whole`` also what is scrolled to."""
+        """A PNG file of the visible part, or, with ``whole``, of the whole page."""
         clip: dict[str, Any] = {}
         if whole:
             size = self.call("Page.getLayoutMetrics")["cssContentSize"]
@@ -134,7 +134,7 @@ class Browser:
     def _next(self) -> dict[str, Any]:
         while b"\0" not in self._rest:
             ready, *_ = select.select([self._answers], [], [], _PATIENCE_S)
-            assert ready, "the browser has said nothing for minutes"
+            assert ready, "the browser has not answered for minutes"
             block = os.read(self._answers, 2**16)
             assert block, "the browser has ended"
             self._rest += block
@@ -150,13 +150,13 @@ class Browser:
 
 @contextmanager
 def browser() -> Iterator[Browser]:
-    """A browser without a window, with an empty profile, for as long as the block lasts."""
+    """Run a headless browser with an empty profile while the block runs."""
     assert PROGRAM is not None
     to_read, commands = os.pipe()
     answers, to_write = os.pipe()
     with TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         options = ["--headless=new", "--remote-debugging-pipe", f"--user-data-dir={profile}"]
-        # Containers lack what its own sandbox and its shared memory need; it sees our pages only.
+        # In containers, its sandbox and shared memory do not work; it opens only our pages.
         options += ["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"]
         options += ["--no-first-run", "--disable-background-networking", "--hide-scrollbars"]
         process = subprocess.Popen(

@@ -1,4 +1,4 @@
-"""Vectors of texts and of images that tell the same, with a gap between them."""
+"""Vectors of texts and images with the same content, with a gap between them."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ VectorArray = npt.NDArray[np.float32]
 
 
 def two_clouds(n: int, *, shared: int = 6, own: int = 0) -> tuple[VectorArray, VectorArray]:
-    """Row i of each is a text and its image, of length 1; their means lie far apart.
+    """Unit vectors; row i is a text and its image. The two means are far apart.
 
     Args:
-        n: how many of each.
-        shared: dimensions of what both tell, with some noise.
-        own: dimensions of what only texts can tell, and of what only images can.
+        n: number of texts, and of images.
+        shared: dimensions of the content that both share, with some noise.
+        own: dimensions of the content of texts only, and likewise of images only.
     """
     rng = np.random.default_rng(0)
     told = rng.normal(size=(n, shared))
@@ -42,7 +42,7 @@ def unit(rows: npt.ArrayLike) -> VectorArray:
 
 
 class Numbered(MultiModalEmbedding):
-    """Embeds a text, and an image's file name, by looking up the row that its number names."""
+    """Embeds a text or an image by the row that the number in its text or file name gives."""
 
     model_name: str = "numbered"
     _texts: VectorArray = PrivateAttr()
@@ -77,7 +77,7 @@ def _row(rows: VectorArray, words: str) -> list[float]:
 
 
 def text(number: int, document: str | None = None) -> TextNode:
-    """A passage that embeds to the row of its number."""
+    """A passage whose vector is the row of its number."""
     return TextNode(
         id_=f"text {number}",
         text=f"passage {number}",
@@ -86,7 +86,7 @@ def text(number: int, document: str | None = None) -> TextNode:
 
 
 def image(number: int, document: str | None = None, caption: bool = True) -> ImageNode:
-    """An image that embeds to the row of its number, as its caption does."""
+    """An image whose vector, like its caption's, is the row of its number."""
     return ImageNode(
         id_=f"image {number}",
         text=f"caption {number}" if caption else "",

@@ -1,4 +1,4 @@
-"""The command run by tests: in a process of its own, or in this one."""
+"""Runs the command for tests, in a separate process or in this one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from llama_index_gap.index.dual_index import DualIndex
 
 
 def llama_gap(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
-    """Run the installed command as a person does, in a terminal of 80 columns."""
+    """Run the installed command like a user, in a terminal of 80 columns."""
     command = Path(sys.executable).with_name("llama-gap")
     return subprocess.run(
         [command, *arguments],
@@ -39,7 +39,7 @@ class Shown(NamedTuple):
 
 
 def gap(*arguments: object, answer: str = "") -> Shown:
-    """Run the command in this process: shows what a process of its own would, in less time."""
+    """Run the command in this process: the same output in less time."""
     out, err = StringIO(), StringIO()
     code: Any = 0
     with (

@@ -1,4 +1,4 @@
-"""A model whose vectors are directions that a text or an image's name begins with."""
+"""A model whose vectors point in the direction that starts a text or an image's name."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from named_vectors import NamedVectors
 
 
 class Compass(NamedVectors):
-    """A text or an image's name that begins with ``90`` points to 90 degrees, or is no query."""
+    """A text or image name that begins with ``90`` points to 90 degrees; others are errors."""
 
     model_name: str = "compass"
     dimension: int = 2
@@ -24,13 +24,13 @@ class Compass(NamedVectors):
 
 
 class Needle(Compass):
-    """The same vectors by another name."""
+    """The same vectors under another name."""
 
     model_name: str = "needle"
 
 
 def four_nodes() -> list[TextNode]:
-    """Texts and images in the four directions."""
+    """Texts and images in four directions."""
     return [
         node
         for angle in (0, 90, 180, 270)

@@ -1,4 +1,4 @@
-"""A model whose vectors follow from content alone, and which knows what it embedded."""
+"""A model whose vectors depend only on content, and which records its inputs."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from pydantic import Field
 
 
 class ContentVectors(MultiModalEmbedding):
-    """A direction for each text, and for each image by its file's content.
+    """Makes a vector from a text, or from the content of an image file.
 
     Attributes:
-        embedded: texts, and names of images, in the order that they came in.
+        embedded: the texts and image names so far, in order.
     """
 
     model_name: str = "content vectors"

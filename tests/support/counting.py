@@ -1,4 +1,4 @@
-"""An embedding that knows what it embedded."""
+"""An embedding that records its inputs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from llama_index_gap import DualEncoderEmbedding
 
 
 class CountingEmbedding(DualEncoderEmbedding):
-    """Knows what it embedded for the index."""
+    """Records the inputs that it embedded for the index."""
 
     @property
     def embedded(self) -> list[Any]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-# id, title, text, alternative text, background, shape, colour of the shape
+# id, title, text, alt text, background, shape, colour of the shape
 _ARTICLES = [
     ("ferry", "A ferry for the old harbour", "The first electric ferry left at noon.",
      "a white ship on blue water", "steelblue", "ship", "white"),
@@ -55,14 +55,14 @@ def write_demo_corpus(folder: str | Path) -> Path:
         json.dumps(_document(article), ensure_ascii=False) + "\n" for article in _ARTICLES
     )
     if documents.exists() and documents.read_text(encoding="utf-8") != content:
-        raise FileExistsError(f"{documents} is not the demo's; choose another folder")
+        raise FileExistsError(f"{documents} belongs to another corpus; choose another folder")
     images = folder / "images"
     images.mkdir(parents=True, exist_ok=True)
     for identifier, *_, background, shape, colour in _ARTICLES:
         path = images / f"{identifier}.png"
         if shape:
             _draw(background, shape, colour).save(path)
-        else:  # so that the demo shows what becomes of an image that cannot be read
+        else:  # so that the demo has an image that cannot be read
             path.write_text("<html>404 Not Found</html>", encoding="utf-8")
     documents.write_text(content, encoding="utf-8")
     return folder

@@ -1,11 +1,11 @@
-"""A service of embeddings in a process of its own, in all dialects, that can misbehave.
+"""Runs an embedding service in a separate process, with all dialects, that can misbehave.
 
     python embedding_server.py
 
-prints its address. Below it ``/DIALECT/embeddings`` answers; ``/keyed/DIALECT/embeddings`` wants
-the key ``KEY``; ``/KIND/TIMES/NAME/DIALECT/embeddings`` misbehaves so often, then answers. A text
-that holds a colour's name, and an image of that colour, have the same direction. GET ``/`` lists
-what was asked. After POST ``/stop`` the process ends at once, as one that is killed.
+It prints its address. ``/DIALECT/embeddings`` answers; ``/keyed/DIALECT/embeddings`` requires the
+key ``KEY``; ``/KIND/TIMES/NAME/DIALECT/embeddings`` misbehaves TIMES times, then answers. A text
+with a colour's name and an image of that colour have vectors of the same direction. GET ``/`` lists
+the requests. After POST ``/stop`` the process ends at once, as if killed.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ MALFORMED: dict[str, Callable[[Vectors], Any]] = {
 
 def openai(vectors: list[Any]) -> dict[str, Any]:
     items = [{"index": place, "embedding": each} for place, each in enumerate(vectors)]
-    return {"data": items[::-1]}  # in no order of its own
+    return {"data": items[::-1]}  # in another order than the inputs
 
 
 def vector_of(sent: str) -> list[float]:
@@ -50,7 +50,7 @@ def vector_of(sent: str) -> list[float]:
 
 
 def inputs_of(dialect: str, body: dict[str, Any]) -> list[str]:
-    """What is to be embedded, where a dialect says it; a question in another one is an error."""
+    """The inputs, from where the dialect puts them; a request in another dialect is an error."""
     if dialect == "cohere":
         assert body["embedding_types"] == ["float"]
         assert body["input_type"] in {"search_query", "search_document", "image"}

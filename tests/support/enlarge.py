@@ -1,4 +1,4 @@
-"""The tiny reference checkpoints in their real size, with random weights."""
+"""Makes the tiny reference checkpoints in their real sizes, with random weights."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ def enlarged_shapes(
     """Names and shapes of the tensors that a checkpoint would have in another size.
 
     Args:
-        source: a checkpoint in which each length in a shape means one thing.
-        lengths: which of them become what; others stay as they are.
-        layers: how many times the first layer is there.
+        source: a checkpoint in which each length in a shape has one meaning.
+        lengths: the new lengths, by old length; others stay unchanged.
+        layers: the number of copies of the first layer.
         exceptions: shapes of tensors to which this does not apply.
     """
     shapes: dict[str, Shape] = {}
@@ -47,10 +47,10 @@ def write_enlarged(
     """Write a checkpoint in bfloat16.
 
     Args:
-        source: where its other files come from.
+        source: the checkpoint with the other files.
         folder: where to write.
-        shapes: of its tensors.
-        settings: by file, what to change there; keys that lead to it are joined by dots.
+        shapes: the shapes of its tensors.
+        settings: changes by file; nested keys are joined by dots.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for path in source.glob("*.json"):
@@ -62,7 +62,7 @@ def write_enlarged(
     torch.manual_seed(0)
     tensors = {}
     for name, shape in shapes.items():
-        is_gain = len(shape) == 1 and name.endswith("weight")  # of a layer norm: around 1
+        is_gain = len(shape) == 1 and name.endswith("weight")  # a layer norm's gain is around 1
         tensors[name] = torch.randn(shape, dtype=torch.bfloat16) * 0.02 + is_gain
     save_file(tensors, folder / "model.safetensors")
     return folder
@@ -120,8 +120,8 @@ M0_SETTINGS = {
         "vision_config.num_heads": 16,
     }
 }
-# A quarter of the width in as many layers. Heads have their real widths, since attention is slower
-# in narrower ones; so there are three and four of them, and one pair of keys and values.
+# A quarter of the width, with all layers. Heads keep their real width, since attention is slower in
+# narrow heads; so there are three and four heads, and one pair of keys and values.
 M0_QUARTER_SETTINGS = {
     "config.json": {
         **M0_SETTINGS["config.json"],

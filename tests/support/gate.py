@@ -1,4 +1,4 @@
-"""Work that waits for the test, so that no test waits for the clock."""
+"""Lets work wait for the test, so that no test waits for the clock."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from typing import TypeVar
 import pytest
 
 PATIENCE_S = 30.0
-"""How long anything waits for what should come at once, on the slowest machine."""
+"""The longest wait for an event that should come at once, on the slowest machine."""
 
 _Result = TypeVar("_Result")
 
 
 class Gate:
-    """Lets the first passes through, and keeps the next until the test opens it.
+    """Lets the first passes through, and holds the later ones until the test opens it.
 
     Args:
-        at: the pass that is kept, counted from 1.
+        at: the first pass to hold, counted from 1.
 
     Attributes:
-        passes: how many came.
-        threads: from which threads.
-        reached: set once that pass is there.
-        opened: set to let it go on, and all after it.
+        passes: the number of passes so far.
+        threads: the threads that they came from.
+        reached: set when the gate holds a pass.
+        opened: set it to open the gate.
     """
 
     def __init__(self, at: int = 1) -> None:
@@ -36,7 +36,7 @@ class Gate:
         self.reached, self.opened = threading.Event(), threading.Event()
 
     def pass_through(self) -> None:
-        """To be called by the work."""
+        """Called by the work."""
         with self._lock:
             self.passes += 1
             kept = self.passes >= self._at
@@ -46,7 +46,7 @@ class Gate:
             assert self.opened.wait(PATIENCE_S), "nobody opened the gate"
 
     async def cancel(self, work: Awaitable[object]) -> None:
-        """Start work, cancel it when it is at the gate, and only then let it go on."""
+        """Start work, cancel it at the gate, and only then open the gate."""
         task = asyncio.ensure_future(work)
         try:
             assert await asyncio.to_thread(self.reached.wait, PATIENCE_S), "it never came"
@@ -57,7 +57,7 @@ class Gate:
             self.opened.set()
 
     async def beside(self, work: Awaitable[_Result]) -> _Result:
-        """Run work that goes on only if the event loop runs meanwhile."""
+        """Run work that continues only if the event loop runs meanwhile."""
         task = asyncio.ensure_future(work)
         try:
             assert await asyncio.to_thread(self.reached.wait, PATIENCE_S), "it never came"

@@ -1,4 +1,4 @@
-"""A model that costs nothing: a direction for each text, and for each image by its file."""
+"""A model without cost: vectors from a hash of the text, or of the image file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from named_vectors import NamedVectors
 
 
 class Hashed(NamedVectors):
-    """Another ``model_name`` gives other directions."""
+    """Another ``model_name`` gives other vectors."""
 
     model_name: str = "hashed"
     dimension: int = 8
@@ -30,7 +30,7 @@ class Hashed(NamedVectors):
 
 
 def mixed_nodes(files: list[str]) -> list[TextNode]:
-    """Three documents: images that the index is to keep, one that it keeps twice, and files."""
+    """Three documents: with images that the index must keep, one of them twice, and with files."""
     awkward = {"price": 1.5, "tags": ["a", "ü"], "deep": {"a": [True, None, 2**60]}, "none": None}
     return [
         TextNode(id_="a1", text="a red bicycle", metadata=awkward, relationships=of_document("a")),

@@ -1,4 +1,4 @@
-"""PDF files written by hand, to be as bad as they can be."""
+"""PDF files written by hand to be as hostile as possible."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 
 def written(objects: Mapping[int, bytes], root: int = 1) -> bytes:
-    """A file of numbered objects, with a table of where they stand."""
+    """A file of numbered objects, with a table of their places."""
     data = b"%PDF-1.7\n"
     places = {}
     for number, content in objects.items():
@@ -57,9 +57,9 @@ def one_page(
     """A file of one page; object 4 is its content, object 5 its font.
 
     Args:
-        contents: of object 4.
-        resources: besides the font.
-        box: of the page.
+        contents: object 4.
+        resources: resources besides the font.
+        box: the page's box.
         more: further objects.
     """
     return written(
@@ -93,12 +93,12 @@ def many_characters(count: int = 400_000) -> bytes:
 
 
 def endless_content() -> bytes:
-    """Hundreds of megabytes of nothing but saved states, in a megabyte."""
+    """Hundreds of megabytes of saved graphics states, compressed to a megabyte."""
     return one_page(bomb(b"q ", 200_000_000))
 
 
 def large_image(side: int = 60_000, components: bytes = b"/DeviceGray", bits: int = 1) -> bytes:
-    """An image of billions of pixels that are all the same."""
+    """An image of billions of equal pixels."""
     size = side * side * bits // 8
     entries = (
         b"/Type /XObject /Subtype /Image /Width %d /Height %d /ColorSpace %b /BitsPerComponent %d"
@@ -112,7 +112,7 @@ def large_image(side: int = 60_000, components: bytes = b"/DeviceGray", bits: in
 
 
 def odd_image(kind: bytes, data: bytes) -> bytes:
-    """An image of a format in which nothing is right."""
+    """An image with invalid data in its format."""
     entries = (
         b"<< /Type /XObject /Subtype /Image /Width 400 /Height 400 /ColorSpace /DeviceGray "
         b"/BitsPerComponent 8 /Filter /%b /Length %d >>\nstream\n%b\nendstream"
@@ -126,7 +126,7 @@ def odd_image(kind: bytes, data: bytes) -> bytes:
 
 
 def nested_forms(depth: int = 12, width: int = 10) -> bytes:
-    """Forms that show the next one ten times, and so on: 10 to the 12th."""
+    """Nested forms; each shows the next one ten times, 10 to the 12th in all."""
     more = {}
     for level in range(depth):
         inner = b"/N Do\n" * width if level < depth - 1 else b"0 0 m 9 9 l S\n"
@@ -148,7 +148,7 @@ def form_in_itself() -> bytes:
 
 
 def same_page(times: int, contents: bytes | None = None) -> bytes:
-    """A tree that names one page over and over."""
+    """A page tree that lists one page many times."""
     return written(
         {
             1: b"<< /Type /Catalog /Pages 2 0 R >>",

@@ -1,7 +1,7 @@
 """An imitation of the model hub on loopback, with repositories in memory.
 
-It answers the questions that ``huggingface_hub`` asks when it downloads, with the hub's own status
-codes and headers, and counts what is fetched.
+It answers the requests of ``huggingface_hub``'s downloads with the hub's status codes and headers,
+and counts the fetched bytes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _STORED_APART = (".safetensors", ".bin", ".h5", ".msgpack", ".onnx", ".gguf", ".
 
 
 def commit(text: str) -> str:
-    """A commit's name: the text itself where it is one already."""
+    """The name of a commit; a text that already is one stays unchanged."""
     named = re.fullmatch(r"[0-9a-f]{40}", text)
     return text if named else hashlib.sha1(text.encode()).hexdigest()
 
@@ -35,8 +35,8 @@ class Repository:
 
     Attributes:
         revisions: the files of each branch, tag or commit; ``main`` is the newest.
-        gated: its files are only for those who were let in.
-        refuses: a status that all questions about it get, such as 429.
+        gated: whether its files need granted access.
+        refuses: a status that answers all its requests, such as 429.
         kind: ``models``, ``datasets`` or ``spaces``.
     """
 
@@ -54,7 +54,7 @@ class Repository:
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
-    """A folder's files, as a repository holds them."""
+    """The files of a folder, in a repository's form."""
     return {
         path.relative_to(folder).as_posix(): path.read_bytes()
         for path in sorted(folder.rglob("*"))
@@ -67,10 +67,10 @@ class Hub:
     """The imitated hub.
 
     Attributes:
-        repositories: by name.
-        fetched: bytes that were sent of each file, by repository and path.
+        repositories: the repositories, by name.
+        fetched: bytes sent of each file, by repository and path.
         questions: all requests, as method and path.
-        breaks_after: end a connection after so many bytes of a file, once.
+        breaks_after: close a connection after so many bytes of a file, once.
     """
 
     repositories: dict[str, Repository] = field(default_factory=dict)
@@ -84,12 +84,12 @@ class Hub:
         return {path for of, path in self.fetched if of == repo}
 
     def bytes_of(self, repo: str) -> int:
-        """How many bytes of a repository were sent."""
+        """The number of bytes sent from a repository."""
         return sum(count for (of, _), count in self.fetched.items() if of == repo)
 
     @contextmanager
     def serving(self) -> Iterator[Hub]:
-        """Answer on loopback until the end of the context."""
+        """Serve on loopback while the block runs."""
         server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
         server.daemon_threads = True
         self.url = f"http://127.0.0.1:{server.server_port}"
@@ -104,7 +104,7 @@ class Hub:
 
 
 def use(hub: Hub, patch: pytest.MonkeyPatch, cache: Path) -> None:
-    """Let this process ask the imitation, as nobody in particular, with an empty cache."""
+    """Let this process use the imitation, without a login, with an empty cache."""
     from huggingface_hub import constants
 
     patch.setattr(constants, "ENDPOINT", hub.url)
@@ -121,7 +121,7 @@ def use(hub: Hub, patch: pytest.MonkeyPatch, cache: Path) -> None:
 
 
 def environment(hub: Hub, cache: Path) -> dict[str, str]:
-    """The same for a process of its own."""
+    """The same for a separate process."""
     return {
         "HF_ENDPOINT": hub.url,
         "HF_HUB_CACHE": str(cache),
@@ -136,7 +136,7 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
         protocol_version = "HTTP/1.1"
 
         def log_message(self, *_: Any) -> None:
-            """Nothing on stderr."""
+            """Log nothing to stderr."""
 
         def do_HEAD(self) -> None:
             self._answer(body=False)
@@ -159,11 +159,11 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
         def _found(self, repo: str, kind: str) -> Repository | None:
             repository = hub.repositories.get(repo)
             if repository is None or repository.kind != kind:
-                # As the hub answers who is not logged in: it does not tell what is private.
+                # Like the hub without a login, which does not reveal private repositories.
                 if self.headers.get("authorization"):
                     self._refuse(404, "RepoNotFound", "Repository not found")
                 else:
-                    # The code is how the client knows, since it does by https addresses otherwise.
+                    # The client needs the code, since it otherwise checks for an https address.
                     self._refuse(401, "RepoNotFound", "Invalid username or password.")
                 return None
             if repository.refuses is not None:

@@ -1,4 +1,4 @@
-"""Tiny repositories in the layouts of real ones, for the imitated hub."""
+"""Tiny repositories for the imitated hub, in the layouts of real ones."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ _CARD = b"---\nlicense: mit\n---\n# A model\n"
 
 
 def make_repositories(folder: Path) -> dict[str, Repository]:
-    """All layouts, by the names of the repositories that have them on the hub.
+    """All layouts, by the name of the real repository.
 
     Args:
-        folder: where checkpoints are made.
+        folder: where to make checkpoints.
     """
     clip = files_of(make_tiny_clip(folder / "clip"))
     siglip2 = files_of(make_tiny_siglip(folder / "siglip2", gemma_tokenizer=True))
@@ -140,7 +140,7 @@ def _module(kind: str, path: str = "") -> dict[str, Any]:
 
 
 def _native(config: bytes) -> bytes:
-    """A Nomic text model's settings by transformers' names, as at refs/pr/56."""
+    """A Nomic text model's settings with transformers' names, as in refs/pr/56."""
     old = json.loads(config)
     return _json(
         {
@@ -163,7 +163,7 @@ def _native(config: bytes) -> bytes:
 def _config_only(
     files: Mapping[str, bytes], model_type: str, architecture: str, *, own: bool = False
 ) -> dict[str, bytes]:
-    """A model whose weights would be fetched in vain."""
+    """A model that cannot be loaded, so that its weights must not be fetched."""
     config: dict[str, Any] = {"model_type": model_type, "architectures": [architecture]}
     if own:
         config["auto_map"] = {"AutoModel": f"modeling.{architecture}"}

@@ -1,4 +1,4 @@
-"""What tests of an index put into it, and see of it."""
+"""Nodes for tests of an index, and ways to observe it."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ def as_base64(path: str) -> str:
 
 
 def labelled() -> dict[str, Any]:
-    """Hits with higher scores are better, in either collection."""
+    """Labelled hits of both collections; higher scores are better."""
     scores, labels = np.linspace(-1, 1, 40), [0] * 15 + [1, 0] * 5 + [1] * 15
     return {"text_to_text": (scores, labels), "text_to_image": (scores, labels)}
 
 
 def finished(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The collections that are flushed from now on."""
+    """A list that records the collections flushed from now on."""
     flushed: list[str] = []
     call = Collection.call
 

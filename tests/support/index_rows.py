@@ -1,4 +1,4 @@
-"""The rows of an index as they are stored, and whether two indexes hold the same."""
+"""The stored rows of an index, and a comparison of two indexes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from llama_index_gap.store.rows import VECTOR_FIELD
 
 
 def rows_of(index: DualIndex) -> dict[str, dict[str, dict[str, Any]]]:
-    """All that is stored, by collection and id."""
+    """All stored rows, by collection and id."""
     return {
         name: {
             row["id"]: row
@@ -22,7 +22,7 @@ def rows_of(index: DualIndex) -> dict[str, dict[str, dict[str, Any]]]:
 
 
 def assert_same_rows(one: DualIndex, other: DualIndex) -> None:
-    """The same to the bit, but for vectors, which a model rounds by what else is in the batch."""
+    """Compare bit by bit, except for vectors, whose rounding depends on the batch."""
     ours, theirs = rows_of(one), rows_of(other)
     assert ours.keys() == theirs.keys()
     for name, of_collection in ours.items():

@@ -1,4 +1,4 @@
-"""Milvus Lite as a server in a process of its own, which can be killed and stopped."""
+"""Milvus Lite as a server in a separate process, which can be killed and stopped."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ run_server(sys.argv[1], "127.0.0.1", int(sys.argv[2]))
 
 
 class LiteServer:
-    """Runs from the start; ``with`` ends it.
+    """Starts when it is made; ``with`` ends it.
 
     Args:
-        folder: its data.
+        folder: the folder of its data.
 
     Attributes:
-        address: where it listens, again after it was killed.
+        address: where it listens, also after a restart.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -38,7 +38,7 @@ class LiteServer:
         self.start()
 
     def start(self) -> None:
-        """Start it, again, and wait until it listens."""
+        """Start or restart it, and wait until it listens."""
         command = [sys.executable, "-c", _RUN, str(self._folder), str(self.port)]
         self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         deadline = time.monotonic() + _START_SECONDS
@@ -49,16 +49,16 @@ class LiteServer:
         raise RuntimeError("the server did not start")
 
     def kill(self) -> None:
-        """As ``kill -9``."""
+        """Kill it, like ``kill -9``."""
         self._process.kill()
         self._process.wait()
 
     def stop(self) -> None:
-        """As SIGSTOP does: it is there, and does nothing."""
+        """Stop it with SIGSTOP: it exists and does nothing."""
         os.kill(self._process.pid, signal.SIGSTOP)
 
     def go_on(self) -> None:
-        """As SIGCONT does."""
+        """Continue it with SIGCONT."""
         os.kill(self._process.pid, signal.SIGCONT)
 
     def __enter__(self) -> LiteServer:

@@ -1,4 +1,4 @@
-"""The local page in a thread of this process, for a browser."""
+"""Serves the local page from a thread of this process, for a browser."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class _Server(uvicorn.Server):
 
 @contextmanager
 def local_page(open_index: Open, shown: Served) -> Iterator[str]:
-    """Serve it for as long as the block lasts; gives its address once the models are there."""
+    """Serve it while the block runs; yields its address after the models are loaded."""
     server = _Server(open_index, shown)
     thread = threading.Thread(target=server.run)
     thread.start()

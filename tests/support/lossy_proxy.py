@@ -1,4 +1,4 @@
-"""A way to a server on this machine that can be lost."""
+"""A proxy to a server on this machine, whose connections can fail."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from queue import Queue
 
 
 class LossyProxy:
-    """Passes on what comes to its port.
+    """Forwards the data that arrives at its port.
 
     Args:
-        port: of the server.
+        port: the server's port.
 
     Attributes:
         address: where it listens.
-        delay: seconds that each part of an answer is kept back.
-        drops: whether it breaks off each new connection at once.
+        delay: seconds by which each part of an answer is delayed.
+        drops: whether it closes each new connection at once.
     """
 
     def __init__(self, port: int) -> None:
@@ -33,33 +33,33 @@ class LossyProxy:
         self.address = f"http://127.0.0.1:{self._own[1]}"
 
     def listen(self) -> None:
-        """Be there, again."""
+        """Listen, or listen again."""
         self._listener = socket.create_server(self._own)
         self._own = self._listener.getsockname()
         threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
 
     def lead_to(self, port: int) -> None:
-        """Pass on to another server from now on."""
+        """Forward to another server from now on."""
         self._target = ("127.0.0.1", port)
 
     def hang_up(self) -> None:
-        """Break off all connections."""
+        """Close all connections."""
         while self._open:
             with suppress(OSError):
                 self._open.pop().shutdown(socket.SHUT_RDWR)
 
     def go(self) -> None:
-        """Break off all connections, and refuse new ones."""
+        """Close all connections, and refuse new ones."""
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         self.hang_up()
 
     def freeze(self) -> None:
-        """Take what comes and pass nothing on, as a stopped process does."""
+        """Accept data and forward nothing, like a stopped process."""
         self._flows.clear()
 
     def thaw(self) -> None:
-        """Pass on again; what came while it was frozen is lost, as are its connections."""
+        """Forward again; the data that arrived meanwhile is lost, and so are its connections."""
         self.hang_up()
         self._flows.set()
 
@@ -71,7 +71,7 @@ class LossyProxy:
                     if self.drops:
                         raise ConnectionError
                     server = socket.create_connection(self._target)
-                except OSError:  # the server is not there
+                except OSError:  # the server does not listen
                     client.close()
                     continue
                 self._open += [client, server]
@@ -101,7 +101,7 @@ class LossyProxy:
 
 @contextmanager
 def lossy_proxy(port: int) -> Iterator[LossyProxy]:
-    """A proxy for a block; afterwards it is gone."""
+    """Run a proxy while the block runs."""
     proxy = LossyProxy(port)
     try:
         yield proxy

@@ -22,8 +22,8 @@ _COMPONENTS = (
     "dataNode",
     "indexCoord",
 )
-# Milliseconds between its looks at what changed, and channels to look at: a strong read waits for
-# the first, loading a collection for the others. With its own settings the tests take three times
+# Milliseconds between its checks for changes, and numbers of channels: a strong read waits for the
+# first, loading a collection for the others. With the default settings, the tests take three times
 # as long.
 _IMPATIENCE = {
     "proxy.timeTickInterval": 20,
@@ -31,12 +31,12 @@ _IMPATIENCE = {
     "queryCoord.distPullInterval": 100,
     "rootCoord.dmlChannelNum": 2,
 }
-_ETCD_PEER_PORT = 2380  # not to be changed, so that there can be one server on a machine
+_ETCD_PEER_PORT = 2380  # cannot be changed, so a machine can run only one server
 _START_SECONDS = 90
 
 
 def why_no_server() -> str | None:
-    """Say why no server can be started here, if so."""
+    """The reason why no server can be started here; None if one can."""
     try:
         import milvus  # noqa: F401
     except ImportError:
@@ -48,7 +48,7 @@ def why_no_server() -> str | None:
 
 @contextmanager
 def milvus_server(folder: Path) -> Iterator[str]:
-    """Run a standalone server while the block runs, and give its address."""
+    """Run a standalone server while the block runs; yields its address."""
     with milvus_process(folder) as (address, _):
         yield address
 
@@ -59,12 +59,12 @@ def milvus_process(
 ) -> Iterator[tuple[str, Any]]:
     """Run a standalone server while the block runs, unless the block kills it.
 
-    Its components speak to each other over the loopback interface, but Milvus 2.3 has no setting
-    to keep their ports from being open on the others: behind a firewall only.
+    Its components communicate over the loopback interface, but Milvus 2.3 has no setting that
+    closes their ports on other interfaces: run it only behind a firewall.
 
     Args:
-        folder: where it keeps its data and logs; it goes on from there if there are some.
-        settings: those that differ from its own.
+        folder: folder of its data and logs; existing data is used.
+        settings: the settings that differ from its defaults.
 
     Yields:
         Its address, and the server, whose process is ``server_proc``.
@@ -83,14 +83,14 @@ def milvus_process(
         server.config.set(setting, value)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ResourceWarning)  # it leaves sockets to be collected
+            warnings.simplefilter("ignore", ResourceWarning)  # it leaves open sockets
             server.start()
         if server.listen_port != port:
             raise RuntimeError(f"port {port} was taken meanwhile; run the tests again")
         _wait(server, folder)
         yield f"http://127.0.0.1:{port}", server
     finally:
-        server.stop()  # by its process id; its data goes with the folder
+        server.stop()  # by its process id; its data is deleted with the folder
 
 
 def _wait(server: Any, folder: Path) -> None:

@@ -11,9 +11,9 @@ from llama_index_gap import DualEncoderEmbedding
 
 
 class MortalEmbedding(DualEncoderEmbedding):
-    """Kills its process (SIGKILL) when it is to embed an image of this name.
+    """Kills its process (SIGKILL) when it gets an image of this name.
 
-    It does so as often as there are files in the folder ``deaths``, and takes one away each time.
+    It does so as often as there are files in the folder ``deaths``, and removes one each time.
     """
 
     deadly: str

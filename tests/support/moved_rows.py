@@ -1,4 +1,4 @@
-"""What a database holds, as it is stored."""
+"""The stored contents of a database."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from llama_index_gap.store.database import Database
 
 
 def stored(uri: str, name: str = "gap") -> dict[str, dict[str, dict[str, Any]]]:
-    """All rows of an index, by the rest of the collection's name and the row's id."""
+    """All rows of an index, by the collection's suffix and the row's id."""
     with Database(uri, None) as database:
         names = [each for each in database.names() if each.startswith(f"{name}_")]
         found = {}
@@ -28,7 +28,7 @@ def properties(uri: str, collection: str) -> dict[str, str]:
 
 
 def kept(folder: Any) -> dict[str, int]:
-    """How many files of each kind an image storage has."""
+    """The number of files of each kind in an image storage."""
     return {
         "images": len(list(folder.glob("*.png"))),
         "nodes": len(list((folder / "nodes").glob("*"))),

@@ -1,4 +1,4 @@
-"""A model of both modalities whose vectors follow from a text, or from the name of an image."""
+"""A model of both modalities whose vectors depend on the text or on the image's name."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from llama_index.core.embeddings import MultiModalEmbedding
 
 
 class NamedVectors(MultiModalEmbedding):
-    """Texts, queries and images' names go to ``vector_of``, which a subclass has."""
+    """Passes texts, queries and image names to ``vector_of``, which a subclass defines."""
 
     def vector_of(self, name: str) -> list[float]:
         raise NotImplementedError

@@ -1,6 +1,6 @@
-"""Sites as their generators and exporters lay them out, made small, with what is to be found."""
+"""Small sites in the layouts of generators and exporters, with the expected results."""
 
-# ruff: noqa: E501 (pages are easier to read as they are written)
+# ruff: noqa: E501 (pages are easier to read unwrapped)
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from small_corpora import write_image
 
 @dataclass
 class Expected:
-    """What reading a site is to give.
+    """The expected result of reading a site.
 
     Attributes:
         documents: the ids of the documents.
-        shown: page, image file below the site's root, and caption of each image of a page.
-        unshown: image files that no page shows.
-        never: words that no passage may hold, since they are shortcodes, scripts or templates.
+        shown: for each image of a page, the page, the image file below the site's root, the
+        caption. unshown: image files that no page shows. never: words of shortcodes, scripts and
+        templates, which no passage may contain.
     """
 
     documents: set[str]
@@ -42,7 +42,7 @@ def write(root: Path, files: dict[str, str | bytes]) -> None:
 
 
 def finished(root: Path, expected: Expected) -> Expected:
-    """Write the image files, too."""
+    """Also write the image files."""
     for file in {file for _, file, _ in expected.shown} | expected.unshown:
         write_image(root / file)
     return expected
@@ -232,7 +232,7 @@ def obsidian(root: Path) -> Expected:
 
 
 def wordpress(root: Path) -> Expected:
-    """As exporters write WordPress in Markdown: a folder for each post, images beside."""
+    """A WordPress export in Markdown: a folder for each post, with its images beside it."""
     page = "2015/03/cats/index.md"
     write(
         root,
@@ -266,7 +266,7 @@ def wordpress(root: Path) -> Expected:
 
 
 def saved_html(root: Path) -> Expected:
-    """As browsers save pages."""
+    """Pages that a browser has saved."""
     page = "Ferry.html"
     latin = (
         '<!DOCTYPE html><html><head><meta http-equiv="Content-Type" '
@@ -452,7 +452,7 @@ SITES: dict[str, Callable[[Path], Expected]] = {
 
 
 def blog_as_jekyll(blog: Path, root: Path) -> Expected:
-    """The published blog as a Jekyll site: figures by ``include``, links with ``baseurl``."""
+    """The published blog as a Jekyll site, with figures by ``include`` and ``baseurl`` in links."""
     write(root, {"_config.yml": 'url: "https://blog.example.net"\nbaseurl: "/site"\n'})
     return _blog(
         blog,
@@ -468,7 +468,7 @@ def blog_as_jekyll(blog: Path, root: Path) -> Expected:
 
 
 def blog_as_hugo(blog: Path, root: Path) -> Expected:
-    """The published blog as a Hugo site: figures by shortcode."""
+    """The published blog as a Hugo site, with figures by shortcode."""
     write(root, {"hugo.toml": 'baseURL = "https://blog.example.net/"\n'})
     return _blog(
         blog,

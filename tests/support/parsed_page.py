@@ -1,4 +1,4 @@
-"""HTML as a browser would see it."""
+"""Parses HTML as a browser does."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ EVIL = "<script>alert('x')</script><img src=x onerror=alert(1)> \"' & {{ 7 * 7 }
 
 
 class Parsed(HTMLParser):
-    """What a browser would see: elements with their attributes, and the text in each."""
+    """The elements of a page with their attributes, and the text in each."""
 
     def __init__(self, page: str) -> None:
         super().__init__()

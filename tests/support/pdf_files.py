@@ -1,4 +1,4 @@
-"""PDF files of the kinds that people have, made at test time."""
+"""PDF files of common kinds, made at test time."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ WORDS = (
 
 
 def words(count: int, seed: int = 0) -> str:
-    """Words that stand for a text."""
+    """A made-up text of ``count`` words."""
     return " ".join(random.Random(seed).choices(WORDS.split(), k=count))
 
 
@@ -41,7 +41,7 @@ def photo(seed: int = 0, size: tuple[int, int] = (160, 120)) -> Image.Image:
 
 
 class Page(canvas.Canvas):  # type: ignore[misc, name-defined]
-    """A file that is drawn page by page; y runs upwards, in points."""
+    """A file that is drawn page by page; y points upwards, in points."""
 
     def __init__(self, **settings: Any) -> None:
         self.data = BytesIO()
@@ -50,14 +50,14 @@ class Page(canvas.Canvas):  # type: ignore[misc, name-defined]
         self.setAuthor("")
 
     def lines(self, x: float, y: float, lines: Iterable[str]) -> float:
-        """Draw lines below each other; gives the place below them."""
+        """Draw lines below each other; return the place below them."""
         for line in lines:
             self.drawString(x, y, line)
             y -= LINE
         return y
 
     def text(self, x: float, y: float, text: str, characters: int = 80) -> float:
-        """Draw a text in lines of so many characters."""
+        """Draw a text in lines of at most ``characters`` characters."""
         lines, line = [], ""
         for word in text.split():
             if len(line) + len(word) >= characters:
@@ -71,7 +71,7 @@ class Page(canvas.Canvas):  # type: ignore[misc, name-defined]
         self.drawImage(ImageReader(image), x, y, width, height)
 
     def chart(self, x: float, y: float, width: float = 200, height: float = 120) -> None:
-        """Draw bars in a frame: lines and shapes only."""
+        """Draw bars in a frame, with lines and shapes only."""
         self.line(x, y, x + width, y)
         self.line(x, y, x, y + height)
         for bar in range(5):
@@ -87,7 +87,7 @@ def two_columns(rows_first: bool = False) -> bytes:
     """A title and an abstract over the whole width, then two columns.
 
     Args:
-        rows_first: the file holds the columns' lines row by row.
+        rows_first: whether the file holds the lines of both columns row by row.
     """
     page = Page()
     page.setFontSize(20)
@@ -156,15 +156,15 @@ def scanned(hidden: str = "") -> bytes:
 
 
 def rotated(turn: int) -> bytes:
-    """A page that viewers turn by so many degrees, with upright text and a figure.
+    """A page that viewers rotate, with upright text and a figure.
 
     Args:
-        turn: 0, 90, 180 or 270.
+        turn: degrees: 0, 90, 180 or 270.
     """
     page = Page()
     page.setPageRotation(turn)
     page.saveState()
-    match turn:  # reportlab writes a page that is turned to its side as wide as it was high
+    match turn:  # reportlab swaps width and height of a page on its side
         case 90:
             page.translate(HEIGHT, 0)
         case 180:
@@ -191,14 +191,14 @@ def with_pypdf(data: bytes, change: Any) -> bytes:
 
 
 def encrypted(password: str = "secret", owner: str | None = None) -> bytes:
-    """A file that only its password opens, or, with an empty one, whose owner alone may change."""
+    """A file that needs a password to open; with an empty one, only its owner may change it."""
     return with_pypdf(
         figures(), lambda writer: writer.encrypt(password, owner or password, algorithm="AES-256")
     )
 
 
 def form() -> bytes:
-    """A form with a text, a box that is ticked and one that is not, and a choice."""
+    """A form with a text, a ticked and an unticked box, and a choice."""
     page = Page()
     page.drawString(50, 740, "Application")
     fields = page.acroForm
@@ -210,13 +210,13 @@ def form() -> bytes:
 
 
 def arabic_font() -> Path:
-    """A font with Arabic letters; the test is skipped where there is none."""
+    """A font with Arabic letters; the test is skipped if there is none."""
     matplotlib = pytest.importorskip("matplotlib", reason="matplotlib brings an Arabic font")
     return Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
 
 
 def arabic(lines: Iterable[str]) -> bytes:
-    """Arabic as programs write it: glyphs from left to right, the last letter first."""
+    """Arabic as programs store it: glyphs from left to right, the last letter first."""
     pdfmetrics.registerFont(TTFont("Arabic", str(arabic_font())))
     page = Page()
     page.setFont("Arabic", 14)
@@ -226,7 +226,7 @@ def arabic(lines: Iterable[str]) -> bytes:
 
 
 def chinese(lines: Iterable[str], image: Image.Image | None = None, caption: str = "") -> bytes:
-    """Chinese in lines that end between any two characters."""
+    """Chinese with line breaks between any two characters."""
     pdfmetrics.registerFont(UnicodeCIDFont("STSong-Light"))
     page = Page()
     page.setFont("STSong-Light", 14)
@@ -242,8 +242,8 @@ def report(pages: int, every: int = 5) -> bytes:
     """A long report: headers, footers, a logo, a rule, two paragraphs, and some figures.
 
     Args:
-        pages: how many.
-        every: a figure on each page whose number this divides.
+        pages: number of pages.
+        every: pages whose number this divides have a figure.
     """
     page = Page()
     page.setTitle("A long report")

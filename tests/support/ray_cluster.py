@@ -1,4 +1,4 @@
-"""A Ray cluster on this machine for the tests, as ``ray start`` makes one."""
+"""A Ray cluster on this machine for the tests, made with ``ray start``."""
 
 from __future__ import annotations
 
@@ -22,18 +22,17 @@ _STOP_SECONDS = 60
 
 
 def why_no_ray() -> str | None:
-    """Say why no cluster can be started here, if so."""
-    if importlib.util.find_spec("ray") is None:  # not imported: it reads its settings then
-        return "Ray is not installed: the extra ray leaves it out for Pythons that it does not know"
+    """The reason why no cluster can be started here; None if one can."""
+    if importlib.util.find_spec("ray") is None:  # an import would read its settings
+        return "Ray is not installed; the extra ray skips Python versions that Ray does not support"
     return None
 
 
 @contextmanager
 def ray_cluster() -> Iterator[str]:
-    """Run a cluster of two workers while the block runs, and give its address.
+    """Run a cluster of two workers while the block runs; yields its address.
 
-    Nobody else reaches it, since it asks for a token that this process has in its environment; and
-    it reports nothing to anybody.
+    Only this process can use it, with a token in its environment. It sends no usage reports.
     """
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     with pytest.MonkeyPatch.context() as patch:
@@ -45,7 +44,7 @@ def ray_cluster() -> Iterator[str]:
 
 @contextmanager
 def _started() -> Iterator[str]:
-    folder = Path(tempfile.mkdtemp(prefix="ray"))  # sockets lie in it, whose paths must be short
+    folder = Path(tempfile.mkdtemp(prefix="ray"))  # socket paths must be short
     log = folder / "start.log"
     command = [
         *(Path(sys.executable).with_name("ray"), "start", "--head", "--block", "--port=0"),
@@ -57,10 +56,10 @@ def _started() -> Iterator[str]:
     settings = {
         "PYTHONPATH": os.pathsep.join(places),
         "PYTHONUNBUFFERED": "1",
-        "RAY_worker_niceness": "0",  # by default they give way to all that runs beside them
+        "RAY_worker_niceness": "0",  # by default, they yield to all other processes
     }
     try:
-        for last in (False, False, True):  # Ray gives itself 30 seconds, few for a busy machine
+        for last in (False, False, True):  # Ray waits 30 seconds, too few for a busy machine
             with log.open("w") as written:
                 head = subprocess.Popen(
                     command,
@@ -75,7 +74,7 @@ def _started() -> Iterator[str]:
         try:
             yield address
         finally:
-            # Asked to end, a cluster that has worked takes half a minute.
+            # A used cluster takes half a minute to end by itself.
             for process in (*psutil.Process(head.pid).children(recursive=True), head):
                 process.kill()
             head.wait(_STOP_SECONDS)
@@ -84,7 +83,7 @@ def _started() -> Iterator[str]:
 
 
 def _address(head: subprocess.Popen[bytes], log: Path) -> str:
-    """Wait until a cluster has started; empty if it ended."""
+    """Wait until a cluster has started, and return its address; empty if it ended."""
     while head.poll() is None:
         said = log.read_text()
         if "block forever" in said:

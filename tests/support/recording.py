@@ -1,4 +1,4 @@
-"""Articles with images, and a chat model that keeps what it was shown of them."""
+"""Articles with images, and a chat model that records its input."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from pydantic import Field
 
 
 def articles(folder: Path) -> tuple[list[TextNode], dict[str, str]]:
-    """Articles A to D, each a text and a captioned image; and the images' files by name."""
+    """Articles A to D, each with a text and a captioned image, and the image files by name."""
     nodes: list[TextNode] = []
     images = {}
     for index, name in enumerate("ABCD"):
@@ -55,7 +55,7 @@ def articles(folder: Path) -> tuple[list[TextNode], dict[str, str]]:
 
 
 def shown(hits: Sequence[NodeWithScore]) -> list[str]:
-    """What a model is to see of these nodes of articles."""
+    """The parts of these articles' nodes that a model must see."""
     parts: list[str] = []
     for hit in hits:
         name, kind = hit.node_id.split("-")
@@ -65,11 +65,11 @@ def shown(hits: Sequence[NodeWithScore]) -> list[str]:
 
 
 class RecordingLLM(CustomLLM):
-    """Answers with the next line of ``script``, the last one for ever.
+    """Answers with the lines of ``script`` in turn, and repeats the last one.
 
     Attributes:
-        script: what it answers.
-        context_window: in tokens; LlamaIndex reckons 2,125 for an image.
+        script: its answers.
+        context_window: in tokens; LlamaIndex counts 2,125 for an image.
         calls: the messages of each call.
     """
 
@@ -104,10 +104,10 @@ class RecordingLLM(CustomLLM):
         yield self.complete(prompt)
 
     def seen(self, images: dict[str, str]) -> list[list[str]]:
-        """Of each call, what it was shown of the articles: texts, captions and images' names.
+        """For each call, the parts of articles that it saw: texts, captions and image names.
 
         Args:
-            images: the name of each image, and its file.
+            images: the image files, by name.
         """
         names = {Path(path).read_bytes(): name for name, path in images.items()}
         found = []

@@ -1,4 +1,4 @@
-"""A service that embeds texts, which may refuse, break, or go away; and a model that asks it."""
+"""An embedding service that may refuse, break, or disappear, and a model that uses it."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from content_vectors import ContentVectors
 
 
 class EmbeddingServer(ThreadingHTTPServer):
-    """Answers with a vector for each text, unless it is told otherwise.
+    """Answers with a vector for each text, unless ``answer`` is replaced.
 
     Attributes:
-        requests: the texts of each request that came.
-        answer: gives status and body for the number of a request, from 1, and its texts; None
-            hangs up.
+        requests: the texts of each request so far.
+        answer: returns status and body for a request's number, from 1, and its texts; None closes
+            the connection.
     """
 
     daemon_threads = True
@@ -35,7 +35,7 @@ class EmbeddingServer(ThreadingHTTPServer):
 
 
 def vectors(_: int, texts: list[str]) -> tuple[int, Any]:
-    """What a service in good health answers."""
+    """The answer of a healthy service."""
     return 200, [ContentVectors()._get_text_embedding(text) for text in texts]
 
 
@@ -62,7 +62,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def embedding_server() -> Iterator[EmbeddingServer]:
-    """Run one while the block runs."""
+    """Run a service while the block runs."""
     with EmbeddingServer() as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
@@ -74,7 +74,7 @@ def embedding_server() -> Iterator[EmbeddingServer]:
 
 
 class RemoteEmbedding(ContentVectors):
-    """Has its texts embedded by a service, as many integrations of LlamaIndex do."""
+    """Lets a service embed its texts, like many LlamaIndex integrations."""
 
     url: str
 

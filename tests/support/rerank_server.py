@@ -1,10 +1,10 @@
-"""A reranking service in a process of its own, over any scorer's folder, that can misbehave.
+"""Runs a reranking service in a separate process, with any scorer's folder, that can misbehave.
 
     python rerank_server.py FOLDER
 
-prints its address. Below it, ``/v1/rerank`` speaks as Jina's API and as vLLM do, and
-``/keyed/v1/rerank`` wants the key ``KEY``. ``/KIND/TIMES/NAME/v1/rerank`` misbehaves so many times,
-then answers; NAME keeps the counts of different tests apart. GET ``/`` lists what was asked.
+It prints its address. ``/v1/rerank`` accepts requests like Jina's API and like vLLM, and
+``/keyed/v1/rerank`` requires the key ``KEY``. ``/KIND/TIMES/NAME/v1/rerank`` misbehaves TIMES
+times, then answers; NAME separates the counts of different tests. GET ``/`` lists the requests.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ class Handler(BaseHTTPRequestHandler):
         elif kind in MALFORMED:
             fine = [{"index": index, "relevance_score": 0.5} for index in range(count)]
             self.answer(200, MALFORMED[kind](fine))
-        else:  # such as "500", or "429-after-1", or "429-at-1", which says it as a date
+        else:  # such as "500", "429-after-1", or "429-at-1", which sends a date
             status, _, wait = kind.partition("-")
             how, _, seconds = wait.partition("-")
             moment = datetime.now(UTC) + timedelta(seconds=int(seconds or 0))

@@ -1,4 +1,4 @@
-"""An experiment's result and its data set, made by hand."""
+"""A hand-made result of an experiment, with its data set."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def result(**changes: Any) -> ExperimentResult:
         "own_modality": [OwnModality("text", Estimate(0.97, 0.9, 1), 0.5, 4)],
         "failed": {},
         "notes": ("something to know",),
-        # Right are a for 1, b for 2 and 3, and anything of c and d for 4.
+        # The right answers are a for 1, b for 2 and 3, and c or d for 4.
         "runs": {
             "32 by text": {"1": ["a"], "2": ["a"], "3": ["a", "b"], "4": []},
             "16+16, RRF": {"1": ["a"], "2": ["c", "b"], "3": ["a"], "4": ["d"]},

@@ -2,7 +2,7 @@
 
     python tests/support/run_notebook.py
 
-runs it anew and keeps what it prints and draws.
+It saves the notebook with its new outputs.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ NOTEBOOK = ROOT / "examples" / "newsroom.ipynb"
 
 
 def read() -> nbformat.NotebookNode:
-    """The notebook as it is kept."""
+    """The saved notebook."""
     return nbformat.read(NOTEBOOK, as_version=4)
 
 
 def run() -> nbformat.NotebookNode:
-    """The notebook with what it prints and draws now."""
+    """The notebook with its new outputs."""
     notebook = read()
     NotebookClient(notebook, timeout=300, record_timing=False, coalesce_streams=True).execute()
-    notebook.metadata["language_info"] = {"name": "python"}  # else also which Python it was
+    notebook.metadata["language_info"] = {"name": "python"}  # else it has the Python version
     for output in (output for cell in notebook.cells for output in cell.get("outputs", [])):
         if "text/html" in output.get("data", {}):
-            output["data"].pop("text/plain", None)  # long, and with the paths of this run
+            output["data"].pop("text/plain", None)  # long, with paths of this run
     return notebook
 
 

@@ -1,4 +1,4 @@
-"""Small nodes, and questions to a store of them."""
+"""Small nodes, and searches in a store."""
 
 from __future__ import annotations
 

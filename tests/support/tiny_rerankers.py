@@ -1,4 +1,4 @@
-"""Rerankers with random weights and few of them, laid out as the hub's checkpoints are."""
+"""Tiny rerankers with random weights, in the layout of real checkpoints."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _CONTROL_TOKENS = [
     "<|image_pad|>",
     "<|video_pad|>",
 ]
-# What a pair becomes is up to the template; this one writes each part of each side in its order.
+# The template decides how a pair is written; this one writes all parts of each side in order.
 TEMPLATE = (
     "<|im_start|>system\nJudge.<|im_end|>\n<|im_start|>user\n"
     "{% for message in messages if message.role in ['query', 'document'] %}"
@@ -42,11 +42,11 @@ TEMPLATE = (
 
 
 def make_tiny_bert_reranker(folder: Path, *, labels: int = 1, **config: Any) -> Path:
-    """As cross-encoder/ms-marco-MiniLM-L6-v2: a BERT with a classifier, 64 tokens at most.
+    """Write a BERT with a classifier and 64 tokens, like cross-encoder/ms-marco-MiniLM-L6-v2.
 
     Args:
         folder: where to write.
-        labels: how many numbers it gives a pair.
+        labels: the number of outputs for a pair.
         config: further entries of ``config.json``.
     """
     letters = "abcdefghijklmnopqrstuvwxyz0123456789./:"
@@ -73,12 +73,12 @@ def make_tiny_bert_reranker(folder: Path, *, labels: int = 1, **config: Any) -> 
 def make_tiny_qwen_reranker(
     folder: Path, *, template: str = TEMPLATE, no: str | None = "n"
 ) -> Path:
-    """As Qwen/Qwen3-VL-Reranker-2B: the difference of two words' logits, for texts and images.
+    """Write a reranker like Qwen/Qwen3-VL-Reranker-2B, which subtracts two words' logits.
 
     Args:
         folder: where to write.
         template: the chat template.
-        no: the word whose logit is taken from that of "y"; None for the latter alone.
+        no: the word whose logit is subtracted from the logit of "y"; None to subtract none.
     """
     tokenizer = byte_tokenizer()
     ids = tokenizer.get_vocab()

@@ -1,4 +1,4 @@
-"""A tiny SigLIP with random weights, in the file layout of the hub's checkpoints."""
+"""A tiny SigLIP with random weights, in the file layout of real checkpoints."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _SENTENCES = (
 
 
 def make_tiny_siglip(folder: str | Path, *, seed: int = 0, gemma_tokenizer: bool = False) -> Path:
-    """Write a random-weight SigLIP checkpoint, laid out as google/siglip-base-patch16-224 is.
+    """Write a SigLIP checkpoint with random weights, like google/siglip-base-patch16-224.
 
     Args:
         folder: where to write; made if missing.
         seed: seed of the random weights; the same seed gives the same files.
-        gemma_tokenizer: give it a Gemma tokenizer that keeps capital letters, as the
-            fixed-resolution SigLIP 2 checkpoints have, in place of SigLIP's own
-            SentencePiece model (which needs the extra ``siglip``).
+        gemma_tokenizer: give it a Gemma tokenizer that keeps capital letters, as in the
+            fixed-resolution SigLIP 2 checkpoints, instead of SigLIP's SentencePiece model (which
+            needs the extra ``siglip``).
 
     Returns:
         The folder.

@@ -1,4 +1,4 @@
-"""A tiny vision-language model with random weights, as embedders that build on Qwen2-VL are."""
+"""A tiny vision-language model with random weights, like embedders that build on Qwen2-VL."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TEMPLATE = (
 
 
 def make_tiny_qwen2_vl(folder: Path, *, template: str | None = TEMPLATE) -> Path:
-    """Write a plain checkpoint: no ``modules.json``, so that nothing says how it pools.
+    """Write a plain checkpoint, without ``modules.json``, so that nothing defines its pooling.
 
     Args:
         folder: where to write; made if missing.

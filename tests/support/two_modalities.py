@@ -1,21 +1,21 @@
-"""Made-up documents with a text and an image, and how well ways of fusing find them.
+"""Simulates documents with a text and an image, and measures how well fusions find them.
 
 **The simulation.** Texts and images lie in two cones. Around the cone's mean, a vector has two
-parts, each a random unit vector: what both modalities tell of its subject (22 dimensions), and what
-only its own modality tells (22 for texts, 22 for images). Nothing was tuned to an outcome: the
-numbers of a plain ``World`` follow from measurements of CLIP ViT-B/16's features of 500 COCO pairs,
-all but the means after centring:
+parts, each a random unit vector: the part of its subject that both modalities can express (22
+dimensions), and the part that only its own modality can express (22 for texts, 22 for images).
+Nothing was tuned to an outcome: the numbers of a plain ``World`` follow from measurements of CLIP
+ViT-B/16 features of 500 COCO pairs, all after centring except the means:
 
 - norms of the cones' means 0.72 (texts) and 0.73 (images), cosine 0.31: 0.85 apart;
-- cosines of unrelated texts and of unrelated images: standard deviation 0.154;
-- cosines of unrelated texts and images: 0.092, hence the 22 dimensions, and a share of 0.427 of
-  the squared length for what both tell;
-- cosine of a text and its image: 0.315, hence the correlation 0.738 between two tellings of one
-  subject. Two texts on one subject were not measured; they are taken to agree just as well, and
-  in what only texts tell too.
+- cosines of unrelated texts, and of unrelated images: standard deviation 0.154;
+- cosines of unrelated texts and images: standard deviation 0.092. This gives the 22 dimensions, and
+  a share of 0.427 of the squared length for the shared part;
+- cosine of a text and its image: 0.315. This gives the correlation 0.738 between two descriptions
+  of one subject. Two texts on one subject were not measured; they are assumed to agree just as
+  well, also in the part that only texts can express.
 
 A document is a headline and an image on different subjects. Queries are texts about the image,
-the headline, or both (the mean of the two tellings). A query has one relevant document.
+the headline, or both (the mean of two descriptions). A query has one relevant document.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ METHODS: dict[str, Fuse] = {
 
 
 def unsized(legs: Mapping[str, ScoredLeg]) -> Fusion:
-    """The default, without knowing how many vectors each leg has."""
+    """The default fusion, without the sizes of the legs."""
     return fuse({name: replace(leg, size=None) for name, leg in legs.items()})
 
 
@@ -58,19 +58,19 @@ def unsized(legs: Mapping[str, ScoredLeg]) -> Fusion:
 
 @dataclass(frozen=True)
 class World:
-    """What a simulation is like.
+    """The parameters of a simulation.
 
     Attributes:
-        documents: how many there are.
-        imaged: the share of them that have an image.
-        norms: of the means of the cones of texts and of images.
-        cosine_of_means: of the cones; 0.31 puts them 0.85 apart, 0.84 puts them 0.41 apart.
-        shared: the share of a vector's squared length, around its cone's mean, for what both
-            modalities can tell.
+        documents: number of documents.
+        imaged: the share of documents with an image.
+        norms: norms of the means of the two cones, of texts and of images.
+        cosine_of_means: cosine between these means; 0.31 puts them 0.85 apart, 0.84 puts them
+            0.41 apart.
+        shared: the shared part's share of a vector's squared length around its cone's mean.
         of_headlines: correlation of a query with the headline that it is about.
-        of_images: correlation of a query with what both tell of the image that it is about.
-        alike: how many documents share the subjects of their headline and image; each tells of
-            them in its own way, and a query asks for all of them.
+        of_images: correlation of a query with the shared part of the image that it is about.
+        alike: the number of documents with the same subjects; each describes them differently,
+            and a query asks for all of them.
     """
 
     documents: int = 4_000
@@ -106,7 +106,7 @@ class Simulation:
             self.samples["image"] = some
 
     def told(self, subjects: dict[str, FloatArray], agreement: float) -> dict[str, FloatArray]:
-        """What each document tells of its subject; one that has it for itself tells all."""
+        """Each document's description of its subject; a unique document describes it exactly."""
         if self.world.alike == 1:
             return subjects
         return {
@@ -122,7 +122,7 @@ class Simulation:
         return agreement * subject + np.sqrt(1 - agreement**2) * noise
 
     def subjects(self, kind: str, queries: int) -> IntArray:
-        """What is asked for; subjects without an image only by their headline."""
+        """The subjects of queries; a subject without an image is only for its headline."""
         among = self.world.documents if kind == "headline" else self.imaged
         return self.rng.choice(among // self.world.alike, queries, replace=False)
 
@@ -133,12 +133,12 @@ class Simulation:
 
     def queries(self, kind: str, subjects: IntArray) -> FloatArray:
         agreements = np.array([self.world.of_headlines, self.world.of_images])
-        # With both told anew, the query's and a document's correlation is the product.
+        # If both are new descriptions, the correlation of query and document is the product.
         of_headlines, of_images = agreements if self.world.alike == 1 else np.sqrt(agreements)
         of_image = self.told_again(self.image["shared"][subjects], of_images)
         of_headline = self.told_again(self.headline["shared"][subjects], of_headlines)
         headline_own = self.told_again(self.headline["own"][subjects], of_headlines)
-        own = self.unit(len(subjects), OWN)  # what a text about an image adds of itself
+        own = self.unit(len(subjects), OWN)  # the text-only part of a text about an image
         match kind:
             case "image":
                 return self.as_text(of_image, own)
@@ -157,7 +157,7 @@ class Simulation:
         return self.in_cone(mean, shared, np.zeros_like(own), own)
 
     def in_cone(self, mean: FloatArray, shared: FloatArray, *own: FloatArray) -> FloatArray:
-        """Unit vectors: the cone's mean, and around it what a vector says."""
+        """Unit vectors: the cone's mean plus a vector's parts."""
         weight = self.world.shared
         content = np.hstack(
             [
@@ -183,7 +183,7 @@ class Collection:
 
     Attributes:
         vectors: shape (n, d).
-        documents: which document each belongs to, shape (n,).
+        documents: the document of each vector, shape (n,).
         background: a sample of such vectors, shape (m, d).
     """
 
@@ -194,7 +194,7 @@ class Collection:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How well each method answered each query: shape (queries,), by method."""
+    """Figures of each method for each query: shape (queries,), by method."""
 
     ndcg: Mapping[str, FloatArray]
     recall: Mapping[str, FloatArray]
@@ -206,12 +206,12 @@ def evaluate(
     relevant: Sequence[Set[int]],
     methods: Mapping[str, Fuse] = METHODS,
 ) -> Outcome:
-    """Search both collections with every query, 16 candidates each, and fuse them in every way.
+    """Search both collections with every query, 16 candidates each, and fuse by every method.
 
     Args:
         queries: shape (q, d).
-        collections: by name; each is a method of its own too, called ``"{name} leg"``.
-        relevant: the documents that each query asks for.
+        collections: by name; each alone is also a method, called ``"{name} leg"``.
+        relevant: the relevant documents of each query.
         methods: by name.
 
     Returns:
@@ -245,7 +245,7 @@ def ask(
     queries: int,
     methods: Mapping[str, Fuse] = METHODS,
 ) -> Outcome:
-    """Ask simulated documents queries of one kind."""
+    """Search simulated documents with queries of one kind."""
     vectors = {"text": simulation.texts, "image": simulation.images}
     collections = {
         name: Collection(rows, np.arange(len(rows)), rows[simulation.samples[name]])

@@ -1,1 +1,1 @@
-"""PDF files: their texts, figures and pages, each file read in a process of its own."""
+"""Reads texts, figures and pages of PDF files in a separate process."""

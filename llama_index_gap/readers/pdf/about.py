@@ -1,4 +1,4 @@
-"""What a PDF file says of itself: title, author, date."""
+"""A PDF file's own metadata: title, author, date."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ _DATE = re.compile(
 
 
 def title_of(written_in: str) -> str:
-    """The title that a file says, if it is one and not what a program put there."""
+    """The title in a file's metadata; empty if it looks like a program's placeholder."""
     title = " ".join(cleaned(written_in).removeprefix("Microsoft Word - ").split())
     return "" if _NO_TITLE.fullmatch(title) else title[:500]
 
 
 def author_of(written_in: str) -> str:
-    """The author that a file says, if it is one and not what a program put there."""
+    """The author in a file's metadata; empty if it looks like a program's placeholder."""
     author = " ".join(cleaned(written_in).split())
     return "" if _NO_TITLE.fullmatch(author) else author[:500]
 
 
 def iso_date(text: str) -> str:
-    """A date of a PDF file, such as ``D:20240131120000+01'00'``, as ISO 8601 has it.
+    """Convert a PDF date, such as ``D:20240131120000+01'00'``, to ISO 8601.
 
     Args:
-        text: the date; what it does not say of the time is left out.
+        text: the date, perhaps without a time.
 
     Returns:
-        Empty if it is no date.
+        The date, with the time if there is one; empty if the text is not a date.
     """
     match = _DATE.fullmatch(text.strip())
     if match is None:

@@ -1,4 +1,4 @@
-"""A page's characters, as pdfium gives them, in pieces of lines."""
+"""Groups the characters that pdfium finds on a page into pieces of lines."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ import pypdfium2.raw as pdfium
 from llama_index_gap.readers.pdf.places import Box
 
 MOST_CHARACTERS = 300_000
-"""Most characters of a page."""
+"""The most characters that are read from a page."""
 _RTL = frozenset([*range(0x590, 0x900), *range(0xFB1D, 0xFE00), *range(0xFE70, 0xFF00)])
 _LINE_BREAKS = frozenset([0, 10, 13])
 _HYPHENS = frozenset([0x2, 0xFFFE])
 
 
 def segments_of(page: pypdfium2.PdfPage, text: Any) -> tuple[int, list[list[Any]], Counter[str]]:
-    """A page's text in pieces that stand on one line without a wide gap.
+    """A page's text in pieces; each lies on one line and has no wide gap.
 
-    Only where words start and end pdfium is asked where they stand: it puts a space wherever there
-    is a gap, and a break at each line's end.
+    Only the first and last character of each word are located: pdfium puts a space at each gap and
+    a line break at each line's end.
 
     Returns:
-        Quarter turns that make it upright; for each piece its text, its box, whether it is
-        hidden, whether it runs another way than most; counts of characters.
+        The quarter turns that make the text upright; for each piece its text, its box, whether it
+        is hidden, and whether it runs in another direction than most text; counts of characters.
     """
     counts: Counter[str] = Counter(all=max(pdfium.FPDFText_CountChars(text), 0))
     turns: Counter[int] = Counter()
@@ -61,7 +61,7 @@ def segments_of(page: pypdfium2.PdfPage, text: Any) -> tuple[int, list[list[Any]
 
 
 def _words(text: Any, count: int) -> Iterator[tuple[int, int, str, bool]]:
-    """A page's words: from which character to which, the word, whether its line ends there."""
+    """A page's words: first and last character, the word, and whether its line ends there."""
     get = pdfium.FPDFText_GetUnicode
     letters: list[str] = []
     start = 0
@@ -79,7 +79,7 @@ def _words(text: Any, count: int) -> Iterator[tuple[int, int, str, bool]]:
         if letters:
             if found is not None:
                 yield *found, False
-            # pdfium counts the halves of characters beyond the first 65,536.
+            # pdfium counts UTF-16 units: a character beyond U+FFFF has two.
             halves = "".join(letters).encode("utf-16-le", "surrogatepass")
             word = halves.decode("utf-16-le", "ignore") or "\ufffd"
             found = (start, index if code in _HYPHENS else index - 1, word)
@@ -114,13 +114,13 @@ def _apart(
     now: tuple[float, float, float, float],
     rtl: bool,
 ) -> bool:
-    """Whether a character stands on another line than the one before, or after a wide gap."""
+    """Whether a character is on another line than the one before, or after a wide gap."""
     start, end, low, high, was_rtl = before
     height = max(high - low, now[3] - now[2], 1.0)
     shared = min(high, now[3]) - max(low, now[2])
     if shared < 0.3 * min(high - low, now[3] - now[2]):
         return True
-    if was_rtl != rtl:  # runs of both directions are not in the order of their places
+    if was_rtl != rtl:  # text of mixed direction is not in the order of its places
         return False
     gap = start - now[1] if rtl else now[0] - end
     return gap > 0.9 * height or gap < -3 * height

@@ -1,8 +1,8 @@
-"""What pdfium says of a file, page by page; runs in a process that ``process.py`` starts.
+"""Reads a file with pdfium, page by page, in a process that ``process.py`` starts.
 
-pdfium is not thread safe, cannot be interrupted, and is written in C++: a hostile file may crash it
-or make it swell. So it runs in a process of its own, which the system stops at its limits of time
-and memory. This file imports nothing that is slow to import.
+pdfium is not thread-safe, cannot be interrupted, and is written in C++: a hostile file may crash it
+or make it use much memory. So it runs in a separate process, which the system stops at its limits
+of time and memory. This file imports only modules that load fast.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from llama_index_gap.readers.pdf.places import Box, Frame, area_of
 
 try:
     import resource
-except ImportError:  # Windows: the process that waits stops this one, by the clock
+except ImportError:  # Windows: the waiting process stops this one after a time limit
     resource = None  # type: ignore[assignment]
 
 _MOST_FIELDS = 2_000
@@ -44,12 +44,12 @@ _TEXT_FIELDS = {
     pdfium.FPDF_FORMFIELD_LISTBOX,
 }
 _BOXES = {pdfium.FPDF_FORMFIELD_CHECKBOX, pdfium.FPDF_FORMFIELD_RADIOBUTTON}
-_DAMAGED = "is damaged, or no PDF file; pdfium cannot open it"
+_DAMAGED = "is damaged or not a PDF file; pdfium cannot open it"
 _XFA = {pdfium.FORMTYPE_XFA_FULL}
 
 
 class Engine:
-    """One open file; each method answers one request with what JSON can hold."""
+    """One open file; each method answers one request with values that JSON can hold."""
 
     def __init__(self) -> None:
         self._file: BinaryIO | None = None
@@ -57,15 +57,15 @@ class Engine:
         self._page: tuple[int, pypdfium2.PdfPage] | None = None
 
     def open(self, path: str, identity: list[int], passwords: list[str]) -> dict[str, Any]:
-        """Open a file; the one that was open is closed.
+        """Open a file, and close the one that was open.
 
         Args:
-            path: without links.
-            identity: the device and the number of the file that was found there.
-            passwords: are tried in turn.
+            path: the file's path, without links.
+            identity: the device and inode number of the file that was found there.
+            passwords: passwords to try in turn.
         """
         self.close()
-        # Whatever has taken its place: no link is followed, and no FIFO waited for.
+        # The file may have been replaced: follow no link, and wait for no FIFO.
         safe = ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY")
         flags = sum(getattr(os, each, 0) for each in safe)
         descriptor = os.open(path, os.O_RDONLY | flags)
@@ -108,7 +108,7 @@ class Engine:
         self._document = self._file = None
 
     def page(self, index: int) -> dict[str, Any]:
-        """The texts, images and drawings of a page, where they stand if the page is upright.
+        """The texts, images and drawings of a page, with their places on the upright page.
 
         All boxes are left, top, right, bottom, in points from the top left corner.
         """
@@ -153,12 +153,12 @@ class Engine:
         """Write a part of a page as an image file.
 
         Args:
-            index: of the page, from 0.
-            turn: as ``page`` gave it.
-            box: as ``page`` gives boxes.
+            index: number of the page, from 0.
+            turn: quarter turns, as ``page`` returns them.
+            box: the part to write, in the coordinates of ``page``.
             scale: pixels per point.
-            path: of the file to write, whole or not at all.
-            photo: as JPEG instead of PNG.
+            path: the file to write; it is written whole or not at all.
+            photo: whether to write JPEG instead of PNG.
         """
         page = self._load(index)
         rotation = pdfium.FPDFPage_GetRotation(page)
@@ -204,7 +204,7 @@ class Engine:
         return (self._document.get_page_label(index) or "").strip()[:100]
 
     def _fields(self, page: pypdfium2.PdfPage) -> list[list[str]]:
-        """The names and values of a page's form fields that are filled in."""
+        """The names and values of the filled-in form fields of a page."""
         environment = self._document.formenv if self._document is not None else None
         if not environment:
             return []
@@ -243,7 +243,7 @@ class Engine:
 def _opened(
     source: BinaryIO | bytes, passwords: list[str]
 ) -> tuple[pypdfium2.PdfDocument | None, str]:
-    """A file that is open, or why it is not."""
+    """The open document, or None and the reason."""
     problem = _DAMAGED
     for password in [None, *passwords]:
         try:
@@ -255,7 +255,7 @@ def _opened(
                 return None, _DAMAGED
             problem = "is encrypted; pass its password with passwords=[…]"
             if passwords:
-                problem = "is encrypted, and none of passwords= opens it"
+                problem = "is encrypted, and no password in passwords= opens it"
     return None, problem
 
 
@@ -281,7 +281,7 @@ def _read_text(get: Any, environment: Any, annotation: Any) -> str:
 
 
 def _limit(seconds: float) -> None:
-    """Let the system end this process where it takes more processor time than this from now."""
+    """Let the system end this process if it uses more processor time than this from now on."""
     if resource is not None:
         used = sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
         _lower(resource.RLIMIT_CPU, math.ceil(used + seconds))
@@ -289,18 +289,18 @@ def _limit(seconds: float) -> None:
 
 def _lower(limit: int, value: int) -> None:
     _, most = resource.getrlimit(limit)
-    with suppress(ValueError, OSError):  # macOS knows limits that it does not set
+    with suppress(ValueError, OSError):  # macOS refuses to set some limits
         resource.setrlimit(limit, (value if most < 0 else min(value, most), most))
 
 
 def main(most_memory: str) -> None:
-    """Answer requests, one JSON object a line, until there are no more.
+    """Answer requests, one JSON object per line, until the input ends.
 
     Args:
-        most_memory: bytes of address space that the process may take.
+        most_memory: the most bytes of address space for the process.
     """
     memory = int(most_memory)
-    with Path(os.devnull).open("wb") as nowhere:  # nobody reads on, once it has started
+    with Path(os.devnull).open("wb") as nowhere:  # after the start, nobody reads stderr
         os.dup2(nowhere.fileno(), 2)
     answers = answers_to_parent()
     if resource is not None:
@@ -322,7 +322,7 @@ def main(most_memory: str) -> None:
             answer = method(**request)
         except MemoryError:
             answer = {"error": f"takes more than {memory // 2**20:,} MiB of memory"}
-        except Exception as error:  # whatever a damaged file makes of pdfium or of Pillow
+        except Exception as error:  # a damaged file may cause any error in pdfium or Pillow
             answer = {"error": f"is damaged ({type(error).__name__}: {str(error)[:200]})"}
         if resource is not None:
             answer["used"] = sum(resource.getrusage(resource.RUSAGE_SELF)[:2])

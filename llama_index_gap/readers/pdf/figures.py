@@ -1,4 +1,4 @@
-"""Which parts of a page are figures, and which lines are their captions."""
+"""Finds the figures of a page and their captions."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from llama_index_gap.readers.pdf.layout import Box, Line, Paragraph
 from llama_index_gap.text import excerpt
 
 MOST_REGIONS = 300
-"""Most images, and most drawings, of a page that may be figures."""
+"""The most images of a page, and the most drawings, that may be figures."""
 PAGE_SHARE = 0.75
-"""Of a page's area, the least that an image covers which is the page itself: a scan."""
+"""An image that covers at least this share of a page's area is a scan of the page."""
 _LEAST_SIDE = 24.0  # points; smaller images are logos, icons, bullets
 _LEAST_PIXELS = 24
 _LEAST_SHARE = 0.004  # of the page's area
-_BACKGROUND = 0.8  # a drawing over more of the page lies behind the text
+_BACKGROUND = 0.8  # a drawing over a larger share of the page is a background
 _IMAGE_GAP, _DRAWING_GAP = 2.0, 10.0  # points between parts of one figure
-_CELLS = 300  # of the raster on which parts are joined
-_REACH = 0.12  # of the page's height: how far away a caption may stand
+_CELLS = 300  # along the longer side of the raster that joins parts
+_REACH = 0.12  # of the page's height: the largest distance of a caption
 _LONGEST_CAPTION, _LONGEST_NEAREST = 1_500, 300
-_LONGEST_LABEL = 60  # characters of a text that belongs to a drawing
+_LONGEST_LABEL = 60  # characters of a label in a drawing
 _FAR = 1e6
 
 Kind = Literal["image", "drawing"]
@@ -33,13 +33,13 @@ Kind = Literal["image", "drawing"]
 
 @dataclass(frozen=True)
 class Region:
-    """Images or drawings that stand together.
+    """Images or drawings that lie together.
 
     Attributes:
         box: left, top, right, bottom.
-        kind: what it is made of.
-        pixels: per point, as the file stores its images; 0 for drawings.
-        fingerprints: of its images.
+        kind: whether it is made of images or of drawings only.
+        pixels: pixels per point of its stored images; 0 for drawings.
+        fingerprints: the fingerprints of its images.
     """
 
     box: Box
@@ -58,13 +58,14 @@ class Figure:
 
 @dataclass
 class FoundFigures:
-    """The figures of a page, and how much of it is none.
+    """The figures of a page, and counts of images and drawings that are not figures.
 
     Attributes:
-        page: whether one image covers the page: it is a scan.
-        small: images that are too small for a figure.
-        repeated: images that stand on other pages, too.
-        drawings: drawings that no caption calls a figure.
+        figures: the figures, from top to bottom.
+        page: whether the page is a scan, covered by one image.
+        small: number of images that are too small for a figure.
+        repeated: number of images that are also on other pages.
+        drawings: number of drawings without a figure's caption.
     """
 
     figures: list[Figure] = field(default_factory=list)
@@ -84,11 +85,11 @@ class _Caption:
 def image_regions(
     images: Sequence[tuple[Box, int, int, str]], size: Sequence[float]
 ) -> list[Region]:
-    """Images as they stand on a page; strips of one image are joined.
+    """The images of a page as regions; strips of one image are joined.
 
     Args:
-        images: of each the box, width and height in pixels, and a fingerprint.
-        size: of the page.
+        images: for each image its box, width and height in pixels, and fingerprint.
+        size: width and height of the page.
     """
     regions = []
     for members in _joined([box for box, *_ in images], size, _IMAGE_GAP):
@@ -103,7 +104,7 @@ def image_regions(
 
 
 def drawing_regions(drawings: Sequence[Box], size: Sequence[float]) -> list[Region]:
-    """Lines and shapes as they stand together on a page; backgrounds are left out."""
+    """Groups of lines and shapes that lie together; backgrounds are left out."""
     page = size[0] * size[1]
     kept = [box for box in drawings if _area(box) < _BACKGROUND * page]
     return [
@@ -119,14 +120,14 @@ def find_figures(
     size: Sequence[float],
     repeated: frozenset[str],
 ) -> FoundFigures:
-    """The figures of a page: images that are no decoration, drawings with a figure's caption.
+    """Find the figures of a page: images that are not decoration, drawings with a figure's caption.
 
     Args:
-        images: as ``image_regions`` gives them.
-        drawings: as ``drawing_regions`` gives them.
-        paragraphs: of the page, without headers and footers.
-        size: of the page.
-        repeated: fingerprints of the images that stand on several pages.
+        images: the result of ``image_regions``.
+        drawings: the result of ``drawing_regions``.
+        paragraphs: the page's paragraphs, without headers and footers.
+        size: width and height of the page.
+        repeated: fingerprints of the images that are on several pages.
     """
     found = FoundFigures()
     page = size[0] * size[1]
@@ -164,11 +165,11 @@ def find_figures(
     return found
 
 
-# --- parts that stand together -------------------------------------------------------------------
+# --- parts that lie together ---------------------------------------------------------------------
 
 
 def _joined(boxes: Sequence[Box], size: Sequence[float], gap: float) -> list[list[int]]:
-    """The boxes that touch, or nearly do, on a raster: linear in their number."""
+    """Groups of boxes that touch or nearly touch on a raster; time is linear in their number."""
     from scipy import ndimage
 
     if len(boxes) < 2:
@@ -219,7 +220,7 @@ def _is_large(region: Region, page: float) -> bool:
 
 
 def _with_drawings(images: Sequence[Region], drawings: Sequence[Region]) -> list[Region]:
-    """Frames and arrows on an image are part of it; images in a larger drawing are part of that."""
+    """Join frames and arrows to the image under them, and images to the drawing around them."""
     parts = list(images)
     for drawing in drawings:
         over = [each for each in parts if each.kind == "image" and _overlap(each.box, drawing.box)]
@@ -248,7 +249,7 @@ def _overlap(first: Box, second: Box) -> bool:
 
 
 def _captions(paragraphs: Sequence[Paragraph]) -> list[_Caption]:
-    """The lines that start as captions of figures and tables do, each to its paragraph's end."""
+    """The captions of figures and tables, each from its first line to its paragraph's end."""
     found: list[_Caption] = []
     for paragraph in paragraphs:
         lines: list[Line] = []
@@ -278,10 +279,10 @@ def _assigned(
     paragraphs: Sequence[Paragraph],
     reach: float,
 ) -> dict[int, int]:
-    """The caption of each part: first to each part its own, then what is left shares the nearest.
+    """Give each part a caption: first one to one, then the remaining parts share the nearest.
 
-    A caption below is preferred to one above. All parts of a page are matched at once, so that in
-    a page with captions above its figures none takes its neighbour's.
+    A caption below a part is preferred to one above. All parts of a page are matched at once, so
+    that no part takes a neighbour's caption where captions are above their figures.
     """
     from scipy.optimize import linear_sum_assignment
 
@@ -308,7 +309,7 @@ def _assigned(
     for row in range(len(parts)):
         if row not in taken and costs[row].min() < _FAR:
             taken[row] = int(costs[row].argmin())
-    # Parts beside one that has a caption, such as the second of two plots, share it.
+    # A part beside one with a caption, such as the second of two plots, shares it.
     for row, part in enumerate(parts):
         beside = [
             (abs(part.box[0] - parts[other].box[0]), column)
@@ -324,12 +325,12 @@ def _assigned(
 
 
 def _distance(part: Box, caption: Box, reach: float) -> float:
-    """How far a caption stands from what it may describe; ``_FAR`` where it does not."""
+    """The cost of matching a caption to a part; ``_FAR`` if they are too far apart."""
     across = min(part[2], caption[2]) - max(part[0], caption[0])
     if across > 0.3 * min(part[2] - part[0], caption[2] - caption[0]):
         below, above = caption[1] - part[3], part[1] - caption[3]
         gap, cost = (below, 1.0) if below > above else (above, 1.3)
-        # Within: some drawings have a frame around the caption, too.
+        # The gap is negative inside: some drawings have a frame around the caption too.
         return max(gap, 0.0) * cost + cost if gap < reach else _FAR
     down = min(part[3], caption[3]) - max(part[1], caption[1])
     beside = max(caption[0] - part[2], part[0] - caption[2])
@@ -339,7 +340,7 @@ def _distance(part: Box, caption: Box, reach: float) -> float:
 
 
 def _between(first: Box, second: Box) -> Box:
-    """The space between two boxes, one above the other or beside it."""
+    """The space between two boxes that lie above or beside each other."""
     lefts, rights = (first[0], second[0]), (first[2], second[2])
     tops, bottoms = (first[1], second[1]), (first[3], second[3])
     if min(bottoms) < max(tops):
@@ -348,7 +349,7 @@ def _between(first: Box, second: Box) -> Box:
 
 
 def _nearest_text(box: Box, paragraphs: Sequence[Paragraph], reach: float) -> str:
-    """The text that stands nearest to an image without a caption: rather below than above."""
+    """The nearest text to an image without a caption; text below counts as nearer than above."""
     best: tuple[float, str] = (reach, "")
     for paragraph in paragraphs:
         around = _around([line.box for line in paragraph])
@@ -364,7 +365,7 @@ def _nearest_text(box: Box, paragraphs: Sequence[Paragraph], reach: float) -> st
 def _with_labels(
     box: Box, caption: _Caption, paragraphs: Sequence[Paragraph], size: Sequence[float]
 ) -> Box:
-    """A drawing with the short texts at its edges, such as those of axes, up to its caption."""
+    """A drawing's box, extended by labels at its edges, such as on axes, up to its caption."""
     labels = [
         line.box
         for paragraph in paragraphs

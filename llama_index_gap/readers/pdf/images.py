@@ -1,4 +1,4 @@
-"""The images that are made of a PDF file's figures and pages."""
+"""Makes images of a PDF file's figures and pages."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from llama_index_gap.readers.pdf.figures import find_figures
 from llama_index_gap.readers.pdf.layout import Box, Paragraph
 from llama_index_gap.readers.pdf.page import Page
 from llama_index_gap.readers.pdf.process import PdfError
-from llama_index_gap.readers.pdf.reading import Reading, Told
+from llama_index_gap.readers.pdf.reading import Problems, Reading
 from llama_index_gap.readers.records import ImageReference
 
 _MOST_FIGURES = 2_000
@@ -21,14 +21,16 @@ _DRAWING_SCALE, _LEAST_SCALE, _MOST_SCALE, _LONGEST_FIGURE = 200 / 72, 1.5, 300 
 
 
 class PageImages:
-    """The images that are made of a file's pages.
+    """Makes the images of one file.
 
     Attributes:
-        images: of figures and of pages.
+        images: the images of its figures and pages so far.
     """
 
-    def __init__(self, reading: Reading, told: Told, max_pixels: int, *, whole_pages: bool) -> None:
-        self._reading, self._told = reading, told
+    def __init__(
+        self, reading: Reading, problems: Problems, max_pixels: int, *, whole_pages: bool
+    ) -> None:
+        self._reading, self._problems = reading, problems
         self._max_pixels, self._whole_pages = max_pixels, whole_pages
         self._folder = made_images()
         self._figures = 0
@@ -43,15 +45,15 @@ class PageImages:
         found = find_figures(page.images, page.drawings, body, page.size, repeated)
         self._left_out["is decoration, too small for a figure"] += found.small
         self._left_out["is decoration, the same image on several pages"] += found.repeated
-        self._left_out["is a drawing that no caption calls a figure"] += found.drawings
+        self._left_out["is a drawing without a figure's caption"] += found.drawings
         where = f"page {page.index + 1:,}"
         whole = self._whole_pages or found.page or page.unreadable
-        if not (whole or has_text or found.figures):  # such as letters that are drawn as lines
+        if not (whole or has_text or found.figures):  # such as letters drawn as lines
             whole = bool(page.images or page.drawings)
             if not whole:
                 self._left_out["is an empty page"] += 1
         if page.largest > self._max_pixels and (whole or found.figures):
-            self._told.add(
+            self._problems.add(
                 f"holds an image of more than max_pixels={self._max_pixels:,}; "
                 "scale it down, or raise max_pixels if you trust the file",
                 where,
@@ -63,7 +65,7 @@ class PageImages:
             self._render(page, "page", box, scale=_PAGE_SCALE, longest=_LONGEST_PAGE, photo=photo)
         for number, figure in enumerate(found.figures, start=1):
             if self._figures >= _MOST_FIGURES:
-                self._told.add(f"holds more than {_MOST_FIGURES:,} figures", where)
+                self._problems.add(f"holds more than {_MOST_FIGURES:,} figures", where)
                 return
             self._figures += 1
             region, drawn = figure.region, figure.region.kind == "drawing"
@@ -79,7 +81,7 @@ class PageImages:
             )
 
     def decoration(self) -> list[str]:
-        """What was left out by rule, with its number."""
+        """The parts that were left out by rule, with their counts."""
         return [f"{reason}; {count:,}" for reason, count in self._left_out.items() if count]
 
     def _render(
@@ -101,25 +103,25 @@ class PageImages:
         path = self._folder / f"{key}.{'jpg' if photo else 'png'}"
         try:
             if path.is_file():
-                os.utime(path)  # it is not forgotten
+                os.utime(path)  # keeps it from being forgotten
             else:
                 if problem := self._reading.stops(about["pages"]):
-                    self._told.add(f"{problem}; the rest of its images is not read", where)
+                    self._problems.add(f"{problem}; the rest of its images are not read", where)
                     return
                 self._folder.mkdir(parents=True, exist_ok=True)
                 request = {"index": page.index, "turn": page.turn, "box": box, "scale": scale}
                 answer = self._reading.ask("render", **request, path=str(path), photo=photo)
                 if answer["shows"] == "damage":
-                    self._told.add("an image is damaged, or of a kind that is not read", where)
+                    self._problems.add("an image is damaged or of a kind that is not read", where)
                 if answer["shows"] == "nothing":
-                    self._left_out["is an image of nothing but white"] += 1
+                    self._left_out["is a completely white image"] += 1
                 if answer["shows"] != "something":
                     return
         except PdfError as error:
-            self._told.add(f"an image of a page {error}", where)
+            self._problems.add(f"an image of a page {error}", where)
             return
         except OSError as error:
-            self._told.add(
+            self._problems.add(
                 f"an image cannot be written to {self._folder} ({error.strerror})", where
             )
             return

@@ -1,4 +1,4 @@
-"""How captions of figures and tables start, in many languages."""
+"""Recognises the start of figure and table captions, in many languages."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ _MARK = re.compile(r"\s*[:.|–—：．、)\]\-]\s*")
 def label_of(text: str) -> Literal["figure", "table"] | None:
     """Whether a line starts the caption of a figure or of a table.
 
-    A sentence such as "Figure 3 shows …" starts none.
+    A sentence such as "Figure 3 shows …" does not.
 
     Args:
-        text: of the line.
+        text: the line's text.
     """
     plain = text.strip()
     for kind, form in _FORMS.items():

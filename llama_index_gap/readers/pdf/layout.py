@@ -1,4 +1,4 @@
-"""The order in which a page is read: its lines, columns and paragraphs, from where they stand."""
+"""Finds a page's reading order: its columns, lines and paragraphs, from the places of its texts."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from llama_index_gap.readers.pdf.labels import label_of
 
 MOST_SEGMENTS = 20_000
-"""Of a page with more pieces of text, the order is the file's."""
+"""A page with more pieces of text is read in the order of the file."""
 _MOST_DEPTH = 20
 _FEWEST_LINES = 3  # of a column
-_COLUMN_WIDTH = 6.0  # least width of a column of text in heights of its lines; cells are narrower
-_CROSSING = 3.0  # how many lines of columns one line across them outweighs
-_EDGE = 0.12  # of the page's height, where headers and footers stand
+_COLUMN_WIDTH = 6.0  # least width of a column, in line heights; table cells are narrower
+_CROSSING = 3.0  # one line across columns outweighs this many lines within them
+_EDGE = 0.12  # share of the page's height at each edge that may hold headers and footers
 _MOST_EDGE_LINES = 4
 _RTL = re.compile("[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufeff]")
 _PRESENTED = re.compile("[\ufb00-\ufb4f\ufb50-\ufdff\ufe70-\ufeff]+")
@@ -35,7 +35,7 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class Line:
-    """A piece of text on one line; boxes are left, top, right, bottom from the top left corner."""
+    """A piece of text on one line; its box is left, top, right, bottom from the top left."""
 
     text: str
     box: Box
@@ -43,7 +43,7 @@ class Line:
 
     @property
     def height(self) -> float:
-        """How high the line is, in points."""
+        """The height of the line, in points."""
         return max(self.box[3] - self.box[1], 1.0)
 
 
@@ -53,13 +53,13 @@ Paragraph = list[Line]
 def paragraphs_of(segments: Sequence[Line]) -> list[Paragraph]:
     """The paragraphs of a page in reading order.
 
-    A gap between two columns of text is one that few lines cross. Each column is read from top to
-    bottom, the left one first (the right one first where most of the text runs from right to left);
-    a line across both parts what is above it from what is below. Cells of tables are too narrow for
-    columns, and are read row by row. Text that runs another way than most is read last.
+    Two columns are separated by a gap that few lines cross. Each column is read from top to bottom,
+    the left one first (the right one first if most of the text runs from right to left). A line
+    across both columns separates the text above it from the text below. Table cells are too narrow
+    for columns and are read row by row. Text that runs in another direction is read last.
 
     Args:
-        segments: the pieces of text in the order in which the file holds them.
+        segments: the pieces of text, in the order of the file.
     """
     upright = [each for each in segments if not each.turned]
     others = [each for each in segments if each.turned]
@@ -71,7 +71,7 @@ def paragraphs_of(segments: Sequence[Line]) -> list[Paragraph]:
 
 
 def _regions(segments: list[Line], rtl: bool, depth: int) -> list[list[Line]]:
-    """The segments in regions that are read one after the other, each a single column."""
+    """Divide the segments into regions of one column each, in reading order."""
     if depth == 0 or len(segments) < 2 * _FEWEST_LINES:
         return [segments] if segments else []
     boxes = np.array([each.box for each in segments])
@@ -89,7 +89,7 @@ def _regions(segments: list[Line], rtl: bool, depth: int) -> list[list[Line]]:
 
     regions = _regions(taken(above), rtl, depth - 1)
     within = ~above & ~below
-    # Lines across that follow each other without text beside them in between are read together.
+    # Consecutive lines across both columns, without column text between them, form one region.
     across = sorted(np.flatnonzero(within & crossing), key=lambda index: float(middle[index]))
     edges = [top - 1.0, *(float(middle[index]) for index in across), bottom + 1.0]
     for number, (start, end) in enumerate(pairwise(edges)):
@@ -106,7 +106,7 @@ def _regions(segments: list[Line], rtl: bool, depth: int) -> list[list[Line]]:
 
 
 def _gutter(boxes: NDArray[np.float64]) -> tuple[float, float, float] | None:
-    """Where a gap parts two columns of text: its place, and from where to where downwards."""
+    """The gap between two columns of text: its horizontal place, its top and its bottom."""
     left, right = boxes[:, 0].min(), boxes[:, 2].max()
     bins = 400
     step = (right - left) / bins
@@ -145,7 +145,7 @@ def _gutter(boxes: NDArray[np.float64]) -> tuple[float, float, float] | None:
 
 
 def _best_run(worth: NDArray[np.float64]) -> tuple[int, int, float]:
-    """The part of a series with the largest sum: its first and last place, and the sum."""
+    """The contiguous part of a series with the largest sum: its first and last index, the sum."""
     sums = np.concatenate([[0.0], np.cumsum(worth)])
     before = np.minimum.accumulate(sums[:-1])
     last = int(np.argmax(sums[1:] - before))
@@ -168,7 +168,7 @@ def _side_by_side(first: NDArray[np.float64], second: NDArray[np.float64]) -> bo
 
 
 def _paragraphs(segments: list[Line], rtl: bool) -> list[Paragraph]:
-    """One column's paragraphs, its lines joined from pieces that stand beside each other."""
+    """The paragraphs of one column; pieces beside each other are joined into lines."""
     rows: list[list[Line]] = []
     for segment in _downwards(segments, rtl):
         if rows and _same_row(rows[-1][-1], segment):
@@ -176,7 +176,7 @@ def _paragraphs(segments: list[Line], rtl: bool) -> list[Paragraph]:
         else:
             rows.append([segment])
     paragraphs: list[Paragraph] = []
-    beside: list[Paragraph] = []  # the captions of images that stand beside each other
+    beside: list[Paragraph] = []  # captions of images that are side by side
     for row in rows:
         starts = [label_of(segment.text) is not None for segment in row]
         if sum(starts) > 1 and starts[0]:
@@ -193,7 +193,7 @@ def _paragraphs(segments: list[Line], rtl: bool) -> list[Paragraph]:
 
 
 def _follows(before: Line, line: Line) -> bool:
-    """Whether a line continues the paragraph of the one before it."""
+    """Whether a line continues the paragraph of the line before it."""
     gap, ratio = line.box[1] - before.box[3], line.height / before.height
     below = -0.7 * line.height < gap < 0.55 * min(line.height, before.height)
     shares = min(before.box[2], line.box[2]) > max(before.box[0], line.box[0])
@@ -201,13 +201,13 @@ def _follows(before: Line, line: Line) -> bool:
 
 
 def _joined_until(row: list[Line], starts: list[bool]) -> list[Line]:
-    """A row's captions, each of the pieces up to the next one."""
+    """The captions in a row; each takes the pieces up to the next caption."""
     edges = [*(index for index, start in enumerate(starts) if start), len(row)]
     return [_joined(row[first:last]) for first, last in pairwise(edges)]
 
 
 def _continue(beside: list[Paragraph], row: list[Line]) -> bool:
-    """Add a row's pieces to the captions above them, if each stands below one."""
+    """Add the pieces of a row to the captions above them, if each piece is below a caption."""
     above = []
     for segment in row:
         over = [
@@ -229,7 +229,7 @@ def _continue(beside: list[Paragraph], row: list[Line]) -> bool:
 
 
 def _downwards(segments: list[Line], rtl: bool) -> list[Line]:
-    """The file's order where it leads down the page, which keeps formulas whole; else by place."""
+    """The file's order if it leads down the page, which keeps formulas whole; else by place."""
     lowest = float("-inf")
     for segment in segments:
         if segment.box[3] < lowest - 1.5 * segment.height:
@@ -252,7 +252,7 @@ def _downwards(segments: list[Line], rtl: bool) -> list[Line]:
 
 def _same_row(first: Line, second: Line) -> bool:
     shared = min(first.box[3], second.box[3]) - max(first.box[1], second.box[1])
-    return shared > 0.4 * min(first.height, second.height)  # a superscript is on its row
+    return shared > 0.4 * min(first.height, second.height)  # a superscript belongs to the row
 
 
 def _joined(row: list[Line]) -> Line:
@@ -268,18 +268,18 @@ def _joined(row: list[Line]) -> Line:
 
 
 def cleaned(text: str) -> str:
-    """A piece of text as it is read: letters for ligatures and for forms of Arabic letters."""
+    """A piece of text with plain letters in place of ligatures and Arabic presentation forms."""
     text = _PRESENTED.sub(lambda match: unicodedata.normalize("NFKC", match[0]), text)
     return _CONTROL.sub("", text).strip()
 
 
 def written(paragraphs: Iterable[Paragraph], words: Counter[str]) -> str:
-    """Paragraphs as one text, a blank line between two, words whole that lines break.
+    """Write paragraphs as one text, with blank lines between them; join words broken at line ends.
 
     Args:
-        paragraphs: in reading order.
-        words: how often the file has each word; tells a hyphen that belongs to its word from one
-            that only ends its line.
+        paragraphs: the paragraphs, in reading order.
+        words: the count of each word in the file; it shows whether a hyphen belongs to a word or
+            only ends a line.
     """
 
     def whole(match: re.Match[str]) -> str:
@@ -291,7 +291,7 @@ def written(paragraphs: Iterable[Paragraph], words: Counter[str]) -> str:
     texts = []
     for paragraph in paragraphs:
         text = "\n".join(line.text for line in paragraph)
-        # A word may be broken twice; each pass joins what the one before left.
+        # A word may be broken twice; the second pass joins what the first one left.
         text = _BROKEN_WORD.sub(whole, _BROKEN_WORD.sub(whole, text)).replace("\u00ad", "-")
         lines = text.split("\n")
         joined = lines[0]
@@ -303,7 +303,7 @@ def written(paragraphs: Iterable[Paragraph], words: Counter[str]) -> str:
 
 
 def words_in(paragraphs: Iterable[Paragraph]) -> Counter[str]:
-    """The words that stand within lines."""
+    """Counts of the words in the lines."""
     return Counter(
         word
         for paragraph in paragraphs
@@ -318,18 +318,18 @@ def words_in(paragraphs: Iterable[Paragraph]) -> Counter[str]:
 def repeated_lines(
     pages: Sequence[Sequence[Paragraph]], heights: Sequence[float]
 ) -> tuple[list[set[Box]], Counter[str]]:
-    """Lines at the top or bottom of most pages, such as titles and page numbers.
+    """Find headers and footers: lines at the top or bottom of most pages.
 
-    A line repeats where it stands at the same height with the same text, whatever its numbers, on
-    three or more pages, and from the first of these to the last on at least half of all pages, or
-    of those on the left or on the right.
+    A line repeats if at least three pages have it at the same height with the same text, numbers
+    aside. It must be on at least half of the pages from the first of these to the last, or on half
+    of the left-hand or of the right-hand pages among them.
 
     Args:
-        pages: the paragraphs of each.
-        heights: of each page, in points.
+        pages: the paragraphs of each page.
+        heights: the height of each page, in points.
 
     Returns:
-        Of each page the boxes of such lines; each text (the first page's) with how often it comes.
+        For each page, the boxes of such lines; each text, as on its first page, with its count.
     """
     places: defaultdict[tuple[str, int], list[tuple[int, Line]]] = defaultdict(list)
     for number, (page, height) in enumerate(zip(pages, heights, strict=True)):
@@ -341,7 +341,7 @@ def repeated_lines(
         }
         for line in edges:
             top, bottom = line.box[1], height - line.box[3]
-            # Larger than the text below are titles, as those of slides.
+            # Larger lines are titles, such as on slides.
             if min(top, bottom) < _EDGE * height and line.height < 1.3 * usual:
                 from_edge = round(top / 6) if top < bottom else -round(bottom / 6) - 1
                 key = " ".join(_DIGITS.sub("#", line.text.lower()).split())
@@ -360,5 +360,5 @@ def repeated_lines(
             for number, line in same:
                 found[number].add(line.box)
     if all(len(edge) == sum(map(len, page)) for edge, page in zip(found, pages, strict=True)):
-        return [set() for _ in pages], Counter()  # nothing else is there to read
+        return [set() for _ in pages], Counter()  # otherwise no text would be left
     return found, counts

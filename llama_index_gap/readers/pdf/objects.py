@@ -1,4 +1,4 @@
-"""A page's images and drawings, as pdfium gives them."""
+"""The images and drawings that pdfium finds on a page."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ import pypdfium2.raw as pdfium
 from llama_index_gap.readers.pdf.places import Box
 
 MOST_OBJECTS = 30_000
-"""Most images and drawings of a page that are looked at."""
+"""The most images and drawings that are read from a page."""
 _MOST_DEPTH = 12
 _MOST_HASHED = 32 * 2**20  # bytes of an image; larger ones are not compared
 
 
 def objects_of(page: pypdfium2.PdfPage, area: Box) -> Iterator[tuple[int, Any, Box]]:
-    """The visible images, drawings and shadings of a page, those in forms too, and their boxes."""
+    """The visible images, drawings and shadings of a page and of its forms, with their boxes."""
     forms: list[tuple[Any, tuple[float, ...], int]] = []
 
     def inner(parent: Any, matrix: tuple[float, ...], depth: int) -> Iterator[tuple[int, Any, Box]]:
@@ -49,7 +49,7 @@ def objects_of(page: pypdfium2.PdfPage, area: Box) -> Iterator[tuple[int, Any, B
             if not pdfium.FPDFPageObj_GetBounds(raw, *sides):
                 continue
             box = _moved([side.value for side in sides], matrix)
-            # Shadings are cut to a shape that is not asked for; pages cut what leaves them.
+            # A shading's clip path is not read; a page clips everything to its area.
             box = (
                 max(box[0], area[0]),
                 max(box[1], area[1]),
@@ -90,14 +90,14 @@ def _moved(box: list[float], matrix: tuple[float, ...]) -> Box:
 
 
 def pixels_of(image: Any) -> tuple[int, int]:
-    """An image's width and height, as its header says them."""
+    """An image's width and height from its header."""
     width, height = ctypes.c_uint(), ctypes.c_uint()
     pdfium.FPDFImageObj_GetImagePixelSize(image, width, height)
     return width.value, height.value
 
 
 def fingerprint_of(image: Any) -> str:
-    """Tells whether two images are the same, by their bytes in the file."""
+    """A fingerprint of an image's bytes in the file; equal images have equal fingerprints."""
     size = pdfium.FPDFImageObj_GetImageDataRaw(image, None, 0)
     if size > _MOST_HASHED:
         return f"unlike any other: {os.urandom(8).hex()}"

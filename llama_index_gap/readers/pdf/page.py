@@ -1,4 +1,4 @@
-"""A page as it is kept until all pages of its file are known."""
+"""The data of one page that is kept until the whole file has been read."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 from llama_index_gap.readers.pdf.figures import Region, drawing_regions, image_regions
 from llama_index_gap.readers.pdf.layout import Box, Line, Paragraph, cleaned, paragraphs_of
 
-_UNREADABLE = 0.3  # of a page's characters, so many whose letter is not known
+_UNREADABLE = 0.3  # a page with more than this share of unknown characters is unreadable
 
 
 @dataclass
 class Page:
-    """What is kept of a page until all of them are known."""
+    """The data of one page that is kept until the whole file has been read."""
 
     index: int
     label: str
@@ -26,23 +26,23 @@ class Page:
     drawings: list[Region]
     largest: int  # pixels of its largest image
     unreadable: bool
-    unseen: bool  # it holds text that was left out because nobody sees it
+    unseen: bool  # whether invisible text was left out
 
     @property
     def about(self) -> dict[str, Any]:
-        """What nodes say of it."""
+        """The page's metadata for nodes."""
         return {"page": self.index + 1, "page_label": self.label}
 
 
 def page_of(index: int, answer: dict[str, Any]) -> Page:
-    """A page as the engine describes it, reduced to what is kept."""
+    """Make a page from the engine's answer."""
     size = answer["size"]
     images = [(tuple(box), *rest) for box, *rest in answer["images"]]
     unreadable = answer["unknown"] > _UNREADABLE * max(answer["characters"], 1)
     segments = []
     unseen = False
     for text, box, hidden, turned in answer["segments"]:
-        # Text that nobody sees is what a scan shows, or was put there for machines alone.
+        # Invisible text over an image is a scan's text; elsewhere it is meant for machines.
         outside = box[2] < 0 or box[3] < 0 or box[0] > size[0] or box[1] > size[1]
         if outside or (hidden and not any(_covers(each[0], box) for each in images)):
             unseen = True

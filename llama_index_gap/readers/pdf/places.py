@@ -1,4 +1,4 @@
-"""Where things stand on a page: in its own coordinates, and as it is read."""
+"""Places on a page: in PDF coordinates, and on the upright page."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ Box = tuple[float, float, float, float]
 
 
 class Frame:
-    """Turns a page's own coordinates into those of the page as it is read.
+    """Converts a page's PDF coordinates to those of the upright page.
 
     Args:
-        area: of the page that is shown: left, bottom, right, top.
-        turn: quarter turns clockwise that make its text upright.
+        area: the visible area of the page: left, bottom, right, top.
+        turn: clockwise quarter turns that make its text upright.
     """
 
     def __init__(self, area: Box, turn: int) -> None:
@@ -38,7 +38,7 @@ class Frame:
 
 
 def area_of(page: pypdfium2.PdfPage) -> Box:
-    """The part of a page that is shown, in its own coordinates."""
+    """The visible area of a page, in PDF coordinates."""
     rect = pdfium.FS_RECTF()
     pdfium.FPDF_GetPageBoundingBox(page, rect)
     return rect.left, rect.bottom, rect.right, rect.top

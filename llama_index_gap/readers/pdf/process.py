@@ -1,4 +1,4 @@
-"""The process that reads PDF files: started, asked, and stopped at its limits."""
+"""Starts, asks and stops the process that reads PDF files."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from llama_index_gap.errors import GapError
 from llama_index_gap.processes import end_own, start_own
 
 MEMORY = 2 * 2**30
-"""Most bytes of address space that the process may take."""
+"""The most bytes of address space for the process."""
 SECONDS = 20.0
-"""Most seconds of processor time for one request: a page, a figure, or opening a file."""
+"""The most seconds of processor time for one request: a page, a figure, or opening a file."""
 _BY_THE_CLOCK = 15
-"""Of a process that waits for the disk or for others, as many times longer by the clock."""
+"""A request may last this many times longer by the clock, as the process may have to wait."""
 
 
 class PdfError(GapError, ValueError):
-    """A PDF file, or a part of one, that cannot be read."""
+    """A PDF file, or a part of it, cannot be read."""
 
 
 class PdfCrashError(PdfError):
-    """A request that ended the process: it took too long, too much memory, or crashed."""
+    """A request ended the process: it took too much time or memory, or crashed."""
 
 
 class PdfProcess:
-    """Asks pdfium in a process of its own, which is started with the first request.
+    """Runs pdfium in a separate process, which the first request starts.
 
-    One thread at a time may ask. Whoever made it closes it.
+    Only one thread at a time may ask. The creator must close it.
 
     Attributes:
         used: seconds of processor time that the requests took.
@@ -42,15 +42,15 @@ class PdfProcess:
         self.used = 0.0
 
     def ask(self, do: str, **request: Any) -> dict[str, Any]:
-        """Ask the engine for what one of its methods answers.
+        """Call a method of the engine.
 
         Args:
-            do: the method.
+            do: the name of the method.
             request: its arguments.
 
         Raises:
-            PdfCrashError: the process is gone, and with it the open file.
-            PdfError: the file is to blame.
+            PdfCrashError: the process ended, and the open file is closed.
+            PdfError: the file could not be read.
         """
         process = self._process or self._start()
         assert process.stdin is not None
@@ -65,7 +65,7 @@ class PdfProcess:
             line = process.stdout.readline()
         except OSError:
             line = b""
-        except BaseException:  # Ctrl-C: its answer would be taken for the next one's
+        except BaseException:  # Ctrl-C: the next request would get this answer
             self.close()
             raise
         finally:
@@ -74,7 +74,7 @@ class PdfProcess:
             self.close()
             self.used += seconds
             raise PdfCrashError(
-                f"stops pdfium, or takes it more than {seconds:g} seconds or too much memory"
+                f"stops pdfium, or takes more than {seconds:g} seconds or too much memory"
             )
         answer: dict[str, Any] = json.loads(line)
         used = answer.pop("used", 0.0)
@@ -102,7 +102,7 @@ class PdfProcess:
         self._used_before = 0.0
         assert self._process.stdout is not None
         assert self._process.stderr is not None
-        if not self._process.stdout.readline():  # it says first that it is there
+        if not self._process.stdout.readline():  # it first says that it is ready
             said = self._process.stderr.read().decode(errors="replace").strip()
             self.close()
             raise PdfError(f"cannot be read, since pdfium does not start: {said[-500:]}")
@@ -110,5 +110,5 @@ class PdfProcess:
 
 
 def has_pdfium() -> bool:
-    """Whether the library is there that reads PDF files."""
+    """Whether the library that reads PDF files is installed."""
     return find_spec("pypdfium2") is not None

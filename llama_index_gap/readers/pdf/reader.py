@@ -1,4 +1,4 @@
-"""A PDF file as a record: its texts by page, its figures with captions, its pages as images."""
+"""Turns a PDF file into a record: texts by page, figures with captions, pages as images."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ from llama_index_gap.readers.pdf.images import PageImages
 from llama_index_gap.readers.pdf.layout import repeated_lines, words_in, written
 from llama_index_gap.readers.pdf.page import Page, heading_of, page_of
 from llama_index_gap.readers.pdf.process import PdfError, PdfProcess, has_pdfium
-from llama_index_gap.readers.pdf.reading import Reading, Told
+from llama_index_gap.readers.pdf.reading import Problems, Reading
 from llama_index_gap.readers.records import Record, Skipped, TextPart
 from llama_index_gap.text import excerpt
 from llama_index_gap.threads import stop_if_given_up
 
 MAX_FILE = 2**30
-"""Most bytes of a file."""
+"""The most bytes of a file."""
 MOST_PAGES = 5_000
-"""Most pages of a file that are read."""
-_MOST_TOLD = 10  # problems of one kind in one file
-_FEWEST_REPEATS = 3  # pages with the same image, which is then decoration
+"""The most pages of a file that are read."""
+_MOST_HEADERS = 10  # lines of headers and footers that are named
+_FEWEST_REPEATS = 3  # an image on this many pages is decoration
 
 
 class PdfReader:
     """Reads PDF files one after the other, in a process that it starts and ends.
 
     Args:
-        pages: make every page an image, too.
-        passwords: are tried on encrypted files.
-        max_pixels: of an image in a file that is shown.
-        show_progress: show a bar for each long file.
+        pages: also make an image of every page.
+        passwords: passwords to try on encrypted files.
+        max_pixels: the most pixels of an image in a file.
+        show_progress: show a progress bar for each long file.
     """
 
     def __init__(
@@ -67,8 +67,8 @@ class PdfReader:
         """Read one file.
 
         Args:
-            file: a path.
-            name: what the corpus calls it: the document's id.
+            file: its path.
+            name: its name in the corpus, which is the document's id.
             root: folder that it must lie in, links followed.
         """
         if not has_pdfium():
@@ -86,14 +86,14 @@ class PdfReader:
             return Skipped(name, str(error))
         if not about["pages"]:
             return Skipped(name, "is damaged; it holds no page")
-        told = Told()
+        problems = Problems()
         if about["repaired"]:
-            told.add("is damaged", f"of its pages {about['pages']:,} were found, and are read")
-        pages = self._read_pages(reading, about, name, told)
-        return self._record(reading, about, pages, name, told)
+            problems.add("is damaged", f"{about['pages']:,} of its pages were found and are read")
+        pages = self._read_pages(reading, about, name, problems)
+        return self._record(reading, about, pages, name, problems)
 
     def _read_pages(
-        self, reading: Reading, about: dict[str, Any], name: str, told: Told
+        self, reading: Reading, about: dict[str, Any], name: str, problems: Problems
     ) -> list[Page]:
         pages: list[Page] = []
         characters = 0
@@ -102,36 +102,38 @@ class PdfReader:
         for index in Progress(range(min(count, MOST_PAGES)), f"Reading {name}", disable=not shows):
             stop_if_given_up()
             if problem := reading.stops(count):
-                told.add(f"{problem}; the rest of the file is not read", f"from page {index + 1:,}")
+                problems.add(
+                    f"{problem}; the rest of the file is not read", f"from page {index + 1:,}"
+                )
                 return pages
             try:
                 answer = reading.ask("page", index=index)
             except PdfError as error:
-                told.add(f"a page {error}", f"page {index + 1:,}")
+                problems.add(f"a page {error}", f"page {index + 1:,}")
                 continue
             page = page_of(index, answer)
             if answer["cut"]:
-                told.add(
+                problems.add(
                     "a page holds too many characters or objects; only the first are read",
                     f"page {index + 1:,}",
                 )
             if page.unseen:
-                told.add("holds text that nobody sees, which is not read", f"page {index + 1:,}")
+                problems.add("holds invisible text, which is not read", f"page {index + 1:,}")
             if page.unreadable:
-                told.add(
-                    "its fonts do not say which letters they show; the page is read as an image",
+                problems.add(
+                    "its fonts do not map to letters; the page is read as an image",
                     f"page {index + 1:,}",
                 )
             characters += sum(len(line.text) for lines in page.paragraphs for line in lines)
             if characters > MAX_BYTES:
-                told.add(
+                problems.add(
                     f"holds more than {MAX_BYTES:,} characters; the rest of the file is not read",
                     f"from page {index + 1:,}",
                 )
                 return pages
             pages.append(page)
         if count > MOST_PAGES:
-            told.add(
+            problems.add(
                 f"has more than {MOST_PAGES:,} pages; the rest of the file is not read",
                 f"{count:,} pages",
             )
@@ -143,7 +145,7 @@ class PdfReader:
         about: dict[str, Any],
         pages: list[Page],
         name: str,
-        told: Told,
+        problems: Problems,
     ) -> Record:
         words: Counter[str] = Counter()
         for page in pages:
@@ -160,12 +162,12 @@ class PdfReader:
         repeated = frozenset(each for each, count in on_pages.items() if count >= _FEWEST_REPEATS)
         decoration = [
             f"is a header or footer; {excerpt(text, 80)!r} on {count:,} pages"
-            for text, count in headers.most_common(_MOST_TOLD)
+            for text, count in headers.most_common(_MOST_HEADERS)
         ]
-        if len(headers) > _MOST_TOLD:
-            rest = sum(count for _, count in headers.most_common()[_MOST_TOLD:])
+        if len(headers) > _MOST_HEADERS:
+            rest = sum(count for _, count in headers.most_common()[_MOST_HEADERS:])
             decoration.append(f"is a header or footer; {rest:,} more lines")
-        made = PageImages(reading, told, self._max_pixels, whole_pages=self._pages)
+        made = PageImages(reading, problems, self._max_pixels, whole_pages=self._pages)
         parts: list[TextPart] = []
         shows = self._show_progress and len(pages) > 20
         both = Progress(
@@ -185,21 +187,23 @@ class PdfReader:
             made.of_page(page, body, repeated, has_text=bool(text))
         decoration += made.decoration()
         if about["attachments"]:
-            told.add("holds attached files, which are not read", f"{about['attachments']:,}")
+            problems.add("holds attached files, which are not read", f"{about['attachments']:,}")
         if about["xfa"]:
-            told.add("is an XFA form, whose fields are not read", "save it as a common PDF file")
+            problems.add(
+                "is an XFA form, whose fields are not read", "save it as an ordinary PDF file"
+            )
         metadata = {"author": author_of(about["about"]["Author"]), "date": None}
         for date in (about["about"]["CreationDate"], about["about"]["ModDate"]):
             metadata["date"] = metadata["date"] or iso_date(date)
             if date and not iso_date(date):
-                told.add("its date is not one", repr(date[:40]))
+                problems.add("its date is not valid", repr(date[:40]))
         return Record(
             name,
             name,
             title=title,
             images=made.images,
             metadata={key: value for key, value in metadata.items() if value},
-            problems=told.lines(),
+            problems=problems.lines(),
             parts=parts,
             decoration=decoration,
             version=about["digest"],

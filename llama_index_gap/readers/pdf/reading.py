@@ -1,4 +1,4 @@
-"""One PDF file that is open: asked again after what stops pdfium, and how much it may cost."""
+"""One open PDF file: reopens it after a crash, and limits its total time."""
 
 from __future__ import annotations
 
@@ -10,35 +10,35 @@ from typing import Any
 from llama_index_gap.readers.pdf.process import PdfCrashError, PdfError, PdfProcess
 
 _MOST_CRASHES = 3
-# Seconds of processor time for a file, besides that for each of its pages and of its mebibytes.
+# A file's limit of processor time: a base, plus seconds for each page and each mebibyte.
 _SECONDS, _SECONDS_OF_A_PAGE, _SECONDS_OF_A_MEBIBYTE = 60.0, 0.3, 20.0
-_MOST_TOLD = 10  # problems of one kind in one file
+_MOST_PLACES = 10  # places that are named for a reason
 
 
 @dataclass
-class Told:
-    """What was left out of a file, grouped by reason."""
+class Problems:
+    """The parts of a file that were left out, grouped by reason."""
 
     problems: dict[str, list[str]] = field(default_factory=dict)
 
     def add(self, reason: str, where: str) -> None:
-        """Note one more place."""
+        """Add a place to a reason."""
         self.problems.setdefault(reason, []).append(where)
 
     def lines(self) -> list[str]:
-        """A line for each reason."""
+        """One line for each reason."""
         return [
-            f"{reason}; {', '.join(places[:_MOST_TOLD])}"
-            + (f" and {len(places) - _MOST_TOLD:,} more" if len(places) > _MOST_TOLD else "")
+            f"{reason}; {', '.join(places[:_MOST_PLACES])}"
+            + (f" and {len(places) - _MOST_PLACES:,} more" if len(places) > _MOST_PLACES else "")
             for reason, places in self.problems.items()
         ]
 
 
 class Reading:
-    """One open file; opened again where a page of it stopped the process.
+    """One open file; it is reopened after one of its pages stopped the process.
 
     Attributes:
-        about: what the file says of itself, once it is open.
+        about: the engine's answer to opening the file; empty before.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Reading:
         self.about: dict[str, Any] = {}
 
     def open(self) -> dict[str, Any]:
-        """Open the file, and say what it says of itself."""
+        """Open the file, and return the engine's answer about it."""
         about = self._process.ask("open", **self._request)
         if self.about and self.about["digest"] != about["digest"]:
             raise PdfError("was changed while it was read")
@@ -64,7 +64,7 @@ class Reading:
         return about
 
     def ask(self, do: str, **request: Any) -> dict[str, Any]:
-        """Ask for one thing, as ``PdfProcess.ask``, of this file."""
+        """Call a method of the engine on this file: see ``PdfProcess.ask``."""
         try:
             if not self._is_open:
                 self.open()
@@ -75,7 +75,7 @@ class Reading:
             raise
 
     def stops(self, pages: int) -> str:
-        """Why no more of the file is read; empty if nothing is against it."""
+        """Why the rest of the file must not be read; empty if it may be."""
         if self._crashes >= _MOST_CRASHES:
             return f"{self._crashes} of its pages stop pdfium or take too long"
         limit = _SECONDS + _SECONDS_OF_A_PAGE * pages + _SECONDS_OF_A_MEBIBYTE * self._mebibytes

@@ -1,4 +1,4 @@
-"""PDF files that break off: what is left of them, so that pdfium opens it."""
+"""Repairs truncated PDF files, so that pdfium opens their remaining pages."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections import Counter
 from itertools import pairwise
 
 MOST_BYTES = 256 * 2**20
-"""Most bytes of a file that is repaired; it is held in memory."""
+"""The most bytes of a file that is repaired; it is held in memory."""
 _MOST_PAGES = 10_000
 _OBJECT = re.compile(rb"(?<![0-9])([0-9]{1,8})[ \t\r\n]{1,20}([0-9]{1,5})[ \t\r\n]{1,20}obj\b")
 _PAGE = re.compile(rb"/Type\s*/Page(?![A-Za-z])")
@@ -17,16 +17,16 @@ _LONGEST_PAGE = 20_000  # bytes of a page's object, without its content
 
 
 def repaired(data: bytes) -> bytes | None:
-    """A file with a trailer, and with a tree of the pages whose objects are there.
+    """Add a trailer to a file, and a tree of the pages whose objects it still has.
 
-    pdfium finds the objects of a damaged file by itself, but not without the two objects that
-    name the pages, which stand at the end of most files.
+    pdfium can find the objects of a damaged file, but it needs the two objects that list the pages;
+    most files have them at the end.
 
     Args:
         data: a file that pdfium does not open.
 
     Returns:
-        None if no page is found, or the file is encrypted.
+        The repaired file; None if it has no page or is encrypted.
     """
     if b"/Encrypt" in data:
         return None
@@ -49,14 +49,14 @@ def repaired(data: bytes) -> bytes | None:
     free = max([*starts, *parents]) + 1
     added = b""
     if root is None or missing:
-        # In the place of the tree's own object, from which pages may inherit nothing then.
+        # The new tree replaces the missing one; pages no longer inherit anything from it.
         tree = missing[0] if missing else free + 1
         kids = b" ".join(b"%d 0 R" % page for page in pages)
         form = b"\n%d 0 obj\n<< /Type /Pages /Kids [%b] /Count %d >>\nendobj"
         added += form % (tree, kids, len(pages))
         added += b"\n%d 0 obj\n<< /Type /Catalog /Pages %d 0 R >>\nendobj" % (free, tree)
         root = free
-    # Before the object that breaks off, so that it does not swallow what is added.
+    # Insert before the truncated object, so that it does not swallow the addition.
     whole = data.rfind(b"endobj") + len(b"endobj") if b"endobj" in data else 0
     added += b"\ntrailer\n<< /Root %d 0 R /Size %d >>\n%%%%EOF\n" % (root, free + 2)
     return data[:whole] + added
