@@ -26,7 +26,7 @@ def open_file(path: Path, root: str | Path | None = None) -> IO[bytes]:
             path = path.resolve()
             if not path.is_relative_to(Path(root).resolve()):
                 raise FileError(
-                    f"lies outside root={root}, after following links; only files below root are "
+                    f"lies outside root={root} once links are followed; only files below it are "
                     "opened"
                 )
         mode = path.stat().st_mode

@@ -26,7 +26,7 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
     clock = Clock()
     monkeypatch.setattr("tqdm.std.time", clock)
-    monkeypatch.setattr(Progress, "_said_at", 0.0)
+    monkeypatch.setattr(Progress, "_last_line_at", 0.0)
     with in_lines():
         yield clock
 

@@ -239,9 +239,7 @@ def _checked(url: str, path: str) -> tuple[httpx2.URL, bool]:
             "url: holds a user name or password; pass api_key or api_key_env instead"
         )
     if parsed.scheme not in {"http", "https"} or not parsed.host:
-        raise InvalidValueError(
-            f"url={url!r}: must be the whole address, http(s)://host/path, including {path}"
-        )
+        raise InvalidValueError(f"url={url!r}: must be http(s)://host/path, including {path}")
     try:
         is_local = ipaddress.ip_address(parsed.host).is_loopback
     except ValueError:

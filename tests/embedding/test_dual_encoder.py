@@ -433,7 +433,7 @@ def test_a_text_must_be_a_text(clip: DualEncoderEmbedding) -> None:
 
 def test_models_of_two_spaces_are_refused(tiny_clip: Path, tiny_siglip: Path) -> None:
     with pytest.raises(
-        ValueError, match=r"gives 16 dimensions, .* 32; texts and images must share"
+        ValueError, match=r"gives 16 dimensions, .* gives 32, but texts and images must share"
     ):
         DualEncoderEmbedding(model_name=str(tiny_clip), image_model_name=str(tiny_siglip))
 

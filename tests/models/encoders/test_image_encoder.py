@@ -172,7 +172,7 @@ def test_it_shares_no_space_with_a_text_model(tiny_dinov2: Path, tiny_siglip: Pa
     """Their vectors are of one length, by chance: those of SigLIP base and DINOv2 base are too."""
     assert load(tiny_siglip).dimension == load(tiny_dinov2).dimension
 
-    with pytest.raises(ValueError, match=r"was trained on images alone.* image_query_embed_model"):
+    with pytest.raises(ValueError, match=r"was trained on images only.* image_query_embed_model"):
         DualEncoderEmbedding(model_name=tiny_siglip, image_model_name=tiny_dinov2)
 
 

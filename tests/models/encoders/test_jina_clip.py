@@ -166,7 +166,7 @@ def test_long_texts_are_cut_and_counted(encoder):
 def test_max_text_tokens_has_limits():
     with pytest.raises(ValueError, match=r"max_text_tokens=129 is more .* pass at most 128"):
         load(max_text_tokens=129)
-    with pytest.raises(ValueError, match=r"max_text_tokens=5 leaves no room for a text: query"):
+    with pytest.raises(ValueError, match=r"max_text_tokens=5 leaves no room for a text: the query"):
         load(max_text_tokens=5)
 
 

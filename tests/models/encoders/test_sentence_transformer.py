@@ -445,7 +445,7 @@ def test_buffers_of_old_checkpoints_are_no_error(tiny_clip: Path, tmp_path: Path
     ("file", "content", "message"),
     [
         ("config.json", b"{", "config.json is not JSON|cannot load it"),
-        ("config.json", b'{"model_type": "unheard-of"}', "cannot load it"),
+        ("config.json", b'{"model_type": "unheard-of"}', "does not know its model_type"),
         ("model.safetensors", b"\x10\0\0\0\0\0\0\0nonsense", r"model\.safetensors cannot be read"),
         ("tokenizer.json", b"{}", "tokenizer does not load"),
     ],

@@ -135,7 +135,7 @@ def test_a_reranker_of_texts_refuses_images(bert: Path, noise: list[Image.Image]
     scorer = load(bert)
 
     for item in (noise[0], LazyImage("key", lambda: noise[0]), Joint("a", noise[0])):
-        with pytest.raises(ModelError, match="reads texts only; leave the rest out, or"):
+        with pytest.raises(ModelError, match="reads only texts; leave out the rest, or"):
             scorer.prepare(item)
 
 
@@ -154,7 +154,7 @@ def test_what_the_template_leaves_out_is_refused(
     scorer = load(make_tiny_qwen_reranker(tmp_path, template=template))
 
     assert (scorer.modalities, scorer.joint) == (modalities, False)
-    with pytest.raises(ModelError, match=r"reads texts only|not both as one"):
+    with pytest.raises(ModelError, match=r"reads only texts|not both together"):
         scorer.prepare(Joint("a caption", noise[0]))
 
 

@@ -329,7 +329,7 @@ def test_two_images_that_are_too_long_together():
 
 
 def test_what_it_cannot_read(scorer):
-    with pytest.raises(ModelError, match=r"tiny reads a text or an image, not both as one"):
+    with pytest.raises(ModelError, match=r"tiny reads a text or an image, not both together"):
         scorer.prepare(Joint("cat", IMAGES["gray_80x60"]))
 
 
@@ -402,7 +402,7 @@ def test_ids_come_from_the_checkpoint(copy):
     config = json.loads((copy / "config.json").read_text())
     del config["image_token_id"]
     (copy / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ModelError, match=r"config\.json does not say image_token_id"):
+    with pytest.raises(ModelError, match=r"config\.json does not set image_token_id"):
         load(copy)
 
 

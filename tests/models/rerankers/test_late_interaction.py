@@ -175,7 +175,7 @@ def test_texts_are_no_documents_of_colqwen(
     """sentence-transformers would render them as queries; only their scores would look right."""
     with pytest.raises(ModelError, match="reads documents as images only"):
         scorer.score(QUERY, [noise[0], "a text"])
-    with pytest.raises(ModelError, match="not both as one"):
+    with pytest.raises(ModelError, match="not both together"):
         scorer.prepare(Joint("a text", noise[0]))
 
 
@@ -255,7 +255,7 @@ def test_a_model_of_texts_ranks_texts(tmp_path: Path, noise: list[Image.Image]) 
     pieces = ["[CLS]", "a", "r", "##e", "##d", "c", "##a", "##t", "[SEP]"]
     np.testing.assert_allclose(scores[0], len(pieces), rtol=1e-5)  # each finds itself
     assert scores.argmax() == 0
-    with pytest.raises(ModelError, match="reads texts only; leave the rest out, or"):
+    with pytest.raises(ModelError, match="reads only texts; leave out the rest, or"):
         scorer.prepare(noise[0])
 
 
