@@ -258,7 +258,7 @@ def test_unknown_override_of_the_text_base(copy):
 
 def test_unknown_default_task(copy):
     change_config(copy, "text_config", default_lora_task="separation")
-    with pytest.raises(ModelError, match=r"default_lora_task='separation', which is none of"):
+    with pytest.raises(ModelError, match=r"default_lora_task='separation', which is not one of"):
         load(copy)
 
 

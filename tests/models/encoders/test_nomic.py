@@ -165,12 +165,16 @@ def test_prepare_image_leaves_the_image_alone(encoder):
 def test_a_side_that_is_not_there(encoder, text_folder, images):
     assert encoder.modalities == {"image"}
     assert encoder.max_text_tokens is None
-    with pytest.raises(ModelError, match=r"vision is a vision checkpoint and reads no text; pass"):
+    with pytest.raises(
+        ModelError, match=r"vision is a vision checkpoint and reads no text; also pass"
+    ):
         encoder.encode_text(["cat"], "query")
     with pytest.raises(ModelError, match=r"reads no text"):
         encoder.count_truncated(["cat"], "query")
     text = load(text_folder)
-    with pytest.raises(ModelError, match=r"text is a text checkpoint and sees no images; pass"):
+    with pytest.raises(
+        ModelError, match=r"text is a text checkpoint and reads no images; also pass"
+    ):
         text.prepare_image(images[0])
     with pytest.raises(ModelError, match=r"sees no images"):
         text.encode_prepared([])

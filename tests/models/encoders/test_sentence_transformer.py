@@ -360,7 +360,7 @@ def test_a_text_encoder_encodes_no_images(tmp_path: Path, noise: list[Image.Imag
 
     assert encoder.modalities == {"text"}
     assert encoder.encode_text(["a cat", "a dog"], "query").shape == (2, 16)
-    with pytest.raises(ModelError, match="encodes text only; for images pass a dual encoder"):
+    with pytest.raises(ModelError, match="does not encode images; pass a dual encoder"):
         encoder.encode_images(noise)
 
 
