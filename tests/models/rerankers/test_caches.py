@@ -147,7 +147,7 @@ def test_a_damaged_file_is_as_good_as_none(tmp_path, caplog, damage):
     assert folder.get("key") is None
     (record,) = caplog.records
     assert str(file) in record.getMessage()
-    assert "made again" in record.getMessage()
+    assert "computed again" in record.getMessage()
     folder.put("key", TENSORS)
     assert folder.get("key") is not None
 

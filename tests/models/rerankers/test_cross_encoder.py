@@ -321,7 +321,7 @@ def test_refuses_weights_that_do_not_fit(
 
 
 def test_refuses_a_classifier_of_several_classes(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="gives a pair 3 numbers"):
+    with pytest.raises(ModelError, match="gives 3 numbers for a pair"):
         load(make_tiny_bert_reranker(tmp_path, labels=3))
 
 

@@ -321,7 +321,7 @@ def test_two_images_that_are_too_long_together():
     scorer = load(max_length=1024)
     large = Image.new("RGB", (28 * 28, 25 * 28))
     with pytest.raises(
-        ModelError, match=r"take 1430 tokens, and max_length=1024 leaves 1023; pass"
+        ModelError, match=r"take 1430 tokens, but max_length=1024 allows 1023; pass"
     ):
         scorer.score(large, ["Gold", large])
     small = load(max_length=1024, scale_to_pixels=100_000)
@@ -336,14 +336,14 @@ def test_what_it_cannot_read(scorer):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"max_length": 1023}, r"max_length=1023: pass 1024 to 10240"),
-        ({"max_length": 10241}, r"max_length=10241: pass 1024 to 10240"),
+        ({"max_length": 1023}, r"max_length=1023: must be 1024 to 10240"),
+        ({"max_length": 10241}, r"max_length=10241: must be 1024 to 10240"),
         ({"batch_size": 0}, r"batch_size=0: must be at least 1"),
-        ({"prefix_bytes": -1}, r"prefix_bytes=-1: pass at least 0"),
-        ({"vision_bytes": -1}, r"vision_bytes=-1: pass at least 0"),
+        ({"prefix_bytes": -1}, r"prefix_bytes=-1: must be at least 0"),
+        ({"vision_bytes": -1}, r"vision_bytes=-1: must be at least 0"),
         (
             {"scale_to_pixels": 3135},
-            r"scale_to_pixels=3135: tiny sees images of 3136 to 602112 pixels",
+            r"scale_to_pixels=3135: tiny takes 3136 to 602112 pixels",
         ),
         ({"scale_to_pixels": 602113}, r"scale_to_pixels=602113: .* leave it out for the largest"),
     ],

@@ -328,7 +328,7 @@ def test_refuses_what_is_no_late_interaction_model(tiny_clip: Path, tmp_path: Pa
     """It would load, with a projection of random weights."""
     for folder in (tiny_clip, make_tiny_bert_reranker(tmp_path)):
         assert not fits(Checkpoint(str(folder), folder))
-        with pytest.raises(ModelError, match="is no late-interaction model"):
+        with pytest.raises(ModelError, match="is not a late-interaction model"):
             load(folder)
 
 
@@ -467,7 +467,7 @@ def test_a_folder_that_cannot_be_written_stops_nothing(
         raise PermissionError(13, "Permission denied")
 
     (tmp_path / "file").write_text("a file", encoding="utf-8")
-    with pytest.raises(ValueError, match=r"vision_folder=.*file: is no folder"):
+    with pytest.raises(ValueError, match=r"vision_folder=.*file: is not a folder"):
         load(COLQWEN, vision_folder=tmp_path / "file")
 
     monkeypatch.setattr(late_interaction, "TensorFolder", refuse)

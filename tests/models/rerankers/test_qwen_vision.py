@@ -149,7 +149,7 @@ def test_a_damaged_file_is_made_again(tmp_path, caplog):
 
     found = again.score("slm markdown", [image_of("wide_100x70")])
     np.testing.assert_allclose(found, scores, rtol=0, atol=1e-6)
-    assert "made again" in caplog.text
+    assert "computed again" in caplog.text
     assert file.read_bytes() == whole
 
 
