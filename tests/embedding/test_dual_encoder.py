@@ -427,7 +427,7 @@ def test_paths_are_taken_as_settings(tiny_clip: Path, noise_files: list[str]) ->
 
 
 def test_a_text_must_be_a_text(clip: DualEncoderEmbedding) -> None:
-    with pytest.raises(ValueError, match="None is no text; pass images to the image methods"):
+    with pytest.raises(ValueError, match="None is not a text; pass images to the image methods"):
         clip.get_text_embedding_batch(["a", None])
 
 

@@ -200,8 +200,11 @@ def test_copies_share_the_processes_and_pickles_hold_none(pooled: DualEncoderEmb
     [
         ({"workers": 0}, "greater than 0"),
         ({"devices": []}, r"devices=\[\]: name at least one"),
-        ({"devices": ["cpu"], "workers": 1}, "devices=.* and workers=1: pass one of them"),
-        ({"devices": ["cpu"], "device": "cpu"}, "devices=.* and device='cpu': pass one of them"),
+        ({"devices": ["cpu"], "workers": 1}, "devices=.* and workers=1: pass only one of them"),
+        (
+            {"devices": ["cpu"], "device": "cpu"},
+            "devices=.* and device='cpu': pass only one of them",
+        ),
     ],
 )
 def test_wrong_settings_start_nothing(
@@ -223,7 +226,7 @@ def test_without_workers_there_is_none(alone: DualEncoderEmbedding) -> None:
 def test_no_process_can_be_started(tiny_clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
 
-    with pytest.raises(EmbeddingError, match=r"no process can be started .*use fewer"):
+    with pytest.raises(EmbeddingError, match=r"cannot start a process .*use fewer"):
         DualEncoderEmbedding(model_name=tiny_clip, workers=1)
 
 
@@ -316,9 +319,9 @@ def test_a_batch_that_ends_every_process_is_an_error_and_closing_ends_all(
     with pytest.raises(EmbeddingError) as raised:
         embedding.get_image_embedding_batch([*noise_files, Bomb(b"12")])
 
-    assert "process 1 of 1 (on cpu) ended with code 3 in a batch of 2" in str(raised.value)
-    assert "as 2 others before it; if memory is short, use fewer" in str(raised.value)
-    assert "as 2 others" not in caplog.text  # of the batch that was in the process with it
+    assert "process 1 of 1 (on cpu) ended with code 3, in a batch of 2" in str(raised.value)
+    assert "like 2 others before it; if memory is short, use fewer" in str(raised.value)
+    assert "like 2 others" not in caplog.text  # of the batch that was in the process with it
     assert len(embedding.get_image_embedding_batch(noise_files)) == 5
     before = process_ids(embedding)
     embedding.close()

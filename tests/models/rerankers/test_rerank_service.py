@@ -326,7 +326,7 @@ def test_redirects_are_not_followed(address: str, request: pytest.FixtureRequest
         ("one-twice", r"once, from 0 to 3, but it names \[1, 2, 3, 1\]"),
         ("one-too-many", r"once, from 0 to 3, but it names \[0, 1, 2, 3, 4\]"),
         ("index-a-text", r"it names \['0', 1, 2, 3\]"),
-        ("no-score", "the relevance_score of document 0 is None, which is no number"),
+        ("no-score", "the relevance_score of document 0 is None, which is not a number"),
         ("score-a-text", "the relevance_score of document 0 is '0.5'"),
         ("score-true", "the relevance_score of document 0 is True"),
         ("score-nan", "the relevance_score of document 0 is nan"),
