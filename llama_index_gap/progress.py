@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar
@@ -16,6 +17,8 @@ FIRST_SECONDS = 10.0
 """Shorter work writes no line."""
 EVERY_SECONDS = 30.0
 """Least time between two lines, whichever bars they are about."""
+_BAR_AFTER_SECONDS = 2.0  # a shorter step shows no bar
+_REFRESH_SECONDS = 1.0
 
 
 class Progress(tqdm):  # type: ignore[type-arg]
@@ -27,6 +30,7 @@ class Progress(tqdm):  # type: ignore[type-arg]
     """
 
     lines: ClassVar[bool] = False
+    watched: ClassVar[bool] = False
     _last_line_at: ClassVar[float] = -math.inf
     _as_lines: ClassVar[WeakSet[Progress]] = WeakSet()
 
@@ -36,19 +40,21 @@ class Progress(tqdm):  # type: ignore[type-arg]
             kwargs |= {"delay": FIRST_SECONDS, "mininterval": 0, "miniters": 1, "leave": False}
         super().__init__(*args, **kwargs)
         if lines and not self.disable:
-            Progress._as_lines.add(self)
+            with self.get_lock():
+                Progress._as_lines.add(self)
 
     def close(self) -> None:
         """Finish: a bar stays visible, and no more lines are written."""
         super().close()
-        Progress._as_lines.discard(self)
+        with self.get_lock():
+            Progress._as_lines.discard(self)
 
     def display(self, msg: str | None = None, pos: int | None = None) -> Any:
         """Show the bar, or write a line if the last one is long ago; tqdm calls this."""
         if self not in Progress._as_lines:
             return super().display(msg, pos)
         now = self.start_t + self.format_dict["elapsed"]
-        if msg is None and self.n and now - Progress._last_line_at >= EVERY_SECONDS:
+        if msg is None and self._has_begun() and now - Progress._last_line_at >= EVERY_SECONDS:
             Progress._last_line_at = now
             bars = sorted(Progress._as_lines, key=lambda each: abs(each.pos))  # outermost first
             doing = ", ".join(each.done() for each in bars)
@@ -57,6 +63,9 @@ class Progress(tqdm):  # type: ignore[type-arg]
             self.fp.flush()
         return False
 
+    def _has_begun(self) -> bool:
+        return bool(self.n)
+
     def done(self) -> str:
         """How much is done, and of how much if that is known."""
         of = "" if self.total is None else f" of {self.total:,}"
@@ -64,6 +73,16 @@ class Progress(tqdm):  # type: ignore[type-arg]
         units = "" if self.unit == "it" else f" {self.unit.removesuffix(ending[0])}{ending[1]}"
         doing = (self.desc or "").removesuffix(": ") or "Working"
         return f"{doing}: {self.n:,}{of}{units}"
+
+
+class _Step(Progress):
+    """A step that cannot be counted: it only shows how long it takes."""
+
+    def _has_begun(self) -> bool:
+        return True
+
+    def done(self) -> str:
+        return str(self.desc)
 
 
 @contextmanager
@@ -76,8 +95,41 @@ def in_lines(wanted: bool = True) -> Iterator[None]:
     Args:
         wanted: whether to write lines; False shows bars.
     """
-    before, Progress.lines = Progress.lines, wanted
+    before = Progress.lines, Progress.watched
+    Progress.lines, Progress.watched = wanted, True
     try:
         yield
     finally:
-        Progress.lines = before
+        Progress.lines, Progress.watched = before
+
+
+@contextmanager
+def timed_step(doing: str) -> Iterator[None]:
+    """Show the time that a step takes which cannot be counted, such as loading a model.
+
+    It shows something only within ``in_lines``: a bar after 2 seconds, or lines as usual. Elsewhere
+    it is silent.
+
+    Args:
+        doing: the step, such as ``"Loading clip"``.
+    """
+    if not Progress.watched:
+        yield
+        return
+    over = threading.Event()
+
+    def show(bar: _Step) -> None:
+        wait = bar.delay
+        while not over.wait(wait):
+            bar.delay, wait = 0, _REFRESH_SECONDS  # without a delay, closing clears the bar
+            bar.refresh()
+
+    form = "{desc}: {elapsed}"
+    with _Step(desc=visible(doing), delay=_BAR_AFTER_SECONDS, leave=False, bar_format=form) as bar:
+        thread = threading.Thread(target=show, args=(bar,), name="progress", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
