@@ -221,7 +221,7 @@ def test_a_cancelled_batch_stops(
 
     asyncio.run(gate.cancel(clip.aget_image_embedding_batch(noise_files * 40)))
     assert gate.passes == 3  # of 100
-    assert clip.get_image_embedding_batch(noise_files[:1])  # the next call is not affected
+    assert clip.get_image_embedding_batch(noise_files[:1])  # the next call works
 
 
 def test_threads_get_the_same_vectors(clip: DualEncoderEmbedding) -> None:

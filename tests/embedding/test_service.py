@@ -1,4 +1,4 @@
-"""Against a real server in a process of its own, which knows three colours."""
+"""Tests against a real server, in its own process, that knows three colours."""
 
 from __future__ import annotations
 

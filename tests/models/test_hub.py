@@ -1,4 +1,4 @@
-"""Downloads from an imitation of the hub, in the layouts of real repositories."""
+"""Downloads from an imitated hub, with the layouts of real repositories."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_a_second_load_fetches_nothing(hub: Hub, caplog: pytest.LogCaptureFixtur
 
 
 def test_shards_and_variants(hub: Hub) -> None:
-    """One file comes before shards, full precision before half."""
+    """One file is preferred to shards, and full precision to half."""
     files = dict(hub.repositories["openai/clip-vit-large-patch14"].revisions["main"])
     index = {"weight_map": {"a": "model-00001-of-00001.safetensors"}}
     files |= {
@@ -142,7 +142,7 @@ def test_a_download_that_breaks_off_is_taken_up_again(hub: Hub) -> None:
 
 def test_an_incomplete_download_says_so_offline(hub: Hub) -> None:
     with pytest.raises(ModelError, match="only pickled weights"):
-        load(CLIP)  # leaves the settings in the cache
+        load(CLIP)  # the settings stay in the cache
     hub.repositories[CLIP] = hub.repositories["owner/often"]
     with pytest.raises(ModelError, match=r"wait 57 seconds"):
         load(CLIP, allow_pickle=True)
@@ -295,7 +295,7 @@ def test_offline_mode_is_named_with_the_way_out_of_it(
 ) -> None:
     load(LAION)
     with pytest.raises(ModelError, match="only pickled weights"):
-        load(CLIP)  # leaves the settings in the cache
+        load(CLIP)  # the settings stay in the cache
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert load(LAION).dimension == 16
     offline = r"HF_HUB_OFFLINE .* is set, .*: unset it to download the model"

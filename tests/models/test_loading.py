@@ -1,4 +1,4 @@
-"""From a name to the right model, out of folders and out of the hub's download cache."""
+"""Names lead to the right models, from folders and from the hub's download cache."""
 
 import json
 import logging
@@ -51,7 +51,7 @@ def nomic_text(tmp_path):
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch, nomic_text):
-    """The tiny checkpoints as downloads of the real ones, and no hub within reach."""
+    """The tiny checkpoints stand in for downloads of the real ones; the hub cannot be reached."""
 
     def unreachable(*_, **__):
         raise ConnectionError
@@ -73,7 +73,7 @@ def hub(tmp_path, monkeypatch, nomic_text):
 
 @pytest.fixture
 def warnings(caplog):
-    """What is logged; licences that other tests warned of are forgotten."""
+    """The logged warnings; earlier warnings about licences are forgotten."""
     _warn_of_licence.cache_clear()
     caplog.set_level(logging.WARNING, "llama_index_gap")
     return lambda: [record.getMessage() for record in caplog.records]

@@ -39,9 +39,7 @@ def test_refuses_names(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     if name == "":
-        assert (
-            find_checkpoint(name).folder == tmp_path.resolve()
-        )  # as Path("") is the folder itself
+        assert find_checkpoint(name).folder == tmp_path.resolve()  # Path("") is the working folder
         return
     with pytest.raises(ModelError, match=message):
         find_checkpoint(name)

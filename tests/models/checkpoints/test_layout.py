@@ -1,4 +1,4 @@
-"""Which files of a repository make the model."""
+"""The files of a repository that make the model."""
 
 from __future__ import annotations
 

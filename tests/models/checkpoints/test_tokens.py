@@ -1,4 +1,4 @@
-"""The tokenizer with its prompts."""
+"""Tests of tokenizers with prompts."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""Reading settings and weights, and refusing what is damaged or does not fit."""
+"""Settings and weights are read; those that are damaged or do not fit are rejected."""
 
 import json
 

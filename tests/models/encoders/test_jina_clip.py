@@ -49,7 +49,7 @@ def copy(tmp_path):
 
 
 def change_weights(folder, change):
-    """Rewrite a checkpoint's weights after ``change`` was at the dictionary of its tensors."""
+    """Rewrite a checkpoint's weights after ``change`` has edited its dictionary of tensors."""
     tensors = load_file(folder / "model.safetensors")
     change(tensors)
     save_file(tensors, folder / "model.safetensors")
@@ -129,7 +129,7 @@ def test_prepare_image_leaves_the_image_alone(encoder):
 
 def test_half_a_pixel_is_rounded_to_even(encoder):
     grey = np.tile(np.arange(63, dtype=np.uint8), (60, 1))
-    wide = Image.fromarray(grey)  # 3 columns too many: 1.5 to the left, so 2
+    wide = Image.fromarray(grey)  # 3 columns too many: 1.5 on the left, rounded to 2
     found = encoder.prepare_image(wide)
     assert (found == encoder.prepare_image(wide.crop((2, 0, 62, 60)))).all()
     tall = encoder.prepare_image(Image.fromarray(grey.T))

@@ -49,7 +49,7 @@ def images():
 
 @pytest.fixture(scope="module")
 def text_folder(tmp_path_factory):
-    """The text checkpoint has no tokenizer; any with as small a vocabulary shows how it is used."""
+    """The text checkpoint has no tokenizer; any other with a small vocabulary serves the tests."""
     folder = shutil.copytree(TEXT, tmp_path_factory.mktemp("nomic") / "text")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(PARITY / "jina_clip_tiny" / name, folder)
@@ -62,7 +62,7 @@ def copy(tmp_path):
 
 
 def change_weights(folder, change):
-    """Rewrite a checkpoint's weights after ``change`` was at the dictionary of its tensors."""
+    """Rewrite a checkpoint's weights after ``change`` has edited its dictionary of tensors."""
     tensors = load_file(folder / "model.safetensors")
     change(tensors)
     save_file(tensors, folder / "model.safetensors")

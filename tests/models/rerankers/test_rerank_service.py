@@ -1,4 +1,4 @@
-"""Against a real server in a process of its own, which scores with a tiny checkpoint."""
+"""Tests against a real server, in its own process, that scores with a tiny checkpoint."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_jina_reranker_behind_a_service(noise: list[Image.Image]) -> None:
 
 
 def decoded(image: Image.Image) -> Image.Image:
-    """An image as it arrives."""
+    """Decode an image as the server receives it."""
     uri = RerankService("http://localhost/v1/rerank", "tiny").prepare(image)["image"]
     head, _, data = uri.partition(",")
     assert head == "data:image/jpeg;base64"
@@ -197,7 +197,7 @@ def test_the_key_is_sent(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_key_is_in_no_message(
     address: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The server repeats it in its answer."""
+    """The server repeats the key in its answer."""
     caplog.set_level(logging.DEBUG)
     wrong = "jina_wrong_but_secret"
     monkeypatch.setenv("MY_KEY", wrong)
