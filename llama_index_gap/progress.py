@@ -30,7 +30,7 @@ class Progress(tqdm):  # type: ignore[type-arg]
     """
 
     lines: ClassVar[bool] = False
-    watched: ClassVar[bool] = False
+    watched: ClassVar[bool] = False  # whether steps show their time; see ``timed_step``
     _last_line_at: ClassVar[float] = -math.inf
     _as_lines: ClassVar[WeakSet[Progress]] = WeakSet()
 
@@ -46,8 +46,9 @@ class Progress(tqdm):  # type: ignore[type-arg]
     def close(self) -> None:
         """Finish: a bar stays visible, and no more lines are written."""
         super().close()
-        with self.get_lock():
-            Progress._as_lines.discard(self)
+        if self in Progress._as_lines:
+            with self.get_lock():
+                Progress._as_lines.discard(self)
 
     def display(self, msg: str | None = None, pos: int | None = None) -> Any:
         """Show the bar, or write a line if the last one is long ago; tqdm calls this."""
