@@ -368,7 +368,9 @@ def test_a_stored_hub_name_is_asked_for_unless_prevented(
     assert requests  # so that the rest of this test means something
     requests.clear()
 
-    with pytest.raises(ModelError, match=r"somebody/model: .* local_files_only=True forbids downloads"):
+    with pytest.raises(
+        ModelError, match=r"somebody/model: .* local_files_only=True forbids downloads"
+    ):
         DualIndex(uri, local_files_only=True)
     for command in (["search", "a"], ["measure"], ["delete", "a"], ["index", "."]):
         result = CliRunner().invoke(app, [*command, "--db", uri, "--local-files-only"])
