@@ -176,7 +176,7 @@ def test_a_side_that_is_not_there(encoder, text_folder, images):
         ModelError, match=r"text is a text checkpoint and reads no images; also pass"
     ):
         text.prepare_image(images[0])
-    with pytest.raises(ModelError, match=r"sees no images"):
+    with pytest.raises(ModelError, match=r"reads no images"):
         text.encode_prepared([])
 
 
@@ -200,7 +200,7 @@ def test_arguments():
 
 def test_sides_of_different_dimension(text_folder, copy):
     change_json(copy / "config.json", n_embd=32)
-    with pytest.raises(ModelError, match=r"vectors have 64 and 32 numbers, so they share no space"):
+    with pytest.raises(ModelError, match=r"vectors have 64 and 32 dimensions, so they share no space"):
         load(text_folder, copy)
 
 

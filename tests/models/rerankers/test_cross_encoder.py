@@ -331,7 +331,7 @@ def test_refuses_what_is_no_cross_encoder(tiny_clip: Path, qwen: Path, tmp_path:
     (tmp_path / "modules.json").unlink()
     for folder in (tiny_clip, tmp_path):
         assert not fits(Checkpoint(str(folder), folder))
-        with pytest.raises(ModelError, match="is no cross-encoder"):
+        with pytest.raises(ModelError, match="is not a cross-encoder"):
             load(folder)
 
 
