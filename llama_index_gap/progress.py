@@ -40,14 +40,14 @@ class Progress(tqdm):  # type: ignore[type-arg]
             kwargs |= {"delay": FIRST_SECONDS, "mininterval": 0, "miniters": 1, "leave": False}
         super().__init__(*args, **kwargs)
         if lines and not self.disable:
-            with self.get_lock():
+            with self.get_lock():  # type: ignore[no-untyped-call]
                 Progress._as_lines.add(self)
 
     def close(self) -> None:
         """Finish: a bar stays visible, and no more lines are written."""
         super().close()
         if self in Progress._as_lines:
-            with self.get_lock():
+            with self.get_lock():  # type: ignore[no-untyped-call]
                 Progress._as_lines.discard(self)
 
     def display(self, msg: str | None = None, pos: int | None = None) -> Any:

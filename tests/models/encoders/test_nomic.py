@@ -200,7 +200,9 @@ def test_arguments():
 
 def test_sides_of_different_dimension(text_folder, copy):
     change_json(copy / "config.json", n_embd=32)
-    with pytest.raises(ModelError, match=r"vectors have 64 and 32 dimensions, so they share no space"):
+    with pytest.raises(
+        ModelError, match=r"vectors have 64 and 32 dimensions, so they share no space"
+    ):
         load(text_folder, copy)
 
 

@@ -170,7 +170,8 @@ def test_images_that_cannot_share_a_batch(tiny_clip: Path) -> None:
     )
 
     with pytest.raises(
-        ModelError, match=r"pixel_values have the shapes \(3, 32, 32\) and \(3, 48, 32\) for different"
+        ModelError,
+        match=r"pixel_values have the shapes \(3, 32, 32\) and \(3, 48, 32\) for different",
     ):
         encoder.encode_prepared([small, large])
 
