@@ -47,14 +47,14 @@ def explain(
         return _no_model(name, repo)
     if status == 401:
         return (
-            f"{name}: the hub does not know your token; {_LOG_IN} again; or, if the model is "
-            "public, unset HF_TOKEN and log out with 'hf auth logout'"
+            f"{name}: the hub does not know your token; set a valid one ('hf auth login', or "
+            "HF_TOKEN), or, if the model is public, none ('hf auth logout', and unset HF_TOKEN)"
         )
     if status == 403:
         return (
             f"{name}: the hub denies access ({first_line(_with_response(chain))}); your token may "
-            f"lack the right to read this model: give it that right, or {_LOG_IN} with another "
-            "token"
+            "lack the right to read this model: give it that right, or set another token ('hf auth "
+            "login', or HF_TOKEN)"
         )
     if status == 429:
         return f"{name}: {_too_often(response)}"
