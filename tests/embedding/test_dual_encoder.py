@@ -381,7 +381,7 @@ def test_weights_that_overflow_are_noticed(tiny_clip: Path, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"dimensions": 17}, "dimensions=17: .* has 16"),
+        ({"dimensions": 17}, "dimensions=17: .* has only 16"),
         ({"dimensions": 0}, "greater than 0"),
         ({"embed_batch_size": 0}, "greater than 0"),
         ({"max_text_tokens": 100}, "reads 1 to 77 tokens"),
