@@ -152,7 +152,7 @@ def test_a_full_disk_is_seen_before_the_download(hub: Hub, monkeypatch: pytest.M
     usage = downloads.shutil._ntuple_diskusage(100, 99, 1)
     monkeypatch.setattr(downloads.shutil, "disk_usage", lambda _: usage)
     with pytest.raises(
-        ModelError, match=r"takes \S+ kB, and .* has 1 bytes left; .*--cache-folder"
+        ModelError, match=r"needs \S+ kB, but .* has only 1 bytes left; .*--cache-folder"
     ):
         load(LAION)
     assert not weights(hub, LAION)
