@@ -343,7 +343,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "device": (lambda _: "/dev/zero", "not a regular file"),
     "loop of links": (a_loop, "cannot be read"),
     "name too long": (lambda _: "x" * 300 + ".png", "cannot be read"),
-    "NUL in the name": (lambda _: Path("a\0.png"), "not a path"),
+    "NUL in the name": (lambda _: Path("a\0.png"), "is not a valid path"),
     "empty text": (lambda _: "", "an empty text is not an image"),
     "blank text": (lambda _: "  \n", "an empty text is not an image"),
     "empty bytes": (lambda _: b"", "an empty file"),

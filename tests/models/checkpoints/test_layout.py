@@ -86,10 +86,13 @@ def test_code_is_taken_only_where_it_may_run(tmp_path: Path) -> None:
     ("files", "message"),
     [
         (["model.ckpt"], r"only pickled weights \(model\.ckpt\)"),
-        (["weights.safetensors"], r"holds no model\.safetensors, and weights\.safetensors is no"),
-        (["tf_model.h5"], r"TensorFlow only"),
-        (["flax_model.msgpack", "tf_model.h5"], r"TensorFlow and Flax only"),
-        (["openvino/openvino_model.xml", "openvino/openvino_model.bin"], r"OpenVINO only"),
+        (
+            ["weights.safetensors"],
+            r"holds no model\.safetensors, and transformers does not read weights\.safetensors",
+        ),
+        (["tf_model.h5"], r"only for TensorFlow"),
+        (["flax_model.msgpack", "tf_model.h5"], r"only for TensorFlow and Flax"),
+        (["openvino/openvino_model.xml", "openvino/openvino_model.bin"], r"only for OpenVINO"),
         (["config.json"], r"holds no weights"),
     ],
 )

@@ -252,7 +252,9 @@ def test_variants_that_would_compute_wrongly(copy):
 
 def test_unknown_override_of_the_text_base(copy):
     change_config(copy, "text_config", hf_model_config_kwargs={"position_embedding_type": "none"})
-    with pytest.raises(ModelError, match=r"hf_model_config_kwargs .* has position_embedding_type"):
+    with pytest.raises(
+        ModelError, match=r"hf_model_config_kwargs .* has unknown settings: position_embedding_type"
+    ):
         load(copy)
 
 
@@ -264,7 +266,7 @@ def test_unknown_default_task(copy):
 
 def test_towers_of_different_width(copy):
     change_config(copy, "vision_config", width=32, head_width=8)
-    with pytest.raises(ModelError, match=r"text vectors have 64 numbers .* image vectors 32"):
+    with pytest.raises(ModelError, match=r"text vectors have 64 dimensions .* image vectors 32"):
         load(copy)
 
 

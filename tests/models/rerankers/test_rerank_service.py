@@ -312,7 +312,9 @@ def test_says_that_no_service_is_there() -> None:
 
 
 def test_redirects_are_not_followed(address: str, request: pytest.FixtureRequest) -> None:
-    with pytest.raises(ModelError, match=r"redirects to http://elsewhere.example/v1/rerank; not"):
+    with pytest.raises(
+        ModelError, match=r"redirects to http://elsewhere.example/v1/rerank, which is not followed"
+    ):
         faulty(address, "redirect", 1, request).score(QUERY, TEXTS)
 
 
