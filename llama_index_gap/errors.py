@@ -1,4 +1,4 @@
-"""The errors that are meant for users, and what all of them have in common."""
+"""The errors that are written for users."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _Result = TypeVar("_Result")
 
 
 class GapError(Exception):
-    """What went wrong, in words for users: the value, the rule, and the way out."""
+    """An error written for users: it names the value, the rule and the way out."""
 
 
 class InvalidValueError(GapError, ValueError):
@@ -21,11 +21,11 @@ class InvalidValueError(GapError, ValueError):
 
 
 class UnsupportedError(GapError, NotImplementedError):
-    """Something that this package, or the database behind it, does not do."""
+    """Something that this package or its database cannot do."""
 
 
 class EmbeddingError(GapError, RuntimeError):
-    """A model, or the service behind it, that failed; nothing is wrong with what it was given."""
+    """A model or an embedding service that failed although its input was valid."""
 
 
 class UnknownParameterError(GapError, TypeError):
@@ -33,33 +33,33 @@ class UnknownParameterError(GapError, TypeError):
 
 
 class NotPicklableError(GapError, TypeError):
-    """An object that holds an open database, and so cannot go to another process.
+    """An object that cannot be pickled because it holds an open database.
 
     Args:
-        what: the object, in words.
+        what: names the object in the message.
     """
 
     def __init__(self, what: str) -> None:
         super().__init__(
-            f"{what} holds an open connection and cannot be pickled; open the index anew where you "
-            "need it: DualIndex(uri, name)"
+            f"{what} holds an open connection and cannot be pickled; open the index again where "
+            "you need it: DualIndex(uri, name)"
         )
 
 
 EXPECTED_ERRORS = (GapError, ValueError, OSError, NotImplementedError)
-"""Errors whose messages are written for users, pydantic's and the file system's among them."""
+"""Errors whose messages users can act on, including those of pydantic and the file system."""
 
 
 def check_names(function: str, given: Iterable[str], known: Collection[str]) -> None:
-    """Refuse parameters that a function does not have.
+    """Reject parameters that a function does not have.
 
     Args:
-        function: its name.
-        given: the names that it was called with.
-        known: the names that it has.
+        function: name of the function.
+        given: names of the parameters that the caller passed.
+        known: names of the function's parameters.
 
     Raises:
-        UnknownParameterError: one of them is unknown; names the nearest one that is known.
+        UnknownParameterError: a parameter is unknown; the message names the closest known one.
     """
     for name in given:
         if name not in known:
@@ -69,10 +69,10 @@ def check_names(function: str, given: Iterable[str], known: Collection[str]) -> 
 
 
 def names_nearest(function: Callable[_Parameters, _Result]) -> Callable[_Parameters, _Result]:
-    """Make a function reject an unknown parameter, and suggest the closest one that it has.
+    """Make a function reject an unknown parameter and suggest the closest known one.
 
     Args:
-        function: one with named parameters only, no ``**``.
+        function: has named parameters only, no ``**``.
     """
     name = function.__qualname__.removesuffix(".__init__").rpartition(".")[2]
     known = [each for each in inspect.signature(function).parameters if each not in {"self", "cls"}]

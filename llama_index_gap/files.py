@@ -1,4 +1,4 @@
-"""Opening files that somebody else may have named."""
+"""Opens files whose paths come from untrusted data, and writes files atomically."""
 
 from __future__ import annotations
 
@@ -12,38 +12,40 @@ from typing import IO
 from llama_index_gap.errors import GapError
 
 MAX_BYTES = 64 * 2**20
-"""Most bytes of one document's text."""
+"""Size of the largest text file that is read, in bytes."""
 
 
 class FileError(GapError, ValueError):
-    """A file that cannot, or must not, be opened."""
+    """A file that cannot or must not be opened."""
 
 
 def open_file(path: Path, root: str | Path | None = None) -> IO[bytes]:
-    """Open a regular file (a FIFO would hang) that lies below the root, links followed."""
+    """Open a regular file (a FIFO would hang) that lies below ``root`` after links are followed."""
     try:
         if root is not None:
             path = path.resolve()
             if not path.is_relative_to(Path(root).resolve()):
                 raise FileError(
-                    f"lies outside root={root}; only files below it are opened, links followed"
+                    f"lies outside root={root} once links are followed; only files below it are "
+                    "opened"
                 )
         mode = path.stat().st_mode
         if not stat.S_ISREG(mode):
-            raise FileError("is a folder, no file" if stat.S_ISDIR(mode) else "is no regular file")
+            kind = "a folder, not a file" if stat.S_ISDIR(mode) else "not a regular file"
+            raise FileError(f"is {kind}")
         return path.open("rb")
     except FileError:
         raise
     except FileNotFoundError as error:
         raise FileError("no such file") from error
     except ValueError as error:
-        raise FileError(f"not a path ({reason(error)})") from error
+        raise FileError(f"is not a valid path ({reason(error)})") from error
     except (OSError, RuntimeError) as error:  # no permission, a loop of links, a name too long, …
         raise FileError(f"cannot be read ({reason(error)})") from error
 
 
 def read_text(path: Path, root: str | Path | None = None) -> str:
-    """Read a text of at most ``MAX_BYTES`` in UTF-8, each line's end as a newline."""
+    """Read a UTF-8 text of at most ``MAX_BYTES``; each line ending becomes a newline."""
     with open_file(path, root) as file:
         try:
             data = file.read(MAX_BYTES + 1)
@@ -58,14 +60,14 @@ def read_text(path: Path, root: str | Path | None = None) -> str:
 
 
 def write_at_once(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all: who reads it, or is killed, never has a part of it.
+    """Write a file atomically: whole or, if the write fails or the process dies, not at all.
 
     Args:
-        path: replaced if it is there; where it is a link, the file that the link names.
-        data: all that it is to hold.
+        path: replaced if it exists; if it is a link, the link's target is replaced.
+        data: the whole content.
 
     Raises:
-        OSError: it cannot be written; what was there is still there.
+        OSError: the file cannot be written; its old content is unchanged.
     """
     path = path.resolve()
     partial = path.with_name(f".{path.name[:100]}.{os.getpid()}-{threading.get_ident()}.partial")
@@ -82,10 +84,10 @@ def write_at_once(path: Path, data: bytes) -> None:
 
 
 def not_utf8(error: UnicodeDecodeError) -> str:
-    """Where a text stops being UTF-8."""
+    """Say where a text stops being UTF-8."""
     return f"is not UTF-8; byte 0x{error.object[error.start]:02x} at position {error.start}"
 
 
 def reason(error: BaseException) -> str:
-    """An error in words; an ``OSError`` without the path that it repeats."""
+    """The message of an error; for an ``OSError``, without its path."""
     return getattr(error, "strerror", None) or str(error) or type(error).__name__

@@ -7,22 +7,22 @@ from typing import Literal, TypeAlias
 
 Modality: TypeAlias = Literal["text", "image"]
 Kind: TypeAlias = Literal["query", "document"]
-"""How a text or an image is meant when it is embedded: many models tell the two apart."""
+"""The role of an input when it is embedded: many models embed queries and documents differently."""
 CollectionName: TypeAlias = Literal["text", "image", "image_query"]
 """``image_query`` holds the same images, embedded by the model for image queries."""
 
 MODALITIES: tuple[Modality, Modality] = ("text", "image")
 PLURAL = {"text": "texts", "image": "images", "image_query": "image queries"}
-"""Plural words for messages, by collection."""
+"""Plural nouns for messages, by collection."""
 
 
 @dataclass(frozen=True)
 class Leg:
-    """One search: a query of one modality, asked of one collection.
+    """One search: a query of one modality in one collection.
 
     Attributes:
         query: the modality of the query.
-        target: the modality of what is found.
+        target: the modality of its hits.
     """
 
     query: Modality
@@ -35,14 +35,14 @@ class Leg:
 
     @property
     def pair(self) -> str:
-        """Its pair of modalities as calibrators name it, such as ``text_to_image``."""
+        """The pair of modalities, in the form that calibrators use, such as ``text_to_image``."""
         return f"{self.query}_to_{self.target}"
 
     @property
     def title(self) -> str:
-        """The leg as people call it, such as ``image by image``."""
+        """The name for people, such as ``image by image``."""
         return self.name.replace("_", " ")
 
 
 LEGS = tuple(Leg(query, target) for query in MODALITIES for target in MODALITIES)
-"""All legs that there are."""
+"""All four legs."""

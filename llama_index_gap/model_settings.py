@@ -1,4 +1,4 @@
-"""How a checkpoint is found and loaded: the settings that embedding, reranker and loaders share."""
+"""Settings to find and load a checkpoint, shared by the embedding, the reranker and the loaders."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def _existing(value: Any, info: ValidationInfo) -> Any:
 
 
 PathText: TypeAlias = Annotated[str, BeforeValidator(_as_text)]
-"""A path, or a name that may be one; kept as text, so that settings can be written as JSON."""
+"""A path or a hub name, kept as text so that settings can be written as JSON."""
 
 Folder: TypeAlias = Annotated[str, BeforeValidator(_existing)]
-"""The path of a folder that is there."""
+"""The path of an existing folder."""
 
 
 class PickledAsSettings:
-    """Pickles a pydantic component as its settings alone; what it has loaded is loaded again."""
+    """Pickles only the settings of a pydantic component; unpickling loads its model again."""
 
     def __getstate__(self) -> dict[str, Any]:
         fields = type(self).model_fields  # type: ignore[attr-defined]
@@ -45,51 +45,53 @@ class PickledAsSettings:
 
 
 class LoadingSettings(PickledAsSettings, BaseModel):
-    """How a checkpoint is found and loaded.
+    """How to find and load a checkpoint.
 
-    A component that inherits these settings is pickled as what ``to_dict`` shows; its weights are
-    loaded again.
+    A component with these settings is pickled as what ``to_dict`` shows; unpickling loads its
+    weights again.
     """
 
     model_config = ConfigDict(extra="forbid")
 
     device: str | None = Field(
-        frozen=True, default=None, description="Torch device; by default a GPU if there is one."
+        frozen=True, default=None, description="Torch device; by default a GPU, if there is one."
     )
     dtype: Dtype = Field(
         frozen=True,
         default="auto",
-        description="Number format of the weights; 'auto' is bfloat16 where the processor or GPU "
+        description="Number format of the weights; 'auto' is bfloat16 on a processor or GPU that "
         "is fast at it, else float32.",
     )
     revision: str | None = Field(
         frozen=True, default=None, description="Branch, tag or commit of the model on the hub."
     )
     cache_folder: PathText | None = Field(
-        frozen=True, default=None, description="Where downloads are kept."
+        frozen=True,
+        default=None,
+        description="Folder for downloads; by default the hub's own cache.",
     )
     local_files_only: bool = Field(
         frozen=True,
         default=False,
-        description="Ask no hub and download nothing: take a model from its folder or from the "
-        "download cache. HF_HUB_OFFLINE=1 does so everywhere.",
+        description="Never contact the hub: load the model from its folder or from the download "
+        "cache. HF_HUB_OFFLINE=1 does this everywhere.",
     )
     trust_remote_code: bool = Field(
         frozen=True,
         default=False,
-        description="Run Python code that comes with the model. Families that are implemented here "
-        "need none and run none.",
+        description="Run Python code that comes with the model. Model families that this package "
+        "implements need none and run none.",
     )
     allow_pickle: bool = Field(
         frozen=True,
         default=False,
-        description="Read weights in pickle format where there are no safetensors. Families that "
-        "are implemented here do not.",
+        description="Read pickled weights if there are no safetensors. Model families that this "
+        "package implements never do.",
     )
 
     @property
     def loading(self) -> LoadingSettings:
-        """These settings alone, of a component that has more."""
+        """The loading settings only, without a component's other settings."""
         return LoadingSettings(
             **{name: getattr(self, name) for name in LoadingSettings.model_fields}
         )

@@ -1,4 +1,4 @@
-"""Whether LlamaIndex's nodes and models arrive whole where they are sent as pickles."""
+"""Checks that LlamaIndex's nodes and models lose nothing when they are pickled."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from llama_index.core.schema import BaseComponent
 
 
 def why_not_sent_whole(thing: object) -> str | None:
-    """Why a pickle would not hold all of something; None if it would.
+    """Why a pickle of an object would lose something; None if it would not.
 
-    Asked before nodes and models are pickled: LlamaIndex leaves out those of their attributes that
-    cannot be, and takes them from the original, too.
+    Call this before pickling nodes or models: LlamaIndex leaves out attributes that cannot be
+    pickled, and removes them from the original as well.
 
     Args:
-        thing: nodes, models, or what holds some.
+        thing: a node, a model, or an object that holds some.
     """
     try:
         _WholePickler(io.BytesIO(), pickle.HIGHEST_PROTOCOL).dump(thing)
-    except Exception as error:  # of whatever somebody's attributes and metadata are
+    except Exception as error:  # attributes and metadata may be of any class
         return f"{type(error).__name__}: {error}"
     return None
 
 
 class _WholePickler(pickle.Pickler):
-    """Takes all attributes of a component, where LlamaIndex leaves out some."""
+    """Pickles all attributes of a component; LlamaIndex's own pickling leaves out some."""
 
     def reducer_override(self, thing: Any) -> Any:
         if not isinstance(thing, BaseComponent):
             return NotImplemented
-        if type(thing).__getstate__ is not BaseComponent.__getstate__:  # it decides for itself
+        if type(thing).__getstate__ is not BaseComponent.__getstate__:  # has its own rule
             return NotImplemented
         return dict, ({**vars(thing), **(thing.__pydantic_private__ or {})},)

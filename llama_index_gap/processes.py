@@ -1,4 +1,4 @@
-"""Python processes of this package's own: started, spoken to over pipes, and ended for certain."""
+"""Starts Python processes that run this package's modules, and ends them reliably."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ def start_own(
     working_folder: bool,
     own_errors: bool = False,
 ) -> subprocess.Popen[bytes]:
-    """Start a process that runs the ``main`` of a module of this package, with pipes to it.
+    """Start a process that runs ``main`` of a module of this package, with pipes to it.
 
-    The caller's script is not run again in it, as ``multiprocessing`` does where it spawns: a
-    script needs no guard. Its input ends when this process ends, however that comes about.
+    Unlike ``multiprocessing`` with spawn, the process does not run the caller's script again, so
+    scripts need no guard. Its standard input ends when this process ends, for whatever reason.
 
     Args:
-        module: has a ``main`` that takes the arguments as texts.
+        module: its ``main`` takes the arguments as strings.
         *arguments: for ``main``.
-        working_folder: whether modules are also taken from the working folder, where this process
-            takes them from there; it may hold what others made.
-        own_errors: whether what it writes to the standard error is for the caller to read.
+        working_folder: whether the process may import from the working folder if this one may;
+            that folder may hold other people's files.
+        own_errors: whether the caller reads the process's standard error.
 
     Raises:
-        OSError: the system starts no process.
+        OSError: the system cannot start a process.
     """
     here, working = Path(__file__).resolve().parents[1], _resolved("")
     folders = [each for each in map(_resolved, sys.path) if each is not None]
     paths = [str(each) for each in folders if working_folder or each != working or each == here]
-    return subprocess.Popen(  # noqa: S603  # of this package's own
+    return subprocess.Popen(  # noqa: S603  # runs this package's code only
         [sys.executable, "-I", "-c", _START, json.dumps(paths), module, *arguments],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -51,19 +51,20 @@ def start_own(
 
 
 def end_own(process: subprocess.Popen[bytes]) -> None:
-    """End a process at once, whatever it is doing, and wait until it is gone."""
+    """Kill a process, whatever it is doing, and wait until it has ended."""
     process.kill()
     process.wait()
     for pipe in (process.stdin, process.stdout, process.stderr):
         if pipe is not None:
-            with suppress(OSError):  # a request that it never read
+            with suppress(OSError):  # the pipe may hold a request that it never read
                 pipe.close()
 
 
 def answers_to_parent() -> BinaryIO:
-    """In such a process: the pipe for answers, into which nothing else is printed any more.
+    """The pipe for answers to the parent; call it once, in the process that was started.
 
-    What libraries print goes to the standard error. Ctrl-C is for the process that asks.
+    From then on, whatever libraries print goes to standard error, and Ctrl-C is ignored: the
+    parent handles it.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     answers = os.fdopen(os.dup(1), "wb")
@@ -72,7 +73,7 @@ def answers_to_parent() -> BinaryIO:
 
 
 def working_folder() -> str | None:
-    """The working folder; None where it was deleted."""
+    """The working folder; None if it was deleted."""
     try:
         return str(Path.cwd())
     except OSError:
@@ -82,5 +83,5 @@ def working_folder() -> str | None:
 def _resolved(path: str) -> Path | None:
     try:
         return Path(path).resolve()
-    except OSError:  # the working folder, which was deleted
+    except OSError:  # the working folder was deleted
         return None

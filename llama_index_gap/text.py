@@ -1,4 +1,4 @@
-"""Texts as people and terminals are shown them."""
+"""Prepares texts for people, terminals and models."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from collections.abc import Callable
 from typing import Any
 from unicodedata import category
 
-# Characters that leave no mark on paper: control and format characters, spaces, and those that
-# Unicode lets a font ignore (Default_Ignorable_Code_Point) or that are blank by their name.
-_UNSEEN = {"Cc", "Cf", "Zs", "Zl", "Zp"}
-_ALSO_UNSEEN = re.compile(
+# Invisible characters: control and format characters, spaces, those that Unicode lets a font ignore
+# (Default_Ignorable_Code_Point), and those whose name says that they are blank.
+_INVISIBLE_CATEGORIES = {"Cc", "Cf", "Zs", "Zl", "Zp"}
+_OTHER_INVISIBLE = re.compile(
     "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2065\u2800\u3164\ufe00-\ufe0f\uffa0"
     "\ufff0-\ufff8\U000e0000-\U000e0fff]"
 )
 _UNUSUAL = re.compile(r"[^\x20-\x7e\n]")
 _LONGEST_ERROR = 1000
-_JOINERS = "\u200c\u200d"  # Persian, Hindi and others are written with them, and some emojis
-# From a path's start to its last slash; over spaces, too, for these may be in names of folders.
+_JOINERS = "\u200c\u200d"  # Persian, Hindi, other languages and some emojis need them
+# From a path's start to its last slash. Names of folders may contain spaces.
 _FOLDERS = re.compile(
     r"""(?<![\w/\\.…~])(?<!:(?=//))                      # not in the middle of a word or a URL
     (?: file:/*[^\n"'<>;:]{0,500}/ | ~?/(?:[^\n"'<>;:]{0,500}/)?     # POSIX
@@ -29,20 +29,22 @@ _FOLDERS = re.compile(
 
 
 def is_blank(text: str) -> bool:
-    """Whether a text has nothing that can be seen: spaces, control and invisible characters."""
-    return all(category(each) in _UNSEEN or _ALSO_UNSEEN.match(each) for each in text)
+    """Whether a text shows nothing: it has only spaces, control and invisible characters."""
+    return all(
+        category(each) in _INVISIBLE_CATEGORIES or _OTHER_INVISIBLE.match(each) for each in text
+    )
 
 
 def visible(text: str) -> str:
-    """Text of somebody else's, without the characters that steer a terminal or cannot be seen."""
+    """Escape those characters of untrusted text that control a terminal or are invisible."""
     return _escaped(text, ascii)
 
 
 def quoted(value: Any) -> str:
-    """A text of somebody else's, or another value, as JSON on one line, escaped as by ``visible``.
+    """Write an untrusted text or other value as JSON on one line, escaped as ``visible`` does.
 
     Raises:
-        ValueError: it cannot be written as JSON.
+        ValueError: the value cannot be written as JSON.
     """
     return _escaped(json.dumps(value, ensure_ascii=False, allow_nan=False), json.dumps)
 
@@ -60,16 +62,16 @@ def _escaped(text: str, escape: Callable[[str], str]) -> str:
 
 
 def without_folders(text: str) -> str:
-    """Text in which absolute paths of files are reduced to their last names."""
+    """Shorten each absolute path in a text to its last part."""
     return _FOLDERS.sub("…/", text)
 
 
 def excerpt(text: str, longest: int) -> str:
-    """The beginning of a text on one line, cut between words where there is a space to cut at.
+    """The beginning of a text, on one line, cut between words if possible.
 
     Args:
         text: any text.
-        longest: most characters.
+        longest: maximum number of characters.
     """
     line = " ".join(text.split())
     if len(line) <= longest:
@@ -80,16 +82,16 @@ def excerpt(text: str, longest: int) -> str:
 
 
 def error_in_words(error: object) -> str:
-    """What a model is told of an error: one line, without the folders of this machine."""
+    """An error as a model is told it: one line, without this machine's folders."""
     return visible(without_folders(excerpt(str(error), _LONGEST_ERROR)))
 
 
 def as_bytes(text: str) -> bytes:
-    """A text as SQLite's tables have it; half a character, which no database takes, too."""
+    """Encode a text for SQLite, including lone surrogates, which its text columns refuse."""
     return text.encode(errors="surrogatepass")
 
 
 def duration(seconds: float) -> str:
-    """A time in words."""
+    """A duration in words, such as ``2 min 5 s``."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"

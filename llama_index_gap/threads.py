@@ -1,4 +1,4 @@
-"""Work in threads: beside an event loop, and ahead of a model."""
+"""Runs work in threads: beside an event loop, and ahead of a model."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from functools import cache, wraps
 from typing import Any, ParamSpec, TypeVar
 
 DECODING_THREADS = min(8, os.cpu_count() or 1)
-"""How many images are decoded at a time."""
+"""How many images are decoded at the same time."""
 
 _HELPERS = 32
-_LOOKS_SECONDS = 0.1  # between two looks whether a task was cancelled
+_POLL_SECONDS = 0.1  # between two checks whether a task was cancelled
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 _Parameters = ParamSpec("_Parameters")
-# One for each thread that waits for another one's result, the outermost first.
+# One event for each thread that waits for another thread's result, outermost first.
 _given_up: ContextVar[tuple[threading.Event, ...]] = ContextVar("_given_up", default=())
 
 
 async def in_thread(function: Callable[..., _Result], *args: Any, **kwargs: Any) -> _Result:
-    """Run in a thread; when the waiting task is cancelled, ``stop_if_given_up`` stops the work."""
+    """Run in a thread; if the waiting task is cancelled, ``stop_if_given_up`` stops the work."""
     given_up = threading.Event()
     token = _given_up.set((*_given_up.get(), given_up))
     try:
@@ -42,13 +42,13 @@ async def in_thread(function: Callable[..., _Result], *args: Any, **kwargs: Any)
 def asynchronous(
     method: Callable[_Parameters, _Result],
 ) -> Callable[_Parameters, Coroutine[Any, Any, _Result]]:
-    """The asynchronous form of a method: the method itself, in a thread.
+    """Make the asynchronous form of a method, which runs the method in a thread.
 
-    Any number of event loops can use it at once. When the waiting task is cancelled, the method
-    stops where it calls ``stop_if_given_up``.
+    Any number of event loops can use it at once. If the waiting task is cancelled, the method stops
+    at its next call of ``stop_if_given_up``.
 
     Args:
-        method: where a subclass overrides it, its form runs what the subclass has.
+        method: the method; if a subclass overrides it, the override runs.
     """
     name = method.__name__
 
@@ -58,28 +58,28 @@ def asynchronous(
         return result
 
     form.__name__ = f"a{name}"
-    form.__doc__ = f"As ``{name}``, without blocking the event loop."
+    form.__doc__ = f"Like ``{name}``, without blocking the event loop."
     return form
 
 
 def stop_if_given_up() -> None:
-    """Raise where nobody waits for the result any more; to be called before each batch."""
+    """Raise ``CancelledError`` if nobody waits for the result any more; call before each batch."""
     if any(given_up.is_set() for given_up in _given_up.get()):
         raise asyncio.CancelledError
 
 
 def wait_for(event: threading.Event) -> None:
-    """Wait for an event; where nobody waits for the result any more, raise within a moment."""
+    """Wait for an event, but raise soon after nobody waits for the result any more."""
     if not _given_up.get():
         event.wait()
         return
-    while not event.wait(_LOOKS_SECONDS):
+    while not event.wait(_POLL_SECONDS):
         stop_if_given_up()
 
 
 @contextmanager
 def to_its_end() -> Iterator[None]:
-    """Steps that must not be parted: ``stop_if_given_up`` stops none of them."""
+    """Protect steps that must all be done: inside, ``stop_if_given_up`` does nothing."""
     token = _given_up.set(())
     try:
         yield
@@ -93,14 +93,14 @@ def _helpers() -> ThreadPoolExecutor:
 
 
 def beside(work: Callable[[], _Result]) -> Callable[[], _Result]:
-    """Begin work in one of a few threads that the whole process shares.
+    """Start work in one of a few threads that the whole process shares.
 
     Args:
-        work: what to do; must not itself wait for such work.
+        work: must not itself wait for such work.
 
     Returns:
-        Waits for its result. Where no thread was free to begin it, the caller's own does it then:
-        however many callers there are, there are no more threads, and nobody waits for a free one.
+        A function that waits for the result. If no thread has started the work yet, the caller's
+        thread does it, so that nobody waits for a free thread, however many callers there are.
     """
     try:
         future = _helpers().submit(work)
@@ -115,9 +115,10 @@ def read_ahead(
     items: Iterable[_Item],
     ahead: int,
 ) -> Generator[_Result, None, None]:
-    """Map a function over items in threads, in order, at most ``ahead`` results in memory.
+    """Map a function over items in threads, in order, with at most ``ahead`` results in memory.
 
-    An exception is raised in its item's place; closing the iterator drops what has not begun.
+    An exception is raised in place of its item's result; closing the iterator cancels work that has
+    not started.
     """
     pending: deque[Future[_Result]] = deque()
     try:

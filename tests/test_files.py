@@ -18,9 +18,9 @@ def test_reads_a_text_as_lines(tmp_path: Path) -> None:
     [
         ("no.txt", "no such file"),
         (".", "is a folder"),
-        ("/dev/zero", "is no regular file"),
+        ("/dev/zero", "is not a regular file"),
         ("x" * 300, "cannot be read"),
-        ("a\0", "not a path"),
+        ("a\0", "is not a valid path"),
     ],
 )
 def test_refuses_what_is_no_file(path: str, message: str, tmp_path: Path) -> None:

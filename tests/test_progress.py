@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 from command_line import gap, write_texts
 
 from llama_index_gap import progress
-from llama_index_gap.progress import Progress, in_lines
+from llama_index_gap.progress import Progress, in_lines, timed_step
 
 
 class Clock:
@@ -26,7 +27,7 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
     clock = Clock()
     monkeypatch.setattr("tqdm.std.time", clock)
-    monkeypatch.setattr(Progress, "_said_at", 0.0)
+    monkeypatch.setattr(Progress, "_last_line_at", 0.0)
     with in_lines():
         yield clock
 
@@ -90,6 +91,54 @@ def test_nothing_is_written_where_nobody_wants_it(
 ) -> None:
     for _ in Progress(range(3), "Reading", disable=True):
         clock.now += 100
+
+    assert capsys.readouterr().err == ""
+
+
+@pytest.fixture
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "FIRST_SECONDS", 0.01)
+    monkeypatch.setattr(progress, "_BAR_AFTER_SECONDS", 0.01)
+    monkeypatch.setattr(progress, "EVERY_SECONDS", 0.0)
+
+
+@pytest.mark.usefixtures("soon")
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [(True, "Loading \\x1b[2Jclip after 0 s\n"), (False, "\rLoading \\x1b[2Jclip: 00:00")],
+)
+def test_a_step_that_cannot_be_counted_shows_its_time(
+    lines: bool, expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with in_lines(lines), timed_step("Loading \x1b[2Jclip"):
+        shown = written(capsys, expected)
+    shown += capsys.readouterr().err
+
+    assert shown.startswith(expected)
+    assert lines or shown.endswith(" \r")  # the bar is cleared
+
+
+def written(capsys: pytest.CaptureFixture[str], expected: str) -> str:
+    """Wait until a text is on stderr; returns all that was written."""
+    shown, end = "", time.monotonic() + 20
+    while expected not in shown and time.monotonic() < end:
+        time.sleep(0.01)
+        shown += capsys.readouterr().err
+    return shown
+
+
+def test_a_short_step_shows_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    for wanted in (True, False):
+        with in_lines(wanted), timed_step("Loading clip"):
+            pass
+
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.usefixtures("soon")
+def test_a_step_is_silent_where_nobody_watches(capsys: pytest.CaptureFixture[str]) -> None:
+    with timed_step("Loading clip"):
+        time.sleep(0.1)
 
     assert capsys.readouterr().err == ""
 

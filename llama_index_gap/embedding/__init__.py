@@ -1,4 +1,4 @@
-"""LlamaIndex embeddings of texts and images: by a model here, or by a service."""
+"""LlamaIndex embeddings of texts and images, by a local model or by a service."""
 
 from llama_index_gap.embedding.dual_encoder import DualEncoderEmbedding
 from llama_index_gap.embedding.fitting_aligners import aligner_from_nodes

@@ -1,4 +1,4 @@
-"""What embeddings of texts and images have in common, wherever their model runs."""
+"""The base of embeddings of texts and images, wherever their model runs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from llama_index_gap.threads import in_thread
 
 
 class EmbeddingBase(MultiModalEmbedding):
-    """LlamaIndex's methods, over one that embeds texts and one that embeds images.
+    """LlamaIndex's methods, built on one method for texts and one for images.
 
     Asynchronous methods run in a thread and never block the event loop.
     """
@@ -33,11 +33,11 @@ class EmbeddingBase(MultiModalEmbedding):
     @field_validator("embeddings_cache")
     @classmethod
     def _no_cache(cls, value: Any) -> None:
-        # LlamaIndex keys it by the text alone: queries would get the vectors of documents, and
-        # other settings those of these.
+        # LlamaIndex's key is the text only, so queries would get the vectors of documents, and
+        # other settings would get the vectors of these.
         if value is not None:
             raise InvalidValueError(
-                "embeddings_cache cannot tell queries from documents, nor one model from another; "
+                "embeddings_cache cannot tell queries from documents, or one model from another; "
                 "cache with an IngestionPipeline instead"
             )
 
@@ -51,8 +51,8 @@ class EmbeddingBase(MultiModalEmbedding):
             **kwargs: as for ``get_text_embedding_batch``.
 
         Returns:
-            n copies. An image node's ``embedding`` is its image's, and its ``text_embedding`` its
-            caption's; any other node's ``embedding`` is its text's.
+            n copies with vectors. An image node has its image's vector as ``embedding`` and its
+            caption's as ``text_embedding``; any other node has its text's vector as ``embedding``.
         """
         nodes = list(nodes)
         images = [node for node in nodes if isinstance(node, ImageNode)]
@@ -74,7 +74,7 @@ class EmbeddingBase(MultiModalEmbedding):
         ]
 
     async def acall(self, nodes: Sequence[BaseNode], **kwargs: Any) -> Sequence[BaseNode]:
-        """Embed nodes without blocking the event loop; as calling it."""
+        """Embed nodes as a call does, without blocking the event loop."""
         return await in_thread(self, nodes, **kwargs)
 
     # --- texts -----------------------------------------------------------------------------------
@@ -86,7 +86,7 @@ class EmbeddingBase(MultiModalEmbedding):
         return await in_thread(self._get_query_embedding, query)
 
     def get_query_embedding_batch(self, queries: list[str]) -> list[Embedding]:
-        """Embed queries, in batches, as ``get_query_embedding`` does each.
+        """Embed queries in batches, each like ``get_query_embedding``.
 
         Args:
             queries: n texts.
@@ -108,7 +108,7 @@ class EmbeddingBase(MultiModalEmbedding):
     async def aget_text_embedding_batch(
         self, texts: list[str], show_progress: bool = False, **kwargs: Any
     ) -> list[Embedding]:
-        """Embed documents without blocking the event loop; as ``get_text_embedding_batch``."""
+        """Like ``get_text_embedding_batch``, without blocking the event loop."""
         return await in_thread(self.get_text_embedding_batch, texts, show_progress, **kwargs)
 
     # --- images ----------------------------------------------------------------------------------
@@ -125,19 +125,19 @@ class EmbeddingBase(MultiModalEmbedding):
     async def aget_image_embedding_batch(
         self, img_file_paths: list[ImageType], show_progress: bool = False
     ) -> list[Embedding]:
-        """Embed images without blocking the event loop; as ``get_image_embedding_batch``."""
+        """Like ``get_image_embedding_batch``, without blocking the event loop."""
         return await in_thread(self.get_image_embedding_batch, img_file_paths, show_progress)
 
 
 def refuse_what_is_no_text(texts: Sequence[Any]) -> None:
-    """Refuse images among texts, which a model would embed as their names.
+    """Reject anything that is not a text, such as an image, which a model would embed by its name.
 
     Args:
-        texts: what is to be embedded.
+        texts: the inputs of a text method.
 
     Raises:
-        ValueError: one of them is no text.
+        ValueError: an input is not a text.
     """
     for text in texts:
         if not isinstance(text, str):
-            raise InvalidValueError(f"{text!r} is no text; pass images to the image methods")
+            raise InvalidValueError(f"{text!r} is not a text; pass images to the image methods")

@@ -1,4 +1,4 @@
-"""DualEncoderEmbedding: a LlamaIndex embedding whose texts and images share one space."""
+"""DualEncoderEmbedding: a LlamaIndex embedding of texts and images into one space."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class _CutTexts:
-    """How many texts of one call were longer than the model reads."""
+    """Counts the texts of a call that are longer than the model reads."""
 
     cut: int = 0
     total: int = 0
@@ -58,7 +58,7 @@ class _CutTexts:
 
 
 _counting: ContextVar[_CutTexts | None] = ContextVar("_counting", default=None)
-# What processes answer to the batches of a call, in their order.
+# The processes' answers to the batches of a call, in order.
 _ahead: ContextVar[Iterator[Any] | None] = ContextVar("_ahead", default=None)
 _Input = TypeVar("_Input")
 
@@ -66,70 +66,76 @@ _Input = TypeVar("_Input")
 class DualEncoderEmbedding(LoadingSettings, EmbeddingBase):
     """Embeds texts and images into one space with a dual encoder.
 
-    Loads CLIP, SigLIP, SigLIP 2 and whatever else sentence-transformers loads, from a hub name or a
-    folder. An encoder of images alone, such as DINOv2, embeds no texts: it is for the image queries
-    of a ``DualIndex``. Vectors are float32 of length 1. Images are decoded in threads ahead of the
-    model; asynchronous methods run in a thread and never block the event loop.
+    Loads CLIP, SigLIP, SigLIP 2, jina-clip-v2, Nomic and any model that sentence-transformers
+    loads, from a plain name, a hub name or a folder. An encoder for images only, such as DINOv2,
+    embeds no texts; it serves the image queries of a ``DualIndex``. Vectors are float32 of length
+    1. Threads decode images ahead of the model. Asynchronous methods run in a thread and never
+    block the event loop.
 
     Raises:
-        ModelError: a model cannot be found or loaded, or gives vectors that are no numbers.
+        ModelError: a model cannot be found or loaded, or gives vectors with NaN or infinity.
         ValueError: a setting does not fit the model or this machine.
         ImageError: (when embedding) an image cannot be opened.
     """
 
     model_config = ConfigDict(extra="forbid", validate_assignment=True)
 
-    model_name: PathText = Field(frozen=True, description="Hub name or folder of the model.")
+    model_name: PathText = Field(
+        frozen=True, description="Plain name, hub name or folder of the model."
+    )
     image_model_name: PathText | None = Field(
         frozen=True,
         default=None,
-        description="Hub name or folder of the model for images, where it is another one that "
-        "shares the space; by default model_name embeds both.",
+        description="Another model for images, which must share the space of model_name; by "
+        "default model_name embeds both.",
     )
     dimensions: int | None = Field(
         frozen=True,
         default=None,
         gt=0,
-        description="Keep the first so many dimensions (Matryoshka, arXiv 2205.13147), then scale "
-        "to length 1; only for models trained for it.",
+        description="Keep only this many dimensions, the first ones, then scale to length 1; for "
+        "models that were trained for it (Matryoshka, arXiv 2205.13147).",
     )
     query_prompt: str | None = Field(
         frozen=True,
         default=None,
-        description="Put before each query; by default what the model says.",
+        description="Put before each query; by default the model's own prompt.",
     )
     document_prompt: str | None = Field(
         frozen=True,
         default=None,
-        description="Put before each document; by default what the model says.",
+        description="Put before each document; by default the model's own prompt.",
     )
     pooling: Pooling | None = Field(
         frozen=True,
         default=None,
-        description="How token vectors become one: the 'last', their 'mean', or 'cls', the first; "
-        "only for models that do not say so themselves, and as their model card says.",
+        description="How token vectors become one: 'last', 'mean', or 'cls' for the first. Only "
+        "for models whose files do not state it; see the model card.",
     )
     max_text_tokens: int | None = Field(
-        frozen=True, default=None, gt=0, description="Cut texts earlier than the model does."
+        frozen=True,
+        default=None,
+        gt=0,
+        description="Cut texts to fewer tokens than the model reads.",
     )
     embed_batch_size: int = Field(
-        default=32, gt=0, le=2048, description="Texts or images in one pass through the model."
+        default=32, gt=0, le=2048, description="Number of texts or images in a pass of the model."
     )
     workers: int | None = Field(
         frozen=True,
         default=None,
         gt=0,
-        description="Embed what comes in batches in so many processes, each with a model of its "
-        "own, which share the processor's cores, or the GPUs; by default in this process.",
+        description="Number of processes that embed batches, each with its own copy of the model; "
+        "they share the cores or the GPUs. By default this process embeds.",
     )
     devices: list[str] | None = Field(
         frozen=True,
         default=None,
-        description="The same with a process for each of these torch devices, such as "
+        description="Like workers, with a process for each of these torch devices, such as "
         "['cuda:0', 'cuda:1'].",
     )
     image_root: Folder | None = Field(
-        default=None, description="Folder that image files must lie in; by default anywhere."
+        default=None, description="Only open image files in this folder; by default any file."
     )
     allow_urls: bool = Field(default=False, description="Fetch images from http(s) URLs.")
     max_pixels: int = Field(
@@ -139,8 +145,8 @@ class DualEncoderEmbedding(LoadingSettings, EmbeddingBase):
         frozen=True,
         default=None,
         description="Moves all vectors so that texts and images can share one index: an aligner "
-        "fitted on this model's vectors with the same dimensions, or the path of a saved one. Only "
-        "a DualIndex remembers it and refuses another. With any other index, always pass the same "
+        "fitted on vectors of this model and these dimensions, or the path of a saved one. A "
+        "DualIndex remembers it and refuses another. With any other index, always pass the same "
         "aligner yourself.",
     )
 
@@ -157,15 +163,15 @@ class DualEncoderEmbedding(LoadingSettings, EmbeddingBase):
             path, fingerprint = value.get("path"), value.get("fingerprint")
             if path is None:
                 raise InvalidValueError(
-                    f"the aligner {fingerprint} was never in a file: keep it with "
-                    "aligner.save(path), and pass that path as aligner"
+                    f"the aligner {fingerprint} was never saved; save it with aligner.save(path), "
+                    "and pass that path as aligner"
                 )
             aligner = load_aligner(path)
             if aligner.fingerprint == fingerprint:
                 return aligner
             raise InvalidValueError(
-                f"{path} now holds the aligner {aligner.fingerprint}, not {fingerprint}; put the "
-                "old file back, or embed everything anew with this one"
+                f"{path} now holds the aligner {aligner.fingerprint}, not {fingerprint}; restore "
+                "the old file, or embed everything again with this one"
             )
         raise InvalidValueError(
             f"aligner={value!r}: must be an aligner, or the path of a saved one"
@@ -205,36 +211,36 @@ class DualEncoderEmbedding(LoadingSettings, EmbeddingBase):
         text, _ = self._encoders.facts
         if self.dimensions is not None and self.dimensions > text.dimension:
             raise InvalidValueError(
-                f"dimensions={self.dimensions}: {text.name} has {text.dimension}; "
-                "pass at most that, or leave it out"
+                f"dimensions={self.dimensions}: {text.name} has only {text.dimension}; pass at "
+                "most that, or leave it out"
             )
         if self.aligner is None:
             return
         if self.aligner.dimension != self.dimension:
             raise InvalidValueError(
-                f"the aligner moves vectors of {self.aligner.dimension} dimensions, the model "
-                f"gives {self.dimension}; fit one on vectors of this model, with the same "
+                f"the aligner moves vectors of {self.aligner.dimension} dimensions, but the model "
+                f"gives {self.dimension}; fit an aligner on vectors of this model, with the same "
                 "dimensions"
             )
         fitted_on = str(self.aligner.fitted_on.get("model_name", self.model_name))
-        # By the last part: a folder may have moved.
+        # Only the last part counts, because a folder may have moved.
         if Path(fitted_on).name not in {Path(name).name for name in (self.model_name, text.name)}:
             logger.warning(
-                "The aligner was fitted on vectors of %s and now moves those of %s; if they are "
-                "not the same model, fit one on this model's.",
+                "The aligner was fitted on vectors of %s and now moves vectors of %s; if these are "
+                "different models, fit an aligner on vectors of this one.",
                 fitted_on,
                 self.model_name,
             )
 
     def _devices(self) -> list[str | None]:
-        """A device for each process of its own; None for the best one there."""
+        """A device for each process; None for the best one of this machine."""
         if self.devices is None:
             return [self.device] * (self.workers or 0)
         for name in ("device", "workers"):
             if (given := getattr(self, name)) is not None:
                 raise InvalidValueError(
-                    f"devices={self.devices} and {name}={given!r}: pass one of them; devices has a "
-                    "process for each device"
+                    f"devices={self.devices} and {name}={given!r}: pass only one of them; devices "
+                    "starts a process for each device"
                 )
         if not self.devices:
             raise InvalidValueError(
@@ -251,7 +257,7 @@ class DualEncoderEmbedding(LoadingSettings, EmbeddingBase):
 
     @property
     def processes(self) -> int:
-        """How many processes embed what comes in batches; 0 where this one does."""
+        """The number of processes that embed batches; 0 if this process does."""
         return len(self.devices or []) or self.workers or 0
 
     @property
@@ -261,7 +267,7 @@ class DualEncoderEmbedding(LoadingSettings, EmbeddingBase):
 
     @property
     def modalities(self) -> frozenset[Modality]:
-        """What it can embed."""
+        """The modalities that it can embed."""
         text, image = self._encoders.facts
         return (text.modalities - {"image"}) | (image.modalities - {"text"})
 
@@ -276,7 +282,7 @@ class DualEncoderEmbedding(LoadingSettings, EmbeddingBase):
     # --- texts -----------------------------------------------------------------------------------
 
     def get_query_embedding_batch(self, queries: list[str]) -> list[Embedding]:
-        """Embed queries, in batches of ``embed_batch_size``, as ``get_query_embedding`` does each.
+        """Embed queries in batches of ``embed_batch_size``, each like ``get_query_embedding``.
 
         Args:
             queries: n texts.
@@ -288,7 +294,7 @@ class DualEncoderEmbedding(LoadingSettings, EmbeddingBase):
     def get_text_embedding_batch(
         self, texts: list[str], show_progress: bool = False, **kwargs: Any
     ) -> list[Embedding]:
-        """Embed documents, in batches of ``embed_batch_size``.
+        """Embed documents in batches of ``embed_batch_size``.
 
         Args:
             texts: n texts.
@@ -303,17 +309,17 @@ class DualEncoderEmbedding(LoadingSettings, EmbeddingBase):
 
     @property
     def longest_text(self) -> int | None:
-        """The most tokens that the model reads of a text; None where it states no limit."""
+        """Maximum number of tokens that the model reads of a text; None if it states no limit."""
         return self._encoders.facts[0].max_text_tokens
 
     def count_tokens(self, texts: Sequence[str]) -> list[int] | None:
-        """How many tokens the model makes of documents, prompt and special tokens included.
+        """Count the tokens of documents, including prompt and special tokens.
 
         Args:
             texts: n texts.
 
         Returns:
-            n numbers; None where the model has no tokenizer that could count.
+            n numbers; None if the model has no tokenizer that can count.
         """
         pool = None if self._encoders.are_here else self._encoders.pool
         if pool is None:
@@ -323,7 +329,7 @@ class DualEncoderEmbedding(LoadingSettings, EmbeddingBase):
         return lengths
 
     def query_cut_at(self, query: str) -> int | None:
-        """The tokens that the model reads of this query; None where it reads all of it."""
+        """The number of tokens to which the model cuts this query; None if it reads all of it."""
         encoder = self._text_encoder
         if "text" in encoder.modalities and encoder.count_truncated([query], "query"):
             return encoder.max_text_tokens
@@ -353,7 +359,7 @@ class DualEncoderEmbedding(LoadingSettings, EmbeddingBase):
 
     @contextmanager
     def _texts_ahead(self, batches: Iterable[list[str]], kind: Kind) -> Iterator[None]:
-        """Let processes embed batches of texts, where there are any, before they are asked for."""
+        """Let the processes, if there are any, embed batches of texts ahead of time."""
         requests = (TextsRequest(batch, kind) for batch in batches)
         with self._asked(requests) as answers:
             token = _ahead.set(answers)
@@ -364,7 +370,7 @@ class DualEncoderEmbedding(LoadingSettings, EmbeddingBase):
 
     @contextmanager
     def _asked(self, requests: Iterable[Request]) -> Iterator[Generator[Any, None, None] | None]:
-        """The answers of the processes to requests; None where there are no processes."""
+        """Yield the processes' answers to requests; None if there are no processes."""
         pool = self._encoders.pool
         if pool is None:
             yield None
@@ -372,7 +378,7 @@ class DualEncoderEmbedding(LoadingSettings, EmbeddingBase):
         try:
             with closing(pool.map(requests)) as answers:
                 yield answers
-        except KeyboardInterrupt:  # whoever leaves does not wait for the batches under way
+        except KeyboardInterrupt:  # do not wait for the batches that are running
             pool.close()
             raise
 
@@ -384,16 +390,16 @@ class DualEncoderEmbedding(LoadingSettings, EmbeddingBase):
         prepared = [self._prepare(image) for image in img_file_paths]
         stop_if_given_up()
         vectors = self._image_encoder.encode_prepared(prepared)
-        # LlamaIndex has one method for images that are documents and images that are queries.
+        # LlamaIndex has a single method for both images in documents and image queries.
         return self._finish(vectors, img_file_paths, "image", "document")
 
     def get_image_embedding_batch(
         self, img_file_paths: list[ImageType], show_progress: bool = False
     ) -> list[Embedding]:
-        """Embed images, in batches of ``embed_batch_size``, decoding ahead of the model.
+        """Embed images in batches of ``embed_batch_size``, decoding ahead of the model.
 
         Args:
-            img_file_paths: n paths or ``BytesIO``; in fact anything that ``open_image`` opens.
+            img_file_paths: n paths, ``BytesIO`` or other sources that ``open_image`` opens.
             show_progress: show a progress bar.
 
         Returns:
@@ -451,15 +457,15 @@ class DualEncoderEmbedding(LoadingSettings, EmbeddingBase):
     def _finish(
         self, vectors: VectorArray, inputs: Sequence[object], modality: Modality, kind: Kind
     ) -> list[Embedding]:
-        """Check a batch of vectors, cut and align them, and give what LlamaIndex takes."""
+        """Check, cut and align a batch of vectors, and turn them into lists for LlamaIndex."""
         broken = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
         if broken.size:
             first = describe(inputs[broken[0]])
             name = self._encoders.facts[modality == "image"].name
             raise ModelError(
                 f"{name}: {broken.size} of {len(vectors)} vectors hold NaN or infinity, the "
-                f"first for {first!r}; its weights may be damaged, or dtype={self.dtype!r} too "
-                "narrow for it: try dtype='float32'"
+                f"first for {first!r}; its weights may be damaged, or dtype={self.dtype!r} may be "
+                "too narrow for it: try dtype='float32'"
             )
         if self.dimensions is not None:
             vectors = unit_rows(vectors[:, : self.dimensions])
@@ -471,10 +477,10 @@ class DualEncoderEmbedding(LoadingSettings, EmbeddingBase):
 
 @contextmanager
 def warn_once_of_cuts(model: BaseEmbedding) -> Iterator[_CutTexts]:
-    """Count the texts that are cut meanwhile, and warn once at the end of the outermost call.
+    """Count the texts that are cut inside, and warn once at the end of the outermost call.
 
     Args:
-        model: what embeds them, for the message.
+        model: the embedding, for the message.
     """
     outer = _counting.get()
     if outer is not None:
@@ -488,8 +494,8 @@ def warn_once_of_cuts(model: BaseEmbedding) -> Iterator[_CutTexts]:
         _counting.reset(token)
         if counter.cut:
             logger.warning(
-                "%d of %d texts are longer than %s reads%s; the rest of each was left out. Cut "
-                "them into smaller chunks, or choose a model that reads more.",
+                "%d of %d texts are longer than %s reads%s; the rest of each was cut off. Split "
+                "them into smaller chunks, or choose a model that reads longer texts.",
                 counter.cut,
                 counter.total,
                 model.model_name,

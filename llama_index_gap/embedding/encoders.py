@@ -1,4 +1,4 @@
-"""The encoders of a DualEncoderEmbedding: loaded here, in processes of their own, or both."""
+"""The encoders of a DualEncoderEmbedding: in this process, in others, or both."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from llama_index_gap.models.worker import EncoderFacts, EncoderSettings
 
 
 class Encoders:
-    """The encoder of texts and that of images.
+    """The text encoder and the image encoder.
 
-    Without devices they are loaded here, at once. With them each device gets a process, which
-    embeds what comes in batches; what is embedded by itself, such as a query, is embedded here, by
-    a model that is loaded for the first of them.
+    Without devices, they are loaded at once, in this process. With devices, a process on each
+    device embeds batches; single inputs, such as a query, are embedded in this process, whose model
+    is loaded with the first of them.
 
-    Copies of it are the object itself, with its weights and its processes.
+    A copy is the object itself, with the same weights and processes.
 
     Args:
-        settings: what to load.
-        devices: one for each process; None for the best one there. No processes without any.
+        settings: the encoders to load.
+        devices: one device for each process; None for the best one. Empty for no processes.
 
     Attributes:
-        facts: of the encoder of texts and of that of images.
+        facts: facts of the text encoder and of the image encoder.
 
     Raises:
         ModelError: a model cannot be found or loaded.
@@ -49,7 +49,7 @@ class Encoders:
 
     @property
     def here(self) -> tuple[Encoder, Encoder]:
-        """Those of this process, which are loaded for the first to ask."""
+        """The encoders of this process, which are loaded on the first access."""
         with self._lock:
             if self._loaded is None:
                 self._loaded = self._settings.load()
@@ -57,16 +57,16 @@ class Encoders:
 
     @property
     def are_here(self) -> bool:
-        """Whether they are loaded in this process."""
+        """Whether the encoders are loaded in this process."""
         return self._loaded is not None
 
     @property
     def pool(self) -> EncoderPool | None:
-        """The processes, started again where they were closed; None without devices."""
+        """The processes, started again if they were closed; None without devices."""
         if not self._devices:
             return None
         with self._lock:
-            # A fork of the process that started them would speak into the same pipes.
+            # A fork of the process that started them must not use the same pipes.
             if self._pool is None or self._pool.is_closed or self._pool.process_id != os.getpid():
                 self._pool = EncoderPool(self._settings, self._devices)
             return self._pool

@@ -1,4 +1,4 @@
-"""Aligners fitted on what a model makes of nodes."""
+"""Fits aligners on a model's vectors of nodes."""
 
 from __future__ import annotations
 
@@ -26,24 +26,24 @@ def aligner_from_nodes(
     """Fit an aligner on a model's vectors of nodes.
 
     Args:
-        nodes: a ``LinearAligner`` learns from images with captions, and from nothing else; the
-            others from all texts, captions too, and all images. A few hundred of each are good.
-        embed_model: the model; one without an aligner.
-        aligner: which one to fit.
-        queries: a sample of queries, where the aligner centres them by themselves: for models with
-            a prompt for queries, or queries that do not read like the texts.
+        nodes: a ``LinearAligner`` learns only from images with captions; the others learn from all
+            texts, including captions, and all images. A few hundred of each suffice.
+        embed_model: the model; must not have an aligner.
+        aligner: class of the aligner.
+        queries: a sample of queries that the aligner centres separately: for models with a prompt
+            for queries, or queries that do not read like the texts.
         show_progress: show progress bars.
-        **settings: as for its ``fit``.
+        **settings: as for the class's ``fit``.
 
     Returns:
         The aligner, for ``DualEncoderEmbedding(aligner=…)``; ``save`` keeps it.
 
     Raises:
-        ValueError: too few nodes of a sort, or a model that aligns already.
+        ValueError: there are too few nodes of a kind, or the model already has an aligner.
     """
     if embed_model.aligner is not None:
         raise InvalidValueError(
-            f"{embed_model.model_name} aligns already; fit on vectors of a model without an aligner"
+            f"{embed_model.model_name} already has an aligner; pass a model without one"
         )
     if issubclass(aligner, LinearAligner):
         nodes = [node for node in nodes if isinstance(node, ImageNode) and node.text]

@@ -1,4 +1,4 @@
-"""Processes with a model each, which embed batches; what one of them leaves undone others do."""
+"""Processes that each load a model and embed batches; if one ends, another takes over its work."""
 
 from __future__ import annotations
 
@@ -38,18 +38,18 @@ from llama_index_gap.threads import read_ahead, stop_if_given_up
 
 logger = logging.getLogger(__name__)
 
-_AT_ONCE = 2  # batches in a process: while its model embeds one, it decodes the next
-_AHEAD = 4  # batches of a call that are under way, for each process
-_TRIES = 3  # of a batch; what ends three processes would end a fourth
-_CLOSED = "the processes that embed were closed meanwhile"
+_AT_ONCE = 2  # batches in a process: it decodes the next while its model embeds one
+_AHEAD = 4  # batches of a call that are requested ahead, for each process
+_TRIES = 3  # for each batch; one that ends three processes would end a fourth
+_CLOSED = "the processes that embed have been closed"
 
 
 class _EndedError(Exception):
-    """A process that ended with a request in it."""
+    """A process ended before it answered a request."""
 
 
 class _Process:
-    """A running process with a model; once it has ended, another one is needed."""
+    """A running process with a model."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] = start_own(
@@ -59,10 +59,10 @@ class _Process:
         self._waiting: deque[Future[bytes]] = deque()
 
     def ask(self, request: Request) -> Answer:
-        """Ask from any thread.
+        """Send a request from any thread, and wait for its answer.
 
         Raises:
-            _EndedError: it ended before it answered.
+            _EndedError: the process ended before it answered.
         """
         message = pickle.dumps(request)
         mine: Future[bytes] = Future()
@@ -70,25 +70,25 @@ class _Process:
         assert self._process.stdout is not None
         with self._sending:
             self._waiting.append(mine)
-            with suppress(OSError, ValueError):  # that it has ended shows below
+            with suppress(OSError, ValueError):  # reading, below, shows that it has ended
                 write_message(self._process.stdin, message)
         with self._receiving:
-            oldest = self._waiting.popleft()  # the answers come in the order of the requests
+            oldest = self._waiting.popleft()  # answers come in the order of the requests
             try:
                 oldest.set_result(read_message(self._process.stdout))
             except (EOFError, OSError, ValueError):
                 oldest.set_exception(_EndedError(self._exit()))
-        answer: Answer = pickle.loads(mine.result())  # noqa: S301  # of a process of our own
+        answer: Answer = pickle.loads(mine.result())  # noqa: S301  # from our own process
         return answer
 
     def end(self) -> None:
-        """End it at once."""
+        """End the process at once."""
         end_own(self._process)
 
     def _exit(self) -> str:
         code = self._process.wait()
-        if code == -9:  # SIGKILL, a name that Windows does not know
-            return "was killed, as a system does that is short of memory"
+        if code == -9:  # SIGKILL; Windows does not know this name
+            return "was killed, perhaps because the system was short of memory"
         with suppress(ValueError):
             return f"was ended by {signal.Signals(-code).name}"
         return f"ended with code {code}"
@@ -97,17 +97,17 @@ class _Process:
 class EncoderPool:
     """Processes that embed batches, one for each device.
 
-    A request may be asked from any thread. A process that ends is replaced, and what it was asked
-    is asked again, of whichever is free first. The processes end with this object, with ``close``,
-    and with the process that made it, however that ends.
+    Any thread may send requests. A process that ends is replaced, and its requests go to the first
+    process that is free. The processes end with this object, with ``close``, and with the process
+    that made this object, however that ends.
 
     Args:
-        settings: what each loads.
-        devices: where, for each of them; None for the best one there.
+        settings: the encoders that each process loads.
+        devices: the device of each process; None for the best one.
 
     Attributes:
-        facts: of the encoder of texts and of that of images.
-        process_id: of the process that made it, and alone may use it.
+        facts: facts of the text encoder and of the image encoder.
+        process_id: id of the process that made this object; no other process may use it.
 
     Raises:
         ModelError: a model cannot be found or loaded.
@@ -129,7 +129,7 @@ class EncoderPool:
         self._executor = ThreadPoolExecutor(_AT_ONCE * count, "embed")
         self._end = weakref.finalize(self, _end_all, self._processes, self.process_id)
         try:
-            # All import their libraries at once; then the first finds and downloads the model.
+            # All import their libraries at the same time; then the first downloads the model.
             for number in range(count):
                 self._processes[number] = self._started()
             first, *others = self._processes.items()
@@ -150,11 +150,11 @@ class EncoderPool:
         return len(self._loads)
 
     def map(self, requests: Iterable[Request]) -> Generator[Any, None, None]:
-        """Ask requests and give their answers, in order, while others are under way.
+        """Send requests, and yield their answers in order while later requests are running.
 
         Raises:
-            EmbeddingError: processes ended with a request again and again, or ``close`` was called.
-            Exception: whatever a request led to, in its place.
+            EmbeddingError: several processes ended with the same request, or ``close`` was called.
+            Exception: a request's own error, in place of its answer.
         """
         ahead = _AHEAD * len(self)
         with closing(read_ahead(self._executor, self._answer, requests, ahead)) as answers:
@@ -168,7 +168,7 @@ class EncoderPool:
                 raise
 
     def close(self) -> None:
-        """End the processes at once; what they were asked fails."""
+        """End the processes at once; their open requests fail."""
         self._closed.set()
         self._executor.shutdown(wait=False, cancel_futures=True)
         with self._free:
@@ -176,11 +176,11 @@ class EncoderPool:
         self._end()
 
     def _answer(self, request: Request) -> Any:
-        """Ask whichever process has least to do; where it ends, the next."""
+        """Send a request to the process with the least work; if it ends, to another one."""
         if isinstance(request, ImagesRequest):
             request = replace(request, images=[_portable(request, each) for each in request.images])
         for left in reversed(range(_TRIES)):
-            # Again, it is alone in a process: which of two ended the one before is not known.
+            # A retry is alone in its process: of two requests, either may have ended the last one.
             share = 1 if left == _TRIES - 1 else _AT_ONCE
             with self._free:
                 while min(self._asked) > _AT_ONCE - share and not self.is_closed:
@@ -195,13 +195,13 @@ class EncoderPool:
                 self._drop(number, process)
                 if self.is_closed:
                     raise EmbeddingError(_CLOSED) from ended
-                what = self._in_words(number, ended, request)
+                problem = self._in_words(number, ended, request)
                 if not left:
                     raise EmbeddingError(
-                        f"{what}, as {_TRIES - 1} others before it; if memory is short, use fewer "
-                        "processes (workers, devices), or lower embed_batch_size"
+                        f"{problem}, like {_TRIES - 1} others before it; if memory is short, use "
+                        "fewer processes (workers, devices), or lower embed_batch_size"
                     ) from ended
-                logger.warning("%s; another one embeds that again", what)
+                logger.warning("%s; another process embeds the batch again", problem)
             finally:
                 with self._free:
                     self._asked[number] -= share
@@ -209,7 +209,7 @@ class EncoderPool:
         raise AssertionError
 
     def _ready(self, number: int) -> _Process:
-        """A process that runs; one that has ended is started again."""
+        """A running process; if it has ended, a new one is started."""
         with self._loading[number]:
             if self.is_closed:
                 raise EmbeddingError(_CLOSED)
@@ -228,12 +228,12 @@ class EncoderPool:
             return _Process()
         except OSError as error:
             raise EmbeddingError(
-                f"{self._loads[0].settings.model_name}: no process can be started for it "
-                f"({error}); use fewer (workers, devices)"
+                f"{self._loads[0].settings.model_name}: cannot start a process for it ({error}); "
+                "use fewer processes (workers, devices)"
             ) from error
 
     def _loaded(self, number: int, process: _Process, *, logs: bool = False) -> Any:
-        """Let a process load its encoders; what all of them log is logged once."""
+        """Let a process load its encoders; only one process passes on its log records."""
         load = self._loads[number]
         try:
             answer = process.ask(load)
@@ -253,19 +253,20 @@ class EncoderPool:
     def _in_words(self, number: int, ended: _EndedError, request: Request) -> str:
         settings = self._loads[number].settings
         device = settings.loading.device
-        what = f"{settings.model_name}: process {number + 1} of {len(self)}"
-        what += f" (on {device})" if device else ""
+        problem = f"{settings.model_name}: process {number + 1} of {len(self)}"
+        problem += f" (on {device})" if device else ""
+        problem += f" {ended}"
         match request:
             case TextsRequest(texts=inputs) | ImagesRequest(images=inputs):
                 first = describe(inputs[0])
-                return f"{what} {ended} in a batch of {len(inputs)}, the first {first[:200]!r}"
+                return f"{problem}, in a batch of {len(inputs)} that starts with {first[:200]!r}"
             case LoadRequest():
-                return f"{what} {ended} while it loaded the model"
-        return f"{what} {ended}"
+                return f"{problem}, while it loaded the model"
+        return problem
 
 
 def _portable(request: ImagesRequest, image: ImageSource) -> ImageSource:
-    """An image as another process can read it; classes of the caller's own are not known there."""
+    """An image that another process can read; that process does not know the caller's classes."""
     node = image.node if isinstance(image, NodeWithScore) else image
     known = (
         type(node).__module__.partition(".")[0] in {"llama_index", "llama_index_gap"}
@@ -276,13 +277,13 @@ def _portable(request: ImagesRequest, image: ImageSource) -> ImageSource:
 
 
 def _taken(answer: Answer) -> Any:
-    """The value of an answer; what was logged for it is logged here."""
+    """The value of an answer; its log records are logged here."""
     for name, level, message in answer.logged:
         logging.getLogger(name).log(level, "%s", message)
     return answer.result()
 
 
 def _end_all(processes: dict[int, _Process], process_id: int) -> None:
-    if os.getpid() == process_id:  # a fork has not started them
+    if os.getpid() == process_id:  # a fork did not start them
         while processes:
             processes.popitem()[1].end()

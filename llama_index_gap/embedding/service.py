@@ -1,4 +1,4 @@
-"""EmbeddingService: a LlamaIndex embedding of texts and images by a model that runs elsewhere."""
+"""EmbeddingService: a LlamaIndex embedding of texts and images by a remote model."""
 
 from __future__ import annotations
 
@@ -25,25 +25,25 @@ from llama_index_gap.models.rerankers.items import decode_image
 
 EmbeddingDialect: TypeAlias = Literal["openai", "vllm", "infinity", "jina", "cohere"]
 _Role: TypeAlias = Literal["query", "document", "image"]
-_ONE_BY_ONE = {"vllm", "cohere"}  # take one image in each question
+_ONE_BY_ONE = {"vllm", "cohere"}  # take one image per request
 _MOST_TEXTS = {"cohere": 96}
 _TYPES = (int, float)
 
 
 class EmbeddingService(PickledAsSettings, EmbeddingBase):
-    """Embeds texts and images by a service, asked over HTTP.
+    """Embeds texts and images by a service, over HTTP.
 
-    Images are opened and scaled down here, and travel within the question as JPEG data URIs:
-    neither this class nor the service fetches anything. Vectors are scaled to length 1. Answers
-    with HTTP 429 or 5xx and lost connections are tried again, with growing pauses or after as long
-    as the service says. Asynchronous methods run in a thread and never block the event loop.
+    Images are opened and scaled down here, and requests contain them as JPEG data URIs; neither
+    this class nor the service fetches anything. Vectors are scaled to length 1. HTTP 429, HTTP 5xx
+    and lost connections are retried, after growing pauses or after the time that the service asks
+    for. Asynchronous methods run in a thread and never block the event loop.
 
-    A service that answers with less than was asked for, or with what is no vector, is an error,
-    and so is a text that the service refuses as too long.
+    Too few vectors, broken vectors, and a text that the service refuses as too long are errors.
 
     Raises:
-        ModelError: (when embedding) the service cannot be reached, refuses, or answers with what
-            are no vectors; (at construction) no key where it should be.
+        ModelError: (when embedding) the service cannot be reached, refuses, or does not answer with
+            vectors; (at construction) the environment variable holds no key, or the key is
+            malformed.
         ValueError: a setting breaks its rule.
         ImageError: (when embedding) an image cannot be opened.
     """
@@ -53,15 +53,15 @@ class EmbeddingService(PickledAsSettings, EmbeddingBase):
 
     url: str = Field(
         frozen=True,
-        description="The whole address, such as https://api.jina.ai/v1/embeddings or "
+        description="The whole URL, such as https://api.jina.ai/v1/embeddings or "
         "http://localhost:8000/v1/embeddings.",
     )
-    model_name: str = Field(frozen=True, description="The name that the service knows it by.")
+    model_name: str = Field(frozen=True, description="The service's name for the model.")
     dialect: EmbeddingDialect = Field(
         frozen=True,
         default="openai",
         description="How the service takes images: 'openai' not at all; 'vllm' as a chat message; "
-        "'infinity' as inputs whose modality is image; 'jina' as {\"image\": …}; 'cohere' (v2) as "
+        "'infinity' as inputs of the modality image; 'jina' as {\"image\": …}; 'cohere' (v2) as "
         "images.",
     )
     dimensions: int | None = Field(
@@ -70,18 +70,18 @@ class EmbeddingService(PickledAsSettings, EmbeddingBase):
     query_prompt: str = Field(frozen=True, default="", description="Put before each query.")
     document_prompt: str = Field(frozen=True, default="", description="Put before each document.")
     image_prompt: str = Field(
-        frozen=True, default="", description="Said with each image; for 'vllm' alone."
+        frozen=True, default="", description="A text sent with each image; only for 'vllm'."
     )
     query_options: dict[str, Any] = Field(
         frozen=True,
         default_factory=dict,
-        description='Sent with questions of queries, such as {"task": "retrieval.query"}.',
+        description='Added to requests with queries, such as {"task": "retrieval.query"}.',
     )
     document_options: dict[str, Any] = Field(
-        frozen=True, default_factory=dict, description="Sent with questions of documents."
+        frozen=True, default_factory=dict, description="Added to requests with documents."
     )
     image_options: dict[str, Any] = Field(
-        frozen=True, default_factory=dict, description="Sent with questions of images."
+        frozen=True, default_factory=dict, description="Added to requests with images."
     )
     api_key: SecretStr | None = Field(
         frozen=True, default=None, exclude=True, repr=False, description="The key; never stored."
@@ -89,34 +89,40 @@ class EmbeddingService(PickledAsSettings, EmbeddingBase):
     api_key_env: str | None = Field(
         frozen=True,
         default=None,
-        description="Environment variable that holds the key. Without either no key is sent.",
+        description="Environment variable that holds the key. Without api_key and api_key_env, no "
+        "key is sent.",
     )
     allow_http: bool = Field(
         frozen=True, default=False, description="Send the key over http to another machine."
     )
     embed_batch_size: int = Field(
-        default=32, gt=0, le=2048, description="Texts or images in one question."
+        default=32, gt=0, le=2048, description="Maximum number of texts or images in a request."
     )
     requests_at_once: int = Field(
         default=8,
         gt=0,
         le=256,
-        description="Questions on their way at a time, where a service takes one image in each.",
+        description="Maximum number of requests at the same time.",
     )
     scale_to_pixels: int | None = Field(
         frozen=True,
         default=1_048_576,
         gt=0,
-        description="Scale larger images down to this (1,024 × 1,024) before they are sent.",
+        description="Scale larger images down to this before they are sent; by default 1,024 × "
+        "1,024.",
     )
     image_root: Folder | None = Field(
-        default=None, description="Folder that image files must lie in; by default anywhere."
+        default=None, description="Only open image files in this folder; by default any file."
     )
     max_pixels: int = Field(
         default=MAX_PIXELS, gt=0, description="Refuse images with more pixels than this."
     )
-    timeout_s: float = Field(default=60.0, gt=0, frozen=True, description="Seconds for an answer.")
-    retries: int = Field(default=3, ge=0, frozen=True, description="How often to ask again.")
+    timeout_s: float = Field(
+        default=60.0, gt=0, frozen=True, description="Seconds to wait for an answer."
+    )
+    retries: int = Field(
+        default=3, ge=0, frozen=True, description="Number of retries after the first attempt."
+    )
 
     _service: HttpService = PrivateAttr()
     _dimension: int | None = PrivateAttr(default=None)
@@ -130,12 +136,12 @@ class EmbeddingService(PickledAsSettings, EmbeddingBase):
         return "EmbeddingService"
 
     def model_post_init(self, context: Any, /) -> None:
-        """Check the address and the key; asks the service nothing."""
+        """Check the URL and the key; sends no request."""
         super().model_post_init(context)
         if self.image_prompt and self.dialect != "vllm":
             raise InvalidValueError(
-                f"image_prompt={self.image_prompt!r}: only dialect='vllm' sends one, not "
-                f"{self.dialect!r}"
+                f"image_prompt={self.image_prompt!r}: only dialect='vllm' sends one, and this is "
+                f"{self.dialect!r}; leave image_prompt out"
             )
         self._service = HttpService(
             self.url,
@@ -150,12 +156,12 @@ class EmbeddingService(PickledAsSettings, EmbeddingBase):
 
     @property
     def dimension(self) -> int | None:
-        """Length of the vectors: ``dimensions``, else of the first one; None until then."""
+        """Length of the vectors: ``dimensions``, else that of the first vector; None before it."""
         return self.dimensions or self._dimension
 
     @property
     def modalities(self) -> frozenset[Modality]:
-        """What it can embed."""
+        """The modalities that it can embed."""
         return frozenset({"text"} if self.dialect == "openai" else {"text", "image"})
 
     # --- texts -----------------------------------------------------------------------------------
@@ -170,8 +176,8 @@ class EmbeddingService(PickledAsSettings, EmbeddingBase):
     def _get_image_embeddings(self, img_file_paths: list[ImageType]) -> list[Embedding]:
         if "image" not in self.modalities:
             raise InvalidValueError(
-                "dialect='openai' takes texts only; for images pass 'vllm', 'infinity', 'jina' or "
-                "'cohere', whichever the service speaks"
+                "dialect='openai' takes texts only; for images pass the service's own dialect: "
+                "'vllm', 'infinity', 'jina' or 'cohere'"
             )
         images = [
             image_data_uri(decode_image(opened, self.scale_to_pixels))
@@ -185,7 +191,7 @@ class EmbeddingService(PickledAsSettings, EmbeddingBase):
     # --- asking ----------------------------------------------------------------------------------
 
     def _embed(self, inputs: list[str], role: _Role, given: Sequence[object]) -> list[Embedding]:
-        """Embed texts with their prompts, or data URIs; ``given`` is what messages name."""
+        """Embed texts with their prompts, or data URIs; messages name the inputs as ``given``."""
         if not inputs:
             return []
         most = 1 if role == "image" and self.dialect in _ONE_BY_ONE else self.embed_batch_size
@@ -200,7 +206,7 @@ class EmbeddingService(PickledAsSettings, EmbeddingBase):
                 answer = self._service.ask(client, self._question(batch, role))
                 return self._vectors_of(answer, len(batch))
 
-            # Each in the caller's context, so that a search that is given up asks no more.
+            # Each runs in the caller's context, so that a cancelled search sends no more requests.
             asked = [pool.submit(copy_context().run, ask, batch) for batch in batches]
             try:
                 found = [vector for each in asked for vector in each.result()]
@@ -225,7 +231,7 @@ class EmbeddingService(PickledAsSettings, EmbeddingBase):
         return body | options[role]
 
     def _vectors_of(self, answer: Any, count: int) -> list[Any]:
-        """The vectors of an answer, in the order of what was asked."""
+        """The vectors of an answer, in the order of the inputs."""
         name = self._service.name
         if self.dialect == "cohere":
             vectors = answer.get("embeddings") if isinstance(answer, dict) else None
@@ -239,8 +245,8 @@ class EmbeddingService(PickledAsSettings, EmbeddingBase):
             places = [each.get("index", place) for place, each in enumerate(data)]
             if sorted(place for place in places if type(place) is int) != list(range(count)):
                 raise ModelError(
-                    f"{name}: its answer should name each of {count} inputs once, from 0 to "
-                    f"{count - 1}; it names {places[:20]}"
+                    f"{name}: its answer must name each of {count} inputs once, from 0 to "
+                    f"{count - 1}, but it names {places[:20]}"
                 )
             by_place = dict(zip(places, data, strict=True))
             vectors = [by_place[place].get("embedding") for place in range(count)]
@@ -249,17 +255,17 @@ class EmbeddingService(PickledAsSettings, EmbeddingBase):
         return vectors
 
     def _checked(self, found: list[Any], given: Sequence[object]) -> list[Embedding]:
-        """Vectors of one length that hold numbers, scaled to length 1."""
+        """Check that vectors hold numbers and have one length, and scale them to length 1."""
         expected = self.dimension
         for vector, asked in zip(found, given, strict=True):
-            what = f"{self._service.name}: the vector of {describe(asked)!r}"
+            which = f"{self._service.name}: the vector of {describe(asked)!r}"
             if not isinstance(vector, list) or not vector:
-                raise ModelError(f"{what} is {str(vector)[:40]!r}, not a list of numbers")
+                raise ModelError(f"{which} is {str(vector)[:40]!r}, not a list of numbers")
             if not all(isinstance(x, _TYPES) and not isinstance(x, bool) for x in vector):
-                raise ModelError(f"{what} holds what is no number")
+                raise ModelError(f"{which} holds something that is not a number")
             if expected is not None and len(vector) != expected:
-                way_out = "; its model takes no dimensions" if self.dimensions else ""
-                raise ModelError(f"{what} has {len(vector)} numbers, not {expected}{way_out}")
+                way_out = "; its model may ignore dimensions" if self.dimensions else ""
+                raise ModelError(f"{which} has {len(vector)} numbers, not {expected}{way_out}")
             expected = len(vector)
         numbers = np.asarray(found, dtype=np.float64)
         broken = np.flatnonzero(~np.isfinite(numbers).all(axis=1) | ~numbers.any(axis=1))
@@ -298,7 +304,7 @@ def _cohere(batch: list[str], role: _Role) -> dict[str, Any]:
     if role == "image":
         inputs: Mapping[str, Any] = {"images": batch, "input_type": "image"}
     else:
-        # A text that is too long is an error, where the service would cut it without a word.
+        # With NONE, a text that is too long is an error; the service would cut it silently.
         inputs = {"texts": batch, "input_type": f"search_{role}", "truncate": "NONE"}
     return {**inputs, "embedding_types": ["float"]}
 

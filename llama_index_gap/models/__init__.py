@@ -1,4 +1,4 @@
-"""What turns a checkpoint into vectors or scores: one file per family, found by ``model_type``."""
+"""Models that turn inputs into vectors or scores; one file for each family of checkpoints."""
 
 from llama_index_gap.modality import Kind
 from llama_index_gap.model_settings import LoadingSettings

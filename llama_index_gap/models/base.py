@@ -1,4 +1,4 @@
-"""The contracts between a checkpoint and the rest of the package: Encoder and PairScorer."""
+"""The interfaces of a loaded checkpoint: Encoder and PairScorer."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ class ModelError(GapError, RuntimeError):
 class Encoder(ABC):
     """A loaded checkpoint that turns texts, images or both into vectors of one space.
 
-    Methods may be called from several threads. Weights are never changed after loading, so
-    copies of an encoder are the encoder itself.
+    Methods may be called from several threads. Weights never change after loading, so copying an
+    encoder returns the encoder itself.
 
     Attributes:
-        name: the hub name or folder of its checkpoint; joined by ``" + "`` where there are two.
-        licence: what the checkpoint's model card says, for example ``"mit"``; None if it has none.
+        name: the hub name or folder of its checkpoint; two names are joined by ``" + "``.
+        licence: the licence that the model card states, such as ``"mit"``; None if it states none.
         dimension: length of a vector.
-        modalities: what it can encode.
-        max_text_tokens: longest text, in tokens, prompt and special tokens included; None if the
+        modalities: the modalities that it can encode.
+        max_text_tokens: longest text, in tokens, including prompt and special tokens; None if the
             checkpoint states no limit.
-        shares_text_space: whether its images may be compared with texts, its own or those of
-            another encoder that was trained with it.
+        shares_text_space: whether its image vectors may be compared with text vectors, its own or
+            those of another encoder that was trained with it.
     """
 
     name: str
@@ -47,38 +47,38 @@ class Encoder(ABC):
 
     @abstractmethod
     def encode_text(self, texts: Sequence[str], kind: Kind) -> VectorArray:
-        """Encode a batch of texts; what exceeds ``max_text_tokens`` is cut off.
+        """Encode a batch of texts; texts longer than ``max_text_tokens`` lose their end.
 
         Args:
             texts: n texts.
-            kind: whether they are queries or documents; decides the prompt.
+            kind: whether they are queries or documents; selects the prompt.
 
         Returns:
             Array of shape (n, dimension), rows of length 1.
         """
 
     def count_tokens(self, texts: Sequence[str], kind: Kind) -> list[int] | None:
-        """The length of each text in tokens, prompt and special tokens included.
+        """Count the tokens of each text, including prompt and special tokens.
 
         Args:
             texts: n texts.
-            kind: whether they are queries or documents; decides the prompt.
+            kind: whether they are queries or documents; selects the prompt.
 
         Returns:
-            n lengths; None where the model has no tokenizer that could count, as by default.
+            n lengths; None, the default, if the model has no tokenizer that can count.
         """
         return None
 
     def count_truncated(self, texts: Sequence[str], kind: Kind) -> int:
-        """How many of these texts ``encode_text`` would cut."""
+        """Count the texts that ``encode_text`` would cut."""
         lengths, limit = self.count_tokens(texts, kind) or [], self.max_text_tokens
         return sum(limit is not None and length > limit for length in lengths)
 
     @abstractmethod
     def prepare_image(self, image: Image) -> Any:
-        """Turn an RGB image into what ``encode_prepared`` takes: the part that threads can do.
+        """Prepare an RGB image for ``encode_prepared``.
 
-        Does not need the model, may run in any number of threads, and leaves the image as it is.
+        Does not need the model, may run in any number of threads, and does not change the image.
         """
 
     @abstractmethod
@@ -102,10 +102,10 @@ class Encoder(ABC):
 
 @dataclass(frozen=True)
 class LazyImage:
-    """An image that is decoded only where its pixels are needed.
+    """An image that is decoded only when its pixels are needed.
 
     Attributes:
-        key: stands for its content, such as a hash of its file: equal keys, equal pixels.
+        key: identifies the content, for example a hash of the file; equal keys mean equal pixels.
         open: decodes it into an RGB image.
     """
 
@@ -115,7 +115,7 @@ class LazyImage:
 
 @dataclass(frozen=True)
 class Joint:
-    """A text and an image that are read together, as one query or one document."""
+    """A text and an image that a model reads together, as one query or one document."""
 
     text: str
     image: Image | LazyImage
@@ -125,14 +125,14 @@ Item: TypeAlias = "str | Image | LazyImage | Joint"
 
 
 class PairScorer(ABC):
-    """A model that reads a query and a document together and says how well they fit.
+    """A model that reads a query and a document together and scores their relevance.
 
     Methods may be called from several threads.
 
     Attributes:
-        name: the hub name, folder or service that it is.
-        licence: what the checkpoint's model card says, for example ``"mit"``; None if it has none.
-        modalities: what it can read.
+        name: its hub name or folder; for a service, model and host.
+        licence: the licence that the model card states, such as ``"mit"``; None if it states none.
+        modalities: the modalities that it can read.
         joint: whether it reads a ``Joint``, a text with an image, as one query or document.
     """
 
@@ -143,17 +143,17 @@ class PairScorer(ABC):
 
     @property
     def document_modalities(self) -> frozenset[Modality]:
-        """Those of ``modalities`` that a document may be of; all, unless the model says less."""
+        """The ``modalities`` that a document may have; all of them, unless a model overrides it."""
         return self.modalities
 
     @abstractmethod
     def prepare(self, item: Item) -> Any:
-        """Turn a query or document into what ``score_prepared`` takes: the part threads can do.
+        """Prepare a query or document for ``score_prepared``; may run in any number of threads.
 
-        Decodes an image only where nothing is kept of it from before.
+        Decodes an image only if no earlier result for it is cached.
 
         Raises:
-            ModelError: the item is of a modality that this model cannot read.
+            ModelError: this model cannot read the item's modality.
         """
 
     @abstractmethod
@@ -162,7 +162,7 @@ class PairScorer(ABC):
 
         Returns:
             Array of shape (n,), in the order of the documents; higher is better. A document's score
-            does not depend on the others.
+            does not depend on the other documents.
         """
 
     def score(self, query: Item, documents: Sequence[Item]) -> VectorArray:
@@ -170,21 +170,21 @@ class PairScorer(ABC):
         return self.score_prepared(self.prepare(query), [self.prepare(item) for item in documents])
 
     def to_probability(self, scores: VectorArray) -> VectorArray | None:
-        """The scores on a scale from 0 to 1; None where the model knows no such scale."""
+        """Map scores to a scale from 0 to 1; None if the model defines no such scale."""
         return None
 
     def _refuse_unreadable(self, item: Item) -> None:
-        """Raise ModelError for an item of a modality that this model cannot read."""
+        """Raise ModelError if this model cannot read the item's modality."""
         is_joint = isinstance(item, Joint)
         needed = {"text", "image"} if is_joint else {"text" if isinstance(item, str) else "image"}
         if not needed <= self.modalities:
             raise ModelError(
-                f"{self.name} reads {' and '.join(sorted(self.modalities))}s only; leave the rest "
-                "out, or pass a model that reads texts and images"
+                f"{self.name} reads only {' and '.join(sorted(self.modalities))}s; leave out the "
+                "rest, or pass a model that reads texts and images"
             )
         if is_joint and not self.joint:
             raise ModelError(
-                f"{self.name} reads a text or an image, not both as one; pass one of them"
+                f"{self.name} reads a text or an image, not both together; pass one of them"
             )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
@@ -192,7 +192,7 @@ class PairScorer(ABC):
 
 
 def check_at_least_one(**limits: int | None) -> None:
-    """Raise ValueError for a limit under 1, by its name; None is no limit."""
+    """Raise ValueError for a limit under 1, and name it; None means no limit."""
     for name, limit in limits.items():
         if limit is not None and limit < 1:
             raise InvalidValueError(f"{name}={limit}: must be at least 1")

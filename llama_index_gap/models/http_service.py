@@ -1,4 +1,4 @@
-"""A model that runs elsewhere, asked over HTTP: what its rerankers and embeddings share."""
+"""HTTP requests to a model that runs elsewhere, for rerankers and embeddings."""
 
 from __future__ import annotations
 
@@ -28,33 +28,34 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 LONGEST_PAUSE_S = 60.0
-"""How long it waits before asking again; a service that wants more time is an error."""
+"""Longest wait before a retry; a service that asks for a longer one is an error."""
 
 _BACK_OFF = wait_exponential(multiplier=0.5, max=LONGEST_PAUSE_S) + wait_random(0, 0.5)
 
 
 class HttpService:
-    """A model behind an address, which is asked by POST and answers in JSON.
+    """A model behind a URL that takes POST requests and answers in JSON.
 
-    Answers with HTTP 429 or 5xx and lost connections are tried again, with growing pauses or after
-    as long as the service says; redirects are not followed. The key is never shown nor pickled.
+    HTTP 429, HTTP 5xx and lost connections are retried, after growing pauses or after the time that
+    the service asks for. Redirects are not followed. The key is never shown and never pickled.
 
     Args:
-        url: the whole address.
-        model: the name that the service knows the model by.
-        path: what the address ends in, for the message about a wrong one.
+        url: the whole URL.
+        model: the service's name for the model.
+        path: the expected end of the URL, for the message about a wrong URL.
         api_key: the key.
-        api_key_env: the environment variable that holds the key. Without either no key is sent.
-        allow_http: send the key over http to another machine, where it can be read on the way.
-        timeout_s: seconds to connect, and to wait for the answer.
-        retries: how often to ask again.
+        api_key_env: the environment variable that holds the key. Without ``api_key`` and
+            ``api_key_env``, no key is sent.
+        allow_http: send the key over http to another machine, although the network can read it.
+        timeout_s: seconds to wait for a connection, and for an answer.
+        retries: number of retries after the first attempt.
 
     Attributes:
         name: model and host, for messages.
         model: as given.
 
     Raises:
-        ModelError: no key where it should be.
+        ModelError: the environment variable holds no key, or the key is malformed.
         ValueError: an argument breaks its rule.
     """
 
@@ -83,27 +84,27 @@ class HttpService:
         self._retries = retries
         if self._key() and self._url.scheme == "http" and not (self._is_local or allow_http):
             raise InvalidValueError(
-                f"url={url}: the key could be read on its way to {self._url.host}; use https, or "
-                "pass allow_http=True where you trust the network"
+                f"url={url}: others could read the key on its way to {self._url.host}; use https, "
+                "or pass allow_http=True if you trust the network"
             )
 
     def connect(self) -> httpx2.Client:
-        """A client for some questions; may be shared by threads, and must be closed."""
-        # Whatever proxy the environment names is no way to this machine itself.
+        """Open a client; threads may share it, and the caller must close it."""
+        # A proxy from the environment cannot reach this machine.
         return httpx2.Client(timeout=self._timeout_s, trust_env=not self._is_local)
 
     def ask(self, client: httpx2.Client, body: dict[str, Any]) -> Any:
-        """Ask one question.
+        """Send one request.
 
         Args:
-            client: as ``connect`` gives it.
-            body: is sent as JSON.
+            client: from ``connect``.
+            body: the request, sent as JSON.
 
         Returns:
-            The answer, of JSON's types.
+            The answer, decoded from JSON.
 
         Raises:
-            ModelError: the service cannot be reached, refuses, or answers what is no JSON.
+            ModelError: the service cannot be reached, refuses, or does not answer in JSON.
         """
         asking = Retrying(
             stop=stop_after_attempt(self._retries + 1),
@@ -114,28 +115,29 @@ class HttpService:
         try:
             response = asking(self._send, client, body)
         except _AskAgainError as error:
-            raise ModelError(f"{self.name}: {error}; asked {self._retries + 1} times") from error
+            attempts = self._retries + 1
+            raise ModelError(f"{self.name}: {error}; tried {attempts} times") from error
         if response.is_redirect:
             raise ModelError(
-                f"{self.name}: redirects to {response.headers.get('Location')}; not followed: pass "
-                "that address as url if it is the service's"
+                f"{self.name}: redirects to {response.headers.get('Location')}, which is not "
+                "followed; if that is the service's address, pass it as url"
             )
         if response.is_error:
             hint = ""
             if response.status_code in {401, 403}:
                 where = f"${self._api_key_env}" if self._api_key_env else "api_key"
                 hint = f"; check the key in {where}"
-            raise ModelError(f"{self.name}: {self._said(response)}{hint}")
+            raise ModelError(f"{self.name}: {self._summary(response)}{hint}")
         try:
             return response.json()
         except (ValueError, RecursionError) as error:
-            raise ModelError(f"{self.name}: answers with what is no JSON ({error})") from error
+            raise ModelError(f"{self.name}: its answer is not JSON ({error})") from error
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_api_key": None}
 
     def __deepcopy__(self, memo: Any) -> HttpService:
-        return self  # it never changes, and a copy in this process may know the key
+        return self  # it never changes, and copies in this process may keep the key
 
     def _send(self, client: httpx2.Client, body: dict[str, Any]) -> httpx2.Response:
         stop_if_given_up()
@@ -154,17 +156,18 @@ class HttpService:
             after = _retry_after(response)
             if after is not None and after > LONGEST_PAUSE_S:
                 raise ModelError(
-                    f"{self.name}: {self._said(response)}; it asks to wait {after:.0f} seconds"
+                    f"{self.name}: {self._summary(response)}; it asks for a pause of {after:.0f} "
+                    "seconds; try again later"
                 )
-            raise _AskAgainError(self._said(response), after)
+            raise _AskAgainError(self._summary(response), after)
         return response
 
-    def _said(self, response: httpx2.Response) -> str:
-        """An answer in a few words, without the key, should the service repeat it."""
-        said = " ".join(response.text.split())
+    def _summary(self, response: httpx2.Response) -> str:
+        """An answer in a few words; the key is masked, in case the service repeats it."""
+        text = " ".join(response.text.split())
         key = self._key()
-        said = said.replace(key, "***") if key else said
-        return f"HTTP {response.status_code} {response.reason_phrase} {said[:200]!r}"
+        text = text.replace(key, "***") if key else text
+        return f"HTTP {response.status_code} {response.reason_phrase} {text[:200]!r}"
 
     def _key(self) -> str | None:
         key = self._api_key
@@ -177,25 +180,25 @@ class HttpService:
                 )
         if key and not (key.isascii() and key.isprintable() and " " not in key):
             raise ModelError(
-                f"{self.name}: its key holds characters that no key has, such as a space"
+                f"{self.name}: its key has a space, or another character that no key has; check it"
             )
         return key
 
 
 def image_data_uri(image: Image) -> str:
-    """An image as services take it, in JPEG, close to lossless.
+    """Encode an image for a service, as JPEG of high quality.
 
     Args:
-        image: in RGB.
+        image: an RGB image.
     """
     buffer = BytesIO()
-    # Colours are kept at full resolution, for coloured letters.
+    # Colour at full resolution keeps coloured letters legible.
     image.save(buffer, "JPEG", quality=95, subsampling=0)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 class _AskAgainError(Exception):
-    """A failure that may pass; ``after`` is how many seconds the service wants."""
+    """A failure that a retry may solve, after as many seconds as the service asks for."""
 
     def __init__(self, reason: str, after: float | None = None) -> None:
         super().__init__(reason)
@@ -209,12 +212,12 @@ def _pause(state: RetryCallState) -> float:
 
 
 def _retry_after(response: httpx2.Response) -> float | None:
-    """What the header says, in seconds; it holds seconds or a date (RFC 9110, 10.2.3)."""
-    said = response.headers.get("Retry-After", "").strip()
-    if said.isdecimal():
-        return float(said)
+    """The Retry-After header in seconds; it holds seconds or a date (RFC 9110, 10.2.3)."""
+    value = response.headers.get("Retry-After", "").strip()
+    if value.isdecimal():
+        return float(value)
     try:
-        date = parsedate_to_datetime(said)
+        date = parsedate_to_datetime(value)
     except ValueError:
         return None
     now = datetime.now(UTC)
@@ -230,13 +233,13 @@ def _checked(url: str, path: str) -> tuple[httpx2.URL, bool]:
     try:
         parsed = httpx2.URL(url)
     except httpx2.InvalidURL as error:
-        raise InvalidValueError(f"url={url!r}: no URL ({error})") from error
+        raise InvalidValueError(f"url={url!r}: not a URL ({error})") from error
     if parsed.userinfo:
         raise InvalidValueError(
             "url: holds a user name or password; pass api_key or api_key_env instead"
         )
     if parsed.scheme not in {"http", "https"} or not parsed.host:
-        raise InvalidValueError(f"url={url!r}: must be http(s)://host/path, up to and with {path}")
+        raise InvalidValueError(f"url={url!r}: must be http(s)://host/path, including {path}")
     try:
         is_local = ipaddress.ip_address(parsed.host).is_loopback
     except ValueError:

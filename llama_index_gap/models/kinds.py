@@ -1,4 +1,4 @@
-"""What a checkpoint is, by its settings alone: an encoder, a reranker, or something else."""
+"""Tells encoders, rerankers and other checkpoints apart by their configuration files."""
 
 from __future__ import annotations
 
@@ -23,38 +23,38 @@ _RERANKER_CLASSES = ("ForRanking", "ForReranking", "Reranker")
 def check_encoder(
     checkpoint: Checkpoint, settings: LoadingSettings, pooling: Pooling | None
 ) -> None:
-    """Refuse what is no encoder, or does not say how its vectors are made.
+    """Reject a checkpoint that is not an encoder or does not state its pooling.
 
     Args:
-        checkpoint: its settings; weights need not be there.
+        checkpoint: its configuration; weights need not be there yet.
         settings: what the caller allows.
-        pooling: how token vectors become one vector, if the caller says so.
+        pooling: how token vectors become one vector; None if the caller does not say.
 
     Raises:
-        ModelError: it is a reranker, needs a newer transformers or code of its own, or leaves its
-            pooling open.
-        ValueError: there is a pooling, and the checkpoint says itself how it pools.
+        ModelError: the checkpoint is a reranker, needs a newer transformers or its own code, or
+            does not state its pooling.
+        ValueError: ``pooling`` is given although the checkpoint states its own.
     """
     if is_reranker(checkpoint):
         raise ModelError(
-            f"{checkpoint.name}: is a reranker, not an encoder; pass it as "
+            f"{checkpoint.name} is a reranker, not an encoder; pass it as "
             "MultiModalRerank(model=…), or on the command line as --reranker"
         )
     open_pooling = _leaves_pooling_open(checkpoint, settings)
     if pooling is not None and open_pooling is False:
         raise InvalidValueError(
-            f"pooling={pooling!r}: {checkpoint.name} says itself how it makes a vector; leave it "
-            "out (on the command line --pooling)"
+            f"pooling={pooling!r}: {checkpoint.name} states its own pooling; leave pooling out (on "
+            "the command line, --pooling)"
         )
     if pooling is None and open_pooling:
         raise ModelError(needs_pooling(checkpoint.name))
 
 
 def check_scorer(checkpoint: Checkpoint, settings: LoadingSettings) -> None:
-    """Refuse what is no reranker.
+    """Reject a checkpoint that is not a reranker.
 
     Raises:
-        ModelError: it is an encoder, or a reranker of a family that is not known here.
+        ModelError: the checkpoint is an encoder, or a reranker of an unknown family.
     """
     from llama_index_gap.models.rerankers import cross_encoder, late_interaction
 
@@ -66,20 +66,20 @@ def check_scorer(checkpoint: Checkpoint, settings: LoadingSettings) -> None:
         return
     if _is_encoder(checkpoint):
         raise ModelError(
-            f"{checkpoint.name}: is an encoder, not a reranker; pass it as "
+            f"{checkpoint.name} is an encoder, not a reranker; pass it as "
             "DualEncoderEmbedding(model_name=…), or on the command line as --model"
         )
     own = "; its own code (auto_map) is not run for rerankers" if _own_code(checkpoint) else ""
     raise ModelError(
-        f"{checkpoint.name}: no reranker that can be loaded; its config.json says "
-        f"architectures={checkpoint.architectures}, and known are {JINA_RERANKER}, cross-encoders "
-        "(…ForSequenceClassification) and late interaction (…ForRetrieval), or what "
+        f"{checkpoint.name}: cannot be loaded as a reranker; its config.json says "
+        f"architectures={checkpoint.architectures}. Known are {JINA_RERANKER}, cross-encoders "
+        "(…ForSequenceClassification), late interaction (…ForRetrieval), and models that "
         f"sentence-transformers saved as one of these{own}"
     )
 
 
 def is_reranker(checkpoint: Checkpoint) -> bool:
-    """Whether a checkpoint's settings say that it ranks, by a cross-encoder or late interaction."""
+    """Whether the configuration says that a checkpoint is a cross-encoder or late interaction."""
     from llama_index_gap.models.rerankers import cross_encoder, late_interaction
 
     named = any(name.endswith(_RERANKER_CLASSES) for name in checkpoint.architectures)
@@ -98,7 +98,7 @@ def _is_encoder(checkpoint: Checkpoint) -> bool:
 
 
 def _leaves_pooling_open(checkpoint: Checkpoint, settings: LoadingSettings) -> bool | None:
-    """Whether nothing says how token vectors become one; None where only its own code knows."""
+    """Whether no file states the pooling; None if only the checkpoint's own code knows it."""
     family = checkpoint.model_type
     if (checkpoint.folder / MODULES).is_file() or family in _NATIVE_ENCODERS | IMAGE_ENCODERS:
         return False
@@ -110,32 +110,32 @@ def _leaves_pooling_open(checkpoint: Checkpoint, settings: LoadingSettings) -> b
 
 
 def _check_known(checkpoint: Checkpoint, settings: LoadingSettings) -> None:
-    """Refuse families that this transformers does not have."""
+    """Reject families that the installed transformers does not know."""
     import transformers
 
     config, family = checkpoint.config, checkpoint.model_type
     if not config:
         raise ModelError(
-            f"{checkpoint.name}: has neither config.json nor {MODULES}, one of which every model "
-            "has that can be loaded; choose another one"
+            f"{checkpoint.name}: has neither config.json nor {MODULES}, and a model needs one of "
+            "them; choose another model"
         )
     if family is None:
         raise ModelError(
-            f"{checkpoint.name}: its config.json names no model_type, so that transformers does "
-            "not know what it is; choose another model, or download it again"
+            f"{checkpoint.name}: its config.json names no model_type, so transformers cannot "
+            "recognise it; choose another model, or download it again"
         )
     if family in transformers.CONFIG_MAPPING:
         return
     if not _own_code(checkpoint):
         raise ModelError(
-            f"{checkpoint.name}: sentence-transformers cannot load it: transformers "
-            f"{transformers.__version__} does not know its model_type {family[:60]!r}; a newer one "
-            "may (pip install --upgrade transformers), or choose another model"
+            f"{checkpoint.name}: transformers {transformers.__version__} does not know its "
+            f"model_type {family[:60]!r}; try a newer version (pip install --upgrade "
+            "transformers), or choose another model"
         )
     if not settings.trust_remote_code:
         raise ModelError(
-            f"{checkpoint.name}: its model_type {family[:60]!r} is code of the model's own, which "
-            f"is not run unless you ask; if you trust its makers, pass {TRUST_REMOTE_CODE}"
+            f"{checkpoint.name}: its model_type {family[:60]!r} needs the model's own code, which "
+            f"does not run by default; if you trust its makers, pass {TRUST_REMOTE_CODE}"
         )
 
 
@@ -144,7 +144,7 @@ def _own_code(checkpoint: Checkpoint) -> bool:
 
 
 def _model_class(family: str | None) -> Any:
-    """The class that transformers takes for a family; None if it has none."""
+    """The class that transformers uses for a family; None if it has none."""
     import transformers
 
     if family is None or family not in transformers.CONFIG_MAPPING:

@@ -1,4 +1,4 @@
-"""From a name to a loaded encoder or reranker."""
+"""Finds and loads an encoder or a reranker by its name."""
 
 from __future__ import annotations
 
@@ -23,11 +23,12 @@ from llama_index_gap.models.kinds import (
 from llama_index_gap.models.presets import PRESETS, SCORER_PRESETS
 from llama_index_gap.models.runtime import placement
 from llama_index_gap.models.trial import as_model_errors, try_encoder, try_scorer
+from llama_index_gap.progress import timed_step
 
 logger = logging.getLogger(__name__)
 
 _NON_COMMERCIAL = re.compile(r"\bnc\b|non-?commercial", re.IGNORECASE)
-# For downloads without their model card.
+# For downloads without a model card.
 _LICENCES = {
     **{name: preset.licence for preset in PRESETS.values() for name in preset.checkpoints},
     **{preset.checkpoint: preset.licence for preset in SCORER_PRESETS.values()},
@@ -43,25 +44,25 @@ def load_encoder(
     document_prompt: str | None = None,
     pooling: Pooling | None = None,
 ) -> Encoder:
-    """Load the encoder that a checkpoint holds.
+    """Load the encoder in a checkpoint.
 
-    The family is found by ``model_type`` in its ``config.json``. A licence that forbids commercial
-    use is logged as a warning, once for each model.
+    ``model_type`` in its ``config.json`` tells the family. If the licence forbids commercial use, a
+    warning is logged, once for each model.
 
     Args:
-        name: a preset (``llama-gap models`` lists them), a folder or a hub name. A folder that is
-            called like a preset is written ``./jina``, or passed as a ``Path``. A preset is loaded
-            at its own revision where it names one, unless ``settings`` say another.
+        name: a preset (``llama-gap models`` lists them), a folder or a hub name. Write a folder
+            with the name of a preset as ``./jina``, or pass a ``Path``. A preset may name its own
+            revision, which ``settings`` can override.
         settings: how to find and load it.
-        max_text_tokens: cut texts earlier than the checkpoint does.
+        max_text_tokens: cut texts to fewer tokens than the checkpoint reads.
         query_prompt: put before each query; None for the checkpoint's own.
         document_prompt: put before each document; None for the checkpoint's own.
-        pooling: how token vectors become one vector: the ``"last"``, the ``"mean"`` or ``"cls"``,
-            the first. Needed by checkpoints that do not say so themselves, and refused by others.
+        pooling: how token vectors become one vector: ``"last"``, ``"mean"``, or ``"cls"`` for the
+            first. Needed if the checkpoint does not state it, and an error if it does.
 
     Raises:
-        ModelError: the checkpoint cannot be found or loaded, is a reranker, or does not say how it
-            makes its vectors.
+        ModelError: the checkpoint cannot be found or loaded, is a reranker, or does not state its
+            pooling.
         ValueError: an argument does not fit this machine or the checkpoint.
     """
     settings = settings or LoadingSettings()
@@ -71,11 +72,11 @@ def load_encoder(
     revisions: Mapping[str, str | None] = {} if preset is None else preset.revisions
     if settings.revision is not None and len(names) > 1:
         raise InvalidValueError(
-            f"revision={settings.revision!r}: {name} is made of {' and '.join(map(str, names))}, "
-            "and a revision belongs to one of them; leave it out, or load the two by their own "
+            f"revision={settings.revision!r}: {name} consists of {' and '.join(map(str, names))}, "
+            "but a revision belongs to one repository; leave it out, or load the two by their own "
             "names"
         )
-    placement(settings)  # a device that is not there fails before a download
+    placement(settings)  # a missing device fails before the download
     checkpoints = [
         find_checkpoint(
             each,
@@ -91,10 +92,12 @@ def load_encoder(
     }
     if pooling is not None:
         texts["pooling"] = pooling
-    _check_files(checkpoints, settings)
-    with as_model_errors(" + ".join(checkpoint.name for checkpoint in checkpoints)):
-        encoder = _make_encoder(checkpoints, settings, texts)
-    try_encoder(encoder)
+    whole_name = " + ".join(checkpoint.name for checkpoint in checkpoints)
+    with timed_step(f"Loading {whole_name}"):
+        _check_files(checkpoints, settings)
+        with as_model_errors(whole_name):
+            encoder = _make_encoder(checkpoints, settings, texts)
+        try_encoder(encoder)
     for checkpoint in checkpoints:
         _check_licence(checkpoint)
     return encoder
@@ -113,7 +116,7 @@ def _make_encoder(
         from llama_index_gap.models.encoders.jina_clip import JinaClipEncoder
 
         return JinaClipEncoder(checkpoint, settings, **texts)
-    # A model that sentence-transformers saved says itself how it pools.
+    # A model that sentence-transformers saved states its own pooling.
     if family in IMAGE_ENCODERS and not (checkpoint.folder / "modules.json").is_file():
         from llama_index_gap.models.encoders.image_encoder import ImageEncoder
 
@@ -140,29 +143,28 @@ def load_scorer(
     vision_folder: str | Path | None = None,
     vision_disk_bytes: int | None = None,
 ) -> PairScorer:
-    """Load the reranker that a checkpoint holds.
+    """Load the reranker in a checkpoint.
 
-    The family is found by what the files say that they hold: jina-reranker-m0, a cross-encoder or a
-    late-interaction model. A licence that forbids commercial use is logged as a warning, once for
-    each model. A setting that is left at None is the family's own; one that a family does not know
-    is an error.
+    The files tell the family: jina-reranker-m0, a cross-encoder or a late-interaction model. If the
+    licence forbids commercial use, a warning is logged, once for each model. A setting of None
+    means the family's default; a setting that the family does not have is an error.
 
     Args:
-        name: a preset (``"jina-m0"``), a folder or a hub name. A folder that is called like a
-            preset is written ``./jina-m0``, or passed as a ``Path``.
+        name: a preset (``"jina-m0"``), a folder or a hub name. Write a folder with the name of a
+            preset as ``./jina-m0``, or pass a ``Path``.
         settings: how to find and load it.
-        scale_to_pixels: scale larger images down to so many pixels, to save time.
-        max_length: longest pair of query and document, in tokens; what exceeds it is cut off.
-        batch_size: most documents in one pass of the model.
-        prefix_bytes: how much is kept of what the model made of documents, for the next query; 0
-            for nothing.
-        vision_bytes: how much is kept of what it saw in images; 0 for nothing.
-        vision_folder: where to keep that on disk as well; late interaction keeps it in the user's
-            cache folder by default, unless ``vision_bytes`` or ``vision_disk_bytes`` is 0.
-        vision_disk_bytes: how much is kept on disk; by default 2 GiB.
+        scale_to_pixels: scale larger images down to this number of pixels, to save time.
+        max_length: longest pair of query and document, in tokens; the rest is cut off.
+        batch_size: maximum number of documents in a pass of the model.
+        prefix_bytes: maximum size of the cache in memory for keys and values of documents; 0 for no
+            cache.
+        vision_bytes: maximum size of the cache in memory for vectors of images; 0 for no cache.
+        vision_folder: folder of a cache on disk for vectors of images. Late interaction uses the
+            user's cache folder by default, unless ``vision_bytes`` or ``vision_disk_bytes`` is 0.
+        vision_disk_bytes: maximum size of the cache on disk; by default 2 GiB.
 
     Raises:
-        ModelError: the checkpoint cannot be found or loaded, or is no reranker.
+        ModelError: the checkpoint cannot be found or loaded, or is not a reranker.
         ValueError: an argument does not fit this machine or the checkpoint.
     """
     settings = settings or LoadingSettings()
@@ -172,7 +174,7 @@ def load_scorer(
     if preset is not None:
         name = preset.checkpoint
         wanted = settings.model_copy(update={"revision": settings.revision or preset.revision})
-    placement(settings)  # a device that is not there fails before a download
+    placement(settings)  # a missing device fails before the download
     checkpoint = find_checkpoint(name, wanted, lambda found: check_scorer(found, settings))
     options = {
         "scale_to_pixels": scale_to_pixels,
@@ -184,24 +186,37 @@ def load_scorer(
         "vision_disk_bytes": vision_disk_bytes,
     }
     given: dict[str, Any] = {key: value for key, value in options.items() if value is not None}
-    _check_files([checkpoint], settings)
-    family = _scorer_family(checkpoint)
-    for key, value in given.items():
-        if key not in signature(family).parameters:
-            raise InvalidValueError(f"{key}={value}: {checkpoint.name} has no such setting")
-    if family.__name__ == "LateInteractionScorer" and vision_folder is None and vision_bytes != 0:
-        from llama_index_gap.models.rerankers.caches import user_cache_folder  # imports torch
-
-        given["vision_folder"] = user_cache_folder()
-    with as_model_errors(checkpoint.name):
-        scorer = family(checkpoint, settings, **given)
-    try_scorer(scorer)
+    with timed_step(f"Loading {checkpoint.name}"):
+        _check_files([checkpoint], settings)
+        scorer = _make_scorer(checkpoint, settings, given)
+        try_scorer(scorer)
     _check_licence(checkpoint)
     return scorer
 
 
+def _make_scorer(
+    checkpoint: Checkpoint, settings: LoadingSettings, given: dict[str, Any]
+) -> PairScorer:
+    family = _scorer_family(checkpoint)
+    for key, value in given.items():
+        if key not in signature(family).parameters:
+            raise InvalidValueError(
+                f"{key}={value}: {checkpoint.name} has no such setting; leave it out"
+            )
+    if (
+        family.__name__ == "LateInteractionScorer"
+        and "vision_folder" not in given
+        and given.get("vision_bytes") != 0
+    ):
+        from llama_index_gap.models.rerankers.caches import user_cache_folder  # imports torch
+
+        given = {**given, "vision_folder": user_cache_folder()}
+    with as_model_errors(checkpoint.name):
+        return family(checkpoint, settings, **given)
+
+
 def _scorer_family(checkpoint: Checkpoint) -> Callable[..., PairScorer]:
-    """By what the files say they hold: ``model_type`` is often that of something else."""
+    """The class for a checkpoint, by its architectures: ``model_type`` may be another model's."""
     from llama_index_gap.models.rerankers import cross_encoder, late_interaction
 
     if JINA_RERANKER in checkpoint.architectures:
@@ -212,12 +227,12 @@ def _scorer_family(checkpoint: Checkpoint) -> Callable[..., PairScorer]:
         return late_interaction.LateInteractionScorer
     if cross_encoder.fits(checkpoint):
         return cross_encoder.CrossEncoderScorer
-    check_scorer(checkpoint, LoadingSettings())  # says what it is instead
-    raise ModelError(f"{checkpoint.name}: no reranker that can be loaded")
+    check_scorer(checkpoint, LoadingSettings())  # its error says what the checkpoint is instead
+    raise ModelError(f"{checkpoint.name}: cannot be loaded as a reranker; choose another model")
 
 
 def _check_kind(name: str | Path, own: Collection[str], others: Collection[str]) -> None:
-    """Refuse a plain name that means a model of the other kind, or is one but for its capitals."""
+    """Reject the name of a preset of the other kind, or in the wrong case."""
     if not isinstance(name, str) or name in own:
         return
     if name in others:
@@ -248,11 +263,11 @@ def _check_licence(checkpoint: Checkpoint) -> None:
         _warn_of_licence(checkpoint.name, licence)
 
 
-@cache  # so that each is said once
+@cache  # warns once for each model
 def _warn_of_licence(name: str, licence: str) -> None:
     logger.warning(
         "%s has the licence %s: it may not be used commercially. For a product, get a licence from "
-        "its makers, or choose a model that is free to use ('llama-gap models' lists some).",
+        "its makers, or choose a model with a free licence ('llama-gap models' lists some).",
         name,
         licence,
     )

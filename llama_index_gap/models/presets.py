@@ -1,4 +1,4 @@
-"""Encoders and rerankers that suit most uses, by plain names."""
+"""Presets: plain names for encoders and rerankers that suit most uses."""
 
 from __future__ import annotations
 
@@ -7,27 +7,27 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Preset:
-    """An encoder to start from; what it states is from the checkpoints' model cards.
+    """An encoder under a plain name; the facts are from the checkpoints' model cards.
 
     Attributes:
-        name: what ``load_encoder`` knows it by.
-        text: hub name of the checkpoint that reads texts; None for an encoder of images alone.
-        image: hub name of the checkpoint that sees images; often the same.
+        name: the plain name, for ``load_encoder``.
+        text: hub name of the checkpoint for texts; None if the encoder reads images only.
+        image: hub name of the checkpoint for images; often the same.
         dimension: length of a vector.
-        max_text_tokens: longest text, in tokens; what exceeds it is cut off. None without texts.
+        max_text_tokens: longest text, in tokens; the rest is cut off. None without texts.
         languages: how many, or which; None without texts.
-        licence: of the weights.
+        licence: licence of the weights.
         commercial: whether that licence allows commercial use.
-        matryoshka: dimensions that vectors may be cut to, as the model card names them (arXiv
-            2205.13147); empty if it was not trained for it.
-        suits: what to choose it for.
-        revision: commit of ``text`` (of ``image`` where that is all) that is loaded; None where no
-            commit is known to load, so that the newest one is.
-        image_revision: the same of ``image``, where that is another repository.
-        download_bytes: how much is downloaded, rounded; None where that is not known.
-        code_licence: of the makers' code, where the repository or card names one; no such code is
-            run here.
-        note: what else a user must know; shown beside the licence.
+        matryoshka: dimensions that vectors may be cut to, from the model card (arXiv 2205.13147);
+            empty if the model was not trained for it.
+        suits: what the model is good for.
+        revision: commit of ``text`` to load, or of ``image`` if there is no ``text``; None loads
+            the newest, because no commit is known to load.
+        image_revision: the same for ``image``, if that is another repository.
+        download_bytes: rounded size of the download; None if unknown.
+        code_licence: licence of the makers' code, if the repository or card names one; this package
+            never runs that code.
+        note: anything else that users must know; shown beside the licence.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Preset:
 
     @property
     def checkpoints(self) -> tuple[str, ...]:
-        """The hub names, each once."""
+        """The distinct hub names."""
         return tuple(dict.fromkeys(each for each in (self.text, self.image) if each))
 
     @property
@@ -79,7 +79,7 @@ PRESETS = {
             text="nomic-ai/nomic-embed-text-v1.5",
             image="nomic-ai/nomic-embed-vision-v1.5",
             dimension=768,
-            # Where its training ended; the card goes on to 8192 by stretching positions.
+            # The length that it was trained with; the card reaches 8192 by scaling positions.
             max_text_tokens=2048,
             languages="English",
             licence="Apache-2.0",
@@ -146,22 +146,21 @@ PRESETS = {
 
 @dataclass(frozen=True)
 class ScorerPreset:
-    """A reranker to start from; what it states is from the checkpoint's model card.
+    """A reranker under a plain name; the facts are from the checkpoint's model card.
 
     Attributes:
-        name: what ``load_scorer`` knows it by.
+        name: the plain name, for ``load_scorer``.
         checkpoint: its hub name.
-        max_tokens: longest pair of query and document, in tokens; what exceeds it is cut off.
+        max_tokens: longest pair of query and document, in tokens; the rest is cut off.
         languages: how many, or which.
-        licence: of the weights.
+        licence: licence of the weights.
         commercial: whether that licence allows commercial use.
-        suits: what to choose it for.
-        revision: commit that is loaded; None where no commit is known to load, so that the newest
-            one is.
-        download_bytes: how much is downloaded, rounded; None where that is not known.
-        code_licence: of the makers' code, where the repository or card names one; no such code is
-            run here.
-        note: what else a user must know; shown beside the licence.
+        suits: what the model is good for.
+        revision: commit to load; None loads the newest, because no commit is known to load.
+        download_bytes: rounded size of the download; None if unknown.
+        code_licence: licence of the makers' code, if the repository or card names one; this package
+            never runs that code.
+        note: anything else that users must know; shown beside the licence.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Where a model runs, and in which number format."""
+"""Chooses a model's device and number format."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ if TYPE_CHECKING:
 def placement(settings: LoadingSettings) -> tuple[str, torch.dtype]:
     """The device that a model runs on, and the number format of its weights.
 
-    Without a device that is the first GPU, else the processor. ``"auto"`` is bfloat16 where the
-    hardware multiplies it natively (a GPU with bfloat16 units; a processor with AMX or AVX512-BF16:
-    about three times faster there, at a cosine of at least 0.9999 to float32), else float32.
+    The default device is the first GPU, else the processor. ``"auto"`` is bfloat16 if the hardware
+    multiplies it natively, else float32. GPUs with bfloat16 units do, and processors with AMX or
+    AVX512-BF16: they are about three times faster with it, and the vectors have a cosine of at
+    least 0.9999 with those of float32.
 
     Raises:
-        ValueError: torch does not know such a device, or this machine has none.
+        ValueError: torch does not know the device, or this machine does not have it.
     """
     import torch
 
@@ -35,7 +36,7 @@ def placement(settings: LoadingSettings) -> tuple[str, torch.dtype]:
             reason = str(error).splitlines()[0]
             raise InvalidValueError(
                 f"device={device!r} cannot be used here ({reason}); "
-                "leave it out to take a GPU if there is one, or pass 'cpu'"
+                "leave it out to use a GPU if there is one, or pass 'cpu'"
             ) from error
     if settings.dtype != "auto":
         dtype: torch.dtype = getattr(torch, settings.dtype)
@@ -45,7 +46,7 @@ def placement(settings: LoadingSettings) -> tuple[str, torch.dtype]:
         with torch.cuda.device(device):
             native = torch.cuda.is_bf16_supported(including_emulation=False)
     elif device == "cpu":
-        # Older versions of torch cannot say it, and run in float32.
+        # Older versions of torch do not report this; there, float32 is used.
         ask: Callable[[], dict[str, bool]] = getattr(torch.cpu, "get_capabilities", dict)
         capabilities = ask()
         native = bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))

@@ -1,4 +1,4 @@
-"""Using a loaded model once: what does not fit together in a checkpoint shows at once."""
+"""Tries a loaded model once, so that a broken checkpoint fails while it is loaded."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from llama_index_gap.models.base import Encoder, ModelError, PairScorer
 from llama_index_gap.models.checkpoints.checkpoint import first_line
 
 _SIDE = 64
-_MOST_PIXELS = 2**24  # of what a model makes of so small an image
+_MOST_PIXELS = 2**24  # the most that an image processor may make of it
 _PATCHING = threading.Lock()
 
 
@@ -23,7 +23,8 @@ def try_encoder(encoder: Encoder) -> None:
     """Encode a short text and a small image.
 
     Raises:
-        ModelError: that fails, or gives vectors of another length than the encoder says.
+        ModelError: encoding fails, gives NaN or infinity, or does not give the dimension that the
+            encoder states.
     """
     with as_model_errors(encoder.name), _no_huge_images(encoder.name):
         vectors = []
@@ -34,20 +35,21 @@ def try_encoder(encoder: Encoder) -> None:
         for each in vectors:
             if each.shape != (1, encoder.dimension):
                 raise ModelError(
-                    f"{encoder.name}: gives vectors of {each.shape[-1]} numbers, but says "
-                    f"{encoder.dimension}; download the checkpoint again"
+                    f"{encoder.name}: states {encoder.dimension} dimensions, but its vectors have "
+                    f"{each.shape[-1]}; download the checkpoint again"
                 )
             if not np.isfinite(each).all():
                 raise ModelError(
-                    f"{encoder.name}: gives vectors with NaN or infinity; download it again"
+                    f"{encoder.name}: its vectors hold NaN or infinity; download the checkpoint "
+                    "again"
                 )
 
 
 def try_scorer(scorer: PairScorer) -> None:
-    """Score a short text or a small image against a short text.
+    """Score a short text and a small image against a short query.
 
     Raises:
-        ModelError: that fails, or gives no number.
+        ModelError: scoring fails, or a score is NaN or infinite.
     """
     with as_model_errors(scorer.name), _no_huge_images(scorer.name):
         query = "a" if "text" in scorer.modalities else _image()
@@ -55,7 +57,7 @@ def try_scorer(scorer: PairScorer) -> None:
             scores = scorer.score(query, ["a" if modality == "text" else _image()])
             if not np.isfinite(scores).all():
                 raise ModelError(
-                    f"{scorer.name}: gives scores of NaN or infinity; download it again"
+                    f"{scorer.name}: its scores are NaN or infinite; download the checkpoint again"
                 )
 
 
@@ -65,21 +67,21 @@ def _image() -> Image.Image:
 
 @contextmanager
 def as_model_errors(name: str) -> Iterator[None]:
-    """Turn what libraries raise for a checkpoint that makes no model into one line about it."""
+    """Turn the errors of libraries about a broken checkpoint into a ModelError of one line."""
     try:
         yield
     except GapError:
         raise
-    except Exception as error:  # each library has its own types
+    except Exception as error:  # each library has its own classes
         raise ModelError(
-            f"{name}: its files make no model that works ({type(error).__name__}: "
+            f"{name}: its files do not make a working model ({type(error).__name__}: "
             f"{first_line(error)}); download the checkpoint again"
         ) from error
 
 
 @contextmanager
 def _no_huge_images(name: str) -> Iterator[None]:
-    """Keep image processors from enlarging a small image to gigabytes, in this thread."""
+    """Stop image processors from enlarging a small image to gigabytes, in this thread."""
     here = threading.get_ident()
     original = Image.Image.resize
 
@@ -87,9 +89,9 @@ def _no_huge_images(name: str) -> Iterator[None]:
         width, height = size
         if threading.get_ident() == here and width * height > _MOST_PIXELS:
             raise ModelError(
-                f"{name}: its image processor enlarges an image of {self.width}×{self.height} to "
-                f"{width:,}×{height:,}; download the checkpoint again, or correct the sizes in its "
-                "preprocessor_config.json"
+                f"{name}: its image processor enlarges an image from {self.width}×{self.height} to "
+                f"{width:,}×{height:,} pixels; download the checkpoint again, or correct the sizes "
+                "in its preprocessor_config.json"
             )
         return original(self, size, *args, **kwargs)
 

@@ -1,4 +1,4 @@
-"""A process that holds a model and encodes batches; ``embedding/pool.py`` starts it."""
+"""A process that loads a model and encodes batches; ``embedding/pool.py`` starts it."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ _PACKAGE = "llama_index_gap"
 
 @dataclass(frozen=True)
 class EncoderSettings:
-    """What the encoders of texts and of images are loaded by.
+    """Which encoders to load for texts and images, and how.
 
     Attributes:
-        model_name: of both, or of texts.
-        image_model_name: of images, where it is another.
-        loading: how they are found and loaded.
-        texts: further arguments of ``load_encoder`` for the encoder of texts.
+        model_name: the model for texts, and for images without ``image_model_name``.
+        image_model_name: the model for images, if it is another.
+        loading: how to find and load them.
+        texts: further arguments of ``load_encoder`` for the text encoder.
     """
 
     model_name: str
@@ -50,32 +50,33 @@ class EncoderSettings:
     texts: dict[str, Any] = field(default_factory=dict)
 
     def load(self) -> tuple[Encoder, Encoder]:
-        """Load the encoder of texts and that of images, which may be the same.
+        """Load the text encoder and the image encoder, which may be the same.
 
         Raises:
             ModelError: a model cannot be found or loaded.
-            ValueError: a setting does not fit the model or this machine, or the models have no
-                space in common.
+            ValueError: a setting does not fit the model or this machine, or the models do not share
+                a space.
         """
         text = image = load_encoder(self.model_name, self.loading, **self.texts)
         if self.image_model_name is not None:
-            # A revision belongs to one checkpoint.
+            # The revision belongs to the text model's checkpoint.
             settings = self.loading.model_copy(update={"revision": None})
             image = load_encoder(self.image_model_name, settings)
         if image is not text and not image.shares_text_space:
             raise InvalidValueError(
-                f"{image.name} was trained on images alone, so that texts cannot be compared with "
-                "its vectors; give it to a DualIndex as image_query_embed_model"
+                f"{image.name} was trained on images only, so its vectors cannot be compared with "
+                "those of texts; pass it to a DualIndex as image_query_embed_model"
             )
         if text.dimension != image.dimension:
             raise InvalidValueError(
-                f"{text.name} gives {text.dimension} dimensions, {image.name} {image.dimension}; "
-                "texts and images must share one space: pass two models that were trained together"
+                f"{text.name} gives {text.dimension} dimensions, {image.name} gives "
+                f"{image.dimension}, but texts and images must share one space; pass two models "
+                "that were trained together"
             )
         return text, image
 
     def on(self, device: str | None) -> EncoderSettings:
-        """The same on a device; None for the one they say."""
+        """The same settings on a device; None keeps their own device."""
         if device is None:
             return self
         loading = self.loading.model_copy(update={"device": device})
@@ -84,7 +85,7 @@ class EncoderSettings:
 
 @dataclass(frozen=True)
 class EncoderFacts:
-    """What an encoder says of itself; as the attributes of ``Encoder``."""
+    """Facts about a loaded encoder; see the attributes of ``Encoder``."""
 
     name: str
     dimension: int
@@ -93,7 +94,7 @@ class EncoderFacts:
 
     @classmethod
     def of(cls, encoder: Encoder) -> EncoderFacts:
-        """Those of a loaded encoder."""
+        """The facts of a loaded encoder."""
         return cls(encoder.name, encoder.dimension, encoder.modalities, encoder.max_text_tokens)
 
 
@@ -102,9 +103,9 @@ class LoadRequest:
     """Load the encoders; the answer is their facts.
 
     Attributes:
-        settings: what to load.
-        number: of this process, from 0.
-        count: how many processes share the machine.
+        settings: the encoders to load.
+        number: number of this process, from 0.
+        count: number of processes that share the machine.
     """
 
     settings: EncoderSettings
@@ -114,7 +115,7 @@ class LoadRequest:
 
 @dataclass(frozen=True)
 class TextsRequest:
-    """Embed n texts; the answer is an array of shape (n, dimension), and how many were cut."""
+    """Embed n texts; the answer is an array of shape (n, dimension) and the number of cut texts."""
 
     texts: list[str]
     kind: Kind
@@ -122,7 +123,7 @@ class TextsRequest:
 
 @dataclass(frozen=True)
 class LengthsRequest:
-    """Count the tokens of n texts; the answer is as that of ``Encoder.count_tokens``."""
+    """Count the tokens of n texts; the answer is that of ``Encoder.count_tokens``."""
 
     texts: list[str]
     kind: Kind
@@ -133,9 +134,9 @@ class ImagesRequest:
     """Open and embed n images; the answer is an array of shape (n, dimension).
 
     Attributes:
-        images: whatever ``open_image`` opens.
-        opening: its settings.
-        folder: where relative paths start from.
+        images: sources that ``open_image`` takes.
+        opening: settings for ``open_image``.
+        folder: the folder that relative paths start from.
     """
 
     images: Sequence[ImageSource]
@@ -148,11 +149,11 @@ Request: TypeAlias = LoadRequest | TextsRequest | LengthsRequest | ImagesRequest
 
 @dataclass
 class Answer:
-    """What a request led to.
+    """The outcome of a request.
 
     Attributes:
         value: the answer.
-        errors: instead of a value, the error and what caused it, each as pickle and in words.
+        errors: if it failed, the error and its chain of causes, each as a pickle and in words.
         logged: what the package logged meanwhile: logger, level, message.
     """
 
@@ -161,7 +162,7 @@ class Answer:
     logged: list[tuple[str, int, str]] = field(default_factory=list)
 
     def result(self) -> Any:
-        """The value; an error is raised as if it had happened here."""
+        """Return the value, or raise the error as if it had happened here."""
         if not self.errors:
             return self.value
         chain = [_unpickled(*each) for each in self.errors]
@@ -171,7 +172,7 @@ class Answer:
 
 
 def write_message(stream: IO[bytes], message: bytes) -> None:
-    """Write a message, after its length."""
+    """Write the length of a message, then the message."""
     stream.write(_LENGTH.pack(len(message)))
     stream.write(message)
     stream.flush()
@@ -181,7 +182,7 @@ def read_message(stream: IO[bytes]) -> bytes:
     """Read a message.
 
     Raises:
-        EOFError: the other side is gone.
+        EOFError: the other process has ended.
     """
     head = stream.read(_LENGTH.size)
     if len(head) == _LENGTH.size:
@@ -213,7 +214,7 @@ class _Served:
         return EncoderFacts.of(self._text), EncoderFacts.of(self._image)
 
     def begin(self, request: Request) -> list[Future[Any]]:
-        """What threads can do of a request while the model is busy with the one before."""
+        """Start decoding the images of a request while the model is busy with an earlier one."""
         if not isinstance(request, ImagesRequest):
             return []
         if request.folder is not None:
@@ -245,7 +246,7 @@ class _Served:
 
 
 class _Log(logging.Handler):
-    """Keeps what is logged until the next answer takes it along."""
+    """Keeps log records until the next answer carries them to the parent."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -259,9 +260,9 @@ class _Log(logging.Handler):
 
 
 def main() -> None:
-    """Answer requests, in their order, until whoever asks is gone."""
+    """Answer requests, in their order, until the parent has ended."""
     answers = answers_to_parent()
-    # What is skipped for that reason says so.
+    # An image that is skipped for this reason is reported anyway.
     warnings.filterwarnings("ignore", message="Image size .* decompression bomb")
     log, logger = _Log(), logging.getLogger(_PACKAGE)
     logger.addHandler(log)
@@ -271,19 +272,19 @@ def main() -> None:
     waiting: queue.SimpleQueue[tuple[Request | None, Any]] = queue.SimpleQueue()
 
     def read() -> None:
-        # At once, also in the middle of a batch: nobody waits for it any more.
+        # Runs beside the batches: when the parent is gone, the process ends in the middle of one.
         with suppress(EOFError, OSError):
             while True:
                 message = read_message(sys.stdin.buffer)
                 try:
                     request = pickle.loads(message)  # noqa: S301  # of the process that started this
                     waiting.put((request, served.begin(request)))
-                except Exception as error:  # a class that only the other process knows
+                except Exception as error:  # its pickle may need a class that only the parent has
                     waiting.put((None, error))
         os._exit(0)
 
     threading.Thread(target=read, name="read", daemon=True).start()
-    import torch  # noqa: F401  # while the first of them downloads what all of them load
+    import torch  # noqa: F401  # early: the first process may still be downloading the model
 
     while True:
         request, begun = waiting.get()
@@ -292,21 +293,21 @@ def main() -> None:
             if request is None:
                 raise begun
             answer.value = served.finish(request, begun)
-        except Exception as error:  # for whoever asked
+        except Exception as error:  # the parent raises it
             answer.errors = _pickled_chain(error)
         answer.logged = log.taken()
         write_message(answers, pickle.dumps(answer))
 
 
 def _pickled_chain(error: BaseException | None) -> list[tuple[bytes, str]]:
-    """An error and what caused it, each as pickle and in words."""
+    """An error and its chain of causes, each as a pickle and in words."""
     if error is not None:
         error.add_note(f"In another process:\n{''.join(traceback.format_exception(error))}")
     chain: list[tuple[bytes, str]] = []
     while error is not None and len(chain) < _MOST_CAUSES:
         try:
             pickled = pickle.dumps(error)
-        except Exception:  # it holds what cannot be pickled
+        except Exception:  # it holds something that cannot be pickled
             pickled = b""
         chain.append((pickled, f"{type(error).__name__}: {error}"))
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
@@ -314,8 +315,8 @@ def _pickled_chain(error: BaseException | None) -> list[tuple[bytes, str]]:
 
 
 def _unpickled(pickled: bytes, words: str) -> BaseException:
-    with suppress(Exception):  # its class needs other arguments, or is not known here
-        error = pickle.loads(pickled)  # noqa: S301  # of a process that this one started
+    with suppress(Exception):  # its class needs other arguments, or is unknown here
+        error = pickle.loads(pickled)  # noqa: S301  # from a process that this one started
         if isinstance(error, BaseException):
             return error
     return RuntimeError(words)

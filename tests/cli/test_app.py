@@ -76,7 +76,7 @@ def test_warnings_are_one_line_each(tmp_path: Path, tiny_clip: Path) -> None:
         (["index", "no", "--model", "{model}"], 1, "error: no: no such file or folder"),
         (["index", "."], 2, "a new index in gap.db needs a model"),
         (["index", ".", "--image-model", "m"], 2, "needs --model too"),
-        (["index", "{corpus}", "--model", "no/such/model"], 1, "no hub name"),
+        (["index", "{corpus}", "--model", "no/such/model"], 1, "not a hub name"),
         (["index", "{corpus}", "--model", "{model}", "--db", "no/a.db"], 1, "no folder no"),
         (["index", "{corpus}", "--model", "{other}", "--db", "{db}"], 1, "made with"),
         (["delete"], 2, "pass ids of documents, or --all"),

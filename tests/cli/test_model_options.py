@@ -85,7 +85,7 @@ def test_a_download_by_name_revision_and_cache(
 def test_errors_of_settings_are_one_line(corpus: Path, tiny_clip: Path) -> None:
     shown = gap("index", corpus, "--model", tiny_clip, "--pooling", "mean")
     assert shown.code == 1
-    assert shown.err.startswith(f"error: pooling='mean': {tiny_clip} says itself")
+    assert shown.err.startswith(f"error: pooling='mean': {tiny_clip} states its own pooling")
     assert len(shown.err.splitlines()) == 1
 
 

@@ -73,7 +73,7 @@ def test_images_that_are_gone(demo: Path, tiny_clip: Path, other_clip: Path, her
         ([], 2, "say what to change"),
         (["--image-model", "x"], 2, "needs --model too"),
         (["--dimensions", "0"], 2, "greater than or equal to 1"),
-        (["--dimensions", "99"], 1, "has 16"),
+        (["--dimensions", "99"], 1, "has only 16"),
         (["--dimensions", "8", "--name", "nope"], 1, "its indexes are: gap"),
     ],
 )

@@ -221,7 +221,7 @@ def test_a_cancelled_batch_stops(
 
     asyncio.run(gate.cancel(clip.aget_image_embedding_batch(noise_files * 40)))
     assert gate.passes == 3  # of 100
-    assert clip.get_image_embedding_batch(noise_files[:1])  # the next call is not affected
+    assert clip.get_image_embedding_batch(noise_files[:1])  # the next call works
 
 
 def test_threads_get_the_same_vectors(clip: DualEncoderEmbedding) -> None:
@@ -381,7 +381,7 @@ def test_weights_that_overflow_are_noticed(tiny_clip: Path, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"dimensions": 17}, "dimensions=17: .* has 16"),
+        ({"dimensions": 17}, "dimensions=17: .* has only 16"),
         ({"dimensions": 0}, "greater than 0"),
         ({"embed_batch_size": 0}, "greater than 0"),
         ({"max_text_tokens": 100}, "reads 1 to 77 tokens"),
@@ -427,13 +427,13 @@ def test_paths_are_taken_as_settings(tiny_clip: Path, noise_files: list[str]) ->
 
 
 def test_a_text_must_be_a_text(clip: DualEncoderEmbedding) -> None:
-    with pytest.raises(ValueError, match="None is no text; pass images to the image methods"):
+    with pytest.raises(ValueError, match="None is not a text; pass images to the image methods"):
         clip.get_text_embedding_batch(["a", None])
 
 
 def test_models_of_two_spaces_are_refused(tiny_clip: Path, tiny_siglip: Path) -> None:
     with pytest.raises(
-        ValueError, match=r"gives 16 dimensions, .* 32; texts and images must share"
+        ValueError, match=r"gives 16 dimensions, .* gives 32, but texts and images must share"
     ):
         DualEncoderEmbedding(model_name=str(tiny_clip), image_model_name=str(tiny_siglip))
 

@@ -53,7 +53,7 @@ def pooled(tiny_clip: Path) -> Iterator[DualEncoderEmbedding]:
 
 
 class OwnNode(ImageNode):
-    """Of a class that no other process knows."""
+    """An instance of a class that no other process knows."""
 
 
 OwnNode.__module__ = "__main__"
@@ -66,7 +66,7 @@ def process_ids(embedding: DualEncoderEmbedding) -> list[int]:
 
 
 def wait_until(holds: Callable[[], bool]) -> None:
-    """What another process does is seen by looking again and again."""
+    """Poll until a condition holds in another process."""
     end = time.monotonic() + PATIENCE_S
     while not holds():
         assert time.monotonic() < end, "it never came"
@@ -200,8 +200,11 @@ def test_copies_share_the_processes_and_pickles_hold_none(pooled: DualEncoderEmb
     [
         ({"workers": 0}, "greater than 0"),
         ({"devices": []}, r"devices=\[\]: name at least one"),
-        ({"devices": ["cpu"], "workers": 1}, "devices=.* and workers=1: pass one of them"),
-        ({"devices": ["cpu"], "device": "cpu"}, "devices=.* and device='cpu': pass one of them"),
+        ({"devices": ["cpu"], "workers": 1}, "devices=.* and workers=1: pass only one of them"),
+        (
+            {"devices": ["cpu"], "device": "cpu"},
+            "devices=.* and device='cpu': pass only one of them",
+        ),
     ],
 )
 def test_wrong_settings_start_nothing(
@@ -223,7 +226,7 @@ def test_without_workers_there_is_none(alone: DualEncoderEmbedding) -> None:
 def test_no_process_can_be_started(tiny_clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
 
-    with pytest.raises(EmbeddingError, match=r"no process can be started .*use fewer"):
+    with pytest.raises(EmbeddingError, match=r"cannot start a process .*use fewer"):
         DualEncoderEmbedding(model_name=tiny_clip, workers=1)
 
 
@@ -239,7 +242,7 @@ def test_async_in_two_event_loops_and_cancelled(
         np.testing.assert_allclose(found, expected, atol=1e-6)
 
     async def cancelled() -> None:
-        """While the processes stand still; the event loop goes on, and the cancelled call ends."""
+        """With the processes stopped, the event loop goes on, and the cancelled call ends."""
         pool = pooled._encoders.pool
         assert pool is not None
         for each in process_ids(pooled):
@@ -298,7 +301,7 @@ def test_the_processes_end_with_the_last_reference(monkeypatch: pytest.MonkeyPat
 
 
 class Bomb(BytesIO):
-    """Ends the process that opens it."""
+    """An image that ends the process that opens it."""
 
     def __reduce__(self) -> Any:
         return os._exit, (3,)
@@ -316,14 +319,14 @@ def test_a_batch_that_ends_every_process_is_an_error_and_closing_ends_all(
     with pytest.raises(EmbeddingError) as raised:
         embedding.get_image_embedding_batch([*noise_files, Bomb(b"12")])
 
-    assert "process 1 of 1 (on cpu) ended with code 3 in a batch of 2" in str(raised.value)
-    assert "as 2 others before it; if memory is short, use fewer" in str(raised.value)
-    assert "as 2 others" not in caplog.text  # of the batch that was in the process with it
+    assert "process 1 of 1 (on cpu) ended with code 3, in a batch of 2" in str(raised.value)
+    assert "like 2 others before it; if memory is short, use fewer" in str(raised.value)
+    assert "like 2 others" not in caplog.text  # for the batch that was in the same process
     assert len(embedding.get_image_embedding_batch(noise_files)) == 5
     before = process_ids(embedding)
     embedding.close()
     assert all(map(is_gone, before))
-    assert len(embedding.get_image_embedding_batch(noise_files)) == 5  # started again
+    assert len(embedding.get_image_embedding_batch(noise_files)) == 5  # new processes were started
     embedding.close()
 
 
@@ -340,7 +343,7 @@ def test_a_model_or_a_device_that_is_not_there_fails_at_construction(
     assert str(pooled.value) == str(alone.value)
 
 
-# Without a guard, as people write it; it kills itself where it is told to.
+# Without a guard, as users write it; it kills itself when told to.
 SCRIPT = """
 import os, signal, sys
 from llama_index.core.callbacks import CallbackManager
@@ -376,7 +379,7 @@ with DualIndex(uri, "gap", embedding) as index:
 
 
 def run_script(*arguments: object) -> tuple[int, list[str]]:
-    """Run it; gives its exit code and what it printed."""
+    """Run the script; returns its exit code and its output."""
     command = [sys.executable, "-c", SCRIPT, *map(str, arguments)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     begun, *printed = done.stdout.splitlines()
@@ -392,14 +395,14 @@ def test_a_killed_script_leaves_no_process_and_another_run_goes_on(
 ) -> None:
     uri = tmp_path / "gap.db"
 
-    # A window is 16 texts, and three may be under way to the database.
+    # A window is 16 texts, and three windows may be on their way to the database.
     killed = run_script(tiny_clip, uri, 29, int(signal.SIGKILL))
     code, (printed,) = run_script(tiny_clip, uri, -1, 0)
 
     assert killed == (-signal.SIGKILL, [])
     assert code == 0
     has_torch, unchanged, written = printed.split()
-    assert has_torch == "False"  # its model was loaded in the processes alone
+    assert has_torch == "False"  # only the processes loaded the model
     assert 16 <= int(unchanged) < 60
     assert int(unchanged) + int(written) == 60
 

@@ -103,7 +103,7 @@ def test_an_aligner_that_does_not_fit_is_refused(
     tiny_clip: Path, aligner_file: Path, tmp_path: Path
 ) -> None:
     for settings, message in (
-        ({"aligner": aligner_file, "dimensions": 8}, "of 16 dimensions, the model gives 8"),
+        ({"aligner": aligner_file, "dimensions": 8}, "of 16 dimensions, but the model gives 8"),
         ({"aligner": tmp_path / "nothing"}, "nothing: no such file"),
         ({"aligner": 3}, "aligner=3: must be an aligner, or the path of a saved one"),
     ):
@@ -124,7 +124,7 @@ def test_the_aligner_of_another_model_is_noticed(
 
     other = OffsetAligner.fit(vectors, vectors, model_name="openai/clip")
     DualEncoderEmbedding(model_name=tiny_clip, aligner=other)
-    assert "fitted on vectors of openai/clip and now moves those of" in caplog.text
+    assert "fitted on vectors of openai/clip and now moves vectors of" in caplog.text
 
 
 # --- fitted on nodes ----------------------------------------------------------------------------
@@ -158,7 +158,7 @@ def test_nodes_that_cannot_be_fitted(
         aligner_from_nodes(nodes[:5], clip)  # no images, so no pairs
     with pytest.raises(ValueError, match="0 images: at least 2"):
         aligner_from_nodes(nodes[:5], clip, CenterAligner)
-    with pytest.raises(ValueError, match="aligns already"):
+    with pytest.raises(ValueError, match="already has an aligner"):
         aligner_from_nodes(nodes, aligned)
 
 
@@ -181,7 +181,7 @@ def test_an_aligner_that_is_in_no_file_cannot_be_named(tiny_clip: Path) -> None:
     aligner = OffsetAligner.fit(np.eye(16)[:2], np.eye(16)[:2])
     stored = DualEncoderEmbedding(model_name=tiny_clip, aligner=aligner).to_dict()
 
-    with pytest.raises(ValueError, match=rf"{aligner.fingerprint} was never in a file: keep it"):
+    with pytest.raises(ValueError, match=rf"{aligner.fingerprint} was never saved; save it"):
         DualEncoderEmbedding.from_dict(stored)
 
 

@@ -1,4 +1,4 @@
-"""Downloads from an imitation of the hub, in the layouts of real repositories."""
+"""Downloads from an imitated hub, with the layouts of real repositories."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_the_preset_clip_loads_at_its_revision(hub: Hub) -> None:
 def test_pickles_are_refused_before_they_are_fetched(hub: Hub) -> None:
     with pytest.raises(
         ModelError,
-        match=rf"{CLIP}: only pickled weights \(pytorch_model\.bin\).* allow_pickle=True .*"
+        match=rf"{CLIP}: holds only pickled weights \(pytorch_model\.bin\).* allow_pickle=True .*"
         rf"--allow-pickle.* revision='{CONVERTED}' \(--revision\)",
     ):
         load(CLIP)
@@ -109,7 +109,7 @@ def test_a_second_load_fetches_nothing(hub: Hub, caplog: pytest.LogCaptureFixtur
 
 
 def test_shards_and_variants(hub: Hub) -> None:
-    """One file comes before shards, full precision before half."""
+    """One file is preferred to shards, and full precision to half."""
     files = dict(hub.repositories["openai/clip-vit-large-patch14"].revisions["main"])
     index = {"weight_map": {"a": "model-00001-of-00001.safetensors"}}
     files |= {
@@ -142,7 +142,7 @@ def test_a_download_that_breaks_off_is_taken_up_again(hub: Hub) -> None:
 
 def test_an_incomplete_download_says_so_offline(hub: Hub) -> None:
     with pytest.raises(ModelError, match="only pickled weights"):
-        load(CLIP)  # leaves the settings in the cache
+        load(CLIP)  # the settings stay in the cache
     hub.repositories[CLIP] = hub.repositories["owner/often"]
     with pytest.raises(ModelError, match=r"wait 57 seconds"):
         load(CLIP, allow_pickle=True)
@@ -152,7 +152,7 @@ def test_a_full_disk_is_seen_before_the_download(hub: Hub, monkeypatch: pytest.M
     usage = downloads.shutil._ntuple_diskusage(100, 99, 1)
     monkeypatch.setattr(downloads.shutil, "disk_usage", lambda _: usage)
     with pytest.raises(
-        ModelError, match=r"takes \S+ kB, and .* has 1 bytes left; .*--cache-folder"
+        ModelError, match=r"needs \S+ kB, but .* has only 1 bytes left; .*--cache-folder"
     ):
         load(LAION)
     assert not weights(hub, LAION)
@@ -190,7 +190,7 @@ def test_siglip_2_is_padded_on_the_right_whatever_its_tokenizer_says(hub: Hub) -
         ("owner/none", r"no such folder here, and the hub shows no such model;.*for a private one"),
         ("openai/clip-vit-base-patch23", r"did you mean 'openai/clip-vit-base-patch32'\?"),
         ("Clip", r"did you mean 'clip'\?"),
-        ("cilp", r"sentence-transformers/cilp was asked for\); did you mean 'clip'\?"),
+        ("cilp", r"looked for sentence-transformers/cilp\); did you mean 'clip'\?"),
         ("jina-m0", r"is a preset of rerankers; pass it as MultiModalRerank.*--reranker"),
         ("jinaai/jina-reranker-m0", r"is a reranker, not an encoder; .*--reranker"),
         ("cross-encoder/ms-marco-MiniLM-L6-v2", r"is a reranker, not an encoder"),
@@ -199,18 +199,18 @@ def test_siglip_2_is_padded_on_the_right_whatever_its_tokenizer_says(hub: Hub) -
             r"only adapters .*the hub has vidore/colqwen2-v1\.0-hf: pass that",
         ),
         ("llamaindex/vdr-2b-multi-v1", r"names custom_st\.Transformer.*--trust-remote-code"),
-        ("owner/own-model-type", r"'mine' is code of the model's own.*trust_remote_code=True"),
+        ("owner/own-model-type", r"'mine' needs the model's own code.*trust_remote_code=True"),
         ("jinaai/jina-embeddings-v5-omni", r"transformers \S+ does not know its model_type"),
         ("laion/CLIP-open-clip-only", r"is made for open_clip"),
         ("timm/vit_base_patch16_224", r"is made for timm"),
-        ("owner/gguf", r"holds weights for GGUF .* only"),
-        ("owner/onnx", r"holds weights for ONNX only"),
-        ("owner/empty", r"it is empty"),
+        ("owner/gguf", r"holds weights only for GGUF"),
+        ("owner/onnx", r"holds weights only for ONNX"),
+        ("owner/empty", r"is empty"),
         ("owner/data", r"is a data set on the hub, not a model"),
-        ("owner/often", r"only so many questions.*wait 57 seconds, or log in"),
-        ("owner/broken", r"the hub itself is out of order \(503\)"),
-        (f"https://huggingface.co/{CLIP}", rf"for that page of the hub pass '{CLIP}'"),
-        (VLM, r"nothing in its files says how .* pooling='last', 'mean' or 'cls' \(--pooling\)"),
+        ("owner/often", r"limits the requests from one address; wait 57 seconds, or log in"),
+        ("owner/broken", r"the hub has a fault \(503\)"),
+        (f"https://huggingface.co/{CLIP}", rf"for this page of the hub, pass '{CLIP}'"),
+        (VLM, r"its files do not state how .* pooling='last', 'mean' or 'cls' \(--pooling\)"),
     ],
 )
 def test_what_cannot_be_an_encoder(hub: Hub, name: str, message: str) -> None:
@@ -230,7 +230,7 @@ def test_what_cannot_be_an_encoder(hub: Hub, name: str, message: str) -> None:
         (LAION, r"is an encoder, not a reranker"),
         ("facebook/dinov2-base", r"is an encoder, not a reranker"),
         ("vidore/colqwen2-v1.0", r"only adapters .*colqwen2-v1\.0-hf"),
-        ("jinaai/jina-reranker-v3", r"no reranker that can be loaded.*its own code"),
+        ("jinaai/jina-reranker-v3", r"cannot be loaded as a reranker.*its own code"),
     ],
 )
 def test_what_cannot_be_a_reranker(hub: Hub, name: str, message: str) -> None:
@@ -252,7 +252,7 @@ def test_a_revision_that_is_not_there(hub: Hub) -> None:
 
 def test_who_is_logged_in_is_told_otherwise(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
-    with pytest.raises(ModelError, match=r"your account is not let in yet") as gated:
+    with pytest.raises(ModelError, match=r"your account has no access yet") as gated:
         load(GATED)
     with pytest.raises(ModelError, match=r"your account may not see it if it is private"):
         load("owner/none")
@@ -262,7 +262,7 @@ def test_who_is_logged_in_is_told_otherwise(hub: Hub, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (httpx.ProxyError("407 http://me:secret@proxy:80"), r"the proxy of HTTPS_PROXY"),
+        (httpx.ProxyError("407 http://me:secret@proxy:80"), r"the proxy in HTTPS_PROXY"),
         (httpx.ConnectError("[SSL: CERTIFICATE_VERIFY_FAILED]"), r"certificate is not trusted"),
         (httpx.ReadTimeout("timed out"), r"cannot be reached \(it did not answer in time\)"),
         (httpx.ConnectError("[Errno -2] Name or service"), r"cannot be reached \(\[Errno -2\]"),
@@ -286,7 +286,7 @@ def test_offline(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     load(LAION)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert load(LAION, local_files_only=True).dimension == 16
-    with pytest.raises(ModelError, match=r"local_files_only=True asks no hub"):
+    with pytest.raises(ModelError, match=r"local_files_only=True forbids downloads"):
         load(JINA, local_files_only=True)
 
 
@@ -295,7 +295,7 @@ def test_offline_mode_is_named_with_the_way_out_of_it(
 ) -> None:
     load(LAION)
     with pytest.raises(ModelError, match="only pickled weights"):
-        load(CLIP)  # leaves the settings in the cache
+        load(CLIP)  # the settings stay in the cache
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert load(LAION).dimension == 16
     offline = r"HF_HUB_OFFLINE .* is set, .*: unset it to download the model"
@@ -307,7 +307,7 @@ def test_offline_mode_is_named_with_the_way_out_of_it(
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "pointer of Git LFS.*pull"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "Git LFS pointer.*pull"),
         (b"<!DOCTYPE html><title>Sign in</title>", "a web page was saved in its place; download"),
         (b"", "it is empty; download it again"),
         (b"\x01\x02\x03", "; download it again"),
@@ -347,7 +347,7 @@ def test_pooling_is_given_where_the_checkpoint_leaves_it_open(hub: Hub) -> None:
 
 @pytest.mark.parametrize("name", [LAION, JINA, "dinov2", "nomic"])
 def test_pooling_is_refused_where_the_checkpoint_says_it(hub: Hub, name: str) -> None:
-    with pytest.raises(ValueError, match=r"pooling='last': .* says itself how it makes a vector"):
+    with pytest.raises(ValueError, match=r"pooling='last': .* states its own pooling"):
         load(name, pooling="last")
 
 

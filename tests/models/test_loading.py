@@ -1,8 +1,9 @@
-"""From a name to the right model, out of folders and out of the hub's download cache."""
+"""Names lead to the right models, from folders and from the hub's download cache."""
 
 import json
 import logging
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from on_cpu import on_cpu
 from paths import PARITY
 from tiny_rerankers import make_tiny_bert_reranker
 
+from llama_index_gap import progress
 from llama_index_gap.models import ModelError, load_encoder, load_scorer
 from llama_index_gap.models.encoders.clip import ClipEncoder
 from llama_index_gap.models.encoders.jina_clip import JinaClipEncoder
@@ -20,6 +22,7 @@ from llama_index_gap.models.loading import _warn_of_licence
 from llama_index_gap.models.rerankers.cross_encoder import CrossEncoderScorer
 from llama_index_gap.models.rerankers.jina_reranker import JinaRerankerScorer
 from llama_index_gap.models.rerankers.late_interaction import LateInteractionScorer
+from llama_index_gap.progress import in_lines
 
 JINA = PARITY / "jina_clip_tiny"
 NOMIC_VISION = PARITY / "nomic_vision_tiny"
@@ -48,7 +51,7 @@ def nomic_text(tmp_path):
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch, nomic_text):
-    """The tiny checkpoints as downloads of the real ones, and no hub within reach."""
+    """The tiny checkpoints stand in for downloads of the real ones; the hub cannot be reached."""
 
     def unreachable(*_, **__):
         raise ConnectionError
@@ -70,7 +73,7 @@ def hub(tmp_path, monkeypatch, nomic_text):
 
 @pytest.fixture
 def warnings(caplog):
-    """What is logged; licences that other tests warned of are forgotten."""
+    """The logged warnings; earlier warnings about licences are forgotten."""
     _warn_of_licence.cache_clear()
     caplog.set_level(logging.WARNING, "llama_index_gap")
     return lambda: [record.getMessage() for record in caplog.records]
@@ -92,9 +95,23 @@ def test_families(nomic_text, tiny_clip, tiny_siglip):
     assert (text.modalities, vision.modalities) == ({"text"}, {"image"})
 
 
+@pytest.mark.parametrize(("load", "name"), [(load, JINA), (load_m0, M0)], ids=["encoder", "scorer"])
+def test_a_long_load_says_so_where_somebody_watches(load, name, monkeypatch, capsys):
+    monkeypatch.setattr(progress, "FIRST_SECONDS", 0.001)
+    monkeypatch.setattr(progress, "EVERY_SECONDS", 0.0)
+    for trial in ("try_encoder", "try_scorer"):
+        monkeypatch.setattr(f"llama_index_gap.models.loading.{trial}", lambda _: time.sleep(0.5))
+
+    load(name)
+    assert capsys.readouterr().err == ""
+    with in_lines():
+        load(name)
+    assert f"Loading {name} after " in capsys.readouterr().err
+
+
 def test_unknown_families_are_left_to_sentence_transformers(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "unheard-of"}')
-    with pytest.raises(ModelError, match=r"sentence-transformers cannot load it"):
+    with pytest.raises(ModelError, match=r"transformers \S+ does not know its model_type"):
         load(tmp_path)
 
 
@@ -149,7 +166,7 @@ def test_a_path_is_a_folder_not_a_preset(tmp_path, monkeypatch, nomic_text):
 
 def test_a_revision_belongs_to_one_checkpoint(hub):
     assert load("jina", cache_folder=hub, revision="main").dimension == 64
-    with pytest.raises(ValueError, match=r"revision='main': nomic is made of .* load the two by"):
+    with pytest.raises(ValueError, match=r"revision='main': nomic consists of .* load the two by"):
         load("nomic", cache_folder=hub, revision="main")
 
 
@@ -215,7 +232,9 @@ def test_an_encoder_is_no_scorer(tmp_path):
         load_m0("jina")
     for architectures in (["JinaCLIPModel"], None):
         (tmp_path / "config.json").write_text(json.dumps({"architectures": architectures}))
-        with pytest.raises(ModelError, match=r"no reranker .* and known are JinaVLForRanking"):
+        with pytest.raises(
+            ModelError, match=r"cannot be loaded as a reranker.* Known are JinaVLForRanking"
+        ):
             load_m0(tmp_path)
 
 

@@ -30,7 +30,7 @@ def test_scorers():
 
 
 def test_revisions():
-    """Only commits that were seen to load; a name without one is loaded at its newest."""
+    """Only commits that are known to load; a name without a commit loads the newest."""
     clip = PRESETS["clip"]
     assert clip.revisions == {
         "openai/clip-vit-base-patch32": "c237dc49a33fc61debc9276459120b7eac67e7ef"

@@ -161,7 +161,7 @@ def test_a_fifo_is_skipped_and_hangs_nothing(name: str, tmp_path: Path) -> None:
     corpus = read_corpus(tmp_path)
 
     assert len(corpus.image_nodes) == 1
-    assert corpus.skipped == [Skipped(name, "is no regular file")]
+    assert corpus.skipped == [Skipped(name, "is not a regular file")]
 
 
 @pytest.mark.parametrize("name", ["page.md", "a.txt"])
@@ -176,7 +176,10 @@ def test_a_text_outside_is_skipped_and_one_inside_is_followed(name: str, tmp_pat
     corpus = read_corpus(folder)
 
     assert corpus.skipped == [
-        Skipped(name, f"lies outside root={folder}; only files below it are opened, links followed")
+        Skipped(
+            name,
+            f"lies outside root={folder} once links are followed; only files below it are opened",
+        )
     ]
     assert not any("password" in node.get_content() for node in corpus.nodes)
     within = read_corpus(folder, root=tmp_path)

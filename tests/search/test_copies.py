@@ -92,7 +92,7 @@ def test_pickling_says_what_to_do(index: DualIndex) -> None:
         retriever.as_tool(),
         index.as_query_engine(MockLLM(), multimodal=False),
     ):
-        with pytest.raises(GapError, match=r"cannot be pickled; open the index anew") as raised:
+        with pytest.raises(GapError, match=r"cannot be pickled; open the index again") as raised:
             pickle.dumps(each)
         assert isinstance(raised.value, TypeError)
 

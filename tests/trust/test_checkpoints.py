@@ -160,7 +160,7 @@ def test_an_edge_that_pretends_to_be_a_number_of_pixels_is_bounded(
     change(folder / "preprocessor_config.json", "size", {"shortest_edge": 10**6})
     change(folder / "preprocessor_config.json", "merge_size", 2)
 
-    assert "enlarges an image of 64×64" in refused(folder)
+    assert "enlarges an image from 64×64" in refused(folder)
 
 
 # --- files --------------------------------------------------------------------------------------
@@ -214,7 +214,7 @@ def test_shards_lie_in_the_folder(
     (folder / "model.safetensors").rename(tmp_path / "outside.safetensors")
     change(folder / "model.safetensors.index.json", "weight_map", {"a": shard})
 
-    assert "names the weights" in refused(folder)
+    assert "but weights must be" in refused(folder)
 
 
 @pytest.mark.parametrize("path", ["../clip", "/etc", 5, None])
@@ -233,7 +233,7 @@ def test_the_pickle_of_a_module_is_read_only_when_asked(copies: Callable[[str], 
     weights = {"linear.weight": torch.eye(16), "linear.bias": torch.ones(16)}
     torch.save(weights, folder / "1_Dense" / "pytorch_model.bin")
 
-    assert "1_Dense/pytorch_model.bin holds weights in pickle format" in refused(folder)
+    assert "1_Dense/pytorch_model.bin holds pickled weights" in refused(folder)
 
 
 @pytest.mark.parametrize("file", ["modules.json", "README.md", "tokenizer.json", "vocab.txt"])
@@ -242,7 +242,7 @@ def test_a_pipe_does_not_hang_the_loader(copies: Callable[[str], Path], file: st
     (folder / file).unlink(missing_ok=True)
     os.mkfifo(folder / file)
 
-    assert f"{file} is no regular file" in refused(folder)
+    assert f"{file} is not a regular file" in refused(folder)
 
 
 @pytest.mark.parametrize(
@@ -279,7 +279,7 @@ def test_nothing_else_is_fetched_from_the_hub(
     folder = copies("clip")
     change(folder / file, key, "somebody/kernel")
 
-    assert "which loads more than this checkpoint from the hub" in refused(folder)
+    assert "which loads more from the hub than this checkpoint" in refused(folder)
 
 
 # --- chat templates -----------------------------------------------------------------------------
@@ -368,12 +368,14 @@ def test_a_stored_hub_name_is_asked_for_unless_prevented(
     assert requests  # otherwise the rest of this test would show nothing
     requests.clear()
 
-    with pytest.raises(ModelError, match=r"somebody/model: .* local_files_only=True asks no hub"):
+    with pytest.raises(
+        ModelError, match=r"somebody/model: .* local_files_only=True forbids downloads"
+    ):
         DualIndex(uri, local_files_only=True)
     for command in (["search", "a"], ["measure"], ["delete", "a"], ["index", "."]):
         result = CliRunner().invoke(app, [*command, "--db", uri, "--local-files-only"])
         assert isinstance(result.exception, GapError | OSError)
-    with pytest.raises(ModelError, match="asks no hub"):
+    with pytest.raises(ModelError, match="forbids downloads"):
         MultiModalRerank(model="somebody/reranker", local_files_only=True)
     with pytest.raises(ValueError, match="made with"):
         DualIndex(uri, embed_model=DualEncoderEmbedding(model_name=tiny_clip))
@@ -447,7 +449,7 @@ def test_a_hostile_data_set_is_an_error(tmp_path: Path, file: str, content: str 
 def test_queries_from_a_pipe_do_not_hang(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "queries.jsonl")
 
-    with pytest.raises(DatasetError, match="is no regular file"):
+    with pytest.raises(DatasetError, match="is not a regular file"):
         read_queries(tmp_path / "queries.jsonl")
 
 

@@ -154,7 +154,7 @@ def test_links_and_folders_do_not_lead_out_of_the_corpus(tmp_path: Path) -> None
 
     assert corpus.document_ids == ["good.pdf"]
     assert "link.pdf: lies outside root=" in reasons(corpus)
-    assert "pipe.pdf: is no regular file" in reasons(corpus)
+    assert "pipe.pdf: is not a regular file" in reasons(corpus)
 
 
 def test_a_file_in_the_place_of_the_one_that_was_checked_is_not_read(tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ def test_an_index_cannot_make_its_models_run_code(
         uri, MODELS_PROPERTY, json.dumps({"text": harmless, "image": None, role: hostile})
     )
 
-    with pytest.raises(ModelError, match=r"third-party code|not run unless you ask"):
+    with pytest.raises(ModelError, match=r"third-party code|does not run by default"):
         DualIndex(uri)
     for command in (
         ["search", "a bicycle"],

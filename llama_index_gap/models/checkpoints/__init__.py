@@ -1,1 +1,1 @@
-"""Reading checkpoints: files, weights, tokenizers."""
+"""Reads checkpoints: files, weights, tokenizers."""

@@ -1,4 +1,4 @@
-"""Finding a checkpoint's files, and refusing to load only part of them."""
+"""Finds a checkpoint's files, and detects weights that do not fit its model."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from llama_index_gap.model_settings import LoadingSettings
 from llama_index_gap.models.base import ModelError
 
 _LICENCE = re.compile(r"^license:[ \t]*([\"']?)(\w[\w.,+() -]{0,99}?)\1[ \t]*(#.*)?$", re.MULTILINE)
-_MOST_FRONT_MATTER = 2**22  # characters; results of benchmarks stand there, too
-_MOST_SAID = 300
+_MOST_FRONT_MATTER = 2**22  # characters; it may also hold results of benchmarks
+_LONGEST_LINE = 300
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _HUB_PAGE = re.compile(
     r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)(?:/.*)?"
@@ -30,7 +30,7 @@ class Checkpoint:
 
     Attributes:
         name: the hub name or folder, as the user wrote it.
-        folder: where the files lie.
+        folder: the folder that holds the files.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Checkpoint:
         """One of the checkpoint's JSON files.
 
         Raises:
-            ModelError: it is not there, or holds no JSON object.
+            ModelError: the file is missing, or holds no JSON object.
         """
         path = self.folder / file
         if not path.is_file():
@@ -75,13 +75,13 @@ class Checkpoint:
 
     @cached_property
     def licence(self) -> str | None:
-        """What the model card's front matter says under ``license``; None if it says nothing."""
+        """The ``license`` in the model card's front matter; None if it names none."""
         card = self.folder / "README.md"
         if not card.is_file():
             return None
         with card.open(encoding="utf-8", errors="replace") as file:
             front = file.read(_MOST_FRONT_MATTER).partition("\n---")[0]
-        # Not parsed as YAML, in which a few lines may stand for billions.
+        # Not parsed as YAML: a few lines of YAML may expand to billions.
         found = _LICENCE.search(front) if front.startswith("---\n") else None
         return found[2] if found else None
 
@@ -91,19 +91,19 @@ def find_checkpoint(
     settings: LoadingSettings | None = None,
     check: Callable[[Checkpoint], None] | None = None,
 ) -> Checkpoint:
-    """Find a checkpoint in a local folder or on the hub; without the hub, in the download cache.
+    """Find a checkpoint in a local folder, on the hub, or in the download cache if offline.
 
     Args:
-        name: a folder, or a hub name; a name without an owner belongs to ``sentence-transformers``.
-            A ``Path`` is a folder.
-        settings: how to find it. The checkpoint's own Python code, and weights in pickle format,
-            which can carry code, are downloaded only where these allow it.
-        check: judges the checkpoint by its settings, before weights are downloaded; with it a
-            folder is judged, too.
+        name: a folder or a hub name; a ``Path`` is always a folder. A hub name without an owner
+            belongs to ``sentence-transformers``.
+        settings: how to find it. The checkpoint's own Python code, and pickled weights, which can
+            carry code, are downloaded only if these settings allow it.
+        check: judges the checkpoint, a folder too, by its configuration, before any weights are
+            downloaded.
 
     Raises:
-        ModelError: no such folder, no such model, no hub within reach, or no files that make a
-            model that may be loaded.
+        ModelError: the folder or model does not exist, the hub cannot be reached, or the files make
+            no model that may be loaded.
     """
     from llama_index_gap.models.checkpoints import hub
 
@@ -116,32 +116,32 @@ def find_checkpoint(
         return checkpoint
     if folder.exists():
         held = (folder.parent / "config.json").is_file()
-        way = f"pass {folder.parent}" if held else "pass such a folder, or a name on the hub"
-        raise ModelError(f"{name} is a file; a model is a folder that holds config.json: {way}")
+        way = f"pass {folder.parent}" if held else "pass such a folder, or a hub name"
+        raise ModelError(f"{name} is a file, but a model is a folder that holds config.json; {way}")
     if isinstance(name, Path):
         raise ModelError(f"{name}: no such folder; pass a hub name as text")
     if not _HUB_NAME.fullmatch(name):
         page = _HUB_PAGE.fullmatch(name)
-        hint = f"; for that page of the hub pass {page[1]!r}" if page else ""
-        raise ModelError(f"{name}: no such folder, and no hub name (owner/name){hint}")
+        hint = f"; for this page of the hub, pass {page[1]!r}" if page else ""
+        raise ModelError(f"{name}: no such folder, and not a hub name (owner/name){hint}")
     return Checkpoint(name, hub.download(name, settings, check))
 
 
 @dataclass
 class LoadReport:
-    """What transformers could not match between a checkpoint and its model."""
+    """Weights that transformers could not match between a checkpoint and its model."""
 
     missing: set[str] = field(default_factory=set)
     unexpected: set[str] = field(default_factory=set)
     mismatched: set[str] = field(default_factory=set)
 
     def raise_if_incomplete(self, name: str, *, pooler_unused: bool = False) -> None:
-        """Refuse a model that is not the one in the files.
+        """Reject a model whose weights do not match the files.
 
         Args:
             name: the checkpoint, for the message.
-            pooler_unused: the vectors are pooled from the token vectors, so that BERT's pooler,
-                which many such checkpoints leave out, plays no part.
+            pooler_unused: whether vectors are pooled from token vectors, so that BERT's pooler,
+                which many such checkpoints omit, may be missing.
 
         Raises:
             ModelError: weights are missing, unexpected or wrongly shaped; lists them.
@@ -156,16 +156,16 @@ class LoadReport:
             "unexpected": unexpected,
             "wrongly shaped": self.mismatched,
         }
-        problems = [f"{what}: {list_some(keys)}" for what, keys in found.items() if keys]
+        problems = [f"{problem}: {list_some(keys)}" for problem, keys in found.items() if keys]
         if problems:
             raise ModelError(
-                f"{name}: its weights do not fit its config.json, so it would compute something "
-                f"else than it was trained for; {'; '.join(problems)}"
+                f"{name}: its weights do not fit its config.json, so its results would be wrong; "
+                f"{'; '.join(problems)}"
             )
 
 
 def list_some(keys: set[str], limit: int = 10) -> str:
-    """Some of the names in alphabetical order, and how many more there are."""
+    """The first names in alphabetical order, and how many more there are."""
     shown = ", ".join(sorted(keys)[:limit])
     return shown if len(keys) <= limit else f"{shown} and {len(keys) - limit} more"
 
@@ -175,11 +175,11 @@ _LOADING = threading.Lock()
 
 @contextmanager
 def load_report() -> Iterator[LoadReport]:
-    """Collect what transformers leaves unmatched while this thread loads models.
+    """Collect the weights that transformers cannot match while this thread loads models.
 
-    transformers only logs it and goes on with random weights; libraries that load through it do
-    not pass its own report (``output_loading_info``) on. So ``from_pretrained`` is asked for the
-    report here, and other threads' loads go through unchanged.
+    transformers only logs them and continues with random weights, and libraries on top of it do not
+    pass on its report (``output_loading_info``). So ``from_pretrained`` is patched to ask for the
+    report in this thread; loads in other threads are unchanged.
     """
     from transformers import PreTrainedModel
 
@@ -202,7 +202,7 @@ def load_report() -> Iterator[LoadReport]:
         }
         return (model, info) if wanted else model
 
-    with _LOADING, quiet_transformers():  # what it would log is in the report
+    with _LOADING, quiet_transformers():  # the report has what transformers would log
         setattr(PreTrainedModel, "from_pretrained", classmethod(from_pretrained))  # noqa: B010
         try:
             yield report
@@ -212,7 +212,7 @@ def load_report() -> Iterator[LoadReport]:
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Keep transformers from logging and drawing progress bars (of a second or less)."""
+    """Stop transformers from logging and showing progress bars of its own."""
     import transformers.utils.logging
 
     logging: Any = transformers.utils.logging  # has no types
@@ -229,18 +229,18 @@ def quiet_transformers() -> Iterator[None]:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says first, with the next line where that only announces it; or its type."""
+    """The first line of an error's message, with the next one after a colon; or its class."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    said = " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1])
-    return said[:_MOST_SAID] or type(error).__name__
+    message = " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1])
+    return message[:_LONGEST_LINE] or type(error).__name__
 
 
 def why_unreadable(path: Path, error: BaseException) -> str:
-    """Why a file of a checkpoint cannot be read, and the way out.
+    """Say why a file of a checkpoint cannot be read, and the way out.
 
     Args:
-        path: of the file.
-        error: what a library said of it.
+        path: path of the file.
+        error: raised by the library that read it.
     """
     try:
         with path.open("rb") as file:
@@ -249,8 +249,8 @@ def why_unreadable(path: Path, error: BaseException) -> str:
         return f"{first_line(error)}; download it again"
     if begins.startswith(b"version https://git-lfs"):
         return (
-            "it is only a pointer of Git LFS, as a clone without LFS leaves it; run 'git lfs pull' "
-            "in the folder, or pass the model's name on the hub"
+            "it is only a Git LFS pointer, left by a clone without LFS; run 'git lfs pull' in the "
+            "folder, or pass the model's hub name"
         )
     if begins.startswith((b"<!doctype", b"<html")):
         return "a web page was saved in its place; download the file itself"

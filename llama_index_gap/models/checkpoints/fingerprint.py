@@ -1,4 +1,4 @@
-"""What a checkpoint is, whatever its name and wherever it lies."""
+"""Identifies a checkpoint by its content, whatever its name and folder."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ _BLOB = re.compile(r"[0-9a-f]{64}")
 
 
 def fingerprint(checkpoint: Checkpoint) -> str:
-    """A hash of the files that decide what a model computes: weights, settings, vocabulary.
+    """Hash the files that decide what a model computes: weights, settings, vocabulary.
 
-    It reads them all. Large files of the hub's download cache are named by their hash, and are not
-    read.
+    All files are read, except large files in the hub's download cache: their names are their
+    hashes.
 
     Args:
-        checkpoint: where the files lie.
+        checkpoint: has the files.
 
     Raises:
         ModelError: a file cannot be read.

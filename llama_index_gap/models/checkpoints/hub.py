@@ -1,4 +1,4 @@
-"""Downloads from the model hub: what is needed and nothing else, judged before it is fetched."""
+"""Downloads models from the hub: checks the list of files, then fetches only those it needs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from llama_index_gap.models.checkpoints.layout import (
 
 logger = logging.getLogger(__name__)
 
-_TIMEOUT = 10  # seconds for the first question
+_TIMEOUT = 10  # seconds for the first request
 _LEVELS = ("*", "*/*", "*/*/*")
 
 
@@ -36,15 +36,15 @@ class _IncompleteError(ModelError):
 
 
 def check_folder(checkpoint: Checkpoint, settings: LoadingSettings, check: Check) -> None:
-    """Refuse a folder that holds no model that may be loaded.
+    """Reject a folder without a model that may be loaded.
 
     Args:
         checkpoint: the folder.
         settings: what the caller allows.
-        check: judges the checkpoint by its settings.
+        check: judges the checkpoint by its configuration.
 
     Raises:
-        ModelError: says what there is instead, and the way out.
+        ModelError: says what the folder holds instead, and the way out.
     """
     _judged(_files_in(checkpoint.folder), checkpoint, settings, check)
 
@@ -52,7 +52,7 @@ def check_folder(checkpoint: Checkpoint, settings: LoadingSettings, check: Check
 def _judged(
     files: Sequence[str], checkpoint: Checkpoint, settings: LoadingSettings, check: Check | None
 ) -> list[str]:
-    """The files that are needed, of a checkpoint that may be loaded."""
+    """Reject a checkpoint that may not be loaded, else return the files that it needs."""
     refuse_other_libraries(files, checkpoint)
     if check is not None:
         check(checkpoint)
@@ -60,15 +60,15 @@ def _judged(
 
 
 def download(name: str, settings: LoadingSettings, check: Check | None) -> Path:
-    """The folder of a hub model, its files downloaded where they are not there yet.
+    """The folder of a hub model; files that are not in the download cache are downloaded.
 
     Args:
-        name: on the hub; without an owner it belongs to ``sentence-transformers``.
+        name: name on the hub; without an owner, ``sentence-transformers`` is the owner.
         settings: how to find it, and what the caller allows.
-        check: judges the checkpoint by its settings, before weights are downloaded.
+        check: judges the checkpoint by its configuration, before weights are downloaded.
 
     Raises:
-        ModelError: no such model, no way to it, or no files that make a model that may be loaded.
+        ModelError: the model does not exist, cannot be reached, or may not be loaded.
     """
     repo = name if "/" in name else f"sentence-transformers/{name}"
     if settings.local_files_only:
@@ -76,15 +76,15 @@ def download(name: str, settings: LoadingSettings, check: Check | None) -> Path:
         if cached is None:
             raise ModelError(
                 f"{name}: not a folder here, not in the download cache, and local_files_only=True "
-                "asks no hub; pass the folder of a downloaded model, or see what runs offline "
-                "with: llama-gap demo"
+                "forbids downloads; pass the folder of a downloaded model, or try a demo that runs "
+                "offline: llama-gap demo"
             )
         return cached
     try:
         return _fetch(name, repo, settings, check)
     except GapError:
         raise
-    except Exception as error:  # the types of a lost connection belong to the hub's transport
+    except Exception as error:  # the hub's transport has its own classes for lost connections
         begun = False
         if not is_of_disk(error):
             try:
@@ -98,8 +98,8 @@ def download(name: str, settings: LoadingSettings, check: Check | None) -> Path:
 def _fetch(name: str, repo: str, settings: LoadingSettings, check: Check | None) -> Path:
     from huggingface_hub import HfApi, snapshot_download, try_to_load_from_cache
 
-    # One question with a short time-out first: without it, a machine without network
-    # spends more than a minute in retries before it says so.
+    # First one request with a short timeout: otherwise a machine without network would retry for
+    # more than a minute before it fails.
     info = HfApi().model_info(
         repo, revision=settings.revision, timeout=_TIMEOUT, files_metadata=True
     )
@@ -122,7 +122,7 @@ def _fetch(name: str, repo: str, settings: LoadingSettings, check: Check | None)
         wanted = _judged(list(sizes), checkpoint, settings, check)
     except OnlyAdaptersError as error:
         if merged := _merged(repo):
-            raise ModelError(f"{error}; the hub has {merged}: pass that") from error
+            raise ModelError(f"{error}; the hub has {merged}: pass that name") from error
         raise
     if not (new := missing(wanted)):
         return folder
@@ -133,7 +133,7 @@ def _fetch(name: str, repo: str, settings: LoadingSettings, check: Check | None)
 
 
 def _merged(repo: str) -> str | None:
-    """The repository where transformers' own conversion of adapters is kept, if the hub has it."""
+    """The repository with transformers' own conversion of the adapters, if the hub has it."""
     from huggingface_hub import HfApi
 
     with suppress(Exception):  # only a hint
@@ -143,13 +143,13 @@ def _merged(repo: str) -> str | None:
 
 
 def _cached(name: str, repo: str, settings: LoadingSettings, check: Check | None) -> Path | None:
-    """What an earlier download left; None if there was none."""
+    """The folder of an earlier download; None if there was none."""
     import huggingface_hub
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     place: dict[str, Any] = {"revision": settings.revision, "cache_dir": settings.cache_folder}
     try:
-        # With a pattern that nothing has, so that files which were never wanted are not missed.
+        # A pattern that matches no file, so that unneeded files do not count as missing.
         folder = Path(
             huggingface_hub.snapshot_download(
                 repo, local_files_only=True, allow_patterns=[""], **place
@@ -160,16 +160,16 @@ def _cached(name: str, repo: str, settings: LoadingSettings, check: Check | None
     if check is None:
         return folder
     checkpoint, names = Checkpoint(name, folder), _files_in(folder)
-    listing = getattr(huggingface_hub, "get_cached_repo_tree", None)  # newer versions have it
+    listing = getattr(huggingface_hub, "get_cached_repo_tree", None)  # only newer versions have it
     try:
         listed = [each.path for each in listing(repo, **place)] if listing else []
-    except Exception:  # its own type says that there is no listing
+    except Exception:  # raises its own class if there is no listing
         listed = []
     if listed and all(file in names for file in listed if is_setting(file)):
         absent = set(needed_files(listed, checkpoint, settings)) - set(names)
         if absent:
             raise _IncompleteError(
-                f"{name}: its download is not complete ({list_some(absent, 3)} missing); run the "
+                f"{name}: its download is incomplete ({list_some(absent, 3)} missing); run the "
                 "same again without local_files_only=True (--local-files-only)"
             )
     _judged(names, checkpoint, settings, check)
@@ -177,7 +177,7 @@ def _cached(name: str, repo: str, settings: LoadingSettings, check: Check | None
 
 
 def in_words(size: int) -> str:
-    """A number of bytes as people say it."""
+    """A number of bytes in words, such as ``1.75 GB``."""
     for unit, amount in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
         if size >= amount:
             return f"{size / amount:.3g} {unit}"
@@ -188,19 +188,19 @@ def _check_space(name: str, size: int, folder: Path) -> None:
     free = shutil.disk_usage(folder).free
     if size > free:
         raise ModelError(
-            f"{name}: its download takes {in_words(size)}, and {folder.parents[2]} has "
+            f"{name}: its download needs {in_words(size)}, but {folder.parents[2]} has only "
             f"{in_words(free)} left; free some space, or choose another place with cache_folder= "
             "(--cache-folder) or the environment variable HF_HOME"
         )
 
 
 def _exactly(files: Sequence[str]) -> list[str]:
-    """Patterns that mean these files and no others; there must be one, or all would be meant."""
+    """Patterns that match exactly these files; an empty list would match all files."""
     return [glob.escape(file) for file in files] or [""]
 
 
 def _files_in(folder: Path) -> list[str]:
-    """The files of a folder; below it only where it says that it holds a model."""
+    """The files in a folder; also those in its subfolders if the folder holds a model."""
     holds_model = any((folder / name).is_file() for name in ("config.json", MODULES))
     return [
         path.relative_to(folder).as_posix()
@@ -212,7 +212,7 @@ def _files_in(folder: Path) -> list[str]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No progress bar for a few small files."""
+    """Show no progress bar for a few small files."""
     import huggingface_hub.utils
 
     bars: Any = huggingface_hub.utils  # has no types

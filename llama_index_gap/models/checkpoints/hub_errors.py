@@ -1,4 +1,4 @@
-"""What the model hub answers, in sentences that say what to do."""
+"""Explains errors of the model hub, and says what to do."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from llama_index_gap.models.checkpoints.checkpoint import first_line
 from llama_index_gap.models.presets import PRESETS, SCORER_PRESETS
 
 _LOG_IN = "log in with 'hf auth login', or set HF_TOKEN"
-_OF_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
-_OFFLINE = "pass the folder of a downloaded model, or see what runs offline with: llama-gap demo"
+_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
+_OFFLINE = "pass the folder of a downloaded model, or try a demo that runs offline: llama-gap demo"
 
 
 def explain(
     error: Exception, name: str, repo: str, settings: LoadingSettings, *, begun: bool = False
 ) -> str:
-    """One line for users: what went wrong, and the way out.
+    """Say in one line what went wrong, and the way out.
 
     Args:
-        error: what the hub's library raised.
+        error: raised by the hub's library.
         name: the model, as the user wrote it.
-        repo: the same with its owner.
-        settings: how it was to be found.
-        begun: whether a part of it is in the download cache.
+        repo: the model with its owner.
+        settings: how to find it.
+        begun: whether the download cache holds a part of it.
     """
     chain = list(_chain(error))
     kinds = {each.__name__ for one in chain for each in type(one).__mro__}
-    response = getattr(_of_response(chain), "response", None)
+    response = getattr(_with_response(chain), "response", None)
     status = getattr(response, "status_code", None)
     page = f"https://huggingface.co/{repo}"
     if "GatedRepoError" in kinds:
@@ -42,54 +42,55 @@ def explain(
     if "RevisionNotFoundError" in kinds:
         return _no_revision(name, repo, settings.revision)
     bad_token = "Invalid credentials" in getattr(response, "headers", {}).get("x-error-message", "")
-    # The hub answers 401 for what is not there, too, since it does not tell what is private.
+    # The hub answers 401 for unknown models too, so as not to reveal which ones are private.
     if "RepositoryNotFoundError" in kinds or (status == 401 and not bad_token):
         return _no_model(name, repo)
     if status == 401:
         return (
-            f"{name}: the hub does not know your token; {_LOG_IN} anew, or unset HF_TOKEN and log "
-            "out with 'hf auth logout' if the model is public"
+            f"{name}: the hub does not know your token; set a valid one ('hf auth login', or "
+            "HF_TOKEN), or, if the model is public, none ('hf auth logout', and unset HF_TOKEN)"
         )
     if status == 403:
         return (
-            f"{name}: the hub forbids it ({first_line(_of_response(chain))}); your token may lack "
-            f"the right to read this model: give it that right, or {_LOG_IN} with another"
+            f"{name}: the hub denies access ({first_line(_with_response(chain))}); your token may "
+            "lack the right to read this model: give it that right, or set another token ('hf auth "
+            "login', or HF_TOKEN)"
         )
     if status == 429:
         return f"{name}: {_too_often(response)}"
     if status is not None and status >= 500:
         return (
-            f"{name}: the hub itself is out of order ({status}); try again later "
+            f"{name}: the hub has a fault ({status}); try again later "
             "(https://status.huggingface.co), or pass the folder of a downloaded model"
         )
     for one in chain:
         if isinstance(one, OSError) and one.errno in {errno.ENOSPC, errno.EDQUOT}:
             return (
                 f"{name}: the disk is full; free some space, or choose another place with "
-                "cache_folder= (--cache-folder) or the environment variable HF_HOME, then run the "
-                "same again: what is there already stays"
+                "cache_folder= (--cache-folder) or the environment variable HF_HOME; then run the "
+                "same again: the download continues"
             )
-        if isinstance(one, OSError) and one.errno in _OF_DISK:
+        if isinstance(one, OSError) and one.errno in _DISK_ERRORS:
             return (
                 f"{name}: the download cache cannot be written ({first_line(one)}); choose another "
                 "place with cache_folder= (--cache-folder) or the environment variable HF_HOME"
             )
     if status is not None:
-        return f"{name}: the model hub says: {first_line(_of_response(chain))} ({status})"
+        return f"{name}: the model hub says: {first_line(_with_response(chain))} ({status})"
     return (
-        f"{name}: not a folder here, {'only a part of it' if begun else 'not'} in the download "
-        f"cache, and {_unreachable(chain, kinds)}"
+        f"{name}: not a folder here, {'only partly' if begun else 'not'} in the download cache, "
+        f"and {_unreachable(chain, kinds)}"
         f"{_near(name)}; {_OFFLINE}"
     )
 
 
 def is_of_disk(error: Exception) -> bool:
-    """Whether this machine's disk is the cause, not the hub or the way to it."""
-    return any(isinstance(one, OSError) and one.errno in _OF_DISK for one in _chain(error))
+    """Whether this machine's disk is the cause, not the hub or the network."""
+    return any(isinstance(one, OSError) and one.errno in _DISK_ERRORS for one in _chain(error))
 
 
 def near_preset(name: str) -> str | None:
-    """The preset whose name, or whose model's name, differs by a letter or by capitals."""
+    """The preset or its hub name that is nearly ``name``: a few letters or capitals differ."""
     plain = {each.lower(): each for each in [*PRESETS, *SCORER_PRESETS]}
     hub = {each: each for preset in PRESETS.values() for each in preset.checkpoints}
     hub |= {preset.checkpoint: preset.checkpoint for preset in SCORER_PRESETS.values()}
@@ -111,8 +112,8 @@ def _chain(error: BaseException | None) -> Iterator[Any]:
         error = error.__cause__ or error.__context__
 
 
-def _of_response(chain: list[Any]) -> Any:
-    """The error that holds what the hub said."""
+def _with_response(chain: list[Any]) -> Any:
+    """The error that holds the hub's response, else the first one."""
     return next((one for one in chain if getattr(one, "response", None) is not None), chain[0])
 
 
@@ -125,7 +126,7 @@ def _logged_in() -> bool:
 def _ask(page: str) -> str:
     if _logged_in():
         return (
-            f"your account is not let in yet; ask at {page} and wait for their answer, or log in "
+            f"your account has no access yet; ask at {page} and wait for their answer, or log in "
             "with another account ('hf auth login', HF_TOKEN)"
         )
     return f"ask at {page}, then {_LOG_IN}"
@@ -140,7 +141,7 @@ def _no_revision(name: str, repo: str, revision: str | None) -> str:
         names = [each.name for each in [*refs.branches, *refs.tags]][:8]
     known = f"; it has {', '.join(names)}" if names else ""
     return (
-        f"{name}: has no revision {revision!r}{known}; pass a branch, a tag or a commit of "
+        f"{name}: has no revision {revision!r}{known}; pass a branch, a tag or a commit from "
         f"https://huggingface.co/{repo}/commits/main, or leave it out"
     )
 
@@ -149,15 +150,15 @@ def _no_model(name: str, repo: str) -> str:
     near = _near(name)
     if not near and (kind := _other_kind(repo)):
         return f"{name}: is a {kind} on the hub, not a model; 'llama-gap models' lists some models"
-    asked = f" ({repo} was asked for)" if repo != name else ""
+    asked = f" (looked for {repo})" if repo != name else ""
     private = (
         "your account may not see it if it is private"
         if _logged_in()
         else f"for a private one {_LOG_IN}"
     )
     return (
-        f"{name}: no such folder here, and the hub shows no such model{asked}{near or ''}; check "
-        f"the name at https://huggingface.co/models, or {private}"
+        f"{name}: no such folder here, and the hub shows no such model{asked}{near}; check the "
+        f"name at https://huggingface.co/models, or {private}"
     )
 
 
@@ -177,8 +178,8 @@ def _too_often(response: Any) -> str:
         r"(\d+)", headers.get("retry-after", "")
     )
     wait = f"wait {found[1]} seconds" if found else "wait some minutes"
-    more = "" if _logged_in() else f", or {_LOG_IN}: the limit is higher then"
-    return f"the hub answers only so many questions from one address in a while; {wait}{more}"
+    more = "" if _logged_in() else f", or {_LOG_IN}, which raises the limit"
+    return f"the hub limits the requests from one address; {wait}{more}"
 
 
 def _unreachable(chain: list[Any], kinds: set[str]) -> str:
@@ -186,18 +187,18 @@ def _unreachable(chain: list[Any], kinds: set[str]) -> str:
     said = " ".join(str(one) for one in chain)
     if "OfflineModeIsEnabled" in kinds:
         return (
-            "HF_HUB_OFFLINE (or TRANSFORMERS_OFFLINE) is set, which keeps it from asking the hub: "
-            "unset it to download the model"
+            "HF_HUB_OFFLINE (or TRANSFORMERS_OFFLINE) is set, which turns off all access to the "
+            "hub: unset it to download the model"
         )
     if "ProxyError" in kinds:
         return (
-            f"the proxy of HTTPS_PROXY does not let it through to the hub ({_no_secret(last)}; "
-            "correct or unset HTTPS_PROXY)"
+            f"the proxy in HTTPS_PROXY does not connect to the hub ({_no_secret(last)}; correct or "
+            "unset HTTPS_PROXY)"
         )
     if "SSLError" in kinds or "CERTIFICATE" in said or "SSL" in said:
         return (
             f"the hub's certificate is not trusted ({_no_secret(last)}); behind a company's proxy, "
-            "let SSL_CERT_FILE and REQUESTS_CA_BUNDLE name the file with its certificate"
+            "set SSL_CERT_FILE and REQUESTS_CA_BUNDLE to the file with its certificate"
         )
     if kinds & {"TimeoutException", "Timeout", "TimeoutError"}:
         return "the model hub cannot be reached (it did not answer in time)"
@@ -205,5 +206,5 @@ def _unreachable(chain: list[Any], kinds: set[str]) -> str:
 
 
 def _no_secret(text: str) -> str:
-    """Without a password in an address."""
+    """The text without passwords in URLs."""
     return re.sub(r"//[^/@\s]+@", "//", text)

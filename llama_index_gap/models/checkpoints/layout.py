@@ -1,4 +1,4 @@
-"""Which of a repository's files make the model; and what to say of one that holds none."""
+"""Selects the files of a repository that make the model, and explains why one holds no model."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SETTINGS = (MODULES, "config.json", "config_sentence_transformers.json", "adapt
 _INDEX = ".index.json"
 _ROUTER = "router_config.json"
 _TEXTS = {".json", ".txt", ".model", ".jinja"}
-# Other runtimes', other libraries', and what training left behind.
+# Files of other runtimes and libraries, and leftovers of training.
 _OTHER_FOLDER = re.compile(
     r"(checkpoint|global_step)[-_]?\d+|onnx\w*|openvino\w*|coreml\w*|gguf\w*"
 )
@@ -43,7 +43,7 @@ _REPOSITORY_FILES = {".gitattributes", ".gitignore", "README.md", "LICENSE", "LI
 
 
 def is_setting(file: str) -> bool:
-    """Whether a file says how the rest belongs together, so that it is read first."""
+    """Whether a file describes the other files, and so must be read first."""
     path = PurePosixPath(file)
     known = path.name in _SETTINGS or path.name.endswith(_INDEX)
     return known and not _is_other(path)
@@ -52,19 +52,19 @@ def is_setting(file: str) -> bool:
 def needed_files(
     names: Sequence[str], checkpoint: Checkpoint, settings: LoadingSettings
 ) -> list[str]:
-    """The files that a model is made of, each weight once.
+    """The files that make the model, with each weight once.
 
-    Safetensors come before pickles, one file before its shards, and full precision before variants.
-    What other runtimes read, and what training left behind, is left out.
+    Safetensors are preferred to pickles, one file to its shards, and full precision to variants.
+    Files of other runtimes, and leftovers of training, are left out.
 
     Args:
         names: all files of the repository or folder, relative to it.
-        checkpoint: where those that ``is_setting`` can be read already.
+        checkpoint: a checkpoint whose ``is_setting`` files can be read already.
         settings: what the caller allows.
 
     Raises:
-        ModelError: there is no model among them that may be loaded; says what there is, and the
-            way out.
+        ModelError: the files hold no model that may be loaded; says what they hold, and the way
+            out.
     """
     usable = {name for name in names if not _is_other(PurePosixPath(name))}
     places = _places(usable, checkpoint, settings)
@@ -79,14 +79,14 @@ def needed_files(
     if pickled and not settings.allow_pickle:
         if weights:
             raise ModelError(
-                f"{checkpoint.name}: {pickled[0]} holds weights in pickle format, which can carry "
-                f"code; pass {ALLOW_PICKLE} if you trust its makers, or save the model again as "
+                f"{checkpoint.name}: {pickled[0]} holds pickled weights, which can carry code; "
+                f"pass {ALLOW_PICKLE} if you trust its makers, or save the model again as "
                 "safetensors"
             )
         raise ModelError(_only_pickles(checkpoint, pickled[0]))
     if not weights:
         raise ModelError(_no_weights(names, checkpoint, pickled))
-    anywhere = settings.trust_remote_code  # a model's own code may read what it likes
+    anywhere = settings.trust_remote_code  # a model's own code may read any file
     texts = {
         name
         for name in usable
@@ -101,7 +101,7 @@ def needed_files(
 
 
 class OnlyAdaptersError(ModelError):
-    """A repository that holds adapters and no model."""
+    """A repository that holds adapters but no whole model."""
 
 
 _EXTRA = ("additional_chat_templates/",)
@@ -119,7 +119,7 @@ def _is_text(name: str, code: bool) -> bool:
 
 
 def _lies_in(name: str, place: str) -> bool:
-    """Whether a file lies in a module's folder; in the root itself, but not below it."""
+    """Whether a file belongs to a place: at or below a module's folder, or directly in the root."""
     return name.startswith(place) if place else "/" not in name
 
 
@@ -130,7 +130,7 @@ def _is_pickle(name: str, place: str) -> bool:
 
 
 def _places(usable: set[str], checkpoint: Checkpoint, settings: LoadingSettings) -> list[str]:
-    """Where weights lie: the root, or the folders of sentence-transformers' modules."""
+    """The places of weights: the root, and the folders of sentence-transformers' modules."""
     if MODULES not in usable:
         return [""]
     from llama_index_gap.models.checkpoints.vetting import module_paths  # imports torch
@@ -139,12 +139,12 @@ def _places(usable: set[str], checkpoint: Checkpoint, settings: LoadingSettings)
     own = sorted({kind for kind, _ in modules if not kind.startswith("sentence_transformers.")})
     if own and not settings.trust_remote_code:
         raise ModelError(
-            f"{checkpoint.name}: {MODULES} names {list_some(set(own), 3)}, code of the "
-            "model's own, which is not run unless you ask; if you trust its makers, pass "
+            f"{checkpoint.name}: {MODULES} names {list_some(set(own), 3)}, the model's own code, "
+            "which does not run by default; if you trust its makers, pass "
             f"{TRUST_REMOTE_CODE}"
         )
     places = {""} | {f"{path.strip('/')}/" for _, path in modules if path.strip("./")}
-    # A router keeps its own modules a level below.
+    # A router keeps its modules one level below.
     below = {
         f"{name.rpartition('/')[0]}/"
         for name in usable
@@ -158,7 +158,7 @@ def _places(usable: set[str], checkpoint: Checkpoint, settings: LoadingSettings)
 def _weights(
     usable: set[str], place: str, checkpoint: Checkpoint, *, allow_pickle: bool
 ) -> set[str]:
-    """The weights of one place in the first format that it has, as transformers looks for them."""
+    """The weights of one place, in the first format that transformers would look for."""
     formats = ["model.safetensors"] + (["pytorch_model.bin"] if allow_pickle else [])
     for file in formats:
         if place + file in usable:
@@ -177,7 +177,7 @@ def _shards(checkpoint: Checkpoint, index: str) -> list[str]:
 
 
 def _doubles(usable: set[str], place: str, weights: set[str]) -> set[str]:
-    """The same weights once more, in shards or in another precision."""
+    """Copies of the same weights, in shards or in another precision."""
     model = re.compile(r"model[\w.-]*\.safetensors")
     return {
         name
@@ -187,33 +187,33 @@ def _doubles(usable: set[str], place: str, weights: set[str]) -> set[str]:
 
 
 def refuse_other_libraries(files: Sequence[str], checkpoint: Checkpoint) -> None:
-    """Refuse what is no model of transformers or sentence-transformers at all.
+    """Reject a repository whose model transformers and sentence-transformers cannot run.
 
     Args:
         files: all files of the repository or folder, relative to it.
-        checkpoint: where those that ``is_setting`` can be read already.
+        checkpoint: a checkpoint whose ``is_setting`` files can be read already.
 
     Raises:
-        ModelError: it is empty, holds only adapters, or is made for another library.
+        ModelError: the repository is empty, holds only adapters, or is for another library.
     """
     names, name = set(files), checkpoint.name
     usable = {each for each in names if not _is_other(PurePosixPath(each))}
     if not names - _REPOSITORY_FILES:
-        raise ModelError(f"{name}: holds no files of a model; it is empty")
+        raise ModelError(f"{name}: is empty, it holds no files of a model; pass another folder")
     if MODULES in usable:
         return
     config = checkpoint.config if "config.json" in usable else {}
     if "model_type" not in config and ("pretrained_cfg" in config or _says_timm(config)):
         raise ModelError(
-            f"{name}: is made for timm, which is not run here; choose a repository with "
-            "transformers' files, such as facebook/dinov2-base for images alone "
+            f"{name}: is made for timm, which this package does not run; choose a repository with "
+            "transformers' files, such as facebook/dinov2-base for images only "
             "('llama-gap models' lists some)"
         )
     open_clip = any(PurePosixPath(each).name.startswith("open_clip_") for each in names)
     if open_clip and "model_type" not in config:
         raise ModelError(
-            f"{name}: is made for open_clip, which is not run here; choose a repository that holds "
-            "transformers' config.json and model.safetensors too, as many of laion's do"
+            f"{name}: is made for open_clip, which this package does not run; choose a repository "
+            "that also holds transformers' config.json and model.safetensors, as many of laion's do"
         )
     own = {"model.safetensors", "pytorch_model.bin"}
     full = own | {each + _INDEX for each in own}
@@ -221,8 +221,8 @@ def refuse_other_libraries(files: Sequence[str], checkpoint: Checkpoint) -> None
         raise OnlyAdaptersError(_only_adapters(checkpoint))
     if "model_index.json" in usable and "config.json" not in usable:
         raise ModelError(
-            f"{name}: is a pipeline that draws images (diffusers), which embeds and ranks nothing; "
-            "'llama-gap models' lists models that do"
+            f"{name}: is a pipeline that generates images (diffusers) and cannot embed or rank; "
+            "'llama-gap models' lists models that can"
         )
 
 
@@ -234,9 +234,9 @@ def _only_adapters(checkpoint: Checkpoint) -> str:
     base = checkpoint.read_json("adapter_config.json").get("base_model_name_or_path")
     of = f" of {str(base)[:100]}" if base else ""
     return (
-        f"{checkpoint.name}: holds only adapters (LoRA){of}, no whole model; choose the repository "
-        f"where they are merged, which often ends in -hf or -merged, or merge them with peft "
-        "and pass the folder"
+        f"{checkpoint.name}: holds only adapters (LoRA){of}, not a whole model; choose the "
+        "repository with the merged model, whose name often ends in -hf or -merged, or merge them "
+        "with peft and pass the folder"
     )
 
 
@@ -246,12 +246,12 @@ def _only_pickles(checkpoint: Checkpoint, file: str) -> str:
     other = "choose a revision with safetensors (--revision)"
     if preset is not None and preset.revision is not None:
         other = (
-            f"take revision={preset.revision!r} (--revision), which has safetensors, as the plain "
-            f"name {preset.name!r} does"
+            f"pass revision={preset.revision!r} (--revision), which has safetensors and which the "
+            f"plain name {preset.name!r} uses"
         )
     return (
-        f"{checkpoint.name}: only pickled weights ({file}), which can carry code, so that nothing "
-        f"here can load it safely; pass {ALLOW_PICKLE} if you trust its makers, or {other}"
+        f"{checkpoint.name}: holds only pickled weights ({file}), which can carry code; pass "
+        f"{ALLOW_PICKLE} if you trust its makers, or {other}"
     )
 
 
@@ -264,27 +264,27 @@ def _no_weights(names: Sequence[str], checkpoint: Checkpoint, pickled: list[str]
     way = "choose a repository with model.safetensors"
     if found:
         return (
-            f"{checkpoint.name}: holds weights for {' and '.join(found)} only, which are not read "
-            f"here; {way}"
+            f"{checkpoint.name}: holds weights only for {' and '.join(found)}, which this package "
+            f"does not read; {way}"
         )
     others = pickled or sorted(name for name in names if name.endswith(".safetensors"))
     if others:
         return (
-            f"{checkpoint.name}: holds no model.safetensors, and {list_some(set(others), 3)} is no "
-            f"name that transformers reads; {way}"
+            f"{checkpoint.name}: holds no model.safetensors, and transformers does not read "
+            f"{list_some(set(others), 3)}; {way}"
         )
     return f"{checkpoint.name}: holds no weights; {way}, or download it again"
 
 
 def needs_pooling(name: str) -> str:
-    """What to say of an encoder that does not say how its token vectors become one."""
+    """The message about an encoder whose files do not state its pooling."""
     return (
-        f"{name}: nothing in its files says how its token vectors become one vector (it has no "
+        f"{name}: its files do not state how token vectors become one vector (there is no "
         f"{MODULES}); pass pooling='last', 'mean' or 'cls' (--pooling) as its model card says, and "
-        "query_prompt and document_prompt (--query-prompt, --document-prompt) where it was trained "
-        "with some, or choose a model that sentence-transformers saved"
+        "query_prompt and document_prompt (--query-prompt, --document-prompt) if it was trained "
+        "with prompts; or choose a model that sentence-transformers saved"
     )
 
 
 Check = Callable[[Checkpoint], None]
-"""Judges a checkpoint by its settings alone, before its weights are there."""
+"""Judges a checkpoint by its configuration only, before its weights are downloaded."""

@@ -1,7 +1,7 @@
-"""What a checkpoint may ask for: no more than its stored weights can fill.
+"""Limits what a checkpoint may allocate to what its stored weights can fill.
 
 A ``config.json`` of a few bytes may ask for billions of numbers or layers. The headers of the
-safetensors files say how many there are, before anything is allocated.
+safetensors files tell how many are stored, before anything is allocated.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from torch.overrides import TorchFunctionMode
 from llama_index_gap.models.base import ModelError
 from llama_index_gap.models.checkpoints.checkpoint import Checkpoint, why_unreadable
 
-# What transformers builds and no file holds: tied embeddings (T5 builds four times what it stores),
-# a pooler, position numbers, masks; and what a joint tensor is split into.
+# transformers also builds tensors that no file holds: tied embeddings (T5 builds four times what it
+# stores), a pooler, position numbers, masks, and the parts of a joint tensor.
 _TIMES = 4
 _FREE_NUMBERS = 2**24
 _FREE_TENSORS = 10_000
@@ -47,8 +47,8 @@ class StoredWeights:
     """How much a checkpoint's files hold.
 
     Attributes:
-        tensors: how many.
-        numbers: of all of them together.
+        tensors: number of tensors.
+        numbers: number of elements in all tensors together.
     """
 
     tensors: int
@@ -56,12 +56,12 @@ class StoredWeights:
 
 
 def stored_weights(checkpoint: Checkpoint) -> StoredWeights:
-    """Count what the files hold, by their headers alone.
+    """Count the tensors and numbers in a checkpoint's files, from their headers only.
 
-    Pickles, which are read only where the caller allows it, count by their size.
+    Pickles count by their size; they are read only if the caller allows it.
 
     Raises:
-        ModelError: a file of the model's own weights cannot be read.
+        ModelError: a file with the model's own weights cannot be read.
     """
     tensors = numbers = 0
     for pattern in ("*", "*/*", "*/*/*"):
@@ -70,7 +70,7 @@ def stored_weights(checkpoint: Checkpoint) -> StoredWeights:
                 continue
             try:
                 with safe_open(path, framework="np") as file:
-                    for name in file.keys():  # noqa: SIM118 (it is no mapping)
+                    for name in file.keys():  # noqa: SIM118 (it is not a mapping)
                         part = file.get_slice(name)
                         count = _PACKED.get(str(part.get_dtype()), 1)
                         for length in part.get_shape():
@@ -91,43 +91,43 @@ def stored_weights(checkpoint: Checkpoint) -> StoredWeights:
 def shard_names(
     checkpoint: Checkpoint, file: str, index: Any, *, suffix: str = "safetensors"
 ) -> list[str]:
-    """The files that the weights are spread over.
+    """The names of the weight files that an index lists.
 
     Args:
-        checkpoint: where they lie.
-        file: the index, for the message.
-        index: what it holds.
-        suffix: how the files' names end.
+        checkpoint: the checkpoint, for the message.
+        file: the index's name, for the message.
+        index: the index's content.
+        suffix: expected suffix of the files.
 
     Raises:
-        ModelError: it names none, or files that lie elsewhere.
+        ModelError: the index lists no files, or files in another folder.
     """
     weight_map = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(weight_map, dict):
         raise ModelError(
-            f"{checkpoint.name}: weight_map in {file} is no JSON object but "
+            f"{checkpoint.name}: weight_map in {file} is not a JSON object but "
             f"{str(weight_map)[:100]!r}; download the checkpoint again"
         )
     for shard in weight_map.values():
         if not isinstance(shard, str) or not re.fullmatch(rf"[\w.-]+\.{suffix}", shard):
             raise ModelError(
-                f"{checkpoint.name}: {file} names the weights {str(shard)[:100]!r}; "
-                f"they are {suffix} files in the same folder: download the checkpoint again"
+                f"{checkpoint.name}: {file} names {str(shard)[:100]!r}, but weights must be "
+                f"{suffix} files in the same folder; download the checkpoint again"
             )
     return sorted(set(weight_map.values()))
 
 
 class WithinStoredWeights(TorchFunctionMode):
-    """Refuse tensors that a checkpoint's weights cannot fill, before they are allocated.
+    """Reject tensors that a checkpoint's weights cannot fill, before they are allocated.
 
-    A context: within it, all that is made in this thread counts together.
+    A context manager that counts all tensors made in this thread.
 
     Args:
         name: the checkpoint, for the message.
-        stored: what its files hold.
+        stored: how much the checkpoint's files hold.
 
     Raises:
-        ModelError: (within it) many times more, or larger, tensors are made.
+        ModelError: (inside the context) the tensors are many times more, or larger, than stored.
     """
 
     def __init__(self, name: str, stored: StoredWeights) -> None:

@@ -1,4 +1,4 @@
-"""Loading through sentence-transformers, strictly, and texts that stay texts."""
+"""Loads models strictly through sentence-transformers, and disarms control tokens in texts."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _CONFIG = "config_sentence_transformers.json"
 
 
 def saved_as(checkpoint: Checkpoint) -> str | None:
-    """The class that sentence-transformers saved it as; None if it did not, or not say so."""
+    """The class that sentence-transformers saved a checkpoint as; None if no file says so."""
     if not (checkpoint.folder / _CONFIG).is_file():
         return None
     kind = checkpoint.read_json(_CONFIG).get("model_type")
@@ -43,14 +43,14 @@ def load_model(
 
     Args:
         kind: ``SentenceTransformer``, ``CrossEncoder`` or ``MultiVectorEncoder``.
-        checkpoint: where the files lie.
-        settings: how to load it.
+        checkpoint: the files to load.
+        settings: how to load them.
 
     Returns:
-        The model, and what did not match between its files and itself: for the caller to judge.
+        The model, and a report of weights that do not match it, which the caller must judge.
 
     Raises:
-        ModelError: the files are damaged or of a kind that cannot be loaded.
+        ModelError: the files are damaged, or sentence-transformers cannot load such a model.
     """
     device, dtype = placement(settings)
     stored = stored_weights(checkpoint)
@@ -66,13 +66,13 @@ def load_model(
                         "dtype": dtype,
                         "use_safetensors": None if settings.allow_pickle else True,
                     },
-                    # The PIL path is bit-equal to the processors these models were published with;
-                    # torchvision's resizing differs by up to 0.03.
+                    # PIL gives the same bits as the processors that these models were published
+                    # with; torchvision's resizing differs by up to 0.03.
                     processor_kwargs={"backend": "pil"},
                 )
         except ModelError:
             raise
-        # Each library below raises its own types for a checkpoint that it cannot read.
+        # Each library raises its own classes for a checkpoint that it cannot read.
         except Exception as error:
             reason = first_line(error)
             if isinstance(error, ImportError) and "sentencepiece" in reason.lower():
@@ -93,7 +93,7 @@ def load_model(
 
 
 def _check_template(model: BaseModel, name: str) -> None:
-    """Refuse a model that reads conversations, and does not say how they are written down."""
+    """Reject a model that needs a chat template and has none."""
     for module in model:
         ways = getattr(module, "modality_config", None)
         if not ways or getattr(module, "transformer_task", None) == "retrieval":
@@ -110,17 +110,17 @@ def _check_template(model: BaseModel, name: str) -> None:
         )
         if ("message" in ways or in_prompt) and not any(templates):
             raise ModelError(
-                f"{name}: has no chat template, without which its prompts and images cannot be "
-                "put together as it was trained; download it again with its chat_template.jinja, "
-                "or choose a model that has one"
+                f"{name}: has no chat template, so its prompts and images cannot be combined as in "
+                "its training; download it again with its chat_template.jinja, or choose a model "
+                "that has one"
             )
 
 
 def plain_text(model: BaseModel) -> Callable[[str], str]:
-    """What takes from a text the power of the model's control tokens, by a space within each.
+    """Make a function that disarms the model's control tokens in a text by a space in each.
 
-    ``<|image_pad|>`` in a document would stand for an image that is not there, and ``<|im_end|>``
-    for the document's end. Models of texts without a chat template read texts as they are.
+    Otherwise ``<|image_pad|>`` in a document would announce an image that does not exist, and
+    ``<|im_end|>`` would end the document. Text models without a chat template get texts unchanged.
     """
     if not {"message", "image"} & set(model.modalities):
         return str
@@ -135,10 +135,10 @@ def plain_text(model: BaseModel) -> Callable[[str], str]:
 
 @contextmanager
 def _without_video() -> Iterator[None]:
-    """Let processors load without their part for videos, which needs torchvision.
+    """Load processors without their video part, which needs torchvision.
 
-    No video is ever read here, but Qwen's processors do not load without it. To be used within
-    ``load_report``, which lets one thread load at a time.
+    This package reads no videos, but Qwen's processors try to load that part. Use this within
+    ``load_report``, which lets only one thread load at a time.
     """
     from transformers import ProcessorMixin
 

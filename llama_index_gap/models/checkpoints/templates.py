@@ -1,7 +1,7 @@
-"""Chat templates: a checkpoint's own small programs, run in Jinja's sandbox and with an end.
+"""Renders chat templates, a checkpoint's own small programs, with a budget.
 
-The sandbox keeps a template from running Python and reading files, but a loop in a loop may go on
-for days, and a string may double until memory ends. Here each rendering has a budget.
+Jinja's sandbox stops a template from running Python and reading files. But nested loops may run for
+days, and a string may double until memory is full, so each rendering has a budget here.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from jinja2.visitor import NodeTransformer
 from llama_index_gap.models.base import ModelError
 
 _MOST_SOURCE = 2**20
-_BUDGET = 2**24  # characters; a step of a loop counts as many as the whole template has
-_TIMES = 64  # so often may a template look at all that it is given
+_BUDGET = 2**24  # characters; a step of a loop costs the length of the whole template
+_TIMES = 64  # how often a template may read its whole input
 _LEAST_STEP = 1024
 _MOST_INT = 10**5
 _MOST_ITEMS = 2**17
 _MOST_BITS = 10_000
 _WIDTH = re.compile(r"\d{5,}")
-# What makes of its arguments more than all of them together.
+# Functions whose result may be longer than all their arguments together.
 _MULTIPLIES = {
     *("center", "expandtabs", "format", "format_map", "indent", "join"),
     *("ljust", "replace", "rjust", "translate", "xmlattr"),
@@ -37,14 +37,14 @@ _INSTALLING = threading.Lock()
 
 
 def keep_within_budget(templates: str | Mapping[str, str] | None, name: str) -> None:
-    """From now on, let transformers render these templates with a budget.
+    """Make transformers render these templates with a budget from now on.
 
     Args:
-        templates: what a tokenizer or a processor holds as its ``chat_template``.
+        templates: the ``chat_template`` of a tokenizer or a processor.
         name: the checkpoint, for the message.
 
     Raises:
-        ModelError: (when one is rendered) it goes on for too long, or makes too much.
+        ModelError: (when a template is rendered) it runs for too long, or its text is too long.
     """
     if not templates:
         return
@@ -70,8 +70,8 @@ def _compiled(source: str, plain: Callable[[str], Template]) -> Template:
     name = _KEPT[source]
     if len(source) > _MOST_SOURCE:
         raise ModelError(
-            f"{name}: its chat template has {len(source):,} characters, at most "
-            f"{_MOST_SOURCE:,} are read; download the checkpoint again"
+            f"{name}: its chat template has {len(source):,} characters, more than "
+            f"{_MOST_SOURCE:,}; download the checkpoint again"
         )
     theirs = plain("").environment  # its filters and functions
     sandbox = _Sandbox(
@@ -89,7 +89,7 @@ def _compiled(source: str, plain: Callable[[str], Template]) -> Template:
 
 class _Template(Template):
     def new_context(self, vars: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """Called first by all ways to render."""
+        """Set the budget; all ways to render call this first."""
         sandbox: Any = self.environment
         sandbox.budget.left = _BUDGET + _TIMES * sandbox.size((vars or {}).get("messages"), 2**30)
         return super().new_context(vars, *args, **kwargs)
@@ -100,7 +100,7 @@ class _Budget(threading.local):
 
 
 class _Counting(NodeTransformer):
-    """Let loops, and what copies or compares texts and lists, pass through filters that count."""
+    """Send loops, and all that copies or compares texts and lists, through counting filters."""
 
     def visit_For(self, node: nodes.For) -> nodes.Node:  # noqa: N802 (jinja's name)
         if node.recursive:
@@ -162,7 +162,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         return parsed
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        """Called for each operation that makes more than it takes."""
+        """Check an operation whose result may be larger than its operands; Jinja calls this."""
         numbers = isinstance(left, int | float) and isinstance(right, int | float)
         if numbers and isinstance(left, int) and isinstance(right, int):
             many = abs(right) if operator == "**" else 1
@@ -175,14 +175,14 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         return self._counted(super().call_binop(context, operator, left, right))
 
     def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805
-        """Called for each call of a function, a method or a macro."""
+        """Check a call of a function, a method or a macro; Jinja calls this."""
         __self._spend(__self.step)
         owner = getattr(__obj, "__self__", None)
         __self._check(getattr(__obj, "__name__", ""), [owner, *args, *kwargs.values()])
         return __self._counted(super().call(__context, __obj, *args, **kwargs))
 
     def counting(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """A filter that counts what it makes."""
+        """Make a filter count the size of its result."""
 
         @wraps(function)
         def counted(*args: Any, **kwargs: Any) -> Any:
@@ -192,7 +192,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         return counted
 
     def size(self, value: Any, most: int | None = None) -> int:
-        """Characters of a text, or of all texts in a list; stops where there are too many."""
+        """Count the characters of a text, or of all texts in a list, up to ``most``."""
         most = self.budget.left if most is None else most
         total, items, rest = 0, 0, [value]
         while rest and total <= most:
@@ -209,7 +209,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         return total
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
-        """Called where a template names ``format`` of a text."""
+        """Check a use of ``str.format``; Jinja calls this."""
         wrapped = super().wrap_str_format(value)
         if wrapped is not None and _WIDTH.search(value.__self__):
             self._give_up()
@@ -250,6 +250,6 @@ class _Sandbox(ImmutableSandboxedEnvironment):
 
     def _give_up(self) -> None:
         raise ModelError(
-            f"{self.model}: its chat template does not end, or makes too long a text; "
+            f"{self.model}: its chat template does not end, or its text is too long; "
             "download the checkpoint again, or choose another"
         )

@@ -1,4 +1,4 @@
-"""Reading texts as a checkpoint's tokenizer does, prompt in front."""
+"""Tokenizes texts with a checkpoint's tokenizer, after a prompt."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ _NO_LIMIT = 1_000_000  # tokenizers without a limit say 10**30
 
 
 def load_plain_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
-    """A checkpoint's tokenizer that reads all text as text, for prompts that are made of ids.
+    """Load a checkpoint's tokenizer so that it treats all text as plain text.
 
-    Special tokens spelled out in a text are not special (with byte-level BPE; other vocabularies
-    may hold them as pieces too), nothing is cut and nothing is filled up. Calls change nothing in
-    it, so several threads can use it.
+    Special tokens spelled out in a text stay text (with byte-level BPE; other vocabularies may also
+    hold them as pieces). There is no truncation and no padding. Calls do not change it, so several
+    threads can use it.
 
     Raises:
-        ModelError: no tokenizer in the folder, or one that does not load.
+        ModelError: the folder has no tokenizer, or its tokenizer does not load.
     """
     from tokenizers import Tokenizer
 
     path = _tokenizer_file(checkpoint)
     try:
         tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the tokenizers library raises nothing more precise
+    except Exception as error:  # the tokenizers library raises no narrower class
         raise ModelError(
             f"{checkpoint.name}: its tokenizer does not load ({first_line(error)})"
         ) from error
@@ -49,19 +49,20 @@ class PromptedTokenizer:
     """A checkpoint's tokenizer with prompts for queries and documents; safe in several threads.
 
     Args:
-        checkpoint: where the tokenizer's files lie.
-        prompts: what goes before queries, and what before documents.
-        longest: most tokens that the model can take.
-        max_text_tokens: most tokens that are wanted, prompt and special tokens included; by default
-            as many as both model and tokenizer allow.
+        checkpoint: has the tokenizer's files.
+        prompts: the prompt before queries, and the one before documents.
+        longest: maximum number of tokens of the model.
+        max_text_tokens: maximum number of tokens, including prompt and special tokens; None for as
+            many as model and tokenizer allow.
 
     Attributes:
-        max_text_tokens: where texts are cut.
-        pad_token_id: what fills up the shorter texts of a batch.
+        max_text_tokens: number of tokens that texts are cut to.
+        pad_token_id: pads the shorter texts of a batch.
 
     Raises:
-        ModelError: no tokenizer in the folder, or one that does not load.
-        ValueError: ``max_text_tokens`` is beyond the checkpoint, or within a prompt.
+        ModelError: the folder has no tokenizer, or its tokenizer does not load.
+        ValueError: ``max_text_tokens`` is more than the checkpoint reads, or leaves no room after a
+            prompt.
     """
 
     def __init__(
@@ -76,36 +77,36 @@ class PromptedTokenizer:
 
         _tokenizer_file(checkpoint)
         try:
-            # AutoTokenizer would take a model's own class here, and these build their pipeline anew
-            # and drop parts of the file's.
+            # AutoTokenizer would use the model's own class, and such classes rebuild the pipeline
+            # without some parts of tokenizer.json.
             self._tokenizer = PreTrainedTokenizerFast.from_pretrained(
                 checkpoint.folder, local_files_only=True, trust_remote_code=False
             )
-        except Exception as error:  # the tokenizers library raises nothing more precise
+        except Exception as error:  # the tokenizers library raises no narrower class
             raise ModelError(
                 f"{checkpoint.name}: its tokenizer does not load ({first_line(error)})"
             ) from error
         longest = min(longest, self._tokenizer.model_max_length)
         if max_text_tokens is not None and max_text_tokens > longest:
             raise InvalidValueError(
-                f"max_text_tokens={max_text_tokens} is more than {checkpoint.name} can read; "
+                f"max_text_tokens={max_text_tokens} is more than {checkpoint.name} reads; "
                 f"pass at most {longest}, or leave it out"
             )
         self.max_text_tokens = longest if max_text_tokens is None else max_text_tokens
         self.pad_token_id: int = self._tokenizer.pad_token_id
         self._prompts = prompts
-        # Truncation is a setting of the tokenizer, not of the call.
+        # Truncation is a setting of the tokenizer, not of a call, so threads must take turns.
         self._lock = threading.Lock()
         for kind in prompts:
             (taken,) = self.count_tokens([""], kind)
             if self.max_text_tokens <= taken:
                 raise InvalidValueError(
-                    f"max_text_tokens={self.max_text_tokens} leaves no room for a text: {kind} "
+                    f"max_text_tokens={self.max_text_tokens} leaves no room for a text: the {kind} "
                     f"prompt and special tokens take {taken}; pass more, or a shorter prompt"
                 )
 
     def __call__(self, texts: Sequence[str], kind: Kind) -> BatchEncoding:
-        """Token ids and attention mask of n texts, shape (n, longest of them), padded and cut."""
+        """Token ids and attention mask of n texts, padded and cut: shape (n, longest text)."""
         with self._lock:
             tokens: BatchEncoding = self._tokenizer(
                 self._prompted(texts, kind),
@@ -117,7 +118,7 @@ class PromptedTokenizer:
         return tokens
 
     def count_tokens(self, texts: Sequence[str], kind: Kind) -> list[int]:
-        """The length of each text in tokens, prompt and special tokens included."""
+        """Count the tokens of each text, including prompt and special tokens."""
         if not texts:
             return []
         with self._lock:
@@ -129,15 +130,15 @@ class PromptedTokenizer:
 
 
 def text_limit(wanted: int | None, limits: Iterable[int | None], name: str) -> int | None:
-    """Where texts are cut.
+    """The number of tokens that texts are cut to; None if there is no limit.
 
     Args:
-        wanted: at how many tokens, if the caller says so.
-        limits: of the tokenizer and of the model; None and huge numbers are none.
+        wanted: the caller's limit; None for the checkpoint's own.
+        limits: the limits of tokenizer and model; None or a huge number means no limit.
         name: the checkpoint, for the message.
 
     Raises:
-        ValueError: more are wanted than the model reads, or none.
+        ValueError: ``wanted`` is less than 1, or more than the model reads.
     """
     own = min((each for each in limits if each and 0 < each < _NO_LIMIT), default=None)
     if wanted is not None and (wanted < 1 or (own is not None and wanted > own)):

@@ -1,4 +1,4 @@
-"""Checking what a checkpoint's files say, before a library acts on it."""
+"""Checks a checkpoint's files before libraries act on them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from llama_index_gap.models.checkpoints.limits import StoredWeights, shard_names
 
 _INDEX = "model.safetensors.index.json"
 _MODULES = "modules.json"
-# What the libraries below read: a file of another name may hold anything.
+# The files that libraries read; other files may hold anything.
 _READ = (
     *("config.json", "generation_config.json", _INDEX),
     *("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json"),
@@ -30,20 +30,21 @@ _SUFFIXES = {*_TEXTS, ".safetensors", ".bin", ".py"}
 _MOST_TEXT = 4 * MAX_BYTES
 _MOST_MODULES = 100
 
-# Each layer has a tensor of its own; there are lists as long as these before there is a model.
+# Counts of layers: each layer has a tensor, and libraries make lists of this length at once.
 _LAYERS = re.compile(
     r"((num|n)_(\w+_)?|(encoder|decoder|hidden)_)?(layers?|blocks|stages|experts)|depths?"
 )
-# What is a side, or a part of one, of a tensor of weights.
+# Sizes of tensors of weights, or parts of such sizes.
 _SIZES = re.compile(r"((num|n)_\w+|\w+_(size|dim|features|channels|width)|width|n_embd|n_inner)")
 _AT_LEAST_ONE = re.compile(
     r"(patch|image|img|hidden|intermediate|merge|temporal_patch)_size|n_(embd|head|layer|inner)|"
     r"num_(attention_heads|hidden_layers|heads)|width|height|head_width|"
     r"(shortest|longest)_edge|(min|max)_pixels|max_num_patches"
 )
-_FEWEST_NUMBERS = 2**20  # so that a tiny model may keep the sizes of its family
+_FEWEST_NUMBERS = 2**20  # a tiny model may keep the sizes of its family
 
-# Of images. Qwen's kind, which alone has the keys of _IN_PIXELS, says pixels, and others sides.
+# Sizes of images. Qwen's processors, the only ones with the keys of _IN_PIXELS, give numbers of
+# pixels, all others give sides.
 _SIDES = re.compile(r"(max_)?(height|width)|(image_|crop_|pad_)?size")
 _EDGES = re.compile(r"(shortest|longest)_edge|(min|max)_pixels")
 _IN_PIXELS = {"merge_size", "min_pixels", "max_pixels"}
@@ -53,21 +54,21 @@ _PATCHES = re.compile(r"max_(num_)?patches")
 _MOST_PATCHES = 2**16
 _PATCH_SIDES = re.compile(r"(patch|merge|temporal_patch)_size")
 _MOST_PATCH_SIDE = 256
-_CLASSES = re.compile(r"num_(labels|classes)")  # each gets a name, before there is a model
+_CLASSES = re.compile(r"num_(labels|classes)")  # each class gets a name before the model is built
 _MOST_CLASSES = 2**17
 
 
 def check_files(checkpoint: Checkpoint, settings: LoadingSettings) -> None:
-    """Refuse what would read elsewhere, run code, or take memory or time without end.
+    """Reject files that would read other folders, run code, or take unlimited memory or time.
 
-    Sizes in the configuration are compared with the weights' headers.
+    Sizes in the configuration are compared with the headers of the weights.
 
     Args:
-        checkpoint: where the files lie.
+        checkpoint: has the files.
         settings: what the caller allows.
 
     Raises:
-        ModelError: names the file, and the value in it.
+        ModelError: names the file and the value in it.
     """
     stored = stored_weights(checkpoint)
     for folder in _module_folders(checkpoint):
@@ -94,10 +95,10 @@ def check_files(checkpoint: Checkpoint, settings: LoadingSettings) -> None:
 
 
 def read_any_json(checkpoint: Checkpoint, file: str) -> Any:
-    """A JSON file of a checkpoint, whatever it holds.
+    """Read a JSON file of a checkpoint, whatever type it holds.
 
     Raises:
-        ModelError: it is no JSON, or too large for what it should hold.
+        ModelError: the file is not JSON, or too large.
     """
     path = checkpoint.folder / file
     try:
@@ -114,15 +115,15 @@ def read_any_json(checkpoint: Checkpoint, file: str) -> Any:
 
 
 def module_paths(checkpoint: Checkpoint) -> list[tuple[str, str]]:
-    """The class and the folder of each module that sentence-transformers put into a checkpoint.
+    """The class and the folder of each sentence-transformers module of a checkpoint.
 
     Raises:
-        ModelError: what says so is damaged, or names folders that lie elsewhere.
+        ModelError: ``modules.json`` is damaged, or names folders outside the checkpoint.
     """
     modules = read_any_json(checkpoint, _MODULES)
     if not isinstance(modules, list) or len(modules) > _MOST_MODULES:
         raise ModelError(
-            f"{checkpoint.name}: {_MODULES} is no list of at most {_MOST_MODULES} modules; "
+            f"{checkpoint.name}: {_MODULES} is not a list of at most {_MOST_MODULES} modules; "
             "download the checkpoint again"
         )
     found: list[tuple[str, str]] = []
@@ -132,22 +133,22 @@ def module_paths(checkpoint: Checkpoint) -> list[tuple[str, str]]:
         if not isinstance(path, str) or not isinstance(kind, str) or not _stays_below(path):
             raise ModelError(
                 f"{checkpoint.name}: {_MODULES} has a module of type {str(kind)[:100]!r} with the "
-                f"path {str(path)[:100]!r}; a module has a type, and a path below the checkpoint's "
-                "folder: download it again"
+                f"path {str(path)[:100]!r}, but a module needs a type and a path below the "
+                "checkpoint's folder; download the checkpoint again"
             )
         found.append((kind, path))
     return found
 
 
 def _module_folders(checkpoint: Checkpoint) -> list[Path]:
-    """The folder itself, and those of sentence-transformers' modules that lie in it."""
+    """The checkpoint's folder, and the folders of its sentence-transformers modules."""
     folders = [checkpoint.folder]
     if not (checkpoint.folder / _MODULES).is_file():
         return folders
     for _, path in module_paths(checkpoint):
         folder = checkpoint.folder / path
         if folder not in folders and folder.is_dir():
-            # A router keeps its own modules a level below.
+            # A router keeps its modules one level below.
             folders += [folder, *(each for each in folder.iterdir() if each.is_dir())]
     return folders
 
@@ -157,7 +158,7 @@ def _stays_below(path: str) -> bool:
 
 
 def _leaves(content: Any) -> Iterator[tuple[str, str, Any]]:
-    """All that stands in a file and is no object: where it is, its nearest key, and itself."""
+    """Each plain value in a file's content: its path, its nearest key, and the value."""
     rest = [("", "", content)]
     while rest:
         where, key, value = rest.pop()
@@ -207,23 +208,23 @@ def _check_number(
 
 
 def _check_harmless(says: str, key: str, value: Any) -> None:
-    """Refuse what makes transformers fetch weights or machine code from the hub."""
+    """Reject settings that make transformers fetch weights or machine code from the hub."""
     fetched = key.endswith("attn_implementation") and isinstance(value, str) and "/" in value
     if fetched or (key in {"use_pretrained_backbone", "allow_all_kernels"} and value):
         raise ModelError(
-            f"{says}={str(value)[:60]!r}, which loads more than this checkpoint from the hub; pass "
+            f"{says}={str(value)[:60]!r}, which loads more from the hub than this checkpoint; pass "
             "trust_remote_code=True if you trust it, or choose another model"
         )
 
 
 def _check_entries(checkpoint: Checkpoint, folder: Path) -> None:
-    """Refuse what would hang whoever reads it (a FIFO), and texts without end."""
+    """Reject files that would block their reader (a FIFO), and texts that are too large."""
     for path in folder.iterdir():
         if path.suffix not in _SUFFIXES or not path.exists() or path.is_dir():
             continue
         file = path.relative_to(checkpoint.folder).as_posix()
         if not path.is_file():
-            raise ModelError(f"{checkpoint.name}: {file} is no regular file; remove it")
+            raise ModelError(f"{checkpoint.name}: {file} is not a regular file; remove it")
         if path.suffix in _TEXTS and path.stat().st_size > _MOST_TEXT:
             raise ModelError(
                 f"{checkpoint.name}: {file} has {path.stat().st_size:,} bytes, more than "

@@ -1,4 +1,4 @@
-"""Reading a checkpoint's settings and weights, and refusing what is damaged or does not fit."""
+"""Reads a checkpoint's settings and weights, and rejects those that are damaged or do not fit."""
 
 from __future__ import annotations
 
@@ -33,23 +33,25 @@ _REQUIRED = object()
 def setting(
     checkpoint: Checkpoint, path: str, default: Any = _REQUIRED, *, file: str = "config.json"
 ) -> Any:
-    """One setting from a JSON file of the checkpoint.
+    """Read one setting from a JSON file of a checkpoint.
 
     Args:
-        checkpoint: where the file lies.
+        checkpoint: has the file.
         path: the keys that lead to the setting, joined by dots, as in ``"vision_config.width"``.
-        default: what to return if the file does not say; without it, that is an error.
+        default: returned if the file does not have the setting; without it, that is an error.
         file: the file's name.
 
     Raises:
-        ModelError: no such file, no JSON object in it, or no such setting.
+        ModelError: the file is missing, holds no JSON object, or lacks the setting.
     """
     value: Any = checkpoint.config if file == "config.json" else checkpoint.read_json(file)
     for key in path.split("."):
         if isinstance(value, dict) and key in value:
             value = value[key]
         elif default is _REQUIRED:
-            raise ModelError(f"{checkpoint.name}: {file} does not say {path}")
+            raise ModelError(
+                f"{checkpoint.name}: {file} does not set {path}; download the checkpoint again"
+            )
         else:
             return default
     return value
@@ -58,15 +60,15 @@ def setting(
 def check_settings(
     checkpoint: Checkpoint, supported: Mapping[str, Any], *, file: str = "config.json"
 ) -> None:
-    """Refuse a variant of the architecture that would load without complaint but compute wrongly.
+    """Reject a variant of the architecture that would load without an error but compute wrongly.
 
     Args:
-        checkpoint: where the file lies.
-        supported: the only supported value of each setting, also assumed where it is left out.
+        checkpoint: has the file.
+        supported: the only supported value of each setting, and its default.
         file: the file's name.
 
     Raises:
-        ModelError: a setting has another value; lists all such.
+        ModelError: settings have other values; lists them.
     """
     found = {path: setting(checkpoint, path, value, file=file) for path, value in supported.items()}
     wrong = [
@@ -76,12 +78,12 @@ def check_settings(
     ]
     if wrong:
         raise ModelError(
-            f"{checkpoint.name}: a variant that cannot be loaded; {file} says {', '.join(wrong)}"
+            f"{checkpoint.name}: this variant cannot be loaded; {file} says {', '.join(wrong)}"
         )
 
 
 def read_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """All tensors of a checkpoint, from one safetensors file or from its shards.
+    """Read all tensors of a checkpoint, from one safetensors file or from shards.
 
     Raises:
         ModelError: a file is missing or cannot be read, or a tensor holds NaN or infinity.
@@ -94,7 +96,7 @@ def read_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
     if absent:
         raise ModelError(
             f"{checkpoint.name}: weights are missing: {list_some(absent)}; download the checkpoint "
-            "again (weights are read from safetensors files only)"
+            "again (only safetensors files are read)"
         )
     tensors: dict[str, Tensor] = {}
     for file in files:
@@ -126,17 +128,17 @@ def load_module(
     device: str,
     dtype: torch.dtype,
 ) -> Module:
-    """Construct a module and fill it, without ever holding random weights beside the real ones.
+    """Construct a module and load its weights, without memory for random weights.
 
     Args:
         make: constructs the module.
         tensors: exactly the entries of its state dict.
         name: the checkpoint, for the message.
-        device: where the module is to run.
-        dtype: of the parameters; buffers, which are computed and not loaded, keep their precision.
+        device: the device that the module runs on.
+        dtype: number format of the parameters; buffers are computed, not loaded, and keep theirs.
 
     Raises:
-        ModelError: tensors are missing, unexpected or wrongly shaped; lists them. Or the module
+        ModelError: tensors are missing, unexpected or wrongly shaped, and are listed; or the module
             asks for many times more than there are.
     """
     stored = StoredWeights(len(tensors), sum(tensor.numel() for tensor in tensors.values()))
@@ -153,14 +155,14 @@ def load_module(
         },
     ).raise_if_incomplete(name)
     module.load_state_dict({key: tensors[key].to(device, dtype) for key in expected}, assign=True)
-    # A buffer that was not computed is still without memory; then this raises.
+    # This raises if a buffer was not computed: it has no memory.
     return module.requires_grad_(False).eval().to(device)
 
 
 class _ParametersWithoutMemory(WithinStoredWeights):
-    """Put on the meta device what is allocated without values: parameters, but not buffers.
+    """Put parameters, which are allocated without values, on the meta device; not the buffers.
 
-    ``torch.device("meta")`` would take the buffers along, and rotary frequencies are in no file.
+    ``torch.device("meta")`` would include the buffers, but no file holds rotary frequencies.
     """
 
     def __torch_function__(
@@ -175,14 +177,14 @@ class _ParametersWithoutMemory(WithinStoredWeights):
 
 
 def rename(key: str, names: Mapping[str, str]) -> str:
-    """A tensor's name with each part that ``names`` knows replaced by what it maps to."""
+    """Replace each part of a tensor's name that is a key of ``names`` by its value."""
     for theirs, ours in names.items():
         key = key.replace(theirs, ours)
     return key
 
 
 def split_qkv(name: str, joint: str, tensor: Tensor) -> dict[str, Tensor]:
-    """One joint projection as transformers' three; a tensor of another name as it is."""
+    """Split a joint projection into transformers' three; a tensor of another name is unchanged."""
     if f".{joint}." not in name:
         return {name: tensor}
     parts = zip("qkv", tensor.tensor_split(3), strict=True)

@@ -1,1 +1,1 @@
-"""Encoders: one file per family."""
+"""Encoders, one file for each family."""

@@ -1,4 +1,4 @@
-"""CLIP by itself, to the bit what transformers computes: a search need not wait for its imports."""
+"""CLIP with the same vectors as transformers, to the bit, but without its slow imports."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ _LONGEST_STRIP = 100
 class ClipEncoder(Encoder):
     """CLIP (arXiv 2103.00020), as OpenAI and others publish it for transformers.
 
-    transformers' own class, and sentence-transformers around it, take seconds to import. This one
-    gives the same vectors, bit for bit, and needs of transformers only the tokenizer.
+    transformers' own class, and sentence-transformers around it, take seconds to import. This class
+    gives the same vectors, bit for bit, and uses only the tokenizer of transformers.
 
     Args:
-        layout: a checkpoint in the layout of openai/clip-vit-base-patch32; others are for
-            sentence-transformers.
+        layout: a checkpoint in the layout of openai/clip-vit-base-patch32; sentence-transformers
+            loads all others.
         settings: how to load it.
         max_text_tokens: cut texts earlier than the checkpoint does.
         query_prompt: put before each query; nothing by default.
@@ -51,7 +51,7 @@ class ClipEncoder(Encoder):
 
     Raises:
         ModelError: files are damaged.
-        ValueError: ``max_text_tokens`` is beyond the checkpoint.
+        ValueError: ``max_text_tokens`` is more than the checkpoint reads.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class ClipEncoder(Encoder):
             return unit_rows(to_numpy(features))
 
     def count_tokens(self, texts: Sequence[str], kind: Kind) -> list[int]:
-        """The length of each text in tokens, prompt and special tokens included."""
+        """Count the tokens of each text, including prompt and special tokens."""
         if not texts:
             return []
         with self._lock:
@@ -127,13 +127,12 @@ class ClipEncoder(Encoder):
 
 
 def usual_layout(checkpoint: Checkpoint) -> ClipLayout | None:
-    """How a checkpoint is laid out that ``ClipEncoder`` loads; None for any other.
+    """The layout of a checkpoint that ``ClipEncoder`` can load; None for any other.
 
-    Others may be as good. They are for sentence-transformers, which also says what is wrong with
-    one if something is.
+    Other checkpoints may be fine too. sentence-transformers loads them, and reports their faults.
 
     Args:
-        checkpoint: of the family ``clip``, with files that were checked (``check_files``).
+        checkpoint: a checkpoint of the family ``clip`` that passed ``check_files``.
     """
     layout = clip_layout(checkpoint)
     if layout is None:
@@ -152,18 +151,18 @@ def _tokenizer(checkpoint: Checkpoint) -> Any:
             return CLIPTokenizer.from_pretrained(
                 checkpoint.folder, local_files_only=True, trust_remote_code=False
             )
-    except Exception as error:  # the tokenizers library raises nothing more precise
+    except Exception as error:  # the tokenizers library raises no narrower class
         raise ModelError(
             f"{checkpoint.name}: its tokenizer does not load ({first_line(error)})"
         ) from error
 
 
 def _pixels(image: Image, settings: ImageSettings) -> VectorArray:
-    """In the steps and number formats of transformers' CLIPImageProcessor on Pillow."""
+    """Prepare an image in the steps and number formats of transformers' PIL-based processor."""
     image, size = image.convert("RGB"), settings.size
     short, long = sorted(image.size)
     if long > _LONGEST_STRIP * short:
-        # Scaled whole, a strip of 1 x 50000 pixels takes gigabytes, of which the crop keeps 1 MB.
+        # Scaled as a whole, a strip of 1 × 50,000 pixels takes gigabytes; the crop keeps 1 MB.
         sides = [min(side, _LONGEST_STRIP * short) for side in image.size]
         image = _crop_centre(image, *sides)
         long = _LONGEST_STRIP * short
@@ -179,7 +178,7 @@ def _pixels(image: Image, settings: ImageSettings) -> VectorArray:
 
 
 def _crop_centre(image: Image, width: int, height: int) -> Image:
-    """The middle; what lies beyond the image is black."""
+    """Crop the centre; pixels outside of the image are black."""
     left, top = (image.width - width) // 2, (image.height - height) // 2
     return image.crop((left, top, left + width, top + height))
 
@@ -188,14 +187,14 @@ def _crop_centre(image: Image, width: int, height: int) -> Image:
 
 
 class _Clip:
-    """The two transformers, by functions over named weights.
+    """The two transformers, as functions over named weights.
 
-    torch's modules would be filled with random numbers first, or, without memory, import torch's
-    compiler: either takes longer than a search.
+    torch's modules would first be filled with random numbers, or, on the meta device, import
+    torch's compiler. Either takes longer than a search.
 
     Args:
         layout: the sizes.
-        weights: as they are called in the checkpoint.
+        weights: by their names in the checkpoint.
     """
 
     def __init__(self, layout: ClipLayout, weights: Mapping[str, Tensor]) -> None:
@@ -214,8 +213,8 @@ class _Clip:
             allowed = (causal & mask.bool()[:, None, :])[:, None]
         hidden = self._layers("text_model", settings, hidden, allowed, causal=allowed is None)
         hidden = self._norm("text_model.final_layer_norm", hidden, settings.eps)
-        # A padding token may be the end token too: the first one counts. OpenAI's configurations
-        # say 2, which was never right, and mean the highest id.
+        # The end token may also be the padding token, so the first one counts. OpenAI's
+        # configurations say 2, which was never right; they mean the highest id.
         ends = ids if settings.end_token == 2 else (ids == settings.end_token).int()
         at_end = hidden[torch.arange(len(ids), device=ids.device), ends.argmax(dim=-1)]
         return self._linear("text_projection", at_end)

@@ -1,4 +1,4 @@
-"""How a CLIP checkpoint is laid out, by its settings, if it is as the published ones are."""
+"""Reads the layout of a CLIP checkpoint if it is like the published ones."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from llama_index_gap.models.checkpoints.limits import shard_names
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _PREPROCESSOR = "preprocessor_config.json"
-# With one of these, sentence-transformers or a newer processor says more than is read here.
+# Files of sentence-transformers or of a newer processor, with settings that are not read here.
 _SAY_MORE = (
     "modules.json",
     "config_sentence_transformers.json",
@@ -34,7 +34,7 @@ _IMAGE_KEYS = {
     *("image_processor_type", "feature_extractor_type", "processor_class"),
 }
 _STEPS = {"do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb"}
-# What transformers assumes where config.json is silent.
+# The defaults of transformers for config.json.
 _TEXT = {
     "hidden_size": 512,
     "intermediate_size": 2048,
@@ -53,7 +53,7 @@ _VISION = {
     "patch_size": 32,
     "num_channels": 3,
 }
-# The temperature of the loss, and position numbers of old checkpoints.
+# Unused weights: the temperature of the loss, and position numbers of old checkpoints.
 _NOT_RUN = re.compile(r"logit_scale|(text|vision)_model\.embeddings\.position_ids")
 _Number = TypeVar("_Number", int, float)
 
@@ -63,16 +63,16 @@ class TowerSettings:
     """The sizes of one of the two transformers.
 
     Attributes:
-        width: numbers in a token's vector.
-        inner: numbers between a layer's two linear maps.
-        layers: how many.
-        heads: of attention.
-        positions: tokens, or patches and one, that it can take.
+        width: length of a token's vector.
+        inner: length of the vector between a layer's two linear maps.
+        layers: number of layers.
+        heads: number of attention heads.
+        positions: maximum number of tokens; for images, the number of patches and one.
         activation: ``"quick_gelu"`` or ``"gelu"``.
-        eps: of layer norms.
-        vocabulary: how many tokens there are; of texts.
-        end_token: the id that ends a text.
-        patch: pixels on a side of a patch; of images.
+        eps: epsilon of the layer norms.
+        vocabulary: number of distinct tokens; texts only.
+        end_token: id of the token that ends a text; texts only.
+        patch: pixels on a side of a patch; images only.
     """
 
     width: int
@@ -92,12 +92,12 @@ class ImageSettings:
     """How an image becomes numbers.
 
     Attributes:
-        size: pixels on a side of what the model sees.
+        size: pixels on a side of the model's input.
         shortest_edge: pixels on the shorter side, after scaling and before the crop.
-        resample: Pillow's number of the filter.
-        factor: makes numbers of 0 to 255 those of 0 to 1.
-        mean: of each colour, is taken off.
-        std: of each colour, is divided by.
+        resample: Pillow's number for the filter.
+        factor: scales values from 0 to 255 to values from 0 to 1.
+        mean: subtracted from each colour.
+        std: each colour is divided by it.
     """
 
     size: int
@@ -110,14 +110,14 @@ class ImageSettings:
 
 @dataclass(frozen=True)
 class ClipLayout:
-    """A checkpoint whose files say nothing that is unknown here.
+    """A checkpoint whose files hold only settings that are known here.
 
     Attributes:
-        checkpoint: where the files lie.
+        checkpoint: has the files.
         dimension: length of a vector.
         text: the transformer for texts.
-        vision: the one for images.
-        images: how images are prepared.
+        vision: the transformer for images.
+        images: how to prepare images.
     """
 
     checkpoint: Checkpoint
@@ -143,7 +143,7 @@ class ClipLayout:
         }
 
         def both(name: str, *shape: int) -> None:
-            """A weight and its bias."""
+            """Add a weight and its bias."""
             shapes[f"{name}.weight"], shapes[f"{name}.bias"] = shape, shape[:1]
 
         both("text_model.final_layer_norm", text.width)
@@ -162,14 +162,14 @@ class ClipLayout:
 
 
 class _OtherLayoutError(Exception):
-    """Something in the files is not as usual."""
+    """A setting in the files is unusual."""
 
 
 def clip_layout(checkpoint: Checkpoint) -> ClipLayout | None:
-    """How a CLIP checkpoint is laid out; None where anything in its files is not as usual.
+    """Read the layout of a CLIP checkpoint; None if any setting in its files is unusual.
 
     Args:
-        checkpoint: of the family ``clip``, with files that were checked (``check_files``).
+        checkpoint: a checkpoint of the family ``clip`` that passed ``check_files``.
     """
     try:
         return _read(checkpoint)
@@ -253,15 +253,15 @@ def _colours(given: Mapping[str, Any], name: str) -> tuple[float, ...]:
 
 
 def stored_shapes(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
-    """The shape of each stored tensor that is run, by the files' headers.
+    """Read the shape of each stored tensor that the model uses, from the files' headers.
 
     Args:
-        checkpoint: where the files lie.
+        checkpoint: has the files.
 
     Raises:
         ModelError: the list of files is damaged.
-        OSError: one is missing.
-        SafetensorError: one cannot be read.
+        OSError: a file is missing.
+        SafetensorError: a file cannot be read.
     """
     folder, names = checkpoint.folder, [_WEIGHTS]
     if not (folder / _WEIGHTS).is_file():
@@ -269,7 +269,7 @@ def stored_shapes(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {}
     for name in names:
         with safe_open(folder / name, framework="np") as file:
-            for key in file.keys():  # noqa: SIM118 (it is no mapping)
+            for key in file.keys():  # noqa: SIM118 (it is not a mapping)
                 if not _NOT_RUN.fullmatch(key):
                     shapes[key] = tuple(file.get_slice(key).get_shape())
     return shapes

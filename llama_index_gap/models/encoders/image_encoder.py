@@ -1,4 +1,4 @@
-"""Encoders of images alone, for comparing images with images: DINOv2 and its kin."""
+"""Encoders for images only, which compare images with images: DINOv2 and similar models."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ if TYPE_CHECKING:
 
 
 class ImageEncoder(Encoder):
-    """A vision transformer that was trained on images alone, run by transformers.
+    """A vision transformer that was trained on images only, run by transformers.
 
-    The vector is the class token's after the final layer norm: what stands for the image in the
-    vision transformer (arXiv 2010.11929), and what the authors of DINO (arXiv 2104.14294), DINOv2
-    (arXiv 2304.07193, and its model card) and DINOv3 (arXiv 2508.10104) compare images by. A pooler
-    that a checkpoint has beside it is made for classification, and plays no part.
+    The vector is the class token's after the final layer norm. It represents the image in the
+    vision transformer (arXiv 2010.11929), and the authors of DINO (arXiv 2104.14294), DINOv2 (arXiv
+    2304.07193, and its model card) and DINOv3 (arXiv 2508.10104) compare images by it. A
+    checkpoint's pooler, which serves classification, is not used.
 
     Args:
         checkpoint: a folder in the layout of facebook/dinov2-base.
         settings: how to load it.
-        max_text_tokens: must be None, as the next two: there are no texts.
+        max_text_tokens: must be None, since there are no texts.
         query_prompt: must be None.
         document_prompt: must be None.
 
     Raises:
         ModelError: files are missing or damaged, or the weights do not fit the configuration.
-        ValueError: there is an option for texts.
+        ValueError: an option for texts is set.
     """
 
     shares_text_space = False
@@ -77,8 +77,8 @@ class ImageEncoder(Encoder):
         stored = stored_weights(checkpoint)
         with load_report() as report:
             try:
-                # As in sbert.py: bit-equal to what the models were published with.
-                # DINOv3 has no such path; transformers then takes its torchvision one.
+                # As in sbert.py, PIL gives the same bits as the processors that these models were
+                # published with. DINOv3 has no PIL processor; transformers then uses torchvision.
                 self._processor = auto.AutoImageProcessor.from_pretrained(
                     checkpoint.folder, backend="pil", **local
                 )
@@ -91,7 +91,7 @@ class ImageEncoder(Encoder):
                     )
             except ModelError:
                 raise
-            # transformers raises its own types for a checkpoint that it cannot read.
+            # transformers raises its own classes for a checkpoint that it cannot read.
             except Exception as error:
                 reason = first_line(error)
                 if isinstance(error, ImportError) and "torchvision" in reason.lower():
@@ -104,14 +104,14 @@ class ImageEncoder(Encoder):
         self._model = model.to(device).eval()
 
     def encode_text(self, texts: Sequence[str], kind: Kind) -> NoReturn:
-        """Raise ModelError: there are no texts."""
+        """Raise ModelError, since this encoder reads no texts."""
         raise ModelError(
             f"{self.name} encodes images only; for texts pass a dual encoder (CLIP, SigLIP, …), "
             "and this model as image_query_embed_model of a DualIndex"
         )
 
     def count_tokens(self, texts: Sequence[str], kind: Kind) -> NoReturn:
-        """Raise ModelError: there are no texts."""
+        """Raise ModelError, since this encoder reads no texts."""
         self.encode_text(texts, kind)
 
     count_truncated = count_tokens

@@ -37,8 +37,8 @@ from llama_index_gap.models.runtime import placement
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-# config.json of jinaai/jina-embeddings-v3, on which the text tower is based; a checkpoint of
-# jina-clip names it and states only what differs (``hf_model_config_kwargs``).
+# config.json of jinaai/jina-embeddings-v3, the base of the text tower; a checkpoint of jina-clip
+# names it and states only the differences (``hf_model_config_kwargs``).
 _TEXT_BASE: dict[str, Any] = {
     "vocab_size": 250002,
     "hidden_size": 1024,
@@ -85,23 +85,24 @@ _SUPPORTED = {
 }
 _PREPROCESSOR = "preprocessor_config.json"
 _SUPPORTED_PREPROCESSING = {"interpolation": "bicubic", "resize_mode": "shortest"}
-_VISION_EPS = 1e-6  # of EVA-02's layer norms; in the reference's code, not in its config.json
+_VISION_EPS = 1e-6  # for EVA-02's layer norms; from the reference's code, not its config.json
 _LONGEST_STRIP = 100
 
 
 class JinaClipEncoder(Encoder):
-    """jina-clip-v2: texts in 89 languages, and images, in one space (arXiv 2412.08802).
+    """jina-clip-v2: embeds texts in 89 languages and images into one space (arXiv 2412.08802).
 
     Args:
         checkpoint: a folder in the layout of jinaai/jina-clip-v2.
         settings: how to load it.
-        max_text_tokens: cut texts here, to save time; by default where the checkpoint ends.
+        max_text_tokens: cut texts to this length, to save time; by default the checkpoint's limit.
         query_prompt: put before queries; the checkpoint's own instruction by default.
         document_prompt: put before documents; nothing by default.
 
     Raises:
         ModelError: files are missing or damaged, or the weights do not fit the configuration.
-        ValueError: ``max_text_tokens`` is beyond the checkpoint, or within a prompt.
+        ValueError: ``max_text_tokens`` is more than the checkpoint reads, or leaves no room after a
+            prompt.
     """
 
     def __init__(
@@ -119,8 +120,9 @@ class JinaClipEncoder(Encoder):
         self.dimension = setting(checkpoint, "vision_config.width")
         if text_settings["hidden_size"] != self.dimension:
             raise ModelError(
-                f"{checkpoint.name}: its text vectors have {text_settings['hidden_size']} numbers "
-                f"and its image vectors {self.dimension}, so they share no space"
+                f"{checkpoint.name}: its text vectors have {text_settings['hidden_size']} "
+                f"dimensions and its image vectors {self.dimension}, so they share no space; "
+                "download the checkpoint again"
             )
         if query_prompt is None:
             instructions = setting(checkpoint, f"{_TEXT_OVERRIDES}.task_instructions", None) or {}
@@ -128,7 +130,7 @@ class JinaClipEncoder(Encoder):
         self._tokenizer = PromptedTokenizer(
             checkpoint,
             {"query": query_prompt, "document": document_prompt or ""},
-            # RoBERTa's numbering: the first two of its positions are for padding.
+            # RoBERTa reserves its first two positions for padding.
             longest=text_settings["max_position_embeddings"] - 2,
             max_text_tokens=max_text_tokens,
         )
@@ -137,14 +139,14 @@ class JinaClipEncoder(Encoder):
         if size != self._image_size:
             raise ModelError(
                 f"{checkpoint.name}: {_PREPROCESSOR} scales images to {size}, but config.json says "
-                f"image_size={self._image_size}"
+                f"image_size={self._image_size}; download the checkpoint again"
             )
         self._mean = setting(checkpoint, "mean", file=_PREPROCESSOR)
         self._std = setting(checkpoint, "std", file=_PREPROCESSOR)
 
         device, dtype = placement(settings)
         tensors = read_weights(checkpoint)
-        # A scale for the loss in training and the only weight that belongs to neither tower.
+        # The scale of the training loss, the only weight that belongs to neither tower.
         tensors.pop("logit_scale", None)
         text = _merge_lora(checkpoint, tensors, dtype)
         vision = {key: text.pop(key) for key in list(text) if key.startswith("vision_model.")}
@@ -181,18 +183,19 @@ class JinaClipEncoder(Encoder):
         if not texts:
             return np.empty((0, self.dimension), np.float32)
         ids = self._tokenizer(texts, kind)["input_ids"].to(self._device)
-        # Not the tokenizer's mask: a text that spells out the padding token has it masked too.
+        # Like the reference, mask the padding token even where a text spells it out, which the
+        # tokenizer's own mask does not do.
         mask = ids != self._tokenizer.pad_token_id
         with self._forward, torch.inference_mode():
             hidden = self._text(input_ids=ids, attention_mask=mask.long()).last_hidden_state
             return unit_rows(to_numpy(masked_mean(hidden, mask)))
 
     def count_tokens(self, texts: Sequence[str], kind: Kind) -> list[int]:
-        """The length of each text in tokens, prompt and special tokens included."""
+        """Count the tokens of each text, including prompt and special tokens."""
         return self._tokenizer.count_tokens(texts, kind)
 
     def prepare_image(self, image: Image) -> VectorArray:
-        """Scale and crop an image to the model's square; returns shape (3, size, size)."""
+        """Scale and crop an image to the model's input; returns shape (3, size, size)."""
         return pixel_values(_centre_square(image, self._image_size), self._mean, self._std)
 
     def encode_prepared(self, prepared: Sequence[VectorArray]) -> VectorArray:
@@ -305,8 +308,8 @@ def _text_settings(checkpoint: Checkpoint) -> dict[str, Any]:
     known = _TEXT_BASE.keys() | _TEXT_OVERRIDES_ELSEWHERE | _TEXT_OVERRIDES_FOR_TRAINING
     if unknown := overrides.keys() - known:
         raise ModelError(
-            f"{checkpoint.name}: a variant that cannot be loaded; {_TEXT_OVERRIDES} in config.json "
-            f"has {list_some(unknown)}"
+            f"{checkpoint.name}: this variant cannot be loaded; {_TEXT_OVERRIDES} in config.json "
+            f"has unknown settings: {list_some(unknown)}"
         )
     return {key: overrides.get(key, value) for key, value in _TEXT_BASE.items()}
 
@@ -325,9 +328,9 @@ def _merge_lora(
 ) -> dict[str, Tensor]:
     """Add the default task's low-rank update to each weight that has one (arXiv 2106.09685).
 
-    A linear layer becomes W + B·A·α/r with A (tasks, r, in) and B (tasks, out, r); an embedding,
-    stored the other way round, W + A·B·α/r with A (tasks, rows, r) and B (tasks, r, width).
-    A pair that is not complete is left as it is and shows up as unexpected.
+    A linear layer becomes W + B·A·α/r with A (tasks, r, in) and B (tasks, out, r). An embedding is
+    stored the other way round: W + A·B·α/r with A (tasks, rows, r) and B (tasks, r, width). An
+    incomplete pair is left unchanged, and is reported as unexpected later.
     """
     merged = dict(tensors)
     for original in tensors:
@@ -341,8 +344,8 @@ def _merge_lora(
         rank = setting(checkpoint, f"{_TEXT_OVERRIDES}.lora_rank")
         if task not in tasks:
             raise ModelError(
-                f"{checkpoint.name}: config.json says default_lora_task={task!r}, which is none of "
-                f"its lora_adaptations {tasks}"
+                f"{checkpoint.name}: config.json says default_lora_task={task!r}, which is not one "
+                f"of its lora_adaptations {tasks}; download the checkpoint again"
             )
         weight, a, b = merged.pop(original), merged.pop(a_key), merged.pop(b_key)
         left, right = (a, b) if ".embeddings." in stem else (b, a)
@@ -354,25 +357,25 @@ def _merge_lora(
             raise ModelError(
                 f"{checkpoint.name}: wrongly shaped: {a_key} {tuple(a.shape)} and {b_key} "
                 f"{tuple(b.shape)} for rank {rank}, {len(tasks)} tasks and weights "
-                f"{tuple(weight.shape)}"
+                f"{tuple(weight.shape)}; download the checkpoint again"
             )
-        # In float32: the update is small beside what bfloat16 resolves.
+        # In float32: bfloat16 is too coarse for the small update.
         update = left[tasks.index(task)].float() @ right[tasks.index(task)].float()
         merged[f"{stem}.weight"] = torch.add(weight, update, alpha=alpha / rank).to(dtype)
     return merged
 
 
 def _centre_square(image: Image, size: int) -> Image:
-    """Scale the shorter side to ``size`` and crop the middle of the longer, as torchvision does."""
+    """Scale the shorter side to ``size`` and crop the longer one's centre, as torchvision does."""
     from PIL.Image import Resampling
 
     image = image.convert("RGB")
     short, long = sorted(image.size)
     if long > _LONGEST_STRIP * short:
-        # Scaled whole, a strip of 1 x 50000 pixels takes 40 GB, of which the crop keeps 1 MB.
+        # Scaled as a whole, a strip of 1 × 50,000 pixels takes 40 GB; the crop keeps 1 MB.
         image = _crop_centre(image, *(min(side, _LONGEST_STRIP * short) for side in image.size))
         long = _LONGEST_STRIP * short
-    # int, not round, here; and round, not //, in the crop: each is one pixel off otherwise.
+    # int here, not round; and round in the crop, not //. Otherwise each is one pixel off.
     scaled = {short: size, long: int(size * long / short)}
     image = image.resize((scaled[image.width], scaled[image.height]), Resampling.BICUBIC)
     return _crop_centre(image, size, size)

@@ -1,4 +1,4 @@
-"""What the native vision and text towers have in common, from pixels in to vectors out."""
+"""Functions and layers that the native vision and text towers share."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def pixel_values(image: Image, mean: Sequence[float], std: Sequence[float]) -> VectorArray:
-    """An RGB image of size (w, h) as normalized numbers of shape (3, h, w)."""
+    """Turn an RGB image of size (w, h) into normalized numbers of shape (3, h, w)."""
     scaled = np.asarray(image, dtype=np.float32) / np.float32(255)
     normalized = (scaled - np.asarray(mean, np.float32)) / np.asarray(std, np.float32)
     return np.ascontiguousarray(normalized.transpose(2, 0, 1))
@@ -27,11 +27,11 @@ def concatenate(prepared: Sequence[Mapping[str, Any]], model: str) -> dict[str, 
     """Join the features of n images along their first axis.
 
     Args:
-        prepared: what an image processor gives for each.
+        prepared: the image processor's output for each image.
         model: the checkpoint, for the message.
 
     Raises:
-        ModelError: they are of different shapes.
+        ModelError: the features have different shapes.
     """
     joined = dict(prepared[0])
     for name, value in joined.items():
@@ -40,8 +40,8 @@ def concatenate(prepared: Sequence[Mapping[str, Any]], model: str) -> dict[str, 
         shapes = {tuple(features[name].shape[1:]) for features in prepared}
         if len(shapes) > 1:
             raise ModelError(
-                f"{model}: its {name} are shaped {' and '.join(map(str, sorted(shapes)))} for "
-                "different images, so these cannot share a batch; pass embed_batch_size=1"
+                f"{model}: its {name} have the shapes {' and '.join(map(str, sorted(shapes)))} for "
+                "different images, which cannot share a batch; pass embed_batch_size=1"
             )
         joined[name] = torch.cat([features[name] for features in prepared])
     return joined
@@ -54,7 +54,7 @@ def masked_mean(hidden: Tensor, mask: Tensor) -> Tensor:
 
 
 def to_numpy(features: Tensor) -> VectorArray:
-    """A tensor on any device as a float32 array."""
+    """Turn a tensor on any device into a float32 array."""
     array: VectorArray = features.float().cpu().numpy()
     return array
 
@@ -62,14 +62,14 @@ def to_numpy(features: Tensor) -> VectorArray:
 class PatchRotation(nn.Module):
     """Rotary position embedding of a square of image patches (EVA-02, arXiv 2303.11331).
 
-    Neighbouring numbers of a head form a pair; the first half of the pairs turns with the patch's
-    row, the second with its column. The class token in front stays as it is.
+    Neighbouring numbers of a head form a pair. The first half of the pairs rotates with the patch's
+    row, the second half with its column. The class token, which comes first, is unchanged.
 
     Args:
-        patches: patches on a side of the square.
+        patches: number of patches on a side of the square.
         head_dim: length of a head's vector; a multiple of 4.
-        extent: how far apart the square's sides are in positions, whatever the number of patches:
-            the patches on a side in pretraining.
+        extent: length of a side in positions, whatever the number of patches: the number of patches
+            on a side in pretraining.
     """
 
     cosine: Tensor
@@ -86,7 +86,7 @@ class PatchRotation(nn.Module):
         self.register_buffer("sine", pairs.sin(), persistent=False)
 
     def forward(self, heads: Tensor) -> Tensor:
-        """Turn vectors of shape (n, heads, 1 + patches², head_dim)."""
+        """Rotate vectors of shape (n, heads, 1 + patches², head_dim)."""
         fixed, turning = heads[:, :, :1], heads[:, :, 1:]
         quarter = torch.stack([-turning[..., 1::2], turning[..., ::2]], dim=-1).flatten(-2)
         turned = turning * self.cosine + quarter * self.sine

@@ -39,7 +39,7 @@ from llama_index_gap.models.runtime import placement
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-# From the model card of nomic-ai/nomic-embed-text-v1.5; no file of the checkpoint states them.
+# From the model card of nomic-ai/nomic-embed-text-v1.5; no file in the checkpoint states them.
 _QUERY_PROMPT = "search_query: "
 _DOCUMENT_PROMPT = "search_document: "
 
@@ -76,7 +76,7 @@ _SUPPORTED_VISION = {
     "use_pos_embed": True,
     "use_rotary_pos_emb": True,
 }
-_POOLING = "1_Pooling/config.json"  # of sentence-transformers; not every checkpoint has it
+_POOLING = "1_Pooling/config.json"  # from sentence-transformers; not every checkpoint has it
 _SUPPORTED_POOLING = {
     "pooling_mode": "mean",
     "pooling_mode_cls_token": False,
@@ -93,7 +93,7 @@ _TEXT_NAMES = {
     ".norm2.": ".post_mlp_layernorm.",
 }
 _PREPROCESSOR = "preprocessor_config.json"
-_BICUBIC = 3  # in Pillow's numbering, which the file uses
+_BICUBIC = 3  # Pillow's number, which the file uses
 _SUPPORTED_PREPROCESSING = {
     "do_normalize": True,
     "do_rescale": True,
@@ -101,28 +101,29 @@ _SUPPORTED_PREPROCESSING = {
     "resample": _BICUBIC,
     "rescale_factor": 1 / 255,
 }
-_MLP_EPS = 1e-5  # of the norm inside the SwiGLU; in the reference's code, not in its config.json
+_MLP_EPS = 1e-5  # for the norm in the SwiGLU; from the reference's code, not its config.json
 
 
 class NomicEncoder(Encoder):
     """Nomic Embed's text model, its vision model, or both (arXiv 2402.01613, 2406.18587).
 
-    A text vector may be shortened after encoding: take its first d numbers and scale them to
-    length 1. The reference has one more step, a layer norm, but that comes before the cut.
+    Text vectors may be shortened after encoding: take the first d numbers and scale them to length
+    1. The reference has one more step, a layer norm, which is done here too, before the cut.
 
     Args:
         text: a folder in the layout of nomic-ai/nomic-embed-text-v1.5, or None.
         vision: a folder in the layout of nomic-ai/nomic-embed-vision-v1.5, or None.
-        settings: how to load it.
-        max_text_tokens: cut texts here, to save time; by default where training ended (2048).
+        settings: how to load them.
+        max_text_tokens: cut texts to this length, to save time; by default the longest texts of the
+            training (2048).
         query_prompt: put before queries; ``"search_query: "`` by default.
         document_prompt: put before documents; ``"search_document: "`` by default.
 
     Raises:
-        ModelError: files are missing or damaged, the weights do not fit the configuration, or a
-            checkpoint is of the other kind.
-        ValueError: ``max_text_tokens`` is beyond the checkpoint, or within a prompt; there is no
-            checkpoint; or there is a text option without a text checkpoint.
+        ModelError: files are missing or damaged, the weights do not fit the configuration, or text
+            and vision checkpoints are exchanged.
+        ValueError: ``max_text_tokens`` is more than the checkpoint reads, or leaves no room after a
+            prompt; there is no checkpoint; or a text option is set without a text checkpoint.
     """
 
     def __init__(
@@ -154,8 +155,8 @@ class NomicEncoder(Encoder):
         dimensions = [_width(checkpoint) for checkpoint in checkpoints]
         if len(set(dimensions)) > 1:
             raise ModelError(
-                f"{self.name}: their vectors have {dimensions[0]} and {dimensions[1]} numbers, so "
-                "they share no space; pass the two checkpoints of one version"
+                f"{self.name}: their vectors have {dimensions[0]} and {dimensions[1]} dimensions, "
+                "so they share no space; pass two checkpoints of the same version"
             )
         self.dimension = dimensions[0]
         licences = list(dict.fromkeys(checkpoint.licence for checkpoint in checkpoints))
@@ -190,7 +191,7 @@ class NomicEncoder(Encoder):
         return unit_rows(model.features(tokens["input_ids"], tokens["attention_mask"]))
 
     def count_tokens(self, texts: Sequence[str], kind: Kind) -> list[int]:
-        """The length of each text in tokens, prompt and special tokens included.
+        """Count the tokens of each text, including prompt and special tokens.
 
         Raises:
             ModelError: there is no text checkpoint.
@@ -198,7 +199,7 @@ class NomicEncoder(Encoder):
         return self._text_model().tokenizer.count_tokens(texts, kind)
 
     def prepare_image(self, image: Image) -> VectorArray:
-        """Squash an image to the model's square; returns shape (3, size, size).
+        """Resize an image to the model's square, without a crop; returns shape (3, size, size).
 
         Raises:
             ModelError: there is no vision checkpoint.
@@ -219,30 +220,30 @@ class NomicEncoder(Encoder):
     def _text_model(self) -> _TextModel:
         if self._text is None:
             raise ModelError(
-                f"{self.name} is a vision checkpoint and reads no text; pass the text checkpoint "
-                "that shares its space too (nomic-ai/nomic-embed-text-v1.5)"
+                f"{self.name} is a vision checkpoint and reads no text; also pass the text "
+                "checkpoint that shares its space (nomic-ai/nomic-embed-text-v1.5)"
             )
         return self._text
 
     def _vision_model(self) -> _VisionModel:
         if self._vision is None:
             raise ModelError(
-                f"{self.name} is a text checkpoint and sees no images; pass the vision checkpoint "
-                "that shares its space too (nomic-ai/nomic-embed-vision-v1.5)"
+                f"{self.name} is a text checkpoint and reads no images; also pass the vision "
+                "checkpoint that shares its space (nomic-ai/nomic-embed-vision-v1.5)"
             )
         return self._vision
 
 
 def is_vision(checkpoint: Checkpoint) -> bool:
-    """Whether a Nomic checkpoint is the vision model: its ``config.json`` has no vocabulary.
+    """Whether a Nomic checkpoint is the vision model, whose ``config.json`` has no vocabulary.
 
-    The model type is ``nomic_bert`` in both.
+    Both checkpoints have the model type ``nomic_bert``.
     """
     return not setting(checkpoint, "vocab_size", 0)
 
 
 def _is_native(checkpoint: Checkpoint) -> bool:
-    """Whether ``config.json`` has transformers' names, as some revisions of the text model do."""
+    """Whether ``config.json`` uses transformers' names, as in some revisions of the text model."""
     return "hidden_size" in checkpoint.config and "n_embd" not in checkpoint.config
 
 
@@ -252,15 +253,15 @@ def _width(checkpoint: Checkpoint) -> int:
 
 
 def _text_settings(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The text model's settings by transformers' names, which ignores the makers' own.
+    """The text model's settings by transformers' names, since transformers ignores Nomic's names.
 
-    The reference goes on to n_positions (8192), with rotary frequencies that it stretches only
-    beyond max_trained_positions (``rotary_scaling_factor``); up to there both are the same.
+    The reference reads up to n_positions (8192) tokens. It scales rotary frequencies only beyond
+    max_trained_positions (``rotary_scaling_factor``), so up to there both compute the same.
     """
     trained = setting(checkpoint, "max_trained_positions", 2048)
     if _is_native(checkpoint):
         check_settings(checkpoint, _SUPPORTED_NATIVE)
-        # Older files have the angle of the rotation beside the other settings.
+        # Older files have the base of the rotation among the other settings.
         theta = setting(checkpoint, "rope_parameters.rope_theta", None) or setting(
             checkpoint, "rope_theta", 1000.0
         )
@@ -297,7 +298,7 @@ class _TextModel:
     ) -> None:
         from transformers import NomicBertConfig, NomicBertModel
 
-        if (checkpoint.folder / _POOLING).is_file():  # others of this architecture pool otherwise
+        if (checkpoint.folder / _POOLING).is_file():  # models of this architecture may differ
             check_settings(checkpoint, _SUPPORTED_POOLING, file=_POOLING)
         config = NomicBertConfig(**_text_settings(checkpoint))
         self.tokenizer = PromptedTokenizer(
@@ -320,7 +321,7 @@ class _TextModel:
         self._forward = threading.Lock()
 
     def features(self, ids: Tensor, mask: Tensor) -> VectorArray:
-        """Token ids and mask (n, length) → (n, d), not yet of length 1."""
+        """Token ids and mask (n, length) → (n, d), not yet scaled to length 1."""
         ids, mask = ids.to(self._device), mask.to(self._device)
         with self._forward, torch.inference_mode():
             hidden = self._model(input_ids=ids, attention_mask=mask).last_hidden_state
@@ -422,7 +423,7 @@ class _PoolingAttention(nn.Module):
 
 
 class _Selector(nn.Module):
-    """One learned query looks at all tokens (n, length, d), and its answer joins each of them."""
+    """One learned query attends to all tokens (n, length, d); the result is added to each token."""
 
     def __init__(self, width: int, heads: int, hidden: int, eps: float) -> None:
         super().__init__()
@@ -479,12 +480,12 @@ class _VisionTower(nn.Module):
 
     @classmethod
     def from_settings(cls, checkpoint: Checkpoint) -> _VisionTower:
-        match setting(checkpoint, "ref_feat_shape"):  # patches of the square in pretraining
+        match setting(checkpoint, "ref_feat_shape"):  # rows and columns of patches in pretraining
             case [int() | float() as extent, int() | float() as columns] if extent == columns:
                 pass
             case shape:
                 raise ModelError(
-                    f"{checkpoint.name}: a variant that cannot be loaded; config.json says "
+                    f"{checkpoint.name}: this variant cannot be loaded; config.json says "
                     f"ref_feat_shape={shape!r} (supported: two equal numbers)"
                 )
         return cls(

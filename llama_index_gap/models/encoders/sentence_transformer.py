@@ -1,4 +1,4 @@
-"""Any checkpoint that sentence-transformers loads: SigLIP, SigLIP 2, unusual CLIPs and others."""
+"""Encoders that sentence-transformers runs: SigLIP, SigLIP 2, unusual CLIPs and others."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ class SentenceTransformerEncoder(Encoder):
     """A checkpoint run by sentence-transformers.
 
     Args:
-        checkpoint: a sentence-transformers model, or a plain transformers one such as CLIP.
+        checkpoint: a sentence-transformers model, or a plain transformers model such as CLIP.
         settings: how to load it.
         max_text_tokens: cut texts earlier than the checkpoint does.
         query_prompt: put before each query; None for the checkpoint's own.
         document_prompt: put before each document; None for the checkpoint's own.
-        pooling: how token vectors become one vector; needed where the checkpoint does not say so.
+        pooling: how token vectors become one vector; needed if the checkpoint does not state it.
 
     Raises:
-        ModelError: the files are damaged, incomplete or of a kind that cannot be loaded, or say
-            nothing of their pooling.
+        ModelError: the files are damaged or incomplete, do not state the pooling, or hold a model
+            that sentence-transformers cannot load.
         ValueError: ``max_text_tokens`` or ``pooling`` does not fit the checkpoint.
     """
 
@@ -64,14 +64,14 @@ class SentenceTransformerEncoder(Encoder):
         self.modalities = frozenset({"text", "image"} & set(self._model.modalities))  # type: ignore[arg-type]
         if not self.modalities:
             raise ModelError(
-                f"{self.name} encodes {', '.join(map(str, self._model.modalities))}, "
-                "neither texts nor images"
+                f"{self.name} encodes {', '.join(map(str, self._model.modalities))}, but neither "
+                "texts nor images; choose another model"
             )
         family = getattr(self._model.config, "model_type", None)
         self._is_siglip = family in {"siglip", "siglip2"}
-        self._is_naflex = family == "siglip2"  # fixed resolutions of SigLIP 2 say "siglip"
+        self._is_naflex = family == "siglip2"  # SigLIP 2 of a fixed resolution says "siglip"
         if self._is_siglip and self._model.tokenizer is not None:
-            # SigLIP was trained so, and reads its padding; a tokenizer's file may say "left".
+            # SigLIP was trained this way and reads its padding; a tokenizer file may say "left".
             self._model.tokenizer.padding_side = "right"
             self._model.tokenizer.truncation_side = "right"
         self.max_text_tokens = self._limit(max_text_tokens)
@@ -93,15 +93,15 @@ class SentenceTransformerEncoder(Encoder):
         self._require("text")
         inputs: list[Any] = self._as_trained(texts)
         if self._wraps_texts:
-            # A bare "https://…/cat.jpg" would be taken for an image, and fetched.
+            # sentence-transformers would fetch a bare "https://…/cat.jpg" as an image.
             inputs = [{"text": text} for text in inputs]
         with self._lock:
             features = self._model.preprocess(
                 inputs,
                 prompt=self._prompts[kind] or None,
                 task=kind,
-                # SigLIP reads its padding: it was trained with every text padded to the full length
-                # and without an attention mask (model card of google/siglip-base-patch16-224).
+                # SigLIP reads its padding: in training, every text was padded to the full length
+                # without an attention mask (model card of google/siglip-base-patch16-224).
                 processing_kwargs={
                     "text": {
                         "padding": "max_length",
@@ -116,10 +116,10 @@ class SentenceTransformerEncoder(Encoder):
             return self._forward(features)
 
     def count_tokens(self, texts: Sequence[str], kind: Kind) -> list[int] | None:
-        """The length of each text in tokens, prompt and special tokens included.
+        """Count the tokens of each text, including prompt and special tokens.
 
-        The tokens of a chat template, through which some models read texts, count too. None where
-        the model has no tokenizer.
+        The tokens of a chat template count too, if the model reads texts through one. Returns None
+        if the model has no tokenizer.
         """
         self._require("text")
         tokenizer = self._model.tokenizer
@@ -133,7 +133,7 @@ class SentenceTransformerEncoder(Encoder):
         return [len(each) + self._template_tokens(kind) for each in ids]
 
     def _template_tokens(self, kind: Kind) -> int:
-        """How many tokens a chat template puts around a text."""
+        """The number of tokens that a chat template adds to a text."""
         if kind not in self._around:
             self._around[kind] = 0
             if self._wraps_texts and "message" in self._model[0].modality_config:
@@ -147,13 +147,13 @@ class SentenceTransformerEncoder(Encoder):
         return self._around[kind]
 
     def prepare_image(self, image: Image.Image) -> Any:
-        """Resize and normalize one RGB image (models with a chat template do it in the batch)."""
+        """Resize and normalize an RGB image; models with a chat template do so in the batch."""
         self._require("image")
         if not self._one_by_one:
             return image
         options: dict[str, Any] | None = None
         if self._is_naflex:
-            # transformers' Siglip2Processor puts numbers of its own in place of the checkpoint's.
+            # transformers' Siglip2Processor would replace the checkpoint's settings by its own.
             own = self._model.processor.image_processor
             options = {"patch_size": own.patch_size, "max_num_patches": own.max_num_patches}
         return self._model.preprocess(
@@ -173,7 +173,7 @@ class SentenceTransformerEncoder(Encoder):
             return self._forward(features)
 
     def _pools(self, checkpoint: Checkpoint, wanted: Pooling | None) -> bool:
-        """Whether token vectors are pooled, as the caller or the checkpoint says; never guessed."""
+        """Whether the model pools token vectors; set the caller's pooling, and never guess one."""
         from sentence_transformers.sentence_transformer.modules import Pooling as PoolingModule
 
         modules = [module for module in self._model if isinstance(module, PoolingModule)]
@@ -184,8 +184,8 @@ class SentenceTransformerEncoder(Encoder):
         if wanted is not None:
             if not modules:
                 raise InvalidValueError(
-                    f"pooling={wanted!r}: {self.name} says itself how it makes a vector; leave it "
-                    "out (on the command line --pooling)"
+                    f"pooling={wanted!r}: {self.name} states its own pooling; leave pooling out "
+                    "(on the command line, --pooling)"
                 )
             modules[0].pooling_mode = "lasttoken" if wanted == "last" else wanted
         return bool(modules)
@@ -203,13 +203,13 @@ class SentenceTransformerEncoder(Encoder):
     def _require(self, modality: str) -> None:
         if modality not in self.modalities:
             raise ModelError(
-                f"{self.name} encodes {' and '.join(sorted(self.modalities))} only; "
-                f"for {modality}s pass a dual encoder (CLIP, SigLIP, …), or a second model"
+                f"{self.name} does not encode {modality}s; pass a dual encoder (CLIP, SigLIP, …), "
+                "or a second model for them"
             )
 
     def _as_trained(self, texts: Sequence[str]) -> list[str]:
-        # SigLIP was trained on lower case, but the Gemma tokenizer that comes with SigLIP 2
-        # keeps capitals (model card of google/siglip2-base-patch16-224; huggingface/transformers).
+        # SigLIP was trained on lower case, but the Gemma tokenizer of SigLIP 2 keeps capitals
+        # (model card of google/siglip2-base-patch16-224; huggingface/transformers).
         return [text.lower() for text in texts] if self._is_siglip else list(texts)
 
     def _limit(self, wanted: int | None) -> int | None:
@@ -224,8 +224,8 @@ class SentenceTransformerEncoder(Encoder):
         limit = text_limit(wanted, limits, self.name)
         if self._is_siglip and limit != own:
             raise InvalidValueError(
-                f"max_text_tokens={wanted}: {self.name} needs every text padded to {own} "
-                "tokens, as it was trained; leave it out"
+                f"max_text_tokens={wanted}: {self.name} needs every text padded to {own} tokens, "
+                "as in its training; leave max_text_tokens out"
             )
         if limit is not None:
             self._model.max_seq_length = limit

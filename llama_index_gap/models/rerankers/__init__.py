@@ -1,1 +1,1 @@
-"""Rerankers: one file per family."""
+"""Rerankers, one file for each family."""

@@ -1,4 +1,4 @@
-"""Work that is kept: in memory up to a number of bytes, and in a folder."""
+"""Caches of limited size, in memory and on disk."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ from llama_index_gap.files import write_at_once
 logger = logging.getLogger(__name__)
 
 DISK_BYTES = 2**31
-"""What is kept on disk by default: some 5,000 to 10,000 pages of ColQwen2."""
-_UNSEEN_SHARE = 1 / 64  # of the limit: after so many new bytes a folder is looked at again
-_OURS = re.compile(r"[0-9a-f]{64}\.safetensors|\.[0-9a-f]{64}\.safetensors\.\d+-\d+\.partial")
+"""Default size of the cache on disk: some 5,000 to 10,000 pages of ColQwen2."""
+_UNCHECKED_SHARE = 1 / 64  # of the limit: after that many new bytes, the folder is checked again
+_CACHE_FILE = re.compile(r"[0-9a-f]{64}\.safetensors|\.[0-9a-f]{64}\.safetensors\.\d+-\d+\.partial")
 
 Value = TypeVar("Value")
 
 
 class ByteCache(Generic[Value]):
-    """Values by key, up to a number of bytes; what was used longest ago goes first.
+    """Values by key, up to a number of bytes; the least recently used go first.
 
-    May be used by several threads.
+    Several threads may use it.
 
     Args:
-        max_bytes: how much it holds; 0 for nothing at all.
-        size: tells the bytes of a value.
+        max_bytes: maximum size; 0 keeps nothing.
+        size: gives the bytes of a value.
     """
 
     def __init__(self, max_bytes: int, size: Callable[[Value], int]) -> None:
@@ -49,14 +49,14 @@ class ByteCache(Generic[Value]):
         self._bytes = 0
 
     def get(self, key: str) -> Value | None:
-        """The value, which now counts as used; None if it is not here."""
+        """The value, which now counts as used; None if it is not cached."""
         with self._lock:
             if key in self._values:
                 self._values.move_to_end(key)
             return self._values.get(key)
 
     def put(self, key: str, value: Value) -> None:
-        """Keep a value, unless it alone is larger than all that may be kept."""
+        """Keep a value, unless it alone is larger than ``max_bytes``."""
         size = self._size(value)
         if size > self.max_bytes:
             return
@@ -79,41 +79,41 @@ class ByteCache(Generic[Value]):
 
     @property
     def nbytes(self) -> int:
-        """Bytes that are held now."""
+        """Current size in bytes."""
         with self._lock:
             return self._bytes
 
 
 class TensorFolder:
-    """Named tensors by key, a safetensors file for each key.
+    """Named tensors by key, with a safetensors file for each key.
 
-    May be used by several threads and processes: a file is there whole or not at all. What was used
-    longest ago is deleted first; each process looks at the whole folder from time to time, so that
-    several together may exceed the limit by a few hundredths.
+    Several threads and processes may use it, since files are written atomically. The least recently
+    used files are deleted first. Each process checks the folder from time to time, so several
+    processes together may exceed the limit by a few per cent.
 
     Args:
-        folder: made if it is not there, readable by this user only.
-        part: a folder in it for this use; others share the limit.
-        max_bytes: how much the folder holds, all its parts together; None for any amount.
+        folder: created if it does not exist, readable by this user only.
+        part: a subfolder for this use; all subfolders share the limit.
+        max_bytes: maximum size of the folder with all its subfolders; None for any size.
     """
 
     def __init__(self, folder: Path, part: str = "", *, max_bytes: int | None = None) -> None:
         self._root, self._folder, self.max_bytes = folder, folder / part, max_bytes
         if folder.exists() and not folder.is_dir():
-            raise NotADirectoryError(f"{folder} is no folder")
+            raise NotADirectoryError(f"{folder} is not a folder")
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._folder.mkdir(exist_ok=True, mode=0o700)
         self._lock = threading.Lock()
-        self._unseen = max_bytes or 0  # bytes since the folder was looked at: it never was
+        self._unchecked = max_bytes or 0  # bytes since the last check; there was none yet
 
     def get(self, key: str) -> dict[str, Tensor] | None:
-        """The tensors, on the CPU; None if they are not here, or damaged (which is logged)."""
+        """The tensors, on the CPU; None if they are not cached, or damaged, which is logged."""
         path = self._path(key)
         try:
             if not path.is_file():
                 return None
             if self.max_bytes is not None and path.stat().st_size > self.max_bytes:
-                logger.warning("%s is larger than all that may be kept; it is made again", path)
+                logger.warning("%s is larger than the cache's limit; it is computed again", path)
                 return None
             with safe_open(path, framework="pt") as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -121,10 +121,10 @@ class TensorFolder:
         except FileNotFoundError:  # another process has just deleted it
             return None
         except (SafetensorError, OSError) as error:
-            logger.warning("%s cannot be read (%s); it is made again", path, error)
+            logger.warning("%s cannot be read (%s); it is computed again", path, error)
             return None
         if stated != digest(tensors):
-            logger.warning("%s is damaged; it is made again", path)
+            logger.warning("%s is damaged; it is computed again", path)
             return None
         if self.max_bytes is not None:
             with suppress(OSError):
@@ -132,7 +132,7 @@ class TensorFolder:
         return tensors
 
     def put(self, key: str, tensors: Mapping[str, Tensor]) -> None:
-        """Write the tensors; that a disk does not take them is logged, and no error."""
+        """Write the tensors; a failure to write is logged, and is not an error."""
         path = self._path(key)
         on_cpu = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
         data = save(on_cpu, metadata={"digest": digest(on_cpu)})
@@ -148,14 +148,14 @@ class TensorFolder:
         if self.max_bytes is None:
             return
         with self._lock:
-            self._unseen += added
-            if self._unseen <= self.max_bytes * _UNSEEN_SHARE:
+            self._unchecked += added
+            if self._unchecked <= self.max_bytes * _UNCHECKED_SHARE:
                 return
-            self._unseen = 0
+            self._unchecked = 0
             files: list[tuple[float, int, Path]] = []
             for path in [*self._root.glob("*"), *self._root.glob("*/*")]:
-                # Deletes nothing that it did not write, whatever else is in the folder.
-                if _OURS.fullmatch(path.name):
+                # Delete only cache files, whatever else is in the folder.
+                if _CACHE_FILE.fullmatch(path.name):
                     with suppress(OSError):  # another process was faster
                         known = path.lstat()
                         files.append((known.st_mtime, known.st_size, path))
@@ -170,17 +170,17 @@ class TensorFolder:
         return self._path(key).is_file()
 
     def _path(self, key: str) -> Path:
-        # A key may hold any character and be of any length; a file's name may not.
+        # Unlike a file name, a key may have any characters and any length.
         return self._folder / f"{hashlib.sha256(key.encode()).hexdigest()}.safetensors"
 
 
 def user_cache_folder() -> Path:
-    """Where this user's vectors of images are kept by default."""
+    """The default folder for this user's vectors of images."""
     return Path(platformdirs.user_cache_path("llama-index-gap")) / "vectors"
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:
-    """A hash of tensors: of their names, number formats, shapes and numbers."""
+    """Hash tensors: their names, number formats, shapes and numbers."""
     total = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

@@ -1,4 +1,4 @@
-"""Any cross-encoder that sentence-transformers loads, for texts or for texts and images."""
+"""Cross-encoders that sentence-transformers runs, for texts or for texts and images."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from llama_index_gap.models.rerankers.items import decode_image
 def fits(checkpoint: Checkpoint) -> bool:
     """Whether the files say that this is a cross-encoder.
 
-    Everything else would load, too, but with a head of random weights, or with a language model's
-    words for yes and no guessed.
+    Any other model would load too, but its head would have random weights, or the language model's
+    tokens for yes and no would be guessed.
     """
     if (checkpoint.folder / "modules.json").is_file():
         return saved_as(checkpoint) == "CrossEncoder"
@@ -31,18 +31,19 @@ def fits(checkpoint: Checkpoint) -> bool:
 class CrossEncoderScorer(PairScorer):
     """A checkpoint run by sentence-transformers' ``CrossEncoder``.
 
-    A score is what the model's own activation makes of its logit. What it can read is found by
-    asking its chat template; without one it reads texts. Texts never stand for the image whose
-    path or address they are, nor for the template's control tokens.
+    A score is the model's logit after its own activation. Its chat template tells what it can read;
+    without one it reads texts. A text is never opened as an image's path or URL, and never read as
+    one of the template's control tokens.
 
     Args:
-        checkpoint: one that ``fits``.
+        checkpoint: a checkpoint that ``fits``.
         settings: how to load it.
-        batch_size: pairs scored at a time; the longest come first.
-        scale_to_pixels: scale larger images down to so many; None to leave that to the model.
+        batch_size: number of pairs scored at a time; the longest come first.
+        scale_to_pixels: scale larger images down to this; None leaves that to the model.
 
     Raises:
-        ModelError: not a cross-encoder with one score per pair, or damaged or incomplete.
+        ModelError: the checkpoint is not a cross-encoder with one score for each pair, or damaged
+            or incomplete.
         ValueError: ``batch_size`` or ``scale_to_pixels`` is less than 1.
     """
 
@@ -58,8 +59,9 @@ class CrossEncoderScorer(PairScorer):
 
         if not fits(checkpoint):
             raise ModelError(
-                f"{checkpoint.name} is no cross-encoder: it was not saved as one by "
-                "sentence-transformers, nor is its class in config.json …ForSequenceClassification"
+                f"{checkpoint.name} is not a cross-encoder: sentence-transformers did not save it "
+                "as one, and config.json names no class …ForSequenceClassification; choose another "
+                "model"
             )
         check_at_least_one(batch_size=batch_size, scale_to_pixels=scale_to_pixels)
         self.name = checkpoint.name
@@ -71,19 +73,19 @@ class CrossEncoderScorer(PairScorer):
         report.raise_if_incomplete(self.name)
         if self._model.num_labels != 1:
             raise ModelError(
-                f"{self.name} gives a pair {self._model.num_labels} numbers, one for each of its "
-                "classes; a reranker gives one"
+                f"{self.name} gives {self._model.num_labels} numbers for a pair, one for each of "
+                "its classes, but a reranker must give one; choose another model"
             )
         self._plain = plain_text(self._model)
         self._ask_template()
 
     def prepare(self, item: Item) -> Any:
-        """Open an image, and wrap what a model with a chat template reads."""
+        """Open an image; wrap a text or image for a model with a chat template."""
         self._refuse_unreadable(item)
         if isinstance(item, str):
             return self._text(item)
         if isinstance(item, Joint):
-            # The image first, as Qwen3-VL-Reranker's own code has it.
+            # The image comes first, as in Qwen3-VL-Reranker's own code.
             image = decode_image(item.image, self._scale_to_pixels)
             return {"image": image, **self._text(item.text)}
         return {"image": decode_image(item, self._scale_to_pixels)}
@@ -100,10 +102,11 @@ class CrossEncoderScorer(PairScorer):
         return np.asarray(scores, dtype=np.float32)
 
     def to_probability(self, scores: VectorArray) -> VectorArray | None:
-        """The scores from 0 to 1, as the model's own activation says.
+        """Map scores to probabilities, depending on the model's own activation.
 
-        A sigmoid's output is one already. A bare logit is taken for log-odds, as classifiers with
-        one class and differences of "yes" and "no" are; a bare logit of "yes" alone has no scale.
+        The output of a sigmoid is a probability already. A bare logit counts as log-odds if the
+        model is a classifier with one class, or takes the difference of "yes" and "no". A bare
+        logit of "yes" only has no scale, so the result is None.
         """
         from torch import nn
 
@@ -121,7 +124,7 @@ class CrossEncoderScorer(PairScorer):
         return not isinstance(head, LogitScore) or head.false_token_id is not None
 
     def _ask_template(self) -> None:
-        """Find out what reaches the prompt: texts, images, or both in one document."""
+        """Find out whether texts, images, or both in one document reach the prompt."""
         reads = self._model.modalities
         self._wraps = False
         self.modalities, self.joint = frozenset({"text"}), False
@@ -152,11 +155,11 @@ class CrossEncoderScorer(PairScorer):
         messages = transformer.input_formatter.pair_to_messages(({"text": "query"}, document))
         try:
             return str(transformer.processor.apply_chat_template(messages, tokenize=False))
-        except ModelError:  # it does not end
+        except ModelError:  # the template exceeds its budget
             raise
-        except Exception:  # templates may raise what they like on what they do not know
+        except Exception:  # templates may raise anything for input that they do not know
             return None
 
     def _text(self, text: str) -> Any:
-        # A bare "https://…/cat.jpg" would be taken for an image, and fetched.
+        # sentence-transformers would fetch a bare "https://…/cat.jpg" as an image.
         return {"text": self._plain(text)} if self._wraps else self._plain(text)

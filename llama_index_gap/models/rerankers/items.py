@@ -1,4 +1,4 @@
-"""What scorers do with an item before their model sees it."""
+"""Prepares items for scorers."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
 
 def decode_image(source: Image | LazyImage, scale_to_pixels: int | None = None) -> Image:
-    """Decode an image, and scale it down, in its own shape, to at most so many pixels.
+    """Decode an image, and scale it down with its aspect ratio to at most ``scale_to_pixels``.
 
     Args:
-        source: an RGB image, which is left as it is, or what opens one.
-        scale_to_pixels: width × height; None for any size.
+        source: an RGB image, which is not changed, or a lazy one.
+        scale_to_pixels: maximum of width × height; None for any size.
     """
     image = source.open() if isinstance(source, LazyImage) else source
     if scale_to_pixels is None or image.width * image.height <= scale_to_pixels:
@@ -27,7 +27,7 @@ def decode_image(source: Image | LazyImage, scale_to_pixels: int | None = None) 
 
 
 def content_key(item: Item) -> str:
-    """Stands for an item's content, where work on it is kept: equal keys, equal content."""
+    """The key of an item's content in caches: equal keys mean equal content."""
     if isinstance(item, str):
         return f"text {hashlib.sha256(item.encode('utf-8', 'surrogatepass')).hexdigest()}"
     if isinstance(item, LazyImage):

@@ -1,7 +1,7 @@
 """jina-reranker-m0 without its remote code, which loads random weights on transformers 5.
 
-A document comes before the query in its prompt and attention looks back only, so that what the
-model makes of a document does not depend on the query: its keys and values are kept for the next.
+In its prompt the document comes before the query, and attention only looks back. So a document's
+keys and values do not depend on the query, and are cached for later queries.
 """
 
 from __future__ import annotations
@@ -44,24 +44,25 @@ from llama_index_gap.models.runtime import placement
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-# What the reference has in its code (modeling.py of jinaai/jina-reranker-m0) and in no other file.
+# Constants from the reference's code (modeling.py of jinaai/jina-reranker-m0); no other file has
+# them.
 DOCUMENT, QUERY = "**Document**:\n", "**Query**:\n"
 SCORE_TOKEN_ID = 100
 LOGIT_BIAS = 2.65
 _MAX_LENGTH = 10240
-_QUERY_LENGTH = 512  # so much of the length is left to the query when a document is cut
+_QUERY_LENGTH = 512  # tokens that remain for the query when a document is cut
 
 _SUPPORTED = {"architectures": ["JinaVLForRanking"], "use_sliding_window": False}
-_MOST_TOKENS = 4096  # of a pass; larger ones are a little slower on a processor
+_MOST_TOKENS = 4096  # in a pass; larger passes are slightly slower on a processor
 
 
 @dataclass(frozen=True)
 class PreparedText:
-    """A text on its way to the model.
+    """A prepared text.
 
     Attributes:
-        key: stands for its content.
-        text: as it came.
+        key: identifies its content.
+        text: the text, unchanged.
     """
 
     key: str
@@ -73,8 +74,8 @@ class _Part:
     """A query or a document in the prompt.
 
     Attributes:
-        ids: its tokens; an image's are placeholders.
-        scenes: the image that goes there; none for a text.
+        ids: ids of its tokens; an image has placeholders.
+        scenes: the image that replaces the placeholders; empty for a text.
     """
 
     ids: list[int]
@@ -83,14 +84,14 @@ class _Part:
 
 @dataclass(frozen=True)
 class _Candidate:
-    """A document on its way through the model.
+    """A document to score.
 
     Attributes:
-        place: in the caller's list.
-        key: stands for its content.
-        is_image: what it is.
-        past: what is kept of it; None if nothing is.
-        part: its part of the prompt; empty if it is kept.
+        place: its place in the caller's list.
+        key: identifies its content.
+        is_image: whether it is an image.
+        past: its cached keys and values; None if there are none.
+        part: its part of the prompt; empty if it is cached.
     """
 
     place: int
@@ -101,25 +102,26 @@ class _Candidate:
 
 
 class JinaRerankerScorer(PairScorer):
-    """jina-reranker-m0: texts in many languages and images, as query and as document.
+    """jina-reranker-m0: reads texts in many languages and images, as queries and as documents.
 
-    Scores are the model card's: sigmoid(logit − 2.65), from 0 to 1. Special tokens that are spelled
-    out in a text are text.
+    Scores are those of the model card: sigmoid(logit − 2.65), from 0 to 1. Special tokens that are
+    spelled out in a text count as text.
 
     Args:
         checkpoint: a folder in the layout of jinaai/jina-reranker-m0.
         settings: how to load it.
-        scale_to_pixels: scale larger images down to so many, to save time; the least and the most
-            are the checkpoint's.
-        max_length: longest prompt, in tokens. A document that leaves less than 512 of them is cut,
-            then what remains of the query.
-        batch_size: most documents in one pass.
-        prefix_bytes: keys and values of documents that are kept, on the device; 0 for none. A token
-            takes 28 kB in the real model (bfloat16), a photo of 640×480 11 MB.
-        vision_bytes: images as the vision tower saw them that are kept, on the device; 0 for
-            none. A photo of 640×480 takes 1.2 MB.
-        vision_folder: where to keep these on disk as well; None for nowhere.
-        vision_disk_bytes: how much is kept there; what was used longest ago goes first.
+        scale_to_pixels: scale larger images down to this, to save time; must be within the
+            checkpoint's limits.
+        max_length: longest prompt, in tokens. A document that leaves less than 512 tokens is cut;
+            then the query is cut to the rest.
+        batch_size: maximum number of documents in a pass.
+        prefix_bytes: maximum size of the cache on the device for keys and values of documents; 0
+            for no cache. A token takes 28 kB in the real model (bfloat16), a photo of 640×480
+            11 MB.
+        vision_bytes: maximum size of the cache on the device for the vision tower's results; 0 for
+            no cache. A photo of 640×480 takes 1.2 MB.
+        vision_folder: folder of a cache on disk for the same; None for no such cache.
+        vision_disk_bytes: maximum size of the cache on disk; the least recently used go first.
 
     Raises:
         ModelError: files are missing or damaged, or the weights do not fit the configuration.
@@ -167,10 +169,11 @@ class JinaRerankerScorer(PairScorer):
         self.modalities: frozenset[Modality] = frozenset({"text", "image"})
 
     def prepare(self, item: Item) -> PreparedText | PreparedImage:
-        """Turn a text or an image into what ``score_prepared`` takes.
+        """Prepare a text or an image for ``score_prepared``.
 
         Raises:
-            ModelError: the item is both, or an image more than 200 times as long as it is wide.
+            ModelError: the item is both, or one side of the image is more than 200 times as long as
+                the other.
         """
         self._refuse_unreadable(item)
         key = content_key(item)
@@ -205,13 +208,13 @@ class JinaRerankerScorer(PairScorer):
         return scores
 
     def to_probability(self, scores: VectorArray) -> VectorArray:
-        """The scores as they are."""
+        """The scores, which are probabilities already."""
         return scores
 
     def _candidates(self, documents: Sequence[PreparedText | PreparedImage]) -> list[_Candidate]:
-        """The documents: those that are kept, then texts, then images, by length.
+        """The documents in order: cached ones, then texts, then images, each by length.
 
-        An order of their own, so that how a batch rounds does not depend on the caller's.
+        This order makes the rounding in batches independent of the caller's order.
         """
         kept = [self._prefixes.get(document.key) for document in documents]
         new = [document for document, past in zip(documents, kept, strict=True) if past is None]
@@ -234,7 +237,7 @@ class JinaRerankerScorer(PairScorer):
     def _parts(
         self, before: str, items: Sequence[PreparedText | PreparedImage], after: str
     ) -> list[_Part]:
-        """Items with the prompt's words around them."""
+        """Put the prompt's words around items."""
         images = [item for item in items if isinstance(item, PreparedImage)]
         scenes = iter(self._vision.see(images))
         parts = []
@@ -259,7 +262,7 @@ class JinaRerankerScorer(PairScorer):
         ids = self._encode(document)
         if len(ids) < most:
             return document
-        # By way of text, as the reference does it: half a character becomes another.
+        # Through text, like the reference: a character that is cut in half becomes another one.
         return self._tokenizer.decode(ids[:most], skip_special_tokens=False)
 
     def _logits(self, asked: _Part, batch: Sequence[_Candidate]) -> Tensor:
@@ -273,19 +276,19 @@ class JinaRerankerScorer(PairScorer):
         return logits
 
     def _piece(self, asked: _Part, candidate: _Candidate) -> Piece:
-        """What is new of a prompt to the model, cut to the longest that it reads."""
+        """The part of a prompt that is not cached, cut to ``max_length``."""
         past, ids = candidate.past, candidate.part.ids
         length = len(ids) if past is None else past.length
         most = self._max_length - 1  # the score token comes last, always
-        # Of texts the end is cut, as the reference does; where that is an image, which cannot be
-        # cut, a text before it makes room.
+        # As in the reference, the end of a prompt is cut. If the end is an image, which cannot be
+        # cut, the text before it is cut instead.
         room = most - len(asked.ids) if asked.scenes else most
         keep = len(ids) if self._prefixes.max_bytes and length <= room else 0
         if length > room:
             if candidate.is_image:
                 raise ModelError(
                     f"{self.name}: the images of query and document take "
-                    f"{length + len(asked.ids)} tokens, and max_length={self._max_length} leaves "
+                    f"{length + len(asked.ids)} tokens, but max_length={self._max_length} allows "
                     f"{most}; pass a larger max_length or a smaller scale_to_pixels"
                 )
             past, ids, length = past and past.cut(room), ids[:room], room
@@ -315,18 +318,18 @@ class JinaRerankerScorer(PairScorer):
 def _load_model(
     checkpoint: Checkpoint, *, device: str, dtype: torch.dtype
 ) -> tuple[Any, nn.Module]:
-    """The backbone, and the head that makes a logit of the last token."""
+    """Load the backbone, and the head that turns the last token into a logit."""
     from transformers import Qwen2VLConfig, Qwen2VLModel
 
     try:
         config: Any = Qwen2VLConfig.from_pretrained(checkpoint.folder, local_files_only=True)
-    except Exception as error:  # transformers raises types of all kinds
+    except Exception as error:  # transformers raises many classes
         raise ModelError(
             f"{checkpoint.name}: its config.json does not load ({first_line(error)})"
         ) from error
     width = config.text_config.hidden_size
     tensors = read_weights(checkpoint)
-    # The language model's own head, if it is stored: the reference has none.
+    # The reference does not use the language model's own head.
     tensors.pop("lm_head.weight", None)
     head = {key: tensors.pop(key) for key in list(tensors) if key.startswith("score.")}
     backbone = {
@@ -337,7 +340,7 @@ def _load_model(
         lambda: Qwen2VLModel(config), backbone, checkpoint.name, device=device, dtype=dtype
     )
     use_packing(model.language_model)
-    # In float32: bfloat16 steps by 0.016 around the bias, so that scores would tie.
+    # In float32: around the bias, bfloat16 has steps of 0.016, so scores would tie.
     scores = load_module(
         lambda: nn.ModuleDict(
             {"score": nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 1))}
@@ -353,4 +356,4 @@ def _load_model(
 def _check_range(name: str, value: int, least: int, most: int | None = None) -> None:
     if value < least or (most is not None and value > most):
         limits = f"at least {least}" if most is None else f"{least} to {most}"
-        raise InvalidValueError(f"{name}={value}: pass {limits}")
+        raise InvalidValueError(f"{name}={value}: must be {limits}")

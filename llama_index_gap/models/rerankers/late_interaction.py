@@ -1,4 +1,4 @@
-"""Late interaction: a vector for each token and patch, and the best match of each query vector."""
+"""Late-interaction models, with a vector for each token and patch."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _LIBRARIES = ("transformers", "sentence-transformers", "pillow", "llama-index-ga
 def fits(checkpoint: Checkpoint) -> bool:
     """Whether the files say that this is a late-interaction model.
 
-    Everything else would load, too, but with a projection of random weights.
+    Any other model would load too, but its projection would have random weights.
     """
     if (checkpoint.folder / "modules.json").is_file():
         return saved_as(checkpoint) in {"MultiVectorEncoder", "ColBERT"}
@@ -42,12 +42,12 @@ def fits(checkpoint: Checkpoint) -> bool:
 
 @dataclass
 class _Prepared:
-    """A query or document on its way through the model.
+    """A prepared query or document.
 
     Attributes:
-        key: stands for its content.
-        read: what the model reads; only called where vectors are missing.
-        vectors: what it became as a query and as a document, once it did.
+        key: identifies its content.
+        read: gives the model's input; only called if vectors are missing.
+        vectors: its vectors as a query and as a document, as far as they are computed.
     """
 
     key: str
@@ -62,25 +62,25 @@ class _Prepared:
 class LateInteractionScorer(PairScorer):
     """A checkpoint run by sentence-transformers' ``MultiVectorEncoder``: ColPali, ColQwen2, ….
 
-    A score is MaxSim (arXiv 2004.12832): the best match of each query vector among the document's,
-    summed (or, where the checkpoint says so, averaged). It grows with the query's length and is no
-    probability. transformers' own ColPali, ColQwen2 and ColModernVBert read documents as images
-    only; they render every text as a query.
+    A score is MaxSim (arXiv 2004.12832): for each query vector the best match among the document's
+    vectors, summed, or averaged if the checkpoint says so. It grows with the query's length and is
+    not a probability. transformers' own ColPali, ColQwen2 and ColModernVBert read documents as
+    images only: they treat every text as a query.
 
     Args:
-        checkpoint: one that ``fits``.
+        checkpoint: a checkpoint that ``fits``.
         settings: how to load it.
-        batch_size: documents embedded at a time; the longest come first.
-        scale_to_pixels: scale larger images down to so many; None to leave that to the model.
-        vision_bytes: vectors of documents that are kept, in main memory; 0 for none. A page of
-            ColQwen2 takes up to 0.2 MB (bfloat16).
-        vision_folder: where to keep vectors of documents with an image on disk as well, by their
-            content and by all that decides what the model makes of it: another process encodes
-            none of them again. None for nowhere.
-        vision_disk_bytes: how much is kept there; what was used longest ago goes first.
+        batch_size: number of documents embedded at a time; the longest come first.
+        scale_to_pixels: scale larger images down to this; None leaves that to the model.
+        vision_bytes: maximum size of the cache in main memory for vectors of documents; 0 for no
+            cache. A page of ColQwen2 takes up to 0.2 MB (bfloat16).
+        vision_folder: folder of a cache on disk for vectors of documents with an image, which other
+            processes can use. Its keys cover the content and all that decides the vectors. None for
+            no cache on disk.
+        vision_disk_bytes: maximum size of the cache on disk; the least recently used go first.
 
     Raises:
-        ModelError: not a late-interaction model, or damaged or incomplete.
+        ModelError: the checkpoint is not a late-interaction model, or damaged or incomplete.
         ValueError: ``batch_size`` or ``scale_to_pixels`` is less than 1, a number of bytes is less
             than 0, or ``vision_folder`` is a file.
     """
@@ -100,8 +100,8 @@ class LateInteractionScorer(PairScorer):
 
         if not fits(checkpoint):
             raise ModelError(
-                f"{checkpoint.name} is no late-interaction model: it was not saved as one by "
-                "sentence-transformers, nor is its class in config.json …ForRetrieval"
+                f"{checkpoint.name} is not a late-interaction model: sentence-transformers did not "
+                "save it as one, and config.json names no class …ForRetrieval; choose another model"
             )
         check_at_least_one(batch_size=batch_size, scale_to_pixels=scale_to_pixels)
         for name, value in (
@@ -120,7 +120,7 @@ class LateInteractionScorer(PairScorer):
         backbone: Any = self._model[0]
         self._renders_text_as_query = backbone.transformer_task == "retrieval"
         if self._renders_text_as_query:
-            # The language model's last layer, which vectors do not pass through.
+            # The language model's last layer is not used for vectors.
             report.unexpected = {
                 key for key in report.unexpected if not key.endswith("lm_head.weight")
             }
@@ -136,10 +136,12 @@ class LateInteractionScorer(PairScorer):
             try:
                 self._disk = TensorFolder(Path(vision_folder), part, max_bytes=vision_disk_bytes)
             except NotADirectoryError as error:
-                raise InvalidValueError(f"vision_folder={vision_folder}: is no folder") from error
-            except OSError as error:  # a home folder that cannot be written is no reason to stop
+                raise InvalidValueError(
+                    f"vision_folder={vision_folder}: is not a folder"
+                ) from error
+            except OSError as error:  # a read-only home folder must not stop the load
                 logger.warning(
-                    "vision_folder=%s cannot be written (%s): vectors of images are kept in memory "
+                    "vision_folder=%s cannot be written (%s); vectors of images are kept in memory "
                     "only",
                     vision_folder,
                     error.strerror,
@@ -147,11 +149,11 @@ class LateInteractionScorer(PairScorer):
 
     @property
     def document_modalities(self) -> frozenset[Modality]:
-        """Without texts where the model renders every text as a query."""
+        """The modalities, without texts if the model treats every text as a query."""
         return self.modalities - {"text"} if self._renders_text_as_query else self.modalities
 
     def prepare(self, item: Item) -> Any:
-        """Open an image whose vectors are not kept; the model resizes it in the batch."""
+        """Open an image whose vectors are not cached; the model resizes it in the batch."""
         self._refuse_unreadable(item)
         key = content_key(item)
         if (kept := self._recall(key)) is not None:
@@ -163,12 +165,12 @@ class LateInteractionScorer(PairScorer):
         """Score n prepared documents; returns shape (n,).
 
         Raises:
-            ModelError: a document is a text, and the model renders every text as a query.
+            ModelError: a document is a text, but the model treats every text as a query.
         """
         if self._renders_text_as_query and any(each.is_text for each in documents):
             raise ModelError(
-                f"{self.name} reads documents as images only: it renders every text as a query; "
-                "pass the documents' images, or another reranker"
+                f"{self.name} reads documents as images only, since it treats every text as a "
+                "query; pass the documents' images, or another reranker"
             )
         with self._lock:
             (of_query,) = self._vectors([query], "query")
@@ -202,12 +204,12 @@ class LateInteractionScorer(PairScorer):
         return [item.vectors[kind] for item in items]
 
     def _recall(self, key: str) -> torch.Tensor | None:
-        """The vectors of a document that were kept, in memory or on disk."""
+        """A document's cached vectors, from memory or from disk."""
         kept = self._kept.get(key)
         if kept is not None or self._disk is None:
             return kept
         stored = (self._disk.get(key) or {}).get("vectors")
-        # Whoever can write to the folder can write anything there: it is looked at like an input.
+        # Others may be able to write to the folder, so its content is checked like any input.
         if (
             stored is None
             or stored.ndim != 2
@@ -221,21 +223,21 @@ class LateInteractionScorer(PairScorer):
         return stored
 
     def _identity(self, checkpoint: Checkpoint) -> str:
-        """A name for all that decides the vectors of an image: not where the checkpoint lies."""
-        said = [
+        """A hash of all that decides an image's vectors, wherever the checkpoint lies."""
+        facts = [
             fingerprint(checkpoint),
             str(next(self._model.parameters()).dtype),
             self._scale_to_pixels,
             *(f"{name} {version(name)}" for name in _LIBRARIES),
         ]
-        return hashlib.sha256(repr(said).encode()).hexdigest()[:32]
+        return hashlib.sha256(repr(facts).encode()).hexdigest()[:32]
 
 
 def _add_positions(backbone: Any, args: tuple[dict[str, Any]]) -> tuple[dict[str, Any]]:
     """Give ColQwen2 the rows and columns of its image patches.
 
-    transformers 5 hands its language model vectors in place of token ids, from which positions
-    would be computed; they become a plain count instead: 0.6 off on vectors of length 1.
+    transformers 5 passes vectors instead of token ids to its language model, which then cannot
+    compute these positions and just counts: vectors of length 1 are off by 0.6.
     """
     (features,) = args
     if "image_grid_thw" not in features:

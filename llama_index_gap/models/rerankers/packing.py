@@ -1,8 +1,7 @@
-"""Sequences of different lengths in one pass of a causal language model, without padding.
+"""Runs sequences of different lengths through a causal language model in one pass, unpadded.
 
-They lie one after the other in a single row; only attention, which is asked for each by itself,
-tells them apart. A sequence may go on from a beginning whose keys and values were kept, and its own
-beginning can be kept in turn.
+The sequences follow each other in a single row, and attention is computed for each one separately.
+A sequence may continue a prefix whose keys and values are cached, and its own prefix can be cached.
 """
 
 from __future__ import annotations
@@ -25,13 +24,13 @@ _ATTENTION = "llama_index_gap_packed"
 
 @dataclass(frozen=True)
 class Prefix:
-    """The beginning of a sequence, as far as later tokens need it in a causal model.
+    """The beginning of a sequence: the keys and values that later tokens need.
 
     Attributes:
         layers: keys and values of each layer, both of shape (1, key heads, length, head_dim);
             never written to.
-        next_position: where the next token stands. (After an image, whose tokens share positions,
-            this is less than the length.)
+        next_position: position of the next token; less than the length after an image, whose tokens
+            share positions.
     """
 
     layers: tuple[tuple[Tensor, Tensor], ...]
@@ -48,20 +47,20 @@ class Prefix:
         return sum(tensor.nbytes for layer in self.layers for tensor in layer)
 
     def cut(self, length: int) -> Prefix:
-        """Its first tokens, if all of them are text."""
+        """The first ``length`` tokens; all of them must be text."""
         layers = tuple((keys[:, :, :length], values[:, :, :length]) for keys, values in self.layers)
         return Prefix(layers, next_position=length)
 
 
 @dataclass
 class Piece:
-    """What a pass computes of one sequence: all of it, or what follows on a kept beginning.
+    """The part of a sequence that a pass computes: all of it, or what follows a cached prefix.
 
     Attributes:
-        embeddings: of the tokens, shape (length, width).
-        positions: of the tokens in time, height and width, shape (3, length).
-        past: the beginning before the first of these tokens; None if there is none.
-        keep: keys and values of so many of the first tokens are kept, for ``kept``.
+        embeddings: embeddings of the tokens, shape (length, width).
+        positions: positions of the tokens in time, height and width, shape (3, length).
+        past: the prefix before these tokens; None if there is none.
+        keep: number of first tokens whose keys and values ``kept`` returns.
     """
 
     embeddings: Tensor
@@ -82,7 +81,7 @@ class Piece:
 
     @cached_property
     def mask(self) -> Tensor | None:
-        """Which tokens (columns) each new one attends to; None for all before it."""
+        """The tokens (columns) that each new token (row) attends to; None for all before it."""
         if self.past is None:
             return None
         shape = (1, 1, self.length, self.past.length + self.length)
@@ -90,9 +89,9 @@ class Piece:
         return every.tril(diagonal=self.past.length)
 
     def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values of the whole sequence, from those of the new tokens."""
+        """Put the prefix's keys and values before those of the new tokens."""
         if self.keep:
-            # Copied: a slice would hold on to those of the whole pass.
+            # Copied, because a slice would keep the tensors of the whole pass in memory.
             self._kept.append((keys[:, :, : self.keep].clone(), values[:, :, : self.keep].clone()))
         if self.past is None:
             return keys, values
@@ -110,10 +109,10 @@ def in_batches(
     """Split items, in their order, into the fewest batches within the limits.
 
     Args:
-        items: what to split.
-        weight: of an item; one that is too heavy by itself has a batch of its own.
-        most_weight: of a batch.
-        most_items: in a batch; None for any number.
+        items: the items to split.
+        weight: gives the weight of an item; an item that is too heavy gets its own batch.
+        most_weight: maximum weight of a batch.
+        most_items: maximum number of items in a batch; None for any number.
     """
     batch: list[Item] = []
     total = 0
@@ -128,7 +127,7 @@ def in_batches(
 
 
 def use_packing(model: PreTrainedModel) -> None:
-    """Make a language model ready for ``run_packed`` (and unfit for anything else)."""
+    """Prepare a language model for ``run_packed``; it cannot do anything else then."""
     from transformers import AttentionInterface
 
     AttentionInterface.register(_ATTENTION, _attend)
@@ -140,11 +139,10 @@ def run_packed(model: nn.Module, pieces: Sequence[Piece]) -> Tensor:
 
     Args:
         model: prepared by ``use_packing``.
-        pieces: n sequences; neither they nor what they go on from is changed, except that they take
-            up what they are to keep.
+        pieces: n sequences; only their ``kept`` changes.
 
     Returns:
-        The last token's final hidden state of each, shape (n, width).
+        The final hidden state of the last token of each piece, shape (n, width).
     """
     hidden: Tensor = model(
         inputs_embeds=torch.cat([piece.embeddings for piece in pieces])[None],
@@ -167,9 +165,9 @@ def _attend(
     pieces: Sequence[Piece],
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Attention of each piece to itself, in the form of transformers' AttentionInterface.
+    """Compute the attention of each piece to itself, as transformers' AttentionInterface asks.
 
-    Tensors come as (1, heads, tokens of all pieces, head_dim) and go as (1, tokens, heads,
+    Inputs have the shape (1, heads, tokens of all pieces, head_dim), the output (1, tokens, heads,
     head_dim).
     """
     from transformers.integrations.sdpa_attention import sdpa_attention_forward

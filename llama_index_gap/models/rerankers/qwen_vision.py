@@ -1,4 +1,4 @@
-"""Images as Qwen2-VL's language model reads them, each computed once while it is kept."""
+"""Turns images into vectors for Qwen2-VL's language model, and caches them."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _PREPROCESSOR = "preprocessor_config.json"
-# Of a pass: more than the largest image has. Far larger ones are slower on a processor, by 17 %.
+# In a pass; more than the largest image has. Far larger passes are 17 % slower on a processor.
 _MOST_PATCHES = 4096
 
 
 @dataclass(frozen=True)
 class Scene:
-    """An image in the language model's own space.
+    """An image as vectors for the language model.
 
     Attributes:
-        vectors: what it reads in place of tokens, shape (rows * columns, width).
+        vectors: vectors that replace token embeddings, shape (rows * columns, width).
         grid: rows and columns.
     """
 
@@ -44,10 +44,10 @@ class Scene:
 
 @dataclass(frozen=True)
 class Patches:
-    """An image cut up for the vision tower.
+    """An image cut into patches for the vision tower.
 
     Attributes:
-        pixels: shape (rows * columns, numbers of a patch).
+        pixels: pixel values, shape (rows * columns, numbers in a patch).
         grid: rows and columns; several patches become one vector of a ``Scene``.
     """
 
@@ -57,12 +57,12 @@ class Patches:
 
 @dataclass(frozen=True)
 class PreparedImage:
-    """An image that is ready for the vision tower, or that work of before is kept of.
+    """An image that is ready for the vision tower, or already cached.
 
     Attributes:
-        key: stands for its content.
-        open: decodes it, should what was kept be gone when it is needed.
-        patches: None if it was not decoded.
+        key: identifies its content.
+        open: decodes it, in case the cache has dropped it by the time it is needed.
+        patches: its patches; None if it was not decoded.
     """
 
     key: str
@@ -71,22 +71,22 @@ class PreparedImage:
 
 
 class QwenVision:
-    """The vision tower of a Qwen2-VL checkpoint, and what it saw before.
+    """The vision tower of a Qwen2-VL checkpoint, with a cache of its results.
 
     Methods may be called from several threads.
 
     Args:
-        checkpoint: where the settings lie.
+        checkpoint: has the settings.
         tower: the loaded vision tower.
-        lock: held while the tower works.
-        scale_to_pixels: larger images are scaled down to this; None for the checkpoint's own limit.
-        max_bytes: how much of what it saw is kept in memory.
-        folder: where it is kept on disk, apart from what others saw; None for nowhere.
-        disk_bytes: how much of it is kept there.
+        lock: held while the tower runs.
+        scale_to_pixels: scale larger images down to this; None for the checkpoint's own limit.
+        max_bytes: maximum size of the cache in memory.
+        folder: folder of a cache on disk, with a subfolder for each model; None for no such cache.
+        disk_bytes: maximum size of the cache on disk.
 
     Raises:
-        ModelError: the settings do not fit together.
-        ValueError: ``scale_to_pixels`` is beyond the checkpoint's limits.
+        ModelError: the settings contradict each other.
+        ValueError: ``scale_to_pixels`` is outside of the checkpoint's limits.
     """
 
     def __init__(
@@ -113,10 +113,10 @@ class QwenVision:
         """Scale an image and cut it into patches.
 
         Raises:
-            ModelError: it is more than 200 times as long as it is wide.
+            ModelError: one side is more than 200 times as long as the other.
         """
         try:
-            # As the reference does it; the processor lays transparent images on white.
+            # Like the reference; the processor would put transparent images on white.
             found = self._processor([image.convert("RGB")], return_tensors="pt")
         except ValueError as error:
             raise ModelError(
@@ -126,7 +126,7 @@ class QwenVision:
         return Patches(found["pixel_values"].to(self._dtype), (rows, columns))
 
     def see(self, images: Sequence[PreparedImage]) -> list[Scene]:
-        """Look at n images, at each once; what is kept is not looked at again."""
+        """The scenes of n images; each image that is not cached runs through the tower once."""
         scenes: dict[str, Scene] = {}
         unseen: dict[str, Patches] = {}
         for image in images:
@@ -156,7 +156,7 @@ class QwenVision:
             vectors: Tensor = self._tower(pixels, grid_thw=grids).pooler_output
         lengths = [len(each.pixels) // merge**2 for each in patches]
         return [
-            # Copied: a slice would hold on to those of the whole batch.
+            # Copied, because a slice would keep the tensors of the whole batch in memory.
             Scene(part.clone(), (each.grid[0] // merge, each.grid[1] // merge))
             for part, each in zip(torch.split(vectors, lengths), patches, strict=True)
         ]
@@ -177,7 +177,7 @@ class QwenVision:
             self._folder.put(key, {"vectors": scene.vectors, "grid": torch.tensor(scene.grid)})
 
     def _identity(self, checkpoint: Checkpoint) -> str:
-        """A name for all that decides what the tower sees: its weights, not where they lie."""
+        """A hash of all that decides the tower's results, wherever the checkpoint lies."""
         settings = [
             setting(checkpoint, "vision_config"),
             checkpoint.read_json(_PREPROCESSOR),
@@ -201,22 +201,22 @@ def _load_processor(
     check_settings(checkpoint, needed, file=_PREPROCESSOR)
     try:
         with quiet_transformers():
-            # The PIL path is bit-equal to the processor that the checkpoint was published with.
+            # PIL gives the same bits as the processor that the checkpoint was published with.
             processor = load(
                 checkpoint.folder, backend="pil", local_files_only=True, trust_remote_code=False
             )
         smallest, largest = (
             int(processor.size[f"{which}_edge"]) for which in ("shortest", "longest")
         )
-    except Exception as error:  # transformers raises types of all kinds
+    except Exception as error:  # transformers raises many classes
         raise ModelError(
             f"{checkpoint.name}: its {_PREPROCESSOR} does not load ({first_line(error)})"
         ) from error
     if scale_to_pixels is not None:
         if not smallest <= scale_to_pixels <= largest:
             raise InvalidValueError(
-                f"scale_to_pixels={scale_to_pixels}: {checkpoint.name} sees images of {smallest} "
-                f"to {largest} pixels; pass a number in this range, or leave it out for the largest"
+                f"scale_to_pixels={scale_to_pixels}: {checkpoint.name} takes {smallest} to "
+                f"{largest} pixels; pass a number in this range, or leave it out for the largest"
             )
         processor.size = {"shortest_edge": smallest, "longest_edge": scale_to_pixels}
     return processor

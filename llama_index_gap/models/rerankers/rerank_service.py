@@ -1,4 +1,4 @@
-"""Rerankers that run elsewhere, behind the ``/v1/rerank`` that Jina's API and vLLM speak."""
+"""Rerankers that run elsewhere, behind an API like ``/v1/rerank`` of Jina and vLLM."""
 
 from __future__ import annotations
 
@@ -26,35 +26,37 @@ if TYPE_CHECKING:
 
 Dialect: TypeAlias = Literal["jina", "vllm"]
 
-# Scores that are sigmoids already (model card of jinaai/jina-reranker-m0).
+# Models whose scores are sigmoids already (model card of jinaai/jina-reranker-m0).
 _PROBABILITIES = {"jina-reranker-m0"}
 
 
 class RerankService(PairScorer):
-    """A reranking service, asked over HTTP.
+    """A reranking service, called over HTTP.
 
-    Images travel within the question, as JPEG data URIs; nothing that is asked about is fetched
-    by the service. Answers with HTTP 429 or 5xx and lost connections are tried again, with growing
-    pauses or after as long as the service says; redirects are not followed.
+    Requests contain the images, as JPEG data URIs, so the service fetches nothing. HTTP 429, HTTP
+    5xx and lost connections are retried, after growing pauses or after the time that the service
+    asks for. Redirects are not followed.
 
     Args:
-        url: the whole address, such as ``"https://api.jina.ai/v1/rerank"``.
-        model: the name that the service knows the model by.
+        url: the whole URL, such as ``"https://api.jina.ai/v1/rerank"``.
+        model: the service's name for the model.
         dialect: how the service takes images: ``"jina"`` for ``{"image": …}``; ``"vllm"`` for
-            lists of content parts, which may hold a text and an image. Services that read texts
-            only take them as ``"vllm"`` sends them, as plain strings.
-        api_key: the key; not pickled.
-        api_key_env: the environment variable that holds the key. Without either no key is sent.
-        allow_http: send the key over http to another machine, where it can be read on the way.
-        modalities: what the model reads.
-        batch_size: most documents in one question.
-        scale_to_pixels: scale larger images down to this; by default to what jina-reranker-m0 sees.
-        timeout_s: seconds to connect, and to wait for the answer.
-        retries: how often to ask again.
+            lists of content parts, which may hold a text and an image. For services that read only
+            texts choose ``"vllm"``, which sends them as plain strings.
+        api_key: the key; never pickled.
+        api_key_env: the environment variable that holds the key. Without ``api_key`` and
+            ``api_key_env``, no key is sent.
+        allow_http: send the key over http to another machine, although the network can read it.
+        modalities: the modalities that the model reads.
+        batch_size: maximum number of documents in a request.
+        scale_to_pixels: scale larger images down to this; by default to jina-reranker-m0's limit.
+        timeout_s: seconds to wait for a connection, and for an answer.
+        retries: number of retries after the first attempt.
 
     Raises:
-        ModelError: no key where it should be, or (when scoring) the service cannot be reached,
-            refuses, or answers what is no ranking of the documents.
+        ModelError: the environment variable holds no key, or the key is malformed; or (when
+            scoring) the service cannot be reached, refuses, or does not answer with a ranking of
+            the documents.
         ValueError: an argument breaks its rule.
     """
 
@@ -98,7 +100,7 @@ class RerankService(PairScorer):
         self.joint = dialect == "vllm" and "image" in self.modalities
 
     def prepare(self, item: Item) -> Any:
-        """Turn a query or document into what is sent; an image is scaled down and encoded."""
+        """Prepare a query or document for a request; an image is scaled down and encoded."""
         self._refuse_unreadable(item)
         form = _DIALECTS[self._dialect]
         if isinstance(item, str):
@@ -122,7 +124,7 @@ class RerankService(PairScorer):
         return scores
 
     def to_probability(self, scores: VectorArray) -> VectorArray | None:
-        """The scores, where the model's are known to be probabilities."""
+        """The scores, if the model's scores are known to be probabilities; else None."""
         return scores if self._service.model.rpartition("/")[2] in _PROBABILITIES else None
 
     def _scores(self, answer: Any, count: int) -> list[float]:
@@ -134,8 +136,8 @@ class RerankService(PairScorer):
         in_order = sorted(index for index in indices if type(index) is int)
         if len(indices) != count or in_order != list(range(count)):
             raise ModelError(
-                f"{self.name}: its answer should name each of {count} documents once, from 0 to "
-                f"{count - 1}; it names {indices[:20]}"
+                f"{self.name}: its answer must name each of {count} documents once, from 0 to "
+                f"{count - 1}, but it names {indices[:20]}"
             )
         scores = {result["index"]: result.get("relevance_score") for result in results}
         broken = {index: score for index, score in scores.items() if not _is_score(score)}
@@ -143,7 +145,7 @@ class RerankService(PairScorer):
             index, score = next(iter(broken.items()))
             raise ModelError(
                 f"{self.name}: the relevance_score of document {index} is {score!r:.40}, which is "
-                "no number that float32 holds"
+                "not a number that float32 can hold"
             )
         return [scores[index] for index in range(count)]
 

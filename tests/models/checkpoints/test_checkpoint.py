@@ -28,10 +28,10 @@ def test_finds_a_folder(tiny_clip: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("/no/such/folder", "no such folder, and no hub name"),
-        ("a/b/c", "no such folder, and no hub name"),
+        ("/no/such/folder", "no such folder, and not a hub name"),
+        ("a/b/c", "no such folder, and not a hub name"),
         ("", "is a folder|no such folder"),
-        ("https://example.com/model", "no such folder, and no hub name"),
+        ("https://example.com/model", "no such folder, and not a hub name"),
     ],
 )
 def test_refuses_names(
@@ -39,9 +39,7 @@ def test_refuses_names(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     if name == "":
-        assert (
-            find_checkpoint(name).folder == tmp_path.resolve()
-        )  # as Path("") is the folder itself
+        assert find_checkpoint(name).folder == tmp_path.resolve()  # Path("") is the working folder
         return
     with pytest.raises(ModelError, match=message):
         find_checkpoint(name)
@@ -50,10 +48,10 @@ def test_refuses_names(
 def test_a_file_is_no_model(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"")
 
-    with pytest.raises(ModelError, match="is a file; a model is a folder"):
+    with pytest.raises(ModelError, match="is a file, but a model is a folder"):
         find_checkpoint(str(tmp_path / "model.safetensors"))
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(ModelError, match=f"is a file; .*: pass {tmp_path}$"):
+    with pytest.raises(ModelError, match=f"is a file, .*; pass {tmp_path}$"):
         find_checkpoint(str(tmp_path / "config.json"))
 
 

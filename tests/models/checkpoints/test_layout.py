@@ -1,4 +1,4 @@
-"""Which files of a repository make the model."""
+"""The files of a repository that make the model."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_folders_of_modules(tmp_path: Path) -> None:
 def test_a_small_module_in_pickle_format(tmp_path: Path) -> None:
     modules(tmp_path, "", "2_Dense")
     files = ["modules.json", "model.safetensors", "2_Dense/pytorch_model.bin"]
-    with pytest.raises(ModelError, match=r"2_Dense/pytorch_model\.bin holds weights in pickle"):
+    with pytest.raises(ModelError, match=r"2_Dense/pytorch_model\.bin holds pickled weights"):
         needed(tmp_path, files)
     assert needed(tmp_path, files, allow_pickle=True) == sorted(files)
 
@@ -75,7 +75,9 @@ def test_pickles_where_they_are_allowed(tmp_path: Path) -> None:
 def test_code_is_taken_only_where_it_may_run(tmp_path: Path) -> None:
     modules(tmp_path, "", kind="custom_st.Transformer")
     files = ["modules.json", "custom_st.py", "model.safetensors", "adapters/adapter.safetensors"]
-    with pytest.raises(ModelError, match=r"modules\.json names custom_st\.Transformer, code of"):
+    with pytest.raises(
+        ModelError, match=r"modules\.json names custom_st\.Transformer, the model's own code"
+    ):
         needed(tmp_path, files)
     assert needed(tmp_path, files, trust_remote_code=True) == sorted(files)
 
@@ -84,10 +86,13 @@ def test_code_is_taken_only_where_it_may_run(tmp_path: Path) -> None:
     ("files", "message"),
     [
         (["model.ckpt"], r"only pickled weights \(model\.ckpt\)"),
-        (["weights.safetensors"], r"holds no model\.safetensors, and weights\.safetensors is no"),
-        (["tf_model.h5"], r"TensorFlow only"),
-        (["flax_model.msgpack", "tf_model.h5"], r"TensorFlow and Flax only"),
-        (["openvino/openvino_model.xml", "openvino/openvino_model.bin"], r"OpenVINO only"),
+        (
+            ["weights.safetensors"],
+            r"holds no model\.safetensors, and transformers does not read weights\.safetensors",
+        ),
+        (["tf_model.h5"], r"only for TensorFlow"),
+        (["flax_model.msgpack", "tf_model.h5"], r"only for TensorFlow and Flax"),
+        (["openvino/openvino_model.xml", "openvino/openvino_model.bin"], r"only for OpenVINO"),
         (["config.json"], r"holds no weights"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The tokenizer with its prompts."""
+"""Tests of tokenizers with prompts."""
 
 import json
 import logging
@@ -69,7 +69,7 @@ def test_the_shorter_limit_of_model_and_tokenizer_holds():
 def test_limits_that_cannot_be():
     with pytest.raises(ValueError, match=r"max_text_tokens=129 is more .* pass at most 128"):
         make(max_text_tokens=129)
-    with pytest.raises(ValueError, match=r"max_text_tokens=2 leaves no room for a text: query"):
+    with pytest.raises(ValueError, match=r"max_text_tokens=2 leaves no room for a text: the query"):
         make(max_text_tokens=2)
 
 

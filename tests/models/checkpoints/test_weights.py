@@ -1,4 +1,4 @@
-"""Reading settings and weights, and refusing what is damaged or does not fit."""
+"""Settings and weights are read; those that are damaged or do not fit are rejected."""
 
 import json
 
@@ -53,7 +53,7 @@ def test_setting(checkpoint):
 
 
 def test_setting_that_is_missing(checkpoint):
-    with pytest.raises(ModelError, match=r"tiny: config.json does not say text.heads"):
+    with pytest.raises(ModelError, match=r"tiny: config.json does not set text.heads"):
         setting(checkpoint, "text.heads")
     with pytest.raises(ModelError, match=r"tiny: absent.json is missing"):
         setting(checkpoint, "size", file="absent.json")
@@ -97,7 +97,7 @@ def test_index_without_a_weight_map(checkpoint, weight_map):
     index = checkpoint.folder / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": weight_map}))
     with pytest.raises(
-        ModelError, match=r"weight_map in model\.safetensors\.index\.json is no JSON"
+        ModelError, match=r"weight_map in model\.safetensors\.index\.json is not a JSON"
     ):
         read_weights(checkpoint)
 

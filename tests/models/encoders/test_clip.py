@@ -1,4 +1,4 @@
-"""Against what sentence-transformers computes on the same files: bit for bit, or left to it."""
+"""Vectors equal sentence-transformers' bit for bit; it loads whatever ClipEncoder does not."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ TEXTS = [
     "word " * 300,
 ]
 DEMO = Path(__file__).parents[3] / "llama_index_gap" / "demo" / "checkpoint"
-# As the files of openai/clip-vit-base-patch32 say it.
+# Settings in the files of openai/clip-vit-base-patch32.
 OPENAI_IMAGES = {
     "crop_size": 32,
     "do_center_crop": True,
@@ -48,7 +48,7 @@ Change = Callable[[Path], None]
 
 
 def change(file: str, **values: Any) -> Change:
-    """What sets keys, as in ``text_config__hidden_act``, in a JSON file."""
+    """Make a function that sets keys, such as ``text_config__hidden_act``, in a JSON file."""
 
     def apply(folder: Path) -> None:
         path = folder / file

@@ -1,4 +1,4 @@
-"""Against what transformers itself computes on the same pixels."""
+"""Vectors equal those that transformers itself computes from the same pixels."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def tiny_registers(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def tiny_vit(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Without the pooler, as facebook/dino-vitb16 is."""
+    """Without the pooler, like facebook/dino-vitb16."""
     torch.manual_seed(0)
     config = ViTConfig(**SIZES, intermediate_size=64, image_size=32, patch_size=8)
     processor = ViTImageProcessorPil(size={"height": 32, "width": 32})
@@ -69,7 +69,7 @@ def tiny_vit(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def tiny_dinov3(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """With an image processor that needs no torchvision, which DINOv3's own does."""
+    """With an image processor that, unlike DINOv3's own, needs no torchvision."""
     torch.manual_seed(0)
     config = DINOv3ViTConfig(
         **SIZES, intermediate_size=64, image_size=32, patch_size=16, num_register_tokens=2
@@ -111,7 +111,7 @@ def test_batches_equal_singles(checkpoint: Path, noise: list[Image.Image]) -> No
 def test_the_class_token_is_dinov2_s_own_choice(
     tiny_dinov2: Path, noise: list[Image.Image]
 ) -> None:
-    """The trap that the encoder closes: sentence-transformers takes the mean of all tokens."""
+    """The encoder avoids this trap: sentence-transformers takes the mean of all tokens."""
     pixels = AutoImageProcessor.from_pretrained(tiny_dinov2, backend="pil")(
         noise, return_tensors="pt"
     )
@@ -169,10 +169,10 @@ def test_texts_are_refused_and_the_way_out_is_said(tiny_dinov2: Path) -> None:
 
 
 def test_it_shares_no_space_with_a_text_model(tiny_dinov2: Path, tiny_siglip: Path) -> None:
-    """Their vectors are of one length, by chance: those of SigLIP base and DINOv2 base are too."""
+    """Their dimensions are equal by chance, as those of SigLIP base and DINOv2 base are."""
     assert load(tiny_siglip).dimension == load(tiny_dinov2).dimension
 
-    with pytest.raises(ValueError, match=r"was trained on images alone.* image_query_embed_model"):
+    with pytest.raises(ValueError, match=r"was trained on images only.* image_query_embed_model"):
         DualEncoderEmbedding(model_name=tiny_siglip, image_model_name=tiny_dinov2)
 
 

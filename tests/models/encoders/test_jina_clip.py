@@ -49,7 +49,7 @@ def copy(tmp_path):
 
 
 def change_weights(folder, change):
-    """Rewrite a checkpoint's weights after ``change`` was at the dictionary of its tensors."""
+    """Rewrite a checkpoint's weights after ``change`` has edited its dictionary of tensors."""
     tensors = load_file(folder / "model.safetensors")
     change(tensors)
     save_file(tensors, folder / "model.safetensors")
@@ -129,7 +129,7 @@ def test_prepare_image_leaves_the_image_alone(encoder):
 
 def test_half_a_pixel_is_rounded_to_even(encoder):
     grey = np.tile(np.arange(63, dtype=np.uint8), (60, 1))
-    wide = Image.fromarray(grey)  # 3 columns too many: 1.5 to the left, so 2
+    wide = Image.fromarray(grey)  # 3 columns too many: 1.5 on the left, rounded to 2
     found = encoder.prepare_image(wide)
     assert (found == encoder.prepare_image(wide.crop((2, 0, 62, 60)))).all()
     tall = encoder.prepare_image(Image.fromarray(grey.T))
@@ -166,7 +166,7 @@ def test_long_texts_are_cut_and_counted(encoder):
 def test_max_text_tokens_has_limits():
     with pytest.raises(ValueError, match=r"max_text_tokens=129 is more .* pass at most 128"):
         load(max_text_tokens=129)
-    with pytest.raises(ValueError, match=r"max_text_tokens=5 leaves no room for a text: query"):
+    with pytest.raises(ValueError, match=r"max_text_tokens=5 leaves no room for a text: the query"):
         load(max_text_tokens=5)
 
 
@@ -252,19 +252,21 @@ def test_variants_that_would_compute_wrongly(copy):
 
 def test_unknown_override_of_the_text_base(copy):
     change_config(copy, "text_config", hf_model_config_kwargs={"position_embedding_type": "none"})
-    with pytest.raises(ModelError, match=r"hf_model_config_kwargs .* has position_embedding_type"):
+    with pytest.raises(
+        ModelError, match=r"hf_model_config_kwargs .* has unknown settings: position_embedding_type"
+    ):
         load(copy)
 
 
 def test_unknown_default_task(copy):
     change_config(copy, "text_config", default_lora_task="separation")
-    with pytest.raises(ModelError, match=r"default_lora_task='separation', which is none of"):
+    with pytest.raises(ModelError, match=r"default_lora_task='separation', which is not one of"):
         load(copy)
 
 
 def test_towers_of_different_width(copy):
     change_config(copy, "vision_config", width=32, head_width=8)
-    with pytest.raises(ModelError, match=r"text vectors have 64 numbers .* image vectors 32"):
+    with pytest.raises(ModelError, match=r"text vectors have 64 dimensions .* image vectors 32"):
         load(copy)
 
 

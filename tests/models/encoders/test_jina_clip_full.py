@@ -1,4 +1,4 @@
-"""jina-clip-v2 in its real size, with random weights: that it loads whole, and what it needs."""
+"""jina-clip-v2 in its real size with random weights: it loads, within limits of memory."""
 
 import json
 import os
@@ -30,7 +30,7 @@ pytestmark = [
     ),
 ]
 
-# In a process of its own, so that the peak is the encoder's.
+# In a separate process, so that the peak of memory is the encoder's.
 EMBED = """
 import json, resource, sys, time
 import numpy as np
@@ -72,7 +72,7 @@ def folder(tmp_path_factory):
         **JINA_SETTINGS,
         "config.json": {
             **JINA_SETTINGS["config.json"],
-            # As in the real one, which leaves the sizes to its base.
+            # Like the real checkpoint, which takes the sizes from its base.
             f"text_config.{OVERRIDES}": {key: overrides[key] for key in STATED},
             "vision_config.layers": 24,
         },

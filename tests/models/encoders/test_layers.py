@@ -1,4 +1,4 @@
-"""What the native towers have in common."""
+"""Functions and layers that the native towers share."""
 
 import numpy as np
 import torch
@@ -41,7 +41,7 @@ def test_split_heads():
 def test_patch_rotation_by_hand():
     heads = torch.tensor([[1.0, 0, 1, 0]] * 5)[None, None]
     turned = PatchRotation(patches=2, head_dim=4, extent=3.0)(heads)[0, 0]
-    one = (np.cos(1.5), np.sin(1.5))  # the second of 2 patches that are 3 wide together
+    one = (np.cos(1.5), np.sin(1.5))  # the second of 2 patches that together are 3 wide
     zero = (1, 0)
     wanted = [zero + zero, zero + zero, zero + one, one + zero, one + one]
     np.testing.assert_allclose(turned, wanted, atol=1e-6)

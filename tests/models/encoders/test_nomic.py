@@ -49,7 +49,7 @@ def images():
 
 @pytest.fixture(scope="module")
 def text_folder(tmp_path_factory):
-    """The text checkpoint has no tokenizer; any with as small a vocabulary shows how it is used."""
+    """The text checkpoint has no tokenizer; any other with a small vocabulary serves the tests."""
     folder = shutil.copytree(TEXT, tmp_path_factory.mktemp("nomic") / "text")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(PARITY / "jina_clip_tiny" / name, folder)
@@ -62,7 +62,7 @@ def copy(tmp_path):
 
 
 def change_weights(folder, change):
-    """Rewrite a checkpoint's weights after ``change`` was at the dictionary of its tensors."""
+    """Rewrite a checkpoint's weights after ``change`` has edited its dictionary of tensors."""
     tensors = load_file(folder / "model.safetensors")
     change(tensors)
     save_file(tensors, folder / "model.safetensors")
@@ -165,14 +165,18 @@ def test_prepare_image_leaves_the_image_alone(encoder):
 def test_a_side_that_is_not_there(encoder, text_folder, images):
     assert encoder.modalities == {"image"}
     assert encoder.max_text_tokens is None
-    with pytest.raises(ModelError, match=r"vision is a vision checkpoint and reads no text; pass"):
+    with pytest.raises(
+        ModelError, match=r"vision is a vision checkpoint and reads no text; also pass"
+    ):
         encoder.encode_text(["cat"], "query")
     with pytest.raises(ModelError, match=r"reads no text"):
         encoder.count_truncated(["cat"], "query")
     text = load(text_folder)
-    with pytest.raises(ModelError, match=r"text is a text checkpoint and sees no images; pass"):
+    with pytest.raises(
+        ModelError, match=r"text is a text checkpoint and reads no images; also pass"
+    ):
         text.prepare_image(images[0])
-    with pytest.raises(ModelError, match=r"sees no images"):
+    with pytest.raises(ModelError, match=r"reads no images"):
         text.encode_prepared([])
 
 
@@ -196,7 +200,9 @@ def test_arguments():
 
 def test_sides_of_different_dimension(text_folder, copy):
     change_json(copy / "config.json", n_embd=32)
-    with pytest.raises(ModelError, match=r"vectors have 64 and 32 numbers, so they share no space"):
+    with pytest.raises(
+        ModelError, match=r"vectors have 64 and 32 dimensions, so they share no space"
+    ):
         load(text_folder, copy)
 
 

@@ -1,4 +1,4 @@
-"""Against what transformers itself computes on the same files."""
+"""Vectors equal those that transformers itself computes from the same files."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def native_images(folder: Path, images: list[Image.Image]) -> FloatArray:
 
 
 def make_tiny_siglip_naflex(folder: Path, tokenizer: Path, *, patch: int, patches: int) -> Path:
-    """Random weights, laid out as google/siglip2-base-patch16-naflex is.
+    """Random weights in the layout of google/siglip2-base-patch16-naflex.
 
     Images of any shape become at most so many ``patches`` of ``patch`` pixels a side, with a mask.
     The tokenizer is that of another checkpoint.
@@ -148,7 +148,7 @@ def test_naflex_images_keep_their_shape(tiny_naflex: Path) -> None:
 def test_naflex_follows_the_checkpoint_s_patches(
     tiny_siglip2: Path, tmp_path: Path, noise: list[Image.Image]
 ) -> None:
-    """The trap that the encoder closes: transformers' processor puts 16 and 256 in their place."""
+    """The encoder avoids this trap: transformers' processor replaces them by 16 and 256."""
     for patch, patches in [(8, 256), (16, 64)]:
         folder = tmp_path / f"{patch}"
         make_tiny_siglip_naflex(folder, tiny_siglip2, patch=patch, patches=patches)
@@ -170,13 +170,14 @@ def test_images_that_cannot_share_a_batch(tiny_clip: Path) -> None:
     )
 
     with pytest.raises(
-        ModelError, match=r"pixel_values are shaped \(3, 32, 32\) and \(3, 48, 32\) for different"
+        ModelError,
+        match=r"pixel_values have the shapes \(3, 32, 32\) and \(3, 48, 32\) for different",
     ):
         encoder.encode_prepared([small, large])
 
 
 def test_bare_sentence_transformers_differs_on_siglip(tiny_siglip: Path) -> None:
-    """The trap that the encoder closes: SigLIP reads its padding."""
+    """The encoder avoids this trap: SigLIP reads its padding."""
     bare = SentenceTransformer(str(tiny_siglip)).encode(TEXTS, normalize_embeddings=True)
 
     assert np.abs(bare - native_siglip_texts(tiny_siglip, TEXTS)).max() > 0.01
@@ -193,13 +194,13 @@ def test_clip_pools_at_the_end_token(tiny_clip: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny_clip)
 
     assert config["eos_token_id"] == tokenizer.eos_token_id != 2
-    # If it pooled elsewhere, a last word would make no difference.
+    # If it pooled elsewhere, the last word would make no difference.
     one, other = load(tiny_clip).encode_text(["a red cat", "a red dog"], "query")
     assert np.abs(one - other).max() > 0.001
 
 
 def test_old_clip_configs_pool_at_the_end_token_too(tiny_clip: Path, tmp_path: Path) -> None:
-    """OpenAI's say ``eos_token_id`` 2; then the largest id counts, which is the end token's."""
+    """OpenAI's files say ``eos_token_id`` 2; then the largest id, the end token, counts."""
     shutil.copytree(tiny_clip, tmp_path, dirs_exist_ok=True)
     config = json.loads((tmp_path / "config.json").read_text())
     config["text_config"]["eos_token_id"] = 2
@@ -253,7 +254,7 @@ def test_refuses_another_limit_for_siglip(tiny_siglip: Path) -> None:
     "text", ["https://example.com/cat.jpg", "data:image/png;base64,xxxx", "cat.mp4"]
 )
 def test_a_text_that_looks_like_an_image_is_a_text(tiny_clip: Path, text: str) -> None:
-    """sentence-transformers by itself would fetch the first and embed it as an image."""
+    """sentence-transformers would fetch the first and embed it as an image."""
     np.testing.assert_allclose(
         load(tiny_clip).encode_text([text], "query"),
         native_clip_texts(tiny_clip, [text]),
@@ -332,7 +333,7 @@ def test_pillow_is_asked_for_where_torchvision_would_be_taken(
 
 
 def text_model(folder: Path) -> Path:
-    """A text encoder as sentence-transformers saves them: BERT without a pooler, mean pooling."""
+    """A text encoder as saved by sentence-transformers: BERT with mean pooling, no pooler."""
     vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "cat", "dog"]
     (folder / "bert").mkdir(parents=True)
     vocab = {token: index for index, token in enumerate(vocabulary)}
@@ -360,7 +361,7 @@ def test_a_text_encoder_encodes_no_images(tmp_path: Path, noise: list[Image.Imag
 
     assert encoder.modalities == {"text"}
     assert encoder.encode_text(["a cat", "a dog"], "query").shape == (2, 16)
-    with pytest.raises(ModelError, match="encodes text only; for images pass a dual encoder"):
+    with pytest.raises(ModelError, match="does not encode images; pass a dual encoder"):
         encoder.encode_images(noise)
 
 
@@ -445,7 +446,7 @@ def test_buffers_of_old_checkpoints_are_no_error(tiny_clip: Path, tmp_path: Path
     ("file", "content", "message"),
     [
         ("config.json", b"{", "config.json is not JSON|cannot load it"),
-        ("config.json", b'{"model_type": "unheard-of"}', "cannot load it"),
+        ("config.json", b'{"model_type": "unheard-of"}', "does not know its model_type"),
         ("model.safetensors", b"\x10\0\0\0\0\0\0\0nonsense", r"model\.safetensors cannot be read"),
         ("tokenizer.json", b"{}", "tokenizer does not load"),
     ],

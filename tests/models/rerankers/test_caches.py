@@ -1,4 +1,4 @@
-"""What is kept in memory and in a folder."""
+"""Caches in memory and on disk."""
 
 import logging
 import os
@@ -85,7 +85,7 @@ def test_like_a_plain_list_of_what_was_used(max_bytes, steps):
 
 @pytest.fixture
 def restless():
-    """Threads take turns as often as they can."""
+    """Threads switch as often as possible."""
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     yield
@@ -147,7 +147,7 @@ def test_a_damaged_file_is_as_good_as_none(tmp_path, caplog, damage):
     assert folder.get("key") is None
     (record,) = caplog.records
     assert str(file) in record.getMessage()
-    assert "made again" in record.getMessage()
+    assert "computed again" in record.getMessage()
     folder.put("key", TENSORS)
     assert folder.get("key") is not None
 
@@ -172,7 +172,7 @@ def test_writers_at_once_leave_one_whole_file(tmp_path):
 
 
 def test_a_folder_keeps_to_its_limit_and_to_its_own_files(tmp_path):
-    """What was used longest ago goes first, of all parts together."""
+    """The least recently used go first, over all subfolders."""
     size = len(save({"a": torch.zeros(1000)}, metadata={"digest": "0" * 64}))
     (tmp_path / "first").mkdir()
     (tmp_path / "first" / "mine.safetensors").write_bytes(b"x" * 10 * size)

@@ -1,4 +1,4 @@
-"""Against what transformers itself computes on the same files."""
+"""Scores equal those that transformers itself computes from the same files."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def native_bert(folder: Path, query: str, documents: list[str]) -> FloatArray:
 
 
 def native_qwen(folder: Path, query: Item, documents: list[Item]) -> FloatArray:
-    """Each pair by itself, its prompt put together by hand."""
+    """Score each pair alone, with a prompt built by hand."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     image_processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
     with quiet_transformers():
@@ -135,14 +135,14 @@ def test_a_reranker_of_texts_refuses_images(bert: Path, noise: list[Image.Image]
     scorer = load(bert)
 
     for item in (noise[0], LazyImage("key", lambda: noise[0]), Joint("a", noise[0])):
-        with pytest.raises(ModelError, match="reads texts only; leave the rest out, or"):
+        with pytest.raises(ModelError, match="reads only texts; leave out the rest, or"):
             scorer.prepare(item)
 
 
 @pytest.mark.parametrize(
     ("template", "modalities"),
     [
-        # Writes no images: a chat model's own template, say.
+        # Writes no images, like many templates of chat models.
         (TEMPLATE.replace("<|vision_start|><|image_pad|><|vision_end|>", ""), {"text"}),
         # Writes the first part only.
         (TEMPLATE.replace("in message.content", "in message.content[:1]"), {"text", "image"}),
@@ -154,7 +154,7 @@ def test_what_the_template_leaves_out_is_refused(
     scorer = load(make_tiny_qwen_reranker(tmp_path, template=template))
 
     assert (scorer.modalities, scorer.joint) == (modalities, False)
-    with pytest.raises(ModelError, match=r"reads texts only|not both as one"):
+    with pytest.raises(ModelError, match=r"reads only texts|not both together"):
         scorer.prepare(Joint("a caption", noise[0]))
 
 
@@ -195,7 +195,7 @@ def test_refuses_limits_that_nothing_meets(bert: Path, option: str) -> None:
     "text", ["https://example.com/cat.jpg", "data:image/png;base64,xxxx", "https://youtu.be/x"]
 )
 def test_a_text_that_looks_like_an_image_is_a_text(bert: Path, qwen: Path, text: str) -> None:
-    """sentence-transformers by itself would fetch it."""
+    """sentence-transformers would fetch it."""
     np.testing.assert_allclose(
         load(bert).score(QUERY, [text]), native_bert(bert, QUERY, [text]), atol=1e-6
     )
@@ -216,7 +216,7 @@ def test_a_text_that_names_an_image_file_is_a_text(qwen: Path, noise_files: list
 def test_control_tokens_in_a_text_control_nothing(
     qwen: Path, noise: list[Image.Image], token: str
 ) -> None:
-    """The first would be expected to come with an image, and the whole batch would fail."""
+    """The first would need an image, so the whole batch would fail."""
     scorer = load(qwen)
 
     scores = scorer.score(QUERY, [f"a {token} b", noise[0]])
@@ -291,7 +291,7 @@ def test_threads_do_not_disturb_one_another(bert: Path) -> None:
 
 
 def test_refuses_a_head_of_random_weights(bert: Path, tmp_path: Path) -> None:
-    """The classic silent failure: an encoder's checkpoint taken for a reranker's."""
+    """The classic silent failure: an encoder's checkpoint is used as a reranker."""
     shutil.copytree(bert, tmp_path, dirs_exist_ok=True)
     weights = load_file(tmp_path / "model.safetensors")
     body = {key: value for key, value in weights.items() if "classifier" not in key}
@@ -321,17 +321,17 @@ def test_refuses_weights_that_do_not_fit(
 
 
 def test_refuses_a_classifier_of_several_classes(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="gives a pair 3 numbers"):
+    with pytest.raises(ModelError, match="gives 3 numbers for a pair"):
         load(make_tiny_bert_reranker(tmp_path, labels=3))
 
 
 def test_refuses_what_is_no_cross_encoder(tiny_clip: Path, qwen: Path, tmp_path: Path) -> None:
-    """A language model would load, with its words for yes and no guessed."""
+    """A language model would load, but its tokens for yes and no would be guessed."""
     shutil.copytree(qwen, tmp_path, dirs_exist_ok=True)
     (tmp_path / "modules.json").unlink()
     for folder in (tiny_clip, tmp_path):
         assert not fits(Checkpoint(str(folder), folder))
-        with pytest.raises(ModelError, match="is no cross-encoder"):
+        with pytest.raises(ModelError, match="is not a cross-encoder"):
             load(folder)
 
 

@@ -1,4 +1,4 @@
-"""What stands for a query's or document's content."""
+"""Keys that identify the content of a query or document."""
 
 from PIL import Image
 

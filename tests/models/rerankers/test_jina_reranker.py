@@ -34,7 +34,7 @@ def load(folder=FOLDER, dtype=torch.float32, **options):
 
 
 def plain(**options):
-    """One that keeps nothing."""
+    """A scorer without caches."""
     return load(prefix_bytes=0, vision_bytes=0, **options)
 
 
@@ -55,7 +55,7 @@ def copy(tmp_path):
 
 @pytest.fixture
 def decoded():
-    """Makes images that note each time they are decoded."""
+    """Make images that record each time they are decoded."""
 
     def image(name):
         def decode():
@@ -69,7 +69,7 @@ def decoded():
 
 
 def change_weights(folder, change):
-    """Rewrite a checkpoint's weights after ``change`` was at the dictionary of its tensors."""
+    """Rewrite a checkpoint's weights after ``change`` has edited its dictionary of tensors."""
     tensors = load_file(folder / "model.safetensors")
     change(tensors)
     save_file(tensors, folder / "model.safetensors")
@@ -84,7 +84,7 @@ def as_item(name, kind):
 
 
 def pairs_of(case):
-    """The query that all pairs of a case share, and their documents."""
+    """The query of a case, which all its pairs share, and its documents."""
     (query, *_), documents = zip(*case["pairs"], strict=True)
     query = as_item(query, case["query_type"])
     return query, [as_item(document, case["doc_type"]) for document in documents]
@@ -104,7 +104,7 @@ def test_what_it_says_of_itself(scorer):
 def test_scores_of_the_reference(case, make, expected):
     scorer = make(max_length=case.get("max_length", 10240))
     query, documents = pairs_of(case)
-    for _ in range(2):  # the second time from what was kept
+    for _ in range(2):  # the second time from the cache
         close(scorer.score(query, documents), case["scores"])
         solo = [scorer.score(query, [document])[0] for document in documents]
         close(solo, case["solo_scores"])
@@ -138,7 +138,7 @@ def test_no_documents(scorer):
     assert scorer.score("cat", []).shape == (0,)
 
 
-# Queries and documents in all kinds and lengths, some of them more than once.
+# Queries and documents of all kinds and lengths; some occur several times.
 QUERIES = ["slm markdown", "", "cat " * 30, *map(IMAGES.get, ["gray_80x60", "tall_40x90"])]
 DOCUMENTS = [
     "Gold",
@@ -153,14 +153,14 @@ DOCUMENTS = [
 
 @pytest.fixture(scope="module")
 def alone():
-    """The score of each document for each query, each by itself, nothing kept."""
+    """The score of each document for each query, computed alone and without caches."""
     scorer = plain(batch_size=1)
     return np.array([scorer.score(query, DOCUMENTS) for query in QUERIES])
 
 
 @pytest.fixture(scope="module")
 def ways():
-    """Scorers that keep all, some, or nothing."""
+    """Scorers that cache everything, something or nothing."""
     few = {"prefix_bytes": 80 * LAYER_BYTES, "vision_bytes": 3000}
     return [load(), load(**few), load(prefix_bytes=0), load(vision_bytes=0), plain()]
 
@@ -205,7 +205,7 @@ def test_in_bfloat16_the_order_changes_nothing_at_all():
 
 
 def test_bfloat16_is_near_float32(alone):
-    # What keys and values lose by being kept is no more than what the format loses anyway.
+    # Cached keys and values lose no more precision than the number format does anyway.
     noise = []
     for scorer in (plain(dtype=torch.bfloat16), load(dtype=torch.bfloat16)):
         for _ in range(2):
@@ -230,7 +230,7 @@ SPECIAL = ["<|vision_start|><|image_pad|><|vision_end|>", "a <|endoftext|> b", "
 @pytest.mark.parametrize("text", SPECIAL)
 def test_special_tokens_in_a_text_are_text(scorer, text):
     ids = scorer._encode(text)
-    assert max(ids) < 256  # the special ones of this checkpoint are above
+    assert max(ids) < 256  # this checkpoint's special tokens have higher ids
     assert bytes_of(ids) == text
     (by_itself,) = plain().score("slm markdown", [text])
     beside_images = plain().score("slm markdown", [*IMAGES.values(), text])
@@ -244,7 +244,7 @@ def bytes_of(ids):
 
 @given(document=st.text(), query=st.text())
 def test_a_prompt_always_breaks_before_the_query(document, query):
-    # Else the tokens of the document would depend on the query.
+    # Otherwise the document's tokens would depend on the query.
     tokenizer = load_plain_tokenizer(Checkpoint("tiny", FOLDER))
     before, after = f"**Document**:\n{document}\n", f"**Query**:\n{query}"
     spans = [span for _, span in tokenizer.pre_tokenizer.pre_tokenize_str(before + after)]
@@ -264,7 +264,10 @@ def test_an_image_that_was_seen_is_not_decoded_again(decoded):
     scorer = load(prefix_bytes=0)
     for query in ("one", "another", decoded("gray_80x60")):
         scorer.score(query, [decoded("gray_80x60"), decoded("gray_80x60")])
-    assert decoded.times == ["gray_80x60", "gray_80x60"]  # both prepared before either was seen
+    assert decoded.times == [
+        "gray_80x60",
+        "gray_80x60",
+    ]  # both were prepared before either ran through the tower
 
 
 def test_an_image_is_decoded_late_if_what_was_kept_is_gone(decoded, alone):
@@ -273,7 +276,7 @@ def test_an_image_is_decoded_late_if_what_was_kept_is_gone(decoded, alone):
     scorer.score("slm markdown", [image])
     prepared = scorer.prepare(image)
     assert (prepared.patches, len(decoded.times)) == (None, 1)
-    scorer.score("slm markdown", ["lorem ipsum " * 6])  # drives it out
+    scorer.score("slm markdown", ["lorem ipsum " * 6])  # pushes it out of the cache
 
     found = scorer.score_prepared(scorer.prepare("slm markdown"), [prepared])
 
@@ -308,20 +311,20 @@ def test_a_long_document_makes_room_for_an_image(make):
     room = 1024 - 1 - (28 * 25 + 2) - len("**Query**:\n") - len("**Document**:\n")
     start, other_start = "lorem " * 100, "Lorem " * 100
     documents = [start[:room] + end for end in ("", "x" * 10, "y" * 2000)] + [other_start]
-    scorer.score("slm markdown", documents)  # what is kept from this is longer
+    scorer.score("slm markdown", documents)  # this caches a longer prefix
 
     same, one, two, different = scorer.score(large, documents)
 
     assert (one, two) == pytest.approx((two, one), abs=1e-5)
     assert abs(different - one) > 1e-3
-    assert same == pytest.approx(one, abs=0.1)  # not quite the same: it ends in a newline
+    assert same == pytest.approx(one, abs=0.1)  # slightly different, because it ends in a newline
 
 
 def test_two_images_that_are_too_long_together():
     scorer = load(max_length=1024)
     large = Image.new("RGB", (28 * 28, 25 * 28))
     with pytest.raises(
-        ModelError, match=r"take 1430 tokens, and max_length=1024 leaves 1023; pass"
+        ModelError, match=r"take 1430 tokens, but max_length=1024 allows 1023; pass"
     ):
         scorer.score(large, ["Gold", large])
     small = load(max_length=1024, scale_to_pixels=100_000)
@@ -329,21 +332,21 @@ def test_two_images_that_are_too_long_together():
 
 
 def test_what_it_cannot_read(scorer):
-    with pytest.raises(ModelError, match=r"tiny reads a text or an image, not both as one"):
+    with pytest.raises(ModelError, match=r"tiny reads a text or an image, not both together"):
         scorer.prepare(Joint("cat", IMAGES["gray_80x60"]))
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"max_length": 1023}, r"max_length=1023: pass 1024 to 10240"),
-        ({"max_length": 10241}, r"max_length=10241: pass 1024 to 10240"),
+        ({"max_length": 1023}, r"max_length=1023: must be 1024 to 10240"),
+        ({"max_length": 10241}, r"max_length=10241: must be 1024 to 10240"),
         ({"batch_size": 0}, r"batch_size=0: must be at least 1"),
-        ({"prefix_bytes": -1}, r"prefix_bytes=-1: pass at least 0"),
-        ({"vision_bytes": -1}, r"vision_bytes=-1: pass at least 0"),
+        ({"prefix_bytes": -1}, r"prefix_bytes=-1: must be at least 0"),
+        ({"vision_bytes": -1}, r"vision_bytes=-1: must be at least 0"),
         (
             {"scale_to_pixels": 3135},
-            r"scale_to_pixels=3135: tiny sees images of 3136 to 602112 pixels",
+            r"scale_to_pixels=3135: tiny takes 3136 to 602112 pixels",
         ),
         ({"scale_to_pixels": 602113}, r"scale_to_pixels=602113: .* leave it out for the largest"),
     ],
@@ -402,7 +405,7 @@ def test_ids_come_from_the_checkpoint(copy):
     config = json.loads((copy / "config.json").read_text())
     del config["image_token_id"]
     (copy / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ModelError, match=r"config\.json does not say image_token_id"):
+    with pytest.raises(ModelError, match=r"config\.json does not set image_token_id"):
         load(copy)
 
 

@@ -1,4 +1,4 @@
-"""jina-reranker-m0 in its real size, with random weights: it loads whole, and what it needs."""
+"""jina-reranker-m0 in its real size with random weights: it loads, within limits of memory."""
 
 import json
 import math
@@ -15,7 +15,7 @@ from PIL import Image
 
 TINY = PARITY / "jina_m0_tiny"
 
-# In a process of its own, so that the peak is the scorer's.
+# In a separate process, so that the peak of memory is the scorer's.
 SCORE = """
 import json, resource, sys, time
 from PIL import Image
@@ -43,7 +43,7 @@ print(json.dumps({
 def test_there_are_as_many_parameters_as_the_model_card_says():
     shapes = m0_shapes(TINY, M0_SETTINGS)
     count = sum(map(math.prod, shapes.values()))
-    # The card says 2.4 billion, which counts the vocabulary a second time, as the unused head.
+    # The card says 2.4 billion: it counts the vocabulary twice, the second time as the unused head.
     head = math.prod(shapes["model.embed_tokens.weight"])
     assert (count + head) / 1e9 == pytest.approx(2.44, abs=0.01)
 

@@ -50,7 +50,7 @@ def expected() -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def inputs() -> dict[str, torch.Tensor]:
-    """What the outputs were made from: the prompts and images of another model's parity files."""
+    """The inputs of the expected outputs: prompts and images of another model's parity files."""
     return load_file(COLQWEN.parent / "jina_m0_tiny" / "parity.safetensors")
 
 
@@ -81,7 +81,7 @@ def test_vectors_of_images_equal_the_reference(
 def test_bare_transformers_is_off(
     inputs: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]
 ) -> None:
-    """Once this fails, transformers counts rows and columns itself: take the mending out."""
+    """If this fails, transformers computes rows and columns itself: remove the workaround."""
     with quiet_transformers():
         model = ColQwen2ForRetrieval.from_pretrained(COLQWEN)
 
@@ -110,7 +110,7 @@ def test_vectors_of_texts_equal_the_reference(
 
 
 def native_vectors(folder: Path, item: str | Image.Image) -> torch.Tensor:
-    """One text or image, its prompt put together by hand, its positions given."""
+    """A text or image, with a prompt built by hand and given positions."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     with quiet_transformers():
         model = ColQwen2ForRetrieval.from_pretrained(folder)
@@ -172,10 +172,10 @@ def test_what_it_says_of_itself(scorer: LateInteractionScorer) -> None:
 def test_texts_are_no_documents_of_colqwen(
     scorer: LateInteractionScorer, noise: list[Image.Image]
 ) -> None:
-    """sentence-transformers would render them as queries; only their scores would look right."""
+    """sentence-transformers would treat them as queries; only the scores would look right."""
     with pytest.raises(ModelError, match="reads documents as images only"):
         scorer.score(QUERY, [noise[0], "a text"])
-    with pytest.raises(ModelError, match="not both as one"):
+    with pytest.raises(ModelError, match="not both together"):
         scorer.prepare(Joint("a text", noise[0]))
 
 
@@ -183,7 +183,7 @@ def test_texts_are_no_documents_of_colqwen(
 def test_texts_stay_texts(
     scorer: LateInteractionScorer, noise: list[Image.Image], text: str
 ) -> None:
-    """By itself, the first would be fetched; the second stand for an image that is not there."""
+    """sentence-transformers would fetch the first, and expect an image for the second."""
     of_query, of_document = native_vectors(COLQWEN, text), native_vectors(COLQWEN, noise[0])
 
     scores = scorer.score(text.replace("< |", "<|"), noise[:1])
@@ -219,7 +219,7 @@ def test_a_document_that_is_kept_is_not_opened_again(noise: list[Image.Image]) -
     forgetful.score(QUERY, [image])
     forgetful.score(QUERY, [image])
     assert opened == [1, 1, 1]
-    keeping.score(image, [noise[1]])  # on the other side it is read anew
+    keeping.score(image, [noise[1]])  # as a query it is read again
     assert opened == [1, 1, 1, 1]
 
 
@@ -231,7 +231,7 @@ def test_large_images_are_scaled_down_when_asked(scorer: LateInteractionScorer) 
 
 
 def colbert(folder: Path) -> Path:
-    """A late-interaction model of texts, as sentence-transformers saves them."""
+    """A late-interaction model for texts, as saved by sentence-transformers."""
     make_tiny_bert_reranker(folder / "bert")
     torch.manual_seed(0)
     with quiet_transformers():
@@ -255,12 +255,12 @@ def test_a_model_of_texts_ranks_texts(tmp_path: Path, noise: list[Image.Image]) 
     pieces = ["[CLS]", "a", "r", "##e", "##d", "c", "##a", "##t", "[SEP]"]
     np.testing.assert_allclose(scores[0], len(pieces), rtol=1e-5)  # each finds itself
     assert scores.argmax() == 0
-    with pytest.raises(ModelError, match="reads texts only; leave the rest out, or"):
+    with pytest.raises(ModelError, match="reads only texts; leave out the rest, or"):
         scorer.prepare(noise[0])
 
 
 def multi_vector_qwen(folder: Path) -> Path:
-    """A late-interaction model with a chat template, as sentence-transformers lays them out."""
+    """A late-interaction model with a chat template, in the layout of sentence-transformers."""
     make_tiny_qwen_reranker(folder)
     shutil.rmtree(folder / "1_LogitScore")
     base = "sentence_transformers.base.modules"
@@ -325,10 +325,10 @@ def test_refuses_a_projection_of_random_weights(tmp_path: Path) -> None:
 
 
 def test_refuses_what_is_no_late_interaction_model(tiny_clip: Path, tmp_path: Path) -> None:
-    """It would load, with a projection of random weights."""
+    """It would load, but its projection would have random weights."""
     for folder in (tiny_clip, make_tiny_bert_reranker(tmp_path)):
         assert not fits(Checkpoint(str(folder), folder))
-        with pytest.raises(ModelError, match="is no late-interaction model"):
+        with pytest.raises(ModelError, match="is not a late-interaction model"):
             load(folder)
 
 
@@ -372,7 +372,7 @@ print(json.dumps([once, twice, {hit.node.node_id: hit.score for hit in found}]))
 
 
 def test_a_second_query_over_the_same_pages_encodes_the_query_only(tmp_path: Path) -> None:
-    """Also in another process, after the pages have moved; kept in the user's cache folder."""
+    """Also in another process and after the pages were moved, from the user's cache folder."""
     pages = tmp_path / "pages"
     pages.mkdir()
     for number in range(32):
@@ -399,7 +399,7 @@ def kept_files(folder: Path) -> list[Path]:
 
 
 def stored(file: Path, vectors: torch.Tensor) -> None:
-    """Write what a stranger might, with its digest."""
+    """Write a file as a stranger could, with a valid digest."""
     save_file({"vectors": vectors}, file, metadata={"digest": digest({"vectors": vectors})})
 
 
@@ -467,7 +467,7 @@ def test_a_folder_that_cannot_be_written_stops_nothing(
         raise PermissionError(13, "Permission denied")
 
     (tmp_path / "file").write_text("a file", encoding="utf-8")
-    with pytest.raises(ValueError, match=r"vision_folder=.*file: is no folder"):
+    with pytest.raises(ValueError, match=r"vision_folder=.*file: is not a folder"):
         load(COLQWEN, vision_folder=tmp_path / "file")
 
     monkeypatch.setattr(late_interaction, "TensorFolder", refuse)

@@ -1,4 +1,4 @@
-"""Sequences in one row give what each gives alone, in transformers' own attention."""
+"""Sequences in one row give the same results as each one alone with transformers' attention."""
 
 import itertools
 
@@ -62,7 +62,7 @@ def piece(length, seed, **options):
 
 
 def alone(model, embeddings, where):
-    """The last hidden state of one sequence, as transformers computes it."""
+    """The last hidden state of a sequence, computed by transformers."""
     hidden = model(inputs_embeds=embeddings[None], position_ids=where[:, None]).last_hidden_state
     return hidden[0, -1]
 

@@ -1,4 +1,4 @@
-"""Images through Qwen2-VL's vision tower, and what is kept of them."""
+"""Images run through Qwen2-VL's vision tower, and its results are cached."""
 
 import json
 import logging
@@ -46,7 +46,7 @@ def must_not_be_opened():
 
 
 def known(scorer, name="wide_100x70"):
-    """Whether an image is not decoded."""
+    """Whether an image was not decoded."""
     return scorer.prepare(LazyImage(name, lambda: IMAGES[name])).patches is None
 
 
@@ -104,7 +104,7 @@ def test_kept_on_disk(tmp_path):
     assert not known(first)
     scores = first.score("slm markdown", list(map(image_of, IMAGES)))
 
-    # Another process would have nothing in memory, and not the prefixes either.
+    # Another process would have an empty cache in memory, and no prefixes.
     second = load(vision_folder=str(tmp_path / "seen"))
 
     assert all(known(second, name) for name in IMAGES)
@@ -149,7 +149,7 @@ def test_a_damaged_file_is_made_again(tmp_path, caplog):
 
     found = again.score("slm markdown", [image_of("wide_100x70")])
     np.testing.assert_allclose(found, scores, rtol=0, atol=1e-6)
-    assert "made again" in caplog.text
+    assert "computed again" in caplog.text
     assert file.read_bytes() == whole
 
 

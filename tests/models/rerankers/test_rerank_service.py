@@ -1,4 +1,4 @@
-"""Against a real server in a process of its own, which scores with a tiny checkpoint."""
+"""Tests against a real server, in its own process, that scores with a tiny checkpoint."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_jina_reranker_behind_a_service(noise: list[Image.Image]) -> None:
 
 
 def decoded(image: Image.Image) -> Image.Image:
-    """An image as it arrives."""
+    """Decode an image as the server receives it."""
     uri = RerankService("http://localhost/v1/rerank", "tiny").prepare(image)["image"]
     head, _, data = uri.partition(",")
     assert head == "data:image/jpeg;base64"
@@ -146,7 +146,7 @@ def test_a_text_and_an_image_as_one(
 
     wanted = local.score(QUERY, [Joint("a caption", decoded(noise[0]))])
     np.testing.assert_allclose(scores, wanted, atol=2e-5)
-    with pytest.raises(ModelError, match="not both as one"):
+    with pytest.raises(ModelError, match="not both together"):
         service(address).prepare(document)
 
 
@@ -171,7 +171,7 @@ def test_a_service_of_texts_refuses_images(address: str, noise: list[Image.Image
     scorer = service(address, modalities=["text"])
 
     for item in (noise[0], Joint("a", noise[0])):
-        with pytest.raises(ModelError, match="reads texts only; leave the rest out"):
+        with pytest.raises(ModelError, match="reads only texts; leave out the rest"):
             scorer.prepare(item)
 
 
@@ -197,7 +197,7 @@ def test_the_key_is_sent(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_key_is_in_no_message(
     address: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The server repeats it in its answer."""
+    """The server repeats the key in its answer."""
     caplog.set_level(logging.DEBUG)
     wrong = "jina_wrong_but_secret"
     monkeypatch.setenv("MY_KEY", wrong)
@@ -229,7 +229,7 @@ def test_a_key_that_is_not_there_is_said_at_once(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_key_that_is_none_is_not_shown() -> None:
-    with pytest.raises(ModelError, match="characters that no key has") as caught:
+    with pytest.raises(ModelError, match="another character that no key has") as caught:
         RerankService("https://api.example/v1/rerank", "tiny", api_key="secret\r\nX-Other: 1")
     assert "secret" not in str(caught.value)
 
@@ -237,7 +237,9 @@ def test_a_key_that_is_none_is_not_shown() -> None:
 def test_no_key_over_http_to_another_machine() -> None:
     url = "http://gpu.example/v1/rerank"
 
-    with pytest.raises(ValueError, match=r"could be read on its way to gpu.example; use https, or"):
+    with pytest.raises(
+        ValueError, match=r"others could read the key on its way to gpu.example; use https, or"
+    ):
         RerankService(url, "tiny", api_key=KEY)
     RerankService(url, "tiny", api_key=KEY, allow_http=True)
     RerankService(url, "tiny")
@@ -272,7 +274,7 @@ def test_waits_as_long_as_the_service_says(
 def test_does_not_wait_for_an_hour(address: str, request: pytest.FixtureRequest) -> None:
     started = time.monotonic()
 
-    with pytest.raises(ModelError, match=r"HTTP 429 .*it asks to wait 3600 seconds"):
+    with pytest.raises(ModelError, match=r"HTTP 429 .*it asks for a pause of 3600 seconds"):
         faulty(address, "429-after-3600", 1, request).score(QUERY, TEXTS)
     assert time.monotonic() - started < 30
 
@@ -280,7 +282,7 @@ def test_does_not_wait_for_an_hour(address: str, request: pytest.FixtureRequest)
 def test_gives_up_in_the_end(address: str, request: pytest.FixtureRequest) -> None:
     before = len(seen(address))
 
-    with pytest.raises(ModelError, match=r"tiny at 127.0.0.1: HTTP 500 .*'; asked 2 times"):
+    with pytest.raises(ModelError, match=r"tiny at 127.0.0.1: HTTP 500 .*'; tried 2 times"):
         faulty(address, "500", 99, request, retries=1).score(QUERY, TEXTS)
     assert len(seen(address)) - before == 2
 
@@ -305,26 +307,28 @@ def test_waits_no_longer_than_it_may(address: str, request: pytest.FixtureReques
 
 
 def test_says_that_no_service_is_there() -> None:
-    with pytest.raises(ModelError, match=r"cannot be reached .*; is it running\?; asked 1 times"):
+    with pytest.raises(ModelError, match=r"cannot be reached .*; is it running\?; tried 1 times"):
         RerankService("http://127.0.0.1:9/v1/rerank", "tiny", retries=0).score(QUERY, TEXTS)
 
 
 def test_redirects_are_not_followed(address: str, request: pytest.FixtureRequest) -> None:
-    with pytest.raises(ModelError, match=r"redirects to http://elsewhere.example/v1/rerank; not"):
+    with pytest.raises(
+        ModelError, match=r"redirects to http://elsewhere.example/v1/rerank, which is not followed"
+    ):
         faulty(address, "redirect", 1, request).score(QUERY, TEXTS)
 
 
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("not-json", "answers with what is no JSON"),
+        ("not-json", "its answer is not JSON"),
         ("no-results", 'its answer holds no list "results" of objects'),
         ("results-no-objects", 'its answer holds no list "results" of objects'),
-        ("one-missing", r"each of 4 documents once, from 0 to 3; it names \[1, 2, 3\]"),
-        ("one-twice", r"once, from 0 to 3; it names \[1, 2, 3, 1\]"),
-        ("one-too-many", r"once, from 0 to 3; it names \[0, 1, 2, 3, 4\]"),
+        ("one-missing", r"each of 4 documents once, from 0 to 3, but it names \[1, 2, 3\]"),
+        ("one-twice", r"once, from 0 to 3, but it names \[1, 2, 3, 1\]"),
+        ("one-too-many", r"once, from 0 to 3, but it names \[0, 1, 2, 3, 4\]"),
         ("index-a-text", r"it names \['0', 1, 2, 3\]"),
-        ("no-score", "the relevance_score of document 0 is None, which is no number"),
+        ("no-score", "the relevance_score of document 0 is None, which is not a number"),
         ("score-a-text", "the relevance_score of document 0 is '0.5'"),
         ("score-true", "the relevance_score of document 0 is True"),
         ("score-nan", "the relevance_score of document 0 is nan"),
