@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from llama_index.core.schema import QueryBundle
 
 from llama_index_gap.images.opening import ImageSource, data_uri
 from llama_index_gap.index.dual_index import DualIndex
+from llama_index_gap.index.searching import rerank_result
 from llama_index_gap.modality import Leg
 from llama_index_gap.results import FoundDocument, SearchResult
 from llama_index_gap.search.fusion import Combine, Normalize
@@ -59,27 +61,28 @@ def search_side_by_side(
         ImageError: the image cannot be opened.
     """
     nodes = max(TOP_K, top_k)  # as the search itself takes from each leg
-    result = index.search(
-        text,
-        image,
-        top_k=top_k,
-        similarity_top_k=nodes,
-        normalize=normalize,
-        combine=combine,
-        reranker=reranker,
-        on_leg_error="degrade",
-    )
-    retriever = index.as_retriever(
-        similarity_top_k=nodes, normalize=normalize, combine=combine, on_leg_error="degrade"
-    ).for_documents(top_k)
-    path = None if image is None else data_uri(image)
-    hits = retriever.search_legs(QueryBundle(text.strip(), image_path=path))
-    alone = {leg: retriever.rank_legs({leg: found}).documents for leg, found in hits.items()}
+    settings: dict[str, Any] = {
+        "similarity_top_k": nodes,
+        "normalize": normalize,
+        "combine": combine,
+        "on_leg_error": "degrade",
+    }
+    # It ranks all that was found, so that each document's place is known.
+    ranking = index.as_retriever(**settings).for_documents(top_k)
+    most = top_k if reranker is None else None
+    searching = index.as_retriever(top_k=most, complete=True, **settings).for_documents(top_k)
+    query = QueryBundle(text.strip(), image_path=None if image is None else data_uri(image))
+    found, hits = searching.search_with_legs(query)
+    result = replace(found, database=index.uri)
+    if reranker is not None:
+        first = reranker.model_copy(update={"top_n": top_k, "group_by": "document"})
+        result = rerank_result(result, query, first)
+    alone = {leg: ranking.rank_legs({leg: each}).documents for leg, each in hits.items()}
     return SideBySide(
         result,
         {leg: documents[:top_k] for leg, documents in alone.items()},
         {leg: _places(documents) for leg, documents in alone.items()},
-        _places(retriever.rank_legs(hits).documents),
+        _places(ranking.rank_legs(hits).documents),
     )
 
 
