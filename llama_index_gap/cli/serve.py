@@ -112,8 +112,8 @@ def serve(
         if missing not in {"starlette", "uvicorn", "python_multipart"}:
             raise
         terminal.fail(
-            f"the page needs {missing}, which the extra mcp brings: pip install "
-            "'llama-index-gap[mcp]', or in a checkout '.[mcp]'"
+            f"the page needs {missing}, which the extra serve brings: pip install "
+            "'llama-index-gap[serve]', or in a checkout '.[serve]'"
         )
     options.check_is_there(db)
 

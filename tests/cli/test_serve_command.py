@@ -83,7 +83,8 @@ def test_it_says_at_once_what_is_wrong(
             shown = gap("serve", "--db", demo / "gap.db")
         assert shown.code == 1
         assert (
-            f"{missing.split('.')[0]}, which the extra mcp brings: pip install 'llama-" in shown.err
+            f"{missing.split('.')[0]}, which the extra serve brings: pip install 'llama-"
+            in shown.err
         )
 
 

@@ -140,14 +140,14 @@ def test_a_page_embeds_its_query_once(
     client: TestClient, monkeypatch: pytest.MonkeyPatch, reranking: str
 ) -> None:
     embedded: list[str] = []
-    model = DualEncoderEmbedding
     for method in ("_get_query_embedding", "_get_image_embedding"):
+        embed = getattr(DualEncoderEmbedding, method)
 
-        def counted(self: Any, query: str, embed: Any = getattr(model, method)) -> Any:
+        def counted(self: Any, query: str, embed: Any = embed) -> Any:
             embedded.append(query)
             return embed(self, query)
 
-        monkeypatch.setattr(model, method, counted)
+        monkeypatch.setattr(DualEncoderEmbedding, method, counted)
 
     assert client.get("/", params={"q": "a ship in fog", "rerank": reranking}).status_code == 200
     assert embedded == ["a ship in fog"]
