@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, ClassVar
 from weakref import WeakSet
 
@@ -16,6 +17,8 @@ FIRST_SECONDS = 10.0
 """Work that takes less writes no line."""
 EVERY_SECONDS = 30.0
 """Between two lines, of whatever bars."""
+
+_listener: ContextVar[Callable[[str], None] | None] = ContextVar("_listener", default=None)
 
 
 class Progress(tqdm):  # type: ignore[type-arg]
@@ -31,7 +34,11 @@ class Progress(tqdm):  # type: ignore[type-arg]
     _written: ClassVar[WeakSet[Progress]] = WeakSet()
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        if lines := Progress.lines:
+        self._listener = _listener.get()
+        if self._listener:
+            each_update = {"delay": 0, "mininterval": 0, "miniters": 1}
+            kwargs |= {**each_update, "disable": False, "leave": False}
+        if lines := Progress.lines and not self._listener:
             # Each update looks at the clock: a bar that counts in leaps would skip lines otherwise.
             kwargs |= {"delay": FIRST_SECONDS, "mininterval": 0, "miniters": 1, "leave": False}
         super().__init__(*args, **kwargs)
@@ -45,6 +52,10 @@ class Progress(tqdm):  # type: ignore[type-arg]
 
     def display(self, msg: str | None = None, pos: int | None = None) -> Any:
         """Show the bar, or write a line where the last one is long ago; tqdm calls it."""
+        if self._listener:
+            if msg is None:
+                self._listener(self.done())
+            return False
         if self not in Progress._written:
             return super().display(msg, pos)
         now = self.start_t + self.format_dict["elapsed"]
@@ -81,3 +92,19 @@ def in_lines(wanted: bool = True) -> Iterator[None]:
         yield
     finally:
         Progress.lines = before
+
+
+@contextmanager
+def told(listener: Callable[[str], None]) -> Iterator[None]:
+    """Tell a function how far work is, in place of bars and lines, also where none are wanted.
+
+    That holds for work in this thread or task, and in the threads that it starts with its context.
+
+    Args:
+        listener: gets words such as ``Reranking: 8 of 16 documents``; may be called in any thread.
+    """
+    token = _listener.set(listener)
+    try:
+        yield
+    finally:
+        _listener.reset(token)

@@ -31,8 +31,8 @@ def mcp(
         Path | None,
         typer.Option(
             metavar="FOLDER",
-            help="Also open images of the index that lie in this folder, and let clients search "
-            "by its images.",
+            help="Also open images of the index in this folder, and let clients search by the "
+            "images in it.",
             show_default="only the folders that were indexed here",
         ),
     ] = None,
@@ -43,7 +43,7 @@ def mcp(
     """Offer an index to chat programs, as an MCP server over stdin and stdout.
 
     The programs can search and find similar images, but change nothing.
-    Each program starts the server itself: the README shows its settings.
+    Each program starts the server itself; docs/agents.md shows its settings.
     """
     try:
         from llama_index_gap.agents.mcp_server import make_server, serve
@@ -89,15 +89,15 @@ def serve(
         str,
         typer.Option(
             metavar="ADDRESS",
-            help="Listen on this address. Whoever reaches another one than 127.0.0.1 can search "
-            "the index and see its images: there is no password.",
+            help="Listen on this address. With any other than 127.0.0.1, whoever reaches it can "
+            "search the index and see its images: there is no password.",
         ),
     ] = "127.0.0.1",
     port: Annotated[
         int, typer.Option(min=0, max=65535, help="Listen on this port; 0 takes a free one.")
     ] = 8765,
 ) -> None:
-    """Show an index on a local page: ask, and see what each leg finds and what fusion makes of it.
+    """Show an index on a local page: what each leg finds for a query, and how fusion ranks it.
 
     The page searches and shows images of the index, and changes nothing. Ctrl-C ends it.
     """
@@ -136,7 +136,7 @@ def serve(
             terminal.say(
                 "warning",
                 f"this page is open to whoever reaches {host}: they can search the index and see "
-                "its texts and images, without a password; leave --host out to keep it to yourself",
+                "its texts and images without a password; leave --host out to keep it to yourself",
             )
         terminal.note("Open this address in a browser; Ctrl-C ends it.")
         server = uvicorn.Server(

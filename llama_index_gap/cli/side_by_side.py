@@ -1,4 +1,4 @@
-"""One search seen from all sides: what each leg finds alone, and what becomes of it together."""
+"""One search in its parts: what each leg finds alone, and the ranking of all together."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from llama_index_gap.search.retriever import TOP_K
 
 @dataclass(frozen=True)
 class SideBySide:
-    """What a search found, and what each of its legs did.
+    """What a search found, and what each of its legs found.
 
     Attributes:
-        result: the documents of all legs together, reranked if that was asked for.
-        legs: what each leg finds alone: its first documents.
-        places: by leg, the place that each document has there.
-        fused: the place that each document had before it was reranked.
+        result: the documents of all legs together, reranked if there was a reranker.
+        legs: the first documents of each leg alone.
+        places: by leg, the place of each document.
+        fused: the place of each document before reranking.
     """
 
     result: SearchResult
@@ -45,29 +45,29 @@ def search_side_by_side(
     combine: Combine,
     reranker: MultiModalRerank | None,
 ) -> SideBySide:
-    """Search an index, and keep what the legs found before they were brought together.
+    """Search an index once, and keep what each leg found before fusion.
 
     Args:
         index: what to search.
         text: what to search for; may be empty with an image.
         image: to search by.
-        top_k: documents to show, of each leg and of all.
+        top_k: documents to show of each leg, and of all together.
         normalize: as for ``DualIndex.search``.
         combine: as for ``DualIndex.search``.
-        reranker: ranks what was found anew.
+        reranker: reranks the hits; None for no reranking.
 
     Raises:
         ValueError: as for ``DualIndex.search``.
         ImageError: the image cannot be opened.
     """
-    nodes = max(TOP_K, top_k)  # as the search itself takes from each leg
+    nodes = max(TOP_K, top_k)  # from each leg, as ``DualIndex.search`` does
     settings: dict[str, Any] = {
         "similarity_top_k": nodes,
         "normalize": normalize,
         "combine": combine,
         "on_leg_error": "degrade",
     }
-    # It ranks all that was found, so that each document's place is known.
+    # This one ranks all hits, so that each document has a place.
     ranking = index.as_retriever(**settings).for_documents(top_k)
     most = top_k if reranker is None else None
     searching = index.as_retriever(top_k=most, complete=True, **settings).for_documents(top_k)

@@ -35,7 +35,7 @@ from llama_index_gap.threads import in_thread
 logger = logging.getLogger(__name__)
 
 Open: TypeAlias = Callable[[], tuple[DualIndex, MultiModalRerank | None]]
-"""Opens the index, and loads what reranks."""
+"""Opens the index, and loads its reranker."""
 _MOST_UPLOADS = 4 * MAX_IMAGE_BYTES  # bytes, all together
 _MOST_DOCUMENTS = 50
 _FIELD_BYTES = 4 * LONGEST_QUERY + 1024
@@ -44,13 +44,13 @@ _FIELD_BYTES = 4 * LONGEST_QUERY + 1024
 def make_app(open_index: Open, served: Served, *, host: str = "127.0.0.1") -> ASGIApp:
     """Make a web application that shows what each leg of a search finds.
 
-    The index is opened in a thread as the application starts, and closed as it ends. Where it
-    cannot be opened, the page says why, and asked again it tries again.
+    The index is opened in a thread when the application starts, and closed when it ends. If it
+    cannot be opened, the page says why, and the next request tries again.
 
     Args:
-        open_index: gives the index and what reranks.
-        served: what the pages say of it.
-        host: what the server listens on; decides to which names it answers.
+        open_index: gives the index and its reranker, if any.
+        served: what the pages say about the index.
+        host: the address that the server listens on; it decides which host names are answered.
     """
     opening, uploads = _Opening(open_index), _Uploads()
 
@@ -70,7 +70,7 @@ def make_app(open_index: Open, served: Served, *, host: str = "127.0.0.1") -> AS
         try:
             index, reranker = await opening.index()
             return HTMLResponse(await in_thread(_answer, index, reranker, uploads, served, asked))
-        except Exception as error:  # whatever the reason, it is what to show
+        except Exception as error:  # whatever the reason, the page shows it
             return _failed(served, asked, error)
 
     async def take(request: Request) -> Response:
@@ -81,7 +81,9 @@ def make_app(open_index: Open, served: Served, *, host: str = "127.0.0.1") -> AS
             content = await file.read() if isinstance(file, UploadFile) else b""
         if content:
             try:
-                await in_thread(scaled_jpeg, content, LARGE)  # decoded once: it can be shown
+                await in_thread(
+                    scaled_jpeg, content, LARGE
+                )  # decoded, so that a damaged one is refused now
             except ImageError as error:
                 return _failed(served, asked, f"The image cannot be opened: {error.reason}")
             asked = replace(asked, image=uploads.keep(content), like="")
@@ -110,18 +112,18 @@ def make_app(open_index: Open, served: Served, *, host: str = "127.0.0.1") -> AS
 
 
 def _asked(given: Mapping[str, Any]) -> Asked:
-    """What a form or an address asks for; other fields, and files, are left out."""
+    """The query in a form or an address, without other fields and files."""
     names = (each.name for each in fields(Asked))
     return Asked(**{name: given[name] for name in names if isinstance(given.get(name), str)})
 
 
 def _failed(served: Served, asked: Asked, error: object) -> Response:
-    """The page with an error in place of an answer; one that nobody expects is logged, too."""
+    """The page with an error in place of an answer; an unexpected error is logged, too."""
     expected = isinstance(error, (str, *EXPECTED_ERRORS))
     if not expected:
         logger.error("a search failed", exc_info=cast(Exception, error))
     said = error_in_words(error if expected else f"{type(error).__name__}: {error}")
-    # An error is shown with the form as it was, but for a text that no search would take.
+    # The form keeps its text, cut at the length that a search takes.
     shown = replace(asked, q=asked.q[:LONGEST_QUERY])
     return HTMLResponse(render_view(served, shown, problem=said), 400 if expected else 500)
 
@@ -163,7 +165,7 @@ def _answer(
 
 
 def _query_image(index: DualIndex, uploads: _Uploads, asked: Asked) -> ImageSource | None:
-    """The image to search by, if any: one that was sent, or one of the index."""
+    """The image to search by, if any: an upload, or one of the index."""
     if asked.image:
         content = uploads.get(asked.image)
         if content is None:
@@ -178,7 +180,7 @@ def _query_image(index: DualIndex, uploads: _Uploads, asked: Asked) -> ImageSour
 
 
 def _image(index: DualIndex, node_id: str) -> bytes:
-    """An image of the index, as a JPEG file made here; never any file that a request names."""
+    """An image of the index as a new JPEG file; never a file that a request names."""
     node = index.as_retriever().get_image(node_id) if node_id else None
     if node is None:
         raise InvalidValueError("the index has no such image")
@@ -189,13 +191,13 @@ def _image(index: DualIndex, node_id: str) -> bytes:
 
 
 class _Uploads:
-    """The images that were sent last, under names that cannot be guessed; in memory only."""
+    """The latest uploads, in memory only, under names that nobody can guess."""
 
     def __init__(self) -> None:
         self._kept: OrderedDict[str, bytes] = OrderedDict()
 
     def keep(self, content: bytes) -> str:
-        """Keep an image; gives its name. The oldest ones make room."""
+        """Keep an image, in place of the oldest ones if there is no room; gives its name."""
         name = secrets.token_urlsafe(16)
         self._kept[name] = content
         while sum(map(len, self._kept.values())) > _MOST_UPLOADS:
@@ -203,12 +205,12 @@ class _Uploads:
         return name
 
     def get(self, name: str) -> bytes | None:
-        """An image by its name, if it is still kept."""
+        """An image by its name; None if it is no longer kept."""
         return self._kept.get(name)
 
 
 class _Opening:
-    """An index that is opened in a thread; again, if somebody asks after it has failed."""
+    """Opens the index in a thread, and again if a request follows a failure."""
 
     def __init__(self, open_index: Open) -> None:
         self._open = open_index
@@ -216,17 +218,17 @@ class _Opening:
 
     @property
     def loading(self) -> bool:
-        """Whether it is being opened now."""
+        """Whether the index is being opened now."""
         return self._task is not None and not self._task.done()
 
     def begin(self) -> None:
-        """Open it, unless it is open or being opened."""
+        """Open the index, unless it is open or being opened."""
         if self._task is None:
             self._task = asyncio.create_task(asyncio.to_thread(self._open))
             self._task.add_done_callback(_say_how_it_went)
 
     async def index(self) -> tuple[DualIndex, MultiModalRerank | None]:
-        """The index and what reranks; where it could not be opened, why, and then it tries anew."""
+        """The index and its reranker; after an error, the next call tries again."""
         self.begin()
         task = cast("asyncio.Task[tuple[DualIndex, MultiModalRerank | None]]", self._task)
         try:
@@ -236,7 +238,7 @@ class _Opening:
             raise
 
     async def close(self) -> None:
-        """Close the index, as soon as it is open."""
+        """Close the index once it is open."""
         if self._task is None:
             return
         await asyncio.wait([self._task])

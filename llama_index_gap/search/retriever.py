@@ -357,9 +357,7 @@ class DualIndexRetriever(BaseRetriever):
         with one_search():
             return await in_thread(self.search, query)
 
-    def search_with_legs(
-        self, query: str | QueryBundle
-    ) -> tuple[SearchResult, dict[Leg, LegHits]]:
+    def search_with_legs(self, query: str | QueryBundle) -> tuple[SearchResult, dict[Leg, LegHits]]:
         """As ``search``, with what each leg found, for ``rank_legs``; the query is embedded once.
 
         Args:

@@ -163,7 +163,7 @@ def test_it_says_how_long_each_step_took_and_what_the_page_knows_of_a_leg(
     page = client.get("/", params={"q": "a tree"}).text
 
     assert re.search(r"embed \d+ ms, search \d+ ms, fuse \d+ ms", page)
-    assert "asks the images by a text; 11 hits" in page
+    assert "the text searches the images; 11 hits" in page
 
 
 # --- images --------------------------------------------------------------------------------------

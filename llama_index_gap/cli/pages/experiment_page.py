@@ -1,4 +1,4 @@
-"""The results of an experiment as one HTML page that needs nothing else."""
+"""The results of an experiment as one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def render_experiment(result: ExperimentResult, examples: Sequence[Example]) -> 
 
     Args:
         result: the figures.
-        examples: shown with their images; for an image that cannot be opened, the reason.
+        examples: shown with their images, or with the reason why one cannot be opened.
     """
     return render(
         "experiment",

@@ -1,4 +1,4 @@
-"""The gap report as one HTML page that needs nothing else."""
+"""The gap report as one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PAIRS = {
     "text": "texts",
     "image": "images",
 }
-"""What each sort of score compares."""
+"""What each kind of score compares."""
 _ACROSS = {"text_to_image", "query_to_image", "matched"}
 _WIDTH, _HEIGHT, _MARGIN = 320, 200, 10
 _BAND, _LABEL, _AXIS = 30, 18, 16
@@ -36,11 +36,11 @@ _BAND, _LABEL, _AXIS = 30, 18, 16
 def render_report(report: Report) -> str:
     """Write a gap report as an HTML page.
 
-    It contains its drawings and its style, runs no script, and fetches nothing: its content
-    security policy forbids that. Nothing depends on colour alone.
+    It contains its drawings and fetches nothing: its content security policy forbids that. No
+    information depends on colour alone.
 
     Args:
-        report: what to show.
+        report: the figures.
     """
     mitigations = report.figures.before_after.mitigations
     gaps = {NAMES[name]: each.gap for name, each in mitigations.items() if each.gap is not None}
@@ -67,7 +67,7 @@ def render_report(report: Report) -> str:
 
 
 def _interval(value: Estimate | float | None, form: str) -> tuple[str, str]:
-    """A figure, and its interval below it."""
+    """A figure, and its interval; empty if it has none."""
     if value is None:
         return "–", ""
     if not isinstance(value, Estimate):
@@ -92,7 +92,7 @@ class _CloudDrawing:
 
 
 def _clouds(mitigations: Mapping[str, Mitigation]) -> Iterator[_CloudDrawing]:
-    """All to one scale, so that distances can be compared."""
+    """All drawings have one scale, so that distances can be compared."""
     shown = {name: each.cloud for name, each in mitigations.items() if each.cloud is not None}
     if not shown:
         return
@@ -116,7 +116,7 @@ def _clouds(mitigations: Mapping[str, Mitigation]) -> Iterator[_CloudDrawing]:
 
 @dataclass(frozen=True)
 class _Band:
-    """The histogram of one sort of scores."""
+    """The histogram of one kind of score."""
 
     sort: str
     label: str
@@ -175,7 +175,7 @@ _Row: TypeAlias = tuple[str, list[tuple[str, str]]]
 
 
 def _table(reports: Sequence[GapReport]) -> Iterator[_Row]:
-    """Each figure's name, and what it is in each report."""
+    """Each figure's name, and its value in each report."""
     if not reports:
         return
     first = reports[0]
@@ -218,6 +218,6 @@ def _table(reports: Sequence[GapReport]) -> Iterator[_Row]:
         yield row(f"Mean cosine of {PAIRS[sort]}", [each.mean if each else None for each in scores])
         yield row("… standard deviation", [each.std if each else None for each in scores])
         yield row("… how many", [each.count if each else None for each in scores], "{:,}")
-    for what in ("texts", "images", "queries", "pairs"):
-        counts = [each.measured[what] for each in reports]
-        yield row(f"{what.capitalize()} measured", counts, "{:,}")
+    for kind in ("texts", "images", "queries", "pairs"):
+        counts = [each.measured[kind] for each in reports]
+        yield row(f"{kind.capitalize()} measured", counts, "{:,}")

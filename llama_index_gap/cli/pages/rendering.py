@@ -1,4 +1,4 @@
-"""Pages in one look, that hold their style and their script, and let nothing else run."""
+"""Pages in one look. Each holds its style and its script, and lets nothing else run."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ def render(
 ) -> str:
     """Write a page.
 
-    Its content security policy allows its own style and its own script, which filters what is
-    shown, by their hashes. Whatever else asks to run, or lies elsewhere, is forbidden.
+    Its content security policy allows, by their hashes, its own style and its own script, which
+    serves the filter box. Everything else is forbidden, as is anything from elsewhere.
 
     Args:
-        template: its name; a ``.html`` and a ``.css`` in ``templates``.
-        images_from: where images may come from, as the policy says it; by default only the page.
+        template: the name of a ``.html`` and a ``.css`` file in ``templates``.
+        images_from: where images may come from, in the policy's words; by default only the page.
         forms_to: where forms may be sent; by default nowhere.
-        **content: what the template asks for; texts are escaped.
+        **content: the template's variables; texts are escaped.
     """
     templates = _templates()
     return templates.get_template(f"{template}.html").render(
@@ -38,7 +38,7 @@ def render(
 
 @cache
 def _templates() -> Environment:
-    """Compiled once, and kept."""
+    """The templates, compiled once."""
     templates = Environment(
         loader=PackageLoader("llama_index_gap.cli.pages"),
         autoescape=True,
@@ -51,5 +51,5 @@ def _templates() -> Environment:
 
 
 def _digest(inline: str) -> str:
-    """The SHA-256 of a style or a script, as policies write it."""
+    """The SHA-256 of a style or a script, in the form that policies take."""
     return base64.b64encode(hashlib.sha256(inline.encode()).digest()).decode()

@@ -1,4 +1,4 @@
-"""A search and what it found, as one HTML page."""
+"""A search and its documents, as one HTML page."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _LONGEST_TEXT = 450
 
 
 def render_page(result: SearchResult) -> str:
-    """Write a search and what it found as an HTML page.
+    """Write a search and its documents as an HTML page.
 
     Args:
-        result: what to show. An image that cannot be opened leaves its reason in its place.
+        result: the search. The reason stands in place of an image that cannot be opened.
     """
     return render(
         "page",
@@ -44,22 +44,22 @@ def render_page(result: SearchResult) -> str:
 
 
 def bar_of(result: SearchResult) -> Callable[[float | None], float]:
-    """How long the bar of what a leg says is, in percent of the longest one."""
+    """The length of a leg's bar, in percent of the longest one."""
     evidence = [
         each.evidence for document in result for each in document.legs if each.evidence is not None
     ]
-    # Bars begin at 0; log odds have no 0 that means anything, so theirs begin below the lowest.
+    # Bars begin at 0. Zero means nothing for log odds, so their bars begin below the lowest value.
     most, least = max(evidence, default=0.0), min([0.0, *evidence])
     least -= (most - least) / 10 if least else 0.0
     return lambda says: 0.0 if says is None else 100 * (says - least) / ((most - least) or 1.0)
 
 
 def words_of(node: BaseNode, longest: int = _LONGEST_TEXT) -> str:
-    """How the text of a passage, or the caption of an image, begins."""
+    """The beginning of a passage's text, or of an image's caption."""
     return excerpt(node.get_content(MetadataMode.NONE), longest)
 
 
 def _file_name(node: BaseNode) -> str:
-    """What an image is called; not its folder, which is nobody's business who gets the page."""
+    """The name of an image's file, without its folder: the page may go to strangers."""
     path = getattr(node, "image_path", None)
     return Path(path).name if path else ""

@@ -1,4 +1,4 @@
-"""The pages of ``llama-gap serve``: a query, what each leg finds, and what becomes of it."""
+"""The page of ``llama-gap serve``: a query, the hits of each leg, and their joint ranking."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ from llama_index_gap.results import FoundDocument, SearchResult
 FUSIONS = {
     "background-intent": "odds that the query is about the text, the image or both: the default",
     "background-evidence": "how improbable such scores are by chance (Fisher's method)",
-    "background-sum": "standard deviations above what the query gets anyway, added",
+    "background-sum": "standard deviations above the query's usual scores, added",
     "minmax-sum": "each leg's scores stretched to 0 to 1, added",
     "rank-sum": "reciprocal rank fusion: only the places count",
     "none-max": "raw cosines, as one mixed index ranks: the modality gap decides",
 }
-"""The fusions that the page offers, and what each goes by."""
+"""The fusions that the page offers, and what each ranks by."""
 TOP_KS = (5, 10, 20)
-"""How many documents the page offers to show."""
+"""The numbers of documents that the page offers."""
 _ALONE_TEXT, _FUSED_TEXT = 120, 300  # characters of a passage
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What somebody asks for: the parameters of the page's address.
+    """A query and its settings: the parameters of the page's address.
 
     Attributes:
         q: the text.
-        image: the name of an image that was sent, in ``Uploads``.
+        image: the name of an upload.
         like: the id of an image of the index to search by.
         fusion: normalization and combination, joined by a hyphen.
         rerank: whether to rerank; empty for no.
@@ -54,7 +54,7 @@ class Asked:
     k: str = "10"
 
     def address(self, **changes: Any) -> str:
-        """Where the page with these parameters is, some of them changed."""
+        """The address of the page with these parameters, some of them changed."""
         given = vars(replace(self, **changes))
         changed = {name: value for name, value in given.items() if value != getattr(Asked, name)}
         return "/?" + urlencode(changed) if changed else "/"
@@ -62,12 +62,12 @@ class Asked:
 
 @dataclass(frozen=True)
 class Served:
-    """What all pages say of the index.
+    """What each page says about the index.
 
     Attributes:
         database: its file or address.
         name: its name there.
-        reranker: the name of the model that reranks; empty where there is none.
+        reranker: the name of the reranking model; empty if there is none.
     """
 
     database: str
@@ -89,12 +89,12 @@ def render_view(
 
     Args:
         served: what is searched.
-        asked: what is asked for.
-        found: the answer; None where nothing was asked yet, or there is none.
-        asked_with: the image to search by, as it was sent or found.
-        counts: how many rows the collections have.
+        asked: the query and its settings.
+        found: the answer; None if there is none.
+        asked_with: the image to search by.
+        counts: the number of rows of each collection.
         problem: why there is no answer.
-        loading: whether the models still load; the page then asks again by itself.
+        loading: whether the models are still loading; the page then reloads.
     """
     result = None if found is None else found.result
     return render(
@@ -126,7 +126,7 @@ def _failed(result: SearchResult) -> dict[Leg, str]:
 
 
 def _leg(found: SideBySide, leg: Leg) -> dict[str, Any]:
-    """What a leg found alone, and what became of each document."""
+    """What a leg found alone, and the final place of each document."""
     kept = {document.key: document.rank for document in found.result}
     return {
         "leg": leg,
@@ -145,7 +145,7 @@ def _leg(found: SideBySide, leg: Leg) -> dict[str, Any]:
 
 
 def _words(leg: Leg, document: FoundDocument) -> str:
-    """What a leg of texts has read: a passage, or a caption."""
+    """What a leg compared with the query in a document: a passage, or a caption."""
     read = document.passages or (document.images if leg.target == "text" else [])
     return words_of(read[0], _ALONE_TEXT) if read else ""
 
@@ -168,7 +168,7 @@ def _images(document: FoundDocument) -> list[dict[str, str]]:
 
 
 def _problem(node: BaseNode) -> str:
-    """Why an image cannot be opened; empty if it seems that it can."""
+    """Why an image cannot be opened; empty if its header says that it can."""
     try:
         check_image(node)
     except ImageError as error:

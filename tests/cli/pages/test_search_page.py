@@ -211,7 +211,7 @@ def test_a_reranker_s_scores_stand_beside_what_found_the_documents() -> None:
     words = " ".join(re.sub("<[^>]*>", "", page).split())
     assert "0.200 text, 0.900 image by a &lt;b&gt;judge&lt;/b&gt;" in words
     assert "could not be read by" in words
-    assert "What found it" in words
+    assert "How it was found" in words
 
 
 def test_a_ranking_by_place_says_so_and_shows_no_sigma() -> None:
