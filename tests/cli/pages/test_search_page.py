@@ -188,7 +188,7 @@ def test_log_odds_may_be_below_0_and_hubs_are_said() -> None:
 
     assert re.findall(r'<rect class="(?:text|image)" width="([\d.]+)"', page) == ["100.0", "9.1"]
     assert "cosine 0.700 − 0.050 for its hub, +3.0 σ" in page
-    assert "A bar is log odds" in page
+    assert "A bar shows log odds" in page
     assert "near to every query" in page
 
 
