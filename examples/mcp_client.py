@@ -20,16 +20,16 @@ async def ask(uri: str) -> None:
     command = str(Path(sys.executable).with_name("llama-gap"))
     server = StdioServerParameters(command=command, args=["mcp", "--db", uri], env={**os.environ})
     async with Client(server) as client:
-        asked = {"query": "nurses with collected signatures", "top_k": 1}
-        found = await client.call_tool("search", asked)
+        found = await client.call_tool("search", {"query": "nurses collect signatures", "top_k": 1})
         for block in found.content:
             print(block.text if block.type == "text" else f"<{block.type}, {block.mime_type}>")
-        print("\nThe same as data:", json.dumps(found.structured_content, indent=1))
+        print(json.dumps(found.structured_content, indent=1))
         (image,) = found.structured_content["documents"][0]["images"]
         linked = (await client.read_resource(image["uri"])).contents[0].blob
-        print("\nRead by its link:", Image.open(io.BytesIO(base64.b64decode(linked))).size)
+        print("Read by its link:", Image.open(io.BytesIO(base64.b64decode(linked))).size)
         like = await client.call_tool("similar_images", {"image": image["id"], "top_k": 3})
-        print("Similar:", [each["title"] for each in like.structured_content["documents"]])
+        print("Images like it:")
+        print(*(each["passages"][0] for each in like.structured_content["documents"]), sep="\n")
 
 
 with tempfile.TemporaryDirectory() as folder:

@@ -154,8 +154,8 @@ def _document(document: ShownDocument, max_characters: int) -> dict[str, Any]:
         "rank": found.rank,
         "id": visible(name_of(found.key)),
         "title": plain(document.title),
-        "score": found.score,
-        "scores": {name: float(value) for name, value in found.scores.items()},
+        "score": None if found.score is None else _short(found.score),
+        "scores": {name: _short(value) for name, value in found.scores.items()},
         "metadata": data_of(metadata),
         "passages": [visible(text[:max_characters].expandtabs(4)) for text in texts],
         "images": [
@@ -170,3 +170,8 @@ def _document(document: ShownDocument, max_characters: int) -> dict[str, Any]:
             for image in document.images
         ],
     }
+
+
+def _short(score: float) -> float:
+    """A score with four digits, as the text has it."""
+    return float(f"{score:.4g}")
