@@ -29,8 +29,8 @@ LINKED_SIDE = isqrt(_MOST_TOKENS * _PIXELS_PER_TOKEN)
 width × height / 750 tokens, and beyond some 1,600 tokens the model gets a smaller image anyway
 (Anthropic, "Vision", docs.claude.com)."""
 _MAY_BE_MISSING = (
-    "Each image follows the text of its document. Your program may not show it, or may show it "
-    "late: the link of each image opens it, too, and larger."
+    "Images follow the text of their document. Your program may not show them, or may show them "
+    "late: each image's link opens it, too."
 )
 
 

@@ -161,7 +161,7 @@ def test_the_text_says_which_image_is_shown_where_it_lies_and_that_it_may_be_mis
 
     found = talk(server_of(database), ask)
 
-    assert "Your program may not show it" in found.content[0].text
+    assert "Your program may not show them" in found.content[0].text
     links = [content for content in found.content if content.type == "resource_link"]
     for number, link in enumerate(links, 1):
         colour = link.name.removesuffix("-image")
