@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from io import StringIO
 from typing import Any, ClassVar
 from weakref import WeakSet
 
@@ -37,7 +38,7 @@ class Progress(tqdm):  # type: ignore[type-arg]
         self._listener = _listener.get()
         if self._listener:
             each_update = {"delay": 0, "mininterval": 0, "miniters": 1}
-            kwargs |= {**each_update, "disable": False, "leave": False}
+            kwargs |= {**each_update, "disable": False, "leave": False, "file": StringIO()}
         if lines := Progress.lines and not self._listener:
             # Each update looks at the clock: a bar that counts in leaps would skip lines otherwise.
             kwargs |= {"delay": FIRST_SECONDS, "mininterval": 0, "miniters": 1, "leave": False}

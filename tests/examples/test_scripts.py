@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import mcp  # noqa: F401  a server's stderr is sys.stderr as it is when this is imported: a file
 import pytest
 from paths import ROOT
 
