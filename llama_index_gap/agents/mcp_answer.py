@@ -20,14 +20,13 @@ IMAGE_TYPE = "image/jpeg"
 IMAGE_URIS = "llama-gap://image/"
 """How the address of an image begins; its id follows, escaped."""
 SHOWN_SIDE = 512
-"""Longest side in pixels of an image in an answer. Five of them, as JPEG files, stay below 1 MB,
-which is all that some chat programs take of an answer."""
+"""Longest side in pixels of an image in an answer; some chat programs take no answer over 1 MB."""
 _MOST_TOKENS = 1600
 _PIXELS_PER_TOKEN = 750
 LINKED_SIDE = isqrt(_MOST_TOKENS * _PIXELS_PER_TOKEN)
-"""Longest side in pixels of an image that is read by its address: an image costs a Claude model
-width × height / 750 tokens, and beyond some 1,600 tokens the model gets a smaller image anyway
-(Anthropic, "Vision", docs.claude.com)."""
+"""Longest side in pixels of an image that is read by its address. An image costs a Claude model
+width × height / 750 tokens; above some 1,600 tokens it is scaled down before the model sees it
+(Anthropic's documentation, "Vision")."""
 _MAY_BE_MISSING = (
     "Images follow the text of their document. Your program may not show them, or may show them "
     "late: each image's link opens it, too."
