@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
+from io import StringIO
 from typing import Any, ClassVar
 from weakref import WeakSet
 
@@ -19,6 +21,8 @@ EVERY_SECONDS = 30.0
 """Least time between two lines, whichever bars they are about."""
 _BAR_AFTER_SECONDS = 2.0  # a shorter step shows no bar
 _REFRESH_SECONDS = 1.0
+
+_listener: ContextVar[Callable[[str], None] | None] = ContextVar("_listener", default=None)
 
 
 class Progress(tqdm):  # type: ignore[type-arg]
@@ -35,7 +39,11 @@ class Progress(tqdm):  # type: ignore[type-arg]
     _as_lines: ClassVar[WeakSet[Progress]] = WeakSet()
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        if lines := Progress.lines:
+        self._listener = _listener.get()
+        if self._listener:
+            each_update = {"delay": 0, "mininterval": 0, "miniters": 1}
+            kwargs |= {**each_update, "disable": False, "leave": False, "file": StringIO()}
+        if lines := Progress.lines and not self._listener:
             # Each update checks the clock; otherwise a bar with large steps would skip lines.
             kwargs |= {"delay": FIRST_SECONDS, "mininterval": 0, "miniters": 1, "leave": False}
         super().__init__(*args, **kwargs)
@@ -52,6 +60,10 @@ class Progress(tqdm):  # type: ignore[type-arg]
 
     def display(self, msg: str | None = None, pos: int | None = None) -> Any:
         """Show the bar, or write a line if the last one is long ago; tqdm calls this."""
+        if self._listener:
+            if msg is None:
+                self._listener(self.done())
+            return False
         if self not in Progress._as_lines:
             return super().display(msg, pos)
         now = self.start_t + self.format_dict["elapsed"]
@@ -134,3 +146,19 @@ def timed_step(doing: str) -> Iterator[None]:
         finally:
             over.set()
             thread.join()
+
+
+@contextmanager
+def told(listener: Callable[[str], None]) -> Iterator[None]:
+    """Tell a function how far work is, in place of bars and lines, also where none are wanted.
+
+    That holds for work in this thread or task, and in the threads that it starts with its context.
+
+    Args:
+        listener: gets words such as ``Reranking: 8 of 16 documents``; may be called in any thread.
+    """
+    token = _listener.set(listener)
+    try:
+        yield
+    finally:
+        _listener.reset(token)

@@ -10,7 +10,7 @@ import pytest
 from command_line import gap, write_texts
 
 from llama_index_gap import progress
-from llama_index_gap.progress import Progress, in_lines, timed_step
+from llama_index_gap.progress import Progress, in_lines, timed_step, told
 
 
 class Clock:
@@ -173,3 +173,20 @@ def test_commands_say_how_far_they_are(tiny_clip: Path, tmp_path: Path) -> None:
         assert shown.code == 0, shown.err
         assert line in shown.err
         assert "\r" not in shown.err
+
+
+def test_a_listener_hears_each_update_in_place_of_bars_and_lines(
+    clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    heard: list[str] = []
+
+    with told(heard.append), Progress(total=9, desc="Reading", unit="page", disable=True) as bar:
+        bar.update(4)
+        clock.now += 60
+        bar.update(5)
+    with Progress(total=9, desc="Reading", disable=True) as bar:
+        bar.update(9)
+
+    steps = [f"Reading: {done} of 9 pages" for done in (0, 4, 9)]
+    assert heard == steps
+    assert capsys.readouterr().err == ""

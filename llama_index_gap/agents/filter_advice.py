@@ -1,4 +1,4 @@
-"""What an agent is told of filters that fit nothing, judged by the collection, not by the hits."""
+"""Advice on filters that match nothing, based on the whole collection, not on the hits."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def mistaken_filters(
     """Name filters on fields that no document has, and on values of another type.
 
     Args:
-        filters: an agent's; it cannot nest them.
-        hits: what was found, under the filters or without them.
-        examples: asked for fields that no hit has.
+        filters: of an agent, which cannot nest them.
+        hits: found with the filters or without them.
+        examples: gives nodes for a field that no hit has.
     """
     nodes = [hit.node for hit in hits]
     said: dict[str, None] = {}
@@ -51,12 +51,12 @@ def mistaken_filters(
 def values_of(
     filters: MetadataFilters | None, hits: Sequence[NodeWithScore], examples: Examples
 ) -> list[str]:
-    """Some values of each field that is filtered by, as far as chat models may see them.
+    """Some values of each filtered field, if chat models may see them.
 
     Args:
         filters: as for ``mistaken_filters``.
-        hits: what was found without the filters.
-        examples: asked for fields that no hit has.
+        hits: found without the filters.
+        examples: gives nodes for a field that no hit has.
     """
     nodes = [hit.node for hit in hits]
     said: list[str] = []
@@ -69,7 +69,7 @@ def values_of(
 
 
 def _having(key: str, nodes: Sequence[BaseNode], examples: Examples) -> Sequence[BaseNode] | None:
-    """Nodes with a field: of these, or else of all that there are; None where that is unknown."""
+    """Nodes with a field: from these, or else from the collection; None if that is unknown."""
     return [node for node in nodes if key in node.metadata] or examples(key)
 
 
@@ -79,13 +79,13 @@ def _visible_values(key: str, nodes: Iterable[BaseNode]) -> list[Any]:
 
 
 def _known(key: str, nodes: Sequence[BaseNode], examples: Examples) -> str:
-    """The fields that there are, and the one that may be meant."""
+    """The known fields, and the one that the agent may have meant."""
     others = [*nodes, *(examples(None) or ())]
     fields = list(dict.fromkeys(field for node in others for field in visible_metadata(node)))
     known = ", ".join(map(quote, fields[:_FIELDS_NAMED])) or "none"
     plain = {_plain(field): field for field in fields}
     near = [plain[each] for each in get_close_matches(_plain(key), plain, n=1)]
-    # A rare field need not be among the examples: ask for what is often mixed up.
+    # The examples may lack a rare field: try other spellings.
     near = near or [each for each in _spellings(key) if _visible_values(each, examples(each) or ())]
     meant = f" Did you mean {quote(near[0])}?" if near else ""
     return f"their fields are: {known}.{meant}"
@@ -105,7 +105,7 @@ def _plain(field: str) -> str:
 
 
 def _mismatch(condition: MetadataFilter, values: Sequence[Any]) -> str | None:
-    """Says that a filter compares with values of another type than all that there are."""
+    """The message for a filter whose value has another type than all values of its field."""
     kinds = {_kind(value) for value in values}
     if len(kinds) != 1 or condition.operator is FilterOperator.TEXT_MATCH:
         return None

@@ -4,90 +4,102 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
-import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
-from contextlib import asynccontextmanager, suppress
+import time
+from base64 import b64encode
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager
 from contextvars import copy_context
 from copy import copy
 from functools import partial
 from pathlib import Path
-from threading import Thread
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast
 
+from mcp import MCPError
 from mcp.server.context import CallNext, HandlerResult, ServerRequestContext
 from mcp.server.lowlevel import Server
+from mcp.server.session import ServerSession
 from mcp.server.stdio import stdio_server
 from mcp.shared.message import SessionMessage
 from mcp.types import (
-    INVALID_REQUEST,
-    PARSE_ERROR,
+    INTERNAL_ERROR,
+    INVALID_PARAMS,
+    BlobResourceContents,
     CallToolRequestParams,
     CallToolResult,
-    ErrorData,
-    ImageContent,
-    JSONRPCError,
-    JSONRPCNotification,
+    ListResourcesResult,
+    ListResourceTemplatesResult,
     ListToolsResult,
+    ReadResourceRequestParams,
+    ReadResourceResult,
+    ResourceTemplate,
     TextContent,
     Tool,
     ToolAnnotations,
-    jsonrpc_message_adapter,
 )
-from pydantic_core import from_json
 
 import llama_index_gap
+from llama_index_gap.agents.mcp_answer import (
+    IMAGE_TYPE,
+    IMAGE_URIS,
+    LINKED_SIDE,
+    SHOWN_SIDE,
+    name_in,
+    output_schema,
+    result_of,
+)
+from llama_index_gap.agents.mcp_stdin import lines_of_stdin, requests
 from llama_index_gap.agents.tool_arguments import (
     DESCRIPTION,
     MAX_TOP_K,
     images_to_name,
     search_arguments,
 )
-from llama_index_gap.text import error_in_words, excerpt
+from llama_index_gap.errors import EXPECTED_ERRORS, InvalidValueError
+from llama_index_gap.progress import told
+from llama_index_gap.text import duration, error_in_words, excerpt
+from llama_index_gap.threads import in_thread
 
-# These take seconds to import, before which a client has its first answers.
+# These take seconds to import; a client gets its first answers before.
 if TYPE_CHECKING:
     from llama_index.core.base.base_retriever import BaseRetriever
-    from llama_index.core.base.llms.types import ContentBlock
     from llama_index.core.postprocessor.types import BaseNodePostprocessor
-    from llama_index.core.tools import ToolOutput
 
     from llama_index_gap.agents.tool import MultiModalSearchTool
 
 logger = logging.getLogger(__name__)
 
 SEARCH, SIMILAR = "search", "similar_images"
-_LONGEST_REQUEST = 2**20
-# Strings, brackets, and what stands behind "id"; no string is ever scanned twice.
-_TOKENS = re.compile(
-    r'"id"\s*:\s*(?:(?P<number>-?\d{1,18})(?=\s*[,}])|"(?P<text>[^"\\\x00-\x1f]{1,200})"(?=\s*[,}]))'
-    r'|"(?:[^"\\]|\\.)*"?|[][{}]',
-    re.DOTALL,
-)
 _MISTAKES = 5
 # Imports would keep the event loop from writing an answer that is ready.
 _WRITING_S = 0.1
-# Clients say that they are initialized, and then ask for the tools at once, if they do.
+# Once initialized, most clients ask for the tools at once.
 _SILENCE_S = 1.0
-_MAX_IMAGE_SIDE = 512  # some clients take no answer of more than 1 MB
+_TOLD_AGAIN_S = 5.0  # a client that hears nothing may give a call up
 _SIMILAR = (
     "Find the images that look most like an image of this collection, with the documents that "
     "they belong to, best first."
 )
+_IMAGES = ResourceTemplate(
+    name="image",
+    title="An image of the index",
+    description="id: of an image that a search returned, escaped as in URLs.",
+    uri_template=f"{IMAGE_URIS}{{id}}",
+    mime_type=IMAGE_TYPE,
+)
 
 
 class Served(Protocol):
-    """What the server knows of an index."""
+    """What the server needs of an index."""
 
     def as_retriever(self, *, similarity_top_k: int, complete: bool) -> BaseRetriever:
-        """What searches it."""
+        """A retriever over it."""
 
     def close(self) -> None:
-        """Let go of the database."""
+        """Close the database."""
 
 
 Open: TypeAlias = "Callable[[], tuple[Served, list[BaseNodePostprocessor]]]"
-"""Opens the index, and loads what ranks its documents anew."""
+"""Gives the open index, and the postprocessors of its hits."""
 _Searches: TypeAlias = "dict[str, MultiModalSearchTool]"
 
 
@@ -96,12 +108,16 @@ def make_server(
 ) -> Server[Any]:
     """Make a server that offers an index's documents and images, and changes nothing.
 
-    It says first what it can do. The index is opened thereafter, in a thread, so that no import or
-    model keeps a client waiting for that, and closed with the server. Where it cannot be opened, a
-    call says why, and the next one tries again.
+    Its tools answer with texts, images, links to the images, and the same as structured content.
+    A link is read as a resource: an image of the index, and nothing else. Clients that send a
+    progress token are told how far a call is.
+
+    The server lists its tools at once. Then it opens the index in a thread, so that no client waits
+    for imports or models, and closes it at the end. If the index cannot be opened, a call says why,
+    and the next call tries again.
 
     Args:
-        open_index: gives the index and postprocessors of what is found in it.
+        open_index: gives the index, and postprocessors for its hits.
         about: what the index holds, for the models that choose among tools.
         image_root: folder below which query images may be named by their paths.
     """
@@ -119,7 +135,7 @@ def make_server(
         ctx: ServerRequestContext[Any, Any], call_next: CallNext
     ) -> HandlerResult:
         result = await call_next(ctx)
-        if ctx.method != "initialize":  # whoever says it goes on with another message
+        if ctx.method != "initialize":  # the client's next message follows
             listed = ctx.request_id is not None
             ctx.lifespan_context.begin_in(_WRITING_S if listed else _SILENCE_S)
         return result
@@ -132,16 +148,45 @@ def make_server(
         if problem := _problem(tools, params.name, given):
             logger.warning("%s", problem)
             return _failed(problem)
-        try:
-            searches = await context.lifespan_context.searches()
-        except Exception as error:  # whatever the reason, it is what to tell
-            return _failed(f"the index cannot be opened: {error}")
-        try:
-            output: ToolOutput = await searches[params.name].acall(**given)
-        except Exception as error:  # a mistake in the program must not tell of this machine
-            logger.exception("%s failed", params.name)
-            return _failed(f"{type(error).__name__}: {error}")
-        return CallToolResult(content=_contents(output.blocks), is_error=output.is_error)
+        async with _progress(context.session) as begin:
+            try:
+                searches = await _searches_of(context, begin)
+            except Exception as error:  # whatever the reason, the client needs it
+                return _failed(f"the index cannot be opened: {error}")
+            begin("Searching")
+            try:
+                with told(begin):
+                    return result_of(await searches[params.name].aanswer(**given))
+            except EXPECTED_ERRORS as error:
+                logger.warning("%s could not answer: %s", params.name, error)
+                return _failed(str(error))
+            except Exception as error:  # a mistake in the program must not tell of this machine
+                logger.exception("%s failed", params.name)
+                return _failed(f"{type(error).__name__}: {error}")
+
+    async def list_resources(*_: Any) -> ListResourcesResult:
+        return ListResourcesResult(resources=[])  # an index may have millions of images
+
+    async def list_resource_templates(*_: Any) -> ListResourceTemplatesResult:
+        return ListResourceTemplatesResult(resource_templates=[_IMAGES])
+
+    async def read_resource(context: Any, params: ReadResourceRequestParams) -> ReadResourceResult:
+        async with _progress(context.session) as begin:
+            try:
+                searches = await _searches_of(context, begin)
+            except Exception as error:  # whatever the reason, the client needs it
+                reason = error_in_words(f"the index cannot be opened: {error}")
+                raise MCPError(INTERNAL_ERROR, reason) from error
+            try:
+                data = await in_thread(_image, searches[SEARCH], params.uri)
+            except EXPECTED_ERRORS as error:
+                logger.warning("a resource could not be read: %s", error)
+                reason = error_in_words(getattr(error, "reason", error))
+                raise MCPError(INVALID_PARAMS, reason, {"uri": params.uri}) from error
+        contents = BlobResourceContents(
+            uri=params.uri, mime_type=IMAGE_TYPE, blob=b64encode(data).decode()
+        )
+        return ReadResourceResult(contents=[contents])
 
     server = Server(
         "llama-gap",
@@ -149,19 +194,22 @@ def make_server(
         lifespan=opened,
         on_list_tools=list_tools,
         on_call_tool=call_tool,
+        on_list_resources=list_resources,
+        on_list_resource_templates=list_resource_templates,
+        on_read_resource=read_resource,
     )
     server.middleware.append(open_after_answer)
     return server
 
 
 def serve(server: Server[Any]) -> None:
-    """Serve over stdin and stdout until stdin ends; what else is printed goes to stderr."""
+    """Serve over stdin and stdout until stdin ends; all other output goes to stderr."""
 
     async def run() -> None:
         async def answer(message: SessionMessage) -> None:
             await write.send(message)
 
-        stdin = cast(Any, requests(_lines_of_stdin(), answer))
+        stdin = cast(Any, requests(lines_of_stdin(), answer))
         async with stdio_server(stdin=stdin) as (read, write):
             await server.run(read, write, server.create_initialization_options())
 
@@ -178,12 +226,12 @@ def _open(open_index: Open, image_root: str | Path | None) -> tuple[Served, _Sea
             retriever,
             postprocessors,
             image_root=image_root,
-            max_image_side=_MAX_IMAGE_SIDE,
+            max_image_side=SHOWN_SIDE,
         )
-        # A copy, so that it knows which images the other has returned.
+        # A copy: both share the list of images that were returned.
         similar = copy(search)
         similar.node_postprocessors = []
-        retriever.retrieve("warm up")  # what is loaded or sampled at the first query is so now
+        retriever.retrieve("warm up")  # loads and samples now, not at the first query
     except BaseException:
         index.close()
         raise
@@ -191,16 +239,21 @@ def _open(open_index: Open, image_root: str | Path | None) -> tuple[Served, _Sea
 
 
 class _Opening:
-    """An index that is to be opened in a thread; again, if somebody asks after it has failed."""
+    """Opens the index in a thread, and again if a call follows a failure."""
 
     def __init__(self, open_index: Callable[[], tuple[Served, _Searches]]) -> None:
         self._open = open_index
-        self._context = copy_context()  # not that of the request that it is opened after
+        self._context = copy_context()  # not the context of the request that begins it
         self._task: asyncio.Task[tuple[Served, _Searches]] | None = None
         self._timer: asyncio.TimerHandle | None = None
 
+    @property
+    def is_open(self) -> bool:
+        """Whether it is open."""
+        return self._task is not None and self._task.done() and not self._task.exception()
+
     def begin_in(self, seconds: float) -> None:
-        """Open it, once so much time has passed; at the latest when somebody asks for it."""
+        """Open the index after some seconds, or earlier if a call needs it."""
         if self._task is None:
             if self._timer is not None:
                 self._timer.cancel()
@@ -233,12 +286,59 @@ class _Opening:
             await asyncio.to_thread(index.close)
 
 
+async def _searches_of(context: Any, begin: Callable[[str], None]) -> _Searches:
+    """The tools by name; says that they are waited for."""
+    if not context.lifespan_context.is_open:
+        begin("Loading the models and opening the index")
+    searches: _Searches = await context.lifespan_context.searches()
+    return searches
+
+
 def _say_how_it_went(opening: asyncio.Task[Any]) -> None:
     if not opening.cancelled() and (error := opening.exception()):
         logger.warning("the index cannot be opened: %s", error)
 
 
-# --- the tools, as clients are told of them ------------------------------------------------------
+@asynccontextmanager
+async def _progress(session: ServerSession) -> AsyncIterator[Callable[[str], None]]:
+    """Tell the client what is being done, if its request has a progress token.
+
+    Gives a function that takes the words for what begins, in any thread. They are sent at once,
+    and again every few seconds, with the time since the call began.
+    """
+    loop, began = asyncio.get_running_loop(), time.monotonic()
+    steps: asyncio.Queue[str | None] = asyncio.Queue()
+
+    async def tell() -> None:
+        count, doing = 0, ""
+        while True:
+            message = None
+            try:
+                message = await asyncio.wait_for(steps.get(), _TOLD_AGAIN_S)
+            except TimeoutError:
+                if doing:
+                    message = f"{doing} ({duration(time.monotonic() - began)})"
+            else:
+                if message is None:
+                    return
+                doing = message
+            if message:
+                count += 1
+                await session.report_progress(count, message=message)
+
+    def begin(step: str) -> None:
+        loop.call_soon_threadsafe(steps.put_nowait, step)
+
+    telling = asyncio.create_task(tell())
+    try:
+        yield begin
+        loop.call_soon(steps.put_nowait, None)
+        await telling
+    finally:
+        telling.cancel()
+
+
+# --- the tools, as clients see them --------------------------------------------------------------
 
 
 def _tools(about: str, image_root: str | Path | None) -> dict[str, Tool]:
@@ -252,7 +352,8 @@ def _tools(about: str, image_root: str | Path | None) -> dict[str, Tool]:
             title=title,
             description=f"{about} {description}".strip(),
             input_schema=schema,
-            annotations=ToolAnnotations(read_only_hint=True, open_world_hint=False),
+            output_schema=output_schema(),
+            annotations=ToolAnnotations(title=title, read_only_hint=True, open_world_hint=False),
         )
         for name, title, description, schema in (
             (SEARCH, "Search", DESCRIPTION, _parameters(search_arguments())),
@@ -262,13 +363,13 @@ def _tools(about: str, image_root: str | Path | None) -> dict[str, Tool]:
 
 
 def _parameters(arguments: type[Any]) -> dict[str, Any]:
-    """As LlamaIndex tells chat models of them."""
+    """Their schema, as LlamaIndex gives it to chat models."""
     schema = arguments.model_json_schema()
     return {name: schema[name] for name in ("type", "properties", "required") if name in schema}
 
 
 def _problem(tools: Mapping[str, Tool], name: str, given: Mapping[str, Any]) -> str:
-    """What is wrong with the names in a call, if anything."""
+    """Wrong or missing names in a call, in words; empty if there are none."""
     if name not in tools:
         return f"{excerpt(name, 80)}: no such tool; there are {', '.join(tools)}"
     schema = tools[name].input_schema
@@ -285,90 +386,17 @@ def _failed(message: str) -> CallToolResult:
     )
 
 
-def _contents(blocks: Iterable[ContentBlock]) -> list[Any]:
-    from llama_index.core.base.llms.types import ImageBlock, TextBlock
+def _image(search: MultiModalSearchTool, uri: str) -> bytes:
+    """An image of the index as a JPEG file, by its address; never a file that a client names."""
+    from llama_index_gap.images.opening import scaled_jpeg
 
-    contents: list[TextContent | ImageContent] = []
-    for block in blocks:
-        match block:
-            case TextBlock():
-                contents.append(TextContent(type="text", text=block.text))
-            case ImageBlock(image=bytes() as data, image_mimetype=str() as mime_type):
-                image = ImageContent(type="image", data=data.decode(), mime_type=mime_type)
-                contents.append(image)
-    return contents
-
-
-# --- stdin ---------------------------------------------------------------------------------------
-
-
-async def _lines_of_stdin() -> AsyncIterator[bytes]:
-    """The lines of stdin, read by a thread that Ctrl-C need not wait for; long ones are cut.
-
-    The SDK's own reader waits, once interrupted, for another line or the end of stdin.
-    """
-    loop = asyncio.get_running_loop()
-    lines: asyncio.Queue[bytes] = asyncio.Queue()
-
-    def read() -> None:
-        # A reader of its own: sys.stdin's would be locked when the interpreter ends.
-        with (
-            suppress(RuntimeError),  # the loop has ended
-            open(sys.stdin.fileno(), "rb", closefd=False) as stdin,
-        ):
-            while line := stdin.readline(_LONGEST_REQUEST + 1):
-                rest = line
-                while rest and not rest.endswith(b"\n"):
-                    rest = stdin.readline(_LONGEST_REQUEST)
-                loop.call_soon_threadsafe(lines.put_nowait, line)
-            loop.call_soon_threadsafe(lines.put_nowait, b"")
-
-    Thread(target=read, name="stdin", daemon=True).start()
-    while line := await lines.get():
-        yield line
-
-
-async def requests(
-    lines: AsyncIterator[bytes], answer: Callable[[SessionMessage], Awaitable[None]]
-) -> AsyncIterator[str]:
-    """The lines that are messages; others are answered here, as the SDK drops them in silence."""
-    async for line in lines:
-        if problem := _why_no_message(line):
-            code, message = problem
-            logger.warning("a request was refused: %s", message)
-            error = ErrorData(code=code, message=message)
-            refusal = JSONRPCError(jsonrpc="2.0", id=_id_of(line), error=error)
-            await answer(SessionMessage(refusal))
-        elif line.strip():
-            yield line.decode()
-
-
-def _why_no_message(line: bytes) -> tuple[int, str] | None:
-    """The error code and the reason; None for a message, and for an empty line."""
-    if len(line) > _LONGEST_REQUEST:
-        return INVALID_REQUEST, f"the request is longer than {_LONGEST_REQUEST:,} bytes"
-    if not line.strip():
-        return None
-    try:
-        message = from_json(line.decode(), allow_inf_nan=False)
-    except ValueError as error:  # no UTF-8, no JSON, lone surrogates, nested too deep, …
-        return PARSE_ERROR, error_in_words(f"the request is no JSON that can be read: {error}")
-    try:
-        read = jsonrpc_message_adapter.validate_python(message, by_name=False)
-    except ValueError:
-        return INVALID_REQUEST, "the request is no JSON-RPC 2.0 message"
-    if isinstance(read, JSONRPCNotification) and "id" in message:
-        return INVALID_REQUEST, "the id of a request must be text or a whole number"
-    return None
-
-
-def _id_of(line: bytes) -> str | int | None:
-    """The id of a request that cannot be parsed, as far as it can be told."""
-    depth = 0
-    for token in _TOKENS.finditer(line.decode(errors="replace")):
-        if depth == 1 and token["number"]:
-            return int(token["number"])
-        if depth == 1 and token["text"]:
-            return token["text"]
-        depth += (token[0] in "[{") - (token[0] in "]}")
-    return None
+    name = name_in(uri)
+    if name is None:
+        raise InvalidValueError(f"{excerpt(uri, 80)}: no such resource; there are {IMAGE_URIS}ID")
+    node = search.find_image(name)
+    if node is None:
+        raise InvalidValueError(
+            f"{excerpt(name, 80)}: the index has no such image; pass the link of one that a "
+            "search returned"
+        )
+    return scaled_jpeg(node, LINKED_SIDE)[0]

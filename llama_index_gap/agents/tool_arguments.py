@@ -1,4 +1,4 @@
-"""What agents pass to ``MultiModalSearchTool``: described for chat models, and checked."""
+"""The arguments of ``MultiModalSearchTool``: described for chat models, and checked."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
-# Not from LlamaIndex, which has the same: the MCP server says what it takes before it imports that.
+# Not through LlamaIndex: the MCP server describes its arguments before it imports LlamaIndex.
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -61,12 +61,12 @@ def search_arguments(
     images: str | None = None,
     filter_fields: Sequence[str] | None = None,
 ) -> type[BaseModel]:
-    """What an agent passes to the tool: a flat schema, which every chat model's maker accepts.
+    """The schema of the tool's arguments: flat, so that every provider of chat models accepts it.
 
     Args:
         top_k: documents by default.
         max_top_k: most documents.
-        images: how an image may be named; None where none may.
+        images: how an image may be named; None if no image may be passed.
         filter_fields: as for ``MultiModalSearchTool``.
     """
     query: Any = (
@@ -99,7 +99,7 @@ def images_to_name(image_root: str | Path | None, allow_urls: bool) -> str:
 
 
 def given_arguments(query: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of a call; chat models write null for those that they leave out."""
+    """The arguments of a call, without nulls: chat models write null for what they leave out."""
     given = {"query": query, **arguments}
     return {name: value for name, value in given.items() if value is not None}
 
@@ -112,7 +112,7 @@ def check_arguments(schema: type[BaseModel], given: Mapping[str, Any]) -> Any:
         given: what a chat model wrote.
 
     Raises:
-        ValueError: they do not fit; says for the chat model what is wrong.
+        ValueError: an argument does not fit; the message tells the chat model why.
     """
     try:
         return schema.model_validate(given)
@@ -131,7 +131,7 @@ def check_arguments(schema: type[BaseModel], given: Mapping[str, Any]) -> Any:
 
 
 def _in_words(value: Any) -> str:
-    """A value as short as an error can hold it, however long or deep it is."""
+    """A value, however long or deep, shortened for an error message."""
     try:
         return excerpt(reprlib.repr(value), 80)
     except ValueError:  # a number of thousands of digits
@@ -139,7 +139,7 @@ def _in_words(value: Any) -> str:
 
 
 def filters_of(asked: Any) -> MetadataFilters | None:
-    """The filters among checked arguments, all of which must hold; None where there are none."""
+    """The filters among the checked arguments, all of which must hold; None without any."""
     from llama_index.core.vector_stores.types import FilterOperator, MetadataFilter, MetadataFilters
 
     conditions = [
@@ -188,7 +188,7 @@ def _condition(fields: Sequence[str] | None) -> type[BaseModel]:
 
 
 def _plain_value(value: Any) -> Any:
-    if isinstance(value, bool):  # as LlamaIndex' filters, which take no booleans, are written
+    if isinstance(value, bool):  # LlamaIndex's filters take no booleans
         return int(value)
     if isinstance(value, list) and len(value) > _MOST_VALUES:
         raise InvalidValueError(f"{len(value):,} values; at most {_MOST_VALUES:,} are compared")
@@ -196,7 +196,7 @@ def _plain_value(value: Any) -> Any:
         values = [_plain_value(each) for each in value]
         if len({isinstance(each, str) for each in values}) > 1:
             raise InvalidValueError("must be a list of texts or of numbers, not of both")
-        # LlamaIndex' filters take no list of both kinds of numbers.
+        # LlamaIndex's filters take no list that mixes int and float.
         return [float(each) for each in values] if float in map(type, values) else values
     if isinstance(value, str) and len(value) > _LONGEST_NAME:
         raise InvalidValueError(
@@ -208,7 +208,7 @@ def _plain_value(value: Any) -> Any:
 
 
 def _from_json(value: Any) -> Any:
-    """Some chat models write a list as JSON within JSON."""
+    """Some chat models write a list as a JSON string."""
     try:
         return json.loads(value) if isinstance(value, str) else value
     except (ValueError, RecursionError) as error:

@@ -31,8 +31,8 @@ def mcp(
         Path | None,
         typer.Option(
             metavar="FOLDER",
-            help="Also open the index's images in this folder, and let clients search by images "
-            "in it.",
+            help="Also open images of the index in this folder, and let clients search by the "
+            "images in it.",
             show_default="only the folders that were indexed here",
         ),
     ] = None,
@@ -43,7 +43,7 @@ def mcp(
     """Offer an index to chat programs, as an MCP server over stdin and stdout.
 
     The programs can search and find similar images, but change nothing.
-    Each program starts the server itself, as the documentation shows.
+    Each program starts the server itself; docs/agents.md shows its settings.
     """
     try:
         from llama_index_gap.agents.mcp_server import make_server, serve
@@ -89,15 +89,15 @@ def serve(
         str,
         typer.Option(
             metavar="ADDRESS",
-            help="Listen on this address. On any but 127.0.0.1, whoever reaches it can search the "
-            "index and see its images: there is no password.",
+            help="Listen on this address. With any other than 127.0.0.1, whoever reaches it can "
+            "search the index and see its images: there is no password.",
         ),
     ] = "127.0.0.1",
     port: Annotated[
         int, typer.Option(min=0, max=65535, help="Listen on this port; 0 picks a free one.")
     ] = 8765,
 ) -> None:
-    """Search an index on a local page, which shows each leg, the fusion and the reranking.
+    """Show an index on a local page: what each leg finds for a query, and how fusion ranks it.
 
     The page searches the index and shows its images, but changes nothing. Ctrl-C ends it.
     """
@@ -112,8 +112,8 @@ def serve(
         if missing not in {"starlette", "uvicorn", "python_multipart"}:
             raise
         terminal.fail(
-            f"the page needs {missing}, which the extra mcp installs: pip install "
-            "'llama-index-gap[mcp]', or in a checkout '.[mcp]'"
+            f"the page needs {missing}, which the extra serve brings: pip install "
+            "'llama-index-gap[serve]', or in a checkout '.[serve]'"
         )
     options.check_is_there(db)
 
@@ -135,8 +135,8 @@ def serve(
         if not is_loopback(host):
             terminal.say(
                 "warning",
-                f"anyone who reaches {host} can search the index and see its texts and images, "
-                "without a password; leave --host out to keep the page to yourself",
+                f"this page is open to whoever reaches {host}: they can search the index and see "
+                "its texts and images without a password; leave --host out to keep it to yourself",
             )
         terminal.note("Open this address in a browser; Ctrl-C ends it.")
         server = uvicorn.Server(

@@ -1,14 +1,16 @@
-"""A search together with what each leg finds alone."""
+"""One search in its parts: what each leg finds alone, and the ranking of all together."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from llama_index.core.schema import QueryBundle
 
 from llama_index_gap.images.opening import ImageSource, data_uri
 from llama_index_gap.index.dual_index import DualIndex
+from llama_index_gap.index.searching import rerank_result
 from llama_index_gap.modality import Leg
 from llama_index_gap.results import FoundDocument, SearchResult
 from llama_index_gap.search.fusion import Combine, Normalize
@@ -18,13 +20,13 @@ from llama_index_gap.search.retriever import TOP_K
 
 @dataclass(frozen=True)
 class SideBySide:
-    """What a search found, and what each leg found alone.
+    """What a search found, and what each of its legs found.
 
     Attributes:
-        result: the documents of all legs together, reranked if requested.
+        result: the documents of all legs together, reranked if there was a reranker.
         legs: the first documents of each leg alone.
-        places: for each leg, the ranks of its documents by key.
-        fused: the ranks of the documents before reranking, by key.
+        places: by leg, the place of each document.
+        fused: the place of each document before reranking.
     """
 
     result: SearchResult
@@ -43,43 +45,44 @@ def search_side_by_side(
     combine: Combine,
     reranker: MultiModalRerank | None,
 ) -> SideBySide:
-    """Search an index, and keep what each leg found before fusion.
+    """Search an index once, and keep what each leg found before fusion.
 
     Args:
-        index: the index to search.
-        text: the query text; may be empty if there is an image.
-        image: the query image, if any.
-        top_k: documents to show, of each leg and of all together.
+        index: what to search.
+        text: what to search for; may be empty with an image.
+        image: to search by.
+        top_k: documents to show of each leg, and of all together.
         normalize: as for ``DualIndex.search``.
         combine: as for ``DualIndex.search``.
-        reranker: reranks the documents, if any.
+        reranker: reranks the hits; None for no reranking.
 
     Raises:
         ValueError: as for ``DualIndex.search``.
         ImageError: the image cannot be opened.
     """
-    nodes = max(TOP_K, top_k)  # as many as a search takes from each leg by default
-    result = index.search(
-        text,
-        image,
-        top_k=top_k,
-        similarity_top_k=nodes,
-        normalize=normalize,
-        combine=combine,
-        reranker=reranker,
-        on_leg_error="degrade",
-    )
-    retriever = index.as_retriever(
-        similarity_top_k=nodes, normalize=normalize, combine=combine, on_leg_error="degrade"
-    ).for_documents(top_k)
-    path = None if image is None else data_uri(image)
-    hits = retriever.search_legs(QueryBundle(text.strip(), image_path=path))
-    alone = {leg: retriever.rank_legs({leg: found}).documents for leg, found in hits.items()}
+    nodes = max(TOP_K, top_k)  # from each leg, as ``DualIndex.search`` does
+    settings: dict[str, Any] = {
+        "similarity_top_k": nodes,
+        "normalize": normalize,
+        "combine": combine,
+        "on_leg_error": "degrade",
+    }
+    # This one ranks all hits, so that each document has a place.
+    ranking = index.as_retriever(**settings).for_documents(top_k)
+    most = top_k if reranker is None else None
+    searching = index.as_retriever(top_k=most, complete=True, **settings).for_documents(top_k)
+    query = QueryBundle(text.strip(), image_path=None if image is None else data_uri(image))
+    found, hits = searching.search_with_legs(query)
+    result = replace(found, database=index.uri)
+    if reranker is not None:
+        first = reranker.model_copy(update={"top_n": top_k, "group_by": "document"})
+        result = rerank_result(result, query, first)
+    alone = {leg: ranking.rank_legs({leg: each}).documents for leg, each in hits.items()}
     return SideBySide(
         result,
         {leg: documents[:top_k] for leg, documents in alone.items()},
         {leg: _places(documents) for leg, documents in alone.items()},
-        _places(retriever.rank_legs(hits).documents),
+        _places(ranking.rank_legs(hits).documents),
     )
 
 

@@ -1,4 +1,4 @@
-"""Checks on every request to the local page, and headers on every response."""
+"""The checks on each request to the local page, and the headers of each answer."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 MAX_IMAGE_BYTES = 20 * 2**20
 """The size of the largest image that may be uploaded."""
 _MAX_BODY = MAX_IMAGE_BYTES + 2**16  # with the form's other fields
-# Up to this many times as much is read and thrown away, so that a browser shows the response.
-_DRAINED = 10
+_DRAINED = 10  # times as much is read and dropped, so that a browser shows the answer
 _TOO_LARGE = (
     f"The image is larger than {MAX_IMAGE_BYTES // 2**20} MiB. Scale it down and upload it again."
 )
@@ -34,16 +33,15 @@ def is_loopback(host: str) -> bool:
 
 
 class Guard:
-    """Lets only requests through that this server's own pages, or the user, have made.
+    """Lets only those requests through that this server's own pages, or a person, have made.
 
-    A page of another site can make the browser send requests to this machine. If it does so under
-    a host name of its own that resolves here (DNS rebinding), it could read the responses. So the
-    host name must belong to this machine, or be an address, which cannot be rebound. Under this
-    server's own name it cannot read the responses, but could keep the models busy. So other sites
-    may only navigate here, as links do.
+    A page of another site can make a browser send requests to this machine. If the site's own name
+    resolves to this machine (DNS rebinding), the page could read the answers. So the request must
+    name this machine, or an address, which cannot be rebound. If the page uses this server's name,
+    it can read nothing, but could keep the models busy. So another site may only link to this one.
 
     Args:
-        app: the application to guard.
+        app: the guarded application.
         host: the address that the server listens on.
     """
 
@@ -81,7 +79,7 @@ class Guard:
                 headers = MutableHeaders(scope=message)
                 for name, value in _HEADERS.items():
                     headers[name] = value
-                if unread:  # otherwise the server would read on without a use for it
+                if unread:  # else the server would read the rest, which nobody uses
                     headers["Connection"] = "close"
             await send(message)
 
@@ -91,7 +89,7 @@ class Guard:
             await self._app(scope, bounded, answer)
 
     def _problem(self, method: str, headers: Headers) -> str:
-        """Why a request is refused; empty if it is not."""
+        """Why a request is refused; empty if it is let through."""
         hosts = headers.getlist("host")
         if len(hosts) != 1 or not self._is_ours(_without_port(hosts[0])):
             return "This server does not answer to that host name. Use the address that it printed."

@@ -35,22 +35,22 @@ from llama_index_gap.threads import in_thread
 logger = logging.getLogger(__name__)
 
 Open: TypeAlias = Callable[[], tuple[DualIndex, MultiModalRerank | None]]
-"""Opens the index, and loads the reranker, if any."""
-_MAX_UPLOAD_BYTES = 4 * MAX_IMAGE_BYTES  # of all kept images together
-_MAX_DOCUMENTS = 50
-_MAX_FIELD_BYTES = 4 * LONGEST_QUERY + 1024
+"""Opens the index, and loads its reranker."""
+_MOST_UPLOADS = 4 * MAX_IMAGE_BYTES  # bytes, all together
+_MOST_DOCUMENTS = 50
+_FIELD_BYTES = 4 * LONGEST_QUERY + 1024
 
 
 def make_app(open_index: Open, served: Served, *, host: str = "127.0.0.1") -> ASGIApp:
     """Make a web application that shows what each leg of a search finds.
 
-    A thread opens the index when the application starts. The index closes when the application
-    ends. If it cannot be opened, the page says why, and the next request tries again.
+    The index is opened in a thread when the application starts, and closed when it ends. If it
+    cannot be opened, the page says why, and the next request tries again.
 
     Args:
-        open_index: opens the index and loads the reranker.
+        open_index: gives the index and its reranker, if any.
         served: what the pages say about the index.
-        host: the address that the server listens on; decides which host names it answers to.
+        host: the address that the server listens on; it decides which host names are answered.
     """
     opening, uploads = _Opening(open_index), _Uploads()
 
@@ -70,7 +70,7 @@ def make_app(open_index: Open, served: Served, *, host: str = "127.0.0.1") -> AS
         try:
             index, reranker = await opening.index()
             return HTMLResponse(await in_thread(_answer, index, reranker, uploads, served, asked))
-        except Exception as error:  # the page shows any error
+        except Exception as error:  # whatever the reason, the page shows it
             return _failed(served, asked, error)
 
     async def take(request: Request) -> Response:
@@ -85,7 +85,9 @@ def make_app(open_index: Open, served: Served, *, host: str = "127.0.0.1") -> AS
             content = await file.read() if isinstance(file, UploadFile) else b""
         if content:
             try:
-                await in_thread(scaled_jpeg, content, LARGE)  # fails unless it can be shown
+                await in_thread(
+                    scaled_jpeg, content, LARGE
+                )  # decoded, so that a damaged one is refused now
             except ImageError as error:
                 return _failed(served, asked, f"The image cannot be opened: {error.reason}")
             asked = replace(asked, image=uploads.keep(content), like="")
@@ -114,18 +116,18 @@ def make_app(open_index: Open, served: Served, *, host: str = "127.0.0.1") -> AS
 
 
 def _asked(given: Mapping[str, Any]) -> Asked:
-    """The parameters in a form or a URL; other fields, and files, are left out."""
+    """The query in a form or an address, without other fields and files."""
     names = (each.name for each in fields(Asked))
     return Asked(**{name: given[name] for name in names if isinstance(given.get(name), str)})
 
 
 def _failed(served: Served, asked: Asked, error: object) -> Response:
-    """The page with an error in place of an answer; an unexpected error is also logged."""
+    """The page with an error in place of an answer; an unexpected error is logged, too."""
     expected = isinstance(error, (str, *EXPECTED_ERRORS))
     if not expected:
         logger.error("a search failed", exc_info=cast(Exception, error))
-    problem = error_in_words(error if expected else f"{type(error).__name__}: {error}")
-    # The form keeps what was entered, except the part of a text that is too long to search for.
+    said = error_in_words(error if expected else f"{type(error).__name__}: {error}")
+    # The form keeps its text, cut at the length that a search takes.
     shown = replace(asked, q=asked.q[:LONGEST_QUERY])
     return HTMLResponse(render_view(served, shown, problem=problem), 400 if expected else 500)
 
@@ -167,7 +169,7 @@ def _answer(
 
 
 def _query_image(index: DualIndex, uploads: _Uploads, asked: Asked) -> ImageSource | None:
-    """The query image, if any: an uploaded one, or one of the index."""
+    """The image to search by, if any: an upload, or one of the index."""
     if asked.image:
         content = uploads.get(asked.image)
         if content is None:
@@ -182,7 +184,7 @@ def _query_image(index: DualIndex, uploads: _Uploads, asked: Asked) -> ImageSour
 
 
 def _image(index: DualIndex, node_id: str) -> bytes:
-    """An image of the index, as a new JPEG file; a request can name an id, but never a file."""
+    """An image of the index as a new JPEG file; never a file that a request names."""
     node = index.as_retriever().get_image(node_id) if node_id else None
     if node is None:
         raise InvalidValueError("the index has no such image")
@@ -193,13 +195,13 @@ def _image(index: DualIndex, node_id: str) -> bytes:
 
 
 class _Uploads:
-    """The latest uploaded images, in memory only, under names that cannot be guessed."""
+    """The latest uploads, in memory only, under names that nobody can guess."""
 
     def __init__(self) -> None:
         self._kept: OrderedDict[str, bytes] = OrderedDict()
 
     def keep(self, content: bytes) -> str:
-        """Keep an image and return its name, dropping the oldest images to make room."""
+        """Keep an image, in place of the oldest ones if there is no room; gives its name."""
         name = secrets.token_urlsafe(16)
         self._kept[name] = content
         while sum(map(len, self._kept.values())) > _MAX_UPLOAD_BYTES:
@@ -207,12 +209,12 @@ class _Uploads:
         return name
 
     def get(self, name: str) -> bytes | None:
-        """The image with this name, if it is still kept."""
+        """An image by its name; None if it is no longer kept."""
         return self._kept.get(name)
 
 
 class _Opening:
-    """An index that opens in a thread; after a failure, the next request tries again."""
+    """Opens the index in a thread, and again if a request follows a failure."""
 
     def __init__(self, open_index: Open) -> None:
         self._open = open_index
@@ -220,7 +222,7 @@ class _Opening:
 
     @property
     def loading(self) -> bool:
-        """Whether the index is being opened."""
+        """Whether the index is being opened now."""
         return self._task is not None and not self._task.done()
 
     def begin(self) -> None:
@@ -230,11 +232,7 @@ class _Opening:
             self._task.add_done_callback(_log_failure)
 
     async def index(self) -> tuple[DualIndex, MultiModalRerank | None]:
-        """The index and the reranker, once both are ready.
-
-        Raises:
-            Exception: whatever the opening raised; the next call tries again.
-        """
+        """The index and its reranker; after an error, the next call tries again."""
         self.begin()
         task = cast("asyncio.Task[tuple[DualIndex, MultiModalRerank | None]]", self._task)
         try:
@@ -244,7 +242,7 @@ class _Opening:
             raise
 
     async def close(self) -> None:
-        """Close the index; if it is being opened, wait for that first."""
+        """Close the index once it is open."""
         if self._task is None:
             return
         await asyncio.wait([self._task])

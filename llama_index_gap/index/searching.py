@@ -140,16 +140,10 @@ class SearchedIndex(Searchable):
             retriever = retriever.for_documents(top_k)
         text = "" if text is None or is_blank(text) else text.strip()
         query = QueryBundle(text, image_path=_query_image(image))
-        reranks = None if reranker is None else self._reranker(reranker, top_k, group_by)
         result = replace(retriever.search(query), database=self.uri)
-        if reranks is None:
+        if reranker is None:
             return result
-        started = time.perf_counter()
-        nodes = reranks.postprocess_nodes(result.nodes, query)
-        timings = {**result.timings, "rerank": time.perf_counter() - started}
-        return result.with_nodes(
-            nodes, group_by=group_by, timings=timings, reranker=reranks.model_name
-        )
+        return rerank_result(result, query, self._reranker(reranker, top_k, group_by))
 
     async def asearch(
         self, text: str | None = None, image: ImageSource | None = None, **settings: Any
@@ -328,6 +322,26 @@ class SearchedIndex(Searchable):
         elif isinstance(reranker, PairScorer):
             reranker = MultiModalRerank(model=reranker)
         return reranker.model_copy(update={"top_n": top_n, "group_by": group_by})
+
+
+def rerank_result(
+    result: SearchResult, query: QueryBundle, reranker: MultiModalRerank
+) -> SearchResult:
+    """The same search with its documents reranked, and with the time that this took.
+
+    Args:
+        result: of a search.
+        query: what was searched for.
+        reranker: its ``top_n`` and ``group_by`` hold.
+    """
+    started = time.perf_counter()
+    nodes = reranker.postprocess_nodes(result.nodes, query)
+    return result.with_nodes(
+        nodes,
+        group_by=reranker.group_by,
+        timings={**result.timings, "rerank": time.perf_counter() - started},
+        reranker=reranker.model_name,
+    )
 
 
 def _query_image(image: ImageSource | None) -> str | None:

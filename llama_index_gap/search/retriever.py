@@ -349,16 +349,24 @@ class DualIndexRetriever(BaseRetriever):
         Args:
             query: a text; or a bundle with an image, or with both.
         """
-        bundle = QueryBundle(query) if isinstance(query, str) else query
-        timings: dict[str, float] = {}
-        with one_search():
-            legs, errors = self._search(bundle, timings)
-            return self._ranking().ranked(legs, errors, timings, bundle)
+        return self.search_with_legs(query)[0]
 
     async def asearch(self, query: str | QueryBundle) -> SearchResult:
         """Like ``search``, without blocking the event loop."""
         with one_search():
             return await in_thread(self.search, query)
+
+    def search_with_legs(self, query: str | QueryBundle) -> tuple[SearchResult, dict[Leg, LegHits]]:
+        """As ``search``, with what each leg found, for ``rank_legs``; the query is embedded once.
+
+        Args:
+            query: a text, or a bundle with an image or both.
+        """
+        bundle = QueryBundle(query) if isinstance(query, str) else query
+        timings: dict[str, float] = {}
+        with one_search():
+            legs, errors = self._search(bundle, timings)
+            return self._ranking().ranked(legs, errors, timings, bundle), legs
 
     def search_legs(
         self, query: str | QueryBundle, *, for_others: bool = False

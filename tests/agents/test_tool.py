@@ -34,7 +34,7 @@ from llama_index_gap import (
     DualIndexRetriever,
     MultiModalSearchTool,
 )
-from llama_index_gap.agents import tool
+from llama_index_gap.agents import shown, tool
 from llama_index_gap.store.connection import StoreError
 
 
@@ -513,7 +513,7 @@ def test_nothing_is_done_on_the_event_loop(
         return noted
 
     monkeypatch.setattr(tool, "check_image", noting(tool.check_image))
-    monkeypatch.setattr(tool, "scaled_jpeg", noting(tool.scaled_jpeg))
+    monkeypatch.setattr(shown, "scaled_jpeg", noting(shown.scaled_jpeg))
     image = Path(images["red"])
 
     search = make(index, image_root=image.parent)

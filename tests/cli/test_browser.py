@@ -120,6 +120,18 @@ def test_the_local_page_fits_a_phone_and_a_desk_light_and_dark(
     assert (fused == text) is (width == 1280)
 
 
+def test_a_wide_image_stays_beside_its_text(tab: Browser, address: str) -> None:
+    tab.look(1280)
+    tab.open(f"{address}/?q=a+white+ship")
+    article = "document.querySelector('.together article:has(figure)')"
+    tab.run(f"{article}.querySelector('img').style.width = '2000px'")
+    edge = f"{article}.querySelector('{{}}').getBoundingClientRect().{{}}"
+
+    assert tab.run(edge.format("img", "width")) > 150
+    assert tab.run(edge.format("figure", "right")) <= tab.run(edge.format(".about", "left"))
+    assert tab.run(edge.format("img", "right")) <= tab.run(edge.format(".about", "left"))
+
+
 def test_a_search_in_the_local_page(tab: Browser, address: str, demo: Path) -> None:
     before = len(tab.requests)
     tab.look(1280)

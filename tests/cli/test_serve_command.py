@@ -83,7 +83,7 @@ def test_it_says_at_once_what_is_wrong(
             shown = gap("serve", "--db", demo / "gap.db")
         assert shown.code == 1
         assert (
-            f"{missing.split('.')[0]}, which the extra mcp installs: pip install 'llama-"
+            f"{missing.split('.')[0]}, which the extra serve brings: pip install 'llama-"
             in shown.err
         )
 

@@ -16,7 +16,7 @@ from parsed_page import EVIL, Parsed
 from PIL import Image
 from starlette.testclient import TestClient
 
-from llama_index_gap import DualIndex, MultiModalRerank
+from llama_index_gap import DualEncoderEmbedding, DualIndex, MultiModalRerank
 from llama_index_gap.cli import web_guard, web_server
 from llama_index_gap.cli.pages.serve_page import FUSIONS, Served
 from llama_index_gap.cli.web_server import make_app
@@ -135,13 +135,35 @@ def test_images_like_one_of_the_index_are_found(client: TestClient) -> None:
     assert client.get("/", params={"like": "no such"}).status_code == 400
 
 
+@pytest.mark.parametrize("reranking", ["", "on"])
+def test_a_page_embeds_its_query_once(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch, reranking: str
+) -> None:
+    embedded: list[str] = []
+    for method in ("_get_query_embedding", "_get_image_embedding"):
+        embed = getattr(DualEncoderEmbedding, method)
+
+        def counted(self: Any, query: str, embed: Any = embed) -> Any:
+            embedded.append(query)
+            return embed(self, query)
+
+        monkeypatch.setattr(DualEncoderEmbedding, method, counted)
+
+    assert client.get("/", params={"q": "a ship in fog", "rerank": reranking}).status_code == 200
+    assert embedded == ["a ship in fog"]
+    embedded.clear()
+    both = client.get("/", params={"q": "a ship in fog", "like": FERRY, "rerank": reranking})
+    assert both.status_code == 200
+    assert len(embedded) == 2  # the text and the image
+
+
 def test_it_says_how_long_each_step_took_and_what_the_page_knows_of_a_leg(
     client: TestClient,
 ) -> None:
     page = client.get("/", params={"q": "a tree"}).text
 
     assert re.search(r"embed \d+ ms, search \d+ ms, fuse \d+ ms", page)
-    assert "searches images by text; 11 hits" in page
+    assert "the text searches the images; 11 hits" in page
 
 
 # --- images --------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import mcp  # noqa: F401  a server's stderr is sys.stderr as it is when this is imported: a file
 import pytest
 from paths import ROOT
 
@@ -19,6 +20,7 @@ SAID = {
     "answers.py": r"Growers take evening classes in Ottermouth next year\n<an image",
     "existing_index.py": r"ours\n.*Growers take evening classes in Ottermouth next year",
     "gap_report.py": "One index for each modality, fused by intent",
+    "mcp_client.py": r"nurses sign open letter in Fennick(?s:.*)Read by its link: \(96, 96\)",
     "milvus_server.py": "Yarrowby: school staff hold a jumble sale today",
     "one_mixed_index.py": r"not aligned +[12]\d%\naligned +[45]\d%",
     "own_folder.py": "60 texts and 60 images written",
@@ -54,6 +56,19 @@ def test_examples(example: str, run: Callable[..., str]) -> None:
     assert said.strip()
     assert re.search(SAID.get(example, ""), said)
     assert len((EXAMPLES / example).read_text(encoding="utf-8").splitlines()) < 40
+
+
+def test_the_page_on_agents_shows_what_mcp_client_prints(run: Callable[..., str]) -> None:
+    page = (ROOT / "docs" / "agents.md").read_text(encoding="utf-8")
+    page = page.partition("### A coding agent and a chat program")[2]
+    shown = re.findall(r"^```(?:text|json)\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    said = run("mcp_client.py")
+
+    # Scores differ a little from machine to machine.
+    number = re.compile(r"-?\d+\.\d+(?:e-\d+)?")
+    assert len(shown) == 3
+    for block in shown:
+        assert number.sub("#", block) in number.sub("#", said)
 
 
 def test_own_folder_takes_a_folder_and_only_what_is_new(

@@ -21,7 +21,7 @@ from llama_index.core.schema import ImageNode, NodeWithScore, TextNode
 from mcp.shared.message import SessionMessage
 
 from llama_index_gap import DualEncoderEmbedding, DualIndex, MultiModalSearchTool
-from llama_index_gap.agents import mcp_server
+from llama_index_gap.agents import mcp_stdin
 from llama_index_gap.cli import terminal
 from llama_index_gap.results import SearchResult, documents_of
 from llama_index_gap.store.connection import StoreError
@@ -194,7 +194,7 @@ def test_what_is_no_message_is_answered_with_an_error() -> None:
         answers.append(message.message)
 
     async def read() -> list[str]:
-        return [line async for line in mcp_server.requests(lines(), answer)]
+        return [line async for line in mcp_stdin.requests(lines(), answer)]
 
     assert asyncio.run(read()) == [good.decode()]
     for each, (line, code, number) in zip(answers, UNREADABLE, strict=True):

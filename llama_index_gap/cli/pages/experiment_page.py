@@ -20,9 +20,8 @@ def render_experiment(result: ExperimentResult, examples: Sequence[Example]) -> 
     """Write the results of an experiment as an HTML page.
 
     Args:
-        result: the results.
-        examples: queries to show with their images. If an image cannot be opened, the page shows
-            the reason.
+        result: the figures.
+        examples: shown with their images, or with the reason why one cannot be opened.
     """
     return render(
         "experiment",

@@ -36,11 +36,11 @@ _BAND, _LABEL, _AXIS = 30, 18, 16
 def render_report(report: Report) -> str:
     """Write a gap report as an HTML page.
 
-    It contains its drawings and its style. Its content security policy lets it fetch nothing, and
-    run no script but its own filter. It is readable without colours.
+    It contains its drawings and fetches nothing: its content security policy forbids that. No
+    information depends on colour alone.
 
     Args:
-        report: the report.
+        report: the figures.
     """
     mitigations = report.figures.before_after.mitigations
     gaps = {NAMES[name]: each.gap for name, each in mitigations.items() if each.gap is not None}
@@ -67,7 +67,7 @@ def render_report(report: Report) -> str:
 
 
 def _interval(value: Estimate | float | None, form: str) -> tuple[str, str]:
-    """A figure and its interval, as two texts."""
+    """A figure, and its interval; empty if it has none."""
     if value is None:
         return "–", ""
     if not isinstance(value, Estimate):
@@ -92,7 +92,7 @@ class _CloudDrawing:
 
 
 def _clouds(mitigations: Mapping[str, Mitigation]) -> Iterator[_CloudDrawing]:
-    """All drawings on one scale, so that distances can be compared."""
+    """All drawings have one scale, so that distances can be compared."""
     shown = {name: each.cloud for name, each in mitigations.items() if each.cloud is not None}
     if not shown:
         return
@@ -175,7 +175,7 @@ _Row: TypeAlias = tuple[str, list[tuple[str, str]]]
 
 
 def _table(reports: Sequence[GapReport]) -> Iterator[_Row]:
-    """The name of each figure, and its value in each report."""
+    """Each figure's name, and its value in each report."""
     if not reports:
         return
     first = reports[0]
@@ -217,7 +217,7 @@ def _table(reports: Sequence[GapReport]) -> Iterator[_Row]:
         scores = [each.scores.get(sort) for each in reports]
         yield row(f"Mean cosine of {PAIRS[sort]}", [each.mean if each else None for each in scores])
         yield row("… standard deviation", [each.std if each else None for each in scores])
-        yield row("… count", [each.count if each else None for each in scores], "{:,}")
+        yield row("… how many", [each.count if each else None for each in scores], "{:,}")
     for kind in ("texts", "images", "queries", "pairs"):
         counts = [each.measured[kind] for each in reports]
         yield row(f"{kind.capitalize()} measured", counts, "{:,}")

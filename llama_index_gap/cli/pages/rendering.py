@@ -1,4 +1,4 @@
-"""Pages with a common look. Each contains its style and script, and lets nothing else run."""
+"""Pages in one look. Each holds its style and its script, and lets nothing else run."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ def render(
 ) -> str:
     """Write a page.
 
-    Its content security policy names the hashes of its style and of its script, which filters the
-    page, and forbids all other scripts, styles and sources.
+    Its content security policy allows, by their hashes, its own style and its own script, which
+    serves the filter box. Everything else is forbidden, as is anything from elsewhere.
 
     Args:
         template: the name of a ``.html`` and a ``.css`` file in ``templates``.
-        images_from: sources of images, as the policy writes them; by default only the page itself.
-        forms_to: targets of forms, as the policy writes them; by default none.
-        **content: variables of the template; texts are escaped.
+        images_from: where images may come from, in the policy's words; by default only the page.
+        forms_to: where forms may be sent; by default nowhere.
+        **content: the template's variables; texts are escaped.
     """
     templates = _templates()
     return templates.get_template(f"{template}.html").render(
@@ -51,5 +51,5 @@ def _templates() -> Environment:
 
 
 def _digest(inline: str) -> str:
-    """The SHA-256 of a style or a script, as policies write it."""
+    """The SHA-256 of a style or a script, in the form that policies take."""
     return base64.b64encode(hashlib.sha256(inline.encode()).digest()).decode()

@@ -1,4 +1,4 @@
-"""A search and its results as one HTML page."""
+"""A search and its documents, as one HTML page."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _LONGEST_TEXT = 450
 
 
 def render_page(result: SearchResult) -> str:
-    """Write a search and its results as an HTML page.
+    """Write a search and its documents as an HTML page.
 
     Args:
-        result: the search. If an image cannot be opened, the page shows the reason in its place.
+        result: the search. The reason stands in place of an image that cannot be opened.
     """
     return render(
         "page",
@@ -44,22 +44,22 @@ def render_page(result: SearchResult) -> str:
 
 
 def bar_of(result: SearchResult) -> Callable[[float | None], float]:
-    """A function from a leg's score to the length of its bar, in percent of the longest bar."""
+    """The length of a leg's bar, in percent of the longest one."""
     evidence = [
         each.evidence for document in result for each in document.legs if each.evidence is not None
     ]
-    # Bars begin at 0. But 0 means nothing among log odds, so theirs begin below the lowest one.
+    # Bars begin at 0. Zero means nothing for log odds, so their bars begin below the lowest value.
     most, least = max(evidence, default=0.0), min([0.0, *evidence])
     least -= (most - least) / 10 if least else 0.0
     return lambda score: 0.0 if score is None else 100 * (score - least) / ((most - least) or 1.0)
 
 
 def words_of(node: BaseNode, longest: int = _LONGEST_TEXT) -> str:
-    """The beginning of a passage, or of the caption of an image."""
+    """The beginning of a passage's text, or of an image's caption."""
     return excerpt(node.get_content(MetadataMode.NONE), longest)
 
 
 def _file_name(node: BaseNode) -> str:
-    """The file name of an image, without its folder, which readers of the page need not know."""
+    """The name of an image's file, without its folder: the page may go to strangers."""
     path = getattr(node, "image_path", None)
     return Path(path).name if path else ""

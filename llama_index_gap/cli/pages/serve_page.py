@@ -1,4 +1,4 @@
-"""The page of ``llama-gap serve``: a query, the hits of each leg, and the fused documents."""
+"""The page of ``llama-gap serve``: a query, the hits of each leg, and their joint ranking."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ FUSIONS = {
     "background-intent": "odds that the query is about the text, the image or both: the default",
     "background-evidence": "how improbable such scores are by chance (Fisher's method)",
     "background-sum": "standard deviations above the query's usual scores, added",
-    "minmax-sum": "each leg's scores rescaled to 0 to 1, added",
-    "rank-sum": "reciprocal rank fusion: only the ranks count",
-    "none-max": "raw cosines, as in one mixed index: the modality gap decides",
+    "minmax-sum": "each leg's scores stretched to 0 to 1, added",
+    "rank-sum": "reciprocal rank fusion: only the places count",
+    "none-max": "raw cosines, as one mixed index ranks: the modality gap decides",
 }
-"""The fusions that the page offers, and how each ranks."""
+"""The fusions that the page offers, and what each ranks by."""
 TOP_KS = (5, 10, 20)
-"""How many documents the page offers to show."""
+"""The numbers of documents that the page offers."""
 _ALONE_TEXT, _FUSED_TEXT = 120, 300  # characters of a passage
 
 
 @dataclass(frozen=True)
 class Asked:
-    """A request: the parameters in the page's URL.
+    """A query and its settings: the parameters of the page's address.
 
     Attributes:
-        q: the query text.
-        image: the name of an uploaded image to search by.
+        q: the text.
+        image: the name of an upload.
         like: the id of an image of the index to search by.
         fusion: normalization and combination, joined by a hyphen.
         rerank: whether to rerank; empty for no.
@@ -54,7 +54,7 @@ class Asked:
     k: str = "10"
 
     def address(self, **changes: Any) -> str:
-        """The URL of the page with these parameters, some of them changed."""
+        """The address of the page with these parameters, some of them changed."""
         given = vars(replace(self, **changes))
         changed = {name: value for name, value in given.items() if value != getattr(Asked, name)}
         return "/?" + urlencode(changed) if changed else "/"
@@ -62,11 +62,11 @@ class Asked:
 
 @dataclass(frozen=True)
 class Served:
-    """What the page says about the index.
+    """What each page says about the index.
 
     Attributes:
-        database: the file or URL of its database.
-        name: the name of the index in the database.
+        database: its file or address.
+        name: its name there.
         reranker: the name of the reranking model; empty if there is none.
     """
 
@@ -88,13 +88,13 @@ def render_view(
     """Write the page.
 
     Args:
-        served: what the page says about the index.
-        asked: the request.
-        found: the results; None if there is no query yet, or the search failed.
-        asked_with: the query image, if any.
-        counts: the number of rows in each collection.
-        problem: why the search failed; empty if it did not.
-        loading: whether the models are still loading; the page then reloads by itself.
+        served: what is searched.
+        asked: the query and its settings.
+        found: the answer; None if there is none.
+        asked_with: the image to search by.
+        counts: the number of rows of each collection.
+        problem: why there is no answer.
+        loading: whether the models are still loading; the page then reloads.
     """
     result = None if found is None else found.result
     return render(
@@ -126,7 +126,7 @@ def _failed(result: SearchResult) -> dict[Leg, str]:
 
 
 def _leg(found: SideBySide, leg: Leg) -> dict[str, Any]:
-    """The documents that a leg found alone, and the final rank of each."""
+    """What a leg found alone, and the final place of each document."""
     kept = {document.key: document.rank for document in found.result}
     return {
         "leg": leg,
@@ -145,9 +145,9 @@ def _leg(found: SideBySide, leg: Leg) -> dict[str, Any]:
 
 
 def _words(leg: Leg, document: FoundDocument) -> str:
-    """The text that a leg found in a document: a passage, or a caption."""
-    nodes = document.passages or (document.images if leg.target == "text" else [])
-    return words_of(nodes[0], _ALONE_TEXT) if nodes else ""
+    """What a leg compared with the query in a document: a passage, or a caption."""
+    read = document.passages or (document.images if leg.target == "text" else [])
+    return words_of(read[0], _ALONE_TEXT) if read else ""
 
 
 def _document(found: SideBySide, document: FoundDocument) -> dict[str, Any]:
@@ -168,7 +168,7 @@ def _images(document: FoundDocument) -> list[dict[str, str]]:
 
 
 def _problem(node: BaseNode) -> str:
-    """Why an image cannot be opened; empty if it probably can."""
+    """Why an image cannot be opened; empty if its header says that it can."""
     try:
         check_image(node)
     except ImageError as error:

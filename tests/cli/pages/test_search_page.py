@@ -174,7 +174,7 @@ def test_bars_are_as_long_as_the_evidence() -> None:
         ("track", "100"),
         ("image", "0.0"),
     ]
-    assert "cosine 0.700, +1.6 σ" in page
+    assert "cosine 0.700, +1.6\u00a0σ" in page
     assert "cosine 0.200, not among this leg's top hits: adds nothing" in page
 
 
@@ -187,8 +187,8 @@ def test_log_odds_may_be_below_0_and_hubs_are_said() -> None:
     page = render_page(result(found(text(), **scores), fusion=used))
 
     assert re.findall(r'<rect class="(?:text|image)" width="([\d.]+)"', page) == ["100.0", "9.1"]
-    assert "cosine 0.700 − 0.050 for its hub, +3.0 σ" in page
-    assert "A bar is log odds" in page
+    assert "cosine 0.700 − 0.050 for its hub, +3.0\u00a0σ" in page
+    assert "A bar shows log odds" in page
     assert "near to every query" in page
 
 

@@ -3,8 +3,8 @@
 const box = document.querySelector(".filter");
 const rows = [...document.querySelectorAll("[data-row]")];
 const wordsOf = rows.map((row) => row.textContent.toLowerCase());
-box.hidden = rows.length < 2;
-box.addEventListener("input", (event) => {
+if (box) box.hidden = rows.length < 2;
+box?.addEventListener("input", (event) => {
   const wanted = event.target.value.toLowerCase().split(/\s+/);
   rows.forEach((row, i) => {
     row.hidden = !wanted.every((word) => wordsOf[i].includes(word));
