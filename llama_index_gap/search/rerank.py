@@ -199,6 +199,12 @@ class MultiModalRerank(LoadingSettings, BaseNodePostprocessor):
         """What the model calls itself, where ``model`` is a preset or an object."""
         return self._scorer.name
 
+    @property
+    def gives_probabilities(self) -> bool:
+        """Whether scores are probabilities: the model's own, or a calibrator's."""
+        scaled = self._scorer.to_probability(np.zeros(1, dtype=np.float32))
+        return scaled is not None or self.calibrator is not None
+
     def model_post_init(self, context: Any, /) -> None:
         """Load the model and check the settings against it."""
         super().model_post_init(context)
@@ -273,8 +279,7 @@ class MultiModalRerank(LoadingSettings, BaseNodePostprocessor):
             return
         if isinstance(self.first_stage, FirstStage):
             self.first_stage.check_source(self.model_name)
-        scale = self._scorer.to_probability(np.zeros(1, dtype=np.float32))
-        if scale is None and self.calibrator is None:
+        if not self.gives_probabilities:
             raise InvalidValueError(
                 f"first_stage: the scores of {self.model_name} are no probabilities, and so have "
                 "no log odds; pass a calibrator too, or leave first_stage out"
