@@ -115,7 +115,7 @@ def learn_first_stage(
     queries = list(queries)
     asked = set(judged_queries(qrels, relevant_from))
     judged = [query for query in queries if query.id in asked]
-    _check_number(len(judged))
+    check_number(len(judged))
     if not reranker.gives_probabilities:
         raise InvalidValueError(
             f"the scores of {reranker.model_name} are no probabilities, so that no weight for the "
@@ -181,7 +181,7 @@ def learn_weight(
     """
     asked = {query: qrels[query] for query in qrels if query in candidates}
     queries = judged_queries(asked, relevant_from)
-    _check_number(len(queries))
+    check_number(len(queries))
     scales = {each.scale for each in candidates.values() if each.scale is not None}
     if len(scales) > 1:
         raise InvalidValueError(
@@ -231,7 +231,15 @@ def _best(values: FloatArray) -> int:
     return int(np.argmax(values.mean(axis=1).round(12)))
 
 
-def _check_number(queries: int) -> None:
+def check_number(queries: int) -> None:
+    """Check early that a weight can be learnt from so many queries.
+
+    Args:
+        queries: those with a relevant document.
+
+    Raises:
+        ValueError: they are too few.
+    """
     if queries < FEWEST:
         raise InvalidValueError(
             f"{queries} queries with a relevant document; a weight for the first stage needs at "
