@@ -41,7 +41,7 @@ from llama_index_gap.evaluation.first_stage import (
     candidates_of,
     learn_weight,
 )
-from llama_index_gap.evaluation.metrics import Run, estimate, judge
+from llama_index_gap.evaluation.metrics import Run, estimate, judge, judged_queries
 from llama_index_gap.gap.arrays import FloatArray
 from llama_index_gap.models import LoadingSettings, load_scorer
 from llama_index_gap.progress import Progress
@@ -196,14 +196,13 @@ def show(name: str, found: Found, dataset: Dataset, console: Console) -> None:
         method: judge(run, dataset.qrels, [METRIC])[METRIC]
         for method, run in runs_of(found, dataset, console).items()
     }
-    kinds = np.array([query.kind for query in dataset.queries])
+    kind_of = {query.id: query.kind for query in dataset.queries}
+    kinds = np.array([kind_of[query] for query in judged_queries(dataset.qrels)])
     rows = {kind: kinds == kind for kind in QUERY_KINDS} | {"all": np.full(len(kinds), True)}
-    better = {
-        kind: max(
-            (values["first stage"][row], values["reranker"][row]), key=lambda each: each.mean()
-        )
-        for kind, row in rows.items()
-    }
+    better = {}
+    for kind, row in rows.items():
+        stages = (values[stage][row] for stage in ("first stage", "reranker"))
+        better[kind] = max(stages, key=lambda each: float(each.mean()))
     figures, leads = Table("nDCG@10", *rows), Table("lead over the better one", *rows)
     for method, of_method in values.items():
         figures.add_row(method, *(short(of_method[row]) for row in rows.values()))
