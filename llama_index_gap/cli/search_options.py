@@ -93,7 +93,7 @@ class Narrowing:
         elif reranker is not None:
             why = (
                 "--reranker gives all that is found scores of its own, whatever the weights; leave "
-                "one of the two options out"
+                "one of the two options out, or let what was found count with --first-stage"
             )
         else:
             return

@@ -136,7 +136,8 @@ class Experiment:
         if first_stage is not None:
             check_weight(first_stage)
         if learn_first_stage:
-            check_number(len(judged_queries(dataset.qrels, dataset.relevant_from)))
+            asked = {query.id: dataset.qrels[query.id] for query in dataset.queries}
+            check_number(len(judged_queries(asked, dataset.relevant_from)))
         if not self._adds and (learn_first_stage or first_stage is not None):
             raise InvalidValueError(
                 "the first stage can count beside a reranker that reads texts and images and gives "

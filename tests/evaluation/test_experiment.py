@@ -437,7 +437,7 @@ def test_a_weight_is_learnt_where_there_are_queries_enough(three: Dataset, tmp_p
     assert set(map(tuple, result.runs[BOTH_LEARNT].values())) == {("b", "a", "c")}
     assert result.notes[-1] == result.first_stage.summary()
     assert result.to_dict()["first_stage"]["weight"] == 0
-    with pytest.raises(ValueError, match="^1 queries with a relevant document; a weight for the"):
+    with pytest.raises(ValueError, match=r"^1 queries with a relevant document; a weight for the"):
         asked_for_both(three, scorer, tmp_path, learn_first_stage=True)
 
 
