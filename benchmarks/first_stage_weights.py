@@ -80,7 +80,7 @@ def main() -> None:
         name: simulated(found, dataset, strength) for name, strength in SIMULATED.items()
     }
     console = Console()
-    console.width = max(console.width, 110)
+    console.width = max(console.width, 130)
     for name, candidates in rerankers.items():
         show(name, candidates, dataset, console)
 
@@ -222,7 +222,7 @@ def short(values: FloatArray, sign: str = "") -> str:
     found = estimate(values)
     three = (f"{each:{sign}.3f}" for each in (found.value, found.low, found.high))
     mean, low, high = (each.replace("0.", ".").replace("-", "−") for each in three)
-    return f"{mean} ({low} to {high})"
+    return f"{mean} ({low}{', ' if sign else '–'}{high})"
 
 
 if __name__ == "__main__":

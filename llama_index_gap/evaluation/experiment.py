@@ -299,7 +299,7 @@ class Experiment:
         kinds = self._kinds(qrels)
         learnt = None
         if self._asks_both:
-            both = {q: found for q in qrels if (found := _candidates(answers[q])) is not None}
+            both = {q: each for q in qrels if (each := _candidates(answers[q])) is not None}
             if self._first_stage is not None:
                 runs[BOTH_STAGES] = {q: both[q].ranking(self._first_stage) for q in both}
             if self._learns:
