@@ -395,6 +395,12 @@ class ByProbability(ByColour):
         return scores
 
 
+def far_off(name: str, cosine: float, folder: Path) -> list[TextNode]:
+    path = folder / f"alpha={cosine} .png"
+    Image.new("RGB", (8, 8)).save(path)
+    return nodes_of(name, f"alpha={cosine} score=0", str(path))
+
+
 def asked_for_both(
     data: Dataset, scorer: PairScorer | None, folder: Path, **settings: Any
 ) -> ExperimentResult:
@@ -404,19 +410,25 @@ def asked_for_both(
 
 
 def test_both_stages_are_measured_beside_the_reranker(three: Dataset, tmp_path: Path) -> None:
-    """The reranker says .55, .5 and .45 of b, a and c; a large weight ranks as the first stage."""
+    """The reranker says .55, .5 and .45 of b, a and c, and 0 of two more, without which the first
+    stage has too few vectors to say anything. A large weight ranks as the first stage does.
+    """
+    more = [node for name, low in (("d", 0.1), ("e", 0.2)) for node in far_off(name, low, tmp_path)]
+    five = replace(three, corpus=Corpus([*three.corpus.nodes, *more], []))
     scorer = ByProbability("text", "image")
-    asked_for_both(three, scorer, tmp_path)  # what it keeps serves any weight
+    asked_for_both(five, scorer, tmp_path)  # what it keeps serves any weight
     scored = len(scorer.scored)
 
     results = {
-        weight: asked_for_both(three, scorer, tmp_path, first_stage=weight) for weight in (0, 99)
+        weight: asked_for_both(five, scorer, tmp_path, first_stage=weight) for weight in (0, 99)
     }
 
     assert len(scorer.scored) == scored
     runs = {weight: result.runs[BOTH_STAGES]["1"] for weight, result in results.items()}
-    assert runs[0] == results[0].runs[DEFAULT_RERANKED]["1"] == ["b", "a", "c"]
+    assert runs[0] == results[0].runs[DEFAULT_RERANKED]["1"]
+    assert runs[0][:3] == ["b", "a", "c"]
     assert runs[99] == results[99].runs[DEFAULT]["1"]
+    assert runs[99][0] == "a"
     (both,) = (method for method in results[99].methods if method.name == BOTH_STAGES)
     assert both.reranked
     assert set(both.against_default) == {"recall@10", "ndcg@10", "mrr@10"}
