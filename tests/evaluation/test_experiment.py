@@ -410,8 +410,9 @@ def asked_for_both(
 
 
 def test_both_stages_are_measured_beside_the_reranker(three: Dataset, tmp_path: Path) -> None:
-    """The reranker says .55, .5 and .45 of b, a and c, and 0 of two more, without which the first
-    stage has too few vectors to say anything. A large weight ranks as the first stage does.
+    """The reranker says .55, .5 and .45 of b, a and c; a large weight ranks as the first stage.
+
+    Without d and e the first stage has too few vectors to say anything.
     """
     more = [node for name, low in (("d", 0.1), ("e", 0.2)) for node in far_off(name, low, tmp_path)]
     five = replace(three, corpus=Corpus([*three.corpus.nodes, *more], []))
