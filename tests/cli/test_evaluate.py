@@ -100,7 +100,7 @@ def test_evaluate_adds_the_first_stage(edis: Path, tiny_clip: Path, tmp_path: Pa
     assert "2 queries with a relevant document; a weight for the first stage needs" in learnt.err
     for each in alone:
         assert each.code == 2
-        assert "name one with --reranker" in " ".join(each.err.split())
+        assert "name one with --reranker" in " ".join(each.err.replace("│", " ").split())
 
 
 def test_the_demo_measures_and_shows(tmp_path: Path) -> None:
