@@ -94,12 +94,14 @@ class MultiModalRerank(LoadingSettings, BaseNodePostprocessor):
     not of one before.
 
     Works after any retriever. Nodes are never changed. Ties keep their order. LlamaIndex'
-    instrumentation shows a span for each modality that is scored, ``score_text`` and so on.
+    instrumentation shows a span for each modality that is scored, ``score_text`` and so on, and one
+    for the ``first_stage`` where that counts.
 
     Raises:
         ModelError: the model cannot be found or loaded, or gives scores that are no numbers.
         ValueError: a setting does not fit the model or this machine; (when reranking) the query is
-            missing, or of a modality that the model cannot read.
+            missing, or of a modality that the model cannot read; or the first stage's scores are
+            no numbers, or on another scale than ``first_stage`` was learnt on.
         ImageError: (when reranking) the query's image cannot be opened.
     """
 
