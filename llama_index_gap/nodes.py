@@ -53,13 +53,16 @@ class ScoredNode(NodeWithScore):
     - ``text_evidence``: what the leg adds to the fused score;
     - ``text_probability``: the document's probability of relevance, if there is a calibrator.
 
-    ``MultiModalRerank`` adds ``rerank_text``, ``rerank_image`` or ``rerank_joint``, and keeps the
-    fused score as ``retrieval``. ``partial`` says that a reranker ran out of time before it had
-    read all documents.
+    ``MultiModalRerank`` adds ``rerank_text``, ``rerank_image`` or ``rerank_joint``, and
+    ``rerank_first_stage`` where the first stage counts too. It keeps the fused score as
+    ``retrieval``. ``partial`` says that a reranker ran out of time before it had read all
+    documents. ``log_odds`` is the fused score where that is log odds (``combine="intent"``), else
+    None.
     """
 
     scores: dict[str, float] = Field(default_factory=dict)
     partial: bool = False
+    log_odds: float | None = None
 
     @classmethod
     def class_name(cls) -> str:

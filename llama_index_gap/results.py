@@ -125,6 +125,11 @@ class FoundDocument:
             if f"rerank_{name}" in self.scores
         }
 
+    @property
+    def first_stage(self) -> float | None:
+        """What the first stage added to the reranker's log odds; None where it does not count."""
+        return self.scores.get("rerank_first_stage")
+
     def part(self, modality: Modality) -> float | None:
         """What a modality contributes to the score; None if it contributes nothing."""
         if self.reranked or self.score is None:  # None: a reranker could not read the document
@@ -300,6 +305,7 @@ def _document_as_dict(document: FoundDocument) -> dict[str, Any]:
         "title": document.title,
         "score": document.score,
         "reranked": document.reranked,
+        "first_stage": document.first_stage,
         "fused": document.fused,
         "legs": {
             each.leg.name: {

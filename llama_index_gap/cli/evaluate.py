@@ -24,8 +24,15 @@ def evaluate(
     *,
     models: model_options.Models,
     reranker: model_options.Reranker = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Use at most this many queries.")] = None,
-    split: Annotated[str, typer.Option(help="The split to take queries from.")] = "test",
+    first_stage: model_options.FirstStage = None,
+    learn_first_stage: Annotated[
+        bool,
+        typer.Option(
+            "--learn-first-stage", help="Learn the best --first-stage, by cross-validation."
+        ),
+    ] = False,
+    limit: Annotated[int | None, typer.Option(min=1, help="Ask only so many queries.")] = None,
+    split: Annotated[str, typer.Option(help="The split whose queries are asked.")] = "test",
     db: Annotated[str | None, options.database_option("DATA's name with .db, here")] = None,
     html: options.Page = None,
     as_json: options.AsJson = False,
@@ -42,6 +49,12 @@ def evaluate(
     from llama_index_gap.evaluation.examples import pick_examples
     from llama_index_gap.evaluation.experiment import Experiment
 
+    model_options.check_first_stage(first_stage, reranker)
+    if learn_first_stage and reranker is None:
+        raise typer.BadParameter(
+            "learns what counts beside a reranker; name one with --reranker",
+            param_hint="--learn-first-stage",
+        )
     db = db or f"{data.expanduser().resolve().name}.db"
     options.check_models(db, models)
     with terminal.resumable():
@@ -54,7 +67,9 @@ def evaluate(
             image_root=dataset.corpus.root,
         ) as index:
             report = index.refresh_ref_docs(dataset.corpus.nodes, show_progress=True)
-            experiment = Experiment(dataset, index, scorer)
+            experiment = Experiment(
+                dataset, index, scorer, first_stage=first_stage, learn_first_stage=learn_first_stage
+            )
             folder = Path() if is_server(db) else Path(db).parent
             results = folder / experiment.file_name
             result = experiment.run(results, show_progress=True)

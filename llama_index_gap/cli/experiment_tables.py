@@ -9,7 +9,12 @@ from rich.table import Table
 from rich.text import Text
 
 from llama_index_gap.evaluation.examples import Example
-from llama_index_gap.evaluation.experiment import DEFAULT, DEFAULT_RERANKED
+from llama_index_gap.evaluation.experiment import (
+    BOTH_LEARNT,
+    BOTH_STAGES,
+    DEFAULT,
+    DEFAULT_RERANKED,
+)
 from llama_index_gap.evaluation.experiment_result import ExperimentResult
 from llama_index_gap.evaluation.metrics import SIGNIFICANT, Comparison
 from llama_index_gap.modality import MODALITIES, PLURAL
@@ -71,11 +76,18 @@ def example_in_words(example: Example) -> RenderableType:
 def how_to_read(result: ExperimentResult) -> str:
     """The legend of the table of methods."""
     reranked = f", for reranked methods from “{DEFAULT_RERANKED}”" if result.reranker else ""
+    names = {method.name for method in result.methods}
+    both = (
+        " Both stages: the first stage's log odds, weighted, are added to the reranker's; learnt: "
+        "by a weight that other queries teach."
+        if names & {BOTH_STAGES, BOTH_LEARNT}
+        else ""
+    )
     return (
         "32 by text: 32 hits of the text leg alone. 16+16: 16 hits of each leg, fused. One mixed "
         "index ranks by raw scores. In brackets: 95 % intervals. Difference: in recall@10 from "
-        f"“{DEFAULT}”{reranked}; lower or higher if significant (paired randomisation, "
-        f"p < {SIGNIFICANT}), else unclear."
+        f"“{DEFAULT}”{reranked}; lower or higher if it is significant (paired randomisation, "
+        f"p < {SIGNIFICANT}), else unclear.{both}"
     )
 
 

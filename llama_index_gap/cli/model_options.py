@@ -24,6 +24,14 @@ BY_NAME = "a name from 'llama-gap models', a hub name, or a folder."
 Reranker = Annotated[
     str | None, typer.Option(metavar="MODEL", help=f"Rerank with this model: {BY_NAME}")
 ]
+FirstStage = Annotated[
+    float | None,
+    typer.Option(
+        metavar="WEIGHT",
+        help="Add the first stage's log odds, times WEIGHT, to those of --reranker.",
+        show_default="the reranker alone",
+    ),
+]
 
 _PLACEMENT_OPTIONS = {"device": "--device", "devices": "--device", "workers": "--workers"}
 
@@ -136,12 +144,19 @@ class Models:
             name, models.LoadingSettings(**self._allowed(name), **self.places)
         )
 
-    def load_reranker(self, name: str | None) -> MultiModalRerank | None:
-        """Load a reranker that keeps all candidates, if one is named."""
+    def load_reranker(
+        self, name: str | None, first_stage: float | None = None
+    ) -> MultiModalRerank | None:
+        """Load a reranker that keeps all candidates, if one is named.
+
+        Args:
+            name: of its model.
+            first_stage: the weight of the first stage beside it.
+        """
         scorer = self.load_scorer(name)
-        return (
-            None if scorer is None else llama_index_gap.MultiModalRerank(model=scorer, top_n=None)
-        )
+        if scorer is None:
+            return None
+        return llama_index_gap.MultiModalRerank(model=scorer, top_n=None, first_stage=first_stage)
 
 
 def _options(
@@ -222,6 +237,28 @@ with_models = with_group(
     "models", _options, lambda models, others: models.check(others.get("reranker"))
 )
 """Replaces the parameter ``models`` of a command by these options."""
+
+
+def check_first_stage(weight: float | None, reranker: str | None) -> None:
+    """Refuse a weight for the first stage that cannot be one, or that stands beside no reranker.
+
+    Args:
+        weight: as the shell gives it.
+        reranker: the model that was named for it.
+    """
+    from llama_index_gap.errors import InvalidValueError
+    from llama_index_gap.search.first_stage import check_weight
+
+    if weight is None:
+        return
+    if reranker is None:
+        raise typer.BadParameter(
+            "is added to what a reranker says; name one with --reranker", param_hint="--first-stage"
+        )
+    try:
+        check_weight(weight)
+    except InvalidValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--first-stage") from error
 
 
 def _names_a_class(name: str | None) -> bool:

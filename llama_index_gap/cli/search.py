@@ -43,6 +43,7 @@ def search(
     top_k: Annotated[int, typer.Option(min=1, help="How many documents to show.")] = 5,
     narrowing: Narrowing,
     reranker: model_options.Reranker = None,
+    first_stage: model_options.FirstStage = None,
     image_root: options.ImageRoots = None,
     min_probability: Annotated[
         float | None,
@@ -60,20 +61,25 @@ def search(
     """Search an index by a text, an image, or both."""
     if is_blank(text) and image is None:
         raise typer.BadParameter("pass a text, or an image with --image", param_hint="TEXT")
-    narrowing.check(text=not is_blank(text), image=image is not None, reranker=reranker)
+    model_options.check_first_stage(first_stage, reranker)
+    narrowing.check(
+        text=not is_blank(text),
+        image=image is not None,
+        reranker=None if first_stage else reranker,
+    )
     if image is not None:
         from llama_index_gap.images.opening import check_image
 
         check_image(image)
     options.check_is_there(db)
-    scorer = models.load_scorer(reranker)
+    ranks = models.load_reranker(reranker, first_stage)
     with options.open_index(db, name, image_root, tenant=tenant, models=models) as index:
         result = index.search(
             text,
             image,
             top_k=top_k,
             filters=narrowing.filters(index.as_retriever()),
-            reranker=scorer,
+            reranker=ranks,
             min_probability=min_probability,
             **narrowing.settings(top_k, image_alone=is_blank(text)),
         )
@@ -158,7 +164,9 @@ def _print_documents(result: SearchResult) -> None:
     elif result.reranker is None:
         meaning = "score = text + image, the contributions of the two"
     else:
-        meaning = f"score = mean of text and image, rated by {visible(result.reranker)}"
+        meaning = f"score = mean of text and image, as {visible(result.reranker)} rates them"
+        if _counts_first_stage(result):
+            meaning += ", and the first stage"
     hint = f"{meaning}; --explain says why, --html shows the images"
     stdout.print(hint, style="dim", markup=False)
 
@@ -203,8 +211,10 @@ def _print_explanation(result: SearchResult) -> None:
             ratings = [
                 f"{name} {format_score(result, value)}" for name, value in document.reranked.items()
             ]
-            parts = ", ".join(ratings) or "neither text nor image could be read"
-            stdout.print(f"   score {format_score(result, document.score)}: {parts}", markup=False)
+            of = ", ".join(read) or "neither text nor image could be read"
+            if document.first_stage is not None:
+                of += f"; the first stage adds {document.first_stage:+.2f} to the log odds"
+            stdout.print(f"   score {format_score(result, document.score)}: {of}", markup=False)
         fused = "score" if result.reranker is None else "found with"
         stdout.print(
             f"   {fused} {format_fused(result, document.fused)}{_shares(result, document)}"
@@ -257,10 +267,20 @@ def _shares(result: SearchResult, document: FoundDocument) -> str:
     return f": {(best.evidence or 0) / total:.0%} of it from {best.leg.title}"
 
 
+def _counts_first_stage(result: SearchResult) -> bool:
+    return any(document.first_stage is not None for document in result)
+
+
 def _method(result: SearchResult) -> list[str]:
     """Explain how the documents were ranked."""
     lines = []
-    if result.reranker is not None:
+    if result.reranker is not None and _counts_first_stage(result):
+        lines.append(
+            f"{result.reranker} has read what was found: text and image are rated on one scale. "
+            "What the first stage adds, its weighted lead over the mean candidate, is added to the "
+            "log odds of their mean; the score is the probability of the sum. How it was found:"
+        )
+    elif result.reranker is not None:
         lines.append(
             f"{result.reranker} read the texts and images that were found and rated both on one "
             "scale; the score is the mean. How the documents were found:"

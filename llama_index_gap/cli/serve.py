@@ -1,4 +1,4 @@
-"""llama-gap mcp and serve: offer an index to chat programs, and show it on a local page."""
+"""llama-gap mcp and llama-gap serve: an index for chat programs, and as a local page."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from llama_index_gap.index.dual_index import DualIndex
     from llama_index_gap.search.rerank import MultiModalRerank
 
-_MAX_REQUESTS = 64  # at once
-_MAX_URL_BYTES = 2**18  # a text of 10,000 characters takes up to 120,000
-_SHUTDOWN_SECONDS = 5
+_AT_ONCE = 64  # requests
+_LONGEST_ADDRESS = 2**18  # bytes; a text of 10,000 characters takes up to 120,000
+_LAST_ANSWERS_S = 5
 
 
 @model_options.with_models
@@ -37,7 +37,7 @@ def mcp(
         ),
     ] = None,
     about: Annotated[
-        str, typer.Option(metavar="TEXT", help="Tell the chat models what the index holds.")
+        str, typer.Option(metavar="TEXT", help="Tell the models what the index holds.")
     ] = "",
 ) -> None:
     """Offer an index to chat programs, as an MCP server over stdin and stdout.
@@ -94,12 +94,12 @@ def serve(
         ),
     ] = "127.0.0.1",
     port: Annotated[
-        int, typer.Option(min=0, max=65535, help="Listen on this port; 0 picks a free one.")
+        int, typer.Option(min=0, max=65535, help="Listen on this port; 0 takes a free one.")
     ] = 8765,
 ) -> None:
     """Show an index on a local page: what each leg finds for a query, and how fusion ranks it.
 
-    The page searches the index and shows its images, but changes nothing. Ctrl-C ends it.
+    The page searches and shows images of the index, and changes nothing. Ctrl-C ends it.
     """
     try:
         import uvicorn
@@ -148,9 +148,9 @@ def serve(
                 proxy_headers=False,
                 http="h11",
                 ws="none",
-                limit_concurrency=_MAX_REQUESTS,
-                h11_max_incomplete_event_size=_MAX_URL_BYTES,
-                timeout_graceful_shutdown=_SHUTDOWN_SECONDS,
+                limit_concurrency=_AT_ONCE,
+                h11_max_incomplete_event_size=_LONGEST_ADDRESS,
+                timeout_graceful_shutdown=_LAST_ANSWERS_S,
             )
         )
         try:

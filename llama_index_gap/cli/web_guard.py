@@ -11,15 +11,15 @@ from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 MAX_IMAGE_BYTES = 20 * 2**20
-"""The size of the largest image that may be uploaded."""
+"""The largest image that may be sent."""
 _MAX_BODY = MAX_IMAGE_BYTES + 2**16  # with the form's other fields
 _DRAINED = 10  # times as much is read and dropped, so that a browser shows the answer
 _TOO_LARGE = (
-    f"The image is larger than {MAX_IMAGE_BYTES // 2**20} MiB. Scale it down and upload it again."
+    f"The image is larger than {MAX_IMAGE_BYTES // 2**20} MiB. Scale it down, and send it again."
 )
 _HEADERS = {
     "Cache-Control": "private, no-cache",
-    "Content-Security-Policy": "frame-ancestors 'none'",  # not allowed in a page's <meta> policy
+    "Content-Security-Policy": "frame-ancestors 'none'",  # a page's own policy cannot say it
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Referrer-Policy": "no-referrer",
@@ -28,7 +28,7 @@ _HEADERS = {
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach an address."""
+    """Whether only this machine reaches an address."""
     return host == "localhost" or (_is_address(host) and ip_address(host).is_loopback)
 
 
@@ -92,12 +92,12 @@ class Guard:
         """Why a request is refused; empty if it is let through."""
         hosts = headers.getlist("host")
         if len(hosts) != 1 or not self._is_ours(_without_port(hosts[0])):
-            return "This server does not answer to that host name. Use the address that it printed."
+            return "This server does not answer to that name. Use the address that it printed."
         if headers.get("sec-fetch-site", "none") in {"none", "same-origin"}:
             return ""
         if method == "GET" and headers.get("sec-fetch-mode") == "navigate":
             return ""
-        return "A page of another site sent this request. Only this server's own pages may do so."
+        return "Another site's page asked for this. Only this server's own pages may."
 
     def _is_ours(self, name: str) -> bool:
         if name in self._names:

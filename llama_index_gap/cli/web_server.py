@@ -1,4 +1,4 @@
-"""The web application behind the local page: it searches an index, and changes nothing."""
+"""The local page as a web application: it asks an index, and changes nothing."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from dataclasses import fields, replace
 from typing import Any, TypeAlias, cast
 
-import python_multipart  # noqa: F401  Starlette needs it for forms, but imports it only then
+import python_multipart  # noqa: F401  Starlette reads forms by it, and asks for it only then
 from starlette.applications import Starlette
 from starlette.datastructures import UploadFile
 from starlette.requests import Request
@@ -74,11 +74,7 @@ def make_app(open_index: Open, served: Served, *, host: str = "127.0.0.1") -> AS
             return _failed(served, asked, error)
 
     async def take(request: Request) -> Response:
-        limits = {
-            "max_files": 1,
-            "max_fields": len(fields(Asked)),
-            "max_part_size": _MAX_FIELD_BYTES,
-        }
+        limits = {"max_files": 1, "max_fields": len(fields(Asked)), "max_part_size": _FIELD_BYTES}
         async with request.form(**limits) as form:
             asked = _asked(form)
             file = form.get("file")
@@ -129,7 +125,7 @@ def _failed(served: Served, asked: Asked, error: object) -> Response:
     said = error_in_words(error if expected else f"{type(error).__name__}: {error}")
     # The form keeps its text, cut at the length that a search takes.
     shown = replace(asked, q=asked.q[:LONGEST_QUERY])
-    return HTMLResponse(render_view(served, shown, problem=problem), 400 if expected else 500)
+    return HTMLResponse(render_view(served, shown, problem=said), 400 if expected else 500)
 
 
 # --- in a thread ---------------------------------------------------------------------------------
@@ -145,14 +141,14 @@ def _answer(
     counts = {str(name): rows for name, rows in index.count().items()}
     if len(asked.q) > LONGEST_QUERY:
         raise InvalidValueError(
-            f"the query has {len(asked.q):,} characters; it may have at most {LONGEST_QUERY:,}"
+            f"a query of {len(asked.q):,} characters: at most {LONGEST_QUERY:,} are searched for"
         )
     normalize, _, combine = asked.fusion.partition("-")
     check_method(normalize, combine)
-    if not asked.k.isdecimal() or not 1 <= int(asked.k[:9]) <= _MAX_DOCUMENTS:
-        raise InvalidValueError(f"k={asked.k[:20]}: must be a number from 1 to {_MAX_DOCUMENTS}")
+    if not asked.k.isdecimal() or not 1 <= int(asked.k[:9]) <= _MOST_DOCUMENTS:
+        raise InvalidValueError(f"k={asked.k[:20]}: must be a number from 1 to {_MOST_DOCUMENTS}")
     if asked.rerank and reranker is None:
-        raise InvalidValueError("there is no reranker; start the server with --reranker MODEL")
+        raise InvalidValueError("there is no reranker: start again with --reranker MODEL")
     image = _query_image(index, uploads, asked)
     if image is None and is_blank(asked.q):
         return render_view(served, asked, counts=counts)
@@ -173,13 +169,13 @@ def _query_image(index: DualIndex, uploads: _Uploads, asked: Asked) -> ImageSour
     if asked.image:
         content = uploads.get(asked.image)
         if content is None:
-            raise InvalidValueError("the uploaded image is no longer kept; upload it again")
+            raise InvalidValueError("the image that was sent is no longer kept: send it again")
         return content
     if not asked.like:
         return None
     node = index.as_retriever().get_image(asked.like)
     if node is None:
-        raise InvalidValueError("the index no longer has an image with this id")
+        raise InvalidValueError("the index has no image with this id any more")
     return node
 
 
@@ -191,7 +187,7 @@ def _image(index: DualIndex, node_id: str) -> bytes:
     return scaled_jpeg(node, LARGE)[0]
 
 
-# --- kept between requests -----------------------------------------------------------------------
+# --- what lasts from one request to the next -----------------------------------------------------
 
 
 class _Uploads:
@@ -204,7 +200,7 @@ class _Uploads:
         """Keep an image, in place of the oldest ones if there is no room; gives its name."""
         name = secrets.token_urlsafe(16)
         self._kept[name] = content
-        while sum(map(len, self._kept.values())) > _MAX_UPLOAD_BYTES:
+        while sum(map(len, self._kept.values())) > _MOST_UPLOADS:
             self._kept.popitem(last=False)
         return name
 
@@ -229,7 +225,7 @@ class _Opening:
         """Open the index, unless it is open or being opened."""
         if self._task is None:
             self._task = asyncio.create_task(asyncio.to_thread(self._open))
-            self._task.add_done_callback(_log_failure)
+            self._task.add_done_callback(_say_how_it_went)
 
     async def index(self) -> tuple[DualIndex, MultiModalRerank | None]:
         """The index and its reranker; after an error, the next call tries again."""
@@ -250,6 +246,6 @@ class _Opening:
             await asyncio.to_thread(self._task.result()[0].close)
 
 
-def _log_failure(opening: asyncio.Task[Any]) -> None:
+def _say_how_it_went(opening: asyncio.Task[Any]) -> None:
     if not opening.cancelled() and (error := opening.exception()):
         logger.warning("the index cannot be opened: %s", error)

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,12 @@ import llama_index_gap
 from llama_index_gap.errors import InvalidValueError
 from llama_index_gap.evaluation.datasets import Dataset, LabelledQuery
 from llama_index_gap.evaluation.experiment_result import ExperimentResult, MethodResult, OwnModality
+from llama_index_gap.evaluation.first_stage import (
+    Candidates,
+    candidates_of,
+    check_number,
+    learn_weight,
+)
 from llama_index_gap.evaluation.metrics import (
     DEFAULT_METRICS,
     Qrels,
@@ -34,6 +41,7 @@ from llama_index_gap.modality import LEGS, MODALITIES, PLURAL, Leg
 from llama_index_gap.models.base import Item, LazyImage, ModelError, PairScorer
 from llama_index_gap.nodes import document_key
 from llama_index_gap.progress import Progress
+from llama_index_gap.search.first_stage import check_weight
 from llama_index_gap.search.legs import LegHits, searched_collection, unit_query
 from llama_index_gap.search.rerank import MultiModalRerank, ScoreMode
 
@@ -45,6 +53,10 @@ DEPTH = 32
 METRICS = ("recall@1", "recall@5", "recall@10", "ndcg@10", "mrr@10")
 DEFAULT = "16+16, default"
 DEFAULT_RERANKED = "16+16, mean of both"
+BOTH_STAGES = "16+16, both stages"
+"""As ``DEFAULT_RERANKED``, with a weight for the first stage beside the reranker."""
+BOTH_LEARNT = "16+16, both, learnt"
+"""The same; each query is ranked with the weight that other queries teach."""
 
 _BY_TEXT = {"similarity_top_k": DEPTH, "image_similarity_top_k": 0}
 _BY_IMAGE = {"similarity_top_k": 0, "image_similarity_top_k": DEPTH}
@@ -75,12 +87,24 @@ class Experiment:
 
     Args:
         dataset: the queries and their relevant documents.
-        index: the index with the data set's documents; its other documents are searched too.
-        scorer: the reranker's scorer; without one there is only the first stage.
+        index: holds the data set's documents; any others that it holds are searched too.
+        scorer: reranks; without one there is only the first stage.
+        first_stage: also measure a ``MultiModalRerank`` with this ``first_stage``.
+        learn_first_stage: also learn the best one; see ``learn_weight``.
+
+    Raises:
+        ValueError: the first stage is to count beside no reranker, beside one that gives no
+            probabilities, or by a weight that is none; or there are too few queries to learn from.
     """
 
     def __init__(
-        self, dataset: Dataset, index: DualIndex, scorer: PairScorer | None = None
+        self,
+        dataset: Dataset,
+        index: DualIndex,
+        scorer: PairScorer | None = None,
+        *,
+        first_stage: float | None = None,
+        learn_first_stage: bool = False,
     ) -> None:
         self._dataset, self._index = dataset, index
         self._rows = {str(name): rows for name, rows in index.count().items()}
@@ -105,6 +129,20 @@ class Experiment:
                 self._rerankers[name] = MultiModalRerank(
                     model=self._scorer, score_mode=mode, top_n=None, batch_size=DEPTH
                 )
+
+        reranker = self._rerankers.get(DEFAULT_RERANKED)
+        self._adds = reranker is not None and reranker.gives_probabilities
+        self._first_stage, self._learns = first_stage, learn_first_stage
+        if first_stage is not None:
+            check_weight(first_stage)
+        if learn_first_stage:
+            asked = {query.id: dataset.qrels[query.id] for query in dataset.queries}
+            check_number(len(judged_queries(asked, dataset.relevant_from)))
+        if not self._adds and (learn_first_stage or first_stage is not None):
+            raise InvalidValueError(
+                "the first stage can count beside a reranker that reads texts and images and gives "
+                f"probabilities; {'there is none' if scorer is None else f'{scorer.name} does not'}"
+            )
 
     @cached_property
     def fingerprint(self) -> dict[str, Any]:
@@ -158,6 +196,8 @@ class Experiment:
                     raise ResultsCacheError(
                         f"{results}: the record of query {query.id!r} is damaged; delete the file"
                     )
+                if answer is not None and self._asks_both and _candidates(answer) is None:
+                    answer = None  # kept before there was a need for it
                 if answer is None:
                     try:
                         answer = self._answer(query)
@@ -183,18 +223,25 @@ class Experiment:
         legs = self._deep.search_legs(query.bundle, for_others=True)
         if self._scorer is not None:
             self._scorer.forget()
-        runs = {}
+        runs, stages = {}, None
         for name, retriever in self._retrievers.items():
-            hits = retriever.rank_legs(legs).nodes
+            found = hits = retriever.rank_legs(legs).nodes
             if name in self._rerankers:
-                hits = self._rerankers[name].postprocess_nodes(hits, query_bundle=query.bundle)
+                hits = self._rerankers[name].postprocess_nodes(found, query_bundle=query.bundle)
+            if name == DEFAULT_RERANKED and self._adds:
+                stages = asdict(candidates_of(found, hits))
             runs[name] = _documents(hit.node for hit in hits)
         return {
             "runs": runs,
+            "stages": stages,
             "legs": {leg.pair: _documents(hits.nodes) for leg, hits in legs.items()},
             "own": self._own_share(legs),
             "learnt": any(self._has_learnt(leg, hits) for leg, hits in legs.items()),
         }
+
+    @property
+    def _asks_both(self) -> bool:
+        return self._learns or self._first_stage is not None
 
     def _has_learnt(self, leg: Leg, hits: LegHits) -> bool:
         """Whether the index has learnt from this query."""
@@ -249,6 +296,16 @@ class Experiment:
             name: {query: answers[query]["runs"][name] for query in qrels}
             for name in self._retrievers
         }
+        kinds = self._kinds(qrels)
+        learnt = None
+        if self._asks_both:
+            both = {q: each for q in qrels if (each := _candidates(answers[q])) is not None}
+            if self._first_stage is not None:
+                runs[BOTH_STAGES] = {q: both[q].ranking(self._first_stage) for q in both}
+            if self._learns:
+                kind_of = {query: kind for kind, of_kind in kinds.items() for query in of_kind}
+                result = learn_weight(both, qrels, relevant_from=least, kinds=kind_of)
+                learnt, runs[BOTH_LEARNT] = result.first_stage, result.run
         legs = {}
         for pair in (leg.pair for leg in LEGS):
             run = {q: answers[q]["legs"][pair] for q in qrels if pair in answers[q]["legs"]}
@@ -264,7 +321,6 @@ class Experiment:
                 own_modality.append(
                     OwnModality(modality, estimate(shares), corpus_share, len(shares))
                 )
-        kinds = self._kinds(qrels)
         return ExperimentResult(
             dataset=dataset.name,
             models=_without_folders(self._index.models()),
@@ -281,10 +337,12 @@ class Experiment:
                 *dataset.notes,
                 *self._notes(len(answers) - len(qrels), failed, legs),
                 *self._notes_on_learning(answers, sampled, runs[DEFAULT], qrels),
+                *([] if learnt is None else [learnt.summary()]),
             ),
             runs=runs,
             qrels=qrels,
             relevant_from=least,
+            first_stage=learnt,
         )
 
     def _kinds(self, qrels: Qrels) -> dict[str, list[str]]:
@@ -311,12 +369,13 @@ class Experiment:
         rows = {kind: [row[query] for query in queries] for kind, queries in kinds.items()}
         methods = []
         for name, own in values.items():
-            default = DEFAULT_RERANKED if name in RERANKED else DEFAULT
+            reranked = name in {*RERANKED, BOTH_STAGES, BOTH_LEARNT}
+            default = DEFAULT_RERANKED if reranked else DEFAULT
             compared = default in values and default != name
             methods.append(
                 MethodResult(
                     name=name,
-                    reranked=name in RERANKED,
+                    reranked=reranked,
                     metrics={metric: estimate(each) for metric, each in own.items()},
                     by_kind={
                         kind: {metric: estimate(each[of_kind]) for metric, each in own.items()}
@@ -420,6 +479,19 @@ class _Remembering(PairScorer):
         """Forget everything about the last query."""
         self._prepared.clear()
         self._scores.clear()
+
+
+def _candidates(answer: Mapping[str, Any]) -> Candidates | None:
+    """What both stages say of a query's documents; None where that was not kept."""
+    match answer.get("stages"):
+        case {
+            "documents": list(documents),
+            "probabilities": list(probabilities),
+            "first_stage": list(values),
+            "scale": scale,
+        }:
+            return Candidates(documents, probabilities, values, scale)
+    return None
 
 
 def _is_ranking(found: Any) -> bool:

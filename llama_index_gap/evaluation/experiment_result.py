@@ -10,6 +10,7 @@ from typing import Any
 from llama_index_gap.evaluation.metrics import Comparison, Qrels
 from llama_index_gap.evaluation.trec import write_qrels, write_run
 from llama_index_gap.gap.estimates import Estimate
+from llama_index_gap.search.first_stage import FirstStage
 
 
 @dataclass(frozen=True)
@@ -17,12 +18,12 @@ class MethodResult:
     """The figures of one method.
 
     Attributes:
-        name: the name in ``FIRST_STAGE`` or ``RERANKED``.
-        reranked: whether the method is in ``RERANKED``.
-        metrics: the means over all queries, by metric.
-        by_kind: the means over the queries of each kind, by kind and metric.
-        against_default: the difference from ``DEFAULT``, or for a reranked method from
-            ``DEFAULT_RERANKED``, by metric; empty for these two methods.
+        name: as in ``FIRST_STAGE`` or ``RERANKED``; or ``BOTH_STAGES`` or ``BOTH_LEARNT``.
+        reranked: whether a reranker had a part in it.
+        metrics: over all queries, by metric.
+        by_kind: over the queries of each kind, by kind and metric.
+        against_default: by metric, the difference from ``DEFAULT``, or for a reranked method from
+            ``DEFAULT_RERANKED``; empty for these two themselves.
     """
 
     name: str
@@ -71,6 +72,7 @@ class ExperimentResult:
         runs: the documents found, best first, by method and query.
         qrels: the judgements of these queries.
         relevant_from: the lowest grade that counts as relevant.
+        first_stage: what the first stage should count beside the reranker, if that was learnt.
     """
 
     dataset: str
@@ -88,6 +90,7 @@ class ExperimentResult:
     runs: dict[str, dict[str, list[str]]]
     qrels: Qrels
     relevant_from: int
+    first_stage: FirstStage | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """All figures as plain JSON values; ``write_runs`` writes the rankings."""

@@ -122,8 +122,9 @@ class Ranking:
         for document in documents:
             scores = exact.get(document.key, {}) | _origin(document, fusion.normalize)
             scores |= probabilities[document.key]
+            odds = document.score if fusion.combine == "intent" else None
             scored += [
-                ScoredNode(node=node, score=document.score, scores=scores)
+                ScoredNode(node=node, score=document.score, scores=scores, log_odds=odds)
                 for node in self._shown(nodes[document.key])
             ]
         return SearchResult(

@@ -16,12 +16,19 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from llama_index.core.bridge.pydantic import ConfigDict, Field, PrivateAttr, field_serializer
+from llama_index.core.bridge.pydantic import (
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    field_serializer,
+    field_validator,
+)
 from llama_index.core.callbacks import CBEventType, EventPayload
 from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr-defined]
 from llama_index.core.instrumentation.events.rerank import ReRankEndEvent, ReRankStartEvent
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
-from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore, QueryBundle
+from llama_index.core.schema import BaseNode, NodeWithScore, QueryBundle
+from scipy.special import expit
 
 from llama_index_gap.errors import EXPECTED_ERRORS, InvalidValueError
 from llama_index_gap.gap.calibrate import RelevanceCalibrator
@@ -33,12 +40,19 @@ from llama_index_gap.images.opening import (
     open_image,
     read_image,
 )
-from llama_index_gap.modality import LEGS, MODALITIES, PLURAL, Leg, Modality
+from llama_index_gap.modality import MODALITIES, PLURAL, Leg
 from llama_index_gap.model_settings import Folder, LoadingSettings, PathText
 from llama_index_gap.models import Joint, LazyImage, ModelError, PairScorer, load_scorer
 from llama_index_gap.models.base import Item
-from llama_index_gap.nodes import GroupBy, ScoredNode, by_document
+from llama_index_gap.nodes import GroupBy, by_document
 from llama_index_gap.progress import Progress
+from llama_index_gap.search.candidates import Hits, found_by, texts_of, with_new_score
+from llama_index_gap.search.first_stage import (
+    FirstStage,
+    added_log_odds,
+    check_first_stage,
+    first_stage_adds,
+)
 from llama_index_gap.search.tracing import in_span
 from llama_index_gap.text import is_blank
 from llama_index_gap.threads import DECODING_THREADS, in_thread, read_ahead, stop_if_given_up
@@ -54,7 +68,6 @@ ScoreMode: TypeAlias = Literal["mean", "max", "text", "image", "by_modality", "j
 _ON_DISK = ("vision_folder", "vision_disk_bytes")  # settings that only some models have
 # What is scored: its modality (or "joint"), and its content.
 _Key: TypeAlias = tuple[str, ...]
-_Hits: TypeAlias = Sequence[NodeWithScore]
 
 
 @dataclass(frozen=True)
@@ -74,21 +87,23 @@ class MultiModalRerank(LoadingSettings, BaseNodePostprocessor):
 
     Returned are the nodes of the documents, each node once, a document's texts before its images,
     as ``ScoredNode``: ``score`` is the document's new score; ``scores`` holds what it held before,
-    the former score as ``retrieval``, and ``rerank_text``, ``rerank_image`` or ``rerank_joint``. A
+    the former score as ``retrieval``, and ``rerank_text``, ``rerank_image`` or ``rerank_joint``.
+    With ``first_stage`` the log odds of that score and of the first stage are added: ``score`` is
+    the probability of the sum, and ``rerank_first_stage`` what the first stage added to it. A
     document that cannot be scored has the score None and comes after the others; such documents
     keep their order, and ``similarity_cutoff`` leaves them out. ``partial`` tells of this ranking,
     not of one before.
 
-    It works after any retriever. Nodes are never changed. Documents with equal scores keep their
-    order. LlamaIndex's instrumentation shows a span for each scored modality, such as
-    ``score_text``.
+    Works after any retriever. Nodes are never changed. Ties keep their order. LlamaIndex'
+    instrumentation shows a span for each modality that is scored, ``score_text`` and so on, and one
+    for the ``first_stage`` where that counts.
 
     Raises:
-        ModelError: the model cannot be found or loaded; or, when reranking, gives scores that are
-            NaN or infinite.
-        ValueError: a setting does not fit the model or this machine; or, when reranking, the query
-            is missing or has a modality that the model cannot read.
-        ImageError: when reranking, the query's image cannot be opened.
+        ModelError: the model cannot be found or loaded, or gives scores that are no numbers.
+        ValueError: a setting does not fit the model or this machine; (when reranking) the query is
+            missing, or of a modality that the model cannot read; or the first stage's scores are
+            no numbers, or on another scale than ``first_stage`` was learnt on.
+        ImageError: (when reranking) the query's image cannot be opened.
     """
 
     model_config = ConfigDict(
@@ -142,6 +157,12 @@ class MultiModalRerank(LoadingSettings, BaseNodePostprocessor):
         description="Turns each modality's score into a probability before they are combined; "
         "fitted on rerank_text and rerank_image of this model, with its model_name as the source.",
     )
+    first_stage: float | FirstStage | None = Field(
+        frozen=True,
+        default=None,
+        description="What the first stage counts: a weight for its log odds, which are added to "
+        "the reranker's; or what learn_first_stage has learnt. None ranks by the reranker alone.",
+    )
     image_root: Folder | None = Field(
         default=None, description="Folder that must hold the image files; by default, any folder."
     )
@@ -181,6 +202,12 @@ class MultiModalRerank(LoadingSettings, BaseNodePostprocessor):
         """The model's name, also if ``model`` is a preset or an object."""
         return self._scorer.name
 
+    @property
+    def gives_probabilities(self) -> bool:
+        """Whether scores are probabilities: the model's own, or a calibrator's."""
+        scaled = self._scorer.to_probability(np.zeros(1, dtype=np.float32))
+        return scaled is not None or self.calibrator is not None
+
     def model_post_init(self, context: Any, /) -> None:
         """Load the model and check the settings against it."""
         super().model_post_init(context)
@@ -206,6 +233,7 @@ class MultiModalRerank(LoadingSettings, BaseNodePostprocessor):
             )
         self._check_mode()
         self._check_calibrator()
+        self._check_first_stage()
 
     def _check_mode(self) -> None:
         mode, scorer = self.score_mode, self._scorer
@@ -243,6 +271,22 @@ class MultiModalRerank(LoadingSettings, BaseNodePostprocessor):
             for query in sorted(self._scorer.modalities)
         ]
         self.calibrator.check_pairs(needed)
+
+    @field_validator("first_stage", mode="before")
+    @classmethod
+    def _check_weight(cls, given: object) -> object:
+        return given if given is None or isinstance(given, dict) else check_first_stage(given)
+
+    def _check_first_stage(self) -> None:
+        if self.first_stage is None:
+            return
+        if isinstance(self.first_stage, FirstStage):
+            self.first_stage.check_source(self.model_name)
+        if not self.gives_probabilities:
+            raise InvalidValueError(
+                f"first_stage: the scores of {self.model_name} are no probabilities, and so have "
+                "no log odds; pass a calibrator too, or leave first_stage out"
+            )
 
     @field_serializer("model")
     def _name_of_model(self, model: str | PairScorer) -> str:
@@ -291,14 +335,25 @@ class MultiModalRerank(LoadingSettings, BaseNodePostprocessor):
 
     # --- the ranking -----------------------------------------------------------------------------
 
-    def _ranked(self, query: QueryBundle, documents: Sequence[_Hits]) -> list[list[NodeWithScore]]:
+    def _ranked(self, query: QueryBundle, documents: Sequence[Hits]) -> list[list[NodeWithScore]]:
         deadline = time.monotonic() + (self.max_seconds or math.inf)
         found = self._score(self._queries(query), documents, deadline)
         unreached = len(documents) - len(found)
         found += [{}] * unreached
         combine = max if self.score_mode == "max" else fmean
         scores = [combine(each.values()) if each else -math.inf for each in found]
-        order = sorted(range(len(documents)), key=lambda i: -scores[i])  # stable
+        ranked_by = scores
+        if self.first_stage is not None:
+            added = in_span(
+                self, "first_stage", partial(first_stage_adds, self.first_stage, documents)
+            )
+            known = [score if each else None for score, each in zip(scores, found, strict=True)]
+            ranked_by = added_log_odds(known, added).tolist()
+            scores = [float(expit(each)) if each > -math.inf else each for each in ranked_by]
+            for of_document, value in zip(found, added.tolist(), strict=True):
+                if of_document:
+                    of_document["first_stage"] = value
+        order = sorted(range(len(documents)), key=lambda i: -ranked_by[i])  # stable
         if self.similarity_cutoff is not None:
             order = [i for i in order if scores[i] >= self.similarity_cutoff]
             logger.info(
@@ -308,14 +363,14 @@ class MultiModalRerank(LoadingSettings, BaseNodePostprocessor):
                 len(documents),
             )
         return [
-            _returned(
+            with_new_score(
                 documents[i], scores[i] if found[i] else None, found[i], partial=unreached > 0
             )
             for i in order
         ]
 
     def _score(
-        self, queries: Sequence[_Query], documents: Sequence[_Hits], deadline: float
+        self, queries: Sequence[_Query], documents: Sequence[Hits], deadline: float
     ) -> list[dict[str, float]]:
         """The scores of each document that was reached in time, by modality."""
         reached: list[list[_Key]] = []
@@ -434,11 +489,11 @@ class MultiModalRerank(LoadingSettings, BaseNodePostprocessor):
             items = {"joint": Joint(text, image)}
         return [_Query(modality, self._scorer.prepare(item)) for modality, item in items.items()]
 
-    def _read(self, hits: _Hits) -> tuple[dict[_Key, Any], list[str]]:
+    def _read(self, hits: Hits) -> tuple[dict[_Key, Any], list[str]]:
         """What is scored of a document, prepared; and why images of it cannot be read."""
         prepared: dict[_Key, Any] = {}
         unreadable: list[str] = []
-        texts, images = _texts(hits), [hit.node for hit in hits if has_image(hit.node)]
+        texts, images = texts_of(hits), [hit.node for hit in hits if has_image(hit.node)]
 
         def add_image(node: BaseNode, text: str | None = None) -> None:
             try:
@@ -457,7 +512,7 @@ class MultiModalRerank(LoadingSettings, BaseNodePostprocessor):
                 if prepared:
                     return prepared, unreadable
         # First the modality that a document is to be judged by, then the other.
-        first = _found_by(hits) if self.score_mode == "by_modality" else self.score_mode
+        first = found_by(hits) if self.score_mode == "by_modality" else self.score_mode
         for modality in sorted(MODALITIES, key=lambda each: each != first):
             if modality not in self._scorer.document_modalities:
                 continue
@@ -480,45 +535,3 @@ def _decode(data: bytes, name: str) -> Image:
         return open_image(data)
     except ImageError as error:  # it does not know the image's name
         raise ImageError(name, error.reason) from error
-
-
-def _texts(hits: _Hits) -> list[str]:
-    """A document's passages as they were embedded; its captions where it has none."""
-    nodes = [hit.node for hit in hits if hit.node.get_content(MetadataMode.NONE).strip()]
-    nodes = [node for node in nodes if not has_image(node)] or nodes
-    return [node.get_content(MetadataMode.EMBED) for node in nodes]
-
-
-def _found_by(hits: _Hits) -> Modality:
-    """The modality whose leg found a document by the strongest evidence."""
-    evidence = [
-        (scores[f"{leg.name}_evidence"], leg.target)
-        for scores in map(_scores_of, hits)
-        for leg in LEGS
-        if f"{leg.name}_evidence" in scores
-    ]
-    if not evidence:
-        return "image" if has_image(hits[0].node) else "text"
-    return max(evidence)[1]  # the text where both are equal
-
-
-def _scores_of(hit: NodeWithScore) -> dict[str, float]:
-    return hit.scores if isinstance(hit, ScoredNode) else {}
-
-
-def _returned(
-    hits: _Hits, score: float | None, by_modality: Mapping[str, float], *, partial: bool
-) -> list[NodeWithScore]:
-    """A document's nodes with its new score, texts first."""
-    new = {f"rerank_{modality}": value for modality, value in by_modality.items()}
-    returned: list[NodeWithScore] = []
-    for hit in sorted(hits, key=lambda hit: has_image(hit.node)):
-        before = {} if hit.score is None else {"retrieval": hit.score}
-        before |= {
-            name: value
-            for name, value in _scores_of(hit).items()
-            if not name.startswith("rerank_")  # another reranker's
-        }
-        scores = {**before, **new}
-        returned.append(ScoredNode(node=hit.node, score=score, scores=scores, partial=partial))
-    return returned

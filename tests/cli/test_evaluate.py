@@ -85,6 +85,24 @@ def test_evaluate_reranks(edis: Path, tiny_clip: Path, tmp_path: Path) -> None:
     assert shown.out.index("16+16, default") < shown.out.index("16+16, mean of both")
 
 
+def test_evaluate_adds_the_first_stage(edis: Path, tiny_clip: Path, tmp_path: Path) -> None:
+    command = ("evaluate", edis, "--db", tmp_path / "e.db", "--model", tiny_clip)
+    reranker = ("--reranker", PARITY / "jina_m0_tiny")
+
+    shown = gap(*command, *reranker, "--first-stage", 0.5)
+    learnt = gap(*command, *reranker, "--learn-first-stage")
+    alone = [gap(*command, *option) for option in (("--first-stage", 1), ("--learn-first-stage",))]
+
+    assert shown.code == 0, shown.err
+    words = " ".join(shown.out.split())
+    assert words.index("16+16, mean of both") < words.index("16+16, both stages")
+    assert "Both stages: the first stage's log odds, weighted, are added to the" in words
+    assert "2 queries with a relevant document; a weight for the first stage needs" in learnt.err
+    for each in alone:
+        assert each.code == 2
+        assert "name one with --reranker" in " ".join(each.err.replace("│", " ").split())
+
+
 def test_the_demo_measures_and_shows(tmp_path: Path) -> None:
     command = ("demo", "--folder", tmp_path, "--articles", 100, "--queries", 4)
 

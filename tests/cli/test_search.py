@@ -107,6 +107,50 @@ def test_a_reranker_has_the_last_word(
     assert f"found with {first['fused']:.2f}" in explained.out
 
 
+def test_the_first_stage_counts_beside_a_reranker(
+    demo: Path, reranker: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(reranker.parent)
+    search = ("search", "a white ship", "--db", demo / "gap.db", "--reranker", reranker.name)
+    first_stage = ("--first-stage", 50)
+
+    documents = json.loads(gap(*search, *first_stage, "--top-k", 12, "--json").out)["documents"]
+    plain = gap(*search, *first_stage, "--top-k", 2)
+    explained = gap(*search, *first_stage, "--top-k", 2, "--explain")
+    weighed = gap(*search, *first_stage, "--weights", "image=2", "--json")
+    (without,) = json.loads(gap(*search, "--top-k", 1, "--json").out)["documents"]
+
+    fused = [document["fused"] for document in documents]
+    assert fused == sorted(fused, reverse=True)  # so much weight leaves the reranker no word
+    assert sum(document["first_stage"] for document in documents) == pytest.approx(0, abs=1e-6)
+    assert without["first_stage"] is None
+    assert "rates them, and the first stage" in " ".join(plain.out.split())
+    words = " ".join(explained.out.split())
+    assert re.search(
+        r"text 0\.\d+, image 0\.\d+; the first stage adds \+\d+\.\d\d to the log", words
+    )
+    assert "its weighted lead over the mean candidate" in words
+    assert max(map(len, explained.out.splitlines())) <= 80
+    assert weighed.code == 0, weighed.err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--first-stage", 1), "is added to what a reranker says; name one with --reranker"),
+        (("--first-stage", -1, "--reranker", "x"), "weight is -1.0: must be a number of at least"),
+        (("--first-stage", "nan", "--reranker", "x"), "weight is nan: must be a number"),
+    ],
+)
+def test_a_first_stage_that_cannot_count(
+    demo: Path, options: tuple[object, ...], message: str
+) -> None:
+    found = gap("search", "ship", "--db", demo / "gap.db", *options)
+
+    assert found.code == 2
+    assert message in " ".join(found.err.replace("│", " ").split())
+
+
 def test_what_is_too_improbable_is_left_out(own_db: Path) -> None:
     (without,) = gap("search", "ship", "--db", own_db, "--min-probability", 0.5).err.splitlines()
     even = Curve(scores=(0.0,), log_odds=(0.0,), precision=(0.5,), relevant=1, irrelevant=1)

@@ -1,4 +1,4 @@
-"""``llama-gap serve`` as a user runs it: in a separate process, over HTTP."""
+"""``llama-gap serve`` as a person runs it: a process of its own, asked over HTTP."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ RUN = "from llama_index_gap.cli.app import main; main()"
 
 @pytest.fixture(scope="module")
 def address(demo: Path) -> Iterator[str]:
-    """The URL at which it serves the demo's index."""
+    """Where it says that it serves the demo's index."""
     command = [sys.executable, "-c", RUN, "serve", "--db", str(demo / "gap.db"), "--port", "0"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
     with subprocess.Popen(
@@ -49,7 +49,7 @@ def test_it_serves_from_the_start_until_it_is_interrupted(address: str) -> None:
 
 
 def test_a_body_without_end_is_cut_short(address: str) -> None:
-    """It is neither kept in memory nor read forever."""
+    """It is neither kept in memory nor read for ever."""
     sent = 0
 
     def endless() -> Iterator[bytes]:
@@ -96,4 +96,4 @@ def test_listening_for_others_is_said_aloud(demo: Path, monkeypatch: pytest.Monk
 
     assert here.out.startswith("http://127.0.0.1:")
     assert here.err == ""
-    assert everywhere.err.startswith("warning: anyone who reaches 0.0.0.0")
+    assert everywhere.err.startswith("warning: this page is open to whoever reaches 0.0.0.0")

@@ -39,7 +39,7 @@ def rerank(reranker: Path) -> MultiModalRerank:
 @pytest.fixture(scope="module")
 def client(index: DualIndex, rerank: MultiModalRerank) -> Iterator[TestClient]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(index, "close", lambda: None)  # other tests use it again
+        patch.setattr(index, "close", lambda: None)  # the tests' own, and used again
         app = make_app(lambda: (index, rerank), Served("gap.db", "gap", rerank.model_name))
         with TestClient(app, base_url=HERE) as client:
             ready(client)
@@ -47,14 +47,14 @@ def client(index: DualIndex, rerank: MultiModalRerank) -> Iterator[TestClient]:
 
 
 def ready(client: TestClient) -> httpx2.Response:
-    """The first page, once the models are loaded."""
+    """The first page, once the models are there."""
     while "The models are loading" in (page := client.get("/")).text:
         pass
     return page
 
 
 def titles(page: str, part: str) -> list[str]:
-    """The documents in a column of the page, in order."""
+    """The documents in a column of the page, in their order."""
     column = page.partition(f'<section class="{part}">')[2].partition("</section>")[0]
     return re.findall(r"<h3><span[^>]*>\d+</span> <bdi>([^<]*)</bdi>", column)
 
@@ -118,7 +118,7 @@ def test_an_image_is_sent_and_kept_while_settings_change(client: TestClient, dem
     ship = (demo / "corpus" / "images" / "ferry.png").read_bytes()
     sent = client.post("/", data={"k": "5"}, files={"file": ("ship.png", ship)})
 
-    assert str(sent.url).startswith(f"{HERE}/?image=")  # so that a reload repeats the search
+    assert str(sent.url).startswith(f"{HERE}/?image=")  # so that a reload asks for the same
     assert titles(sent.text, "alone image")[0] == "A ferry for the old harbour"
     assert "image by image leg" in sent.text
     (by_rank,) = re.findall(r'href="([^"]*fusion=rank-sum[^"]*)"', sent.text)
@@ -213,11 +213,11 @@ def test_an_image_that_may_not_be_opened_says_why_without_its_folder(
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
-        ({"fusion": "rank-intent"}, "combine='intent' needs z-scores"),
+        ({"fusion": "rank-intent"}, "combine='intent' turns z-scores"),
         ({"fusion": "nonsense"}, "normalize='nonsense': must be one of"),
         ({"k": "0"}, "k=0: must be a number from 1 to 50"),
         ({"k": "9" * 5000}, "must be a number from 1 to 50"),
-        ({"q": "a" * 10_001}, "the query has 10,001 characters; it may have at most 10,000"),
+        ({"q": "a" * 10_001}, "a query of 10,001 characters: at most 10,000"),
         ({"image": "unknown"}, "no longer kept"),
     ],
 )
@@ -278,14 +278,14 @@ def test_images_that_were_sent_make_room_for_others(monkeypatch: pytest.MonkeyPa
 
 def test_without_a_reranker_the_page_says_how_to_get_one(index: DualIndex) -> None:
     app = make_app(lambda: (index, None), Served("gap.db", "gap"))
-    client = TestClient(app, base_url=HERE)  # its end must not close the shared index
+    client = TestClient(app, base_url=HERE)  # without its end, which would close the index
     with client as _, pytest.MonkeyPatch.context() as patch:
         patch.setattr(DualIndex, "close", lambda _: None)
-        assert "start the server with --reranker MODEL" in ready(client).text
+        assert "start with --reranker MODEL" in ready(client).text
         asked = client.get("/", params={"q": "a ship", "rerank": "on"})
 
         assert asked.status_code == 400
-        assert "start the server with --reranker MODEL" in asked.text
+        assert "start again with --reranker MODEL" in asked.text
 
 
 # --- texts of others -----------------------------------------------------------------------------
@@ -381,7 +381,7 @@ def test_an_error_that_nobody_expects_is_shown_as_text(
 def test_a_search_does_not_keep_others_waiting(
     index: DualIndex, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An image is served while a search waits; then the search continues."""
+    """An image is answered while a search waits, which then goes on."""
     searching, go_on = threading.Event(), threading.Event()
     search = web_server.search_side_by_side
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,10 @@ from PIL import Image
 
 from llama_index_gap.evaluation.datasets import Dataset, LabelledQuery
 from llama_index_gap.evaluation.experiment import (
+    BOTH_LEARNT,
+    BOTH_STAGES,
     DEFAULT,
+    DEFAULT_RERANKED,
     FIRST_STAGE,
     RERANKED,
     Experiment,
@@ -386,6 +390,86 @@ def test_candidates_are_reranked_by_each_modality_and_by_both(
     assert by_text.reranked
     assert by_text.against_default["mrr@10"].difference.value == pytest.approx(1 / 2 - 1)
     assert methods["16+16, mean of both"].against_default == {}
+
+
+class ByProbability(ByColour):
+    def to_probability(self, scores: FloatArray) -> FloatArray | None:
+        return scores
+
+
+def far_off(name: str, cosine: float, folder: Path) -> list[TextNode]:
+    path = folder / f"alpha={cosine} .png"
+    Image.new("RGB", (8, 8)).save(path)
+    return nodes_of(name, f"alpha={cosine} score=0", str(path))
+
+
+def asked_for_both(
+    data: Dataset, scorer: PairScorer | None, folder: Path, **settings: Any
+) -> ExperimentResult:
+    with DualIndex(str(folder / "three.db"), embed_model=ByHand(asked=[])) as index:
+        index.upsert_nodes(data.corpus.nodes)
+        return Experiment(data, index, scorer, **settings).run(folder / "three.jsonl")
+
+
+def test_both_stages_are_measured_beside_the_reranker(three: Dataset, tmp_path: Path) -> None:
+    """The reranker says .55, .5 and .45 of b, a and c; a large weight ranks as the first stage.
+
+    Without d and e the first stage has too few vectors to say anything.
+    """
+    more = [node for name, low in (("d", 0.1), ("e", 0.2)) for node in far_off(name, low, tmp_path)]
+    five = replace(three, corpus=Corpus([*three.corpus.nodes, *more], []))
+    scorer = ByProbability("text", "image")
+    asked_for_both(five, scorer, tmp_path)  # what it keeps serves any weight
+    scored = len(scorer.scored)
+
+    results = {
+        weight: asked_for_both(five, scorer, tmp_path, first_stage=weight) for weight in (0, 99)
+    }
+
+    assert len(scorer.scored) == scored
+    runs = {weight: result.runs[BOTH_STAGES]["1"] for weight, result in results.items()}
+    assert runs[0] == results[0].runs[DEFAULT_RERANKED]["1"]
+    assert runs[0][:3] == ["b", "a", "c"]
+    assert runs[99] == results[99].runs[DEFAULT]["1"]
+    assert runs[99][0] == "a"
+    (both,) = (method for method in results[99].methods if method.name == BOTH_STAGES)
+    assert both.reranked
+    assert set(both.against_default) == {"recall@10", "ndcg@10", "mrr@10"}
+
+
+def test_a_weight_is_learnt_where_there_are_queries_enough(three: Dataset, tmp_path: Path) -> None:
+    scorer = ByProbability("text", "image")
+    many = replace(
+        three,
+        queries=[LabelledQuery(f"{number}", "alpha") for number in range(10)],
+        qrels={f"{number}": {"b": 1} for number in range(10)},
+    )
+
+    result = asked_for_both(many, scorer, tmp_path, learn_first_stage=True)
+
+    assert result.first_stage is not None
+    assert (result.first_stage.weight, result.first_stage.scale) == (0, "log_odds")
+    assert set(map(tuple, result.runs[BOTH_LEARNT].values())) == {("b", "a", "c")}
+    assert result.notes[-1] == result.first_stage.summary()
+    assert result.to_dict()["first_stage"]["weight"] == 0
+    with pytest.raises(ValueError, match=r"^1 queries with a relevant document; a weight for the"):
+        asked_for_both(three, scorer, tmp_path, learn_first_stage=True)
+
+
+@pytest.mark.parametrize(
+    ("scorer", "weight", "message"),
+    [
+        (None, 1, "gives probabilities; there is none$"),
+        (ByColour("text", "image"), 1, "gives probabilities; by colour does not$"),
+        (ByProbability("text"), 1, "gives probabilities; by colour does not$"),
+        (ByProbability("text", "image"), -1, "weight is -1: must be a number of at least 0"),
+    ],
+)
+def test_what_the_first_stage_cannot_be_added_to(
+    three: Dataset, tmp_path: Path, scorer: PairScorer | None, weight: float, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        asked_for_both(three, scorer, tmp_path, first_stage=weight)
 
 
 def test_a_reranker_of_texts_leaves_out_what_needs_images(three: Dataset, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from llama_index_gap.diagnosis.report import Report
 from llama_index_gap.gap.estimates import Estimate
 from llama_index_gap.gap.measure import GapReport
 from llama_index_gap.gap.scores import Histograms
-from llama_index_gap.modality import MODALITIES, PLURAL
+from llama_index_gap.modality import MODALITIES
 
 PAIRS = {
     "text_to_text": "two texts",
@@ -45,7 +45,7 @@ def render_report(report: Report) -> str:
     mitigations = report.figures.before_after.mitigations
     gaps = {NAMES[name]: each.gap for name, each in mitigations.items() if each.gap is not None}
     fitted, gap = any(report.figures.before_after.fitted_on.values()), report.figures.gap
-    whole = {"whole sample, as stored": gap} if gap is not None and fitted else {}
+    whole = {"all that was drawn, as stored": gap} if gap is not None and fitted else {}
     scorers = {name: scored.histograms for name, scored in report.figures.scorers.items()}
     return render(
         "gap",
@@ -80,7 +80,7 @@ def _interval(value: Estimate | float | None, form: str) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class _CloudDrawing:
-    """SVG paths of the texts and the images, and their means."""
+    """SVG paths of points, and their means."""
 
     name: str
     mitigation: Mitigation
@@ -128,7 +128,7 @@ class _Band:
 
 @dataclass(frozen=True)
 class _Ridge:
-    """Histograms below each other, over one axis."""
+    """Histograms one below the other, over one axis."""
 
     name: str
     height: int
@@ -159,7 +159,7 @@ def _ridge(name: str, histograms: Histograms, low: float, high: float) -> _Ridge
                 sort, PAIRS[sort], sort in _ACROSS, base, f"M{x[0]:.1f} {base}{steps}V{base}", mean
             )
         )
-    # The axis gets three to six round numbers.
+    # Three to six round numbers.
     sizes = (m * 10.0**e for e in range(-6, 7) for m in (1, 2.5, 5))
     step = next(size for size in sizes if (high - low) / size <= 5)
     at = range(int(np.ceil(low / step)), int(np.floor(high / step)) + 1)
@@ -194,25 +194,25 @@ def _table(reports: Sequence[GapReport]) -> Iterator[_Row]:
         lambda gap: gap.separation,
     )
     yield figure(
-        "Relative modality gap (RMG): at 0.5, pairs are no nearer than others", lambda gap: gap.rmg
+        "Relative modality gap (RMG): at 0.5, pairs lie no nearer than others", lambda gap: gap.rmg
     )
     for largest in first.gap_share:
         label = "the largest dimension" if largest == 1 else f"the {largest} largest dimensions"
         yield row(f"Share of ‖Δ‖² in {label}", [each.gap_share[largest] for each in reports])
     yield figure(
-        "Spread of cosines, within over across modalities: above 1, centring is not enough",
+        "Spread of cosines within modalities over that across: above 1, centring is not enough",
         lambda gap: gap.spread_ratio,
     )
     for modality in MODALITIES:
         yield row(
-            f"Overlap of text and image scores for {modality} queries: at 1, both share a scale",
+            f"Overlap of the scores of texts and of images for {modality} queries: 1 is one scale",
             [each.overlap[modality] for each in reports],
         )
         yield row(
-            f"Share of {PLURAL[modality]} in the first {first.k} hits of {modality} queries",
+            f"Own modality in the first {first.k} of this sample, {modality} queries",
             [each.bias[modality] for each in reports],
         )
-        yield row("… and in this sample", [each.corpus_share[modality] for each in reports])
+        yield row("… its share of this sample", [each.corpus_share[modality] for each in reports])
     for sort in dict.fromkeys(sort for each in reports for sort in each.scores):
         scores = [each.scores.get(sort) for each in reports]
         yield row(f"Mean cosine of {PAIRS[sort]}", [each.mean if each else None for each in scores])

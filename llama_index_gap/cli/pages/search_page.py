@@ -51,7 +51,7 @@ def bar_of(result: SearchResult) -> Callable[[float | None], float]:
     # Bars begin at 0. Zero means nothing for log odds, so their bars begin below the lowest value.
     most, least = max(evidence, default=0.0), min([0.0, *evidence])
     least -= (most - least) / 10 if least else 0.0
-    return lambda score: 0.0 if score is None else 100 * (score - least) / ((most - least) or 1.0)
+    return lambda says: 0.0 if says is None else 100 * (says - least) / ((most - least) or 1.0)
 
 
 def words_of(node: BaseNode, longest: int = _LONGEST_TEXT) -> str:

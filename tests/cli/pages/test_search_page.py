@@ -127,6 +127,17 @@ def test_images_are_scaled_and_keep_their_shape(tmp_path: Path) -> None:
     assert 'width="800" height="400"' in page
 
 
+def test_the_page_says_what_the_first_stage_adds() -> None:
+    scores = {"rerank_text": 0.8, "rerank_first_stage": 1.5, "retrieval": 2.0}
+    both = render_page(result(found(text(), score=0.9, **scores), reranker="m0"))
+    del scores["rerank_first_stage"]
+    alone = render_page(result(found(text(), score=0.8, **scores), reranker="m0"))
+
+    assert "the first stage adds <b>+1.50</b> to the log odds" in both
+    assert "the probability of its log odds and of what the first stage adds" in both
+    assert "first stage" not in alone
+
+
 def test_a_reranker_in_a_folder_is_called_by_its_name() -> None:
     page = render_page(result(found(text()), reranker="/home/me/models/judge"))
 
