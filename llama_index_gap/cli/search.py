@@ -211,7 +211,7 @@ def _print_explanation(result: SearchResult) -> None:
             ratings = [
                 f"{name} {format_score(result, value)}" for name, value in document.reranked.items()
             ]
-            of = ", ".join(read) or "neither text nor image could be read"
+            of = ", ".join(ratings) or "neither text nor image could be read"
             if document.first_stage is not None:
                 of += f"; the first stage adds {document.first_stage:+.2f} to the log odds"
             stdout.print(f"   score {format_score(result, document.score)}: {of}", markup=False)
