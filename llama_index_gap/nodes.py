@@ -231,8 +231,8 @@ def as_row(node: BaseNode) -> TextNode:
 def confined(node: BaseNode, folders: ImageFolders) -> BaseNode:
     """A stored node as an index returns it: its image is opened only in these folders.
 
-    The maker of an index may have stored nodes of any class, which name files in other ways too: a
-    node's audio and video are left out, and the node inside an index node is confined as well.
+    The maker of an index may have stored nodes of any class. These can name files in other ways
+    too: audio and video are left out, and the node inside an index node is confined as well.
 
     Args:
         node: as it was stored.

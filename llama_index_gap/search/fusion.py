@@ -127,8 +127,8 @@ def fuse(
       that each leg and each set of legs is equally likely, and that z-scores of different legs are
       independent. A weight multiplies a leg's odds.
 
-    A leg that did not find a document adds nothing. If any leg with hits has no background, all
-    legs use ``zscore`` instead, and the result says so.
+    A leg that did not find a document adds nothing. If ``background`` is asked for and any leg with
+    hits has none, all legs use ``zscore`` instead, and the result says so.
 
     Args:
         legs: by name.
