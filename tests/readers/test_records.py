@@ -169,7 +169,7 @@ SKIPPED: dict[str, tuple[Any, str]] = {
     "image at an absolute path": ({"images": ["/etc/passwd"]}, "lies outside"),
     "image is a text file": ({"images": ["docs.jsonl"]}, "not an image"),
     "image is a folder": ({"images": ["."]}, "is a folder"),
-    "image with a NUL": ({"images": ["a\0b"]}, "not a path"),
+    "image with a NUL": ({"images": ["a\0b"]}, "is not a valid path"),
 }
 
 
