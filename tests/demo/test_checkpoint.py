@@ -1,4 +1,4 @@
-"""The dual encoder that comes with the package is the one its model card describes."""
+"""The dual encoder in the package is the one that its model card describes."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_it_has_the_hub_s_layout() -> None:
 
 
 def test_texts_are_pooled_at_the_end_token(encoder: Encoder) -> None:
-    """Which transformers does only if its id is not 2; then padding changes nothing."""
+    """transformers does so only if the end token's id is not 2; then padding changes nothing."""
     config = json.loads((CHECKPOINT / "config.json").read_text())["text_config"]
     vocabulary = json.loads((CHECKPOINT / "tokenizer.json").read_text())["model"]["vocab"]
     assert config["eos_token_id"] == vocabulary["<|endoftext|>"] == config["vocab_size"] - 1
