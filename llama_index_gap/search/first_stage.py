@@ -1,4 +1,4 @@
-"""A reranker's log odds and those of the first stage, added: for rerankers that are weaker."""
+"""The log odds of a reranker and of the first stage, added, so that a weak reranker hurts less."""
 
 from __future__ import annotations
 
