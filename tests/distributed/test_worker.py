@@ -129,7 +129,7 @@ def test_a_model_that_fails_says_so_without_the_counts_of_one_part(task: Task) -
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"package_version": "0.0"}, r"this program 0\.0; install the same version"),
+        ({"package_version": "0.0"}, r"calling program 0\.0; install the same version"),
         ({"index_version": 3}, "was embedded again while it was filled; run the same again"),
         ({"opening": b"cnot_a_module\nModel\n."}, "No module named 'not_a_module'; install"),
         ({"opening": b"no pickle"}, "failed: UnpicklingError"),

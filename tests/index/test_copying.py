@@ -108,11 +108,11 @@ def test_run_again_it_changes_nothing_and_refuses_what_differs(
     assert (sum(again.rows.values()), again.images) == (0, 0)
     assert again.unchanged == sum(map(len, before.values()))
     source.insert_nodes([TextNode(id_="new", text="new")])
-    with pytest.raises(ValueError, match=r"other content.*overwrite"):
+    with pytest.raises(ValueError, match=r"differs from.*overwrite"):
         source.copy_to(uri)
     assert stored(uri) == before
     source.delete_nodes(["new", "a1"])
-    with pytest.raises(ValueError, match=r"other content.*overwrite"):
+    with pytest.raises(ValueError, match=r"differs from.*overwrite"):
         source.copy_to(uri)
 
     source.copy_to(uri, overwrite=True)
@@ -467,4 +467,4 @@ def test_an_index_type_that_a_file_lacks_is_replaced_and_told(
     with caplog.at_level(logging.WARNING):
         source.copy_to(str(tmp_path / "b.db"))
 
-    assert "it gets an index of type HNSW, since index_type 'DISKANN'" in caplog.text
+    assert "its vector index is of type HNSW, since index_type 'DISKANN'" in caplog.text
