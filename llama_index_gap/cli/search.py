@@ -164,7 +164,7 @@ def _print_documents(result: SearchResult) -> None:
     elif result.reranker is None:
         meaning = "score = text + image, the contributions of the two"
     else:
-        meaning = f"score = mean of text and image, as {visible(result.reranker)} rates them"
+        meaning = f"score = mean of text and image, rated by {visible(result.reranker)}"
         if _counts_first_stage(result):
             meaning += ", and the first stage"
     hint = f"{meaning}; --explain says why, --html shows the images"
@@ -276,9 +276,10 @@ def _method(result: SearchResult) -> list[str]:
     lines = []
     if result.reranker is not None and _counts_first_stage(result):
         lines.append(
-            f"{result.reranker} has read what was found: text and image are rated on one scale. "
-            "What the first stage adds, its weighted lead over the mean candidate, is added to the "
-            "log odds of their mean; the score is the probability of the sum. How it was found:"
+            f"{result.reranker} read the texts and images that were found and rated both on one "
+            "scale. The search's own lead over the mean candidate, times its weight, is added to the "
+            "log odds of their mean; the score is the probability of the sum. How the documents "
+            "were found:"
         )
     elif result.reranker is not None:
         lines.append(

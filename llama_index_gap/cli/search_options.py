@@ -92,8 +92,8 @@ class Narrowing:
             why = "an image alone searches only images; add a TEXT, or leave --weights out"
         elif reranker is not None:
             why = (
-                "--reranker gives all that is found scores of its own, whatever the weights; leave "
-                "one of the two options out, or let what was found count with --first-stage"
+                "--reranker scores all hits without regard to weights; leave one of the two "
+                "options out, or let the search's scores count too with --first-stage"
             )
         else:
             return

@@ -213,7 +213,7 @@ def test_an_image_that_may_not_be_opened_says_why_without_its_folder(
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
-        ({"fusion": "rank-intent"}, "combine='intent' turns z-scores"),
+        ({"fusion": "rank-intent"}, "combine='intent' needs z-scores"),
         ({"fusion": "nonsense"}, "normalize='nonsense': must be one of"),
         ({"k": "0"}, "k=0: must be a number from 1 to 50"),
         ({"k": "9" * 5000}, "must be a number from 1 to 50"),
