@@ -277,8 +277,8 @@ def _method(result: SearchResult) -> list[str]:
     if result.reranker is not None and _counts_first_stage(result):
         lines.append(
             f"{result.reranker} read the texts and images that were found and rated both on one "
-            "scale. The search's own lead over the mean candidate, times its weight, is added to the "
-            "log odds of their mean; the score is the probability of the sum. How the documents "
+            "scale. The search's lead over the mean candidate, times its weight, is added to the "
+            "log odds of the mean; the score is the probability of the sum. How the documents "
             "were found:"
         )
     elif result.reranker is not None:
