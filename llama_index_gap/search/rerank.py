@@ -79,9 +79,8 @@ class MultiModalRerank(LoadingSettings, BaseNodePostprocessor):
     keep their order, and ``similarity_cutoff`` leaves them out. ``partial`` tells of this ranking,
     not of one before.
 
-    It works after any retriever. Nodes are never changed. Documents with equal scores keep their
-    order. LlamaIndex's instrumentation shows a span for each scored modality, such as
-    ``score_text``.
+    Works after any retriever. Nodes are never changed. Ties keep their order. LlamaIndex'
+    instrumentation shows a span for each modality that is scored, ``score_text`` and so on.
 
     Raises:
         ModelError: the model cannot be found or loaded; or, when reranking, gives scores that are
