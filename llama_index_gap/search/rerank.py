@@ -83,11 +83,10 @@ class MultiModalRerank(LoadingSettings, BaseNodePostprocessor):
     instrumentation shows a span for each modality that is scored, ``score_text`` and so on.
 
     Raises:
-        ModelError: the model cannot be found or loaded; or, when reranking, gives scores that are
-            NaN or infinite.
-        ValueError: a setting does not fit the model or this machine; or, when reranking, the query
-            is missing or has a modality that the model cannot read.
-        ImageError: when reranking, the query's image cannot be opened.
+        ModelError: the model cannot be found or loaded, or gives scores that are no numbers.
+        ValueError: a setting does not fit the model or this machine; (when reranking) the query is
+            missing, or of a modality that the model cannot read.
+        ImageError: (when reranking) the query's image cannot be opened.
     """
 
     model_config = ConfigDict(
