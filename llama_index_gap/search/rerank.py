@@ -95,14 +95,22 @@ class MultiModalRerank(LoadingSettings, BaseNodePostprocessor):
     not of one before.
 
     Works after any retriever. Nodes are never changed. Ties keep their order. LlamaIndex'
+<<<<<<< HEAD
     instrumentation shows a span for each modality that is scored, ``score_text`` and so on, and one
     for the ``first_stage`` where that counts.
+=======
+    instrumentation shows a span for each modality that is scored, ``score_text`` and so on.
+>>>>>>> h-code2
 
     Raises:
         ModelError: the model cannot be found or loaded, or gives scores that are no numbers.
         ValueError: a setting does not fit the model or this machine; (when reranking) the query is
+<<<<<<< HEAD
             missing, or of a modality that the model cannot read; or the first stage's scores are
             no numbers, or on another scale than ``first_stage`` was learnt on.
+=======
+            missing, or of a modality that the model cannot read.
+>>>>>>> h-code2
         ImageError: (when reranking) the query's image cannot be opened.
     """
 
