@@ -5,10 +5,11 @@
 It learns in stages, from articles of the training fold that are made anew for every step:
 
 1. *see*: the vision tower names the parts of an image;
-2. *words*: queries of a single claim are paired with headlines;
-3. *headlines*: whole queries, likewise;
-4. *looks*: queries of a single claim are paired with headlines and with images;
-5. *images*: whole queries, likewise.
+2. *words*: queries of a single claim are paired with headlines of a single report;
+3. *reports*: whole queries, likewise;
+4. *headlines*: whole queries are paired with headlines of two reports;
+5. *looks*: queries of a single claim are paired with headlines and with images;
+6. *images*: whole queries, likewise.
 
 A stage ends when it brings no more gain on the development fold, or after its last step.
 
@@ -28,7 +29,7 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 
@@ -38,7 +39,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 from tqdm import trange
 
-from llama_index_gap.demo.drawing import COLOURS, GROUNDS, KINDS, SKIES, Scene
+from llama_index_gap.demo.drawing import COLOURS, GROUNDS, KINDS, SKIES
 from llama_index_gap.demo.newsroom import (
     QUERY_KINDS,
     Article,
@@ -46,6 +47,7 @@ from llama_index_gap.demo.newsroom import (
     Fold,
     Query,
     facts_in_words,
+    headline,
     make_articles,
     make_query,
     surroundings_in_words,
@@ -58,11 +60,8 @@ from training.train_dual_encoder import share_of_rate
 
 logger = logging.getLogger(__name__)
 
-_NAMES: dict[str, Sequence[str]] = {
-    "colour": tuple(COLOURS),
-    "kind": tuple(KINDS),
-    "other colour": tuple(COLOURS),
-    "other kind": tuple(KINDS),
+_THINGS = [(colour, kind) for colour in COLOURS for kind in KINDS]
+_VIEW: dict[str, Sequence[str]] = {
     "arrangement": ("beside", "before"),
     "setting": tuple(GROUNDS),
     "sky": tuple(SKIES),
@@ -89,6 +88,7 @@ class _Stage:
         rate: the highest learning rate.
         modalities: what queries are paired with: headlines, images.
         short: whether each query is of a single claim.
+        reports: of each headline, 1 or 2.
         articles: in each step.
         queries: that each headline or image is paired with.
     """
@@ -98,16 +98,18 @@ class _Stage:
     rate: float
     modalities: tuple[Modality, ...] = ()
     short: bool = False
+    reports: int = 2
     articles: int = 32
     queries: int = 6
 
 
-SEE = _Stage("see", 600, 2e-3, ("image",), articles=64)
+SEE = _Stage("see", 1500, 2e-3, ("image",), articles=64)
 STAGES = (
-    _Stage("words", 400, 3e-3, ("text",), short=True, queries=8),
-    _Stage("headlines", 300, 2e-3, ("text",)),
-    _Stage("looks", 400, 2e-3, ("text", "image"), short=True, articles=24, queries=8),
-    _Stage("images", 900, 1.5e-3, ("text", "image")),
+    _Stage("words", 400, 3e-3, ("text",), short=True, reports=1, queries=8),
+    _Stage("reports", 300, 2e-3, ("text",), reports=1),
+    _Stage("headlines", 1200, 2e-3, ("text",)),
+    _Stage("looks", 600, 2e-3, ("text", "image"), short=True, articles=24, queries=8),
+    _Stage("images", 1500, 1.5e-3, ("text", "image")),
 )
 
 
@@ -140,7 +142,8 @@ class _Trainer:
 
     def __init__(self, seed: int, curves: Path, show_progress: bool) -> None:
         self.model = CrossEncoder().train()
-        self._naming = nn.Linear(SEEN * WIDTH, sum(map(len, _NAMES.values())))
+        self._naming = nn.Linear(WIDTH, len(COLOURS) + len(KINDS))
+        self._viewing = nn.Linear(SEEN * WIDTH, sum(map(len, _VIEW.values())))
         self._seed, self._curves, self._show_progress = seed, curves, show_progress
         self._curves.unlink(missing_ok=True)
         self._started = time.process_time()
@@ -155,7 +158,10 @@ class _Trainer:
         vision_rate = stage.rate if stage is SEE else _VISION_RATE * stage.rate
         optimizer = torch.optim.AdamW(
             [
-                {"params": [*others, *self._naming.parameters()], "lr": stage.rate},
+                {
+                    "params": [*others, *self._naming.parameters(), *self._viewing.parameters()],
+                    "lr": stage.rate,
+                },
                 {"params": vision, "lr": vision_rate},
             ],
             betas=(0.9, 0.98),
@@ -202,8 +208,12 @@ class _Trainer:
     def _losses(self, stage: _Stage, fold: Fold, random: Random) -> dict[str, Tensor]:
         if stage is SEE:
             articles = _scattered(stage.articles, fold, random)
-            named = self._named(articles)
-            return {part: cross_entropy(named[part], gold) for part, gold in _gold(articles)}
+            things, view = self._named(articles)
+            shown = _things(articles)
+            losses = {"things": -(things.log_softmax(1) * shown).sum(1).mean()}
+            return losses | {
+                part: cross_entropy(view[part], gold) for part, gold in _gold(articles)
+            }
         losses = {}
         for modality in stage.modalities:
             pairs = _draw(stage, modality, fold, random)
@@ -226,9 +236,11 @@ class _Trainer:
         random = Random(f"held out {stage.name}")  # noqa: S311 - no secret
         if stage is SEE:
             articles = _scattered(400, "development", random)
-            named = self._named(articles)
-            return {
-                part: (named[part].argmax(1) == gold).float().mean().item()
+            things, view = self._named(articles)
+            best = torch.zeros_like(things).scatter(1, things.topk(2).indices, 1.0)
+            found = {"things": (best * _things(articles)).sum().item() / (2 * len(articles))}
+            return found | {
+                part: (view[part].argmax(1) == gold).float().mean().item()
                 for part, gold in _gold(articles)
             }
         found = {}
@@ -252,12 +264,18 @@ class _Trainer:
                     found[f"{modality}, {kind}"] = float((right[:, None] > wrong).mean())
         return found
 
-    def _named(self, articles: Sequence[Article]) -> dict[str, Tensor]:
+    def _named(self, articles: Sequence[Article]) -> tuple[Tensor, dict[str, Tensor]]:
+        """For n images the logits of all things, shape (n, things), and those of each other part.
+
+        A thing's logit is that of the tokens that show it best, wherever they lie. So the tower
+        learns to keep a thing's colour and kind in one token, where the language model finds them.
+        """
         with torch.autocast("cpu", torch.bfloat16):
-            seen = self.model.see(articles)
-        logits = self._naming(seen.float().flatten(1))
-        lengths = [len(names) for names in _NAMES.values()]
-        return dict(zip(_NAMES, logits.split(lengths, dim=1), strict=True))
+            seen = self.model.see(articles).float()
+        colours, kinds = self._naming(seen).split([len(COLOURS), len(KINDS)], dim=2)
+        things = (colours[..., None] + kinds[..., None, :]).flatten(2).logsumexp(1)
+        view = self._viewing(seen.flatten(1)).split([*map(len, _VIEW.values())], dim=1)
+        return things, dict(zip(_VIEW, view, strict=True))
 
 
 @dataclass(frozen=True)
@@ -287,13 +305,15 @@ class _Pairs:
 def _draw(stage: _Stage, modality: Modality, fold: Fold, random: Random) -> _Pairs:
     """Draw articles in series of near misses, each with queries it answers and others."""
     articles = make_articles(stage.articles, fold, random.getrandbits(32))
+    if stage.reports == 1:
+        articles = [_with_one_report(article, random) for article in articles]
     if stage.short:
         queries = [query for article in articles for query in _short_queries(article, random)]
     else:
         queries = [make_query(each, kind, random) for each in articles for kind in QUERY_KINDS]
     asked = [query.said if modality == "text" else query.shown for query in queries]
-    share = np.array([[len(c & a.claims) / len(c) if c else 0.0 for c in asked] for a in articles])
-    right = share == 1
+    right = np.array([[bool(c) and not a.lacks(c) for c in asked] for a in articles])
+    share = np.array([[_share(c, a) for c in asked] for a in articles])
     relevant = np.array([bool(claims) for claims in asked])
     maker = np.repeat(np.arange(len(articles)), len(queries) // len(articles))
     chance = np.random.default_rng(random.getrandbits(32))
@@ -330,7 +350,7 @@ def _draw(stage: _Stage, modality: Modality, fold: Fold, random: Random) -> _Pai
 
 def _short_queries(article: Article, random: Random) -> list[Query]:
     """Word a query for each claim of an article but the relation, which takes two things."""
-    facts, scene = article.facts, article.scene
+    facts, scene = random.choice(article.reports), article.scene
     queries = [
         Query(
             facts_in_words(facts, {name}, random), "text", frozenset({(name, getattr(facts, name))})
@@ -351,12 +371,36 @@ def _short_queries(article: Article, random: Random) -> list[Query]:
     ]
 
 
+def _share(asked: frozenset[Claim], article: Article) -> float:
+    """The share of the claims that an article holds.
+
+    A thing counts half if the image shows another one of its colour or kind.
+    """
+    if not asked:
+        return 0.0
+    lacking = article.lacks(asked)
+    half = sum(
+        any(
+            set(value.split()) & set(thing) for thing in (article.scene.first, article.scene.second)
+        )
+        for name, value in lacking
+        if name == "thing"
+    )
+    return 1 - (len(lacking) - half / 2) / len(asked)
+
+
+def _with_one_report(article: Article, random: Random) -> Article:
+    report, _ = article.reports
+    return replace(article, reports=(report, report), headline=headline([report], random))
+
+
 def _verdicts(asked: frozenset[Claim], article: Article) -> list[int]:
     verdicts = len(CLAIMS) * [0]
     things = iter(("thing", "other thing"))
+    lacking = article.lacks(asked)
     for claim in sorted(asked):
         name = next(things) if claim[0] == "thing" else claim[0]
-        verdicts[CLAIMS.index(name)] = 1 if claim in article.claims else 2
+        verdicts[CLAIMS.index(name)] = 2 if claim in lacking else 1
     return verdicts
 
 
@@ -365,28 +409,25 @@ def _scattered(number: int, fold: Fold, random: Random) -> list[Article]:
     return make_articles(6 * number, fold, random.getrandbits(32))[:number]
 
 
-def _parts(scene: Scene) -> dict[str, str]:
-    """The parts of an image; of its two things the left one, or the one in front, comes first."""
-    things = [scene.first, scene.second]
-    if scene.relation in ("right", "behind"):
-        things.reverse()
-    (colour, kind), (other_colour, other_kind) = things
-    return {
-        "colour": colour,
-        "kind": kind,
-        "other colour": other_colour,
-        "other kind": other_kind,
-        "arrangement": "beside" if scene.relation in ("left", "right") else "before",
-        "setting": scene.setting,
-        "sky": scene.sky,
-    }
+def _things(articles: Sequence[Article]) -> Tensor:
+    """Which things n images show, shape (n, things), 0 or 1."""
+    return torch.tensor(
+        [[float(each in (a.scene.first, a.scene.second)) for each in _THINGS] for a in articles]
+    )
 
 
 def _gold(articles: Sequence[Article]) -> Iterator[tuple[str, Tensor]]:
-    """For each part of an image, the number of its right name."""
-    shown = [_parts(article.scene) for article in articles]
-    for part, names in _NAMES.items():
-        yield part, torch.tensor([names.index(each[part]) for each in shown])
+    """For each other part of an image, the number of its right name."""
+    scenes = [article.scene for article in articles]
+    named = {
+        "arrangement": [
+            "beside" if scene.relation in ("left", "right") else "before" for scene in scenes
+        ],
+        "setting": [scene.setting for scene in scenes],
+        "sky": [scene.sky for scene in scenes],
+    }
+    for part, names in _VIEW.items():
+        yield part, torch.tensor([names.index(name) for name in named[part]])
 
 
 def main() -> None:
