@@ -71,6 +71,7 @@ _WEIGHT_DECAY = 0.05
 _VISION_RATE = 0.3  # of the learning rate, once the tower can see
 _CAPTION_WEIGHT = 0.3
 _SHARPNESS = 4.0  # how much likelier a near miss is drawn than one with nothing in common
+_MIXED = 4.0  # how much likelier an article's own query is drawn that mixes its reports
 _GOOD_ENOUGH = 0.995
 _GAIN = 0.002  # a smaller one does not count
 _PATIENCE = 6  # evaluations without a gain before a stage ends
@@ -310,7 +311,7 @@ def _draw(stage: _Stage, modality: Modality, fold: Fold, random: Random) -> _Pai
     if stage.short:
         queries = [query for article in articles for query in _short_queries(article, random)]
     else:
-        queries = [make_query(each, kind, random) for each in articles for kind in QUERY_KINDS]
+        queries = [query for article in articles for query in _whole_queries(article, random)]
     asked = [query.said if modality == "text" else query.shown for query in queries]
     right = np.array([[bool(c) and not a.lacks(c) for c in asked] for a in articles])
     share = np.array([[_share(c, a) for c in asked] for a in articles])
@@ -320,11 +321,13 @@ def _draw(stage: _Stage, modality: Modality, fold: Fold, random: Random) -> _Pai
     own = stage.queries // 2 if stage.short else 2
     picks = []
     for number in range(len(articles)):
-        mine = np.flatnonzero((maker == number) & relevant)
+        mine = np.flatnonzero((maker == number) & relevant & right[number])
         mine = chance.permutation(mine)[:own]
         weight = np.exp(_SHARPNESS * share[number]) * relevant
         if stage.short:
             weight *= ~right[number]
+        else:
+            weight[maker == number] *= _MIXED
         weight[mine] = 0
         others = chance.choice(
             len(queries), stage.queries - own, replace=False, p=weight / weight.sum()
@@ -346,6 +349,18 @@ def _draw(stage: _Stage, modality: Modality, fold: Fold, random: Random) -> _Pai
         torch.tensor(verdicts),
         [queries[pick].kind for row in picks for pick in row],
     )
+
+
+def _whole_queries(article: Article, random: Random) -> list[Query]:
+    """A query of each kind, and one for the headline that takes its facts from both reports.
+
+    That one names the people or the time of the other report: the headline has all of its words,
+    and answers it only by chance.
+    """
+    queries = [make_query(article, kind, random) for kind in QUERY_KINDS]
+    report, other = random.sample(article.reports, 2)
+    mixed = replace(report, who=other.who, time=other.time)
+    return [*queries, make_query(replace(article, reports=(mixed, mixed)), "text", random)]
 
 
 def _short_queries(article: Article, random: Random) -> list[Query]:
