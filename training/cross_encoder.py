@@ -154,6 +154,12 @@ class CrossEncoder(nn.Module):
         found = self.tokenizer.backend_tokenizer.encode_batch(list(texts), add_special_tokens=False)
         return [each.ids for each in found]
 
+    def tokens(self, texts: Iterable[str]) -> list[int]:
+        """The tokens of texts, without the ``{}`` of a template."""
+        return [
+            token for ids in self._encode(text.replace("{}", "") for text in texts) for token in ids
+        ]
+
     def caption_loss(self, reading: Reading, own: int) -> Tensor:
         """The loss of predicting, word by word, each article's own queries: the first of its k."""
         (before,) = self._encode([QUERY])

@@ -4,12 +4,14 @@
 
 It learns in stages, from articles of the training fold that are made anew for every step:
 
-1. *see*: the vision tower names the parts of an image;
-2. *words*: queries of a single claim are paired with headlines of a single report;
-3. *reports*: whole queries, likewise;
-4. *headlines*: whole queries are paired with headlines of two reports;
-5. *looks*: queries of a single claim are paired with headlines and with images;
-6. *images*: whole queries, likewise.
+1. *words*: queries of a single claim are paired with headlines of a single report;
+2. *reports*: whole queries, likewise;
+3. *headlines*: whole queries are paired with headlines of two reports;
+4. *see*: the vision tower learns to say what an image shows, in the language model's words;
+5. *parts*: queries of a single claim are paired with headlines and with images, and ask for a
+   colour or a kind of thing alone;
+6. *looks*: likewise, but ask for a thing with its colour;
+7. *images*: whole queries, likewise.
 
 A stage ends when it brings no more gain on the development fold, or after its last step.
 
@@ -36,11 +38,13 @@ from random import Random
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, rms_norm
 from tqdm import trange
 
 from llama_index_gap.demo.drawing import COLOURS, GROUNDS, KINDS, SKIES
 from llama_index_gap.demo.newsroom import (
+    COLOUR_WORDS,
+    KIND_WORDS,
     QUERY_KINDS,
     Article,
     Claim,
@@ -60,6 +64,7 @@ from training.train_dual_encoder import share_of_rate
 
 logger = logging.getLogger(__name__)
 
+_PARTS = ("colour", "kind")  # of a thing
 _THINGS = [(colour, kind) for colour in COLOURS for kind in KINDS]
 _VIEW: dict[str, Sequence[str]] = {
     "arrangement": ("beside", "before"),
@@ -68,7 +73,6 @@ _VIEW: dict[str, Sequence[str]] = {
 }
 
 _WEIGHT_DECAY = 0.05
-_VISION_RATE = 0.3  # of the learning rate, once the tower can see
 _CAPTION_WEIGHT = 0.3
 _SHARPNESS = 4.0  # how much likelier a near miss is drawn than one with nothing in common
 _MIXED = 4.0  # how much likelier an article's own query is drawn that mixes its reports
@@ -87,8 +91,9 @@ class _Stage:
         name: in the log.
         steps: at most.
         rate: the highest learning rate.
-        modalities: what queries are paired with: headlines, images.
+        modalities: what queries are paired with: headlines, images; none where images are named.
         short: whether each query is of a single claim.
+        parts: whether queries about a thing name its colour or its kind alone.
         reports: of each headline, 1 or 2.
         articles: in each step.
         queries: that each headline or image is paired with.
@@ -99,18 +104,20 @@ class _Stage:
     rate: float
     modalities: tuple[Modality, ...] = ()
     short: bool = False
+    parts: bool = False
     reports: int = 2
     articles: int = 32
     queries: int = 6
 
 
-SEE = _Stage("see", 1500, 2e-3, ("image",), articles=64)
 STAGES = (
     _Stage("words", 400, 3e-3, ("text",), short=True, reports=1, queries=8),
     _Stage("reports", 300, 2e-3, ("text",), reports=1),
-    _Stage("headlines", 1200, 2e-3, ("text",)),
-    _Stage("looks", 600, 2e-3, ("text", "image"), short=True, articles=24, queries=8),
-    _Stage("images", 1500, 1.5e-3, ("text", "image")),
+    _Stage("headlines", 800, 2e-3, ("text",)),
+    _Stage("see", 1200, 2e-3, articles=64),
+    _Stage("parts", 500, 2e-3, ("text", "image"), short=True, parts=True, articles=32, queries=8),
+    _Stage("looks", 600, 2e-3, ("text", "image"), short=True, articles=32, queries=8),
+    _Stage("images", 1200, 1.5e-3, ("text", "image")),
 )
 
 
@@ -132,7 +139,7 @@ def train(folder: str | Path, *, seed: int = 0, show_progress: bool = False) -> 
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
     trainer = _Trainer(seed, folder / "curves.jsonl", show_progress)
-    for stage in (SEE, *STAGES):
+    for stage in STAGES:
         trainer.run(stage)
         trainer.model.save(folder)
     return folder
@@ -143,7 +150,9 @@ class _Trainer:
 
     def __init__(self, seed: int, curves: Path, show_progress: bool) -> None:
         self.model = CrossEncoder().train()
-        self._naming = nn.Linear(WIDTH, len(COLOURS) + len(KINDS))
+        self._colours = [self.model.tokens(COLOUR_WORDS[colour]) for colour in COLOURS]
+        self._kinds = [self.model.tokens(KIND_WORDS[kind]) for kind in KINDS]
+        self._naming = nn.Parameter(torch.zeros(len(COLOURS) + len(KINDS)))
         self._viewing = nn.Linear(SEEN * WIDTH, sum(map(len, _VIEW.values())))
         self._seed, self._curves, self._show_progress = seed, curves, show_progress
         self._curves.unlink(missing_ok=True)
@@ -151,22 +160,11 @@ class _Trainer:
 
     def run(self, stage: _Stage) -> None:
         """Train until there is no more gain, or to the last step."""
-        vision = [*self.model.model.visual.parameters()]
-        for parameter in vision:
-            parameter.requires_grad_("image" in stage.modalities)
-        known = set(map(id, vision))
-        others = [each for each in self.model.parameters() if id(each) not in known]
-        vision_rate = stage.rate if stage is SEE else _VISION_RATE * stage.rate
+        # Queries would pull the tower to colours, which are easily seen, and it would forget kinds.
+        self.model.model.visual.requires_grad_(not stage.modalities)
+        learning = [each for each in self._parameters() if each.requires_grad]
         optimizer = torch.optim.AdamW(
-            [
-                {
-                    "params": [*others, *self._naming.parameters(), *self._viewing.parameters()],
-                    "lr": stage.rate,
-                },
-                {"params": vision, "lr": vision_rate},
-            ],
-            betas=(0.9, 0.98),
-            weight_decay=_WEIGHT_DECAY,
+            learning, lr=stage.rate, betas=(0.9, 0.98), weight_decay=_WEIGHT_DECAY
         )
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: share_of_rate(step, stage.steps)
@@ -178,7 +176,7 @@ class _Trainer:
             loss = torch.stack([*losses.values()]).sum()
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
-            torch.nn.utils.clip_grad_norm_([*others, *vision], 1.0)
+            torch.nn.utils.clip_grad_norm_(learning, 1.0)
             optimizer.step()
             schedule.step()
             if (step + 1) % _EVERY and step + 1 < stage.steps:
@@ -190,6 +188,11 @@ class _Trainer:
             best = max(best, mean)
             if best >= _GOOD_ENOUGH or evaluations == _PATIENCE:
                 break
+
+    def _parameters(self) -> Iterator[nn.Parameter]:
+        yield from self.model.parameters()
+        yield self._naming
+        yield from self._viewing.parameters()
 
     def _log(
         self, stage: _Stage, step: int, losses: dict[str, Tensor], held_out: dict[str, float]
@@ -207,11 +210,13 @@ class _Trainer:
         logger.info("%s", record)
 
     def _losses(self, stage: _Stage, fold: Fold, random: Random) -> dict[str, Tensor]:
-        if stage is SEE:
+        if not stage.modalities:
             articles = _scattered(stage.articles, fold, random)
             things, view = self._named(articles)
-            shown = _things(articles)
-            losses = {"things": -(things.log_softmax(1) * shown).sum(1).mean()}
+            losses = {
+                name: -(things[name].log_softmax(1) * gold).sum(1).mean()
+                for name, gold in _things(articles).items()
+            }
             return losses | {
                 part: cross_entropy(view[part], gold) for part, gold in _gold(articles)
             }
@@ -235,11 +240,13 @@ class _Trainer:
     def _held_out(self, stage: _Stage) -> dict[str, float]:
         """On the development fold: the share named right, or how often right pairs beat wrong."""
         random = Random(f"held out {stage.name}")  # noqa: S311 - no secret
-        if stage is SEE:
+        if not stage.modalities:
             articles = _scattered(400, "development", random)
             things, view = self._named(articles)
-            best = torch.zeros_like(things).scatter(1, things.topk(2).indices, 1.0)
-            found = {"things": (best * _things(articles)).sum().item() / (2 * len(articles))}
+            found = {}
+            for name, gold in _things(articles).items():
+                best = things[name].topk(2).indices
+                found[name] = gold.gather(1, best).sum().item() / gold.sum().item()
             return found | {
                 part: (view[part].argmax(1) == gold).float().mean().item()
                 for part, gold in _gold(articles)
@@ -265,16 +272,24 @@ class _Trainer:
                     found[f"{modality}, {kind}"] = float((right[:, None] > wrong).mean())
         return found
 
-    def _named(self, articles: Sequence[Article]) -> tuple[Tensor, dict[str, Tensor]]:
-        """For n images the logits of all things, shape (n, things), and those of each other part.
+    def _named(self, articles: Sequence[Article]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """For n images the logits of things, colours and kinds, and those of each other part.
 
         A thing's logit is that of the tokens that show it best, wherever they lie. So the tower
         learns to keep a thing's colour and kind in one token, where the language model finds them.
         """
         with torch.autocast("cpu", torch.bfloat16):
             seen = self.model.see(articles).float()
-        colours, kinds = self._naming(seen).split([len(COLOURS), len(KINDS)], dim=2)
-        things = (colours[..., None] + kinds[..., None, :]).flatten(2).logsumexp(1)
+        words = self.model.model.get_input_embeddings().weight.detach()
+        names = torch.stack([words[ids].mean(0) for ids in (*self._colours, *self._kinds)])
+        logits = rms_norm(seen, (WIDTH,)) @ rms_norm(names, (WIDTH,)).T / WIDTH**0.5
+        logits = logits + self._naming
+        colours, kinds = logits.split([len(COLOURS), len(KINDS)], dim=2)
+        things = {
+            "things": (colours[..., None] + kinds[..., None, :]).flatten(2).logsumexp(1),
+            "colours": colours.logsumexp(1),
+            "kinds": kinds.logsumexp(1),
+        }
         view = self._viewing(seen.flatten(1)).split([*map(len, _VIEW.values())], dim=1)
         return things, dict(zip(_VIEW, view, strict=True))
 
@@ -309,12 +324,12 @@ def _draw(stage: _Stage, modality: Modality, fold: Fold, random: Random) -> _Pai
     if stage.reports == 1:
         articles = [_with_one_report(article, random) for article in articles]
     if stage.short:
-        queries = [query for article in articles for query in _short_queries(article, random)]
+        queries = [q for each in articles for q in _short_queries(each, random, stage.parts)]
     else:
         queries = [query for article in articles for query in _whole_queries(article, random)]
     asked = [query.said if modality == "text" else query.shown for query in queries]
-    right = np.array([[bool(c) and not a.lacks(c) for c in asked] for a in articles])
-    share = np.array([[_share(c, a) for c in asked] for a in articles])
+    right = np.array([[bool(c) and not _lacks(a, c) for c in asked] for a in articles])
+    share = np.array([[_share(a, c) for c in asked] for a in articles])
     relevant = np.array([bool(claims) for claims in asked])
     maker = np.repeat(np.arange(len(articles)), len(queries) // len(articles))
     chance = np.random.default_rng(random.getrandbits(32))
@@ -363,8 +378,11 @@ def _whole_queries(article: Article, random: Random) -> list[Query]:
     return [*queries, make_query(replace(article, reports=(mixed, mixed)), "text", random)]
 
 
-def _short_queries(article: Article, random: Random) -> list[Query]:
-    """Word a query for each claim of an article but the relation, which takes two things."""
+def _short_queries(article: Article, random: Random, parts: bool = False) -> list[Query]:
+    """Word a query for each claim of an article but the relation, which takes two things.
+
+    With ``parts``, for the colour and the kind of each thing in place of the thing.
+    """
     facts, scene = random.choice(article.reports), article.scene
     queries = [
         Query(
@@ -372,10 +390,14 @@ def _short_queries(article: Article, random: Random) -> list[Query]:
         )
         for name in ("who", "event", "place", "time")
     ]
-    queries += [
-        Query(thing_in_words(thing, random), "image", frozenset({("thing", " ".join(thing))}))
-        for thing in (scene.first, scene.second)
-    ]
+    for thing in (scene.first, scene.second):
+        if not parts:
+            claim = ("thing", " ".join(thing))
+            queries.append(Query(thing_in_words(thing, random), "image", frozenset({claim})))
+            continue
+        for name, value, words in zip(_PARTS, thing, (COLOUR_WORDS, KIND_WORDS), strict=True):
+            text = random.choice(words[value]).replace("{}", "").strip()
+            queries.append(Query(text, "image", frozenset({(name, value)})))
     return queries + [
         Query(
             surroundings_in_words(scene, {name}, random),
@@ -386,21 +408,26 @@ def _short_queries(article: Article, random: Random) -> list[Query]:
     ]
 
 
-def _share(asked: frozenset[Claim], article: Article) -> float:
+def _lacks(article: Article, asked: frozenset[Claim]) -> frozenset[Claim]:
+    """The claims that an article does not hold; a claim may be a colour or a kind alone."""
+    things = (article.scene.first, article.scene.second)
+    held = {claim for thing in things for claim in zip(_PARTS, thing, strict=True)}
+    return article.lacks(asked - held)
+
+
+def _share(article: Article, asked: frozenset[Claim]) -> float:
     """The share of the claims that an article holds.
 
     A thing counts half if the image shows another one of its colour or kind.
     """
     if not asked:
         return 0.0
-    lacking = article.lacks(asked)
-    half = sum(
-        any(
-            set(value.split()) & set(thing) for thing in (article.scene.first, article.scene.second)
-        )
-        for name, value in lacking
-        if name == "thing"
-    )
+    lacking = _lacks(article, asked)
+    half = 0
+    for name, value in lacking:
+        if name == "thing":
+            parts = frozenset(zip(_PARTS, value.split(), strict=True))
+            half += _lacks(article, parts) != parts
     return 1 - (len(lacking) - half / 2) / len(asked)
 
 
@@ -412,9 +439,9 @@ def _with_one_report(article: Article, random: Random) -> Article:
 def _verdicts(asked: frozenset[Claim], article: Article) -> list[int]:
     verdicts = len(CLAIMS) * [0]
     things = iter(("thing", "other thing"))
-    lacking = article.lacks(asked)
+    lacking = _lacks(article, asked)
     for claim in sorted(asked):
-        name = next(things) if claim[0] == "thing" else claim[0]
+        name = next(things) if claim[0] in ("thing", *_PARTS) else claim[0]
         verdicts[CLAIMS.index(name)] = 2 if claim in lacking else 1
     return verdicts
 
@@ -424,11 +451,18 @@ def _scattered(number: int, fold: Fold, random: Random) -> list[Article]:
     return make_articles(6 * number, fold, random.getrandbits(32))[:number]
 
 
-def _things(articles: Sequence[Article]) -> Tensor:
-    """Which things n images show, shape (n, things), 0 or 1."""
-    return torch.tensor(
-        [[float(each in (a.scene.first, a.scene.second)) for each in _THINGS] for a in articles]
-    )
+def _things(articles: Sequence[Article]) -> dict[str, Tensor]:
+    """Which things, colours and kinds n images show, shape (n, names), 0 or 1."""
+    shown = [(article.scene.first, article.scene.second) for article in articles]
+    return {
+        "things": torch.tensor([[float(each in pair) for each in _THINGS] for pair in shown]),
+        "colours": torch.tensor(
+            [[float(each in (one[0], two[0])) for each in COLOURS] for one, two in shown]
+        ),
+        "kinds": torch.tensor(
+            [[float(each in (one[1], two[1])) for each in KINDS] for one, two in shown]
+        ),
+    }
 
 
 def _gold(articles: Sequence[Article]) -> Iterator[tuple[str, Tensor]]:

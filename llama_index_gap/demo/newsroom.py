@@ -105,7 +105,7 @@ _TIME = {
 }
 
 # What is seen has words in queries only.
-_COLOUR = {
+COLOUR_WORDS = {
     "red": ("red", "crimson", "scarlet"),
     "orange": ("orange", "amber", "tangerine"),
     "yellow": ("yellow", "golden", "lemon"),
@@ -115,7 +115,7 @@ _COLOUR = {
     "white": ("white", "ivory", "snow-white"),
     "black": ("black", "jet-black", "ebony"),
 }
-_KIND = {
+KIND_WORDS = {
     "balloon": ("{} balloon", "{} hot-air balloon", "{} airship"),
     "boat": ("{} boat", "{} ship", "{} yacht", "{} vessel"),
     "bus": ("{} bus", "{} coach", "{} omnibus"),
@@ -377,7 +377,7 @@ def facts_in_words(facts: Facts, said: set[str], random: Random) -> str:
 def thing_in_words(thing: tuple[str, str], random: Random) -> str:
     """Word a thing, given by its colour and kind, as queries do."""
     colour, kind = thing
-    words = random.choice(_KIND[kind]).format(random.choice(_COLOUR[colour]))
+    words = random.choice(KIND_WORDS[kind]).format(random.choice(COLOUR_WORDS[colour]))
     return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
 
 
@@ -503,7 +503,7 @@ def _scene_series(fold: Fold, random: Random) -> Iterator[Scene]:
         kinds, colours, relations, settings, skies = (
             random.sample(names, number)
             for names, number in (
-                (list(_KIND), 3), (list(_COLOUR), 2), (list(RELATIONS), 2),
+                (list(KIND_WORDS), 3), (list(COLOUR_WORDS), 2), (list(RELATIONS), 2),
                 (list(_SETTING), 2), (list(_SKY), 2),
             )
         )  # fmt: skip
