@@ -176,7 +176,7 @@ def _contrastive_loss(scores: torch.Tensor, ignored: torch.Tensor) -> torch.Tens
 
 def _other_answers(claims: Sequence[frozenset[Claim]], articles: Sequence[Article]) -> torch.Tensor:
     """Shape (n, n): whether an article other than the query's own says or shows these claims."""
-    found = torch.tensor([[asked <= article.claims for article in articles] for asked in claims])
+    found = torch.tensor([[not each.lacks(asked) for each in articles] for asked in claims])
     return found.fill_diagonal_(False)
 
 

@@ -4,11 +4,14 @@
 
 It learns in stages, from articles of the training fold that are made anew for every step:
 
-1. *see*: the vision tower names the parts of an image;
-2. *words*: queries of a single claim are paired with headlines;
-3. *headlines*: whole queries, likewise;
-4. *looks*: queries of a single claim are paired with headlines and with images;
-5. *images*: whole queries, likewise.
+1. *words*: queries of a single claim are paired with headlines of a single report;
+2. *reports*: whole queries, likewise;
+3. *headlines*: whole queries are paired with headlines of two reports;
+4. *see*: the vision tower learns to say what an image shows, in the language model's words;
+5. *parts*: queries of a single claim are paired with headlines and with images, and ask for a
+   colour or a kind of thing alone;
+6. *looks*: likewise, but ask for a thing with its colour;
+7. *images*: whole queries, likewise.
 
 A stage ends when it brings no more gain on the development fold, or after its last step.
 
@@ -28,24 +31,27 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, rms_norm
 from tqdm import trange
 
-from llama_index_gap.demo.drawing import COLOURS, GROUNDS, KINDS, SKIES, Scene
+from llama_index_gap.demo.drawing import COLOURS, GROUNDS, KINDS, SKIES
 from llama_index_gap.demo.newsroom import (
+    COLOUR_WORDS,
+    KIND_WORDS,
     QUERY_KINDS,
     Article,
     Claim,
     Fold,
     Query,
     facts_in_words,
+    headline,
     make_articles,
     make_query,
     surroundings_in_words,
@@ -58,20 +64,18 @@ from training.train_dual_encoder import share_of_rate
 
 logger = logging.getLogger(__name__)
 
-_NAMES: dict[str, Sequence[str]] = {
-    "colour": tuple(COLOURS),
-    "kind": tuple(KINDS),
-    "other colour": tuple(COLOURS),
-    "other kind": tuple(KINDS),
+_PARTS = ("colour", "kind")  # of a thing
+_THINGS = [(colour, kind) for colour in COLOURS for kind in KINDS]
+_VIEW: dict[str, Sequence[str]] = {
     "arrangement": ("beside", "before"),
     "setting": tuple(GROUNDS),
     "sky": tuple(SKIES),
 }
 
 _WEIGHT_DECAY = 0.05
-_VISION_RATE = 0.3  # of the learning rate, once the tower can see
 _CAPTION_WEIGHT = 0.3
 _SHARPNESS = 4.0  # how much likelier a near miss is drawn than one with nothing in common
+_MIXED = 4.0  # how much likelier an article's own query is drawn that mixes its reports
 _GOOD_ENOUGH = 0.995
 _GAIN = 0.002  # a smaller one does not count
 _PATIENCE = 6  # evaluations without a gain before a stage ends
@@ -87,8 +91,10 @@ class _Stage:
         name: in the log.
         steps: at most.
         rate: the highest learning rate.
-        modalities: what queries are paired with: headlines, images.
+        modalities: what queries are paired with: headlines, images; none where images are named.
         short: whether each query is of a single claim.
+        parts: whether queries about a thing name its colour or its kind alone.
+        reports: of each headline, 1 or 2.
         articles: in each step.
         queries: that each headline or image is paired with.
     """
@@ -98,16 +104,20 @@ class _Stage:
     rate: float
     modalities: tuple[Modality, ...] = ()
     short: bool = False
+    parts: bool = False
+    reports: int = 2
     articles: int = 32
     queries: int = 6
 
 
-SEE = _Stage("see", 600, 2e-3, ("image",), articles=64)
 STAGES = (
-    _Stage("words", 400, 3e-3, ("text",), short=True, queries=8),
-    _Stage("headlines", 300, 2e-3, ("text",)),
-    _Stage("looks", 400, 2e-3, ("text", "image"), short=True, articles=24, queries=8),
-    _Stage("images", 900, 1.5e-3, ("text", "image")),
+    _Stage("words", 400, 3e-3, ("text",), short=True, reports=1, queries=8),
+    _Stage("reports", 300, 2e-3, ("text",), reports=1),
+    _Stage("headlines", 800, 2e-3, ("text",)),
+    _Stage("see", 1200, 2e-3, articles=64),
+    _Stage("parts", 500, 2e-3, ("text", "image"), short=True, parts=True, articles=32, queries=8),
+    _Stage("looks", 600, 2e-3, ("text", "image"), short=True, articles=32, queries=8),
+    _Stage("images", 1200, 1.5e-3, ("text", "image")),
 )
 
 
@@ -129,7 +139,7 @@ def train(folder: str | Path, *, seed: int = 0, show_progress: bool = False) -> 
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
     trainer = _Trainer(seed, folder / "curves.jsonl", show_progress)
-    for stage in (SEE, *STAGES):
+    for stage in STAGES:
         trainer.run(stage)
         trainer.model.save(folder)
     return folder
@@ -140,26 +150,21 @@ class _Trainer:
 
     def __init__(self, seed: int, curves: Path, show_progress: bool) -> None:
         self.model = CrossEncoder().train()
-        self._naming = nn.Linear(SEEN * WIDTH, sum(map(len, _NAMES.values())))
+        self._colours = [self.model.tokens(COLOUR_WORDS[colour]) for colour in COLOURS]
+        self._kinds = [self.model.tokens(KIND_WORDS[kind]) for kind in KINDS]
+        self._naming = nn.Parameter(torch.zeros(len(COLOURS) + len(KINDS)))
+        self._viewing = nn.Linear(SEEN * WIDTH, sum(map(len, _VIEW.values())))
         self._seed, self._curves, self._show_progress = seed, curves, show_progress
         self._curves.unlink(missing_ok=True)
         self._started = time.process_time()
 
     def run(self, stage: _Stage) -> None:
         """Train until there is no more gain, or to the last step."""
-        vision = [*self.model.model.visual.parameters()]
-        for parameter in vision:
-            parameter.requires_grad_("image" in stage.modalities)
-        known = set(map(id, vision))
-        others = [each for each in self.model.parameters() if id(each) not in known]
-        vision_rate = stage.rate if stage is SEE else _VISION_RATE * stage.rate
+        # Queries would pull the tower to colours, which are easily seen, and it would forget kinds.
+        self.model.model.visual.requires_grad_(not stage.modalities)
+        learning = [each for each in self._parameters() if each.requires_grad]
         optimizer = torch.optim.AdamW(
-            [
-                {"params": [*others, *self._naming.parameters()], "lr": stage.rate},
-                {"params": vision, "lr": vision_rate},
-            ],
-            betas=(0.9, 0.98),
-            weight_decay=_WEIGHT_DECAY,
+            learning, lr=stage.rate, betas=(0.9, 0.98), weight_decay=_WEIGHT_DECAY
         )
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: share_of_rate(step, stage.steps)
@@ -171,7 +176,7 @@ class _Trainer:
             loss = torch.stack([*losses.values()]).sum()
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
-            torch.nn.utils.clip_grad_norm_([*others, *vision], 1.0)
+            torch.nn.utils.clip_grad_norm_(learning, 1.0)
             optimizer.step()
             schedule.step()
             if (step + 1) % _EVERY and step + 1 < stage.steps:
@@ -183,6 +188,11 @@ class _Trainer:
             best = max(best, mean)
             if best >= _GOOD_ENOUGH or evaluations == _PATIENCE:
                 break
+
+    def _parameters(self) -> Iterator[nn.Parameter]:
+        yield from self.model.parameters()
+        yield self._naming
+        yield from self._viewing.parameters()
 
     def _log(
         self, stage: _Stage, step: int, losses: dict[str, Tensor], held_out: dict[str, float]
@@ -200,10 +210,16 @@ class _Trainer:
         logger.info("%s", record)
 
     def _losses(self, stage: _Stage, fold: Fold, random: Random) -> dict[str, Tensor]:
-        if stage is SEE:
+        if not stage.modalities:
             articles = _scattered(stage.articles, fold, random)
-            named = self._named(articles)
-            return {part: cross_entropy(named[part], gold) for part, gold in _gold(articles)}
+            things, view = self._named(articles)
+            losses = {
+                name: -(things[name].log_softmax(1) * gold).sum(1).mean()
+                for name, gold in _things(articles).items()
+            }
+            return losses | {
+                part: cross_entropy(view[part], gold) for part, gold in _gold(articles)
+            }
         losses = {}
         for modality in stage.modalities:
             pairs = _draw(stage, modality, fold, random)
@@ -224,11 +240,15 @@ class _Trainer:
     def _held_out(self, stage: _Stage) -> dict[str, float]:
         """On the development fold: the share named right, or how often right pairs beat wrong."""
         random = Random(f"held out {stage.name}")  # noqa: S311 - no secret
-        if stage is SEE:
+        if not stage.modalities:
             articles = _scattered(400, "development", random)
-            named = self._named(articles)
-            return {
-                part: (named[part].argmax(1) == gold).float().mean().item()
+            things, view = self._named(articles)
+            found = {}
+            for name, gold in _things(articles).items():
+                best = things[name].topk(2).indices
+                found[name] = gold.gather(1, best).sum().item() / gold.sum().item()
+            return found | {
+                part: (view[part].argmax(1) == gold).float().mean().item()
                 for part, gold in _gold(articles)
             }
         found = {}
@@ -252,12 +272,26 @@ class _Trainer:
                     found[f"{modality}, {kind}"] = float((right[:, None] > wrong).mean())
         return found
 
-    def _named(self, articles: Sequence[Article]) -> dict[str, Tensor]:
+    def _named(self, articles: Sequence[Article]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """For n images the logits of things, colours and kinds, and those of each other part.
+
+        A thing's logit is that of the tokens that show it best, wherever they lie. So the tower
+        learns to keep a thing's colour and kind in one token, where the language model finds them.
+        """
         with torch.autocast("cpu", torch.bfloat16):
-            seen = self.model.see(articles)
-        logits = self._naming(seen.float().flatten(1))
-        lengths = [len(names) for names in _NAMES.values()]
-        return dict(zip(_NAMES, logits.split(lengths, dim=1), strict=True))
+            seen = self.model.see(articles).float()
+        words = self.model.model.get_input_embeddings().weight.detach()
+        names = torch.stack([words[ids].mean(0) for ids in (*self._colours, *self._kinds)])
+        logits = rms_norm(seen, (WIDTH,)) @ rms_norm(names, (WIDTH,)).T / WIDTH**0.5
+        logits = logits + self._naming
+        colours, kinds = logits.split([len(COLOURS), len(KINDS)], dim=2)
+        things = {
+            "things": (colours[..., None] + kinds[..., None, :]).flatten(2).logsumexp(1),
+            "colours": colours.logsumexp(1),
+            "kinds": kinds.logsumexp(1),
+        }
+        view = self._viewing(seen.flatten(1)).split([*map(len, _VIEW.values())], dim=1)
+        return things, dict(zip(_VIEW, view, strict=True))
 
 
 @dataclass(frozen=True)
@@ -287,24 +321,28 @@ class _Pairs:
 def _draw(stage: _Stage, modality: Modality, fold: Fold, random: Random) -> _Pairs:
     """Draw articles in series of near misses, each with queries it answers and others."""
     articles = make_articles(stage.articles, fold, random.getrandbits(32))
+    if stage.reports == 1:
+        articles = [_with_one_report(article, random) for article in articles]
     if stage.short:
-        queries = [query for article in articles for query in _short_queries(article, random)]
+        queries = [q for each in articles for q in _short_queries(each, random, stage.parts)]
     else:
-        queries = [make_query(each, kind, random) for each in articles for kind in QUERY_KINDS]
+        queries = [query for article in articles for query in _whole_queries(article, random)]
     asked = [query.said if modality == "text" else query.shown for query in queries]
-    share = np.array([[len(c & a.claims) / len(c) if c else 0.0 for c in asked] for a in articles])
-    right = share == 1
+    right = np.array([[bool(c) and not _lacks(a, c) for c in asked] for a in articles])
+    share = np.array([[_share(a, c) for c in asked] for a in articles])
     relevant = np.array([bool(claims) for claims in asked])
     maker = np.repeat(np.arange(len(articles)), len(queries) // len(articles))
     chance = np.random.default_rng(random.getrandbits(32))
     own = stage.queries // 2 if stage.short else 2
     picks = []
     for number in range(len(articles)):
-        mine = np.flatnonzero((maker == number) & relevant)
+        mine = np.flatnonzero((maker == number) & relevant & right[number])
         mine = chance.permutation(mine)[:own]
         weight = np.exp(_SHARPNESS * share[number]) * relevant
         if stage.short:
             weight *= ~right[number]
+        else:
+            weight[maker == number] *= _MIXED
         weight[mine] = 0
         others = chance.choice(
             len(queries), stage.queries - own, replace=False, p=weight / weight.sum()
@@ -328,19 +366,38 @@ def _draw(stage: _Stage, modality: Modality, fold: Fold, random: Random) -> _Pai
     )
 
 
-def _short_queries(article: Article, random: Random) -> list[Query]:
-    """Word a query for each claim of an article but the relation, which takes two things."""
-    facts, scene = article.facts, article.scene
+def _whole_queries(article: Article, random: Random) -> list[Query]:
+    """A query of each kind, and one for the headline that takes its facts from both reports.
+
+    That one names the people or the time of the other report: the headline has all of its words,
+    and answers it only by chance.
+    """
+    queries = [make_query(article, kind, random) for kind in QUERY_KINDS]
+    report, other = random.sample(article.reports, 2)
+    mixed = replace(report, who=other.who, time=other.time)
+    return [*queries, make_query(replace(article, reports=(mixed, mixed)), "text", random)]
+
+
+def _short_queries(article: Article, random: Random, parts: bool = False) -> list[Query]:
+    """Word a query for each claim of an article but the relation, which takes two things.
+
+    With ``parts``, for the colour and the kind of each thing in place of the thing.
+    """
+    facts, scene = random.choice(article.reports), article.scene
     queries = [
         Query(
             facts_in_words(facts, {name}, random), "text", frozenset({(name, getattr(facts, name))})
         )
         for name in ("who", "event", "place", "time")
     ]
-    queries += [
-        Query(thing_in_words(thing, random), "image", frozenset({("thing", " ".join(thing))}))
-        for thing in (scene.first, scene.second)
-    ]
+    for thing in (scene.first, scene.second):
+        if not parts:
+            claim = ("thing", " ".join(thing))
+            queries.append(Query(thing_in_words(thing, random), "image", frozenset({claim})))
+            continue
+        for name, value, words in zip(_PARTS, thing, (COLOUR_WORDS, KIND_WORDS), strict=True):
+            text = random.choice(words[value]).replace("{}", "").strip()
+            queries.append(Query(text, "image", frozenset({(name, value)})))
     return queries + [
         Query(
             surroundings_in_words(scene, {name}, random),
@@ -351,12 +408,41 @@ def _short_queries(article: Article, random: Random) -> list[Query]:
     ]
 
 
+def _lacks(article: Article, asked: frozenset[Claim]) -> frozenset[Claim]:
+    """The claims that an article does not hold; a claim may be a colour or a kind alone."""
+    things = (article.scene.first, article.scene.second)
+    held = {claim for thing in things for claim in zip(_PARTS, thing, strict=True)}
+    return article.lacks(asked - held)
+
+
+def _share(article: Article, asked: frozenset[Claim]) -> float:
+    """The share of the claims that an article holds.
+
+    A thing counts half if the image shows another one of its colour or kind.
+    """
+    if not asked:
+        return 0.0
+    lacking = _lacks(article, asked)
+    half = 0
+    for name, value in lacking:
+        if name == "thing":
+            parts = frozenset(zip(_PARTS, value.split(), strict=True))
+            half += _lacks(article, parts) != parts
+    return 1 - (len(lacking) - half / 2) / len(asked)
+
+
+def _with_one_report(article: Article, random: Random) -> Article:
+    report, _ = article.reports
+    return replace(article, reports=(report, report), headline=headline([report], random))
+
+
 def _verdicts(asked: frozenset[Claim], article: Article) -> list[int]:
     verdicts = len(CLAIMS) * [0]
     things = iter(("thing", "other thing"))
+    lacking = _lacks(article, asked)
     for claim in sorted(asked):
-        name = next(things) if claim[0] == "thing" else claim[0]
-        verdicts[CLAIMS.index(name)] = 1 if claim in article.claims else 2
+        name = next(things) if claim[0] in ("thing", *_PARTS) else claim[0]
+        verdicts[CLAIMS.index(name)] = 2 if claim in lacking else 1
     return verdicts
 
 
@@ -365,28 +451,32 @@ def _scattered(number: int, fold: Fold, random: Random) -> list[Article]:
     return make_articles(6 * number, fold, random.getrandbits(32))[:number]
 
 
-def _parts(scene: Scene) -> dict[str, str]:
-    """The parts of an image; of its two things the left one, or the one in front, comes first."""
-    things = [scene.first, scene.second]
-    if scene.relation in ("right", "behind"):
-        things.reverse()
-    (colour, kind), (other_colour, other_kind) = things
+def _things(articles: Sequence[Article]) -> dict[str, Tensor]:
+    """Which things, colours and kinds n images show, shape (n, names), 0 or 1."""
+    shown = [(article.scene.first, article.scene.second) for article in articles]
     return {
-        "colour": colour,
-        "kind": kind,
-        "other colour": other_colour,
-        "other kind": other_kind,
-        "arrangement": "beside" if scene.relation in ("left", "right") else "before",
-        "setting": scene.setting,
-        "sky": scene.sky,
+        "things": torch.tensor([[float(each in pair) for each in _THINGS] for pair in shown]),
+        "colours": torch.tensor(
+            [[float(each in (one[0], two[0])) for each in COLOURS] for one, two in shown]
+        ),
+        "kinds": torch.tensor(
+            [[float(each in (one[1], two[1])) for each in KINDS] for one, two in shown]
+        ),
     }
 
 
 def _gold(articles: Sequence[Article]) -> Iterator[tuple[str, Tensor]]:
-    """For each part of an image, the number of its right name."""
-    shown = [_parts(article.scene) for article in articles]
-    for part, names in _NAMES.items():
-        yield part, torch.tensor([names.index(each[part]) for each in shown])
+    """For each other part of an image, the number of its right name."""
+    scenes = [article.scene for article in articles]
+    named = {
+        "arrangement": [
+            "beside" if scene.relation in ("left", "right") else "before" for scene in scenes
+        ],
+        "setting": [scene.setting for scene in scenes],
+        "sky": [scene.sky for scene in scenes],
+    }
+    for part, names in _VIEW.items():
+        yield part, torch.tensor([names.index(name) for name in named[part]])
 
 
 def main() -> None:

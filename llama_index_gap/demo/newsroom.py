@@ -1,12 +1,15 @@
 """A made-up newsroom: articles of a headline and an image, and queries that need one or both.
 
-A headline names what cannot be seen (who, event, place, time). Its image shows what the headline
-does not say (two things, their colours and places, setting, sky). Everything is drawn and worded
-from a seed, so it is free of rights, can have any size, and the articles that answer a query are
-known by construction.
+A headline reports two events, and names what cannot be seen of each (who, event, place, time). Its
+image shows what the headline does not say (two things, their colours and places, setting, sky).
+Everything is drawn and worded from a seed, so it is free of rights, can have any size, and the
+articles that answer a query are known by construction.
 
-Articles come in series of near misses that differ in an attribute or two. The folds share no pair
-of event and place and no scene, so a model that was trained on one fold can be tested on another.
+Articles come in series of near misses that differ in an attribute or two. Both reports of a
+headline are of one series. So many a headline has all the words of an answer and is none: it
+reports the event in the place that is asked for, and the people that are asked for elsewhere. The
+folds share no pair of event and place and no scene, so a model that was trained on one fold can be
+tested on another.
 """
 
 from __future__ import annotations
@@ -28,15 +31,17 @@ from llama_index_gap.errors import InvalidValueError
 
 Fold: TypeAlias = Literal["train", "development", "test"]
 QueryKind: TypeAlias = Literal["text", "image", "both"]
+ImageQueryKind: TypeAlias = Literal["image alone", "image and text"]
 Claim: TypeAlias = tuple[str, str]  # what is said or shown: an attribute and its value
-_Item = TypeVar("_Item", "Facts", Scene)
+_Item = TypeVar("_Item", "tuple[Facts, Facts]", Scene)
 
 CHECKPOINT = Path(__file__).parent / "checkpoint"  # the dual encoder that was trained on it
 RERANKER = Path(__file__).parent / "reranker"  # and the cross-encoder
 QUERY_KINDS: tuple[QueryKind, ...] = ("text", "image", "both")
+IMAGE_QUERY_KINDS: tuple[ImageQueryKind, ...] = ("image alone", "image and text")
 _SERIES = 16  # articles of one series, at most
 _FEWEST = 100  # articles that queries are made for
-_MISTYPED = 0.25  # of the queries
+_MISTYPED = 0.5  # of the queries
 
 # The words of each notion: those of headlines, and those of queries; only some are in both.
 _WHO = {
@@ -100,7 +105,7 @@ _TIME = {
 }
 
 # What is seen has words in queries only.
-_COLOUR = {
+COLOUR_WORDS = {
     "red": ("red", "crimson", "scarlet"),
     "orange": ("orange", "amber", "tangerine"),
     "yellow": ("yellow", "golden", "lemon"),
@@ -110,7 +115,7 @@ _COLOUR = {
     "white": ("white", "ivory", "snow-white"),
     "black": ("black", "jet-black", "ebony"),
 }
-_KIND = {
+KIND_WORDS = {
     "balloon": ("{} balloon", "{} hot-air balloon", "{} airship"),
     "boat": ("{} boat", "{} ship", "{} yacht", "{} vessel"),
     "bus": ("{} bus", "{} coach", "{} omnibus"),
@@ -161,12 +166,17 @@ _FACTS = ("who", "event", "place", "time")
 
 @dataclass(frozen=True)
 class Facts:
-    """What a headline says."""
+    """What a headline reports of an event."""
 
     who: str
     event: str
     place: str
     time: str
+
+    @cached_property
+    def claims(self) -> frozenset[Claim]:
+        """The same as claims."""
+        return frozenset((name, getattr(self, name)) for name in _FACTS)
 
 
 @dataclass(frozen=True)
@@ -175,23 +185,31 @@ class Article:
 
     Attributes:
         id: its name in the newsroom.
-        facts: what the headline says.
+        reports: what the headline says of each of two events.
         scene: what the image shows.
-        headline: the facts in words.
+        headline: the reports in words.
     """
 
     id: str
-    facts: Facts
+    reports: tuple[Facts, Facts]
     scene: Scene
     headline: str
 
     @cached_property
-    def claims(self) -> frozenset[Claim]:
-        """All that is said and shown; an article answers a query whose claims are among these."""
-        said = {(name, getattr(self.facts, name)) for name in _FACTS}
+    def shown(self) -> frozenset[Claim]:
+        """All that the image shows."""
         things = {("thing", " ".join(thing)) for thing in (self.scene.first, self.scene.second)}
         seen = {(name, getattr(self.scene, name)) for name in ("relation", "setting", "sky")}
-        return frozenset(said | things | seen)
+        return frozenset(things | seen)
+
+    def lacks(self, asked: frozenset[Claim]) -> frozenset[Claim]:
+        """Those of the claims that it does not hold; a single report must hold all facts.
+
+        Where both reports lack some of the facts, it is what the better report lacks.
+        """
+        facts = frozenset(claim for claim in asked if claim[0] in _FACTS)
+        unsaid = min((facts - report.claims for report in self.reports), key=len)
+        return unsaid | (asked - facts - self.shown)
 
     def image(self) -> Image.Image:
         """Draw the scene; the article's id decides what the scene leaves open."""
@@ -203,14 +221,16 @@ class Query:
     """A question to the newsroom.
 
     Attributes:
-        text: the question in words.
-        kind: whether it needs the headline, the image, or both.
+        text: the question in words; empty for an image alone.
+        kind: whether it needs the headline, the image, or both; or that it asks with an image.
         claims: all that it asks for.
+        scene: what its image shows; None if it has none.
     """
 
     text: str
-    kind: QueryKind
+    kind: QueryKind | ImageQueryKind
     claims: frozenset[Claim]
+    scene: Scene | None = None
 
     @property
     def said(self) -> frozenset[Claim]:
@@ -224,7 +244,7 @@ class Query:
 
     def is_answered_by(self, article: Article) -> bool:
         """Whether the article says and shows all that the query asks for."""
-        return self.claims <= article.claims
+        return not article.lacks(self.claims)
 
 
 def make_articles(number: int, fold: Fold, seed: int) -> list[Article]:
@@ -236,12 +256,12 @@ def make_articles(number: int, fold: Fold, seed: int) -> list[Article]:
         seed: the same seed gives the same articles on every machine.
     """
     random = Random(f"articles {fold} {seed}")  # noqa: S311 - no secret
-    facts = _distinct(_fact_series(fold, random), number)
+    reports = _distinct(_report_series(fold, random), number)
     scenes = _distinct(_scene_series(fold, random), number)
     random.shuffle(scenes)  # near misses in words are not those in images
     return [
-        Article(f"{fold}-{seed}-{index:04}", said, shown, _headline(said, random))
-        for index, (said, shown) in enumerate(zip(facts, scenes, strict=True))
+        Article(f"{fold}-{seed}-{index:04}", said, shown, headline(said, random))
+        for index, (said, shown) in enumerate(zip(reports, scenes, strict=True))
     ]
 
 
@@ -272,12 +292,36 @@ def make_queries(articles: Sequence[Article], per_kind: int, seed: int) -> list[
     return queries
 
 
+def make_image_queries(articles: Sequence[Article], per_kind: int, seed: int) -> list[Query]:
+    """Ask with images, each of an article's scene, for articles with the same scene.
+
+    Every second query also names two facts of a report of the article.
+
+    Args:
+        articles: those to ask about.
+        per_kind: queries of each kind.
+        seed: the same seed gives the same queries on every machine.
+    """
+    random = Random(f"image queries {seed}")  # noqa: S311 - no secret
+    queries = []
+    for kind in IMAGE_QUERY_KINDS:
+        for _ in range(per_kind):
+            article = random.choice(articles)
+            facts = random.choice(article.reports)
+            said = set(random.sample(_FACTS, 2)) if kind == "image and text" else set()
+            text = facts_in_words(facts, said, random) if said else ""
+            asked = {claim for claim in facts.claims if claim[0] in said}
+            queries.append(Query(text, kind, article.shown | asked, article.scene))
+    return queries
+
+
 def make_query(article: Article, kind: QueryKind, random: Random) -> Query:
     """Word a query that an article answers.
 
-    A query for the headline names the event, the place, and who or when or both. A query for the
-    image names both things, their relation, and the setting or the sky or both. A query for both
-    names two facts and one thing with its setting or sky. Every fourth query is mistyped.
+    A query for the headline names the event, the place, and who or when or both, all of one report.
+    A query for the image names both things, their relation, and the setting or the sky or both. A
+    query for both names two facts of one report and one thing with its setting or sky. Every second
+    query is mistyped.
 
     Args:
         article: answers the query.
@@ -287,9 +331,10 @@ def make_query(article: Article, kind: QueryKind, random: Random) -> Query:
     said: set[str] = set()
     shown: set[str] = set()
     things = [article.scene.first, article.scene.second]
+    facts = random.choice(article.reports)
     if kind == "text":
         said = {"event", "place", *_some(("who", "time"), random)}
-        text = facts_in_words(article.facts, said, random)
+        text = facts_in_words(facts, said, random)
     elif kind == "image":
         shown = {"relation", *_some(("setting", "sky"), random)}
         text = _of_scene(article.scene, shown, random)
@@ -297,13 +342,13 @@ def make_query(article: Article, kind: QueryKind, random: Random) -> Query:
         said = set(random.sample(_FACTS, 2))
         shown = {random.choice(("setting", "sky"))}
         things = [random.choice(things)]
-        headline = facts_in_words(article.facts, said, random)
+        report = facts_in_words(facts, said, random)
         thing = thing_in_words(things[0], random)
         image = f"{thing} {surroundings_in_words(article.scene, shown, random)}"
-        text = random.choice(_BOTH).format(headline, image)
+        text = random.choice(_BOTH).format(report, image)
     if random.random() < _MISTYPED:
         text = _mistype(text, random)
-    asked = {claim for claim in article.claims if claim[0] in said | shown}
+    asked = {claim for claim in facts.claims | article.shown if claim[0] in said | shown}
     if kind != "text":
         asked |= {("thing", " ".join(thing)) for thing in things}
     return Query(text, kind, frozenset(asked))
@@ -332,7 +377,7 @@ def facts_in_words(facts: Facts, said: set[str], random: Random) -> str:
 def thing_in_words(thing: tuple[str, str], random: Random) -> str:
     """Put a thing, given as colour and kind, into a query's words."""
     colour, kind = thing
-    words = random.choice(_KIND[kind]).format(random.choice(_COLOUR[colour]))
+    words = random.choice(KIND_WORDS[kind]).format(random.choice(COLOUR_WORDS[colour]))
     return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
 
 
@@ -350,12 +395,13 @@ def write_newsroom(
 
     ``docs.jsonl`` has an article a line, ``images/`` its image. ``queries.jsonl`` has a query a
     line: ``query``, ``kind`` (what it needs: ``text``, ``image`` or ``both``) and ``relevant``, the
-    ids of all articles that answer it.
+    ids of all articles that answer it. ``queries-by-image.jsonl`` has queries that ask with an
+    image of ``asked/``, alone or with a text.
 
     Args:
         folder: where to write; made if missing.
         articles: number of articles.
-        queries_per_kind: number of queries of each kind.
+        queries_per_kind: number of queries of each kind, those by image too.
         seed: the same seed gives the same newsroom on every machine.
 
     Returns:
@@ -377,17 +423,25 @@ def write_newsroom(
     (folder / "images").mkdir(parents=True, exist_ok=True)
     for article in newsroom:
         article.image().save(folder / "images" / f"{article.id}.png")
-    questions = _lines(
-        {
-            "query": query.text,
-            "kind": query.kind,
-            "relevant": [article.id for article in newsroom if query.is_answered_by(article)],
-        }
-        for query in queries
-    )
-    (folder / "queries.jsonl").write_text(questions, encoding="utf-8")
+    _write_queries(folder / "queries.jsonl", queries, newsroom)
+    by_image = make_image_queries(newsroom, queries_per_kind, seed)
+    _write_queries(folder / "queries-by-image.jsonl", by_image, newsroom)
     file.write_text(documents, encoding="utf-8")
     return folder
+
+
+def _write_queries(file: Path, queries: Sequence[Query], newsroom: Sequence[Article]) -> None:
+    """Write judged queries, and their images into ``asked`` beside the file."""
+    records = []
+    for number, query in enumerate(queries):
+        record: dict[str, object] = {"query": query.text, "kind": query.kind}
+        if query.scene is not None:
+            record["image"] = f"asked/{number:04}.png"
+            (file.parent / "asked").mkdir(exist_ok=True)
+            draw(query.scene, f"asked {number}").save(file.parent / f"asked/{number:04}.png")
+        record["relevant"] = [each.id for each in newsroom if query.is_answered_by(each)]
+        records.append(record)
+    file.write_text(_lines(records), encoding="utf-8")
 
 
 def development_queries(per_kind: int = 100, seed: int = 0) -> list[str]:
@@ -403,7 +457,7 @@ def development_queries(per_kind: int = 100, seed: int = 0) -> list[str]:
 
 def _needs_both(query: Query, articles: Sequence[Article]) -> bool:
     halves = (query.said, query.shown)
-    return all(sum(half <= article.claims for article in articles) > 1 for half in halves)
+    return all(sum(not article.lacks(half) for article in articles) > 1 for half in halves)
 
 
 def _lines(records: Iterable[dict[str, object]]) -> str:
@@ -427,13 +481,20 @@ def _distinct(series: Iterator[_Item], number: int) -> list[_Item]:
     return list(found)
 
 
-def _fact_series(fold: Fold, random: Random) -> Iterator[Facts]:
-    """Facts of a fold, a few at a time that share most of their values."""
+def _report_series(fold: Fold, random: Random) -> Iterator[tuple[Facts, Facts]]:
+    """Pairs of reports of a fold, a few at a time that share most of their values."""
     values = [list(_WHO), list(_EVENT), list(_PLACE), list(_TIME)]
     while True:
         drawn = [random.sample(names, 3) for names in values]
         series = [Facts(*names) for names in product(*drawn) if _fold_of(*names[1:3]) == fold]
-        yield from random.sample(series, min(_SERIES, len(series)))
+        for first in random.sample(series, min(_SERIES, len(series))):
+            others = [
+                facts
+                for facts in series
+                if facts.event != first.event and facts.place != first.place
+            ]
+            if others:
+                yield first, random.choice(others)
 
 
 def _scene_series(fold: Fold, random: Random) -> Iterator[Scene]:
@@ -442,7 +503,7 @@ def _scene_series(fold: Fold, random: Random) -> Iterator[Scene]:
         kinds, colours, relations, settings, skies = (
             random.sample(names, number)
             for names, number in (
-                (list(_KIND), 3), (list(_COLOUR), 2), (list(RELATIONS), 2),
+                (list(KIND_WORDS), 3), (list(COLOUR_WORDS), 2), (list(RELATIONS), 2),
                 (list(_SETTING), 2), (list(_SKY), 2),
             )
         )  # fmt: skip
@@ -458,13 +519,17 @@ def _scene_series(fold: Fold, random: Random) -> Iterator[Scene]:
 # --- words ---------------------------------------------------------------------------------------
 
 
-def _headline(facts: Facts, random: Random) -> str:
-    who, event, time = (
-        random.choice(words[getattr(facts, name)][0])
-        for name, words in (("who", _WHO), ("event", _EVENT), ("time", _TIME))
-    )
-    text = random.choice(_HEADLINES).format(who=who, event=event, place=facts.place, time=time)
-    return text[0].upper() + text[1:]
+def headline(reports: Iterable[Facts], random: Random) -> str:
+    """Word reports as headlines do, a sentence each; ``random`` decides in which words."""
+    sentences = []
+    for facts in reports:
+        who, event, time = (
+            random.choice(words[getattr(facts, name)][0])
+            for name, words in (("who", _WHO), ("event", _EVENT), ("time", _TIME))
+        )
+        text = random.choice(_HEADLINES).format(who=who, event=event, place=facts.place, time=time)
+        sentences.append(text[0].upper() + text[1:])
+    return ". ".join(sentences)
 
 
 def _of_scene(scene: Scene, shown: set[str], random: Random) -> str:

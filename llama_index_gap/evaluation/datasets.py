@@ -102,7 +102,7 @@ def read_dataset(path: str | Path, *, split: str = "test", show_progress: bool =
     - **BEIR** (Thakur et al., 2021): ``corpus.jsonl`` with ``_id``, ``title``, ``text`` and, here,
       ``image``; ``queries.jsonl``; ``qrels/{split}.tsv``.
     - **Your own folder**: anything that ``read_corpus`` reads, with ``queries.jsonl`` beside it;
-      see ``read_queries``.
+      see ``read_queries``. Another split's queries are in ``queries-{split}.jsonl``.
 
     Images are looked up in the folder and in its subfolder ``images``. A document whose image is
     missing keeps its text, and is listed in ``corpus.skipped``.
@@ -138,8 +138,9 @@ def _read_format(folder: Path, split: str, show_progress: bool) -> Dataset:
     if (folder / "queries.jsonl").is_file():
         if (folder / "qrels").is_dir():
             return _read_beir(folder, split, show_progress)
+        name = "queries.jsonl" if split == "test" else f"queries-{split}.jsonl"
+        queries, qrels = read_queries(folder / name)
         corpus = read_corpus(folder, show_progress=show_progress)
-        queries, qrels = read_queries(folder / "queries.jsonl")
         return _judgeable(Dataset(folder.name, corpus, queries, qrels))
     raise DatasetError(
         f"{folder}: has neither EDIS_{split}.json nor queries.jsonl; for the formats, see "

@@ -21,17 +21,23 @@ from llama_index_gap import open_image, read_corpus
 from llama_index_gap.demo import newsroom
 from llama_index_gap.demo.drawing import SIZE, Scene, draw
 from llama_index_gap.demo.newsroom import (
+    IMAGE_QUERY_KINDS,
     QUERY_KINDS,
     Article,
     Facts,
     Query,
+    headline,
     make_articles,
+    make_image_queries,
     make_queries,
     make_query,
     write_newsroom,
 )
+from llama_index_gap.evaluation.datasets import read_dataset
 
 FACTS = Facts(who="nurses", event="strike", place="Arnbeck", time="monday")
+OTHER_FACTS = Facts(who="bakers", event="feast", place="Zelden", time="easter")
+REPORTS = (FACTS, OTHER_FACTS)
 SCENE = Scene(("red", "boat"), ("blue", "house"), "left", "coast", "night")
 FOLDS = ("train", "development", "test")
 
@@ -58,19 +64,37 @@ def test_development_queries_ask_for_nothing_that_is_judged(queries: list[Query]
 
 
 def test_the_headline_and_the_image_claim_different_things() -> None:
-    article = Article("1", FACTS, SCENE, "Nurses walk out in Arnbeck on Monday")
-
-    assert article.claims == {
+    assert FACTS.claims == {
         ("who", "nurses"),
         ("event", "strike"),
         ("place", "Arnbeck"),
         ("time", "monday"),
+    }
+    assert Article("1", REPORTS, SCENE, "").shown == {
         ("thing", "red boat"),
         ("thing", "blue house"),
         ("relation", "left"),
         ("setting", "coast"),
         ("sky", "night"),
     }
+
+
+def test_a_headline_words_both_of_its_reports() -> None:
+    text = headline(REPORTS, Random(0))
+
+    assert re.search(r"Arnbeck.*\. .*Zelden", text)
+    assert {"Nurses", "Ward"} & words([text.title()])
+
+
+def test_one_report_must_hold_all_facts() -> None:
+    """One that reports a strike in Arnbeck and a feast in Zelden reports no feast in Arnbeck."""
+    article = Article("1", REPORTS, SCENE, "")
+
+    assert not article.lacks(frozenset({("event", "strike"), ("place", "Arnbeck")}))
+    assert not article.lacks(frozenset({("event", "feast"), ("sky", "night")}))
+    mixed = frozenset({("event", "feast"), ("place", "Arnbeck"), ("who", "nurses")})
+    assert article.lacks(mixed) == {("event", "feast")}
+    assert article.lacks(frozenset({("event", "strike"), ("sky", "day")})) == {("sky", "day")}
 
 
 def test_a_newsroom_is_the_same_in_every_process(tmp_path: Path) -> None:
@@ -99,7 +123,7 @@ def test_seeds_and_folds_differ() -> None:
 
 
 def test_no_two_articles_say_or_show_the_same(articles: list[Article]) -> None:
-    assert len({article.facts for article in articles}) == len(articles)
+    assert len({article.reports for article in articles}) == len(articles)
     assert len({article.scene for article in articles}) == len(articles)
     assert len({article.id for article in articles}) == len(articles)
 
@@ -107,17 +131,33 @@ def test_no_two_articles_say_or_show_the_same(articles: list[Article]) -> None:
 def test_folds_share_no_pair_of_event_and_place_and_no_scene() -> None:
     by_fold = [make_articles(3000, fold, seed=0) for fold in FOLDS]
 
-    for part in (
-        lambda article: (article.facts.event, article.facts.place),
-        lambda article: article.scene,
+    for parts_of in (
+        lambda article: {(facts.event, facts.place) for facts in article.reports},
+        lambda article: {article.scene},
     ):
-        parts = [set(map(part, articles)) for articles in by_fold]
+        parts = [set().union(*map(parts_of, articles)) for articles in by_fold]
         assert sum(map(len, parts)) == len(set.union(*parts))
+
+
+def test_both_reports_are_of_one_series(articles: list[Article]) -> None:
+    """So many headlines have every word of an answer and do not answer."""
+    for first, second in (article.reports for article in articles):
+        assert first.event != second.event
+        assert first.place != second.place
+    told = {(f.event, f.place, f.who) for article in articles for f in article.reports}
+    swapped = [
+        (first.event, first.place, second.who) in told
+        for first, second in (article.reports for article in articles)
+        if first.who != second.who
+    ]
+    assert np.mean(swapped) > 0.8
 
 
 def test_every_fold_knows_every_word() -> None:
     for fold in FOLDS:
-        claims = {claim for article in make_articles(3000, fold, 0) for claim in article.claims}
+        claims = set[tuple[str, str]]()
+        for article in make_articles(3000, fold, 0):
+            claims |= article.shown.union(*(facts.claims for facts in article.reports))
         assert Counter(name for name, _ in claims) == {
             "who": 12,
             "event": 24,
@@ -132,14 +172,15 @@ def test_every_fold_knows_every_word() -> None:
 
 @pytest.mark.parametrize(
     ("part", "attribute"),
-    [("facts", field.name) for field in fields(Facts)]
+    [("report", field.name) for field in fields(Facts)]
     + [("scene", field.name) for field in fields(Scene)],
 )
 def test_near_misses_differ_in_one_attribute(
     articles: list[Article], part: str, attribute: str
 ) -> None:
     """The same event in another place, the same things the other way round, and so on."""
-    others = Counter(replace(getattr(article, part), **{attribute: ""}) for article in articles)
+    held = [a.reports[0] if part == "report" else a.scene for a in articles]
+    others = Counter(replace(each, **{attribute: ""}) for each in held)
 
     near_misses = sum(count for count in others.values() if count > 1)
     assert near_misses > 0.1 * len(articles)
@@ -202,7 +243,7 @@ def test_left_is_left_and_front_is_in_front() -> None:
 
 
 def test_a_query_is_answered_by_what_says_and_shows_all_it_asks_for() -> None:
-    article = Article("1", FACTS, SCENE, "")
+    article = Article("1", REPORTS, SCENE, "")
     asked = {("event", "strike"), ("thing", "red boat")}
 
     assert Query("", "both", frozenset(asked)).is_answered_by(article)
@@ -221,7 +262,7 @@ def test_neither_half_is_enough_where_both_are_needed(
 ) -> None:
     for query in (query for query in queries if query.kind == "both"):
         for half in (query.said, query.shown):
-            answers = [article for article in articles if half <= article.claims]
+            answers = [article for article in articles if not article.lacks(half)]
             assert len(answers) > 1
 
 
@@ -236,7 +277,7 @@ def test_a_relation_is_told_from_either_thing(
     scene: Scene, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(newsroom, "_MISTYPED", 0)
-    article = Article("1", FACTS, scene, "")
+    article = Article("1", REPORTS, scene, "")
     texts = [make_query(article, "image", Random(seed)).text for seed in range(60)]
 
     found: dict[str, set[bool]] = {}
@@ -250,15 +291,27 @@ def test_a_relation_is_told_from_either_thing(
     }
 
 
-def test_every_fourth_query_is_mistyped() -> None:
+def test_every_second_query_is_mistyped(monkeypatch: pytest.MonkeyPatch) -> None:
     """By two letters of one word in the wrong order."""
-    articles = make_articles(3000, "train", 0)
-    texts = [query.text for query in make_queries(articles, 400, 0)]
-    usual = Counter(word for text in texts for word in text.split())
+    articles = make_articles(1000, "train", 0)
+    monkeypatch.setattr(newsroom, "_MISTYPED", 0)
+    right = words(query.text for query in make_queries(articles, 1000, 0))
+    monkeypatch.undo()
+    texts = [query.text for query in make_queries(articles, 200, 1)]
 
-    odd = [[word for word in text.split() if usual[word] == 1] for text in texts]
-    assert 0.15 < sum(map(bool, odd)) / len(texts) < 0.3
-    assert max(map(len, odd)) <= 2
+    odd = [words([text]) - right for text in texts]
+    assert 0.4 < np.mean([bool(each) for each in odd]) < 0.6
+    assert max(map(len, odd)) == 1
+
+
+def test_image_queries_ask_for_the_scene_that_they_show(articles: list[Article]) -> None:
+    queries = make_image_queries(articles, 20, 0)
+
+    assert Counter(query.kind for query in queries) == dict.fromkeys(IMAGE_QUERY_KINDS, 20)
+    for query in queries:
+        (answer,) = (article for article in articles if query.is_answered_by(article))
+        assert answer.scene == query.scene
+        assert bool(query.text) == (len(query.said) == 2) == (query.kind == "image and text")
 
 
 def test_words_of_queries_are_not_all_words_of_headlines() -> None:
@@ -294,6 +347,17 @@ def test_it_is_a_corpus_with_queries(tmp_path: Path) -> None:
     for query in queries:
         assert set(query["relevant"]) <= set(corpus.document_ids)
         assert query["relevant"]
+
+
+def test_it_can_be_asked_with_images(tmp_path: Path) -> None:
+    folder = write_newsroom(tmp_path, articles=120, queries_per_kind=2)
+
+    queries = read_dataset(folder, split="by-image").queries
+    assert [query.kind for query in queries] == [kind for kind in IMAGE_QUERY_KINDS for _ in "12"]
+    stored = {open_image(file).tobytes() for file in (folder / "images").iterdir()}
+    for query in queries:
+        assert query.image_path is not None
+        assert open_image(query.image_path).tobytes() not in stored  # the scene drawn again
 
 
 def test_somebody_s_own_file_is_not_overwritten(tmp_path: Path) -> None:

@@ -20,8 +20,9 @@ from training import train_reranker as training
 from training.train_dual_encoder import make_tokenizer
 
 FACTS = Facts(who="nurses", event="strike", place="Arnbeck", time="monday")
+OTHER_FACTS = Facts(who="bakers", event="feast", place="Zelden", time="easter")
 SCENE = Scene(("red", "boat"), ("blue", "house"), "right", "coast", "night")
-ARTICLE = Article("1", FACTS, SCENE, "Nurses walk out in Arnbeck on Monday")
+ARTICLE = Article("1", (FACTS, OTHER_FACTS), SCENE, "")
 STAGE = replace(training.STAGES[-1], articles=12)
 
 
@@ -65,7 +66,7 @@ def test_every_stage_says_how_it_does(trained: Path) -> None:
     curves = [json.loads(line) for line in (trained / "curves.jsonl").read_text().splitlines()]
 
     stages = [line["stage"] for line in curves]
-    assert stages == ["see", "words", "headlines", "looks", "images"]
+    assert stages == ["see", "words", "reports", "headlines", "looks", "images"]
     for line in curves:
         assert all(0 <= share <= 1 for share in line["held out"].values())
 
@@ -117,7 +118,8 @@ def test_short_queries_ask_for_one_claim_each() -> None:
     queries = training._short_queries(ARTICLE, Random(0))
 
     (claims,) = zip(*(query.claims for query in queries), strict=True)
-    assert set(claims) == ARTICLE.claims - {("relation", "right")}
+    report = FACTS if FACTS.claims & {*claims} else OTHER_FACTS
+    assert {*claims} == report.claims | ARTICLE.shown - {("relation", "right")}
     assert [query.kind for query in queries] == 4 * ["text"] + 4 * ["image"]
     assert all(query.is_answered_by(ARTICLE) and query.text for query in queries)
 
@@ -145,14 +147,41 @@ def test_verdicts_say_which_claim_fails() -> None:
     }
 
 
-def test_things_are_named_by_their_places() -> None:
-    """The house is left of the boat."""
-    assert training._parts(SCENE) == {
-        "colour": "blue",
-        "kind": "house",
-        "other colour": "red",
-        "other kind": "boat",
-        "arrangement": "beside",
-        "setting": "coast",
-        "sky": "night",
+def test_a_thing_of_the_right_colour_or_kind_is_a_nearer_miss() -> None:
+    def share(*asked: tuple[str, str]) -> float:
+        return training._share(frozenset(asked), ARTICLE)
+
+    night = ("sky", "night")
+    assert share(night, ("thing", "red boat")) == 1
+    assert share(night, ("thing", "red tree")) == share(night, ("thing", "green boat")) == 0.75
+    assert share(night, ("thing", "green tree")) == share(night, ("place", "Keldon")) == 0.5
+    assert share() == 0
+
+
+def test_a_headline_may_be_cut_to_one_report() -> None:
+    article = training._with_one_report(ARTICLE, Random(0))
+
+    assert article.reports == (FACTS, FACTS)
+    assert "Arnbeck" in article.headline
+    assert "Zelden" not in article.headline
+
+
+def test_an_image_names_its_two_things_and_the_rest() -> None:
+    (shown,) = training._things([ARTICLE]).tolist()
+
+    named = [thing for thing, is_shown in zip(training._THINGS, shown, strict=True) if is_shown]
+    assert named == [("red", "boat"), ("blue", "house")]
+    gold = {part: training._VIEW[part][number] for part, number in training._gold([ARTICLE])}
+    assert gold == {"arrangement": "beside", "setting": "coast", "sky": "night"}
+
+
+def test_a_thing_is_found_wherever_it_lies(tmp_path: Path) -> None:
+    """By the token that shows it best."""
+    trainer = training._Trainer(0, tmp_path / "curves.jsonl", show_progress=False)
+    with torch.no_grad():
+        things, view = trainer._named([ARTICLE])
+
+    assert things.shape == (1, len(training._THINGS))
+    assert {part: logits.shape for part, logits in view.items()} == {
+        part: (1, len(names)) for part, names in training._VIEW.items()
     }
