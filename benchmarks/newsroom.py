@@ -3,11 +3,11 @@
     python benchmarks/newsroom.py [MODEL] [--reranker MODEL] [--articles 3000] [--queries 200]
         [--seed 0]
 
-The models are the package's own, or those of other folders, run in float32. Recall@10 is measured on
-the newsroom's test fold, with 95 % bootstrap intervals over queries: by headlines alone, by images
-alone, by both as ``DualIndexRetriever`` ranks them, and by one mixed index of raw scores. The last
-table shows how often both models score an answer above a near miss, which fails in one claim.
-``llama-gap demo`` measures what reranking adds.
+The models are the package's own, or those of other folders, run in float32. Recall@10 is measured
+on the newsroom's test fold, with 95 % bootstrap intervals over queries: by headlines alone, by
+images alone, by both as ``DualIndexRetriever`` ranks them, and by one mixed index of raw scores.
+The last table shows how often both models score an answer above a near miss, which fails in one
+claim. ``llama-gap demo`` measures what reranking adds.
 """
 
 from __future__ import annotations

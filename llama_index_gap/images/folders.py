@@ -52,7 +52,7 @@ def forget_old_images() -> None:
 
 
 class ImageFolders:
-    """The folders that an index's images must lie in, links followed.
+    """The folders that an index's images must lie in, after links are resolved.
 
     Args:
         allowed: folders whose images may be opened.

@@ -81,7 +81,7 @@ def open_image(
     Args:
         source: a path, bytes, ``BytesIO``, base64 text, data URI, PIL image, URL, or a LlamaIndex
             node that holds one of these. It is never changed; a ``BytesIO`` is read from its start.
-        root: folder that a file must lie in, links followed.
+        root: folder that a file must lie in, after links are resolved.
         allow_urls: fetch http and https URLs (public addresses only, with limits on time and size).
         max_pixels: refuse an image with more pixels, before decoding it. Other limits follow from
             it: three stored bytes for each of these pixels (16-bit RGBA has eight, so it may have
@@ -369,8 +369,8 @@ def _from_file(
             # Pages show only the reason, so that their readers do not learn the folders.
             raise ImageError(
                 f"{name}, image_root={folders}",
-                "lies outside the folders whose images may be opened, links followed; if you trust "
-                "the index, allow its folder with image_root= (--image-root)",
+                "lies outside the folders whose images may be opened, after links are resolved; if "
+                "you trust the index, allow its folder with image_root= (--image-root)",
             )
         return open_file(path, root)
     except FileError as error:

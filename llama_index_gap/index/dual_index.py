@@ -97,10 +97,10 @@ class DualIndex(PartlyFilledIndex, MovingIndex):
         token: the credentials for a server.
         storage_dir: where to keep images that come as base64; by default beside a Lite file, or in
             the user's data folder for a server.
-        image_root: folders that must contain the images, links followed, when they are inserted
-            and whenever they are opened later. By default the folders of the images that this user
-            inserted on this machine, so an index from elsewhere opens only the images in its
-            storage. If a folder was moved, its images are found in the new place.
+        image_root: folders that must contain the images, after links are resolved, when they are
+            inserted and whenever they are opened later. By default the folders of the images that
+            this user inserted on this machine, so an index from elsewhere opens only the images in
+            its storage. If a folder was moved, its images are found in the new place.
         index_config: Milvus' vector index; HNSW by default.
         search_config: the search parameters of the vector index.
         timeout: seconds that a server may take to answer a call.

@@ -214,7 +214,7 @@ class Site:
         }
 
     def shows(self, file: Path) -> bool:
-        """Whether the site itself publishes a file, links followed."""
+        """Whether the site itself publishes a file, after links are resolved."""
         for folder in self.published:
             if file.is_relative_to(folder.resolve()):
                 inside = file.relative_to(folder.resolve())

@@ -43,7 +43,7 @@ def read_table(path: Path, root: Path | None = None, named: NamedFields | None =
     """The documents of a JSONL, JSON, CSV or TSV file.
 
     Args:
-        path: the file; it must lie below the root, links followed.
+        path: the file; it must lie below the root, after links are resolved.
         root: the folder that the file must lie in; None: any.
         named: the columns that the user names.
     """

@@ -85,33 +85,26 @@ class MultiModalRerank(LoadingSettings, BaseNodePostprocessor):
     mean of the two scores counts; ``"joint"`` reads both in one pass. An image that cannot be read
     is left out.
 
-    Returned are the nodes of the documents, each node once, a document's texts before its images,
-    as ``ScoredNode``: ``score`` is the document's new score; ``scores`` holds what it held before,
+    It returns each node of the documents once, as ``ScoredNode``, a document's texts before its
+    images. ``score`` is the document's new score. ``scores`` keeps its former entries, and gains
     the former score as ``retrieval``, and ``rerank_text``, ``rerank_image`` or ``rerank_joint``.
-    With ``first_stage`` the log odds of that score and of the first stage are added: ``score`` is
-    the probability of the sum, and ``rerank_first_stage`` what the first stage added to it. A
-    document that cannot be scored has the score None and comes after the others; such documents
-    keep their order, and ``similarity_cutoff`` leaves them out. ``partial`` tells of this ranking,
-    not of one before.
+    With ``first_stage``, the log odds of the model's score and of the first stage are added:
+    ``score`` is the probability of the sum, and ``rerank_first_stage`` is the first stage's part of
+    it. A document that cannot be scored has the score None and comes after the others; such
+    documents keep their order, and ``similarity_cutoff`` leaves them out. ``partial`` describes
+    this ranking only.
 
-    Works after any retriever. Nodes are never changed. Ties keep their order. LlamaIndex'
-<<<<<<< HEAD
-    instrumentation shows a span for each modality that is scored, ``score_text`` and so on, and one
-    for the ``first_stage`` where that counts.
-=======
-    instrumentation shows a span for each modality that is scored, ``score_text`` and so on.
->>>>>>> h-code2
+    It works after any retriever. Nodes are never changed. Documents with equal scores keep their
+    order. LlamaIndex's instrumentation shows a span for each scored modality, such as
+    ``score_text``, and one for ``first_stage``.
 
     Raises:
-        ModelError: the model cannot be found or loaded, or gives scores that are no numbers.
-        ValueError: a setting does not fit the model or this machine; (when reranking) the query is
-<<<<<<< HEAD
-            missing, or of a modality that the model cannot read; or the first stage's scores are
-            no numbers, or on another scale than ``first_stage`` was learnt on.
-=======
-            missing, or of a modality that the model cannot read.
->>>>>>> h-code2
-        ImageError: (when reranking) the query's image cannot be opened.
+        ModelError: the model cannot be found or loaded; or, when reranking, gives scores that are
+            NaN or infinite.
+        ValueError: a setting does not fit the model or this machine; or, when reranking, the query
+            is missing or has a modality that the model cannot read, or the first stage's scores are
+            NaN, infinite, or on another scale than those that ``first_stage`` was learnt on.
+        ImageError: when reranking, the query's image cannot be opened.
     """
 
     model_config = ConfigDict(

@@ -69,7 +69,7 @@ class PdfReader:
         Args:
             file: its path.
             name: its name in the corpus, which is the document's id.
-            root: folder that it must lie in, links followed.
+            root: folder that it must lie in, after links are resolved.
         """
         if not has_pdfium():
             return Skipped(
