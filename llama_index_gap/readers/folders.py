@@ -171,7 +171,7 @@ def _walked(folder: Path, root: Path) -> tuple[list[Path], list[Skipped]]:
         place = Path(parent).resolve()
         if not any(place.is_relative_to(each) for each in allowed):
             name = Path(parent).relative_to(folder).as_posix()
-            reason = f"leads outside root={root}; only folders below it are read"
+            reason = f"lies outside root={root}; only folders below it are read"
             left_out.append(Skipped(name, reason))
             folders.clear()
             continue
