@@ -47,7 +47,7 @@ def test_it_has_the_hub_s_layout() -> None:
 
 
 def test_texts_are_pooled_at_the_end_token(encoder: Encoder) -> None:
-    """With an end token whose id is not 2, transformers pools there; padding changes nothing."""
+    """If the end token's id is not 2, transformers pools there, and padding changes nothing."""
     config = json.loads((CHECKPOINT / "config.json").read_text())["text_config"]
     vocabulary = json.loads((CHECKPOINT / "tokenizer.json").read_text())["model"]["vocab"]
     assert config["eos_token_id"] == vocabulary["<|endoftext|>"] == config["vocab_size"] - 1
