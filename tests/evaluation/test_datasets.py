@@ -142,6 +142,18 @@ def test_a_folder_of_ones_own(tmp_path: Path) -> None:
     assert dataset.qrels == {"q1": {"a": 1}, "second": {"a": 0, "b": 3}}
 
 
+def test_a_folder_of_ones_own_may_have_several_sets_of_queries(tmp_path: Path) -> None:
+    """It asked the same set before, whatever the split."""
+    write_lines(tmp_path / "docs.jsonl", {"id": "a", "text": "A ferry."})
+    write_lines(tmp_path / "queries.jsonl", {"query": "boat", "relevant": ["a"]})
+    write_lines(tmp_path / "queries-spoken.jsonl", {"query": "a, um, boat", "relevant": ["a"]})
+
+    (query,) = read_dataset(tmp_path, split="spoken").queries
+    assert query.text == "a, um, boat"
+    with pytest.raises(DatasetError, match=r"queries-written\.jsonl: no such file"):
+        read_dataset(tmp_path, split="written")
+
+
 def test_a_limit_takes_queries_from_all_over(tmp_path: Path) -> None:
     write_lines(tmp_path / "docs.jsonl", {"id": "a", "text": "A ferry."})
     rows = [{"query": f"query {index}", "relevant": ["a"]} for index in range(10)]
