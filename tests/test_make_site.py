@@ -69,7 +69,7 @@ def test_warnings_about_docstrings_count(project: Path, tmp_path: Path) -> None:
     (project / "llama_index_gap").mkdir()
     (project / "llama_index_gap" / "__init__.py").touch()
     source = (ROOT / "llama_index_gap" / "modality.py").read_text("utf-8")
-    line = "        target: the modality of what is found.\n"
+    line = "        target: the modality of its hits.\n"
     bad = source.replace(line, f"{line}        a line without a colon\n            more\n")
     (project / "llama_index_gap" / "modality.py").write_text(bad, "utf-8")
 

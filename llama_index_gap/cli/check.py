@@ -114,9 +114,11 @@ def _run_checks(
     from llama_index_gap.models import load_encoder, load_scorer
     from llama_index_gap.models.checkpoints.checkpoint import find_checkpoint
     from llama_index_gap.models.kinds import is_reranker
-    from llama_index_gap.models.presets import PRESETS, SCORER_PRESETS
+    from llama_index_gap.models.presets import DEMO, DEMO_MODELS, PRESETS, SCORER_PRESETS
     from llama_index_gap.models.runtime import placement
 
+    if model == DEMO:
+        model = DEMO_MODELS["encoder"]
     number_format = str(placement(settings)[1]).removeprefix("torch.")
     reranks: list[bool] = []
     if model not in {*PRESETS, *SCORER_PRESETS}:

@@ -59,6 +59,8 @@ def models(as_json: options.AsJson = False) -> None:
         )
     terminal.stdout.print(table)
     terminal.stdout.print(
+        "\ndemo is the name of the package's own tiny encoder and reranker, which know nothing but "
+        "the demo's newsroom."
         "\nLicences apply to the weights. If no revision is shown, the newest one is loaded."
         '\nLoad a model by its name: DualEncoderEmbedding(model_name="jina"), '
         'MultiModalRerank(model="jina-m0")',

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from llama_index_gap.cli import model_options, options
-from llama_index_gap.cli.scores import by_intent, by_place, format_fused, format_score
+from llama_index_gap.cli.scores import by_intent, by_place, format_fused, format_score, shares
 from llama_index_gap.cli.search_options import Narrowing, with_narrowing
 from llama_index_gap.cli.terminal import print_json, say, stdout, write_page
 from llama_index_gap.modality import MODALITIES, PLURAL
@@ -93,12 +93,12 @@ def search(
     elif explain:
         _print_explanation(result)
     else:
-        _print_documents(result)
+        _print_documents(result, narrowing.keys)
     _warn_of_images(result)
     if html is not None:
         from llama_index_gap.cli.pages.search_page import render_page
 
-        write_page(html, render_page(result))
+        write_page(html, render_page(result, [each.given for each in narrowing.conditions]))
 
 
 def _why_nothing(
@@ -141,7 +141,8 @@ def _warn_of_images(result: SearchResult) -> None:
         say("warning", f"{images} cannot be opened: {reasons[0]}{hint}")
 
 
-def _print_documents(result: SearchResult) -> None:
+def _print_documents(result: SearchResult, keys: Sequence[str] = ()) -> None:
+    """Print the documents, with the metadata that filters named by ``keys``."""
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, expand=True)
     table.add_column("#", justify="right", vertical="top")
     table.add_column(_columns("document", "score", *MODALITIES, style="bold"), ratio=1)
@@ -154,6 +155,7 @@ def _print_documents(result: SearchResult) -> None:
             Group(
                 first,
                 *([Text(visible(words))] if words else []),
+                *_values(document, keys),
                 *map(_where, document.images),
                 Text(),
             ),
@@ -169,6 +171,11 @@ def _print_documents(result: SearchResult) -> None:
             meaning += ", and the first stage"
     hint = f"{meaning}; --explain says why, --html shows the images"
     stdout.print(hint, style="dim", markup=False)
+
+
+def _values(document: FoundDocument, keys: Sequence[str]) -> list[Text]:
+    values = [f"{key}: {document.metadata[key]}" for key in keys if key in document.metadata]
+    return [Text(visible(", ".join(values)), style="dim")] if values else []
 
 
 def _columns(title: str, *numbers: str, style: str = "") -> Table:
@@ -216,9 +223,7 @@ def _print_explanation(result: SearchResult) -> None:
                 of += f"; the first stage adds {document.first_stage:+.2f} to the log odds"
             stdout.print(f"   score {format_score(result, document.score)}: {of}", markup=False)
         fused = "score" if result.reranker is None else "found with"
-        stdout.print(
-            f"   {fused} {format_fused(result, document.fused)}{_shares(result, document)}"
-        )
+        stdout.print(f"   {fused} {format_fused(result, document.fused)}{shares(result, document)}")
         place = by_raw.index(document) + 1
         if place != document.rank:
             stdout.print(f"   ranked by highest cosine, it would be number {place}")
@@ -246,25 +251,6 @@ def _legs(result: SearchResult, document: FoundDocument) -> Table:
         added = "not found" if each.evidence is None else format_fused(result, each.evidence)
         table.add_row("", each.leg.title, f"{each.raw:.4f}", *hub, *sigma, added)
     return table
-
-
-def _shares(result: SearchResult, document: FoundDocument) -> str:
-    """The share of the fused score from its best leg; with intent, from each leg."""
-    found = [each for each in document.legs if each.evidence is not None]
-    if len(found) < 2:
-        return f": all of it from {found[0].leg.title}" if found else ""
-    if by_intent(result):
-        of_each = {
-            each.leg.title: math.exp((each.evidence or 0) - (document.fused or 0)) for each in found
-        }
-        together = max(0.0, 1 - sum(of_each.values()))
-        of_each["both" if len(found) == 2 else "several together"] = together
-        return ": by " + ", ".join(f"{name} {share:.0%}" for name, share in of_each.items())
-    total = sum(each.evidence or 0 for each in found)
-    if not total:
-        return ""
-    best = max(found, key=lambda each: each.evidence or 0)
-    return f": {(best.evidence or 0) / total:.0%} of it from {best.leg.title}"
 
 
 def _counts_first_stage(result: SearchResult) -> bool:

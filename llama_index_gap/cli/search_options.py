@@ -76,6 +76,11 @@ class Narrowing:
     only: Modality | None
     weights: dict[str, float]
 
+    @property
+    def keys(self) -> list[str]:
+        """The metadata keys of the conditions, each once."""
+        return list(dict.fromkeys(condition.key for condition in self.conditions))
+
     def check(self, *, text: bool, image: bool, reranker: str | None) -> None:
         """Reject weights that have no effect.
 

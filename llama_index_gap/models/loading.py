@@ -20,7 +20,7 @@ from llama_index_gap.models.kinds import (
     check_encoder,
     check_scorer,
 )
-from llama_index_gap.models.presets import PRESETS, SCORER_PRESETS
+from llama_index_gap.models.presets import DEMO, DEMO_MODELS, PRESETS, SCORER_PRESETS
 from llama_index_gap.models.runtime import placement
 from llama_index_gap.models.trial import as_model_errors, try_encoder, try_scorer
 from llama_index_gap.progress import timed_step
@@ -50,8 +50,9 @@ def load_encoder(
     warning is logged, once for each model.
 
     Args:
-        name: a preset (``llama-gap models`` lists them), a folder or a hub name. Write a folder
-            with the name of a preset as ``./jina``, or pass a ``Path``. A preset may name its own
+        name: a preset (``llama-gap models`` lists them), ``"demo"`` for the package's own tiny one,
+            a folder or a hub name. Write a folder with the name of a preset as ``./jina``, or pass
+            a ``Path``. A preset may name its own
             revision, which ``settings`` can override.
         settings: how to find and load it.
         max_text_tokens: cut texts to fewer tokens than the checkpoint reads.
@@ -66,6 +67,8 @@ def load_encoder(
         ValueError: an argument does not fit this machine or the checkpoint.
     """
     settings = settings or LoadingSettings()
+    if name == DEMO:
+        name = DEMO_MODELS["encoder"]
     _check_kind(name, PRESETS, SCORER_PRESETS)
     preset = PRESETS.get(name) if isinstance(name, str) else None
     names: Sequence[str | Path] = (name,) if preset is None else preset.checkpoints
@@ -150,8 +153,8 @@ def load_scorer(
     means the family's default; a setting that the family does not have is an error.
 
     Args:
-        name: a preset (``"jina-m0"``), a folder or a hub name. Write a folder with the name of a
-            preset as ``./jina-m0``, or pass a ``Path``.
+        name: a preset (``"jina-m0"``), ``"demo"`` for the package's own tiny one, a folder or a hub
+            name. Write a folder with the name of a preset as ``./jina-m0``, or pass a ``Path``.
         settings: how to find and load it.
         scale_to_pixels: scale larger images down to this number of pixels, to save time.
         max_length: longest pair of query and document, in tokens; the rest is cut off.
@@ -168,6 +171,8 @@ def load_scorer(
         ValueError: an argument does not fit this machine or the checkpoint.
     """
     settings = settings or LoadingSettings()
+    if name == DEMO:
+        name = DEMO_MODELS["reranker"]
     _check_kind(name, SCORER_PRESETS, PRESETS)
     preset = SCORER_PRESETS.get(name) if isinstance(name, str) else None
     wanted = settings

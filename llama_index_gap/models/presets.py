@@ -3,6 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+
+DEMO = "demo"
+DEMO_MODELS = {
+    "encoder": str(Path(__file__).parents[1] / "demo" / "checkpoint"),
+    "reranker": str(Path(__file__).parents[1] / "demo" / "reranker"),
+}
+"""Folders of the package's own tiny models, which have the plain name ``demo``.
+
+They were trained on the demo's newsroom only.
+"""
 
 
 @dataclass(frozen=True)

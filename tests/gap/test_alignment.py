@@ -373,5 +373,5 @@ def test_an_index_wants_an_aligner_that_can_be_found_again(tiny_clip: Path, tmp_
     aligner = OffsetAligner.fit(np.eye(16)[:2], np.eye(16)[:2])
     model = DualEncoderEmbedding(model_name=tiny_clip, aligner=aligner)
 
-    with pytest.raises(ValueError, match=r"in memory only.*aligner\.save\(path\)"):
+    with pytest.raises(ValueError, match=r"only in memory.*aligner\.save\(path\)"):
         DualIndex(str(tmp_path / "gap.db"), embed_model=model)

@@ -166,7 +166,7 @@ OTHERS = {
 OF_RETRIEVER = {
     *("as_tool", "asearch", "examples", "filtered", "for_documents", "from_index"),
     *("from_stores", "get_image"),
-    *("query_cut_at", "rank_legs", "search", "search_legs"),
+    *("query_cut_at", "rank_legs", "search", "search_legs", "search_with_legs"),
 }
 
 

@@ -2,30 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from llama_index.core.schema import BaseNode, MetadataMode
 
 from llama_index_gap.cli.pages.rendering import render
-from llama_index_gap.cli.scores import format_fused, format_score
+from llama_index_gap.cli.scores import format_fused, format_score, shares
 from llama_index_gap.images.thumbnails import LARGE, thumbnail
-from llama_index_gap.results import SearchResult
+from llama_index_gap.results import FoundDocument, SearchResult
 from llama_index_gap.text import excerpt
 
 _LONGEST_TEXT = 450
+_LONGEST_FACT = 80
+_MOST_FACTS = 8
 
 
-def render_page(result: SearchResult) -> str:
+def render_page(result: SearchResult, filters: Sequence[str] = ()) -> str:
     """Write a search and its documents as an HTML page.
 
     Args:
         result: the search. The reason stands in place of an image that cannot be opened.
+        filters: conditions that the documents met, as they were given.
     """
     return render(
         "page",
         result=result,
+        filters=filters,
         bar=bar_of(result),
+        shares=lambda document: shares(result, document),
+        facts=_facts,
         asked_with=thumbnail(result.image, LARGE) if result.image else None,
         shown=[
             (
@@ -57,6 +63,16 @@ def bar_of(result: SearchResult) -> Callable[[float | None], float]:
 def words_of(node: BaseNode, longest: int = _LONGEST_TEXT) -> str:
     """The beginning of a passage's text, or of an image's caption."""
     return excerpt(node.get_content(MetadataMode.NONE), longest)
+
+
+def _facts(document: FoundDocument) -> list[str]:
+    """The short metadata of a document, but its title, as ``key: value``."""
+    values = [
+        f"{key}: {value}"
+        for key, value in document.metadata.items()
+        if key != "title" and isinstance(value, str | int | float)
+    ]
+    return [value for value in values if len(value) <= _LONGEST_FACT][:_MOST_FACTS]
 
 
 def _file_name(node: BaseNode) -> str:
