@@ -124,6 +124,13 @@ def test_a_condition_that_means_nothing_says_what_would(
     assert re.search(message.lower(), words), words
 
 
+def test_the_documents_show_what_the_filters_matched(db: Path) -> None:
+    filtered = gap("search", "ship", "--db", db, "--filter", "desk=local", "--filter", "year<2020")
+
+    assert "desk: local, year: 2019" in filtered.out
+    assert "desk:" not in gap("search", "ship", "--db", db).out
+
+
 def test_what_no_document_has_is_said_with_what_they_have(db: Path) -> None:
     shown = gap("search", "ship", "--db", db, "--filter", "year=1999", "--filter", "desk=local")
     as_json = gap("search", "ship", "--db", db, "--filter", "year=1999", "--json")

@@ -37,6 +37,13 @@ def load(name, **options):
     return load_encoder(str(name), on_cpu(options), **options)
 
 
+def test_demo_is_the_plain_name_of_the_package_s_own_models(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # from anywhere, not only in a checkout
+
+    assert load_encoder("demo").dimension == 128
+    assert load_scorer("demo").score("a red boat", ["Nurses strike"]).shape == (1,)
+
+
 def load_m0(name=M0, **options):
     return load_scorer(str(name), on_cpu(options), **options)
 

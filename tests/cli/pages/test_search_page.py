@@ -127,6 +127,23 @@ def test_images_are_scaled_and_keep_their_shape(tmp_path: Path) -> None:
     assert 'width="800" height="400"' in page
 
 
+def test_the_page_shows_the_filters_and_the_metadata() -> None:
+    hits = found(text(title="Red can", price=5, about="long " * 30))
+    page = render_page(result(hits), ["price<20", "title~<b>"])
+
+    words = re.sub(r"\s+", " ", re.sub("<[^>]+>", "", page))
+    assert "1 document, best first, with price&lt;20 and title~&lt;b&gt;" in words
+    assert "price: 5" in words
+    assert "about:" not in words
+    assert "title: Red can" not in words
+
+
+def test_the_page_says_which_leg_found_a_document() -> None:
+    page = render_page(result(found(text(), score=4.0, **SCORES)))
+
+    assert "Found: 75% of it from text" in page
+
+
 def test_the_page_says_what_the_first_stage_adds() -> None:
     scores = {"rerank_text": 0.8, "rerank_first_stage": 1.5, "retrieval": 2.0}
     both = render_page(result(found(text(), score=0.9, **scores), reranker="m0"))
