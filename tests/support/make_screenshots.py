@@ -2,7 +2,7 @@
 
     python tests/support/make_screenshots.py
 
-writes them anew to docs/assets.
+writes them to docs/assets.
 """
 
 from __future__ import annotations

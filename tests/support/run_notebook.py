@@ -2,7 +2,7 @@
 
     python tests/support/run_notebook.py
 
-runs it anew and keeps what it prints and draws.
+runs it and keeps what it prints and draws.
 """
 
 from __future__ import annotations
