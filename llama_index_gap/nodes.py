@@ -261,12 +261,16 @@ def not_a_text(text: str) -> str:
         text: the text of a node or document.
     """
     if "\x00" in text:
-        return "holds a NUL character, which is not text"
+        return (
+            "holds a NUL character: it is binary data, such as an image file, not text; "
+            "SimpleDirectoryReader reads images with file_extractor= and ImageFileReader"
+        )
     controls = len(_CONTROLS.findall(text)) if len(text) >= _SHORTEST_BINARY else 0
     if controls * _CONTROLS_PER_BINARY > len(text):
         return (
             f"{controls:,} of its {len(text):,} characters are control characters: it is binary "
-            "data, such as an image file, not text"
+            "data, such as an image file, not text; SimpleDirectoryReader reads images with "
+            "file_extractor= and ImageFileReader"
         )
     return ""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
 import warnings
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -31,6 +32,9 @@ from llama_index_gap.errors import EXPECTED_ERRORS, GapError
 from llama_index_gap.progress import in_lines
 
 _OBJECTS_BETWEEN_COLLECTIONS = 50_000
+
+# gRPC, which reaches Milvus Lite, would write its own lines amid results on a busy machine.
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 app = typer.Typer(
     name="llama-gap",

@@ -494,8 +494,10 @@ def warn_once_of_cuts(model: BaseEmbedding) -> Iterator[_CutTexts]:
         _counting.reset(token)
         if counter.cut:
             logger.warning(
-                "%d of %d texts are longer than %s reads%s; the rest of each was cut off. Split "
-                "them into smaller chunks, or choose a model that reads longer texts.",
+                "%d of %d texts are longer than %s reads%s; the rest of each was cut off. A text "
+                "is embedded with its title and other metadata: exclude long ones such as file "
+                "paths (excluded_embed_metadata_keys), split the texts into smaller chunks, or "
+                "choose a model that reads longer texts.",
                 counter.cut,
                 counter.total,
                 model.model_name,

@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
@@ -315,6 +316,14 @@ def _judgeable(dataset: Dataset) -> Dataset:
         if grade >= dataset.relevant_from
     ]
     missing = sum(document not in corpus for document in relevant)
+    if relevant and missing == len(relevant):
+        near = get_close_matches(relevant[0], corpus, n=1, cutoff=0.5)
+        raise DatasetError(
+            f"{dataset.name}: none of the {missing:,} relevant documents is in the corpus, such as "
+            f"{relevant[0]!r}; "
+            + (f"did you mean {near[0]!r}? " if near else "")
+            + "llama-gap info --documents lists the ids of an index"
+        )
     if missing:
         notes.append(
             f"{missing:,} of {len(relevant):,} relevant documents are missing from the corpus, and "

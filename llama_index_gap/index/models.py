@@ -13,6 +13,7 @@ from llama_index.core.embeddings import MultiModalEmbedding
 from llama_index_gap.embedding import DualEncoderEmbedding
 from llama_index_gap.errors import InvalidValueError
 from llama_index_gap.modality import Modality
+from llama_index_gap.models.presets import DEMO, DEMO_MODELS
 from llama_index_gap.store.connection import StoreError
 
 MODELS_PROPERTY = "models"
@@ -99,7 +100,7 @@ def identity_of(model: BaseEmbedding) -> dict[str, Any]:
     for key in ("model_name", "image_model_name"):
         # Make a folder's path absolute, so that it works from any working directory.
         if key in known and Path(str(known[key])).is_dir():
-            known[key] = str(Path(known[key]).resolve())
+            known[key] = _portable(str(Path(known[key]).resolve()))
     if "aligner" in known and known["aligner"]["path"] is None:
         raise InvalidValueError(
             f"the aligner of {known['model_name']} is only in memory, and without it no query "
@@ -107,6 +108,11 @@ def identity_of(model: BaseEmbedding) -> dict[str, Any]:
             "as aligner"
         )
     return known
+
+
+def _portable(folder: str) -> str:
+    """The plain name of the package's own model, whose folder is another in each environment."""
+    return DEMO if folder == str(Path(DEMO_MODELS["encoder"]).resolve()) else folder
 
 
 def _identifying(settings: dict[str, Any]) -> dict[str, Any]:
@@ -171,6 +177,9 @@ def stored_identities(properties: dict[str, str], of: str) -> Identities:
 def _known_settings(stored: Any) -> dict[str, Any]:
     """The settings that identify a model, with checked types; all other stored data is ignored."""
     known = _identifying(stored)
+    for key in ("model_name", "image_model_name"):
+        if isinstance(known.get(key), str):
+            known[key] = _portable(known[key])
     for key, value in known.items():
         match key, value:
             case "dimensions" | "max_text_tokens", int() if not isinstance(value, bool):

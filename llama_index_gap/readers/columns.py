@@ -132,7 +132,11 @@ class Columns:
             "metadata, not searched": self.metadata,
         }
         said = [f"{part}: {listed(names)}" for part, names in parts.items() if names]
-        return "; ".join(said if self.id else ["id: file and line, so a row that moves counts as new (--id-field)", *said])
+        return "; ".join(
+            said
+            if self.id
+            else ["id: file and line, so a row that moves counts as new (--id-field)", *said]
+        )
 
 
 def listed(names: Iterable[str]) -> str:

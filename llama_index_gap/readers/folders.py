@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
@@ -107,6 +108,7 @@ _WAYS_OUT = {
         "belongs to a site's code or settings, and holds no page",
     ),
 }
+_JUDGED = re.compile(r"queries(-.+)?\.jsonl")  # beside a corpus, for llama-gap evaluate
 _OF_DRAFT = "only a draft shows this image; drafts=True (--drafts) reads it"
 _BY_RULE = frozenset([_WAYS_OUT[".css"], _OF_DRAFT])
 _UNSHOWN = "no page shows this image; pass the folder of the images to read them without pages"
@@ -190,7 +192,9 @@ def _walked(folder: Path, root: Path) -> tuple[list[Path], list[Skipped]]:
                 kept.append(name)
         folders[:] = kept
         files += [Path(parent, name) for name in names if not name.startswith(".")]
-    files.sort()
+    files = sorted(
+        file for file in files if file.parent != folder or not _JUDGED.fullmatch(file.name)
+    )
     left_out.sort(key=lambda skip: skip.source)
     return files, left_out
 

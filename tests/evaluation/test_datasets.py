@@ -154,6 +154,15 @@ def test_a_folder_of_ones_own_may_have_several_sets_of_queries(tmp_path: Path) -
         read_dataset(tmp_path, split="written")
 
 
+def test_judgements_that_name_no_document_are_no_data_set(tmp_path: Path) -> None:
+    """They gave a table of zeros."""
+    (tmp_path / "02-mounting.md").write_text("# Mounting\n\nTurn the screw.")
+    write_lines(tmp_path / "queries.jsonl", {"query": "screw", "relevant": ["02-mounting"]})
+
+    with pytest.raises(DatasetError, match=r"'02-mounting'; did you mean '02-mounting\.md'\?"):
+        read_dataset(tmp_path)
+
+
 def test_a_limit_takes_queries_from_all_over(tmp_path: Path) -> None:
     write_lines(tmp_path / "docs.jsonl", {"id": "a", "text": "A ferry."})
     rows = [{"query": f"query {index}", "relevant": ["a"]} for index in range(10)]

@@ -202,7 +202,7 @@ def test_a_file_s_bytes_are_no_text(index: DualIndex) -> None:
     assert report.text_rows == 1
     assert len(report.skipped) == len(nodes) - 1
     reasons = {skip.reason for skip in report.skipped}
-    assert any("holds a NUL character, which is not text" in reason for reason in reasons)
+    assert any("holds a NUL character: it is binary data" in reason for reason in reasons)
     assert any("it is binary data, such as an image file" in reason for reason in reasons)
     with pytest.raises(ValueError, match=r"NUL.*strict=True"):
         index.insert_nodes(nodes, strict=True)

@@ -300,6 +300,17 @@ def test_photos_beside_a_readme_keep_their_captions(tmp_path: Path) -> None:
     assert corpus.skipped == []
 
 
+def test_judged_queries_beside_pages_are_no_part_of_the_corpus(tmp_path: Path) -> None:
+    """They were reported as tables that are not read."""
+    (tmp_path / "a.md").write_text("A ferry.")
+    (tmp_path / "deep").mkdir()
+    for name in ("queries.jsonl", "queries-spoken.jsonl", "deep/queries.jsonl", "sales.jsonl"):
+        (tmp_path / name).write_text("{}")
+
+    corpus = read_corpus(tmp_path)
+    assert [skip.source for skip in corpus.skipped] == ["deep/queries.jsonl", "sales.jsonl"]
+
+
 def test_texts_alone_are_pages(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("One.")
     (tmp_path / "robots.txt").write_text("User-agent: *")
