@@ -117,7 +117,7 @@ STAGES = (
     _Stage("see", 1200, 2e-3, articles=64),
     _Stage("parts", 500, 2e-3, ("text", "image"), short=True, parts=True, articles=32, queries=8),
     _Stage("looks", 600, 2e-3, ("text", "image"), short=True, articles=32, queries=8),
-    _Stage("images", 1200, 1.5e-3, ("text", "image")),
+    _Stage("images", 400, 1.5e-3, ("text", "image")),
 )
 
 
@@ -487,6 +487,7 @@ def main() -> None:
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(1)  # on more, sums are made in another order and weights come out else
+    torch.set_flush_denormal(True)  # numbers near 0 are slow, and count for nothing
     train(arguments.folder, seed=arguments.seed)
 
 
