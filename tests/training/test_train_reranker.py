@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import CLIPTokenizer
 
-from llama_index_gap.demo.drawing import Scene
+from llama_index_gap.demo.drawing import COLOURS, KINDS, Scene
 from llama_index_gap.demo.newsroom import Article, Facts, make_articles
 from llama_index_gap.models import LoadingSettings, load_scorer
 from training import cross_encoder
@@ -34,8 +34,7 @@ def tokenizer() -> CLIPTokenizer:
 @pytest.fixture(scope="module", autouse=True)
 def in_small(tokenizer: CLIPTokenizer) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        small = [replace(each, steps=1, articles=4, queries=4) for each in training.STAGES]
-        patch.setattr(training, "SEE", replace(training.SEE, steps=1, articles=4))
+        small = [replace(each, steps=1, articles=12, queries=4) for each in training.STAGES]
         patch.setattr(training, "STAGES", small)
         patch.setattr(training, "_HELD_OUT", 1)
         patch.setattr(cross_encoder, "make_tokenizer", lambda _: deepcopy(tokenizer))
@@ -66,7 +65,7 @@ def test_every_stage_says_how_it_does(trained: Path) -> None:
     curves = [json.loads(line) for line in (trained / "curves.jsonl").read_text().splitlines()]
 
     stages = [line["stage"] for line in curves]
-    assert stages == ["see", "words", "reports", "headlines", "looks", "images"]
+    assert stages == ["words", "reports", "headlines", "see", "parts", "looks", "images"]
     for line in curves:
         assert all(0 <= share <= 1 for share in line["held out"].values())
 
@@ -124,6 +123,27 @@ def test_short_queries_ask_for_one_claim_each() -> None:
     assert all(query.is_answered_by(ARTICLE) and query.text for query in queries)
 
 
+def test_short_queries_may_ask_for_a_colour_or_a_kind_alone() -> None:
+    queries = training._short_queries(ARTICLE, Random(0), parts=True)
+    claims = {claim: query.text for query in queries for claim in query.claims}
+
+    assert {("colour", "red"), ("kind", "boat"), ("colour", "blue"), ("kind", "house")} <= {*claims}
+    assert not any(name == "thing" for name, _ in claims)
+    assert "{}" not in "".join(claims.values())
+    assert not training._lacks(ARTICLE, frozenset({("kind", "boat"), ("colour", "blue")}))
+    assert training._lacks(ARTICLE, frozenset({("kind", "tree")})) == {("kind", "tree")}
+
+
+def test_a_query_may_mix_the_reports_of_a_headline() -> None:
+    """Its headline has all of its words, and does not answer it."""
+    mixed = [training._whole_queries(ARTICLE, Random(seed))[-1] for seed in range(20)]
+
+    for query in mixed:
+        values = {value for _, value in query.claims}
+        assert {"strike", "Arnbeck"} <= values or {"feast", "Zelden"} <= values
+        assert not query.is_answered_by(ARTICLE)
+
+
 def test_queries_of_one_claim_are_right_by_halves() -> None:
     stage = replace(STAGE, short=True, queries=4)
     pairs = training._draw(stage, "image", "train", Random(0))
@@ -149,7 +169,7 @@ def test_verdicts_say_which_claim_fails() -> None:
 
 def test_a_thing_of_the_right_colour_or_kind_is_a_nearer_miss() -> None:
     def share(*asked: tuple[str, str]) -> float:
-        return training._share(frozenset(asked), ARTICLE)
+        return training._share(ARTICLE, frozenset(asked))
 
     night = ("sky", "night")
     assert share(night, ("thing", "red boat")) == 1
@@ -167,21 +187,30 @@ def test_a_headline_may_be_cut_to_one_report() -> None:
 
 
 def test_an_image_names_its_two_things_and_the_rest() -> None:
-    (shown,) = training._things([ARTICLE]).tolist()
+    names = {"things": training._THINGS, "colours": COLOURS, "kinds": KINDS}
+    shown = {part: gold[0].tolist() for part, gold in training._things([ARTICLE]).items()}
 
-    named = [thing for thing, is_shown in zip(training._THINGS, shown, strict=True) if is_shown]
-    assert named == [("red", "boat"), ("blue", "house")]
+    assert {
+        part: [name for name, here in zip(names[part], shown[part], strict=True) if here]
+        for part in names
+    } == {
+        "things": [("red", "boat"), ("blue", "house")],
+        "colours": ["red", "blue"],
+        "kinds": ["boat", "house"],
+    }
     gold = {part: training._VIEW[part][number] for part, number in training._gold([ARTICLE])}
     assert gold == {"arrangement": "beside", "setting": "coast", "sky": "night"}
 
 
 def test_a_thing_is_found_wherever_it_lies(tmp_path: Path) -> None:
-    """By the token that shows it best."""
+    """By the tokens that show it best."""
     trainer = training._Trainer(0, tmp_path / "curves.jsonl", show_progress=False)
     with torch.no_grad():
         things, view = trainer._named([ARTICLE])
 
-    assert things.shape == (1, len(training._THINGS))
+    assert {name: logits.shape for name, logits in things.items()} == {
+        name: gold.shape for name, gold in training._things([ARTICLE]).items()
+    }
     assert {part: logits.shape for part, logits in view.items()} == {
         part: (1, len(names)) for part, names in training._VIEW.items()
     }
