@@ -10,13 +10,13 @@ from llama_index_gap import DualIndex, MultiModalRerank
 from llama_index_gap.demo.newsroom import Query, make_articles
 from llama_index_gap.results import SearchResult
 
-QUERY = "firefighters in Zelden, with an emerald balloon by the sea"  # README's
+QUERY = "the elderly before the weekend, pictured with a lime cottage in sunshine"  # README's
 CLAIMS = frozenset(
     {
-        ("who", "firefighters"),
-        ("place", "Zelden"),
-        ("thing", "green balloon"),
-        ("setting", "coast"),
+        ("who", "pensioners"),
+        ("time", "friday"),
+        ("thing", "green house"),
+        ("sky", "day"),
     }
 )
 SHOWN = 3  # documents of each method
