@@ -15,7 +15,7 @@ from llama_index_gap.demo.newsroom import CHECKPOINT, write_newsroom
 def model(messages: list[ChatMessage], **_: object) -> ChatMessage:
     told = [message for message in messages if message.role == "tool"]
     if not told:  # no search yet
-        asked = {"query": "nurses with collected signatures", "top_k": 2}
+        asked = {"query": "celebration of retired people at Orleth", "top_k": 2}
         call = ToolCallBlock(tool_call_id="1", tool_name="search_documents", tool_kwargs=asked)
         return ChatMessage(role="assistant", blocks=[call])
     seen = sum(isinstance(block, ImageBlock) for block in told[-1].blocks)
@@ -33,6 +33,6 @@ with tempfile.TemporaryDirectory() as folder:
         agent = FunctionAgent(tools=[tool], llm=MockFunctionCallingLLM(response_generator=model))
 
         async def ask() -> None:
-            print(await agent.run("Did nurses collect signatures? Where?"))
+            print(await agent.run("Did retired people celebrate at Orleth? When?"))
 
         asyncio.run(ask())

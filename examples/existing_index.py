@@ -21,7 +21,7 @@ with tempfile.TemporaryDirectory() as folder:
     for name, retriever in (("LlamaIndex: texts, then images", before), ("ours", now)):
         print(name)
         for hit in retriever.retrieve(
-            "training and farmers, with a picture of a red coach by the sea"
+            "chess, Ambleforth, with a picture of a crimson windmill at the coast"
         ):
             what = hit.node.text or f"<{Path(hit.node.image_path).name}>"
             print(f"  {hit.score:.3f}  {hit.node.ref_doc_id}  {what}")

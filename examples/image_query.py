@@ -23,7 +23,7 @@ with tempfile.TemporaryDirectory() as folder:
     with DualIndex(f"{folder}/gap.db", embed_model=model) as index:
         index.insert_nodes(corpus.nodes)
         search(index)  # searches only the images
-        search(index, "farmers next year")  # a headline says this, and its image is similar
+        search(index, "lawyers next year")  # a headline says this, and its image is similar
 
     # Yours: "dinov2", which is made for comparing images. This one has random weights.
     dinov2 = DualEncoderEmbedding(model_name=make_tiny_dinov2(f"{folder}/dinov2"))

@@ -7,9 +7,9 @@ from llama_index_gap.demo.newsroom import CHECKPOINT, write_newsroom
 
 QUERIES = (
     # about a headline; about an image; about both
-    "charity involving tutors in Yarrowby right now",
-    "a lime mill half hidden by a purple lighthouse, in town under grey clouds",
-    "the end of trade at Ilverton, with a picture of a scarlet balloon by moonlight",
+    "election and educators, Birchester in the coming year",
+    "in the mountains under the stars, a golden windmill right of a cobalt cottage",
+    "chess, Ambleforth, with a picture of a crimson windmill at the coast",
 )
 
 with tempfile.TemporaryDirectory() as folder:

@@ -6,7 +6,7 @@ from pathlib import Path
 from llama_index_gap import DualEncoderEmbedding, DualIndex, MultiModalRerank, read_corpus
 from llama_index_gap.demo.newsroom import CHECKPOINT, RERANKER, write_newsroom
 
-QUERY = "chess in Ambleforth, pictured with a snow-white omnibus in wet weather"
+QUERY = "chess, Ambleforth, with a picture of a crimson windmill at the coast"
 
 # Yours: "jina" and "jina-m0", or two other models by name or folder. These two are tiny, and know
 # only made-up newsrooms.

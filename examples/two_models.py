@@ -30,7 +30,7 @@ with tempfile.TemporaryDirectory() as folder:
         print(f"{len(texts.get_text_embedding('a'))} and {images.dimension} dimensions")
 
         # Each leg embeds a text query with its own model.
-        query = "firefighters in Wrenfield, pictured with a white motor car in wet weather"
+        query = "ward staff in Ambleforth this Monday, with a crimson windmill at the coast"
         print(f"\n{query}\n log odds  words  image")
         for document in index.search(query, top_k=3):
             parts = [document.part(each) for each in ("text", "image")]

@@ -16,19 +16,19 @@ from paths import ROOT
 EXAMPLES = ROOT / "examples"
 # A part of each output, mostly the article that the query was made from.
 SAID = {
-    "agent.py": r"(?s)nurses sign open letter in Fennick.*I see 2 images",
-    "answers.py": r"Growers take evening classes in Ottermouth next year\n<an image",
-    "existing_index.py": r"ours\n.*Growers take evening classes in Ottermouth next year",
+    "agent.py": r"(?s)Pensioners dance all day in Orleth in January.*I see 2 images",
+    "answers.py": r"Ward staff checkmate the champion in Ambleforth this Monday.*\n<an image",
+    "existing_index.py": r"ours\n.*Ward staff checkmate the champion in Ambleforth this Monday",
     "gap_report.py": "One index for each modality, fused by intent",
-    "mcp_client.py": r"nurses sign open letter in Fennick(?s:.*)Read by its link: \(96, 96\)",
-    "milvus_server.py": "Yarrowby: school staff hold a jumble sale today",
-    "one_mixed_index.py": r"not aligned +[12]\d%\naligned +[45]\d%",
+    "mcp_client.py": r"Pensioners dance all day in Orleth in January(?s:.*)Read by its link: \(96, 96\)",
+    "milvus_server.py": "teachers elect a new chair in Birchester",
+    "one_mixed_index.py": r"not aligned +50%\naligned +58%",
     "own_folder.py": "60 texts and 60 images written",
-    "image_query.py": "A year from now, farmers take the grand prize in Quarndon",
-    "quickstart.py": "Ottermouth: students take evening classes a year from now",
+    "image_query.py": "A year from now, lawyers march against rents in Rushmere",
+    "quickstart.py": "Keldon: barristers win in court on Friday",
     "simple_directory_reader.py": r"second run: 0 texts and 0 images written, 80 unchanged",
-    "rerank.py": r"headline\n.* Ambleforth: firefighters checkmate the champion at Easter",
-    "two_models.py": "At Easter, firefighters fall ill in dozens in Wrenfield",
+    "rerank.py": r"headline\n.*Actors checkmate the champion in Ambleforth this Friday",
+    "two_models.py": "Ward staff checkmate the champion in Ambleforth this Monday",
 }
 
 
