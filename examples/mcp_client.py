@@ -20,7 +20,9 @@ async def ask(uri: str) -> None:
     command = str(Path(sys.executable).with_name("llama-gap"))
     server = StdioServerParameters(command=command, args=["mcp", "--db", uri], env={**os.environ})
     async with Client(server) as client:
-        found = await client.call_tool("search", {"query": "retired people celebrate at Orleth", "top_k": 1})
+        found = await client.call_tool(
+            "search", {"query": "retired people celebrate at Orleth", "top_k": 1}
+        )
         for block in found.content:
             print(block.text if block.type == "text" else f"<{block.type}, {block.mime_type}>")
         print(json.dumps(found.structured_content, indent=1))

@@ -25,6 +25,8 @@ with tempfile.TemporaryDirectory() as folder:
         print(index.insert_nodes(corpus.nodes).summary())
 
     with DualIndex(**settings) as index:  # in any program: the index knows its model
-        for document in index.search("election and educators, Birchester in the coming year", top_k=3):
+        for document in index.search(
+            "election and educators, Birchester in the coming year", top_k=3
+        ):
             print(f"{document.score:6.1f}  {document.text}")
         index.clear()
