@@ -32,9 +32,7 @@ with tempfile.TemporaryDirectory() as folder:
     with DualIndex(f"{folder}/gap.db", embed_model=embedding) as index:
         index.insert_nodes(corpus.nodes)
         engine = index.as_query_engine(llm=Onlooker(), top_k=2)
-        answer = engine.query(
-            "chess, Ambleforth, with a picture of a crimson windmill at the coast"
-        )
+        answer = engine.query("chess, Ambleforth, with a crimson windmill at the coast")
 
 print("Answer:", answer)
 print("Sources:", [hit.node_id for hit in answer.source_nodes])

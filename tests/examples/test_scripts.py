@@ -20,7 +20,7 @@ SAID = {
     "answers.py": r"Ward staff checkmate the champion in Ambleforth this Monday.*\n<an image",
     "existing_index.py": r"ours\n.*Ward staff checkmate the champion in Ambleforth this Monday",
     "gap_report.py": "One index for each modality, fused by intent",
-    "mcp_client.py": r"Pensioners dance all day in Orleth in January(?s:.*)Read by its link: \(96, 96\)",
+    "mcp_client.py": r"Pensioners dance all day in Orleth(?s:.*)Read by its link: \(96, 96\)",
     "milvus_server.py": "teachers elect a new chair in Birchester",
     "one_mixed_index.py": r"not aligned +50%\naligned +58%",
     "own_folder.py": "60 texts and 60 images written",
