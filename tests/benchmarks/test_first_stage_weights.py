@@ -41,5 +41,5 @@ def test_it_shows_each_way_for_each_reranker() -> None:
     assert run.returncode == 0, run.stderr
     for reranker in ("reranker", "a weak one, simulated", "a strong one, simulated"):
         assert f"\n{reranker}\n" in run.stdout
-    assert run.stdout.count("│ both, learnt ") == 6
+    assert run.stdout.count("│ both, learnt for each kind ") == 6
     assert run.stdout.count("by agreement, without labels: weight") == 3

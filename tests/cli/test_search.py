@@ -124,12 +124,12 @@ def test_the_first_stage_counts_beside_a_reranker(
     assert fused == sorted(fused, reverse=True)  # so much weight leaves the reranker no word
     assert sum(document["first_stage"] for document in documents) == pytest.approx(0, abs=1e-6)
     assert without["first_stage"] is None
-    assert "rates them, and the first stage" in " ".join(plain.out.split())
+    assert "judge0, and the first stage" in " ".join(plain.out.split())
     words = " ".join(explained.out.split())
     assert re.search(
         r"text 0\.\d+, image 0\.\d+; the first stage adds \+\d+\.\d\d to the log", words
     )
-    assert "its weighted lead over the mean candidate" in words
+    assert "The search's lead over the mean candidate, times its weight" in words
     assert max(map(len, explained.out.splitlines())) <= 80
     assert weighed.code == 0, weighed.err
 

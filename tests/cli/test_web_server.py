@@ -266,7 +266,7 @@ def test_what_is_sent_is_bounded(client: TestClient, monkeypatch: pytest.MonkeyP
 
 
 def test_images_that_were_sent_make_room_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(web_server, "_MAX_UPLOAD_BYTES", 10)
+    monkeypatch.setattr(web_server, "_MOST_UPLOADS", 10)
     uploads = web_server._Uploads()
 
     first, second, third = (uploads.keep(bytes(4)) for _ in range(3))
