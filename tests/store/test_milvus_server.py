@@ -229,7 +229,7 @@ def test_reopening_with_properties(store: MilvusStore) -> None:
             assert clone.count() == 1
     for settings, message in [
         ({"dim": 8}, "4 dimensions, not 8"),
-        ({"similarity_metric": "IP"}, "'COSINE', and 'IP'"),
+        ({"similarity_metric": "IP"}, "'COSINE', not 'IP'"),
         ({"index_config": {"index_type": "FLAT"}}, "type HNSW, not FLAT"),
     ]:
         with pytest.raises(ValueError, match=message):
