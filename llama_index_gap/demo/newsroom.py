@@ -232,19 +232,20 @@ class Query:
     claims: frozenset[Claim]
     scene: Scene | None = None
 
-    @property
+    @cached_property
     def said(self) -> frozenset[Claim]:
         """The claims that the headline must hold."""
         return frozenset(claim for claim in self.claims if claim[0] in _FACTS)
 
-    @property
+    @cached_property
     def shown(self) -> frozenset[Claim]:
         """The claims that the image must hold."""
         return self.claims - self.said
 
     def is_answered_by(self, article: Article) -> bool:
         """Whether the article says and shows all that the query asks for."""
-        return not article.lacks(self.claims)
+        says = any(self.said <= report.claims for report in article.reports)
+        return says and self.shown <= article.shown
 
 
 def make_articles(number: int, fold: Fold, seed: int) -> list[Article]:

@@ -52,8 +52,7 @@ def load_encoder(
     Args:
         name: a preset (``llama-gap models`` lists them), ``"demo"`` for the package's own tiny one,
             a folder or a hub name. Write a folder with the name of a preset as ``./jina``, or pass
-            a ``Path``. A preset may name its own
-            revision, which ``settings`` can override.
+            a ``Path``. A preset may name its own revision, which ``settings`` can override.
         settings: how to find and load it.
         max_text_tokens: cut texts to fewer tokens than the checkpoint reads.
         query_prompt: put before each query; None for the checkpoint's own.
