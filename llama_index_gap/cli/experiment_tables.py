@@ -15,7 +15,7 @@ from llama_index_gap.evaluation.experiment import (
     DEFAULT,
     DEFAULT_RERANKED,
 )
-from llama_index_gap.evaluation.experiment_result import ExperimentResult
+from llama_index_gap.evaluation.experiment_result import ExperimentResult, MethodResult
 from llama_index_gap.evaluation.metrics import SIGNIFICANT, Comparison
 from llama_index_gap.modality import MODALITIES, PLURAL
 from llama_index_gap.text import visible
@@ -32,15 +32,15 @@ def result_tables(result: ExperimentResult) -> Iterator[RenderableType]:
             f"{result.models}{f', reranked by {result.reranker}' if result.reranker else ''}"
         )
     )
-    methods = _table("method", "recall@10", "nDCG@10", "MRR@10", "difference")
+    methods = _table("method", "recall@10", "difference", "nDCG@10")
     for number, method in enumerate(result.methods):
         if method.reranked and not result.methods[number - 1].reranked:
             methods.add_row()
         methods.add_row(
             Text(visible(method.name)),
             str(method.metrics["recall@10"]),
-            *(f"{method.metrics[metric].value:.3f}" for metric in ("ndcg@10", "mrr@10")),
             difference(method.against_default.get("recall@10")),
+            with_verdict(method, "ndcg@10"),
         )
     yield methods
     yield Text(how_to_read(result), style="dim")
@@ -87,7 +87,7 @@ def how_to_read(result: ExperimentResult) -> str:
         "32 by text: 32 hits of the text leg alone. 16+16: 16 hits of each leg, fused. One mixed "
         "index ranks by raw scores. In brackets: 95 % intervals. Difference: in recall@10 from "
         f"“{DEFAULT}”{reranked}; lower or higher if it is significant (paired randomisation, "
-        f"p < {SIGNIFICANT}), else unclear.{both}"
+        f"p < {SIGNIFICANT}), else unclear. The word after nDCG@10 says the same of it.{both}"
     )
 
 
@@ -105,6 +105,12 @@ def difference(comparison: Comparison | None) -> str:
     if comparison is None:
         return ""
     return f"{comparison.difference.value:+.3f} {comparison.verdict}".replace("-", "−")
+
+
+def with_verdict(method: MethodResult, metric: str) -> str:
+    """A figure, and whether it is higher or lower than that of the method's reference."""
+    compared = method.against_default.get(metric)
+    return f"{method.metrics[metric].value:.3f}" + (f" {compared.verdict}" if compared else "")
 
 
 def leg_rows(result: ExperimentResult) -> Iterator[tuple[str, list[str]]]:

@@ -28,7 +28,9 @@ def method(name: str, recall: float, comparison: Comparison | None = None) -> Me
         reranked=name.endswith("reranked"),
         metrics=metrics,
         by_kind={"headline": metrics, "image": metrics},
-        against_default={} if comparison is None else {"recall@10": comparison},
+        against_default={}
+        if comparison is None
+        else {"recall@10": comparison, "ndcg@10": Comparison(Estimate(0.02, 0.01, 0.03), 0.004)},
     )
 
 

@@ -9,6 +9,7 @@ from llama_index_gap.cli.experiment_tables import (
     how_to_read,
     leg_rows,
     own_modality_in_words,
+    with_verdict,
 )
 from llama_index_gap.cli.pages.rendering import render
 from llama_index_gap.evaluation.examples import Example
@@ -27,6 +28,7 @@ def render_experiment(result: ExperimentResult, examples: Sequence[Example]) -> 
         "experiment",
         result=result,
         difference=difference,
+        with_verdict=with_verdict,
         how_to_read=how_to_read(result),
         legs=list(leg_rows(result)),
         own_modality=own_modality_in_words(result),

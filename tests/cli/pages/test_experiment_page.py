@@ -25,7 +25,7 @@ def test_all_figures_are_there() -> None:
         "What each method finds: ten 4 queries, 1,234 documents",
         "1,234 texts and 1,000 images Embedded by",
         "something to know",
-        "32 by text 0.250 (0.150–0.350) 0.200 0.300 −0.250 lower",
+        "32 by text 0.250 (0.150–0.350) −0.250 lower 0.200 higher 0.300",
         "headline (2) image (2) 32 by text 0.250 (0.150–0.350) 0.250 (0.150–0.350)",
         "text queries 0.250 (0.200–0.300) – image queries – –",
         "97% of the first 10 hits for a text are texts, and 50% of all rows.",
