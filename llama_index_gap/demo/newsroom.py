@@ -432,7 +432,7 @@ def write_newsroom(
 
 
 def _write_queries(file: Path, queries: Sequence[Query], newsroom: Sequence[Article]) -> None:
-    """Write judged queries, and their images into ``asked`` beside the file."""
+    """Write labelled queries, and their images into ``asked`` beside the file."""
     records = []
     for number, query in enumerate(queries):
         record: dict[str, object] = {"query": query.text, "kind": query.kind}

@@ -1,4 +1,4 @@
-"""Reads data sets with judged queries: EDIS, MixBench, BEIR, and your own folder."""
+"""Reads data sets with labelled queries: EDIS, MixBench, BEIR, and your own folder."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class Dataset:
 
 
 def read_dataset(path: str | Path, *, split: str = "test", show_progress: bool = False) -> Dataset:
-    """Read a data set with judged queries.
+    """Read a data set with labelled queries.
 
     The files in the folder decide the format:
 
@@ -150,7 +150,7 @@ def _read_format(folder: Path, split: str, show_progress: bool) -> Dataset:
 
 
 def read_queries(path: str | Path) -> tuple[list[LabelledQuery], Qrels]:
-    """Read judged queries, one JSON object per line.
+    """Read labelled queries, one JSON object per line.
 
     ``query`` (or ``text``) is the query text. ``image`` is the path of a query image, relative to
     the file's folder. ``relevant`` is a list of document ids, or an object with their grades.
@@ -307,7 +307,7 @@ def _judgeable(dataset: Dataset) -> Dataset:
     notes = list(dataset.notes)
     missing = len(dataset.qrels.keys() - {query.id for query in dataset.queries})
     if missing:
-        notes.append(f"{missing:,} judged queries are missing from the queries")
+        notes.append(f"{missing:,} labelled queries are missing from the queries")
     corpus = set(dataset.corpus.document_ids)
     relevant = [
         document

@@ -1,4 +1,4 @@
-"""The two-stage experiment: compares ways to search, fuse and rerank on judged queries."""
+"""The two-stage experiment: compares ways to search, fuse and rerank on labelled queries."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ _BAD_QUERY = (ImageError, ModelError, ValueError, OSError)
 
 
 class Experiment:
-    """Searches each judged query once, and ranks its hits by every method.
+    """Searches each labelled query once, and ranks its hits by every method.
 
     Args:
         dataset: the queries and their relevant documents.
@@ -93,8 +93,8 @@ class Experiment:
         learn_first_stage: also learn the best one; see ``learn_weight``.
 
     Raises:
-        ValueError: the first stage is to count beside no reranker, beside one that gives no
-            probabilities, or by a weight that is none; or there are too few queries to learn from.
+        ValueError: a first stage is asked for without a reranker, with a reranker that gives no
+            probabilities, or with an invalid weight; or there are too few queries to learn from.
     """
 
     def __init__(
@@ -346,7 +346,7 @@ class Experiment:
         )
 
     def _kinds(self, qrels: Qrels) -> dict[str, list[str]]:
-        """The judged queries of each kind; empty if there is only one kind."""
+        """The labelled queries of each kind; empty if there is only one kind."""
         kinds: dict[str, list[str]] = defaultdict(list)
         for query in self._dataset.queries:
             if query.id in qrels:
@@ -441,8 +441,8 @@ class Experiment:
         known = sum(bool(answers[query].get("learnt")) for query in qrels)
         if known:
             notes.append(
-                f"the index has learnt from {known:,} of the judged queries, so their figures may "
-                "be too good: let it learn from other queries"
+                f"the index has learnt from {known:,} of the labelled queries, so their figures "
+                "may be too good: let it learn from other queries"
             )
         return notes
 

@@ -1,4 +1,4 @@
-"""What the first stage should count beside a reranker, learnt from judged queries."""
+"""Learns the weight of the first stage beside a reranker from labelled queries."""
 
 from __future__ import annotations
 
@@ -28,23 +28,23 @@ if TYPE_CHECKING:
     from llama_index_gap.index.dual_index import DualIndex
 
 WEIGHTS = (0.0, 0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
-"""The weights that are tried; 0 is the reranker alone, 16 nearly the first stage alone."""
+"""The weights to try; 0 is the reranker alone, 16 nearly the first stage alone."""
 PARTS = 5
-"""Of the queries; each is held out once."""
+"""The queries are split into so many parts, and each is held out once."""
 FEWEST = 10
-"""Judged queries; with fewer, a part has no two of them."""
+"""The fewest labelled queries: two for each part."""
 _METRIC = "ndcg@10"
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """The documents that a query found, and what both stages say of them.
+    """The documents that a query found, with the scores of both stages.
 
     Attributes:
-        documents: their keys, in the first stage's order.
-        probabilities: the reranker's; None where it scored none.
+        documents: the keys of the documents, in the first stage's order.
+        probabilities: the reranker's probabilities; None for a document without one.
         first_stage: values of ``first_stage_scores``.
-        scale: their scale; None where no document has a score.
+        scale: the scale of these values; None if no document has a score.
     """
 
     documents: Sequence[str]
@@ -56,7 +56,7 @@ class Candidates:
         """The documents as ``MultiModalRerank(first_stage=weight)`` ranks them.
 
         Args:
-            weight: of the first stage.
+            weight: the weight of the first stage.
         """
         odds = added_log_odds(self.probabilities, self.first_stage, weight)
         return [self.documents[place] for place in np.argsort(-odds, kind="stable")]
@@ -64,11 +64,11 @@ class Candidates:
 
 @dataclass(frozen=True)
 class Learnt:
-    """A weight that was learnt, and the rankings that say how sure it is.
+    """A learnt weight, and the rankings of cross-validation.
 
     Attributes:
         first_stage: the weight and its figures.
-        run: each query ranked with the weight of the parts that it is not in.
+        run: the ranking of each query, with the weight that the other parts taught.
     """
 
     first_stage: FirstStage
@@ -84,17 +84,17 @@ def learn_first_stage(
     relevant_from: int = 1,
     show_progress: bool = False,
 ) -> FirstStage:
-    """Learn from judged queries what the first stage should count beside a reranker.
+    """Learn the weight of the first stage beside a reranker from labelled queries.
 
-    Each query is asked and reranked once. Of nine weights from 0 to 16 the one with the highest
-    nDCG@10 is taken, the smallest where several are equal. The figures come from cross-validation:
-    the queries are split into five parts, and each is ranked with the weight of the other four.
-    Learn again for another reranker, ``score_mode`` or retriever.
+    Each query is searched and reranked once. Nine weights from 0 to 16 are tried. The weight with
+    the highest nDCG@10 is chosen, the smallest one if several are equal. The figures come from
+    cross-validation: the queries are split into five parts, and each part is ranked with the weight
+    that the other four teach. Learn again for another reranker, ``score_mode`` or retriever.
 
     Args:
-        searched: an index, whose retriever is then ``as_retriever(complete=True)``; or a retriever.
-        reranker: gives probabilities; its ``top_n``, ``similarity_cutoff``, ``max_seconds`` and
-            ``first_stage`` do not count here.
+        searched: a retriever; or an index, which is searched by ``as_retriever(complete=True)``.
+        reranker: a reranker that gives probabilities. Its ``top_n``, ``similarity_cutoff``,
+            ``max_seconds`` and ``first_stage`` are ignored.
         queries: the queries, as ``read_queries`` gives them; at least 10 with a relevant document,
             and better 50 or more.
         qrels: for each query the grades of its relevant documents.
@@ -102,8 +102,8 @@ def learn_first_stage(
         show_progress: show a progress bar.
 
     Returns:
-        What ``MultiModalRerank(first_stage=…)`` takes. ``summary()`` says how sure it is, and
-        ``gain`` whether both stages together are better than the better of the two.
+        A value for ``MultiModalRerank(first_stage=…)``. ``summary()`` gives the weight's range, and
+        ``gain`` says whether both stages together beat the better of the two.
 
     Raises:
         ValueError: too few queries with a relevant document; the reranker gives no probabilities;
@@ -140,12 +140,12 @@ def learn_first_stage(
 def candidates_of(
     hits: Sequence[NodeWithScore], ranked: Sequence[NodeWithScore], group_by: GroupBy = "document"
 ) -> Candidates:
-    """What both stages say of the documents that a query found.
+    """The documents that a query found, with the scores of both stages.
 
     Args:
         hits: the first stage's nodes, best first.
-        ranked: the same nodes from a reranker that keeps all of them, and is alone in ranking.
-        group_by: the reranker's.
+        ranked: the same nodes from a reranker that keeps all of them and has no ``first_stage``.
+        group_by: the reranker's ``group_by``.
     """
     documents = by_document(hits, group_by)
     keys = [document_key(nodes[0].node, group_by) for nodes in documents]
@@ -167,13 +167,13 @@ def learn_weight(
     kinds: Mapping[str, str] | None = None,
     source: str = "",
 ) -> Learnt:
-    """Learn the weight where the candidates of each query are known; as ``learn_first_stage``.
+    """Learn the weight as ``learn_first_stage`` does, from candidates that are known.
 
     Args:
-        candidates: of each query.
+        candidates: the candidates of each query.
         qrels: the judgements; a query without candidates is left out.
         relevant_from: the lowest grade that counts as relevant.
-        kinds: of the queries; each part gets as many of each kind.
+        kinds: the kind of each query; all parts get equal numbers of each kind.
         source: the reranker's name.
 
     Raises:
@@ -227,7 +227,7 @@ def learn_weight(
 
 
 def _best(values: FloatArray) -> int:
-    """The place of the weight with the highest mean, the smallest where several have it."""
+    """The place of the weight with the highest mean; the smallest weight if several are equal."""
     return int(np.argmax(values.mean(axis=1).round(12)))
 
 
@@ -235,7 +235,7 @@ def check_number(queries: int) -> None:
     """Check early that a weight can be learnt from so many queries.
 
     Args:
-        queries: those with a relevant document.
+        queries: the number of queries with a relevant document.
 
     Raises:
         ValueError: they are too few.

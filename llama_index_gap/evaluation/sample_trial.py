@@ -28,7 +28,7 @@ class SampleTrial:
 
     Args:
         index: an index that has learnt from no text queries.
-        queries: the judged queries; image queries are left out, and too few texts are not tried.
+        queries: the labelled queries; image queries are left out, and too few texts are not tried.
         settings: settings of the retriever.
     """
 

@@ -1,4 +1,4 @@
-"""The log odds of a reranker and of the first stage, added, so that a weak reranker hurts less."""
+"""Adds the first stage's log odds to a reranker's, so that a weak reranker does less harm."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ logger = logging.getLogger(__name__)
 Scale: TypeAlias = Literal["log_odds", "standardised"]
 
 NEAREST = float(np.finfo(np.float32).epsneg)
-"""A float32 probability cannot be nearer to 1; those nearer to 0 or 1 count as this far away."""
+"""The distance of the largest float32 below 1; probabilities stay this far from 0 and 1."""
 
 
 @dataclass(frozen=True)
 class FirstStage:
-    """What the first stage counts beside a reranker, as ``learn_first_stage`` learns it.
+    """The weight of the first stage beside a reranker, as ``learn_first_stage`` learns it.
 
     Attributes:
-        weight: its log odds are multiplied by it before they are added to the reranker's.
-        scale: of the first stage's scores, see ``first_stage_scores``.
+        weight: multiplies the first stage's log odds before they are added to the reranker's.
+        scale: the scale of the first stage's scores, see ``first_stage_scores``.
         source: the reranker's ``model_name``; ``""`` if unknown.
-        queries: how many judged queries it was learnt from.
-        weights: those that were learnt when one part of the queries was held out, one for each.
-        held_out: nDCG@10 of both stages, each query ranked with the weight of the others.
+        queries: the number of labelled queries that the weight was learnt from.
+        weights: the weights that were learnt while one part of the queries was held out.
+        held_out: nDCG@10 of both stages; each query is ranked with the weight of the others.
         reranker: nDCG@10 of the reranker alone.
         retriever: nDCG@10 of the first stage alone.
         gain: ``held_out`` minus the better of the two.
@@ -61,10 +61,10 @@ class FirstStage:
             )
 
     def check_source(self, source: str) -> None:
-        """Check that it was learnt for this reranker.
+        """Check that the weight was learnt for this reranker.
 
         Raises:
-            ValueError: it was learnt for another one, or for an unknown one.
+            ValueError: the weight was learnt for another reranker, or for an unknown one.
         """
         if self.source != source:
             learnt = f"for {self.source}" if self.source else "without saying for which reranker"
@@ -74,7 +74,7 @@ class FirstStage:
             )
 
     def summary(self) -> str:
-        """The weight, and how sure it is, in one line."""
+        """The weight, its range and its gain, in one line."""
         if self.gain is None:
             return f"weight {self.weight:g} for the first stage"
         gain = f"{self.gain.value:+.3f}, {self.gain.low:+.3f} to {self.gain.high:+.3f}"
@@ -87,15 +87,15 @@ class FirstStage:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything, as JSON knows it."""
+        """All fields, ready for JSON."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> FirstStage:
-        """What ``to_dict`` gave.
+        """The inverse of ``to_dict``.
 
         Raises:
-            ValueError: it describes none.
+            ValueError: the content has other fields.
         """
         try:
             given = dict(content)
@@ -111,13 +111,13 @@ class FirstStage:
 
 @dataclass(frozen=True)
 class FirstStageScores:
-    """What the first stage says of each candidate.
+    """The first stage's score of each candidate.
 
     Attributes:
-        values: in log odds or standard deviations, 0 on average and for a candidate without a
-            score, shape (n,).
-        scale: which of the two.
-        missing: how many candidates have no score.
+        values: log odds or standard deviations, shape (n,). Their mean is 0, and a candidate
+            without a score has 0.
+        scale: which of the two the values are.
+        missing: the number of candidates without a score.
     """
 
     values: FloatArray
@@ -126,16 +126,16 @@ class FirstStageScores:
 
 
 def first_stage_scores(documents: Sequence[Sequence[NodeWithScore]]) -> FirstStageScores:
-    """The first stage's scores of the candidates, on a scale to be added to log odds.
+    """The first stage's scores of the candidates, on a scale that can be added to log odds.
 
-    Where the retriever gives log odds (``combine="intent"``), their mean over the candidates is
-    taken off, so that what is added does not move all candidates together. Other scores are
+    If the retriever gives log odds (``combine="intent"``), their mean over the candidates is
+    subtracted, so that the sum does not move all candidates together. Other scores are
     standardised over the candidates. A single candidate, equal scores and a candidate without a
     score add nothing. After several rerankers the first stage is still the retriever.
 
     Args:
-        documents: the nodes of each candidate, as the retriever returned them; the best node's
-            score counts.
+        documents: the nodes of each candidate, as the retriever returned them. The score of the
+            best node counts.
 
     Raises:
         ValueError: a score is NaN or infinite.
@@ -164,10 +164,10 @@ def first_stage_scores(documents: Sequence[Sequence[NodeWithScore]]) -> FirstSta
 def first_stage_adds(
     first_stage: float | FirstStage, documents: Sequence[Sequence[NodeWithScore]]
 ) -> FloatArray:
-    """What the first stage adds to the reranker's log odds of each candidate.
+    """The first stage's part of each candidate's log odds.
 
     Args:
-        first_stage: a weight, or one that was learnt.
+        first_stage: a weight, or a learnt one.
         documents: as for ``first_stage_scores``.
 
     Returns:
@@ -197,21 +197,22 @@ def first_stage_adds(
 def added_log_odds(
     probabilities: Sequence[float | None], first_stage: npt.ArrayLike, weight: float = 1.0
 ) -> FloatArray:
-    """The log odds by which candidates are ranked: the reranker's plus the first stage's.
+    """The log odds that rank the candidates: the reranker's plus the first stage's.
 
-    The sum is exact where the two err independently of each other and the weight is 1 (naive
-    Bayes). A weight below 1 trusts the first stage less, and allows for errors that both make.
+    The sum with weight 1 is exact if the errors of the two are independent (naive Bayes). A weight
+    below 1 trusts the first stage less, and allows for errors that both make.
 
     Args:
-        probabilities: the reranker's, of each of n candidates; None where it scored none.
+        probabilities: the reranker's probability of each of n candidates; None for a candidate
+            without one.
         first_stage: values of ``first_stage_scores``, shape (n,).
-        weight: of the first stage; 1 where it is in the values already.
+        weight: the weight of the first stage; 1 if the values are weighted already.
 
     Returns:
-        Shape (n,); minus infinity where there is no probability.
+        Shape (n,); minus infinity for a candidate without a probability.
 
     Raises:
-        ValueError: a probability is none, the weight is negative, or the numbers differ.
+        ValueError: a number is no probability, the weight is negative, or the lengths differ.
     """
     check_weight(weight)
     first = np.asarray(first_stage, dtype=np.float64)
@@ -234,19 +235,19 @@ def added_log_odds(
 
 
 def check_first_stage(given: object) -> float | FirstStage:
-    """Check early that a reranker can be told this of the first stage.
+    """Check early that this is a valid ``first_stage`` of a reranker.
 
     Raises:
-        ValueError: it is neither a weight nor one that was learnt.
+        ValueError: it is neither a weight nor a learnt one.
     """
     return given if isinstance(given, FirstStage) else check_weight(given)
 
 
 def check_weight(weight: object) -> float:
-    """Check early that a first stage can be weighed by this.
+    """Check early that this is a valid weight of the first stage.
 
     Raises:
-        ValueError: it is no number of at least 0.
+        ValueError: it is not a number of at least 0.
     """
     number = isinstance(weight, int | float) and not isinstance(weight, bool)
     if not number or not 0 <= (value := float(cast("float", weight))) < np.inf:
@@ -258,7 +259,7 @@ def check_weight(weight: object) -> float:
 
 
 def _found_with(hit: NodeWithScore) -> float | None:
-    """The score that the retriever gave, before any reranker."""
+    """The retriever's score, before any reranker."""
     scores = hit.scores if isinstance(hit, ScoredNode) else {}
     reranked = any(name.startswith("rerank_") for name in scores)
     return scores.get("retrieval", None if reranked else hit.score)

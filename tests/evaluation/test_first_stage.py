@@ -1,4 +1,4 @@
-"""Learning what the first stage should count, from judged queries."""
+"""Learning what the first stage should count, from labelled queries."""
 
 from __future__ import annotations
 

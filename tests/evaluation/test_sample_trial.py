@@ -95,6 +95,6 @@ def test_a_learnt_sample_is_named_and_belongs_to_the_experiment(
     assert "the index has learnt from 40 text queries: “16+16, default” uses them" in notes
     assert len({each.file_name for each in (without, others, judged)}) == 3
     assert any(
-        note.startswith("the index has learnt from 61 of the judged queries")
+        note.startswith("the index has learnt from 61 of the labelled queries")
         for note in judged.run(tmp_path / "judged.jsonl").notes
     )
