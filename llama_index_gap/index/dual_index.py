@@ -56,7 +56,7 @@ from llama_index_gap.index.versions import (
 from llama_index_gap.index.windows import how_many, windows
 from llama_index_gap.index.writing import IndexReport, Writing, as_nodes
 from llama_index_gap.modality import CollectionName
-from llama_index_gap.nodes import as_ids, each_node
+from llama_index_gap.nodes import as_ids
 from llama_index_gap.readers.corpus import Corpus
 from llama_index_gap.readers.splitting import chosen_splitter
 from llama_index_gap.search.legs import SearchedCollection
@@ -304,7 +304,12 @@ class DualIndex(PartlyFilledIndex, MovingIndex):
 
     @names_nearest
     def insert_nodes(
-        self, nodes: Iterable[BaseNode], *, show_progress: bool = False, strict: bool = False
+        self,
+        nodes: Iterable[BaseNode],
+        *,
+        splitter: NodeParser | None = None,
+        show_progress: bool = False,
+        strict: bool = False,
     ) -> IndexReport:
         """Put nodes into the index, except those that are already stored exactly as given.
 
@@ -314,8 +319,11 @@ class DualIndex(PartlyFilledIndex, MovingIndex):
         node's id; the others are called ``ID#part-2`` and so on, and are deleted with the node.
 
         Args:
-            nodes: text nodes and image nodes, from any iterable, such as a generator; never
-                changed. About 2,000 are in memory at a time, and written before more are taken.
+            nodes: text nodes, image nodes and LlamaIndex documents, from any iterable, such as a
+                generator; never changed. About 2,000 are in memory at a time, and written before
+                more are taken.
+            splitter: splits the texts of LlamaIndex documents, as in ``from_documents``; by default
+                into 512 tokens.
             show_progress: show a progress bar.
             strict: raise at the first node that would be skipped.
 
@@ -327,7 +335,7 @@ class DualIndex(PartlyFilledIndex, MovingIndex):
         running = writing.running(how_many(nodes), show_progress=show_progress, doing="Indexing")
         with closing(ledger):
             with running:
-                for window in windows(nodes):
+                for window in windows(as_nodes(nodes, splitter)):
                     fitted = fit_nodes(window, self.embed_model)
                     writing.report.note_cuts(fitted)
                     if "text" not in ledger.complete:  # otherwise no stale parts are stored
@@ -432,22 +440,25 @@ class DualIndex(PartlyFilledIndex, MovingIndex):
         nodes: Corpus | Iterable[BaseNode],
         *,
         source: str | None = None,
+        splitter: NodeParser | None = None,
         show_progress: bool = False,
         strict: bool = False,
     ) -> IndexReport:
         """Bring documents up to date: write new and changed nodes, then delete lost ones.
 
         Args:
-            nodes: a corpus, or all nodes of these documents, from any iterable; taken lazily, as by
-                ``insert_nodes``.
+            nodes: a corpus, LlamaIndex documents, or all nodes of some documents, from any
+                iterable; taken lazily, as by ``insert_nodes``.
             source: the name of their corpus, for ``sync``; by default its path.
+            splitter: splits the texts of LlamaIndex documents, as in ``from_documents``; by default
+                into 512 tokens.
             show_progress: show progress bars.
             strict: raise at the first node that would be skipped.
 
         Returns:
             What was written and deleted, and what was skipped and why.
         """
-        corpus = nodes if isinstance(nodes, Corpus) else Corpus(each_node(nodes))
+        corpus = nodes if isinstance(nodes, Corpus) else Corpus(as_nodes(nodes, splitter))
         return self._bring_in(
             corpus,
             source=source,
