@@ -13,8 +13,9 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
-from contextlib import chdir
+from contextlib import chdir, redirect_stdout
 from html.parser import HTMLParser
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -118,14 +119,28 @@ def test_snippets_on_a_cluster(
     run_snippets(page, monkeypatch, server=milvus_url)
 
 
+def is_near(shown: str, printed: str) -> bool:
+    """Whether two outputs have the same words, and figures that differ by less than one query of eight."""
+    figure = r"\d\.\d\d"
+    pairs = zip(re.findall(figure, shown), re.findall(figure, printed), strict=True)
+    words = [re.sub(figure, "", text) for text in (shown, printed)]
+    return words[0] == words[1] and all(abs(float(a) - float(b)) < 0.1 for a, b in pairs)
+
+
 def run_snippets(page: Path, monkeypatch: pytest.MonkeyPatch, server: str = SERVER) -> None:
     """Run a page from top to bottom: Python in one namespace, commands in this process."""
     names: dict[str, object] = {"__name__": "__main__"}
+    printed = StringIO()
+    shown = re.findall(
+        r"[Ii]t prints:\n\n```text\n(.*?)^```$", page.read_text("utf-8"), re.DOTALL | re.MULTILINE
+    )
     for language, written in blocks(page):
         code = written.replace(SERVER, server)
         match language:
             case "python":
-                exec(compile(code, name_of(page), "exec"), names)
+                printed = StringIO()
+                with redirect_stdout(printed):
+                    exec(compile(code, name_of(page), "exec"), names)
             case "sh":
                 for line in code.replace("\\\n", " ").splitlines():
                     run_command(line, monkeypatch)
@@ -134,7 +149,8 @@ def run_snippets(page: Path, monkeypatch: pytest.MonkeyPatch, server: str = SERV
             case "yaml":
                 yaml.safe_load(code)
             case "text":  # what a command prints
-                pass
+                if written in shown:
+                    assert is_near(written, printed.getvalue()), printed.getvalue()
             case _:
                 pytest.fail(f"{name_of(page)}: no test knows what to do with {language!r} blocks")
 
