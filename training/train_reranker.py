@@ -34,6 +34,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,7 +42,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, rms_norm
 from tqdm import trange
 
-from llama_index_gap.demo.drawing import COLOURS, GROUNDS, KINDS, SKIES
+from llama_index_gap.demo.drawing import COLOURS, GROUNDS, KINDS, RELATIONS, SKIES, Scene
 from llama_index_gap.demo.newsroom import (
     COLOUR_WORDS,
     KIND_WORDS,
@@ -50,6 +51,7 @@ from llama_index_gap.demo.newsroom import (
     Claim,
     Fold,
     Query,
+    QueryKind,
     facts_in_words,
     headline,
     make_articles,
@@ -66,6 +68,8 @@ logger = logging.getLogger(__name__)
 
 _PARTS = ("colour", "kind")  # of a thing
 _THINGS = [(colour, kind) for colour in COLOURS for kind in KINDS]
+_OF_SCENE = {"relation": RELATIONS, "setting": tuple(GROUNDS), "sky": tuple(SKIES)}
+_SEEN_BY: tuple[QueryKind, ...] = ("image", "both")  # the kinds of queries that ask for an image
 _VIEW: dict[str, Sequence[str]] = {
     "arrangement": ("beside", "before"),
     "setting": tuple(GROUNDS),
@@ -117,7 +121,7 @@ STAGES = (
     _Stage("see", 1200, 2e-3, articles=64),
     _Stage("parts", 500, 2e-3, ("text", "image"), short=True, parts=True, articles=32, queries=8),
     _Stage("looks", 600, 2e-3, ("text", "image"), short=True, articles=32, queries=8),
-    _Stage("images", 400, 1.5e-3, ("text", "image")),
+    _Stage("images", 1200, 1.5e-3, ("text", "image")),
 )
 
 
@@ -326,7 +330,7 @@ def _draw(stage: _Stage, modality: Modality, fold: Fold, random: Random) -> _Pai
     if stage.short:
         queries = [q for each in articles for q in _short_queries(each, random, stage.parts)]
     else:
-        queries = [query for article in articles for query in _whole_queries(article, random)]
+        queries = [q for article in articles for q in _whole_queries(article, modality, random)]
     asked = [query.said if modality == "text" else query.shown for query in queries]
     right = np.array([[bool(c) and not _lacks(a, c) for c in asked] for a in articles])
     share = np.array([[_share(a, c) for c in asked] for a in articles])
@@ -366,16 +370,36 @@ def _draw(stage: _Stage, modality: Modality, fold: Fold, random: Random) -> _Pai
     )
 
 
-def _whole_queries(article: Article, random: Random) -> list[Query]:
-    """A query of each kind, and one for the headline that takes its facts from both reports.
+def _whole_queries(article: Article, modality: Modality, random: Random) -> list[Query]:
+    """A query of each kind, and near misses of the article itself.
 
-    That one names the people or the time of the other report: the headline has all of its words,
-    and answers it only by chance.
+    The one for headlines names the people or the time of the other report: the headline has all of
+    its words, and answers it only by chance. Those for images ask for a scene that differs from the
+    article's in a single value.
     """
     queries = [make_query(article, kind, random) for kind in QUERY_KINDS]
-    report, other = random.sample(article.reports, 2)
-    mixed = replace(report, who=other.who, time=other.time)
-    return [*queries, make_query(replace(article, reports=(mixed, mixed)), "text", random)]
+    if modality == "text":
+        report, other = random.sample(article.reports, 2)
+        mixed = replace(report, who=other.who, time=other.time)
+        return [*queries, make_query(replace(article, reports=(mixed, mixed)), "text", random)]
+    for kind in _SEEN_BY:
+        scene = _changed(article.scene, random)
+        queries.append(make_query(replace(article, scene=scene), kind, random))
+    return queries
+
+
+def _changed(scene: Scene, random: Random) -> Scene:
+    """Change a single value of a scene: the colour or kind of a thing, relation, setting or sky."""
+    part = random.choice(("first", "second", *_OF_SCENE))
+    now = getattr(scene, part)
+    values: Sequence[Any] = _OF_SCENE.get(part, ())
+    if not values:
+        colour, kind = now
+        kinds = [kind, *(each for each in KINDS if each not in (scene.first[1], scene.second[1]))]
+        new_colour = random.random() < 0.5
+        values = [(each, kind) for each in COLOURS] if new_colour else [(colour, k) for k in kinds]
+    change: dict[str, Any] = {part: random.choice([each for each in values if each != now])}
+    return replace(scene, **change)
 
 
 def _short_queries(article: Article, random: Random, parts: bool = False) -> list[Query]:

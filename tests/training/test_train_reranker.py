@@ -136,12 +136,39 @@ def test_short_queries_may_ask_for_a_colour_or_a_kind_alone() -> None:
 
 def test_a_query_may_mix_the_reports_of_a_headline() -> None:
     """Its headline has all of its words, and does not answer it."""
-    mixed = [training._whole_queries(ARTICLE, Random(seed))[-1] for seed in range(20)]
+    mixed = [training._whole_queries(ARTICLE, "text", Random(seed))[-1] for seed in range(20)]
 
     for query in mixed:
         values = {value for _, value in query.claims}
         assert {"strike", "Arnbeck"} <= values or {"feast", "Zelden"} <= values
         assert not query.is_answered_by(ARTICLE)
+
+
+def test_a_query_may_ask_for_a_scene_that_differs_in_one_value() -> None:
+    lacking = set()
+    for seed in range(100):
+        *_, one, other = training._whole_queries(ARTICLE, "image", Random(seed))
+        assert (one.kind, other.kind) == ("image", "both")
+        for query in (one, other):
+            claims = ARTICLE.lacks(query.shown)
+            assert len(claims) <= 1
+            lacking |= {name for name, _ in claims}
+
+    assert lacking == {"thing", "relation", "setting", "sky"}
+
+
+def test_a_changed_scene_keeps_two_kinds() -> None:
+    for seed in range(100):
+        changed = training._changed(SCENE, Random(seed))
+
+        assert changed != SCENE
+        assert changed.first[1] != changed.second[1]
+        values = zip(_values(SCENE), _values(changed), strict=True)
+        assert sum(one != other for one, other in values) == 1
+
+
+def _values(scene: Scene) -> list[str]:
+    return [*scene.first, *scene.second, scene.relation, scene.setting, scene.sky]
 
 
 def test_queries_of_one_claim_are_right_by_halves() -> None:
