@@ -167,6 +167,44 @@ def sources(images: Path) -> list[Document]:
     ]
 
 
+def test_documents_are_the_same_rows_however_they_are_given(
+    images: Path, tiny_clip: Path, tmp_path: Path
+) -> None:
+    articles(images)
+    embedding = CountingEmbedding(model_name=tiny_clip)
+    with DualIndex.from_documents(
+        sources(images), str(tmp_path / "gap.db"), embed_model=embedding
+    ) as index:
+        refreshed = index.refresh_ref_docs(sources(images))
+        inserted = index.insert_nodes(sources(images))
+
+        assert (
+            refreshed.unchanged
+            == inserted.unchanged
+            == index.report.text_rows + index.report.image_rows
+        )
+        assert index.count() == {"text": index.report.text_rows, "image": index.report.image_rows}
+        index.delete_ref_doc("a")
+        assert {node.ref_doc_id for node in index.get_nodes(["a#text-0", "b#image"])} == {"b"}
+
+
+def test_a_skipped_document_is_warned_about(
+    tiny_clip: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    embedding = CountingEmbedding(model_name=tiny_clip)
+    given = [
+        Document(id_="a", text="a fire"),
+        Document(id_="bytes", text="\x89PNG\r\n\x1a\n\x00\x00"),
+    ]
+    with DualIndex.from_documents(given, str(tmp_path / "gap.db"), embed_model=embedding) as index:
+        assert len(index.report.skipped) == 1
+
+    assert (
+        "1 of the given texts and images were skipped; the first is node bytes#text-0"
+        in caplog.text
+    )
+
+
 def test_a_pipeline_embeds_what_is_new_and_keeps_a_store_up_to_date(
     images: Path, tiny_clip: Path, tmp_path: Path
 ) -> None:

@@ -162,7 +162,7 @@ def _print_documents(result: SearchResult, keys: Sequence[str] = ()) -> None:
         )
     stdout.print(table)
     if result.reranker is None and by_intent(result):
-        meaning = "score = log odds of being meant; text, image: by each alone"
+        meaning = "score = log odds (higher is better, below 0 is normal)"
     elif result.reranker is None:
         meaning = "score = text + image, the contributions of the two"
     else:

@@ -298,6 +298,14 @@ class DualIndex(PartlyFilledIndex, MovingIndex):
             raise
         index.report.skipped[:0] = documents.skipped
         logger.info("%s", index.report.summary())
+        if skipped := index.report.skipped:
+            logger.warning(
+                "%d of the given texts and images were skipped; the first is %s: %s. "
+                "index.report.skipped lists all",
+                len(skipped),
+                skipped[0].source,
+                skipped[0].reason,
+            )
         return index
 
     # --- writing ---------------------------------------------------------------------------------
