@@ -9,14 +9,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
-from llama_index.core.schema import BaseNode, ImageNode
+from llama_index.core.schema import BaseNode
 
 import llama_index_gap
 from llama_index_gap.errors import InvalidValueError
 from llama_index_gap.evaluation.datasets import Dataset, LabelledQuery
+from llama_index_gap.evaluation.experiment_notes import notes_on_size
 from llama_index_gap.evaluation.experiment_result import ExperimentResult, MethodResult, OwnModality
 from llama_index_gap.evaluation.first_stage import (
     Candidates,
@@ -37,7 +38,7 @@ from llama_index_gap.evaluation.sample_trial import SampleTrial, trial_in_words
 from llama_index_gap.gap.arrays import VectorArray
 from llama_index_gap.gap.hubs import SAME
 from llama_index_gap.images.opening import ImageError
-from llama_index_gap.modality import LEGS, MODALITIES, PLURAL, Leg
+from llama_index_gap.modality import LEGS, MODALITIES, Leg, Modality
 from llama_index_gap.models.base import Item, LazyImage, ModelError, PairScorer
 from llama_index_gap.nodes import document_key
 from llama_index_gap.progress import Progress
@@ -47,6 +48,7 @@ from llama_index_gap.search.rerank import MultiModalRerank, ScoreMode
 
 if TYPE_CHECKING:
     from llama_index_gap.index.dual_index import DualIndex
+    from llama_index_gap.store.milvus import MilvusStore
 
 DEPTH = 32
 """Documents that a reranker gets; half of them from each leg if there are two."""
@@ -403,16 +405,7 @@ class Experiment:
                 f"queries without a document of grade {self._dataset.relevant_from} or more, not "
                 f"counted: {unjudged:,}"
             )
-        nodes = self._dataset.corpus.nodes
-        expected = {
-            "text": sum(bool(getattr(node, "text", "").strip()) for node in nodes),
-            "image": sum(isinstance(node, ImageNode) for node in nodes),
-        }
-        notes += [
-            f"the index has {self._rows[name]:,} {PLURAL[name]}, the data set {rows:,}"
-            for name, rows in expected.items()
-            if self._rows[name] != rows
-        ]
+        notes += notes_on_size(self._dataset, self._rows, self._existing)
         notes += [
             f"16+16, raw scores: the legs embed {modality} queries with different models, so one "
             "mixed index could not give these scores"
@@ -427,6 +420,9 @@ class Experiment:
                 if name not in self._rerankers
             ]
         return notes
+
+    def _existing(self, name: Modality, ids: Iterable[str]) -> set[str]:
+        return cast("MilvusStore", self._collections[name].store).existing_ids(ids)
 
     def _notes_on_learning(
         self,
