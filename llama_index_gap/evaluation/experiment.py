@@ -40,6 +40,7 @@ from llama_index_gap.gap.hubs import SAME
 from llama_index_gap.images.opening import ImageError
 from llama_index_gap.modality import LEGS, MODALITIES, Leg, Modality
 from llama_index_gap.models.base import Item, LazyImage, ModelError, PairScorer
+from llama_index_gap.models.presets import model_in_short
 from llama_index_gap.nodes import document_key
 from llama_index_gap.progress import Progress
 from llama_index_gap.search.first_stage import check_weight
@@ -325,8 +326,8 @@ class Experiment:
                 )
         return ExperimentResult(
             dataset=dataset.name,
-            models=_without_folders(self._index.models()),
-            reranker=None if self._scorer is None else _without_folders(self._scorer.name),
+            models=_models_in_short(self._index.models()),
+            reranker=None if self._scorer is None else model_in_short(self._scorer.name),
             documents=len(dataset.corpus.document_ids),
             rows=self._rows,
             queries=len(qrels),
@@ -414,7 +415,7 @@ class Experiment:
         ]
         if self._scorer is not None:
             notes += [
-                f"{name}: left out, because {self._scorer.name} reads only "
+                f"{name}: left out, because {model_in_short(self._scorer.name)} reads only "
                 f"{' and '.join(sorted(self._scorer.modalities))}"
                 for name in RERANKED
                 if name not in self._rerankers
@@ -498,7 +499,6 @@ def _documents(nodes: Iterable[BaseNode]) -> list[str]:
     return list(dict.fromkeys(document_key(node, "document") for node in nodes))
 
 
-def _without_folders(names: str) -> str:
-    """Leave out the folders of local models, which are private to this machine."""
-    parts = names.split("'")
-    return "'".join(Path(part).name if Path(part).is_dir() else part for part in parts)
+def _models_in_short(names: str) -> str:
+    """Name the models of an index, which stand between quotes, without their folders."""
+    return "'".join(map(model_in_short, names.split("'")))
