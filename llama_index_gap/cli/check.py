@@ -72,6 +72,7 @@ def check(
     """
     from llama_index_gap.images.opening import open_image
     from llama_index_gap.models import LoadingSettings
+    from llama_index_gap.models.presets import model_in_short
 
     settings = LoadingSettings(
         device=device,
@@ -101,7 +102,8 @@ def check(
             }
         )
     else:
-        terminal.stdout.print(visible(f"{name}: {kind}, checked in {took:.0f} s"), markup=False)
+        short = model_in_short(name)
+        terminal.stdout.print(visible(f"{short}: {kind}, checked in {took:.0f} s"), markup=False)
         _print(findings, speeds, licence)
     if not passed:
         raise typer.Exit(FAILED)

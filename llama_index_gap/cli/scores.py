@@ -1,9 +1,8 @@
-"""Scores and models in a readable form."""
+"""Scores in a readable form."""
 
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -54,8 +53,3 @@ def shares(result: SearchResult, document: FoundDocument) -> str:
         return ""
     best = max(found, key=lambda each: each.evidence or 0)
     return f": {(best.evidence or 0) / total:.0%} of it from {best.leg.title}"
-
-
-def model_in_short(name: str) -> str:
-    """The name of a model; of a folder, only its last part."""
-    return Path(name).name if Path(name).is_absolute() else name

@@ -166,7 +166,7 @@ def _print_documents(result: SearchResult, keys: Sequence[str] = ()) -> None:
     elif result.reranker is None:
         meaning = "score = text + image, the contributions of the two"
     else:
-        meaning = f"score = mean of text and image, rated by {visible(result.reranker)}"
+        meaning = f"score = mean of text and image, rated by {visible(_reranker(result))}"
         if _counts_first_stage(result):
             meaning += ", and the first stage"
     hint = f"{meaning}; --explain says why, --html shows the images"
@@ -257,19 +257,25 @@ def _counts_first_stage(result: SearchResult) -> bool:
     return any(document.first_stage is not None for document in result)
 
 
+def _reranker(result: SearchResult) -> str:
+    from llama_index_gap.models.presets import model_in_short
+
+    return model_in_short(result.reranker or "")
+
+
 def _method(result: SearchResult) -> list[str]:
     """Explain how the documents were ranked."""
     lines = []
     if result.reranker is not None and _counts_first_stage(result):
         lines.append(
-            f"{result.reranker} read the texts and images that were found and rated both on one "
+            f"{_reranker(result)} read the texts and images that were found and rated both on one "
             "scale. The search's lead over the mean candidate, times its weight, is added to the "
             "log odds of the mean; the score is the probability of the sum. How the documents "
             "were found:"
         )
     elif result.reranker is not None:
         lines.append(
-            f"{result.reranker} read the texts and images that were found and rated both on one "
+            f"{_reranker(result)} read the texts and images that were found and rated both on one "
             "scale; the score is the mean. How the documents were found:"
         )
     if by_place(result):

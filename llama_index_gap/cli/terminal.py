@@ -8,8 +8,10 @@ import sys
 import threading
 import traceback
 import warnings
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -25,6 +27,9 @@ if TYPE_CHECKING:
 
 stdout = Console(highlight=False)
 stderr = Console(stderr=True, highlight=False)
+
+_MOST_REASONS = 10
+_MOST_NAMES = 3  # of the items with one reason
 
 INTERRUPTED = 130
 """The exit code after Ctrl-C."""
@@ -127,21 +132,35 @@ def write_page(path: Path, page: str) -> None:
 
 
 def print_skipped(skipped: Sequence[Skipped], all_skipped: bool) -> None:
-    """Print what was skipped and why.
+    """Print what was skipped and why: each reason once, with how many items and the first names.
 
     Args:
         skipped: everything that was skipped.
-        all_skipped: whether to print all of it, not only the first ten.
+        all_skipped: whether to print every item in a row, not only the first ten reasons.
     """
-    shown = skipped if all_skipped else skipped[:10]
-    if shown:
+    names = defaultdict[str, list[str]](list)
+    for skip in skipped:
+        names[skip.reason].append(skip.source)
+    rows = (
+        [(skip.source, skip.reason) for skip in skipped]
+        if all_skipped
+        else [(_first_of(each), reason) for reason, each in islice(names.items(), _MOST_REASONS)]
+    )
+    if rows:
         table = Table("skipped", "reason", box=None, padding=(0, 1), pad_edge=False)
-        for skip in shown:
-            cells = (skip.source, skip.reason)
+        for cells in rows:
             table.add_row(*(Text(visible(words), overflow="fold") for words in cells))
         stdout.print(table)
-    if len(shown) < len(skipped):
-        stdout.print(f"… and {len(skipped) - len(shown):,} more: --all lists them")
+    shown = sum(len(each[:_MOST_NAMES]) for each in islice(names.values(), _MOST_REASONS))
+    if not all_skipped and shown < len(skipped):
+        stdout.print(f"… and {len(skipped) - shown:,} more: --all lists them")
+
+
+def _first_of(names: Sequence[str]) -> str:
+    if len(names) == 1:
+        return names[0]
+    more = " …" if len(names) > _MOST_NAMES else ""
+    return f"{len(names):,}: {'; '.join(names[:_MOST_NAMES])}{more}"
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
@@ -23,6 +23,8 @@ from llama_index_gap.text import is_blank
 
 _EDIS_RELEVANT = 3
 _MOST_GRADE = 10**6
+_MOST_NAMED = 3  # missing documents that a note names
+_MOST_COMPARED = 10_000  # ids; among these, finding a similar one takes up to a second
 _ID_KEYS = ("_id", "id", "corpus_id", "query_id", "candidate_id")
 _NO_POOL = (
     "there is no EDIS_candidates_*.json, so only the queries' own candidates are searched; this is "
@@ -315,23 +317,30 @@ def _judgeable(dataset: Dataset) -> Dataset:
         for document, grade in dataset.qrels[query.id].items()
         if grade >= dataset.relevant_from
     ]
-    missing = sum(document not in corpus for document in relevant)
-    if relevant and missing == len(relevant):
-        near = get_close_matches(relevant[0], corpus, n=1, cutoff=0.5)
+    absent = [document for document in relevant if document not in corpus]
+    if absent and len(absent) == len(relevant):
         raise DatasetError(
-            f"{dataset.name}: none of the {missing:,} relevant documents is in the corpus, such as "
-            f"{relevant[0]!r}; "
-            + (f"did you mean {near[0]!r}? " if near else "")
-            + "llama-gap info --documents lists the ids of an index"
+            f"{dataset.name}: none of the {len(absent):,} relevant documents is in the corpus, "
+            f"such as {_with_nearest(absent[0], corpus)}; llama-gap info --documents lists the ids "
+            "of an index"
         )
-    if missing:
+    if absent:
+        first = list(dict.fromkeys(absent))[:_MOST_NAMED]
         notes.append(
-            f"{missing:,} of {len(relevant):,} relevant documents are missing from the corpus, and "
-            "count as not found"
+            f"{len(absent):,} of {len(relevant):,} relevant documents are missing from the corpus, "
+            "and count as not found, such as "
+            + ", ".join(_with_nearest(document, corpus) for document in first)
         )
     if dataset.corpus.skipped:
         notes.append(f"{len(dataset.corpus.skipped):,} parts of the corpus were skipped")
     return replace(dataset, notes=tuple(notes))
+
+
+def _with_nearest(document: str, corpus: Collection[str]) -> str:
+    """An id that is missing from a corpus, and the most similar id that the corpus has."""
+    compared = corpus if len(corpus) <= _MOST_COMPARED else ()
+    near = get_close_matches(document, compared, n=1, cutoff=0.5)
+    return f"{document!r}" + (f" (did you mean {near[0]!r}?)" if near else "")
 
 
 def _find_image(folder: Path, name: Any) -> str | None:

@@ -9,14 +9,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
-from llama_index.core.schema import BaseNode, ImageNode
+from llama_index.core.schema import BaseNode
 
 import llama_index_gap
 from llama_index_gap.errors import InvalidValueError
 from llama_index_gap.evaluation.datasets import Dataset, LabelledQuery
+from llama_index_gap.evaluation.experiment_notes import notes_on_size
 from llama_index_gap.evaluation.experiment_result import ExperimentResult, MethodResult, OwnModality
 from llama_index_gap.evaluation.first_stage import (
     Candidates,
@@ -37,8 +38,9 @@ from llama_index_gap.evaluation.sample_trial import SampleTrial, trial_in_words
 from llama_index_gap.gap.arrays import VectorArray
 from llama_index_gap.gap.hubs import SAME
 from llama_index_gap.images.opening import ImageError
-from llama_index_gap.modality import LEGS, MODALITIES, PLURAL, Leg
+from llama_index_gap.modality import LEGS, MODALITIES, Leg, Modality
 from llama_index_gap.models.base import Item, LazyImage, ModelError, PairScorer
+from llama_index_gap.models.presets import model_in_short
 from llama_index_gap.nodes import document_key
 from llama_index_gap.progress import Progress
 from llama_index_gap.search.first_stage import check_weight
@@ -47,6 +49,7 @@ from llama_index_gap.search.rerank import MultiModalRerank, ScoreMode
 
 if TYPE_CHECKING:
     from llama_index_gap.index.dual_index import DualIndex
+    from llama_index_gap.store.milvus import MilvusStore
 
 DEPTH = 32
 """Documents that a reranker gets; half of them from each leg if there are two."""
@@ -323,8 +326,8 @@ class Experiment:
                 )
         return ExperimentResult(
             dataset=dataset.name,
-            models=_without_folders(self._index.models()),
-            reranker=None if self._scorer is None else _without_folders(self._scorer.name),
+            models=_models_in_short(self._index.models()),
+            reranker=None if self._scorer is None else model_in_short(self._scorer.name),
             documents=len(dataset.corpus.document_ids),
             rows=self._rows,
             queries=len(qrels),
@@ -403,16 +406,7 @@ class Experiment:
                 f"queries without a document of grade {self._dataset.relevant_from} or more, not "
                 f"counted: {unjudged:,}"
             )
-        nodes = self._dataset.corpus.nodes
-        expected = {
-            "text": sum(bool(getattr(node, "text", "").strip()) for node in nodes),
-            "image": sum(isinstance(node, ImageNode) for node in nodes),
-        }
-        notes += [
-            f"the index has {self._rows[name]:,} {PLURAL[name]}, the data set {rows:,}"
-            for name, rows in expected.items()
-            if self._rows[name] != rows
-        ]
+        notes += notes_on_size(self._dataset, self._rows, self._existing)
         notes += [
             f"16+16, raw scores: the legs embed {modality} queries with different models, so one "
             "mixed index could not give these scores"
@@ -421,12 +415,15 @@ class Experiment:
         ]
         if self._scorer is not None:
             notes += [
-                f"{name}: left out, because {self._scorer.name} reads only "
+                f"{name}: left out, because {model_in_short(self._scorer.name)} reads only "
                 f"{' and '.join(sorted(self._scorer.modalities))}"
                 for name in RERANKED
                 if name not in self._rerankers
             ]
         return notes
+
+    def _existing(self, name: Modality, ids: Iterable[str]) -> set[str]:
+        return cast("MilvusStore", self._collections[name].store).existing_ids(ids)
 
     def _notes_on_learning(
         self,
@@ -502,7 +499,6 @@ def _documents(nodes: Iterable[BaseNode]) -> list[str]:
     return list(dict.fromkeys(document_key(node, "document") for node in nodes))
 
 
-def _without_folders(names: str) -> str:
-    """Leave out the folders of local models, which are private to this machine."""
-    parts = names.split("'")
-    return "'".join(Path(part).name if Path(part).is_dir() else part for part in parts)
+def _models_in_short(names: str) -> str:
+    """Name the models of an index, which stand between quotes, without their folders."""
+    return "'".join(map(model_in_short, names.split("'")))

@@ -152,8 +152,8 @@ class RelevanceCalibrator:
             precision: the wanted share, between 0 and 1.
 
         Returns:
-            The score, to a hundredth of the fitted scores' range; ``inf`` if no score reaches the
-            precision.
+            The score, to a hundredth of the fitted scores' range. ``inf`` if no threshold reaches
+            the precision on the fitted labels: ask for a lower one, or fit on more queries.
 
         Raises:
             ValueError: the pair was not fitted, or ``precision`` is out of range.

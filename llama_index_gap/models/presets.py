@@ -16,6 +16,28 @@ They were trained on the demo's newsroom only.
 """
 
 
+def model_in_short(name: str) -> str:
+    """The name of a model without its folder, which is private to this machine.
+
+    Args:
+        name: a name, or the path of a folder, of which only the last part stays; the package's own
+            models are called ``demo``. Several may be joined by ``" + "``.
+    """
+    return " + ".join(map(_in_short, name.split(" + ")))
+
+
+def _in_short(name: str) -> str:
+    path = Path(name)
+    try:
+        folder = path.is_absolute() or path.is_dir()
+    except (OSError, ValueError):  # too long for a path, or with a NUL character
+        folder = False
+    if not folder:
+        return name
+    own = any(path.resolve() == Path(each).resolve() for each in DEMO_MODELS.values())
+    return DEMO if own else path.name
+
+
 @dataclass(frozen=True)
 class Preset:
     """An encoder under a plain name; the facts are from the checkpoints' model cards.

@@ -151,6 +151,9 @@ def find_columns(
 ) -> Columns:
     """Find the role of each column: as the user names it, else by the column's own name.
 
+    A column that the user names as the id remains a title or text if its own name says so: an id is
+    not searched.
+
     Args:
         names: the columns, in their order.
         samples: some values of each.
@@ -176,10 +179,13 @@ def find_columns(
     if guessed:
         identifier = _first(free, plain, ID_NAMES)
         free = [name for name in free if name not in identifier]
-    title = _first(free, plain, TITLE_NAMES)
+    named_ids = () if guessed else [name for name in identifier if name not in {*text, *image}]
+    searched = [name for name in names if name in {*free, *named_ids}]
+    title = _first(searched, plain, TITLE_NAMES)
+    searched = [name for name in searched if name not in title]
     free = [name for name in free if name not in title]
     if not text:
-        texts = [name for name in free if plain[name] in TEXT_NAMES]
+        texts = [name for name in searched if plain[name] in TEXT_NAMES]
         own = [name for name in texts if name.strip().casefold() == "text"]
         text = own or texts
         if not (text or title or image):  # captions without images are texts

@@ -21,16 +21,31 @@ def test_read_reports_what_is_skipped(tmp_path: Path) -> None:
     assert "images/budget.png" in shown.stdout
 
 
-def test_read_lists_ten_or_all(tmp_path: Path) -> None:
+def test_read_lists_the_first_or_all(tmp_path: Path) -> None:
     lines = ['{"id": "good", "text": "t"}', *["[nonsense] with [bold]markup"] * 12]
     (tmp_path / "a.jsonl").write_text("\n".join(lines))
 
     some = llama_gap("read", str(tmp_path / "a.jsonl")).stdout
     everything = llama_gap("read", str(tmp_path / "a.jsonl"), "--all").stdout
 
-    assert "… and 2 more: --all lists them" in some
+    assert "12: a.jsonl:2; a.jsonl:3; a.jsonl:4 …" in " ".join(some.split())
+    assert "… and 9 more: --all lists them" in some
     assert "a.jsonl:13" not in some
     assert "a.jsonl:13" in everything
+
+
+def test_read_says_once_where_the_pictures_lie(tmp_path: Path) -> None:
+    (tmp_path / "pictures").mkdir()
+    for name in "abcde":
+        (tmp_path / "pictures" / f"{name}.png").touch()
+    rows = "".join(f"{name},{name}.png\n" for name in "abcde")
+    (tmp_path / "shop.csv").write_text(f"name,image\n{rows}")
+
+    words = gap("read", tmp_path / "shop.csv").out
+
+    assert words.count("--root") == 1
+    assert "5 × no such file" in words
+    assert "… and 2 more: --all lists them" in words
 
 
 def test_indexing_again_needs_no_model_and_writes_nothing(demo: Path) -> None:

@@ -101,7 +101,8 @@ def test_mixbench(tmp_path: Path) -> None:
     ]
     assert dataset.qrels == {"7": {"1": 1}, "8": {"3": 1, "4": 1}}
     assert dataset.notes == (
-        "1 of 3 relevant documents are missing from the corpus, and count as not found",
+        "1 of 3 relevant documents are missing from the corpus, and count as not found, "
+        "such as '4'",
     )
 
 
@@ -159,8 +160,22 @@ def test_judgements_that_name_no_document_are_no_data_set(tmp_path: Path) -> Non
     (tmp_path / "02-mounting.md").write_text("# Mounting\n\nTurn the screw.")
     write_lines(tmp_path / "queries.jsonl", {"query": "screw", "relevant": ["02-mounting"]})
 
-    with pytest.raises(DatasetError, match=r"'02-mounting'; did you mean '02-mounting\.md'\?"):
+    with pytest.raises(DatasetError, match=r"'02-mounting' \(did you mean '02-mounting\.md'\?\)"):
         read_dataset(tmp_path)
+
+
+def test_a_note_names_the_first_missing_documents_once_each(tmp_path: Path) -> None:
+    (tmp_path / "02-mounting.md").write_text("# Mounting\n\nTurn the screw.")
+    write_lines(
+        tmp_path / "queries.jsonl",
+        {"query": "screw", "relevant": ["02-mounting.md", "02-mounting"]},
+        {"query": "bolt", "relevant": ["02-mounting", "z1", "z2", "z3"]},
+    )
+
+    assert read_dataset(tmp_path).notes == (
+        "5 of 6 relevant documents are missing from the corpus, and count as not found, such as "
+        "'02-mounting' (did you mean '02-mounting.md'?), 'z1', 'z2'",
+    )
 
 
 def test_a_limit_takes_queries_from_all_over(tmp_path: Path) -> None:

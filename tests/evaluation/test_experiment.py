@@ -165,6 +165,7 @@ def test_every_row_as_worked_out_by_hand(index: DualIndex, file: Path) -> None:
     assert by_kind == {name: pytest.approx([1 / r for r in each]) for name, each in ranks.items()}
     assert (result.queries, result.kinds) == (2, {"image": ["1"], "headline": ["2"]})
     assert result.notes == (
+        "recall@10 says little with 10 documents: compare nDCG@10",
         "the index has learnt from no queries; let it learn from 100 to 300 queries that "
         "are not judged: llama-gap learn",
     )
@@ -290,7 +291,39 @@ def test_another_index_needs_another_file(index: DualIndex, file: Path) -> None:
         Experiment(dataset(), index).run(file)
     result = Experiment(dataset(), index).run(file.with_suffix(".other"))
 
-    assert "the index has 9 texts, the data set 10" in result.notes
+    missing = "1 of the data set not in the index"
+    assert f"the index has 9 texts, the data set 10: {missing}" in result.notes
+    assert f"the index has 9 images, the data set 10: {missing}" in result.notes
+
+
+def test_a_larger_index_is_explained(index: DualIndex, file: Path) -> None:
+    """By the parts of a long text, and by documents that the data set lacks."""
+    first = corpus().nodes[0]
+    parts = [first.model_copy(update={"id_": f"{first.node_id}#part-{n}"}) for n in (2, 3)]
+    index.insert_nodes(parts)
+    split = Experiment(dataset(), index).run(file).notes
+    assert "the index has 12 texts, the data set 10: long texts were split into parts" in split
+    assert "recall@10 says little with 10 documents: compare nDCG@10" in split
+
+    index.insert_nodes(nodes_of("k", "alpha=0.1 beta=0.1", "/p/alpha=0.1 beta=0.1"))
+    both = Experiment(dataset(), index).run(file.with_suffix(".other")).notes
+
+    assert both[:2] == (
+        "the index has 13 texts, the data set 10: long texts were split into parts; 1 from other "
+        "documents",
+        "the index has 11 images, the data set 10: 1 from other documents",
+    )
+    assert not any("recall@10" in note for note in both)
+
+
+def test_captions_are_found_among_the_texts(index: DualIndex, file: Path) -> None:
+    caption = nodes_of("k", "alpha=0.1 beta=0.1", "/p/alpha=0.2 beta=0.1")[1]
+    index.insert_nodes([caption.model_copy(update={"text": "alpha=0.3 beta=0.1"})])
+    named = Corpus([caption.model_copy(update={"text": "alpha=0.3 beta=0.1"})], [])
+
+    notes = Experiment(dataset(corpus=named, qrels={"1": {"k": 1}, "2": {"k": 1}}), index).run(file)
+
+    assert "the index has 11 texts, the data set 1: 10 from other documents" in notes.notes
 
 
 def test_a_failing_query_is_counted_and_asked_again(index: DualIndex, file: Path) -> None:

@@ -1,8 +1,10 @@
 """The presets."""
 
+from pathlib import Path
+
 import pytest
 
-from llama_index_gap.models.presets import PRESETS, SCORER_PRESETS
+from llama_index_gap.models.presets import DEMO_MODELS, PRESETS, SCORER_PRESETS, model_in_short
 
 
 def test_names():
@@ -39,3 +41,14 @@ def test_revisions():
     assert clip.download_bytes == 605_157_884
     assert set(PRESETS["nomic"].revisions) == set(PRESETS["nomic"].checkpoints)
     assert PRESETS["jina"].matryoshka[0] == 64
+
+
+def test_a_model_in_short_names_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "models" / "tiny").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+
+    assert {model_in_short(folder) for folder in DEMO_MODELS.values()} == {"demo"}
+    assert model_in_short("models/tiny") == model_in_short("/gone/tiny") == "tiny"
+    assert model_in_short("/a/text + /b/vision") == "text + vision"
+    for name in ("demo", "jina", "openai/clip", "m at host", "n" * 5000, ""):
+        assert model_in_short(name) == name

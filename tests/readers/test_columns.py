@@ -146,6 +146,26 @@ def test_named_columns_come_before_guessed_ones() -> None:
 
 
 @pytest.mark.parametrize(
+    ("header", "named", "title", "text"),
+    [
+        ("name,description,sku", NamedFields(id=("name",)), "name", ("description",)),
+        ("name,headline,review", NamedFields(id=("headline",)), "name", ("review",)),
+        ("title,review,summary", NamedFields(id=("review",)), "title", ("review", "summary")),
+        ("sku,name,review", NamedFields(id=("sku", "name")), "name", ("review",)),
+        ("name,review", NamedFields(text=("name",), id=("name",)), None, ("name",)),
+        ("sku,review", NamedFields(id=("sku",)), None, ("review",)),
+    ],
+)
+def test_a_column_named_as_the_id_is_searched_as_before(
+    header: str, named: NamedFields, title: str | None, text: tuple[str, ...]
+) -> None:
+    found = columns(header, named)
+
+    assert (found.id, found.title, found.text) == (named.id, title, text)
+    assert not set(found.metadata) & {title, *text, *named.id}
+
+
+@pytest.mark.parametrize(
     ("named", "reason"),
     [
         (NamedFields(("reviw",)), "text_field='reviw' names no column; it has id, review; did you"),

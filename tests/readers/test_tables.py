@@ -4,6 +4,7 @@ import csv
 from pathlib import Path
 
 import pytest
+from llama_index.core.schema import MetadataMode
 from small_corpora import GOOD, jsonl, write_image
 
 from llama_index_gap.readers.corpus import Corpus, read_corpus
@@ -315,6 +316,18 @@ def test_named_columns(shop: Path) -> None:
     assert corpus.nodes[0].metadata == {"id_column": "q"}
     assert len(corpus.image_nodes) == 1
     assert read_corpus(path, text_field="label", id_field=["kind", "nr"]).document_ids == ["x/7"]
+
+
+@pytest.mark.parametrize("name", ["shop.csv", "docs.jsonl"])
+def test_a_name_used_as_the_id_is_still_searched(name: str, tmp_path: Path) -> None:
+    rows = {"shop.csv": "name,description\nLamp,It glows.\n"}
+    path = table(tmp_path, rows.get(name, '{"name": "Lamp", "description": "It glows."}'), name)
+
+    corpus = read_corpus(path, id_field="name")
+
+    assert corpus.document_ids == ["Lamp"]
+    assert corpus.nodes[0].get_content(MetadataMode.EMBED) == "title: Lamp\n\nIt glows."
+    assert "id: name; title: name; text: description" in corpus.summary()
 
 
 @pytest.mark.parametrize("name", ["shop.csv", "docs.jsonl", "shop.json"])

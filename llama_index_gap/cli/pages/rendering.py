@@ -9,7 +9,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from llama_index_gap.cli.scores import model_in_short
+from llama_index_gap.models.presets import model_in_short
 
 
 def render(
