@@ -86,8 +86,9 @@ def test_one_document_is_inserted_as_by_insert_nodes(index: DualIndex) -> None:
     report = index.insert(document)
 
     assert report.text_rows > 1
-    assert {node.ref_doc_id for node in index.collections()["text"].store.get_nodes()} == {"letter"}
-    assert asyncio.run(index.ainsert(document)) == IndexReport(unchanged=report.text_rows)
+    assert {node.ref_doc_id for node in index._stores["text"].get_nodes()} == {"letter"}
+    again = asyncio.run(index.ainsert(document))
+    assert (again, again.unchanged) == (index.insert_nodes([document]), report.text_rows)
     assert index.insert(TextNode(id_="note", text="a note")) == IndexReport(text_rows=1)
 
 
