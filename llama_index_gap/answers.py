@@ -281,6 +281,23 @@ def _as_source(node: BaseNode, folders: Mapping[str, ImageFolders | None]) -> Ba
     return source if allowed is None else confined(source, allowed)
 
 
+def check_llm(llm: object) -> None:
+    """Reject a model that is not an object of LlamaIndex's ``LLM``, such as the name of a model.
+
+    Args:
+        llm: as a user passed it; None for ``Settings.llm``.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if llm is not None and not isinstance(llm, LLM):
+        raise InvalidValueError(
+            f"llm={llm!r:.80}: must be an LLM object of LlamaIndex, not {type(llm).__name__}; pass "
+            "one, such as OpenAI(model='gpt-4o') from llama_index.llms.openai, or leave llm out to "
+            "use Settings.llm"
+        )
+
+
 def query_engine(
     retriever: BaseRetriever,
     llm: LLM | None = None,
@@ -305,9 +322,10 @@ def query_engine(
         **settings: of ``get_response_synthesizer`` and, with citations, ``CitationQueryEngine``.
 
     Raises:
-        ValueError: the model is not a chat model.
+        ValueError: ``llm`` is no LLM of LlamaIndex, or not a chat model.
         TypeError: a setting does not exist.
     """
+    check_llm(llm)
     citation_settings = CitationSettings.__annotations__
     check_names(
         "the query engine",

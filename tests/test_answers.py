@@ -253,6 +253,12 @@ def test_wrong_settings(index: DualIndex, monkeypatch: pytest.MonkeyPatch) -> No
         index.as_query_engine(MockLLM())
     with pytest.raises(ValueError, match="top_k=0: must be at least 1"):
         index.as_query_engine(RecordingLLM(), top_k=0)
+    not_an_llm: Any = "gpt-4o"
+    for engine in (None, index.as_query_engine(RecordingLLM())):
+        with pytest.raises(ValueError, match=r"llm='gpt-4o': must be an LLM object.*Settings\.llm"):
+            index.as_chat_engine(not_an_llm, query_engine=engine)
+    with pytest.raises(ValueError, match=r"llm='gpt-4o': must be an LLM object.*Settings\.llm"):
+        index.as_query_engine(not_an_llm)
     llm = RecordingLLM()
     monkeypatch.setattr(Settings, "_llm", llm)
     assert str(index.as_query_engine().query(QUESTION)) == "an answer"

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from difflib import get_close_matches
 from typing import Any, TypeAlias
 
 from llama_index.core.schema import BaseNode, NodeWithScore
-from llama_index.core.vector_stores.types import FilterOperator, MetadataFilter, MetadataFilters
+from llama_index.core.vector_stores.types import (
+    FilterCondition,
+    FilterOperator,
+    MetadataFilter,
+    MetadataFilters,
+)
 
 from llama_index_gap.agents.quoting import as_json, quote, visible_metadata
 from llama_index_gap.store.filters import COLUMNS
@@ -19,6 +24,7 @@ Examples: TypeAlias = Callable[[str | None], Sequence[BaseNode] | None]
 _VALUES_NAMED = 5
 _FIELDS_NAMED = 50
 _SHORT = 40
+_TRUE_WITHOUT_FIELD = {FilterOperator.NE, FilterOperator.NIN, FilterOperator.IS_EMPTY}
 _LISTS = {FilterOperator.CONTAINS, FilterOperator.ANY, FilterOperator.ALL}
 
 
@@ -46,6 +52,18 @@ def mistaken_filters(
         elif mismatch := _mismatch(each, _visible_values(each.key, having)):
             said[mismatch] = None
     return list(said)
+
+
+def why_nothing_fits(filters: MetadataFilters | None, examples: Examples) -> list[str]:
+    """Name the mistaken filters because of which nothing fits, as ``mistaken_filters`` does.
+
+    Args:
+        filters: may be nested; only conditions that every hit must fulfil are checked.
+        examples: gives nodes of the whole collection, without the filters.
+    """
+    needed: list[MetadataFilter | MetadataFilters] = list(_needed(filters))
+    mistakes = mistaken_filters(MetadataFilters(filters=needed), [], examples) if needed else []
+    return mistakes if mistakes and examples(None) else []
 
 
 def values_of(
@@ -142,3 +160,15 @@ def _flat(filters: MetadataFilters | None) -> list[MetadataFilter]:
     """The filters' conditions; agents cannot nest them."""
     listed = filters.filters if filters else []
     return [each for each in listed if isinstance(each, MetadataFilter)]
+
+
+def _needed(filters: MetadataFilters | None) -> Iterator[MetadataFilter]:
+    """The conditions that every hit must fulfil, and that need their field."""
+    listed = filters.filters if filters else []
+    if filters and filters.condition not in {None, FilterCondition.AND}:
+        listed = listed if len(listed) == 1 and filters.condition is FilterCondition.OR else []
+    for each in listed:
+        if isinstance(each, MetadataFilters):
+            yield from _needed(each)
+        elif each.operator not in _TRUE_WITHOUT_FIELD:
+            yield each

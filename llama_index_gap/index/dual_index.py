@@ -355,6 +355,10 @@ class DualIndex(PartlyFilledIndex, MovingIndex):
             writing.finish()
         return writing.report
 
+    def insert(self, document: BaseNode) -> IndexReport:
+        """Put one LlamaIndex document or node into the index, as ``insert_nodes`` does."""
+        return self.insert_nodes([document])
+
     def _writing(self, root: Path | None, **settings: Any) -> Writing:
         """A call that inserts nodes, all of whose images were read below a root."""
         models = {name: self._model(name) for name in self._stores}
@@ -604,6 +608,7 @@ class DualIndex(PartlyFilledIndex, MovingIndex):
 
     # --- asynchronous forms ----------------------------------------------------------------------
 
+    ainsert = asynchronous(insert)
     ainsert_nodes = asynchronous(insert_nodes)
     aupsert_nodes = asynchronous(upsert_nodes)
     adelete_nodes = asynchronous(delete_nodes)

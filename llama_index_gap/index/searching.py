@@ -19,7 +19,7 @@ from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import QueryBundle
 from llama_index.core.vector_stores.types import MetadataFilters
 
-from llama_index_gap.answers import DOCUMENTS, EngineSettings, query_engine
+from llama_index_gap.answers import DOCUMENTS, EngineSettings, check_llm, query_engine
 from llama_index_gap.errors import (
     InvalidValueError,
     NotPicklableError,
@@ -246,8 +246,8 @@ class SearchedIndex(Searchable):
                 ``streaming``, and of ``CitationQueryEngine``.
 
         Raises:
-            ValueError: the model is not a chat model, or a retriever is passed with search
-                settings.
+            ValueError: ``llm`` is no LLM of LlamaIndex or not a chat model, or a retriever is
+                passed with search settings.
             TypeError: there is no such setting.
         """
         searching: dict[str, Any] = {
@@ -303,7 +303,11 @@ class SearchedIndex(Searchable):
             llm: rewrites the questions and answers them; by default ``Settings.llm``.
             memory: the earlier messages.
             query_engine: answers the questions; by default ``as_query_engine(llm)``.
+
+        Raises:
+            ValueError: ``llm`` is no LLM of LlamaIndex, or not a chat model.
         """
+        check_llm(llm)
         engine = query_engine or self.as_query_engine(llm)
         return CondenseQuestionChatEngine.from_defaults(engine, memory=memory, llm=llm)
 

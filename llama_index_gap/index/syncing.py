@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from difflib import SequenceMatcher
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path, PurePosixPath
@@ -30,6 +31,8 @@ from llama_index_gap.threads import asynchronous
 
 _MANY = 10
 """If at least this many vanish, and more than half of the corpus, it counts as a mistake."""
+_SOURCES_READ = 20
+_NAMED = 3
 
 
 @dataclass
@@ -63,8 +66,12 @@ class SyncReport:
     notes: list[str] = field(default_factory=list)
 
     def summary(self) -> str:
-        """The counts in one line."""
-        kept = f", {len(self.kept):,} kept" if self.kept else ""
+        """The counts in one line, with the reasons for the first three that are kept."""
+        kept = ""
+        if self.kept:
+            whys = [f"{each.source}: {each.reason}" for each in self.kept[:_NAMED]]
+            whys += ["…"] if len(self.kept) > _NAMED else []
+            kept = f", {len(self.kept):,} kept ({'; '.join(whys)})"
         renamed = f" ({len(self.renamed):,} of them renamed)" if self.renamed else ""
         documents = (
             f"{len(self.new):,} new{renamed}, {len(self.changed):,} changed, "
@@ -210,6 +217,8 @@ class Plan:
         if self._source is None:
             return
         ledger = self._ledger
+        of_source = "SELECT 1 FROM stored WHERE source = ? LIMIT 1"
+        is_new = not ledger.ask(of_source, [as_bytes(self._source)])
         sources = ledger.ask(
             "SELECT source, count(*), sum(same) FROM taken GROUP BY source ORDER BY source"
         )
@@ -239,6 +248,28 @@ class Plan:
                 " (SELECT part, id FROM missing)",
                 [(as_bytes(self._source), as_bytes(source))],
             )
+        # A user may pass another name than the one, often a path, that the documents were given.
+        named = self._source != str(self._corpus.path) and self._settings.vanished
+        if is_new and named and not self._moved and not self._settings.whole_index:
+            self._note_other_sources(self._source)
+
+    def _note_other_sources(self, unknown: str) -> None:
+        """Note which sources the index knows, those with the nearest names first."""
+        known = {each for store in self._stores.values() for each in store.sources(_SOURCES_READ)}
+        if not known:
+            return
+
+        def likeness(name: str) -> float:
+            parts = (name, PurePosixPath(name).name)
+            return max(SequenceMatcher(None, unknown, part).ratio() for part in parts)
+
+        nearest = sorted(sorted(known), key=likeness, reverse=True)
+        named = [repr(each) for each in nearest[:_NAMED]] + ["…"] * (len(nearest) > _NAMED)
+        self.report.notes.append(
+            f"no document in this index comes from the source {unknown!r}, so none counts as "
+            f"vanished; the index knows the sources {', '.join(named)}. If one of them is this "
+            "corpus, pass its name as source= (--source)"
+        )
 
     def _unreadable_images(self, leftovers: set[str]) -> set[str]:
         """Images that their document still shows, but that cannot be read at the moment."""

@@ -20,8 +20,9 @@ from llama_index.core.vector_stores.types import (
     MetadataFilters,
 )
 
+from llama_index_gap.agents.filter_advice import why_nothing_fits
 from llama_index_gap.agents.tool import MultiModalSearchTool
-from llama_index_gap.errors import InvalidValueError, names_nearest
+from llama_index_gap.errors import GapError, InvalidValueError, names_nearest
 from llama_index_gap.gap.calibrate import RelevanceCalibrator
 from llama_index_gap.gap.hubs import hub_strength
 from llama_index_gap.modality import MODALITIES, Leg
@@ -101,7 +102,8 @@ class DualIndexRetriever(BaseRetriever):
         hubs: strength of the hub correction, 0 to 1; True for 0.6, False for none. A hub is a
             vector that is near to all queries, see ``gap.hubs``. For an index without hubs, scores
             do not change, and no further nodes are fetched.
-        filters: on metadata; apply to all collections.
+        filters: on metadata; apply to all collections. If nothing is found because no document has
+            a field, or its values have another type, a warning is logged.
         calibrator: gives each hit its probability of relevance, from its score and its leg. A
             calibrator that was fitted for other models than the index's is refused; for other
             vector stores this cannot be checked.
@@ -366,6 +368,8 @@ class DualIndexRetriever(BaseRetriever):
         timings: dict[str, float] = {}
         with one_search():
             legs, errors = self._search(bundle, timings)
+            if self._filters and not errors and not any(hits.nodes for hits in legs.values()):
+                self._warn_of_filters()
             return self._ranking().ranked(legs, errors, timings, bundle), legs
 
     def search_legs(
@@ -431,6 +435,17 @@ class DualIndexRetriever(BaseRetriever):
         for leg, error in errors.items():
             logger.warning("the %s leg failed and is left out of the ranking: %s", leg.name, error)
         return hits, errors
+
+    def _warn_of_filters(self) -> None:
+        """Log which filters are mistaken, after a search that found nothing."""
+        unfiltered = copy(self)
+        unfiltered._filters = None
+        try:
+            mistakes = why_nothing_fits(self._filters, unfiltered.examples)
+        except GapError as error:
+            mistakes = [f"why is unknown: {error}"]
+        if mistakes:
+            logger.warning("nothing fits the filters: %s", " ".join(mistakes))
 
     def _ranking(self) -> Ranking:
         return Ranking(

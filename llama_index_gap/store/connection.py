@@ -31,10 +31,10 @@ _LOST = (
 )
 # Without its own pool, gRPC would apply an earlier connection's waiting time before it tries an
 # address again.
-_DEDICATED: dict[str, Any] = {
-    "dedicated": True,
-    "grpc_options": {"grpc.use_local_subchannel_pool": 1},
-}
+_OWN_POOL = {"grpc.use_local_subchannel_pool": 1}
+# pymilvus pings every 10 s. Milvus Lite's server takes this for abuse, and gRPC then prints errors.
+# A server in this process needs no pings; the largest time turns them off.
+_NO_PINGS = {"grpc.keepalive_time_ms": 2**31 - 1, "grpc.keepalive_permit_without_calls": 0}
 # Methods that may safely run twice: a server's upsert replaces a row by its id.
 _REPEATABLE = frozenset(
     {
@@ -107,7 +107,7 @@ class Connection:
         client: MilvusClient | None = None
         with _opening if path else nullcontext(), caught_logs() as records:
             try:
-                client = MilvusClient(uri, token=token, timeout=seconds, **_DEDICATED)
+                client = self._connect(seconds)
                 version = str(client.get_server_version(timeout=seconds))
             except BaseException as error:
                 if client is not None:
@@ -123,6 +123,12 @@ class Connection:
         self.client = client
         self.closed = False
         self.lite = version.startswith("milvus_lite")
+
+    def _connect(self, seconds: float) -> MilvusClient:
+        options = _OWN_POOL | _NO_PINGS if self.path else _OWN_POOL
+        return MilvusClient(
+            self.uri, token=self._token, timeout=seconds, dedicated=True, grpc_options=options
+        )
 
     def close(self) -> None:
         """Close it; closing the last connection to a Lite file frees it for other processes."""
@@ -204,12 +210,7 @@ class Connection:
             if self._generation != generation or self.closed:
                 return
             seconds = max(deadline - time.monotonic(), 0.001)
-            client = MilvusClient(
-                self.uri,
-                token=self._token,
-                timeout=min(seconds, _CONNECT_SECONDS),
-                **_DEDICATED,
-            )
+            client = self._connect(min(seconds, _CONNECT_SECONDS))
             before, self.client = self.client, client
             self._generation, self.lost = generation + 1, False
             with suppress(*FAILURES):

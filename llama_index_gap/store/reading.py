@@ -299,6 +299,28 @@ class ReadableStore(MilvusVectorStore):
             )
             yield {row[ID_FIELD]: StoredRow.of(row) for row in rows}
 
+    def sources(self, most: int) -> list[str]:
+        """Names of corpora that rows were written from, one query for each.
+
+        Args:
+            most: maximum number of names.
+        """
+        found: list[str] = []
+        field = f"$meta[{literal(SOURCE_KEY)}]"
+        while len(found) < most:
+            others = [f"{field} != {literal(each)}" for each in found]
+            rows = self._collection.call(
+                "query",
+                filter=" and ".join([f"exists {field}", *others]),
+                output_fields=[SOURCE_KEY],
+                limit=1,
+                **STRONG,
+            )
+            if not rows:
+                break
+            found.append(str(rows[0][SOURCE_KEY]))
+        return found
+
     def count(self, *, strong: bool = True) -> int:
         """Count the nodes.
 

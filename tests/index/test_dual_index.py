@@ -14,6 +14,7 @@ from index_nodes import as_base64, labelled, of_document
 from llama_index.core.embeddings import MockEmbedding
 from llama_index.core.schema import (
     BaseNode,
+    Document,
     ImageNode,
     QueryBundle,
     TextNode,
@@ -77,6 +78,18 @@ def test_refreshing_documents(index: DualIndex, nodes: list[TextNode]) -> None:
         "a3",
         "b1",
     ]
+
+
+def test_one_document_is_inserted_as_by_insert_nodes(index: DualIndex) -> None:
+    document = Document(id_="letter", text="A sentence of a letter. " * 300)
+
+    report = index.insert(document)
+
+    assert report.text_rows > 1
+    assert {node.ref_doc_id for node in index._stores["text"].get_nodes()} == {"letter"}
+    again = asyncio.run(index.ainsert(document))
+    assert (again, again.unchanged) == (index.insert_nodes([document]), report.text_rows)
+    assert index.insert(TextNode(id_="note", text="a note")) == IndexReport(text_rows=1)
 
 
 def test_clear_then_insert(index: DualIndex, nodes: list[TextNode]) -> None:

@@ -218,6 +218,25 @@ def test_a_corpus_that_was_moved_is_the_same(
     assert index.sync(read_corpus(moved)).notes == []
 
 
+def test_a_source_that_the_index_does_not_know_is_noted(index: DualIndex, pages: Path) -> None:
+    index.sync([TextNode(id_="first", text="a note")], source="notes")
+    index.sync(read_corpus(pages))
+    index.sync([TextNode(id_="second", text="a note")], source="wiki")
+    index.sync([TextNode(id_="third", text="a note")], source="letters")
+    (pages / "a.md").unlink()
+    nodes = list(read_corpus(pages).nodes)
+
+    plan = index.sync(nodes, source="page", dry_run=True)
+
+    assert plan.vanished == []
+    assert plan.notes[0].startswith("2 documents have the ids of documents written from")
+    assert plan.notes[1].startswith("no document in this index comes from the source 'page', so")
+    known = plan.notes[1].partition("knows the sources ")[2].partition(". ")[0].split(", ")
+    assert (known[0], known[3:]) == (repr(str(pages)), ["…"])
+    assert index.sync(nodes, source=str(pages), dry_run=True).vanished == ["a.md"]
+    assert index.sync(nodes, source=str(pages), dry_run=True).notes == []
+
+
 def test_a_copy_of_a_corpus_is_another_one(index: DualIndex, pages: Path, tmp_path: Path) -> None:
     index.sync(read_corpus(pages))
     copy = Path(shutil.copytree(pages, tmp_path / "copy"))
@@ -344,6 +363,7 @@ def test_a_line_that_cannot_be_read_may_be_any_document_of_its_table(
 
     assert [kept.source for kept in report.kept] == ["b", "c"]
     assert "docs.jsonl:2" in report.kept[0].reason
+    assert f"2 kept (b: {report.kept[0].reason}; c: " in report.summary()
     table.write_text(lines[0])
     assert index.sync(read_corpus(table)).vanished == ["b", "c"]
 

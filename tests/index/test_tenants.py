@@ -121,6 +121,7 @@ READS: dict[str, Callable[[DualIndex], Any]] = {
     ],
 }
 WRITES: dict[str, Callable[[DualIndex, str], Any]] = {
+    "insert": lambda index, image: index.insert(nodes_of("new", image)[0]),
     "insert_nodes": lambda index, image: index.insert_nodes(nodes_of("new", image)),
     "upsert_nodes": lambda index, image: index.upsert_nodes(nodes_of("new", image)),
     "refresh_ref_docs": lambda index, image: index.refresh_ref_docs(nodes_of("n", image)[:1]),
@@ -146,6 +147,7 @@ WRITES: dict[str, Callable[[DualIndex, str], Any]] = {
     "reopen": lambda index, _: index.reopen(Compass(), None, None),
     "save_calibrator": lambda index, _: index.save_calibrator(calibrator_of(index)),
     "asave_calibrator": lambda index, _: asyncio.run(index.asave_calibrator(calibrator_of(index))),
+    "ainsert": lambda index, image: asyncio.run(index.ainsert(nodes_of("n", image)[0])),
     "ainsert_nodes": lambda index, image: asyncio.run(index.ainsert_nodes(nodes_of("n", image))),
     "aupsert_nodes": lambda index, image: asyncio.run(index.aupsert_nodes(nodes_of("n", image))),
     "arefresh_ref_docs": lambda index, image: asyncio.run(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -220,6 +221,38 @@ def test_filters_apply_to_both_sides(index: DualIndex) -> None:
     filters = MetadataFilters(filters=[MetadataFilter(key="kind", value="report")])
 
     assert ids(index.as_retriever(filters=filters).retrieve("query")) == ["A-text", "A-image"]
+
+
+def where(
+    *conditions: tuple[str, Any], joined: FilterCondition = FilterCondition.AND
+) -> MetadataFilters:
+    return MetadataFilters(
+        filters=[MetadataFilter(key=key, value=value) for key, value in conditions],
+        condition=joined,
+    )
+
+
+@pytest.mark.parametrize(
+    ("filters", "said"),
+    [
+        (where(("kindd", "report")), 'has the field "kindd".*Did you mean "kind"'),
+        (where(("kind", 2023)), "are texts.*never equal to numbers: pass texts"),
+        (where(("kind", "none")), None),
+        (where(("kind", "none"), ("kind", 1), joined=FilterCondition.OR), None),
+        (where(("kind", "report")), None),
+    ],
+)
+def test_filters_that_can_fit_nothing_are_explained(
+    index: DualIndex, filters: MetadataFilters, said: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    retriever = index.as_retriever(filters=filters)
+    retriever.retrieve("query")
+    asyncio.run(retriever.aretrieve("query"))
+
+    assert len(caplog.records) == (2 if said else 0)
+    for record in caplog.records:
+        assert record.levelname == "WARNING"
+        assert re.search(f"nothing fits the filters: .*{said}", record.getMessage())
 
 
 def test_two_documents_come_in_the_order_of_the_texts(small: DualIndex) -> None:

@@ -63,6 +63,23 @@ def test_a_server_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_milvus_lite_is_not_pinged(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its server takes frequent pings for abuse, and gRPC then prints errors."""
+    seen: list[dict[str, Any]] = []
+    connect = grpc.insecure_channel
+
+    def recorded(address: str, options: Any = None, **settings: Any) -> grpc.Channel:
+        seen.append(dict(options))
+        return connect(address, options=options, **settings)
+
+    monkeypatch.setattr(grpc, "insecure_channel", recorded)
+    MilvusStore(uri=uri, collection_name="nodes", dim=DIM).close()
+    assert seen
+    for options in seen:
+        assert options["grpc.keepalive_time_ms"] == 2**31 - 1
+        assert not options["grpc.keepalive_permit_without_calls"]
+
+
 def test_an_old_milvus_lite(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     class UnimplementedError(grpc.RpcError, grpc.Call):
         def code(self) -> grpc.StatusCode:
