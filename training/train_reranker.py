@@ -11,7 +11,7 @@ It learns in stages, from articles of the training fold that are made anew for e
 5. *parts*: queries of a single claim are paired with headlines and with images, and ask for a
    colour or a kind of thing alone;
 6. *looks*: likewise, but ask for a thing with its colour;
-7. *images*: whole queries, likewise.
+7. *images*: whole queries, likewise; some ask for a scene that differs in a single value.
 
 A stage ends when it brings no more gain on the development fold, or after its last step.
 

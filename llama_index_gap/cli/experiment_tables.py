@@ -33,6 +33,7 @@ def result_tables(result: ExperimentResult) -> Iterator[RenderableType]:
         )
     )
     methods = _table("method", "recall@10", "difference", "nDCG@10")
+    methods.columns[-1].justify = "left"  # figures stay in line where one has no verdict
     for number, method in enumerate(result.methods):
         if method.reranked and not result.methods[number - 1].reranked:
             methods.add_row()
