@@ -120,7 +120,7 @@ def test_snippets_on_a_cluster(
 
 
 def is_near(shown: str, printed: str) -> bool:
-    """Whether outputs have the same words, and figures that differ by less than a query of eight."""
+    """Whether outputs have the same words, and figures less than a query of eight apart."""
     figure = r"\d\.\d\d"
     pairs = zip(re.findall(figure, shown), re.findall(figure, printed), strict=True)
     words = [re.sub(figure, "", text) for text in (shown, printed)]
