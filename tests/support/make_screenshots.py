@@ -42,7 +42,7 @@ sys.path.append(str(ROOT / "docs"))
 from make_site import make_site  # beside the pages, in no package
 
 ASSETS = ROOT / "docs" / "assets"
-QUERY = "tailors, Quarndon, with a picture of a tree of ivory foliage on the road"
+QUERY = "board game title, dockers, with a picture of a blue car in the rain"
 PHONE, DESK, RESULTS = 390, 1280, 760  # pixels
 
 
