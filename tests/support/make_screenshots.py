@@ -142,7 +142,8 @@ def shoot(tab: Browser, name: str, *, whole: bool = False) -> None:
     """Keep what is seen, or the whole page, in 256 colours: text and drawings need no more."""
     tab.run("document.activeElement.blur()")
     image = Image.open(BytesIO(tab.screenshot(whole=whole))).convert("RGB")
-    image.quantize(256, Image.Quantize.MAXCOVERAGE).save(ASSETS / f"{name}.png", optimize=True)
+    found = image.quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=4)  # else backgrounds are tinted
+    found.save(ASSETS / f"{name}.png", optimize=True)
     print(ASSETS / f"{name}.png")  # noqa: T201
 
 
