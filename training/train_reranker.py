@@ -85,6 +85,7 @@ _GAIN = 0.002  # a smaller one does not count
 _PATIENCE = 6  # evaluations without a gain before a stage ends
 _EVERY = 50  # steps between two evaluations
 _HELD_OUT = 6  # batches of one
+_NAMED = 400  # images of one that are named
 
 
 @dataclass(frozen=True)
@@ -245,7 +246,7 @@ class _Trainer:
         """On the development fold: the share named right, or how often right pairs beat wrong."""
         random = Random(f"held out {stage.name}")  # noqa: S311 - no secret
         if not stage.modalities:
-            articles = _scattered(400, "development", random)
+            articles = _scattered(_NAMED, "development", random)
             things, view = self._named(articles)
             found = {}
             for name, gold in _things(articles).items():
