@@ -375,7 +375,7 @@ def test_a_second_query_over_the_same_pages_encodes_the_query_only(tmp_path: Pat
     """Also in another process and after the pages were moved, from the user's cache folder."""
     pages = tmp_path / "pages"
     pages.mkdir()
-    for number in range(32):
+    for number in range(8):
         Image.effect_noise((56, 56), 5 * number + 5).convert("RGB").save(pages / f"{number:02}.png")
 
     def ask(query: str) -> Any:
@@ -385,8 +385,8 @@ def test_a_second_query_over_the_same_pages_encodes_the_query_only(tmp_path: Pat
         return json.loads(asked.stdout.splitlines()[-1])
 
     first, again, scores = ask("a red cat")
-    assert first == {"query": 1, "document": 32}
-    assert again == {"query": 2, "document": 32}
+    assert first == {"query": 1, "document": 8}
+    assert again == {"query": 2, "document": 8}
     pages = pages.rename(tmp_path / "moved")
     first, again, same = ask("a red cat")
     assert first == {"query": 1, "document": 0}
