@@ -27,7 +27,7 @@ SAID = {
     "image_query.py": "A year from now, lawyers march against rents in Rushmere",
     "quickstart.py": "Keldon: barristers win in court on Friday",
     "simple_directory_reader.py": r"second run: 0 texts and 0 images written, 80 unchanged",
-    "rerank.py": r"headline\n.*Actors checkmate the champion in Ambleforth this Friday",
+    "rerank.py": r"headline\n.*checkmate the champion in Ambleforth this Monday",
     "two_models.py": "Ward staff checkmate the champion in Ambleforth this Monday",
 }
 
