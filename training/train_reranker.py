@@ -68,13 +68,10 @@ logger = logging.getLogger(__name__)
 
 _PARTS = ("colour", "kind")  # of a thing
 _THINGS = [(colour, kind) for colour in COLOURS for kind in KINDS]
-_OF_SCENE = {"relation": RELATIONS, "setting": tuple(GROUNDS), "sky": tuple(SKIES)}
+_AROUND = {"setting": tuple(GROUNDS), "sky": tuple(SKIES)}
+_OF_SCENE = {"relation": RELATIONS} | _AROUND
 _SEEN_BY: tuple[QueryKind, ...] = ("image", "both")  # the kinds of queries that ask for an image
-_VIEW: dict[str, Sequence[str]] = {
-    "arrangement": ("beside", "before"),
-    "setting": tuple(GROUNDS),
-    "sky": tuple(SKIES),
-}
+_VIEW = {"arrangement": ("beside", "before")} | _AROUND
 
 _WEIGHT_DECAY = 0.05
 _CAPTION_WEIGHT = 0.3

@@ -587,7 +587,6 @@ def as_nodes(documents: Iterable[BaseNode], splitter: NodeParser | None) -> Iter
         documents: documents and nodes, taken lazily.
         splitter: splits the texts; by default into 512 tokens.
     """
-    splitter = splitter or default_splitter()
     for document in each_node(documents):
         if not isinstance(document, Document):
             yield document
@@ -598,5 +597,6 @@ def as_nodes(documents: Iterable[BaseNode], splitter: NodeParser | None) -> Iter
             relationships = {NodeRelationship.SOURCE: source}
             yield row.model_copy(update={"id_": own_id, "relationships": relationships})
         else:
+            splitter = splitter or default_splitter()  # loads a tokenizer, so only where needed
             stable = splitter.model_copy(update={"id_func": lambda i, doc: f"{doc.id_}#text-{i}"})
             yield from stable.get_nodes_from_documents([document])
