@@ -13,7 +13,7 @@ from llama_index.core.embeddings import MultiModalEmbedding
 from llama_index_gap.embedding import DualEncoderEmbedding
 from llama_index_gap.errors import InvalidValueError
 from llama_index_gap.modality import Modality
-from llama_index_gap.models.presets import DEMO, DEMO_MODELS
+from llama_index_gap.models.presets import DEMO, is_own
 from llama_index_gap.store.connection import StoreError
 
 MODELS_PROPERTY = "models"
@@ -112,7 +112,7 @@ def identity_of(model: BaseEmbedding) -> dict[str, Any]:
 
 def _portable(folder: str) -> str:
     """The plain name of the package's own model, whose folder is another in each environment."""
-    return DEMO if folder == str(Path(DEMO_MODELS["encoder"]).resolve()) else folder
+    return DEMO if is_own(folder) else folder
 
 
 def _identifying(settings: dict[str, Any]) -> dict[str, Any]:

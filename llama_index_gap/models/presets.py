@@ -34,8 +34,12 @@ def _in_short(name: str) -> str:
         folder = False
     if not folder:
         return name
-    own = any(path.resolve() == Path(each).resolve() for each in DEMO_MODELS.values())
-    return DEMO if own else path.name
+    return DEMO if is_own(path) else path.name
+
+
+def is_own(folder: str | Path) -> bool:
+    """Whether a folder holds one of the package's own models."""
+    return Path(folder).resolve() in {Path(each).resolve() for each in DEMO_MODELS.values()}
 
 
 @dataclass(frozen=True)
